@@ -1,0 +1,19 @@
+"""The ``dynattn`` command: one file a subcommand."""
+
+from __future__ import annotations
+
+import typer
+
+from dynattn.cli.bench import bench
+from dynattn.cli.compare import compare
+from dynattn.cli.inspect import inspect
+
+app = typer.Typer(
+    name="dynattn",
+    help="Dynamic sparse attention: compare it with dense attention on real models, bench kernels, look inside.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(compare)
+app.command()(bench)
+app.command()(inspect)

@@ -1,0 +1,221 @@
+"""``attention()``: check the inputs, choose a backend, call its operator. ``explain()``: the same, without the call."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from dynattn.methods import NM, Method
+from dynattn.ops.choose import Plan, Problem, choose
+from dynattn.ops.nm import nm_attention
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_HEAD_DIM = 256
+
+
+class Aux(NamedTuple):
+    """What attention kept and what it lost.
+
+    Attributes:
+        logsumexp: natural log of the sum of ``exp(s)`` over kept entries, (batch, heads, q_len), float32 (float64
+            for float64 inputs); -inf for a row with nothing allowed. Differentiable. With it, results over parts of
+            the keys merge exactly.
+        kept_mass: the dense softmax weight that the kept entries hold, between 0 and 1, (batch, heads, q_len). The
+            output's error is at most ``(1 - kept_mass) · diameter of V``; at least N/M where groups are full and
+            unmasked. 1 for a row with nothing allowed. Carries no gradient.
+        density: kept pairs over allowed pairs, measured, (batch, heads), float32; 1 where nothing is allowed.
+    """
+
+    logsumexp: Tensor
+    kept_mass: Tensor
+    density: Tensor
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, method: Method = ..., *, attn_mask: Tensor | None = ...,
+    causal: bool = ..., scale: float | None = ..., backend: str = ..., return_aux: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, method: Method = ..., *, attn_mask: Tensor | None = ...,
+    causal: bool = ..., scale: float | None = ..., backend: str = ..., return_aux: Literal[True],
+) -> tuple[Tensor, Aux]: ...  # fmt: skip
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    method: Method = NM(2, 4),
+    *,
+    attn_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_aux: bool = False,
+) -> Tensor | tuple[Tensor, Aux]:
+    """Attention that keeps only the weights that matter, chosen anew for every input.
+
+        out = softmax(scale · QKᵀ + bias, over the pairs that ``method`` keeps) V
+
+    Takes the place of ``torch.nn.functional.scaled_dot_product_attention``. Memory is linear in length, in the
+    backward too.
+
+    Args:
+        query: (batch, heads, q_len, head_dim), float32, bfloat16, float16 or float64. Half-precision inputs are
+            computed in float32. Any strides; a last dimension that is not contiguous is copied.
+        key: (batch, kv_heads, kv_len, head_dim); ``heads`` is a multiple of ``kv_heads`` (grouped queries).
+        value: (batch, kv_heads, kv_len, value_dim). head_dim and value_dim between 1 and 256.
+        method: what to keep, for example ``NM(2, 4)``; ``NM(n, n)`` is dense attention.
+        attn_mask: broadcasts to (batch, heads, q_len, kv_len). bool: True may be attended; floating point: added to
+            the scores, -inf forbids. A key-padding mask of shape (batch, 1, 1, kv_len) is never expanded in memory.
+        causal: forbid keys after the query. Aligned bottom-right where q_len != kv_len, as in FlashAttention: query i
+            sees keys ``j <= i + kv_len - q_len``. (PyTorch's ``is_causal`` aligns top-left.)
+        scale: factor of the scores, not 0, of either sign; None for ``head_dim ** -0.5``.
+        backend: ``auto`` takes the fastest that computes the definition; by name, that one runs or raises.
+            :func:`explain` shows the choice.
+        return_aux: also return what was kept and lost.
+
+    Returns:
+        (batch, heads, q_len, value_dim) in the dtype of ``query``; 0 in rows with nothing allowed. With
+        ``return_aux``, a pair of it and :class:`Aux`.
+
+    Raises:
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes, devices or values do not fit; the text says which, and what to do.
+        RuntimeError: the backend asked for cannot run this.
+
+    Source: the method's; see its docstring. N:M: arXiv:2203.00091.
+    """
+    problem = _check(query, key, value, method, attn_mask, causal, scale, return_aux)
+    plan = choose(problem, backend)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if plan.backend == "sdpa":
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    out, logsumexp, kept_mass, kept, allowed = nm_attention(
+        query, key, value, attn_mask,
+        method.n, method.m, method.window, method.sinks, causal, scale, return_aux, plan.backend,
+    )  # fmt: skip
+    if not return_aux:
+        return out
+    pairs = allowed.sum(-1)
+    density = (kept.sum(-1) / pairs.clamp(min=1)).masked_fill(pairs == 0, 1.0)
+    return out, Aux(logsumexp, kept_mass, density)
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    method: Method = NM(2, 4),
+    *,
+    attn_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_aux: bool = False,
+) -> Plan:
+    """Which backend :func:`attention` would run for the same arguments, and why not a faster one.
+
+    Args:
+        As :func:`attention`.
+
+    Returns:
+        The plan; print it to read it.
+
+    Raises:
+        What :func:`attention` raises for the same arguments.
+    """
+    return choose(_check(query, key, value, method, attn_mask, causal, scale, return_aux), backend)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, method: Method, attn_mask: Tensor | None, causal: bool,
+    scale: float | None, aux: bool,
+) -> Problem:  # fmt: skip
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        raise TypeError(
+            "attention: query, key and value must be tensors: got "
+            f"{type(query).__name__}, {type(key).__name__}, {type(value).__name__}"
+        )
+    if not isinstance(method, NM):
+        raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
+    _check_shapes(query, key, value)
+    if query.dtype not in _DTYPES or not (query.dtype == key.dtype == value.dtype):
+        raise TypeError(
+            "attention: query, key and value must share one dtype, float32, bfloat16, float16 or float64: got "
+            f"{query.dtype}, {key.dtype}, {value.dtype}; convert with .to()"
+        )
+    if not (query.device == key.device == value.device):
+        raise ValueError(
+            "attention: query, key and value must be on one device: got "
+            f"{query.device}, {key.device}, {value.device}; move them with .to()"
+        )
+    if attn_mask is not None:
+        _check_mask(attn_mask, query, key)
+    if not isinstance(causal, bool):
+        raise TypeError(f"attention: causal must be a bool: got {causal!r}")
+    if scale is not None and (not math.isfinite(scale) or scale == 0):
+        raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
+    return Problem(
+        query.device.type, query.dtype, method, attn_mask is not None,
+        not causal or query.shape[2] == key.shape[2], aux,
+    )  # fmt: skip
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dim() != 4:
+            raise ValueError(
+                f"attention: {name} must have 4 dimensions (batch, heads, length, head_dim): got {tuple(x.shape)}; "
+                "unsqueeze the missing ones"
+            )
+        if not 1 <= x.shape[3] <= _MAX_HEAD_DIM:
+            raise ValueError(f"attention: head_dim must be between 1 and {_MAX_HEAD_DIM}: {name} has {x.shape[3]}")
+        if x.shape[0] != query.shape[0]:
+            raise ValueError(f"attention: batch must match: query has {query.shape[0]}, {name} has {x.shape[0]}")
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(f"attention: head_dim must match: query has {query.shape[3]}, key has {key.shape[3]}")
+    if key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(
+            "attention: key and value must have the same heads and length: key has "
+            f"{tuple(key.shape[1:3])}, value has {tuple(value.shape[1:3])}"
+        )
+    if key.shape[1] < 1 or query.shape[1] < 1 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            "attention: heads of query must be a multiple of heads of key and value: query has "
+            f"{query.shape[1]}, key has {key.shape[1]}"
+        )
+
+
+def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attention: attn_mask must be a tensor or None: got {type(attn_mask).__name__}")
+    if attn_mask.dtype != torch.bool and attn_mask.dtype not in _DTYPES:
+        raise TypeError(
+            f"attention: attn_mask must be bool or floating point: got {attn_mask.dtype}; for a mask of 0 and 1 "
+            "pass attn_mask.bool(), where True may be attended"
+        )
+    if attn_mask.dtype == torch.float64 and query.dtype != torch.float64:
+        raise TypeError("attention: attn_mask must not be float64 where query is not; convert with .to(query.dtype)")
+    if attn_mask.device != query.device:
+        raise ValueError(
+            f"attention: attn_mask must be on the device of query: got {attn_mask.device}, {query.device}"
+        )
+    target = (*query.shape[:3], key.shape[2])
+    fits = attn_mask.dim() <= 4 and all(
+        have in (1, want) for have, want in zip(reversed(attn_mask.shape), reversed(target), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"attention: attn_mask must broadcast to (batch, heads, q_len, kv_len) = {target}: got "
+            f"{tuple(attn_mask.shape)}; a key-padding mask is of shape (batch, 1, 1, kv_len)"
+        )

@@ -1,0 +1,1 @@
+"""Fast kernels, one folder a device."""

@@ -1,0 +1,138 @@
+"""Which backend runs: the fastest that computes the definition, or the one that was asked for by name.
+
+Every backend computes the same function, so this choice never changes the answer, only the route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from dynattn.kernels import cpu
+from dynattn.methods.base import Method
+
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Problem(NamedTuple):
+    """What the choice depends on."""
+
+    device: str
+    dtype: torch.dtype
+    method: Method
+    masked: bool
+    square_or_not_causal: bool
+    aux: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which backend runs, and why the ones before it do not; print it to read it.
+
+    Attributes:
+        backend: name of the backend, as ``dynattn.attention(..., backend=...)`` takes it.
+        reason: what it is and why it was chosen.
+        rejected: for each faster backend, why it cannot run here.
+    """
+
+    backend: str
+    reason: str
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.reason}"]
+        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.rejected.items()])
+
+
+def choose(problem: Problem, backend: str) -> Plan:
+    """The plan for a problem.
+
+    Args:
+        problem: device, dtype, method and what else decides.
+        backend: ``auto`` or the name of a backend.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: the backend asked for cannot run this problem; the text says why.
+    """
+    if backend != "auto":
+        return _named(problem, backend)
+    rejected = {}
+    for name in ("cpu", "sdpa"):
+        reason = _BACKENDS[name].cannot(problem)
+        if reason is None:
+            return Plan(name, f"{_BACKENDS[name].what()}; the fastest that computes {problem.method.name}", rejected)
+        rejected[name] = reason
+    return Plan("reference", f"{_BACKENDS['reference'].what()}; nothing faster takes this", rejected)
+
+
+def backends() -> tuple[str, ...]:
+    """Names that ``backend=`` takes besides ``auto``."""
+    return tuple(_BACKENDS)
+
+
+def _named(problem: Problem, backend: str) -> Plan:
+    if backend not in _BACKENDS:
+        raise ValueError(
+            f"attention: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}: got {backend!r}"
+        )
+    reason = _BACKENDS[backend].cannot(problem)
+    if reason is not None:
+        raise RuntimeError(
+            f"attention: backend {backend!r} cannot run this: {reason}; use backend='auto', "
+            "and dynattn.explain(...) to see what it would run"
+        )
+    return Plan(backend, f"{_BACKENDS[backend].what()}; asked for by name")
+
+
+class _Backend(NamedTuple):
+    what: Callable[[], str]
+    cannot: Callable[[Problem], str | None]
+
+
+def _cpu_cannot(problem: Problem) -> str | None:
+    if problem.device != "cpu":
+        return f"tensors are on {problem.device}"
+    if problem.dtype not in _KERNEL_DTYPES:
+        return f"the kernels take float32, bfloat16 and float16, not {_short(problem.dtype)}"
+    return cpu.unavailable_reason()
+
+
+def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
+    def cannot(problem: Problem) -> str | None:
+        reason = _cpu_cannot(problem)
+        if reason is None and not cpu.isa_available(isa):
+            return f"this processor does not run {isa}"
+        return reason
+
+    return cannot
+
+
+def _sdpa_cannot(problem: Problem) -> str | None:
+    if not problem.method.keeps_everything:
+        return f"it is dense, and {problem.method.name} is not"
+    if problem.aux:
+        return "it returns no logsumexp"
+    if problem.masked:
+        return "it gives NaN for rows that a mask empties"
+    if not problem.square_or_not_causal:
+        return "it aligns causal masks top-left where q_len != kv_len"
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_BACKENDS = {
+    "cpu": _Backend(lambda: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
+    **{
+        f"cpu-{isa}": _Backend(lambda isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
+        for isa in ("avx512", "avx2", "portable")
+    },
+    "sdpa": _Backend(lambda: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
+    "reference": _Backend(lambda: "plain PyTorch, a block of queries at a time", lambda _: None),
+}
