@@ -94,7 +94,7 @@ def attention(
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """
     problem = _check(query, key, value, method, attn_mask, causal, scale, return_aux)
-    plan = choose(problem, backend)
+    nm, plan = problem.method, choose(problem, backend)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if plan.backend == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
@@ -102,7 +102,7 @@ def attention(
         )
     out, logsumexp, kept_mass, kept, allowed = nm_attention(
         query, key, value, attn_mask,
-        method.n, method.m, method.window, method.sinks, causal, scale, return_aux, plan.backend,
+        nm.n, nm.m, nm.window, nm.sinks, causal, scale, return_aux, plan.backend,
     )  # fmt: skip
     if not return_aux:
         return out
@@ -144,7 +144,7 @@ def _check(
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         raise TypeError(
             "attention: query, key and value must be tensors: got "
-            f"{type(query).__name__}, {type(key).__name__}, {type(value).__name__}"
+            f"{type(query).__name__}, {type(key).__name__}, {type(value).__name__}; convert with torch.as_tensor()"
         )
     if not isinstance(method, NM):
         raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
@@ -162,7 +162,9 @@ def _check(
     if attn_mask is not None:
         _check_mask(attn_mask, query, key)
     if not isinstance(causal, bool):
-        raise TypeError(f"attention: causal must be a bool: got {causal!r}")
+        raise TypeError(f"attention: causal must be a bool: got {causal!r}; pass True or False")
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise TypeError(f"attention: scale must be a number or None: got {scale!r}; pass a Python float")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
     return Problem(
@@ -179,26 +181,37 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
                 "unsqueeze the missing ones"
             )
         if not 1 <= x.shape[3] <= _MAX_HEAD_DIM:
-            raise ValueError(f"attention: head_dim must be between 1 and {_MAX_HEAD_DIM}: {name} has {x.shape[3]}")
+            raise ValueError(
+                f"attention: head_dim must be between 1 and {_MAX_HEAD_DIM}: {name} has {x.shape[3]}; "
+                "split into more heads"
+            )
         if x.shape[0] != query.shape[0]:
-            raise ValueError(f"attention: batch must match: query has {query.shape[0]}, {name} has {x.shape[0]}")
+            raise ValueError(
+                f"attention: batch must match: query has {query.shape[0]}, {name} has {x.shape[0]}; "
+                "expand the smaller with .expand(), which copies nothing"
+            )
     if key.shape[3] != query.shape[3]:
-        raise ValueError(f"attention: head_dim must match: query has {query.shape[3]}, key has {key.shape[3]}")
+        raise ValueError(
+            f"attention: head_dim must match: query has {query.shape[3]}, key has {key.shape[3]}; "
+            "project both to one size"
+        )
     if key.shape[1:3] != value.shape[1:3]:
         raise ValueError(
             "attention: key and value must have the same heads and length: key has "
-            f"{tuple(key.shape[1:3])}, value has {tuple(value.shape[1:3])}"
+            f"{tuple(key.shape[1:3])}, value has {tuple(value.shape[1:3])}; cut both to the same keys"
         )
     if key.shape[1] < 1 or query.shape[1] < 1 or query.shape[1] % key.shape[1]:
         raise ValueError(
             "attention: heads of query must be a multiple of heads of key and value: query has "
-            f"{query.shape[1]}, key has {key.shape[1]}"
+            f"{query.shape[1]}, key has {key.shape[1]}; repeat key and value heads until they divide"
         )
 
 
 def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
     if not isinstance(attn_mask, Tensor):
-        raise TypeError(f"attention: attn_mask must be a tensor or None: got {type(attn_mask).__name__}")
+        raise TypeError(
+            f"attention: attn_mask must be a tensor or None: got {type(attn_mask).__name__}; use torch.tensor()"
+        )
     if attn_mask.dtype != torch.bool and attn_mask.dtype not in _DTYPES:
         raise TypeError(
             f"attention: attn_mask must be bool or floating point: got {attn_mask.dtype}; for a mask of 0 and 1 "
@@ -208,7 +221,8 @@ def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
         raise TypeError("attention: attn_mask must not be float64 where query is not; convert with .to(query.dtype)")
     if attn_mask.device != query.device:
         raise ValueError(
-            f"attention: attn_mask must be on the device of query: got {attn_mask.device}, {query.device}"
+            f"attention: attn_mask must be on the device of query, {query.device}: got {attn_mask.device}; "
+            "move it with .to(query.device)"
         )
     target = (*query.shape[:3], key.shape[2])
     fits = attn_mask.dim() <= 4 and all(

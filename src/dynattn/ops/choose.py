@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dynattn.kernels import cpu
-from dynattn.methods.base import Method
+from dynattn.methods.nm import NM
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,7 +22,7 @@ class Problem(NamedTuple):
 
     device: str
     dtype: torch.dtype
-    method: Method
+    method: NM
     masked: bool
     square_or_not_causal: bool
     aux: bool

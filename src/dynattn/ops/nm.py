@@ -136,7 +136,7 @@ def _backward(
     dtype = reference.arithmetic_dtype(query.dtype)
     d_query = torch.empty_like(query)
     d_key, d_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
-    d_mask = torch.zeros_like(attn_mask, dtype=dtype) if mask_needs_grad else query.new_empty(0)
+    d_mask = torch.zeros_like(attn_mask, dtype=dtype) if attn_mask is not None and mask_needs_grad else None
     for rows in _rows_at_a_time(query, key):
         grad = reference.backward(
             grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, pattern.method,
@@ -146,10 +146,10 @@ def _backward(
         d_query[:, :, rows] = grad.query
         d_key += grad.key
         d_value += grad.value
-        if mask_needs_grad:
-            d_rows = _mask_rows(d_mask, rows)
-            d_rows += grad.scores.sum_to_size(d_rows.shape)
-    d_mask = d_mask.to(attn_mask.dtype) if mask_needs_grad else d_mask
+        d_mask_rows = _mask_rows(d_mask, rows)
+        if d_mask_rows is not None:
+            d_mask_rows += grad.scores.sum_to_size(d_mask_rows.shape)
+    d_mask = query.new_empty(0) if d_mask is None or attn_mask is None else d_mask.to(attn_mask.dtype)
     return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_mask
 
 
@@ -157,7 +157,7 @@ def _backward_fake(
     grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    d_mask = torch.empty_like(attn_mask) if rest[-1] else query.new_empty(0)
+    d_mask = torch.empty_like(attn_mask) if attn_mask is not None and rest[-1] else query.new_empty(0)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), d_mask
 
 
@@ -183,8 +183,6 @@ library.impl("nm_attention_backward", _backward, "CPU")
 library.impl("nm_attention_backward", _backward, "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
 torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
-torch.library.register_autograd(
-    "dynattn::nm_attention", _autograd_backward, setup_context=_setup_context, lib=library
-)
+torch.library.register_autograd("dynattn::nm_attention", _autograd_backward, setup_context=_setup_context, lib=library)
 
 nm_attention = torch.ops.dynattn.nm_attention.default

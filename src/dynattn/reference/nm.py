@@ -5,7 +5,8 @@
     P        = softmax(s | kept)
     out      = P V,    logsumexp = log Σ_kept e^s,    kept mass = Σ_kept softmax(s)
 
-    dV = Pᵀ dO,    dP = dO Vᵀ,    dS = P ∘ (dP - rowsum(P ∘ dP) + dlogsumexp),    dQ = scale · dS K,    dK = scale · dSᵀ Q
+    dV = Pᵀ dO,    dP = dO Vᵀ,    dS = P ∘ (dP - rowsum(P ∘ dP) + dlogsumexp),
+    dQ = scale · dS K,    dK = scale · dSᵀ Q
 
 The functions take one block of queries and are quadratic in memory; :mod:`dynattn.ops.nm` calls them block by block.
 
@@ -47,9 +48,7 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scores(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float, offset: int = 0
-) -> Tensor:
+def scores(query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float, offset: int = 0) -> Tensor:
     """``scale · QKᵀ + bias``, -inf where the pair is not allowed.
 
     Args:
