@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
 
 from dynattn.methods import NM, Method
-from dynattn.ops.choose import Plan, Problem, choose
+from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -94,15 +94,15 @@ def attention(
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """
     problem = _check(query, key, value, method, attn_mask, causal, scale, return_aux)
-    nm, plan = problem.method, choose(problem, backend)
+    nm, chosen = problem.method, route(problem, backend)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if plan.backend == "sdpa":
+    if chosen == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
     out, logsumexp, kept_mass, kept, allowed = nm_attention(
         query, key, value, attn_mask,
-        nm.n, nm.m, nm.window, nm.sinks, causal, scale, return_aux, plan.backend,
+        nm.n, nm.m, nm.window, nm.sinks, causal, scale, return_aux, chosen,
     )  # fmt: skip
     if not return_aux:
         return out
@@ -134,7 +134,7 @@ def explain(
     Raises:
         What :func:`attention` raises for the same arguments.
     """
-    return choose(_check(query, key, value, method, attn_mask, causal, scale, return_aux), backend)
+    return explain_choice(_check(query, key, value, method, attn_mask, causal, scale, return_aux), backend)
 
 
 def _check(
@@ -148,16 +148,19 @@ def _check(
         )
     if not isinstance(method, NM):
         raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
-    _check_shapes(query, key, value)
-    if query.dtype not in _DTYPES or not (query.dtype == key.dtype == value.dtype):
+    q, k, v = query.shape, key.shape, value.shape
+    if not _shapes_fit(q, k, v):
+        _refuse_shapes(q, k, v)
+    dtype, device = query.dtype, query.device
+    if dtype not in _DTYPES or key.dtype != dtype or value.dtype != dtype:
         raise TypeError(
             "attention: query, key and value must share one dtype, float32, bfloat16, float16 or float64: got "
-            f"{query.dtype}, {key.dtype}, {value.dtype}; convert with .to()"
+            f"{dtype}, {key.dtype}, {value.dtype}; convert with .to()"
         )
-    if not (query.device == key.device == value.device):
+    if key.device != device or value.device != device:
         raise ValueError(
             "attention: query, key and value must be on one device: got "
-            f"{query.device}, {key.device}, {value.device}; move them with .to()"
+            f"{device}, {key.device}, {value.device}; move them with .to()"
         )
     if attn_mask is not None:
         _check_mask(attn_mask, query, key)
@@ -167,44 +170,50 @@ def _check(
         raise TypeError(f"attention: scale must be a number or None: got {scale!r}; pass a Python float")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
-    return Problem(
-        query.device.type, query.dtype, method, attn_mask is not None,
-        not causal or query.shape[2] == key.shape[2], aux,
+    return Problem(device.type, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux)
+
+
+def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
+    """One pass for the call that is right, since small calls feel every microsecond."""
+    if not len(q) == len(k) == len(v) == 4:
+        return False
+    batch, heads, _, head_dim = q
+    _, kv_heads, kv_len, _ = k
+    return (
+        k[0] == batch and k[3] == head_dim and v[0] == batch and v[1] == kv_heads and v[2] == kv_len
+        and 1 <= head_dim <= _MAX_HEAD_DIM and 1 <= v[3] <= _MAX_HEAD_DIM
+        and kv_heads > 0 and heads > 0 and heads % kv_heads == 0
     )  # fmt: skip
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.dim() != 4:
+def _refuse_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> NoReturn:
+    for name, shape in (("query", q), ("key", k), ("value", v)):
+        if len(shape) != 4:
             raise ValueError(
-                f"attention: {name} must have 4 dimensions (batch, heads, length, head_dim): got {tuple(x.shape)}; "
+                f"attention: {name} must have 4 dimensions (batch, heads, length, head_dim): got {tuple(shape)}; "
                 "unsqueeze the missing ones"
             )
-        if not 1 <= x.shape[3] <= _MAX_HEAD_DIM:
+        if not 1 <= shape[3] <= _MAX_HEAD_DIM:
             raise ValueError(
-                f"attention: head_dim must be between 1 and {_MAX_HEAD_DIM}: {name} has {x.shape[3]}; "
+                f"attention: head_dim must be between 1 and {_MAX_HEAD_DIM}: {name} has {shape[3]}; "
                 "split into more heads"
             )
-        if x.shape[0] != query.shape[0]:
+        if shape[0] != q[0]:
             raise ValueError(
-                f"attention: batch must match: query has {query.shape[0]}, {name} has {x.shape[0]}; "
+                f"attention: batch must match: query has {q[0]}, {name} has {shape[0]}; "
                 "expand the smaller with .expand(), which copies nothing"
             )
-    if key.shape[3] != query.shape[3]:
-        raise ValueError(
-            f"attention: head_dim must match: query has {query.shape[3]}, key has {key.shape[3]}; "
-            "project both to one size"
-        )
-    if key.shape[1:3] != value.shape[1:3]:
+    if k[3] != q[3]:
+        raise ValueError(f"attention: head_dim must match: query has {q[3]}, key has {k[3]}; project both to one size")
+    if k[1:3] != v[1:3]:
         raise ValueError(
             "attention: key and value must have the same heads and length: key has "
-            f"{tuple(key.shape[1:3])}, value has {tuple(value.shape[1:3])}; cut both to the same keys"
+            f"{tuple(k[1:3])}, value has {tuple(v[1:3])}; cut both to the same keys"
         )
-    if key.shape[1] < 1 or query.shape[1] < 1 or query.shape[1] % key.shape[1]:
-        raise ValueError(
-            "attention: heads of query must be a multiple of heads of key and value: query has "
-            f"{query.shape[1]}, key has {key.shape[1]}; repeat key and value heads until they divide"
-        )
+    raise ValueError(
+        "attention: heads of query must be a multiple of heads of key and value: query has "
+        f"{q[1]}, key has {k[1]}; repeat key and value heads until they divide"
+    )
 
 
 def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:

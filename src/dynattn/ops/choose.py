@@ -15,6 +15,7 @@ from dynattn.kernels import cpu
 from dynattn.methods.nm import NM
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FASTEST_FIRST = ("cpu", "sdpa")
 
 
 class Problem(NamedTuple):
@@ -47,8 +48,8 @@ class Plan:
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.rejected.items()])
 
 
-def choose(problem: Problem, backend: str) -> Plan:
-    """The plan for a problem.
+def route(problem: Problem, backend: str) -> str:
+    """Name of the backend that runs: the first of the list that can, or the one asked for.
 
     Args:
         problem: device, dtype, method and what else decides.
@@ -59,14 +60,27 @@ def choose(problem: Problem, backend: str) -> Plan:
         RuntimeError: the backend asked for cannot run this problem; the text says why.
     """
     if backend != "auto":
-        return _named(problem, backend)
-    rejected = {}
-    for name in ("cpu", "sdpa"):
-        reason = _BACKENDS[name].cannot(problem)
-        if reason is None:
-            return Plan(name, f"{_BACKENDS[name].what()}; the fastest that computes {problem.method.name}", rejected)
-        rejected[name] = reason
-    return Plan("reference", f"{_BACKENDS['reference'].what()}; nothing faster takes this", rejected)
+        _require(problem, backend)
+        return backend
+    return next((name for name in _FASTEST_FIRST if _BACKENDS[name].cannot(problem) is None), "reference")
+
+
+def explain_choice(problem: Problem, backend: str) -> Plan:
+    """What :func:`route` answers, with the reasons.
+
+    Args:
+        problem, backend: as for :func:`route`.
+
+    Raises:
+        As :func:`route`.
+    """
+    chosen = route(problem, backend)
+    what = _BACKENDS[chosen].what()
+    if backend != "auto":
+        return Plan(chosen, f"{what}; asked for by name")
+    passed_over = _FASTEST_FIRST[: _FASTEST_FIRST.index(chosen)] if chosen in _FASTEST_FIRST else _FASTEST_FIRST
+    rejected = {name: _BACKENDS[name].cannot(problem) or "" for name in passed_over}
+    return Plan(chosen, f"{what}; the fastest here that computes {problem.method.name}", rejected)
 
 
 def backends() -> tuple[str, ...]:
@@ -74,7 +88,7 @@ def backends() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
-def _named(problem: Problem, backend: str) -> Plan:
+def _require(problem: Problem, backend: str) -> None:
     if backend not in _BACKENDS:
         raise ValueError(
             f"attention: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}: got {backend!r}"
@@ -85,7 +99,6 @@ def _named(problem: Problem, backend: str) -> Plan:
             f"attention: backend {backend!r} cannot run this: {reason}; use backend='auto', "
             "and dynattn.explain(...) to see what it would run"
         )
-    return Plan(backend, f"{_BACKENDS[backend].what()}; asked for by name")
 
 
 class _Backend(NamedTuple):
