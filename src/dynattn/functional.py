@@ -170,7 +170,7 @@ def _check(
         raise TypeError(f"attention: scale must be a number or None: got {scale!r}; pass a Python float")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
-    return Problem(device.type, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux)
+    return Problem(device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3])
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:

@@ -7,6 +7,7 @@ import typer
 from dynattn.cli.bench import bench
 from dynattn.cli.compare import compare
 from dynattn.cli.inspect import inspect
+from dynattn.cli.warmup import warmup
 
 app = typer.Typer(
     name="dynattn",
@@ -17,3 +18,4 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(bench)
 app.command()(inspect)
+app.command()(warmup)

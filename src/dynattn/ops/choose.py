@@ -11,22 +11,30 @@ from typing import NamedTuple
 
 import torch
 
-from dynattn.kernels import cpu
+from dynattn.kernels import cpu, cuda
 from dynattn.methods.nm import NM
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FASTEST_FIRST = ("cpu", "sdpa")
+_FASTEST_FIRST = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "sdpa")}
+_ANYWHERE = ("sdpa",)
 
 
 class Problem(NamedTuple):
     """What the choice depends on."""
 
-    device: str
+    device: torch.device
     dtype: torch.dtype
     method: NM
     masked: bool
     square_or_not_causal: bool
     aux: bool
+    head_dim: int
+    value_dim: int
+
+    @property
+    def fastest_first(self) -> tuple[str, ...]:
+        """Backends that ``auto`` tries on this device before the reference."""
+        return _FASTEST_FIRST.get(self.device.type, _ANYWHERE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def route(problem: Problem, backend: str) -> str:
     if backend != "auto":
         _require(problem, backend)
         return backend
-    return next((name for name in _FASTEST_FIRST if _BACKENDS[name].cannot(problem) is None), "reference")
+    return next((name for name in problem.fastest_first if _BACKENDS[name].cannot(problem) is None), "reference")
 
 
 def explain_choice(problem: Problem, backend: str) -> Plan:
@@ -78,7 +86,8 @@ def explain_choice(problem: Problem, backend: str) -> Plan:
     what = _BACKENDS[chosen].what()
     if backend != "auto":
         return Plan(chosen, f"{what}; asked for by name")
-    passed_over = _FASTEST_FIRST[: _FASTEST_FIRST.index(chosen)] if chosen in _FASTEST_FIRST else _FASTEST_FIRST
+    first = problem.fastest_first
+    passed_over = first[: first.index(chosen)] if chosen in first else first
     rejected = {name: _BACKENDS[name].cannot(problem) or "" for name in passed_over}
     return Plan(chosen, f"{what}; the fastest here that computes {problem.method.name}", rejected)
 
@@ -107,7 +116,7 @@ class _Backend(NamedTuple):
 
 
 def _cpu_cannot(problem: Problem) -> str | None:
-    if problem.device != "cpu":
+    if problem.device.type != "cpu":
         return f"tensors are on {problem.device}"
     if problem.dtype not in _KERNEL_DTYPES:
         return f"the kernels take float32, bfloat16 and float16, not {_short(problem.dtype)}"
@@ -122,6 +131,13 @@ def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
         return reason
 
     return cannot
+
+
+def _cuda_cannot(problem: Problem) -> str | None:
+    if problem.device.type != "cuda":
+        return f"tensors are on {problem.device}"
+    method = problem.method
+    return cuda.cannot(problem.dtype, method.n, method.m, problem.head_dim, problem.value_dim, problem.device)
 
 
 def _sdpa_cannot(problem: Problem) -> str | None:
@@ -146,6 +162,7 @@ _BACKENDS = {
         f"cpu-{isa}": _Backend(lambda isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
         for isa in ("avx512", "avx2", "portable")
     },
+    "cuda": _Backend(lambda: "fused CUDA kernel on sparse tensor cores", _cuda_cannot),
     "sdpa": _Backend(lambda: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
     "reference": _Backend(lambda: "plain PyTorch, a block of queries at a time", lambda _: None),
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.kernels import cpu
+from dynattn.kernels import cpu, cuda
 from dynattn.methods.nm import NM
 from dynattn.reference import nm as reference
 
@@ -115,11 +115,21 @@ def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _forward_any_device(
+def _forward_cuda(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *pattern, aux, _backend = rest
-    return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
+    *pattern, aux, backend = rest
+    if backend != "cuda":
+        return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
+    n, m, window, sinks, causal, scale = pattern
+    outputs = _empty_outputs(query, value, aux)
+    out, logsumexp, kept_mass, kept, allowed = outputs
+    cuda.nm_forward(
+        query, key, value, attn_mask, out, logsumexp,
+        kept_mass if aux else None, kept if aux else None, allowed if aux else None,
+        n=n, m=m, window=window, sinks=sinks, causal=causal, scale=scale,
+    )  # fmt: skip
+    return outputs
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple:
@@ -178,7 +188,7 @@ def _autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: T
 
 
 library.impl("nm_attention", _forward_cpu, "CPU")
-library.impl("nm_attention", _forward_any_device, "CUDA")
+library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", _backward, "CPU")
 library.impl("nm_attention_backward", _backward, "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)

@@ -1,0 +1,262 @@
+"""Everything that only a device can tell, in one call of less than nine minutes.
+
+    python benchmarks/cuda/run.py --output FOLDER      on a machine with a CUDA device, torch and cuda-core
+    python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
+
+In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
+``tests/gpu``, rates of the instructions, attention against its peers, compute-sanitizer. ``results.json`` is written
+anew after each step, so that a run that is cut short leaves what it had; a step that fails leaves its error there and
+the next one runs. The last lines are a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+
+import attention  # noqa: E402
+import device  # noqa: E402
+import probe  # noqa: E402
+import rates  # noqa: E402
+import sanitize  # noqa: E402
+import torch  # noqa: E402
+
+from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
+from dynattn.kernels.cuda.variants import Variant  # noqa: E402
+
+_TESTS_SECONDS, _SANITIZER_SECONDS = 150, 50  # at most, the second for each tool
+_DRY_ARCH = "sm_90a"
+_TOOLS = ("memcheck", "racecheck", "initcheck")
+
+
+class Run:
+    """The steps, what is left of the time, and what was found so far."""
+
+    def __init__(self, output: Path, dry: bool, budget: float) -> None:
+        self.output, self.dry = output, dry
+        self._end = time.monotonic() + budget
+        self.results: dict = {"dry_run": dry, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": {}}
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - time.monotonic()
+
+    def step(self, name: str, function: Callable[[], object]) -> None:
+        """Run one step and write down what it gave, or how it failed."""
+        print(f"== {name}, {self.left:.0f} s left", flush=True)
+        start = time.monotonic()
+        try:
+            self.results[name] = function()
+        except Exception as error:
+            traceback.print_exc()
+            self.results[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        self.results["seconds"][name] = round(time.monotonic() - start, 1)
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+
+    def machine(self) -> dict:
+        found: dict = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        found |= {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
+        found |= {"nvrtc": loader.nvrtc_version()}
+        if self.dry:
+            return found
+        properties = torch.cuda.get_device_properties(0)
+        return found | device.limits() | {
+            "device": properties.name, "describe": driver.device(0), "cannot": driver.unavailable_reason(0),
+            "memory": properties.total_memory, "l2": properties.L2_cache_size, "driver": _output("nvidia-smi", "-q"),
+        }  # fmt: skip
+
+    def warm(self) -> dict:
+        if self.dry:
+            work = [
+                (Variant("mma", "bfloat16", 64, 1, 2), _DRY_ARCH),
+                (Variant("mma", "bfloat16", 64, 2, 4), _DRY_ARCH),
+            ]
+        else:
+            work = warm.chosen([driver.device(0).arch], [], every=False)
+        compiled = sum(warm.warm(work))
+        return {"kernels": len(work), "compiled": compiled}
+
+    def probe(self) -> list[dict]:
+        if self.dry:
+            return [
+                {"element": element, "selector": selector, "bytes": len(
+                    device.compile_cubin(probe.SOURCE, _DRY_ARCH, probe.expression(element, selector))[1]
+                )}
+                for element, selector in probe.CASES
+            ]  # fmt: skip
+        return probe.run()
+
+    def tests(self) -> dict:
+        parallel = ["-n", "8"] if find_spec("xdist") and not self.dry else []
+        command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
+        return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
+
+    def rates(self) -> list[dict]:
+        return [self._rate(rate) for rate in rates.rates() if self.left > 60]
+
+    def _rate(self, rate: rates.Rate) -> dict:
+        arch = _DRY_ARCH if self.dry else driver.device(0).arch
+        record = {"name": rate.name, "groups": rate.groups, "copying": rate.copying}
+        if rate.asynchronous and arch != "sm_90a":
+            return record | {"left_out": f"{arch} has no wgmma"}
+        symbol, cubin, log = device.compile_cubin(rate.source(), arch)
+        record["serialised"] = "serializ" in log.lower()
+        if self.dry:
+            return record
+        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+        cycles, copied = torch.zeros(2, multiprocessors, dtype=torch.int64, device="cuda")
+        sink = torch.empty(multiprocessors * rate.threads, device="cuda")
+        source = torch.zeros(1 << 21, dtype=torch.uint8, device="cuda")
+        kernel = device.Kernel(symbol, cubin, rates.SHARED_BYTES)
+        for _ in range(3):
+            kernel(multiprocessors, rate.threads, cycles, sink, source, copied)
+        torch.cuda.synchronize()
+        spent = cycles.double().median().item()
+        return record | {
+            "multiply_adds_a_clock": rate.multiply_adds / spent,
+            "copied_bytes_a_clock": copied.double().mean().item() / spent,
+        }
+
+    def attention(self) -> list[dict]:
+        if self.dry:
+            return attention.measure(attention.Case(1, 2, 64, 64, causal=True), device="cpu", timed=False)
+        records = []
+        for case in [*attention.paper(), *attention.lengths()]:
+            if self.left < _SANITIZER_SECONDS * len(_TOOLS) + 20:
+                records.append({"label": case.label, "left_out": "no time"})
+                continue
+            records += attention.measure(case)
+            print("  ", _line([r for r in records if r["label"] == case.label]), flush=True)
+        return records
+
+    def earlier_kernel(self) -> list[dict]:
+        """The kernel of earlier devices on Hopper."""
+        if self.dry or driver.device(0).arch != "sm_90a":
+            return []
+        with attention.without_wgmma():
+            return [
+                record | {"function": f"{record['function']} by mma"}
+                for head_dim in (64, 128)
+                for record in attention.measure(attention.Case(4, 2048 // head_dim, 4096, head_dim))
+                if "kernel" in record
+            ]
+
+    def sanitizer(self) -> dict:
+        if self.dry:
+            return {"calls": sanitize.run("cpu")}
+        program = [sys.executable, str(Path(__file__).parent / "sanitize.py")]
+        subprocess.run(program, check=True, env=_environment(), timeout=max(10, self.left))  # compiles what is missing
+        found = {}
+        for tool in _TOOLS:
+            if self.left > 15:
+                command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *_only_ours(), *program]
+                found[tool] = _run(command, min(_SANITIZER_SECONDS, self.left - 5), self.output / f"{tool}.txt")
+        return found
+
+
+def _only_ours() -> list[str]:
+    """The option that leaves torch's kernels alone; it has changed its name."""
+    text = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True).stdout
+    names = (name for name in ("--kernel-regex", "--kernel-name", "--filter") if name in text)
+    return [word for name in itertools.islice(names, 1) for word in (name, "kns=nm_forward")]
+
+
+def _run(command: list[str], seconds: float, log: Path) -> dict:
+    """Exit code and last line of a command; its output goes to ``log``. Stopped after so many seconds."""
+    if shutil.which(command[0]) is None:
+        return {"failed": f"{command[0]} is not on the PATH"}
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=_environment(), cwd=ROOT
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return {"failed": f"stopped after {seconds:.0f} s"}
+    lines = log.read_text(errors="replace").strip().splitlines() or [""]
+    print("  ", lines[-1], flush=True)
+    return {"exit_code": code, "last_line": lines[-1]}
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path}
+
+
+def _output(*command: str) -> str:
+    """First line with the driver's version."""
+    text = subprocess.run(command, capture_output=True, text=True).stdout
+    return next((line.split(":")[1].strip() for line in text.splitlines() if "Driver Version" in line), "")
+
+
+def _line(records: list[dict]) -> str:
+    """One case: the time of each function, and how many times as fast as the best dense one it is."""
+    dense = [
+        r["milliseconds"] for r in records if "milliseconds" in r and "kernel" not in r and r["function"] != "unfused"
+    ]
+    words = []
+    for record in records:
+        if "milliseconds" in record:
+            ratio = f" {min(dense) / record['milliseconds']:.2f}×" if dense and "kernel" in record else ""
+            words.append(f"{record['function']} {record['milliseconds']:.3f} ms{ratio}")
+        else:
+            words.append(
+                f"{record['function']}: {record.get('failed') or ('wrong' if not record.get('right') else 'right')}"
+            )
+    return f"{records[0]['label']}: " + ", ".join(words) if records else ""
+
+
+def _summary(results: dict) -> str:
+    lines = [f"{name}: {json.dumps(results.get(name))[:400]}" for name in ("machine", "warm", "tests", "sanitizer")]
+    lines += [f"probe: {json.dumps(record)}" for record in _list(results.get("probe"))]
+    lines += [f"rate: {json.dumps(record)}" for record in _list(results.get("rates"))]
+    cases: dict[str, list[dict]] = {}
+    for record in _list(results.get("attention")):
+        if "function" in record:
+            cases.setdefault(record["label"], []).append(record)
+    lines += [_line(records) for records in cases.values()]
+    lines += [_line([record]) for record in _list(results.get("earlier_kernel"))]
+    return "\n".join([*lines, f"seconds: {json.dumps(results['seconds'])}"])
+
+
+def _list(step: object) -> list[dict]:
+    return step if isinstance(step, list) else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT") or "reports/cuda"))
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--budget", type=float, default=510, help="seconds")
+    arguments = parser.parse_args()
+    if not arguments.dry_run and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here; --dry-run runs without one")
+    run = Run(arguments.output.resolve(), arguments.dry_run, arguments.budget)
+    for step in (
+        run.machine, run.warm, run.probe, run.tests, run.rates, run.attention, run.earlier_kernel, run.sanitizer
+    ):  # fmt: skip
+        run.step(step.__name__, step)
+    summary = _summary(run.results)
+    (run.output / "summary.txt").write_text(summary + "\n")
+    print(summary)
+    steps = run.results.values()
+    return int(any(isinstance(step, dict) and "failed" in step for step in steps))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

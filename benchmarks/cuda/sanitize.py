@@ -1,0 +1,37 @@
+"""Small problems for compute-sanitizer: every kernel and every way through it, once.
+
+compute-sanitizer --tool memcheck python benchmarks/cuda/sanitize.py
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from dynattn import NM, attention
+
+_METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3))
+_SIZES = ((130, 200, 64), (67, 129, 128), (5, 3, 32), (70, 130, 256))  # q_len, kv_len, head_dim
+
+
+def run(device: str = "cuda") -> int:
+    """How many calls were made."""
+    calls = 0
+    for method, (q_len, kv_len, head_dim), aux, masked in itertools.product(
+        _METHODS, _SIZES, (False, True), (False, True)
+    ):
+        generator = torch.Generator().manual_seed(0)
+        query = torch.randn(1, 4, q_len, head_dim, generator=generator).bfloat16().to(device)
+        key, value = (torch.randn(1, 2, kv_len, head_dim, generator=generator).bfloat16().to(device) for _ in range(2))
+        mask = (torch.rand(q_len, kv_len, generator=generator) > 0.3).to(device) if masked else None
+        backend = "cuda" if device == "cuda" else "reference"
+        attention(query, key, value, method, attn_mask=mask, causal=aux, backend=backend, return_aux=aux)
+        calls += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return calls
+
+
+if __name__ == "__main__":
+    print(f"{run()} calls")

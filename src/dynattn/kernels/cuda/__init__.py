@@ -1,0 +1,40 @@
+"""The fused CUDA kernels: compiled at their first use, launched on torch's current stream.
+
+``params.cuh`` and ``variants.py`` are the contract between the sources and Python; ``loader`` compiles, ``launch``
+turns a call into a launch, ``driver`` hands it to the device. Nothing is imported from NVIDIA's packages, compiled or
+loaded before the first call with tensors on a CUDA device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dynattn.kernels.cuda import driver, launch, variants
+from dynattn.kernels.cuda.launch import nm_forward
+
+__all__ = ["cannot", "nm_forward"]
+
+
+def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, device: torch.device) -> str | None:
+    """Why the kernels do not take this problem; None where they do.
+
+    Args:
+        dtype: of query, key and value.
+        n, m: the pattern.
+        head_dim: of query and key.
+        value_dim: of value.
+        device: where the tensors are.
+    """
+    if dtype not in launch.DTYPES:
+        return f"the kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if (n, m) not in variants.PATTERNS:
+        return f"the kernels compute 1:2 and 2:4, not {n}:{m}"
+    for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
+        if size % launch.HEAD_DIM_STEP or size > variants.HEAD_DIMS[-1]:
+            return f"the kernels take a {name} of 8, 16, … {variants.HEAD_DIMS[-1]}, not {size}"
+    return _unavailable_reason(device.index)
+
+
+@torch.compiler.assume_constant_result
+def _unavailable_reason(index: int) -> str | None:
+    return driver.unavailable_reason(index)

@@ -1,0 +1,202 @@
+"""The little of the CUDA driver that a launch needs, through NVIDIA's own bindings."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+
+from dynattn.kernels.cuda import loader
+from dynattn.kernels.cuda.variants import Variant
+
+_OLDEST_CAPABILITY = (8, 0)  # mma.sp
+_HOPPER = (9, 0)
+_STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory that a block may have without asking
+_ELEMENT_BYTES = 2
+
+_loading = threading.Lock()
+_kernels: dict[tuple[Variant, int], Any] = {}  # by variant and device
+
+
+class Device(NamedTuple):
+    """What the choice of a kernel depends on.
+
+    Attributes:
+        index: as torch counts.
+        arch: what to compile for: ``sm_80``; ``sm_90a`` on Hopper, for its own instructions.
+        multiprocessors: how many.
+        shared_bytes: of shared memory that one block may have.
+    """
+
+    index: int
+    arch: str
+    multiprocessors: int
+    shared_bytes: int
+
+
+class TensorMap(NamedTuple):
+    """A tensor as the copy engine (TMA) sees it: swizzled by 128 bytes; elements outside are read as 0.
+
+    Attributes:
+        address: of the first element.
+        dtype: ``bfloat16`` or ``float16``.
+        sizes: innermost dimension first.
+        strides: in elements, of all dimensions but the innermost.
+        box: elements that one copy moves.
+    """
+
+    address: int
+    dtype: str
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+
+
+@cache
+def device(index: int) -> Device:
+    """The device that torch counts as ``index``."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    arch = f"sm_{properties.major}{properties.minor}{'a' if capability == _HOPPER else ''}"
+    return Device(index, arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+@cache
+def unavailable_reason(index: int) -> str | None:
+    """Why the kernels cannot run on the device that torch counts as ``index``; None where they can."""
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA; install a CUDA build of PyTorch, then " + loader.REMEDY
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CAPABILITY:
+        return f"they need compute capability 8.0, and {torch.cuda.get_device_name(index)} has {_dotted(capability)}"
+    reason = loader.missing()
+    if reason is not None:
+        return reason
+    arch = capability[0] * 10 + capability[1]
+    nvrtc, supported = loader.nvrtc_version(), _supported_cuda()
+    if arch not in loader.nvrtc_architectures():
+        return f"NVRTC {_dotted(nvrtc)}, the compiler, does not know sm_{arch}; take a newer one: {loader.REMEDY} -U"
+    if supported[0] < nvrtc[0]:
+        return (
+            f"the driver runs code of CUDA {_dotted(supported)} and NVRTC, the compiler, is of {_dotted(nvrtc)}; "
+            "update the driver, or, for CUDA 12, pip install 'dynattn[cuda12]'"
+        )
+    return None
+
+
+def launch(
+    variant: Variant, device: Device, blocks: int, params: ctypes.Structure, tensor_maps: tuple[TensorMap, ...],
+    stream: int,
+) -> None:  # fmt: skip
+    """Put a kernel on a stream of the current device; compile and load it before, where this is its first use.
+
+    Raises:
+        ImportError: cuda-core or NVRTC is missing.
+        RuntimeError: the compiler or the driver refused; the text has its words.
+    """
+    driver = _driver()
+    kernel = _kernels.get((variant, device.index)) or _load(variant, device)
+    _ensure_context(device.index)
+    arguments = (params, *map(_encode, tensor_maps))
+    (status,) = driver.cuLaunchKernel(
+        kernel, blocks, 1, 1, variant.threads, 1, 1, variant.shared_bytes, stream,
+        (arguments, (None,) * len(arguments)), 0,
+    )  # fmt: skip
+    _check(status, f"launch of {variant.name_expression}")
+
+
+def _load(variant: Variant, device: Device) -> Any:
+    """The kernel as the driver knows it."""
+    driver = _driver()
+    with _loading, _capture_allows_loading():
+        if (variant, device.index) in _kernels:  # another thread was faster
+            return _kernels[variant, device.index]
+        compiled = loader.compile_variant(variant, device.arch)
+        _ensure_context(device.index)
+        what = f"loading {variant.name_expression}"
+        library = _check(driver.cuLibraryLoadData(compiled.cubin, [], [], 0, [], [], 0), what)
+        kernel = _check(driver.cuLibraryGetKernel(library, compiled.symbol.encode()), what)
+        if variant.shared_bytes > _STATIC_SHARED_LIMIT:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            ordinal = _check(driver.cuDeviceGet(device.index), what)
+            _check(driver.cuKernelSetAttribute(attribute, variant.shared_bytes, kernel, ordinal), what)
+        _kernels[variant, device.index] = driver.CUfunction(int(kernel))  # cuLaunchKernel takes either
+        return _kernels[variant, device.index]
+
+
+@contextmanager
+def _capture_allows_loading() -> Iterator[None]:
+    """Lets a kernel's first use fall into the capture of a CUDA graph, which forbids what loading does otherwise."""
+    driver = _driver()
+    exchange = driver.cuThreadExchangeStreamCaptureMode
+    mode = _check(exchange(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), "loading")
+    try:
+        yield
+    finally:
+        _check(exchange(mode), "loading")
+
+
+def _ensure_context(index: int) -> None:
+    """Make torch's context current in a thread that has made no call to the CUDA runtime yet, and so has none."""
+    driver = _driver()
+    if int(_check(driver.cuCtxGetCurrent(), "asking for the context")) == 0:
+        ordinal = _check(driver.cuDeviceGet(index), "asking for the device")
+        primary = _check(driver.cuDevicePrimaryCtxRetain(ordinal), "taking the device's context")
+        _check(driver.cuCtxSetCurrent(primary), "taking the device's context")
+
+
+@lru_cache(maxsize=1024)
+def _encode(tensor_map: TensorMap) -> Any:
+    """The descriptor that the copy engine reads."""
+    driver = _driver()
+    dtypes = driver.CUtensorMapDataType
+    dtype = {
+        "bfloat16": dtypes.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        "float16": dtypes.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    }[tensor_map.dtype]
+    rank = len(tensor_map.sizes)
+    return _check(
+        driver.cuTensorMapEncodeTiled(
+            dtype, rank, tensor_map.address,
+            [driver.cuuint64_t(size) for size in tensor_map.sizes],
+            [driver.cuuint64_t(_ELEMENT_BYTES * stride) for stride in tensor_map.strides],
+            [driver.cuuint32_t(size) for size in tensor_map.box],
+            [driver.cuuint32_t(1)] * rank,
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        ),
+        f"describing {tensor_map} to the copy engine",
+    )  # fmt: skip
+
+
+@cache
+def _driver() -> Any:
+    return import_module("cuda.bindings.driver")
+
+
+@cache
+def _supported_cuda() -> tuple[int, int]:
+    """Newest CUDA whose code the driver runs."""
+    driver = _driver()
+    version = _check(driver.cuDriverGetVersion(), "asking the driver for its version")
+    return version // 1000, version % 1000 // 10
+
+
+def _check(result: Any, what: str) -> Any:
+    """The value of a driver call, or RuntimeError with the driver's words."""
+    status, *values = result if isinstance(result, tuple) else (result,)
+    if int(status) != 0:
+        raise RuntimeError(f"nm_forward: {what} failed: the CUDA driver says {status.name}")
+    return values[0] if values else None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,221 @@
+"""A call becomes a launch: which variant, which grid, which bytes.
+
+:func:`prepare` only reads shapes, strides and addresses, so it works on tensors of any device, and what it gives can be
+looked at, or run by an emulator, where there is no GPU. :func:`nm_forward` prepares and launches on torch's current
+stream. It waits for nothing and takes no memory but torch's, so that CUDA graphs capture it; what it keeps between
+calls is the loaded kernels and the descriptors of tensors seen before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynattn.kernels.cuda import driver
+from dynattn.kernels.cuda.driver import Device, TensorMap
+from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, row_tiles
+
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
+
+_ALIGNMENT = 16  # bytes
+_MMA_AT_MOST = 32  # head dimensions that wgmma's tile of 64 would pad to double; mma.sp runs at over half its rate
+_BLOCKS_A_MULTIPROCESSOR = 2  # below this many blocks of the large query tile, the small one spreads the work better
+
+_Strides3 = ctypes.c_longlong * 3
+_Strides4 = ctypes.c_longlong * 4
+
+
+class ForwardParams(ctypes.Structure):
+    """``dynattn::ForwardParams`` of params.cuh, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
+        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed")),
+        *((name, _Strides3) for name in ("query_strides", "key_strides", "value_strides", "out_strides")),
+        ("mask_strides", _Strides4),
+        *((name, ctypes.c_int) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len")),
+        *((name, ctypes.c_int) for name in ("head_dim", "value_dim", "window", "sinks", "causal")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Launch(NamedTuple):
+    """What a launch needs, as plain data.
+
+    Attributes:
+        variant: the kernel.
+        blocks: of the one-dimensional grid; 0 where there is nothing to do.
+        params: its first argument.
+        tensor_maps: its further arguments: keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, values; none for ``mma``.
+        tensors: what ``params`` points into; must live until the kernel is on the stream.
+    """
+
+    variant: Variant
+    blocks: int
+    params: ForwardParams
+    tensor_maps: tuple[TensorMap, ...]
+    tensors: tuple[Tensor | None, ...]
+
+
+def nm_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    kept_mass: Tensor | None,
+    kept: Tensor | None,
+    allowed: Tensor | None,
+    *,
+    n: int,
+    m: int,
+    window: int,
+    sinks: int,
+    causal: bool,
+    scale: float,
+) -> None:
+    """N:M attention, forward, into tensors that the caller gives, on torch's current stream. Checks nothing.
+
+        out = softmax(scale · QKᵀ + mask, over the pairs that N:M keeps) V
+
+    Args:
+        query: (batch, heads, q_len, head_dim), bfloat16 or float16; head_dim and value_dim multiples of 8.
+        key: (batch, kv_heads, kv_len, head_dim).
+        value: (batch, kv_heads, kv_len, value_dim).
+        mask: broadcasts to (batch, heads, q_len, kv_len); bool (True: allowed) or floating point (added); or None.
+        out: (batch, heads, q_len, value_dim), dtype of ``query``, last dimension contiguous.
+        logsumexp: (batch, heads, q_len), float32, contiguous.
+        kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
+        n, m: 1:2 or 2:4.
+        window, sinks: as :class:`dynattn.NM` has them.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores, finite and not 0.
+
+    Raises:
+        ImportError: cuda-core or NVRTC is missing.
+        RuntimeError: the compiler or the driver refused; the text has its words.
+
+    Source: arXiv:2203.00091.
+    """
+    device = driver.device(query.device.index)
+    with torch.cuda.device(device.index):  # the caller's current device may be another one
+        launch = prepare(
+            query, key, value, mask, out, logsumexp, kept_mass, kept, allowed,
+            n=n, m=m, window=window, sinks=sinks, causal=causal, scale=scale, device=device,
+        )  # fmt: skip
+        if launch.blocks:
+            stream = torch.cuda.current_stream(device.index).cuda_stream
+            driver.launch(launch.variant, device, launch.blocks, launch.params, launch.tensor_maps, stream)
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    kept_mass: Tensor | None,
+    kept: Tensor | None,
+    allowed: Tensor | None,
+    *,
+    n: int,
+    m: int,
+    window: int,
+    sinks: int,
+    causal: bool,
+    scale: float,
+    device: Device,
+) -> Launch:
+    """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
+    query, key, value = _aligned(query), _aligned(key), _aligned(value)
+    batch, heads, q_len, head_dim = query.shape
+    _, kv_heads, kv_len, value_dim = value.shape
+    mask_kind = "none"
+    if mask is not None:
+        mask_kind, mask = _mask(mask, query.dtype)
+        mask = mask.expand(batch, heads, q_len, kv_len)
+    variant = _select(
+        device, DTYPES[query.dtype], max(head_dim, value_dim), n, m, mask_kind, kept is not None,
+        window > 0 or sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
+    )  # fmt: skip
+    params = ForwardParams(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
+        logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
+        query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
+        (0, 0, 0, 0) if mask is None else mask.stride(),
+        batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, window, sinks, causal, scale,
+    )  # fmt: skip
+    maps = _tensor_maps(key, value) if variant.kernel == "wgmma" else ()
+    blocks = -(-q_len // variant.query_tile) * heads * batch
+    return Launch(variant, blocks, params, maps, (query, key, value, mask))
+
+
+@lru_cache(maxsize=4096)
+def _select(
+    device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool,
+    q_len: int, rows: int, *, tma: bool,
+) -> Variant:  # fmt: skip
+    """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
+    if device.arch == "sm_90a" and tma and not aux and head_dim > _MMA_AT_MOST:
+        for padded in WGMMA_HEAD_DIMS:
+            if padded >= head_dim:
+                return Variant("wgmma", dtype, padded, n, m, mask, band=band)
+    padded = next(size for size in HEAD_DIMS if size >= head_dim)
+    choices = [Variant("mma", dtype, padded, n, m, mask, aux, band, tiles) for tiles in row_tiles(padded)]
+    fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
+    enough = _BLOCKS_A_MULTIPROCESSOR * device.multiprocessors
+    return next((x for x in fits if -(-q_len // x.query_tile) * rows >= enough), fits[-1])
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """``x``, or a copy of it, whose rows are contiguous and start at multiples of 16 bytes."""
+    step = _ALIGNMENT // x.element_size()
+    strides = x.stride()
+    if strides[3] == 1 and x.data_ptr() % _ALIGNMENT == 0 and not any(stride % step for stride in strides[:3]):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _mask(mask: Tensor, dtype: torch.dtype) -> tuple[str, Tensor]:
+    """Kind of the mask, and the mask in a type that the kernels read."""
+    if mask.dtype == torch.bool:
+        return "bool", mask
+    if mask.dtype == dtype:
+        return "element", mask
+    return "float32", mask.float()
+
+
+def _fits_tma(x: Tensor) -> bool:
+    """Whether tensor maps describe ``x``: no row past the end is read, and no dimension is an expanded one."""
+    # a row past the end would be read where the length is odd, since keys come in pairs; a map of no rows is none
+    kv_len = x.shape[2]
+    return kv_len % 2 == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
+
+
+def _tensor_maps(key: Tensor, value: Tensor) -> tuple[TensorMap, ...]:
+    """Keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, and values.
+
+    The two of the keys let one copy fetch every other pair of rows, so that each group of four keys comes to lie in
+    one thread's accumulators.
+    """
+    batch, kv_heads, kv_len, head_dim = key.shape
+    batch_stride, head_stride, row = key.stride()[:3]
+    dtype = DTYPES[key.dtype]
+    pairs = [
+        TensorMap(
+            key.data_ptr() + first * row * key.element_size(), dtype,
+            (head_dim, 2, -(-(kv_len - first) // 4), kv_heads, batch), (row, 4 * row, head_stride, batch_stride),
+            (64, 2, 32, 1, 1),
+        )
+        for first in (0, 2)
+    ]  # fmt: skip
+    batch_stride, head_stride, row = value.stride()[:3]
+    sizes = (value.shape[3], kv_len, kv_heads, batch)
+    return *pairs, TensorMap(value.data_ptr(), dtype, sizes, (row, head_stride, batch_stride), (64, 128, 1, 1))

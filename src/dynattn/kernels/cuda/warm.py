@@ -1,0 +1,73 @@
+"""Compile kernels ahead of their first use, on all cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from dynattn.kernels.cuda import loader
+from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, variants
+
+_COMMON_HEAD_DIMS = (64, 128)
+_COMMON_MASKS = ("none", "bool")
+
+
+def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Variant, str]]:
+    """What to compile, by architecture.
+
+    Args:
+        archs: ``sm_80``, ``sm_90a``, …
+        head_dims: of the models to come; () for 64 and 128.
+        every: all masks, kept mass and counts too; else no mask and boolean masks, without them.
+
+    Raises:
+        ValueError: no kernel takes an architecture or a head_dim.
+    """
+    padded = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _compiled_for(wanted)}
+    for arch in archs:
+        loader.check_arch(Variant("mma", "bfloat16", HEAD_DIMS[0], 1, 2), arch)
+    return [
+        (variant, arch)
+        for arch in archs
+        for variant in variants()
+        if variant.kernel == "mma" or arch == "sm_90a"
+        if every or (variant.head_dim in padded and variant.mask in _COMMON_MASKS and not variant.aux)
+    ]
+
+
+def warm(work: Sequence[tuple[Variant, str]], jobs: int = 0) -> Iterator[bool]:
+    """Compile each of ``work`` and leave it on the disk.
+
+    Args:
+        work: as :func:`chosen` gives it.
+        jobs: processes at a time; 0 for one a core.
+
+    Yields:
+        As each is done: True where it was compiled, False where it was there already.
+
+    Raises:
+        ImportError: cuda-core or NVRTC is missing.
+        RuntimeError: the compiler refused one.
+    """
+    reason = loader.missing()
+    if reason is not None:
+        raise ImportError(f"warmup: {reason}")
+    # spawned, since a forked process inherits torch's threads and locks but not their state
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, max(1, len(work))), mp_context=spawn) as pool:
+        for future in as_completed([pool.submit(_compile, variant, arch) for variant, arch in work]):
+            yield future.result()
+
+
+def _compiled_for(head_dim: int) -> set[int]:
+    """Sizes that the kernels pad ``head_dim`` to."""
+    if not 1 <= head_dim <= HEAD_DIMS[-1]:
+        raise ValueError(f"warmup: head_dim must be between 1 and {HEAD_DIMS[-1]}: got {head_dim}")
+    sizes = [[size for size in table if size >= head_dim] for table in (HEAD_DIMS, WGMMA_HEAD_DIMS)]
+    return {fits[0] for fits in sizes if fits}
+
+
+def _compile(variant: Variant, arch: str) -> bool:
+    return bool(loader.compile_variant(variant, arch).log)
