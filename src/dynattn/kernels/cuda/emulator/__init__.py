@@ -1,0 +1,164 @@
+"""Runs the CUDA kernels on a CPU: the same ``.cu`` sources, compiled by a C++ compiler against emulated instructions.
+
+A thread block's threads are fibers; ``ldmatrix``, ``mma``, ``mma.sp``, ``cp.async``, and on sm_90a TMA, mbarriers and
+``wgmma``, do in memory what the PTX ISA's tables say of registers, and refuse what it leaves undefined. A kernel that
+gives the right answer here, in every :class:`Schedule`, has its layouts, metadata, masks and waits right. What an
+emulator cannot say: that the tables were read right (a probe on a device does), and how fast it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dynattn.kernels.cuda.launch import Launch
+
+SOURCES = Path(__file__).parents[1]
+
+_MAX_RANK = 5
+_ENTRY = {
+    "mma": """
+    #include "emulator/driver.hpp"
+    #include "nm_mma.cu"
+    extern "C" int emulator_run(const dynattn::ForwardParams* params, const void*, long long blocks, int threads,
+                                long long shared_bytes, int reversed, int eager) {{
+      return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
+                              [=] {{ {kernel}(*params); }});
+    }}
+    """,
+    "wgmma": """
+    #include "emulator/driver.hpp"
+    #include "nm_wgmma.cu"
+    extern "C" int emulator_run(const dynattn::ForwardParams* params, const dynattn::TensorMap* maps, long long blocks,
+                                int threads, long long shared_bytes, int reversed, int eager) {{
+      return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
+                              [=] {{ {kernel}(*params, maps[0], maps[1], maps[2]); }});
+    }}
+    """,
+}
+
+
+class EmulationError(RuntimeError):
+    """A kernel did what hardware leaves undefined, or threads waited for each other for ever."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One of the orders of events that hardware may choose; a kernel must give the same result in all.
+
+    Args:
+        reversed: run the last warp first instead of the first.
+        eager: let asynchronous copies land when they are issued instead of when they are waited for. The late order
+            shows a missing wait, the early one a tile that is overwritten too soon.
+    """
+
+    reversed: bool = False
+    eager: bool = False
+
+
+class Counts(NamedTuple):
+    """Instructions that ran: a warp's (a warpgroup's) counts once; and reads of ldmatrix that met in a bank."""
+
+    shuffles: int
+    matrix_loads: int
+    products: int
+    sparse_products: int
+    bank_conflicts: int
+    warpgroup_products: int
+    sparse_warpgroup_products: int
+
+
+def unavailable_reason() -> str | None:
+    """Why nothing can be emulated here; None where it can."""
+    return None if _compiler() else "no g++ is on the PATH"
+
+
+def run(launch: Launch, schedule: Schedule = Schedule(), sources: Path = SOURCES) -> Counts:
+    """Runs a launch on tensors in CPU memory.
+
+    Args:
+        launch: what :func:`dynattn.kernels.cuda.launch.prepare` gives for CPU tensors.
+        schedule: which of the allowed orders of events to take.
+        sources: folder with the kernels and this emulator; another one to try changed kernels.
+
+    Returns:
+        What was executed.
+
+    Raises:
+        EmulationError: the kernel did something undefined, or stopped making progress.
+        RuntimeError: there is no compiler, or it refused the sources.
+    """
+    variant = launch.variant
+    library = build(_ENTRY[variant.kernel].format(kernel=variant.name_expression), sources)
+    status = library.emulator_run(
+        ctypes.byref(launch.params), _maps(launch.tensor_maps), ctypes.c_longlong(launch.blocks), variant.threads,
+        ctypes.c_longlong(variant.shared_bytes), schedule.reversed, schedule.eager,
+    )  # fmt: skip
+    if status:
+        raise EmulationError(f"{variant.name_expression}: {library.emulator_error().decode()}")
+    counts = (ctypes.c_ulong * len(Counts._fields))()
+    library.emulator_counts(counts)
+    return Counts(*counts)
+
+
+class _TensorMap(ctypes.Structure):
+    """``dynattn::TensorMap`` of hopper.hpp; strides in elements, 1 for the first dimension."""
+
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("rank", ctypes.c_int),
+        ("sizes", ctypes.c_longlong * _MAX_RANK),
+        ("strides", ctypes.c_longlong * _MAX_RANK),
+        ("box", ctypes.c_int * _MAX_RANK),
+    )
+
+
+def _maps(maps: tuple) -> ctypes.Array:
+    return (_TensorMap * len(maps))(
+        *(_TensorMap(x.address, len(x.sizes), x.sizes, (1, *x.strides), x.box) for x in maps)
+    )
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++")
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="dynattn-emulator-")  # removed when the process ends
+
+
+@cache
+def build(entry: str, sources: Path = SOURCES) -> ctypes.CDLL:
+    """Compiles C++ that includes ``emulator/driver.hpp`` and a kernel; once a text and process.
+
+    Args:
+        entry: the text, with ``extern "C"`` functions to call.
+        sources: folder with the kernels and this emulator.
+
+    Raises:
+        RuntimeError: there is no compiler, or it refused the sources.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        raise RuntimeError("emulator: g++ must be on the PATH: found none; install it, or run on a GPU")
+    folder = Path(tempfile.mkdtemp(dir=_folder().name))
+    source, library = folder / "entry.cpp", folder / "kernel.so"
+    source.write_text(entry)
+    command = [
+        compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-DDYNATTN_EMULATOR", "-Wall", "-Wno-unknown-pragmas",
+        "-fno-gnu-unique", "-ffp-contract=off", f"-I{sources}", str(source), "-o", str(library),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"emulator: the sources must compile: {done.stderr[-3000:]}")
+    loaded = ctypes.CDLL(str(library))
+    loaded.emulator_error.restype = ctypes.c_char_p
+    return loaded

@@ -1,0 +1,112 @@
+"""The kernels' instantiations: what each one takes, and what its launch needs.
+
+A variant fixes what the compiler must know: element type, padded head dimension, pattern, kind of mask, whether kept
+mass and counts are asked for (``aux``) and whether window or sinks widen the choice (``band``). Lengths, strides,
+causality, groups of heads and the scale are launch parameters (``params.cuh``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import final
+
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+WGMMA_HEAD_DIMS = (64, 128)
+PATTERNS = ((1, 2), (2, 4))
+DTYPES = ("bfloat16", "float16")
+MASKS = ("none", "bool", "float32", "element")
+
+_ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
+_PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
+_MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+
+
+@final
+@dataclass(frozen=True)
+class Variant:
+    """One instantiation of a kernel template.
+
+    Args:
+        kernel: ``mma`` (sm_80 and later, ``mma.sp``) or ``wgmma`` (sm_90a, TMA and ``wgmma.mma_async.sp``).
+        dtype: of query, key, value and out: ``bfloat16`` or ``float16``.
+        head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
+        n, m: the pattern.
+        mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
+        aux: also write kept mass and the counts of kept and allowed pairs.
+        band: obey ``window`` and ``sinks``.
+        row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
+            memory, 1 makes twice as many thread blocks, for problems too small to fill the device.
+    """
+
+    kernel: str
+    dtype: str
+    head_dim: int
+    n: int
+    m: int
+    mask: str = "none"
+    aux: bool = False
+    band: bool = False
+    row_tiles: int = 1
+
+    @property
+    def source(self) -> str:
+        """File in this folder that holds the template."""
+        return f"nm_{self.kernel}.cu"
+
+    @property
+    def name_expression(self) -> str:
+        """The instantiation, as NVRTC's ``name_expressions`` take it."""
+        arguments = [
+            f"dynattn::{_ELEMENTS[self.dtype]}",
+            str(self.head_dim),
+            f"dynattn::Pattern::{_PATTERN_NAMES[self.n, self.m]}",
+            f"dynattn::MaskKind::{_MASK_NAMES[self.mask]}",
+        ]
+        if self.kernel == "mma":
+            arguments += [str(self.aux).lower(), str(self.band).lower(), str(self.row_tiles)]
+        else:
+            arguments.append(str(self.band).lower())
+        return f"dynattn::nm_forward_{self.kernel}<{', '.join(arguments)}>"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: 4 warps, or one loading and two computing groups of 4."""
+        return 128 if self.kernel == "mma" else 384
+
+    @property
+    def query_tile(self) -> int:
+        """Queries of a block. The grid is ``(ceil(q_len / query_tile) * heads * batch, 1, 1)``."""
+        return 64 * self.row_tiles if self.kernel == "mma" else 128
+
+    @property
+    def key_tile(self) -> int:
+        """Keys that a block reads at a time."""
+        return 64 if self.kernel == "mma" else 128
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        pitch = 2 * (-(-self.head_dim // 64) * 64)  # bytes of a row; swizzled in units of 128
+        if self.kernel == "wgmma":
+            stages, barriers, alignment = 2, 128, 1024
+            return stages * 2 * self.key_tile * pitch + barriers + alignment
+        query = 0 if self.head_dim * self.row_tiles <= 128 else self.query_tile * pitch
+        return 2 * self.key_tile * pitch + query  # one tile of keys, one of values, and queries too many for registers
+
+
+def row_tiles(head_dim: int) -> tuple[int, ...]:
+    """Values of ``Variant.row_tiles`` that fit in registers, fastest first for problems that fill the device."""
+    return (2, 1) if head_dim <= 128 else (1,)
+
+
+def variants() -> Iterator[Variant]:
+    """Every variant there is."""
+    for dtype, head_dim, (n, m), mask, aux, band in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True)
+    ):
+        for tiles in row_tiles(head_dim):
+            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles)
+    for dtype, head_dim, (n, m), mask, band in product(DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True)):
+        yield Variant("wgmma", dtype, head_dim, n, m, mask, band=band)

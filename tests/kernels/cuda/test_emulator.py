@@ -1,0 +1,123 @@
+"""The emulator itself: register layouts against CUTLASS's, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynattn.kernels.cuda import emulator
+
+pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
+
+ORDERED = (0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110)  # first | second << 2 with first < second
+
+ENTRY = """
+#include "emulator/driver.hpp"
+#include "probe.cu"
+using namespace dynattn;
+template <int SELECTOR>
+int product(const u32* a, const u32* b, const u32* metadata, float* c) {
+  return emulator::run_grid(1, 32, 0, {}, [=] { probe_sparse_product<BFloat16, SELECTOR>(a, b, metadata, c); });
+}
+extern "C" int sparse_product(int selector, const u32* a, const u32* b, const u32* metadata, float* c) {
+  return (selector ? product<1> : product<0>)(a, b, metadata, c);
+}
+extern "C" int differences(const float* a, const float* b, u32* bits) {
+  return emulator::run_grid(1, 32, 0, {}, [=] { probe_difference(a, b, bits); });
+}
+extern "C" int lone_barrier() {
+  return emulator::run_grid(1, 64, 0, {}, [=] { if (threadIdx.x != 40) block_barrier(); });
+}
+extern "C" int split_warp() {
+  return emulator::run_grid(1, 32, 0, {}, [=] { threadIdx.x < 16 ? (void)ballot(true) : (void)shuffle_xor(1.0f, 1); });
+}
+extern "C" int unaligned_copy(const char* source) {
+  return emulator::run_grid(1, 32, 64, {}, [=] { copy16_async(8, source, true); });
+}
+"""
+
+
+def call(name: str, *arguments: int | Tensor) -> str | None:
+    """Runs a function of ENTRY; the emulator's words where it refuses."""
+    library = emulator.build(ENTRY)
+    pointers = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
+    return library.emulator_error().decode() if getattr(library, name)(*pointers) else None
+
+
+def offset(shape: tuple, stride: tuple, index: int) -> int:
+    """A CuTe layout's offset of a linear index, first mode fastest."""
+    total = 0
+    for extent, step in zip(shape, stride, strict=True):
+        total += index % extent * step
+        index //= extent
+    return total
+
+
+def bits(x: Tensor) -> Tensor:
+    """bfloat16 as unsigned 16-bit numbers in int64."""
+    return x.view(torch.int16).long() & 0xFFFF
+
+
+@pytest.mark.parametrize("selector", [0, 1])
+def test_sparse_product_has_cutlass_layouts(selector: int) -> None:
+    """Registers filled by CUTLASS's GMMA::ALayout_64x32 and ELayout_64x32 (first warp), in 64 x 32 coordinates."""
+    generator = torch.Generator().manual_seed(selector)
+    nibbles = torch.tensor(ORDERED)[torch.randint(0, 6, (16, 8), generator=generator)]
+    b = torch.randn(32, 8, generator=generator).bfloat16()
+    a = torch.zeros(16, 32, dtype=torch.bfloat16)
+    for row, group in itertools.product(range(16), range(8)):
+        for place in (nibbles[row, group] & 3, nibbles[row, group] >> 2):
+            a[row, 4 * group + place] = torch.randn((), generator=generator)
+
+    registers_a = torch.zeros(32, 4, dtype=torch.int64)
+    metadata = torch.randint(0, 2**32, (32,), generator=generator)  # lanes that the selector passes over hold garbage
+    registers_b = torch.zeros(32, 4, dtype=torch.int64)
+    metadata[torch.arange(32) % 4 // 2 == selector] = 0
+    for lane in range(32):
+        for group in range(4):  # ALayout: four columns, two of them stored, a register
+            at = offset((4, 8, 4, 4, 2, 2), (256, 1, 16, 64, 8, 1024), lane + 128 * 4 * group)
+            row, first = at % 64, at // 64
+            nibble = nibbles[row, first // 4]
+            low, high = (bits(a[row, first + place]) for place in (nibble & 3, nibble >> 2))
+            registers_a[lane, group] = low | high << 16
+        for bit in range(32):  # ELayout: a bit of metadata for each column
+            at = offset((2, 2, 8, 4, 16, 2), (1024, 0, 1, 16, 64, 8), lane + 128 * bit)
+            row, column = at % 64, at // 64
+            if lane % 4 // 2 == selector:
+                metadata[lane] |= (nibbles[row, column // 4] >> column % 4 & 1) << bit
+        for j in range(4):
+            row, column = 8 * j + 2 * (lane % 4), lane // 4
+            registers_b[lane, j] = bits(b[row, column]) | bits(b[row + 1, column]) << 16
+    c = torch.zeros(32, 4)
+    words = [x.to(torch.int32).contiguous() for x in (registers_a, registers_b, metadata)]
+    assert call("sparse_product", selector, *words, c) is None
+    product = torch.stack([c[4 * (row % 8) + column // 2, 2 * (row // 8) + column % 2]
+                           for row in range(16) for column in range(8)]).view(16, 8)  # fmt: skip
+    torch.testing.assert_close(product, a.float() @ b.float())
+
+
+def test_differences_have_the_signs_that_the_choice_reads() -> None:
+    a = torch.tensor([1.0, 2.0, 1.0, -math.inf, math.inf, math.nan, -math.inf, 0.0, 1e-45] + [0.0] * 23)
+    b = torch.tensor([2.0, 1.0, 1.0, -math.inf, math.inf, 1.0, 5.0, -0.0, 0.0] + [0.0] * 23)
+    result = torch.zeros(32, dtype=torch.int32)
+    assert call("differences", a, b, result) is None
+    assert (result[:9] < 0).tolist() == [True, False, False, False, False, False, True, False, False]
+
+
+def test_illegal_metadata_is_refused() -> None:
+    zeros = torch.zeros(32, 4, dtype=torch.int32)
+    for nibble in range(16):
+        metadata = torch.full((32,), nibble * 0x11111111, dtype=torch.int64).to(torch.int32)
+        refused = call("sparse_product", 0, zeros, zeros, metadata, torch.zeros(32, 4))
+        assert (refused is None) == (nibble in ORDERED), nibble
+
+
+def test_threads_that_miss_each_other_are_refused() -> None:
+    assert "deadlock" in str(call("lone_barrier"))
+    assert "divergence" in str(call("split_warp"))
+    assert "not a multiple of 16" in str(call("unaligned_copy", torch.zeros(16)))
