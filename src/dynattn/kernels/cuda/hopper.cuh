@@ -1,8 +1,10 @@
 // The machine instructions of sm_90a: the copy engine (TMA), barriers in shared memory, products of a warpgroup.
 //
 // The accumulators of an asynchronous product are ordinary registers to the compiler, which does not know that they
-// change until products_wait(): pin() keeps it from moving or copying them across. Its warning C7513 ("serialized") says
-// that it found a use of such a register while a product was in flight; none may be left.
+// change until products_wait(): pin() keeps it from moving or copying them across. Registers that a product takes are
+// pinned before the products_fence() that precedes it, and again after the wait. The compiler's warning C7513
+// ("serialized") says that it found a use of such a register while a product was in flight, C7519 that it had to add a
+// fence; none may be left.
 #pragma once
 
 #include "intrinsics.cuh"

@@ -158,8 +158,8 @@ struct Consumer {
 
   DYNATTN_DEVICE void start_scores(int n) {
     barrier_wait(stages.keys_filled(n % STAGES), parity(n));
-    products_fence();
     pin(accumulators);
+    products_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {  // 16 columns are 32 bytes of a swizzled line
       const u32 keys = stages.keys(n % STAGES) + k / 4 * PANEL_BYTES + k % 4 * 32;
@@ -169,6 +169,9 @@ struct Consumer {
   }
 
   DYNATTN_DEVICE void start_values(int n, const Weights& weights) {
+    barrier_wait(stages.values_filled(n % STAGES), parity(n));
+    pin(o);
+    products_fence();
 #pragma unroll
     for (int step = 0; step < WGMMA_KEYS / 32; ++step) {  // 32 keys are 32 rows
       const u64 values = descriptor(stages.values(n % STAGES) + step * 32 * LINE_BYTES, PANEL_BYTES, SWIZZLE_ATOM_BYTES);
@@ -238,8 +241,6 @@ struct Consumer {
 #pragma unroll 1
     for (n = 1; tile < order.count; tile = order.next(tile + 1, false), ++n) {
       start_scores(n);
-      barrier_wait(stages.values_filled((n - 1) % STAGES), parity(n - 1));
-      pin(o);
       start_values(n - 1, weights);
       products_wait<1>();
       pin(accumulators);
@@ -257,9 +258,6 @@ struct Consumer {
 
   // Multiplies the values of tile n and waits.
   DYNATTN_DEVICE void multiply_last(int n, const Weights& weights) {
-    barrier_wait(stages.values_filled(n % STAGES), parity(n));
-    products_fence();
-    pin(o);
     start_values(n, weights);
     products_wait<0>();
     pin(o);
@@ -285,9 +283,6 @@ struct Consumer {
         }
         pack(pairs[0], weights);
         set_metadata(weights, LOWER_PAIRS);
-        barrier_wait(stages.values_filled(n % STAGES), parity(n));
-        products_fence();
-        pin(o);
         start_values(n, weights);
         products_wait<0>();
         pin(o);
