@@ -108,7 +108,8 @@ def launch(
         kernel, blocks, 1, 1, variant.threads, 1, 1, variant.shared_bytes, stream,
         (arguments, (None,) * len(arguments)), 0,
     )  # fmt: skip
-    _check(status, f"launch of {variant.name_expression}")
+    if int(status):
+        _check(status, f"launch of {variant.name_expression}")
 
 
 def _load(variant: Variant, device: Device) -> Any:

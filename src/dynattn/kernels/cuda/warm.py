@@ -25,7 +25,7 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
     Raises:
         ValueError: no kernel takes an architecture or a head_dim.
     """
-    padded = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _compiled_for(wanted)}
+    sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _padded(wanted)}
     for arch in archs:
         loader.check_arch(Variant("mma", "bfloat16", HEAD_DIMS[0], 1, 2), arch)
     return [
@@ -33,7 +33,7 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
         for arch in archs
         for variant in variants()
         if variant.kernel == "mma" or arch == "sm_90a"
-        if every or (variant.head_dim in padded and variant.mask in _COMMON_MASKS and not variant.aux)
+        if every or ((variant.kernel, variant.head_dim) in sizes and variant.mask in _COMMON_MASKS and not variant.aux)
     ]
 
 
@@ -61,12 +61,13 @@ def warm(work: Sequence[tuple[Variant, str]], jobs: int = 0) -> Iterator[bool]:
             yield future.result()
 
 
-def _compiled_for(head_dim: int) -> set[int]:
-    """Sizes that the kernels pad ``head_dim`` to."""
+def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
+    """The kernels that take ``head_dim``, and the size that each pads it to."""
     if not 1 <= head_dim <= HEAD_DIMS[-1]:
         raise ValueError(f"warmup: head_dim must be between 1 and {HEAD_DIMS[-1]}: got {head_dim}")
-    sizes = [[size for size in table if size >= head_dim] for table in (HEAD_DIMS, WGMMA_HEAD_DIMS)]
-    return {fits[0] for fits in sizes if fits}
+    for kernel, sizes in (("mma", HEAD_DIMS), ("wgmma", WGMMA_HEAD_DIMS)):
+        fits = [size for size in sizes if size >= head_dim]
+        yield from ((kernel, size) for size in fits[:1])
 
 
 def _compile(variant: Variant, arch: str) -> bool:

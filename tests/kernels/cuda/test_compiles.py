@@ -1,0 +1,131 @@
+"""The kernels' machine code, for each architecture: it is made, it uses sparse tensor cores, it keeps to its
+registers, and ptxas has nothing to say.
+
+All of the instantiations would take hours, so a cover is compiled: every pair of choices (say, head_dim 96 with an
+additive mask) stands in one of them for ``sm_80`` and for the ``wgmma`` kernel; every single choice for the others,
+and for looking at the machine code, which takes as long as making it. ``dynattn warmup --all`` compiles the rest.
+"""
+
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dynattn.kernels.cuda.loader import Compiled, compile_variant, missing
+from dynattn.kernels.cuda.variants import Variant, variants
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
+
+_SPARSE = {"mma": "HMMA.SP.16832.F32", "wgmma": "HGMMA.SP"}
+_STACK_AT_MOST = 256  # bytes of a thread that may spill where spilling is allowed: a quarter of its registers
+
+
+def cover(pool: Iterable[Variant], strength: int) -> list[Variant]:
+    """Few variants in which each combination of ``strength`` choices that ``pool`` has stands at least once."""
+    combinations = {
+        variant: frozenset(itertools.combinations(enumerate(astuple(variant)), strength)) for variant in pool
+    }
+    missing_yet, chosen = set().union(*combinations.values()), []
+    while missing_yet:
+        best = max(combinations, key=lambda variant: len(combinations[variant] & missing_yet))
+        chosen.append(best)
+        missing_yet -= combinations[best]
+    return chosen
+
+
+MMA = [variant for variant in variants() if variant.kernel == "mma"]
+WGMMA = [variant for variant in variants() if variant.kernel == "wgmma"]
+CASES = [
+    *((variant, "sm_80") for variant in cover(MMA, 2)),
+    *((variant, "sm_89") for variant in cover(MMA, 1)),
+    *((variant, "sm_90a") for variant in cover(MMA, 1)),
+    *((variant, "sm_90a") for variant in cover(WGMMA, 2)),
+]
+
+
+SHOWN = {
+    *((variant, "sm_89") for variant in cover(MMA, 1)),
+    *((variant, "sm_90a") for variant in cover(MMA, 1)[:2]),
+    *[case for case in CASES if case[0].kernel == "wgmma"][:4],
+}
+
+
+def never_spills(variant: Variant) -> bool:
+    """Where the design has registers for everything; elsewhere a few values may go to memory."""
+    if variant.kernel == "wgmma":
+        return variant.mask == "none"
+    return variant.head_dim <= 64 and not variant.aux
+
+
+class Made(NamedTuple):
+    """Machine code, and its text for the cases in SHOWN, where there is a tool."""
+
+    compiled: Compiled
+    text: str | None
+
+
+def make(case: tuple[Variant, str]) -> Made:
+    compiled = compile_variant(*case, cached=False)
+    return Made(compiled, disassembled(compiled.cubin) if case in SHOWN else None)
+
+
+def disassembled(cubin: bytes) -> str | None:
+    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"  # where the packages put the tools
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, site.glob("*/bin"))])
+    tool = shutil.which("cuobjdump", path=path)
+    if tool is None or shutil.which("nvdisasm", path=path) is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        done = subprocess.run(
+            [tool, "-sass", file], check=True, capture_output=True, text=True, env=os.environ | {"PATH": path}
+        )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[tuple[Variant, str], Made]:
+    """Machine code of each case; made on all cores, since one takes seconds."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        return dict(zip(CASES, pool.map(make, CASES), strict=True))
+
+
+def name(case: tuple[Variant, str]) -> str:
+    return f"{case[1]}: {case[0].name_expression}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_it_keeps_to_its_registers_and_the_compiler_has_no_complaint(case: tuple[Variant, str], made: dict) -> None:
+    log = made[case].compiled.log
+    stack, stores, loads = map(
+        int, re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)[0]
+    )
+    if never_spills(case[0]):
+        assert (stack, stores, loads) == (0, 0, 0)
+    assert stack <= _STACK_AT_MOST
+    # C7508: setmaxnreg ignored; C7510 to C7519: wgmma serialised, or fenced by ptxas, which says so as mere information
+    complaints = [line for line in log.splitlines() if re.search(r"warning|serializ|C75\d\d", line, re.IGNORECASE)]
+    assert not complaints
+
+
+@pytest.mark.parametrize("case", sorted(SHOWN, key=name), ids=name)
+def test_the_machine_code_multiplies_sparse(case: tuple[Variant, str], made: dict) -> None:
+    code = made[case].text
+    if code is None:
+        pytest.skip("needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
+    assert _SPARSE[case[0].kernel] in code
+    if case[0].kernel == "wgmma":
+        assert "UTMALDG" in code  # the copy engine

@@ -1,0 +1,81 @@
+"""The way of a call with CUDA tensors, without a device: what is chosen and why, and the operator onto the emulator."""
+
+import pytest
+import torch
+
+from dynattn import NM, explain
+from dynattn.kernels import cuda
+from dynattn.kernels.cuda import driver, emulator, launch
+from dynattn.ops import nm
+from dynattn.ops.choose import Problem, explain_choice, route
+
+CUDA = torch.device("cuda", 0)
+
+
+def problem(method: NM = NM(1, 2), dtype: torch.dtype = torch.bfloat16, **change) -> Problem:
+    fields = {"masked": False, "square_or_not_causal": True, "aux": False, "head_dim": 64, "value_dim": 64} | change
+    return Problem(CUDA, dtype, method, **fields)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the kernels could run on a device that torch sees."""
+    monkeypatch.setattr(driver, "unavailable_reason", lambda index: None)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    ("case", "backend", "why"),
+    [
+        (problem(), "cuda", ""),
+        (problem(NM(2, 4, window=64, sinks=4), torch.float16, masked=True, aux=True, head_dim=80), "cuda", ""),
+        (problem(NM(2, 2)), "sdpa", "the kernels compute 1:2 and 2:4, not 2:2"),
+        (problem(NM(2, 2), masked=True), "reference", "the kernels compute 1:2 and 2:4, not 2:2"),
+        (problem(NM(3, 8)), "reference", "the kernels compute 1:2 and 2:4, not 3:8"),
+        (problem(dtype=torch.float32), "reference", "the kernels take bfloat16 and float16, not float32"),
+        (problem(head_dim=20), "reference", "the kernels take a head_dim of 8, 16, … 256, not 20"),
+    ],
+)
+def test_route(case: Problem, backend: str, why: str) -> None:
+    assert route(case, "auto") == backend
+    assert explain_choice(case, "auto").rejected.get("cuda", "") == why
+
+
+def test_where_no_kernel_can_run_the_reference_does_and_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "unavailable_reason", lambda index: "cuda-core is missing; pip install 'dynattn[cuda]'")
+    plan = explain_choice(problem(), "auto")
+    assert plan.backend == "reference"
+    assert "not cuda: cuda-core is missing; pip install 'dynattn[cuda]'" in str(plan)
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot run this: cuda-core is missing; pip install"):
+        route(problem(), "cuda")
+
+
+def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it() -> None:
+    x = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run this: tensors are on cpu"):
+        explain(x, x, x, NM(1, 2), backend="cuda")
+    assert "cuda" not in explain(x.double(), x.double(), x.double(), NM(1, 2)).rejected
+
+
+@pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
+@pytest.mark.parametrize("aux", [False, True])
+def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulated(*tensors, **pattern) -> None:
+        emulator.run(launch.prepare(*tensors, device=driver.Device(0, "sm_80", 1, 163 * 1024), **pattern))
+
+    monkeypatch.setattr(cuda, "nm_forward", emulated)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randint(-3, 4, (2, length, heads, 32), generator=generator).bfloat16().transpose(1, 2)
+        for length, heads in ((70, 4), (90, 2), (90, 2))
+    )
+    mask = torch.rand(2, 1, 1, 90, generator=generator) > 0.3
+    arguments = (query, key, value, mask, 1, 2, 5, 2, True, 0.25, aux)
+    got, right = nm._forward_cuda(*arguments, "cuda"), nm._forward_cuda(*arguments, "reference")
+    assert got[0].transpose(1, 2).is_contiguous()  # as the query lies
+    torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)
+    for a, b in zip(got[1:3], right[1:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(got[3:], right[3:], strict=True):
+        assert torch.equal(a, b)
+    assert got[3].numel() == (2 * 4 * 70 if aux else 0)
