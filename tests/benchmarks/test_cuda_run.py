@@ -1,0 +1,29 @@
+"""The device run's dry mode: every step is called where there is no device, and none fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynattn.kernels.cuda import loader
+
+_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda" / "run.py"
+
+
+@pytest.mark.skipif(loader.missing() is not None, reason=f"needs NVRTC: {loader.missing()}")
+def test_dry_run(tmp_path: Path) -> None:
+    environment = os.environ | {"DYNATTN_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, str(_SCRIPT), "--dry-run", "--output", str(tmp_path / "results")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results["dry_run"]
+    assert results["tests"]["exit_code"] == 0
+    assert results["warm"] == {"kernels": 2, "compiled": 2}
+    assert {record["function"] for record in results["attention"]} >= {"flash", "unfused", "nm-1-2", "nm-2-4"}
+    assert all(record["right"] for record in results["attention"] if record["function"] != "cudnn")
+    assert not any("milliseconds" in record for record in results["attention"])  # nothing is timed
+    assert not any(record["serialised"] for record in results["rates"])
