@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#define DYNATTN_API __attribute__((visibility("default")))
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -52,15 +54,15 @@ typedef struct {
   int32_t threads;     // at most this many
 } NMForwardArgs;
 
-int32_t dynattn_nm_forward(const NMForwardArgs* args);
+DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
 // The fastest instruction set that this library holds and this processor runs.
-int32_t dynattn_best_isa(void);
-int32_t dynattn_isa_available(int32_t isa);
+DYNATTN_API int32_t dynattn_best_isa(void);
+DYNATTN_API int32_t dynattn_isa_available(int32_t isa);
 
 // Multiply-add peak of `threads` threads, in floating-point operations per second, measured over about
 // `seconds`: the roofline that `dynattn bench` draws.
-double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel);
+DYNATTN_API double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel);
 
 #ifdef __cplusplus
 }
