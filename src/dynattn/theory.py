@@ -96,9 +96,8 @@ def output_error(method: NM, sigma: float | Tensor) -> Tensor:
 
         ε² = E‖out - dense‖² / E‖dense - μ‖² = 1 - ρ(2σ) + (1/ρ(σ) - 1)² ρ(2σ)
 
-    with ρ the kept mass, μ the mean of the values: squared weights ``e^{2s}`` tilt the scores twice as far. Limit of long rows; a ratio of
-    means. The error is measured against the part of the output that differs from plain averaging of V, so it is 1 at
-    σ = 0 for 1:2, where that part vanishes.
+    with ρ the kept mass and μ the mean of the values: squared weights ``e^{2s}`` tilt the scores twice as far. Limit
+    of long rows; a ratio of means. The error is relative to what the scores make of the values, beyond their mean.
 
     Args:
         method: its n and m count, as in :func:`kept_mass`.

@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = "moon river stone bright walks under the old house and finds seven silver coins near a quiet mill".split()
+WORDS = ("moon", "river", "stone", "bright", "walks", "under", "house", "finds", "silver", "coins", "near", "mill")
 
 
 def _sentence(draw: random.Random) -> str:
@@ -19,11 +19,11 @@ def _sentence(draw: random.Random) -> str:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two texts of about 900 words."""
+    """A folder of two texts of about 1800 words."""
     draw = random.Random(0)
     folder = tmp_path_factory.mktemp("texts")
     for name in ("first", "second"):
-        (folder / f"{name}.txt").write_text(" ".join(_sentence(draw) for _ in range(40)))
+        (folder / f"{name}.txt").write_text(" ".join(_sentence(draw) for _ in range(80)))
     return folder
 
 

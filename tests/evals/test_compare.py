@@ -113,7 +113,7 @@ def test_the_page_refers_to_nothing_outside_and_names_everything(written: tuple[
     (path,) = written[1].glob("*.html")
     text = path.read_text()
     assert "http" not in text
-    assert not re.search(r"(src|href)=[\"'](?!#)", text)
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
     assert "@import" not in text
     assert "<script" not in text
     assert not re.search(r"url\((?!#)", text)

@@ -54,11 +54,17 @@ def inputs_for(loaded: models.Pretrained) -> dict[str, torch.Tensor]:
     return dict(loaded.processor(list(TEXTS), padding=True, return_tensors="pt"))
 
 
+@functools.cache
+@torch.no_grad()
+def sdpa_output(name: str) -> torch.Tensor:
+    loaded = pretrained(name)
+    return loaded.model(**inputs_for(loaded))[0]
+
+
 @torch.no_grad()
 def test_dense_equals_sdpa(any_model):
     register()
-    model, inputs = any_model.model, inputs_for(any_model)
-    expected = model(**inputs)[0]
+    model, inputs, expected = any_model.model, inputs_for(any_model), sdpa_output(any_model.name)
     model.set_attn_implementation("dynattn:dense")
     calls = []
     with observing(calls.append):
@@ -74,8 +80,7 @@ def test_dense_equals_sdpa(any_model):
 def test_sparse_stays_close(any_model, method):
     """Half of the weights are gone, the outputs are finite, not the dense ones, and still point the same way."""
     register()
-    model, inputs = any_model.model, inputs_for(any_model)
-    expected = model(**inputs)[0]
+    model, inputs, expected = any_model.model, inputs_for(any_model), sdpa_output(any_model.name)
     model.set_attn_implementation(f"dynattn:{method}")
     actual = model(**inputs)[0]
     assert actual.isfinite().all()
@@ -112,6 +117,27 @@ def test_smollm2_answers(attention):
 
 
 @torch.no_grad()
+def test_dinov2_equals_its_onnx_graph():
+    """Against the graph that the package holds, run in NumPy by onnx up to the end of the backbone."""
+    onnx = pytest.importorskip("onnx", reason="needs dynattn[models]")
+    from onnx.reference import ReferenceEvaluator
+
+    from dynattn.evals.models.dinov2 import onnx_file
+
+    loaded = pretrained("dinov2")
+    graph = (model := onnx.load(onnx_file())).graph
+    last = next(i for i, node in enumerate(graph.node) if node.name == "/backbone/layernorm/Add_1")
+    end = onnx.helper.make_tensor_value_info(graph.node[last].output[0], onnx.TensorProto.FLOAT, None)
+    del graph.node[last + 1 :], graph.output[:]
+    graph.output.append(end)
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    (states,) = ReferenceEvaluator(model).run(None, {"input_image": pixels.numpy()})
+    expected = torch.as_tensor(states)
+    error = (loaded.model(pixels).last_hidden_state - expected).abs().max() / expected.abs().max()
+    assert error < 2e-5
+
+
+@torch.no_grad()
 def test_dinov2_decoder_finds_the_object():
     """A bright disc on noise: its pixels are more salient than the rest."""
     from dynattn.evals.models.dinov2 import saliency_decoder
@@ -129,15 +155,18 @@ def test_dinov2_decoder_finds_the_object():
     assert saliency[0][disc].mean() > 2 * saliency[0][~disc].mean()
 
 
-def test_whisper_generates_the_same():
-    """generate() has what it needs from the converted files: language, task and what not to write."""
+def test_whisper_knows_silence_from_speech():
+    """Right weights call silence "no speech", and generate() finds language, task and start in the converted files."""
     loaded = pretrained("whisper")
-    features = loaded.processor(tone().numpy(), sampling_rate=16000, return_tensors="pt").input_features
+    silence = loaded.processor(torch.zeros(16000).numpy(), sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        start = loaded.model(input_features=silence, decoder_input_ids=torch.tensor([[50258]])).logits[0, -1]
+    assert start.softmax(-1)[50362] > 0.5
     register()
     tokens = {}
     for attention in ("sdpa", "dynattn:dense"):
         loaded.model.set_attn_implementation(attention)
-        tokens[attention] = loaded.model.generate(features, max_new_tokens=8)
+        tokens[attention] = loaded.model.generate(silence, max_new_tokens=8)
     loaded.model.set_attn_implementation("sdpa")
     assert torch.equal(tokens["sdpa"], tokens["dynattn:dense"])
     assert loaded.processor.batch_decode(tokens["sdpa"])[0]

@@ -122,7 +122,7 @@ def test_every_argument_means_what_it_means_to_sdpa(mask, biased, q_len, shared_
         attention_mask.masked_fill_(~allowed, torch.finfo(torch.float64).min)
     bias = torch.randn(1, 4, q_len, 7, generator=generator, dtype=torch.float64) if biased else None
     for by_module, by_argument in itertools.product((None, False, True), repeat=2):
-        module = nn.Module()
+        module: Any = nn.Module()
         module.num_key_value_groups = 2
         if by_module is not None:
             module.is_causal = by_module

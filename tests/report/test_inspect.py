@@ -28,7 +28,7 @@ def gaussian_call(sigma, length=256, heads=2, kv_heads=1, causal=False, attn_mas
 
 
 class Words:
-    """A tokenizer: words by number, "the" is 0."""
+    """A tokenizer: a word's number is its length."""
 
     model_max_length = 64
 
@@ -38,7 +38,7 @@ class Words:
         return {"input_ids": ids if _.get("return_tensors") else ids[0].tolist()}
 
     def convert_ids_to_tokens(self, ids):
-        return [f"▁word{i}" for i in ids]
+        return [f"▁{word}" for word in self.words[: len(ids)]]
 
 
 def tiny(kind):

@@ -17,14 +17,16 @@ def inspect(
     layer: Annotated[int | None, typer.Option(help="Draw heads of this layer.")] = None,
     head: Annotated[int | None, typer.Option(help="Draw this head; by default the worst and the best.")] = None,
     tokens: Annotated[int, typer.Option(help="Cut the text after so many tokens.", min=1)] = 512,
-    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("inspect.html"),
+    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("reports/inspect.html"),
 ) -> None:
     """Look inside: what a model keeps of one text or image, head by head, beside what theory expects."""
-    from dynattn.evals.packages import PackageUnavailableError
-    from dynattn.report.inspect.command import run
-
     if sum(given is not None for given in (text, file, image)) > 1:
         raise typer.BadParameter("give one of TEXT, --file and --image")
+    try:
+        from dynattn.evals.packages import PackageUnavailableError
+        from dynattn.report.inspect.command import run
+    except ImportError as error:
+        raise typer.BadParameter(f"inspect needs more packages ({error}): pip install 'dynattn[evals]'") from error
     try:
         run(text, file, image, model, method, layer, head, tokens, output)
     except (ValueError, ImportError, PackageUnavailableError) as error:

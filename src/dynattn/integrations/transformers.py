@@ -123,14 +123,14 @@ def register(*methods: Method | str) -> tuple[str, ...]:
 
 
 def _mask(
-    *, q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int, method: Method, **kwargs: Any
+    *, q_length: int, kv_length: int, q_offset: Any, kv_offset: int, method: Method, **kwargs: Any
 ) -> Tensor | None:
     """The mask for a forward pass: transformers' ``sdpa_mask``, but for two cases.
 
     A padding mask that is the same for every query stays (batch, 1, 1, kv_len): memory linear in length, and the
     kernels read it once per key. And a causal mask is left out only where q_len == kv_len or q_len == 1: elsewhere
     ``sdpa_mask`` may leave it out too, counting on SDPA's top-left alignment, which :func:`_forward` cannot tell
-    from the bottom-right one.
+    from the bottom-right one. ``q_offset`` is an int, or a tensor from static caches.
     """
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
@@ -144,7 +144,7 @@ def _mask(
     return mask[:, :, :1] if mask is not None and per_key else mask
 
 
-def _refuse_free_slots(q_offset: int | Tensor, q_length: int, end: int, method: NM) -> None:
+def _refuse_free_slots(q_offset: Any, q_length: int, end: int, method: NM) -> None:
     """A static cache ends in free slots, and a window that is counted from its end would lie on those."""
     if (torch.compiler.is_compiling() and isinstance(q_offset, Tensor)) or int(q_offset) + q_length != end:
         raise ValueError(

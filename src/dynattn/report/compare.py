@@ -70,7 +70,7 @@ def page(found: Comparison) -> str:
     """
     machine = found.machine
     subtitle = (
-        f"{found.description}. {machine['processor']}, {machine['threads']} threads, "
+        f"{found.description}. {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
         f"torch {machine['torch']}, dynattn {machine['dynattn']}, {machine['date']}."
     )
     sections = [
@@ -87,7 +87,7 @@ def _summary(found: Comparison) -> Section:
         mass = kept.get(method)
         rows.append([
             label(method), *(_times(timed, method) for timed in (found.attention, found.latency, found.throughput)),
-            *(_colored(task, task.of(method)) for task in found.tasks),
+            *(_colored(task, task.of(method), interval(task.of(method).difference)) for task in found.tasks),
             f"{mass.density:.0%}" if mass else "100%",
         ])  # fmt: skip
     columns = [
@@ -134,9 +134,9 @@ def _times(timed: Timed, method: str, spread: bool = True) -> str:
     return f"{text} ({row.speedup.q1:.2f}–{row.speedup.q3:.2f})" if spread else text
 
 
-def _colored(task: TaskResult, result: Quality) -> Markup:
+def _colored(task: TaskResult, result: Quality, text: str) -> Markup:
     kind = {"worse": "bad", "better": "good"}.get(verdict(task, result), "soft")
-    return Markup('<span class="{}">{}</span>').format(kind, interval(result.difference))
+    return Markup('<span class="{}">{}</span>').format(kind, text)
 
 
 def _quality(task: TaskResult) -> Section:
@@ -147,7 +147,8 @@ def _quality(task: TaskResult) -> Section:
     for result in task.results:
         worst = "–" if result.worst is None else f"{result.worst.item} ({signed(result.worst.difference)})"
         row: list[object] = [
-            label(result.method), f"{result.score:.4f}", _colored(task, result), verdict(task, result)
+            label(result.method), f"{result.score:.4f}", _colored(task, result, interval(result.difference)),
+            _colored(task, result, verdict(task, result)),
         ]  # fmt: skip
         row += [f"{result.agreement:.4f}"] if agreement and result.agreement is not None else []
         rows.append([*row, worst])

@@ -30,11 +30,11 @@ def _label(method: str) -> str:
 def tradeoff(found: Comparison) -> str:
     """One panel a task: change of quality against end-to-end speed-up."""
     count = len(found.tasks)
-    figure, axes = new_figure(max(7.0, 4.2 * count), 3.6, 1, count)
+    figure, axes = new_figure(9.0, 3.6, 1, count)
     for ax, task in zip(np.atleast_1d(axes), found.tasks, strict=True):
         _panel(ax, found, task)
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return svg(figure, "quality difference against speed-up, one point a method")
 
 
@@ -66,14 +66,15 @@ def _panel(ax, found: Comparison, task: TaskResult) -> None:
 def shares(found: Comparison) -> str:
     """Stacked bars: time inside attention and outside."""
     rows = found.shares
-    figure, ax = new_figure(7.0, 0.7 + 0.38 * len(rows))
+    figure, ax = new_figure(9.0, 0.8 + 0.38 * len(rows))
     inside = np.array([row.attention for row in rows]) * 1e3
     rest = np.array([row.forward for row in rows]) * 1e3 - inside
     at = np.arange(len(rows))[::-1]
     ax.barh(at, inside, 0.6, color=COLORS[0], label="attention")
     ax.barh(at, rest, 0.6, left=inside, color="#8a8f98", alpha=0.45, label="the rest")
     for y, a, r in zip(at, inside, rest, strict=True):
-        ax.text(a + r, y, f"  {a:.1f} of {a + r:.1f} ms, {a / (a + r):.0%}", va="center", color="#000000")
+        text = f"{a:.1f} of {a + r:.1f} ms, {a / (a + r):.0%}"
+        ax.annotate(text, (a + r, y), (6, 0), textcoords="offset points", va="center")
     ax.set_yticks(at, [_label(row.method) for row in rows])
     ax.set_xlabel("milliseconds")
     ax.set_xlim(0, 1.35 * float((inside + rest).max()))
@@ -87,7 +88,7 @@ def heat(kept: Sequence[Kept]) -> str:
     columns = min(len(kept), 3)
     rows = -(-len(kept) // columns)
     height = rows * (0.9 + 2.6 * min(1.6, max(0.5, layers / max(heads, 1))))
-    figure, axes = new_figure(max(7.0, 2.9 * columns), height, rows, columns)
+    figure, axes = new_figure(9.0, height, rows, columns)
     low = min(value for entry in kept for layer in entry.mass for value in layer)
     flat = np.atleast_1d(axes).ravel()
     mesh = None

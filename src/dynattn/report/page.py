@@ -43,11 +43,11 @@ class Section(NamedTuple):
     note: str = ""
 
 
-def new_figure(width: float = 7.0, height: float = 3.5, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float = 9.0, height: float = 3.5, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
     """A figure in the page's style, outside pyplot's global state.
 
     Args:
-        width: inches; the page shows 7 inches across its text.
+        width: inches; the page is 9 inches wide.
         height: inches.
         rows: rows of axes.
         columns: columns of axes.
@@ -87,7 +87,7 @@ def svg(figure: Figure, label: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table. Columns of numbers stand right-aligned.
+    """A table. Columns of numbers stand right-aligned, but for the first, which names the rows.
 
     Args:
         columns: headings, plain text.
@@ -103,7 +103,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         if len(row) != len(columns):
             raise ValueError(f"table: each row must have {len(columns)} cells, one per column: got {len(row)}: {row!r}")
     numeric = [
-        bool(rows) and all(_NUMBER.match(_plain(row[i])) for row in rows) and any(_plain(row[i]) for row in rows)
+        i > 0
+        and bool(rows)
+        and all(_NUMBER.match(_plain(row[i])) for row in rows)
+        and any(_plain(row[i]) for row in rows)
         for i in range(len(columns))
     ]
     classes = [' class="number"' if number else "" for number in numeric]

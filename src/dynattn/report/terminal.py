@@ -29,12 +29,13 @@ def run(settings: dict[str, Any], output: Path, console: Console | None = None) 
         console: where to print.
 
     Raises:
-        typer.Exit: with code 2, after printing the reason, where a name or an option is wrong or data is missing.
+        typer.Exit: with code 2, after printing the reason, where a name or an option is wrong, or data or a package
+            is missing.
     """
     console = console or Console()
     try:
         found = _compare(Settings(**settings), console)
-    except (ValueError, DataMissingError, PackageUnavailableError) as error:
+    except (ValueError, OSError, ImportError, DataMissingError, PackageUnavailableError) as error:
         console.print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     output.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,8 @@ struct Problem {
     mask_strides[2] = rows ? s.kv_len : 0;
     mask_strides[1] = c.mask == Mask::kBool ? s.q_len * s.kv_len : 0;
     mask_strides[0] = rows ? mask_strides[1] * (c.mask == Mask::kBool ? s.heads : 0) : s.kv_len;
-    const int64_t count = s.kv_len * int64_t{rows ? s.q_len : s.batch} * (c.mask == Mask::kBool ? s.batch * s.heads : 1);
+    const int64_t count =
+        s.kv_len * int64_t{rows ? s.q_len : s.batch} * (c.mask == Mask::kBool ? s.batch * s.heads : 1);
     mask.resize(static_cast<size_t>(count) * mask_size());
     mask.shrink_to_fit();
     for (int64_t i = 0; i < count; i++) {
@@ -167,9 +168,12 @@ struct Problem {
   void set_mask(int64_t i, bool allowed, float bias) {
     unsigned char* at = mask.data() + static_cast<size_t>(i) * mask_size();
     const unsigned short half = to_half(bias, DYNATTN_FLOAT16);
-    if (c.mask == Mask::kFloat) std::memcpy(at, &bias, 4);
-    else if (c.mask == Mask::kHalf) std::memcpy(at, &half, 2);
-    else *at = allowed;
+    if (c.mask == Mask::kFloat)
+      std::memcpy(at, &bias, 4);
+    else if (c.mask == Mask::kHalf)
+      std::memcpy(at, &half, 2);
+    else
+      *at = allowed;
   }
   // -inf: forbidden; 0 without a mask.
   double bias(int b, int h, int i, int j) const {
@@ -229,17 +233,19 @@ Row naive_row(const Problem& p, int b, int h, int i) {
   }
   Row row = {std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0};
   double largest = -kInf, kept = 0, all = 0;
-  bool nan = false;
+  bool nan = false, infinite = false;
   for (int j = 0; j < s.kv_len; j++) {
     int better = 0;
     const int first = j / pattern.m * pattern.m;
-    for (int other = first; other < first + pattern.m && other < s.kv_len; other++) better += other != j && beats(other, j);
+    for (int other = first; other < first + pattern.m && other < s.kv_len; other++)
+      better += other != j && beats(other, j);
     const int distance = std::abs(i + s.kv_len - s.q_len - j);
     const double x = score[static_cast<size_t>(j)];
     keep[static_cast<size_t>(j)] = x != -kInf && (better < pattern.n || distance < pattern.window || j < pattern.sinks);
     row.allowed += x != -kInf;
     row.kept += keep[static_cast<size_t>(j)];
-    nan = nan || std::isnan(x) || x == kInf;
+    nan = nan || std::isnan(x);
+    infinite = infinite || x == kInf;
     if (x > largest) largest = x;
   }
   for (int j = 0; j < s.kv_len; j++) {
@@ -256,8 +262,9 @@ Row naive_row(const Problem& p, int b, int h, int i) {
     }
   }
   if (row.kept) row.logsumexp = largest + std::log(kept), row.kept_mass = kept / all;
-  for (double& x : row.out) x = nan ? NAN : row.kept ? x / kept : 0.0;
-  if (nan) row.logsumexp = row.kept_mass = NAN;
+  for (double& x : row.out) x = nan || infinite ? NAN : row.kept ? x / kept : 0.0;
+  if (nan || infinite) row.kept_mass = NAN;
+  if (nan || infinite) row.logsumexp = nan ? NAN : kInf;
   return row;
 }
 
@@ -307,7 +314,8 @@ std::string run(const Case& c) {
         for (int d = 0; d < s.value_dim; d++) {
           const double got = p.out.get(p.out.at(b, h, i) + d), want = row.out[static_cast<size_t>(d)];
           if (!close(got, want, unit * (1 + row.spread))) {
-            return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " + std::to_string(want);
+            return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " +
+                   std::to_string(want);
           }
         }
       }
@@ -329,19 +337,19 @@ struct Counts {
     }
     failed++;
     const Shape& s = c.shape;
-    std::printf("FAILED %s %d:%d window %d sinks %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
-                "dtype %d threads %d scale %g: %s\n",
-                kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, s.batch, s.heads,
-                s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
-                static_cast<int>(c.order), static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads,
-                static_cast<double>(c.scale), wrong.c_str());
+    std::printf(
+        "FAILED %s %d:%d window %d sinks %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
+        "dtype %d threads %d scale %g: %s\n",
+        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, s.batch, s.heads, s.kv_heads,
+        s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask), static_cast<int>(c.order),
+        static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), wrong.c_str());
   }
 };
 
 void check_isa(int isa, Counts& counts) {
-  const Pattern patterns[] = {{1, 1, 0, 0}, {1, 2, 0, 0},  {2, 4, 0, 0},  {1, 4, 0, 0},   {3, 5, 0, 0},
+  const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0}, {2, 4, 0, 0},  {1, 4, 0, 0},   {3, 5, 0, 0},
                               {7, 31, 0, 0}, {1, 2, 5, 3}, {2, 4, 20, 1}, {1, 3, 400, 0}, {2, 4, 0, 70}};
-  const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},     {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
+  const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},     {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 32, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {0, 1, 1, 4, 4, 8, 8},      {1, 1, 1, 3, 0, 8, 8},
                           {1, 1, 1, 0, 3, 8, 8},      {1, 2, 1, 200, 190, 16, 24}};
@@ -377,8 +385,10 @@ void check_isa(int isa, Counts& counts) {
 int main() {
   Counts counts;
   for (int isa : {DYNATTN_ISA_PORTABLE, DYNATTN_ISA_AVX2, DYNATTN_ISA_AVX512}) {
-    if (dynattn_isa_available(isa)) check_isa(isa, counts);
-    else std::printf("%s: not run by this processor, skipped\n", kIsaNames[isa]);
+    if (dynattn_isa_available(isa))
+      check_isa(isa, counts);
+    else
+      std::printf("%s: not run by this processor, skipped\n", kIsaNames[isa]);
   }
   std::printf("%d passed, %d failed\n", counts.passed, counts.failed);
   return counts.failed > 0 || counts.passed == 0;

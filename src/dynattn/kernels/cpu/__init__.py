@@ -208,8 +208,11 @@ def _parallel() -> int | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    beside_torch = Path(torch.__file__).parent / "lib"
-    bundled = [str(path) for pattern in ("libgomp*.so*", "libomp*.so*", "libiomp*.so*") for path in beside_torch.glob(pattern)]
+    bundled = [
+        str(path)
+        for pattern in ("libgomp*.so*", "libomp*.so*", "libiomp*.so*")
+        for path in (Path(str(torch.__file__)).parent / "lib").glob(pattern)
+    ]
     for name in (*bundled, "libgomp.so.1", "libomp.so", "libiomp5.so"):
         try:  # RTLD_NOLOAD: only a runtime that is in this process already
             runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)

@@ -27,10 +27,10 @@ enum GroupKind : uint8_t { kSkipped, kChosenInRegisters, kByPosition };
 // A thread's memory for one block.
 struct Scratch {
   float* queries;
-  float* scores;      // [group][rows][score_stride]
-  uint32_t* choice;   // [group][rows][kTile / 2 / kWidth]
+  float* scores;       // [group][rows][tile], of which chosen groups use the front half
+  uint32_t* choice;    // [group][rows][kTile / 2 / kWidth]
   float* shared_bias;  // [tile]
-  float* bias;        // [rows][tile]
+  float* bias;         // [rows][tile]
   GroupKind* kinds;
   RowStates rows;
 };
@@ -100,8 +100,8 @@ static GroupBias make_group_bias(const Block& block, int64_t first, int64_t last
 static bool touched(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
   if (!plan.window) return false;
   const int64_t window = plan.args->window;
-  const bool band = window > 0 && first + plan.offset - window < first_key + keys - 1 &&
-                    last + plan.offset + window > first_key;
+  const bool band =
+      window > 0 && first + plan.offset - window < first_key + keys - 1 && last + plan.offset + window > first_key;
   return first_key < plan.args->sinks || band;
 }
 
@@ -110,7 +110,7 @@ static void score(const Block& block, int64_t group, int64_t tile, const GroupBi
   const Plan& plan = block.plan;
   const float* query = block.scratch.queries + group * kR * plan.args->head_dim;
   const float* key = block.head.keys + tile * plan.tile * plan.args->head_dim;
-  const ScoreTile to = {block.scratch.scores + group * kR * plan.score_stride,
+  const ScoreTile to = {block.scratch.scores + group * kR * plan.tile,
                         block.scratch.choice + group * kR * (kTile / 2 / kWidth), bias.rows, bias.stride};
   if (kind == kChosenInRegisters) {
     score_group<kR, kV, kBiased, true>(plan, query, key, to);
@@ -123,10 +123,6 @@ static void weigh_by_position(const Block& block, int64_t row, float* scores, co
   const Plan& plan = block.plan;
   const RowStates& rows = block.scratch.rows;
   if (block.careful) clean_row(plan, rows, row, scores, bias);
-  if (plan.dense && plan.tile == kTile && !plan.counts && !block.careful) {
-    weigh_row<kTile / kWidth>(plan, rows, row, scores);
-    return;
-  }
   const AlwaysKept always = always_kept(plan, block.first + row, first_key);
   const float dropped = block.careful ? -1.0f : 0.0f;
   if (plan.m == 2) {
@@ -138,16 +134,19 @@ static void weigh_by_position(const Block& block, int64_t row, float* scores, co
   }
 }
 
+template <int kR>
 static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBias& bias, GroupKind kind) {
   const Plan& plan = block.plan;
-  float* scores = block.scratch.scores + group * plan.rows * plan.score_stride;
-  for (int64_t r = 0; r < plan.rows; r++) {
-    const int64_t row = group * plan.rows + r;
-    if (kind == kChosenInRegisters) {
-      weigh_row<kTile / 2 / kWidth>(plan, block.scratch.rows, row, scores + r * (kTile / 2));
-    } else {
+  const RowStates& rows = block.scratch.rows;
+  float* scores = block.scratch.scores + group * kR * plan.tile;
+  if (kind == kChosenInRegisters) {
+    weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
+  } else if (plan.dense && !plan.counts && !block.careful) {
+    weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
+  } else {
+    for (int r = 0; r < kR; r++) {
       const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
-      weigh_by_position(block, row, scores + r * plan.tile, row_bias, tile * plan.tile);
+      weigh_by_position(block, group * kR + r, scores + r * plan.tile, row_bias, tile * plan.tile);
     }
   }
 }
@@ -186,7 +185,7 @@ static bool weigh_tile(const Block& block, int64_t tile, bool* any) {
     } else {
       score<kR, kV, false>(block, group, tile, bias, kind);
     }
-    weigh(block, group, tile, bias, kind);
+    weigh<kR>(block, group, tile, bias, kind);
     *any = true;
   }
   return true;
@@ -201,7 +200,7 @@ static void add_values(const Block& block, const float* values) {
     const float* value = values + int64_t{chunk} * plan.tile * kChunk * kWidth;
     for (int64_t group = 0; group * kR < block.count; group++) {
       float* out = rows.out + group * kR * rows.out_stride + chunk * kChunk * kWidth;
-      const float* weights = block.scratch.scores + group * kR * plan.score_stride;
+      const float* weights = block.scratch.scores + group * kR * plan.tile;
       const GroupKind kind = block.scratch.kinds[group];
       if (kind == kChosenInRegisters) {
         const uint32_t* choice = block.scratch.choice + group * kR * (kTile / 2 / kWidth);
@@ -225,15 +224,23 @@ static const float* value_tile(const Block& block, int64_t tile) {
 template <int kR, int kV, int kBits>
 static void add_values(const Block& block, const float* values) {
   switch (block.plan.chunk) {
-    case 1: return add_values<kR, kV, kBits, 1>(block, values);
-    case 2: return add_values<kR, kV, kBits, 2>(block, values);
-    case 3: return add_values<kR, kV, kBits, 3>(block, values);
-    case 4: return add_values<kR, kV, kBits, 4>(block, values);
+    case 1:
+      return add_values<kR, kV, kBits, 1>(block, values);
+    case 2:
+      return add_values<kR, kV, kBits, 2>(block, values);
+    case 3:
+      return add_values<kR, kV, kBits, 3>(block, values);
+    case 4:
+      return add_values<kR, kV, kBits, 4>(block, values);
 #if !defined(__AVX512F__)
-    case 5: return add_values<kR, kV, kBits, 5>(block, values);
-    case 6: return add_values<kR, kV, kBits, 6>(block, values);
-    case 7: return add_values<kR, kV, kBits, 7>(block, values);
-    case 8: return add_values<kR, kV, kBits, 8>(block, values);
+    case 5:
+      return add_values<kR, kV, kBits, 5>(block, values);
+    case 6:
+      return add_values<kR, kV, kBits, 6>(block, values);
+    case 7:
+      return add_values<kR, kV, kBits, 7>(block, values);
+    case 8:
+      return add_values<kR, kV, kBits, 8>(block, values);
 #endif
   }
 }
@@ -270,11 +277,27 @@ static bool run_tiles(const Block& block) {
 
 static bool run_tiles(const Block& block) {
   switch (block.plan.layout) {
-    case Layout::kOneOfTwo: return run_tiles<kRows, kPanel, 1>(block);
-    case Layout::kTwoOfFour: return run_tiles<kRowsWide, kPanelWide, 2>(block);
-    case Layout::kPositions: break;
+    case Layout::kOneOfTwo:
+      return run_tiles<kRows, kPanel, 1>(block);
+    case Layout::kTwoOfFour:
+      return run_tiles<kRowsWide, kPanelWide, 2>(block);
+    case Layout::kPositions:
+      break;
   }
   return run_tiles<kRows, kPanel, 0>(block);
+}
+
+// factor · row in the caller's dtype. float32 goes out in one pass; the last vector of a row may be a part.
+static void write_row(char* to, float* row, int64_t dim, float factor, int32_t dtype) {
+  if (dtype != DYNATTN_FLOAT32) {
+    scale_row(row, round_up(dim, kWidth), factor);
+    return from_floats(to, row, dtype, dim);
+  }
+  const Vec f = broadcast(factor);
+  float* out = reinterpret_cast<float*>(to);
+  const int64_t whole = dim / kWidth * kWidth;
+  for (int64_t k = 0; k < whole; k += kWidth) store_any(out + k, mul(load(row + k), f));
+  for (int64_t k = whole; k < dim; k++) out[k] = row[k] * factor;
 }
 
 static void finish_rows(const Block& block) {
@@ -287,12 +310,18 @@ static void finish_rows(const Block& block) {
     const bool nan = rows.poisoned[i] != 0;
     // The exponent's unit is log2 of a score: reference · exponent / log2(e) is the score itself.
     const float reference = rows.reference[i] * (plan.exponent == kLog2e ? 1.0f : fabsf(args.scale));
-    float* out = rows.out + i * rows.out_stride;
-    scale_row(out, rows.out_stride, nan ? NAN : sum > 0.0f ? 1.0f / sum : 0.0f);
-    const int64_t at = block.batch * args.out_strides[0] + block.index * args.out_strides[1] +
-                       (block.first + i) * args.out_strides[2];
-    from_floats(static_cast<char*>(args.out) + at * element_size(args.dtype), out, args.dtype, args.value_dim);
-    args.logsumexp[first_row + i] = nan ? NAN : sum > 0.0f ? reference + logf(sum) : -INFINITY;
+    const int64_t at =
+        block.batch * args.out_strides[0] + block.index * args.out_strides[1] + (block.first + i) * args.out_strides[2];
+    write_row(static_cast<char*>(args.out) + at * element_size(args.dtype), rows.out + i * rows.out_stride,
+              args.value_dim,
+              nan          ? NAN
+              : sum > 0.0f ? 1.0f / sum
+                           : 0.0f,
+              args.dtype);
+    args.logsumexp[first_row + i] = rows.poisoned[i] & kNan ? NAN
+                                    : nan                   ? INFINITY
+                                    : sum > 0.0f            ? reference + logf(sum)
+                                                            : -INFINITY;
     if (plan.counts) {
       const float dropped = reduce_add(load(rows.dropped + i * kWidth));
       args.kept_mass[first_row + i] = nan ? NAN : sum > 0.0f ? sum / (sum + dropped) : 1.0f;
@@ -312,8 +341,9 @@ static void run_block(const Plan& plan, const PackedHead& head, const Scratch& s
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1];
   const float query_bound =
       pack_queries(plan, element(args.query, at, args.dtype), first, block.count, scratch.queries);
-  const float largest = query_bound * head.key_bound * larger(1.0f, plan.multiplier) * static_cast<float>(args.head_dim);
-  block.careful = !head.finite || !(largest < kLargestScore);
+  const float largest =
+      query_bound * head.key_bound * larger(1.0f, plan.multiplier) * static_cast<float>(args.head_dim);
+  block.careful = plan.careful || !head.finite || !(largest < kLargestScore);
   if (!run_tiles(block)) {
     block.careful = true;
     run_tiles(block);

@@ -42,12 +42,12 @@ bool is_sound(const NMForwardArgs& args) {
   const bool sizes = args.batch >= 0 && args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
                      args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= kMaxDim &&
                      args.value_dim >= 1 && args.value_dim <= kMaxDim;
-  const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 &&
-                       args.sinks >= 0;
+  const bool pattern =
+      args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 && args.sinks >= 0;
   const bool dtypes = is_storage(args.dtype) &&
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
-  const bool counts = (args.kept_mass == nullptr) == (args.kept == nullptr) &&
-                      (args.kept == nullptr) == (args.allowed == nullptr);
+  const bool counts =
+      (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
   return sizes && pattern && dtypes && counts && scale && args.threads >= 1;
 }
@@ -86,7 +86,8 @@ double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_pa
   if (!runs(isa) || threads < 1 || !(seconds > 0)) return 0.0;
   kIsas[isa].fma_chains(200000);  // clocks up
   const auto start = std::chrono::steady_clock::now();
-  const auto length = std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
+  const auto length =
+      std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
   Peak peak = {kIsas[isa], start + length, {0}};
   dynattn::run_team(parallel, threads, run_peak, &peak);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

@@ -60,7 +60,8 @@ static PackedHead pack_head(const Job& job, int64_t head) {
 
   const int64_t first_step = turn * plan.pack_steps, end = first_step + plan.pack_steps;
   for (int64_t step = read(slot.packing); step < end;) {
-    if (!__atomic_compare_exchange_n(&slot.packing, &step, step + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) continue;
+    if (!__atomic_compare_exchange_n(&slot.packing, &step, step + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      continue;
     const int64_t first = (step - first_step) * plan.chunk_tiles;
     const int64_t last = smaller(first + plan.chunk_tiles, plan.tiles);
     bounds[(step - first_step) * 2] = pack_keys(plan, key, first, last, keys);
@@ -95,7 +96,7 @@ static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
   const int64_t rows = plan.block;
   Scratch s;
   s.queries = layouter.take<float>(rows * plan.args->head_dim + 2 * kWidth);
-  s.scores = layouter.take<float>(rows * plan.score_stride);
+  s.scores = layouter.take<float>(rows * plan.tile);
   s.choice = layouter.take<uint32_t>(rows * (kTile / 2 / kWidth));
   s.shared_bias = layouter.take<float>(plan.tile);
   s.bias = layouter.take<float>(int64_t{plan.rows} * plan.tile);

@@ -3,11 +3,11 @@
 
 #include "dynattn_cpu.h"
 
-#define DYNATTN_DECLARE(isa)                                                                \
-  namespace dynattn::isa {                                                                  \
-  int32_t nm_forward(const NMForwardArgs& args);                                            \
-  /* Runs `rounds` rounds of independent multiply-adds; returns how many operations. */     \
-  double fma_chains(int64_t rounds);                                                        \
+#define DYNATTN_DECLARE(isa)                                                            \
+  namespace dynattn::isa {                                                              \
+  int32_t nm_forward(const NMForwardArgs& args);                                        \
+  /* Runs `rounds` rounds of independent multiply-adds; returns how many operations. */ \
+  double fma_chains(int64_t rounds);                                                    \
   }
 
 DYNATTN_DECLARE(portable)

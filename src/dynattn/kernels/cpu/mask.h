@@ -28,7 +28,8 @@ static void mask_to_floats(const NMForwardArgs& args, const char* row, int64_t c
   } else if (stride == 1) {
     to_floats(to, row, args.mask_dtype, count);
   } else {
-    for (int64_t i = 0; i < count; i++) to_floats(to + i, element(row, i * stride, args.mask_dtype), args.mask_dtype, 1);
+    for (int64_t i = 0; i < count; i++)
+      to_floats(to + i, element(row, i * stride, args.mask_dtype), args.mask_dtype, 1);
   }
 }
 

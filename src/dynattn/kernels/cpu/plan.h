@@ -7,6 +7,8 @@
 // A choice among the members is then a few operations between vectors, and needs no shuffle.
 #pragma once
 
+#include <float.h>
+
 #include "dynattn_cpu.h"
 #include "simd.h"
 
@@ -22,8 +24,8 @@ constexpr int kPanel = 2;
 constexpr int kRowsWide = kRows / 2;  // with panels of 4 vectors, for 2:4
 constexpr int kPanelWide = 4;
 
-constexpr int kTile = 64;                                     // keys a tile; a multiple of 4 · kWidth
-constexpr int kMaxTile = 64 * kWidth;                         // generic patterns round up to whole groups and panels
+constexpr int kTile = 64;              // keys a tile; a multiple of 4 · kWidth
+constexpr int kMaxTile = 64 * kWidth;  // generic patterns round up to whole groups and panels
 constexpr int kMaxM = 32;
 constexpr int kMaxDim = 256;
 constexpr int kMaxChunk = 64 / kWidth > 8 ? 8 : 64 / kWidth;  // vectors of a value row that are worked on at a time
@@ -37,16 +39,17 @@ constexpr float kLog2e = 1.44269504088896341f;
 struct Plan {
   const NMForwardArgs* args;
   Layout layout;
-  int n, m;            // n == m is taken as 1 of 1
-  bool window;         // there are entries kept besides the choice
-  bool counts;         // kept mass, kept and allowed are asked for
-  bool generic;        // every tile goes by position, with the choice in memory
-  bool dense;          // every allowed entry is kept
-  int panel, rows;     // vectors a panel, rows a group
-  int tile;            // keys a tile
-  int block;           // rows a block, a multiple of rows
-  int score_stride;    // floats between the rows of a group's scores
+  int n, m;                       // n == m is taken as 1 of 1
+  bool window;                    // there are entries kept besides the choice
+  bool counts;                    // kept mass, kept and allowed are asked for
+  bool generic;                   // every tile goes by position, with the choice in memory
+  bool dense;                     // every allowed entry is kept
+  int panel, rows;                // vectors a panel, rows a group
+  int tile;                       // keys a tile
+  int block;                      // rows a block, a multiple of rows
   int64_t tiles, blocks, offset;  // offset: position of query 0 on the key axis
+
+  bool careful;  // forbidden scores must be told apart from low ones
 
   // The scores are (q · fold·k) · multiplier + bias, and a weight is 2^((score - max) · exponent).
   float fold, multiplier, exponent, floor, growth;
@@ -56,9 +59,9 @@ struct Plan {
   int chunk_tiles;      // tiles that one thread packs at a time
   int64_t pack_steps;
 
-  int key_of[kMaxTile];  // key of a position, within a tile
+  int key_of[kMaxTile];                    // key of a position, within a tile
   alignas(64) float key_number[kMaxTile];  // the same as a float
-  int value_of[kMaxTile];  // the same, in floats of a value chunk
+  int value_of[kMaxTile];                  // the same, in floats of a value chunk
 };
 
 DYNATTN_INLINE int64_t value_width(const Plan& plan) { return int64_t{plan.chunks} * plan.chunk * kWidth; }
@@ -67,13 +70,14 @@ static void plan_scores(Plan& plan) {
   const NMForwardArgs& args = *plan.args;
   const float size = fabsf(args.scale);
   const bool biased = args.mask != nullptr && args.mask_dtype != DYNATTN_BOOL;
-  // The choice is made on raw products where it can be; a negative scale turns the keys' sign, which is exact. So
-  // small a scale that its clamp would overflow is folded whole.
-  const bool fold_all = size * kLog2e < 0x1p-100f;
-  plan.fold = fold_all ? args.scale : (args.scale < 0 ? -1.0f : 1.0f);
-  plan.multiplier = biased && !fold_all ? size : 1.0f;
-  plan.exponent = biased || fold_all ? kLog2e : size * kLog2e;
-  plan.floor = -127.0f / plan.exponent;
+  // The choice is made on raw products where it can be; a negative scale turns the keys' sign, which is exact.
+  plan.fold = args.scale < 0 ? -1.0f : 1.0f;
+  plan.multiplier = biased ? size : 1.0f;
+  plan.exponent = biased ? kLog2e : size * kLog2e;
+  // So small an exponent that no float is far enough below the maximum to have weight 0, as forbidden scores must,
+  // is left to the careful variant.
+  plan.careful = plan.exponent < 0x1p-100f;
+  plan.floor = larger(-127.0f / plan.exponent, -FLT_MAX);
   plan.growth = 8.0f / plan.exponent;  // a row rescales when its maximum has grown by more than 2^8
 }
 
@@ -85,8 +89,7 @@ static void plan_values(Plan& plan) {
   const int64_t alignment = kWidth * sizeof(float);
   plan.value_in_place = args.dtype == DYNATTN_FLOAT32 && plan.chunks == 1 && args.value_dim % kWidth == 0 &&
                         args.value_strides[2] == args.value_dim && args.value_strides[0] % kWidth == 0 &&
-                        args.value_strides[1] % kWidth == 0 &&
-                        reinterpret_cast<uintptr_t>(args.value) % alignment == 0;
+                        args.value_strides[1] % kWidth == 0 && reinterpret_cast<uintptr_t>(args.value) % alignment == 0;
 }
 
 static void plan_positions(Plan& plan) {
@@ -113,7 +116,6 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
   const int groups = plan.m % plan.panel ? plan.panel : 1;  // whole groups that fill whole panels
   plan.tile = static_cast<int>(round_up(kTile, int64_t{plan.m} * kWidth * groups));
-  plan.score_stride = plan.layout == Layout::kPositions || plan.generic || plan.window ? plan.tile : kTile / 2;
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 

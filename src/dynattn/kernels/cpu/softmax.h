@@ -4,11 +4,11 @@
 // weights up to 2^8 do no harm, and nearly all tiles after the first pass without a rescaling.
 #pragma once
 
-#include <float.h>
-
 #include "plan.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
+
+enum Poison : uint8_t { kInfinite = 1, kNan = 2 };
 
 // What a block's rows have accumulated. Sums are kept by lane and added up at the end.
 struct RowStates {
@@ -20,7 +20,7 @@ struct RowStates {
   int64_t out_stride;
   int32_t* kept;
   int32_t* allowed;
-  uint8_t* poisoned;  // a score was NaN or +inf: the row's results are NaN
+  uint8_t* poisoned;  // kInfinite when a score was +inf, kNan when one was NaN: the row's output is NaN
 };
 
 static void scale_row(float* row, int64_t count, float factor) {
@@ -46,25 +46,32 @@ DYNATTN_INLINE void follow_maximum(const Plan& plan, const RowStates& rows, int6
   }
 }
 
-// kVectors scores become weights, in place; all of them are kept.
+// Scores of `count` rows, kVectors each, `stride` apart, become weights, in place; all of them are kept. The maxima
+// come first: in the second loop nothing is called, so that its constants stay in registers.
 template <int kVectors>
-DYNATTN_INLINE void weigh_row(const Plan& plan, const RowStates& rows, int64_t row, float* scores) {
-  Vec x[kVectors], largest = load(scores);
+static void weigh_rows(const Plan& plan, const RowStates& rows, int64_t first, int count, float* scores,
+                       int64_t stride) {
+  for (int r = 0; r < count; r++) {
+    Vec largest = load(scores + r * stride);
 #pragma GCC unroll 16
-  for (int i = 0; i < kVectors; i++) {
-    x[i] = load(scores + i * kWidth);
-    largest = max(largest, x[i]);
+    for (int i = 1; i < kVectors; i++) largest = max(largest, load(scores + r * stride + i * kWidth));
+    follow_maximum(plan, rows, first + r, largest);
   }
-  follow_maximum(plan, rows, row, largest);
-  const Vec reference = broadcast(rows.reference[row]), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
-  Vec sum = load(rows.sum + row * kWidth);
+  const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
+  const float* references = rows.reference + first;
+  float* sums = rows.sum + first * kWidth;
+  for (int r = 0; r < count; r++) {
+    const Vec reference = broadcast(references[r]);
+    Vec sum = load(sums + r * kWidth);
 #pragma GCC unroll 16
-  for (int i = 0; i < kVectors; i++) {
-    x[i] = exp2_scaled(sub(x[i], reference), exponent, floor);
-    store(scores + i * kWidth, x[i]);
-    sum = add(sum, x[i]);
+    for (int i = 0; i < kVectors; i++) {
+      float* at = scores + r * stride + i * kWidth;
+      const Vec weight = exp2_scaled(sub(load(at), reference), exponent, floor);
+      store(at, weight);
+      sum = add(sum, weight);
+    }
+    store(sums + r * kWidth, sum);
   }
-  store(rows.sum + row * kWidth, sum);
 }
 
 // Entries kept whatever the choice: keys between `low` and `high`, both excluded, and keys below `sinks`; counted
@@ -93,7 +100,8 @@ static void clean_row(const Plan& plan, const RowStates& rows, int64_t row, floa
     Vec x = load(scores + position);
     if (bias != nullptr) x = select(greater(least, load(bias + position)), broadcast(-INFINITY), x);
     const Mask finite = greater(infinity, x);
-    if (bits(finite) != all) rows.poisoned[row] = 1;
+    const uint32_t numbers = bits(greater(x, least)) | bits(greater(largest, x));  // NaN is neither
+    if (bits(finite) != all) rows.poisoned[row] |= numbers == all ? kInfinite : kNan;
     store(scores + position, select(finite, x, largest));
   }
 }
@@ -108,7 +116,8 @@ static void choose_row(const Plan& plan, const RowStates& rows, int64_t row, flo
   for (int i = kWidth; i < plan.tile; i += kWidth) largest = max(largest, load(scores + i));
   follow_maximum(plan, rows, row, largest);
 
-  const Vec reference = broadcast(rows.reference[row]), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
+  const Vec reference = broadcast(rows.reference[row]), exponent = broadcast(plan.exponent),
+            floor = broadcast(plan.floor);
   const Vec one = broadcast(1.0f), wanted = broadcast(static_cast<float>(plan.n));
   Vec sum = load(rows.sum + row * kWidth), dropped = load(rows.dropped + row * kWidth);
   for (int start = 0; start < plan.tile; start += m * kWidth) {
@@ -130,7 +139,7 @@ static void choose_row(const Plan& plan, const RowStates& rows, int64_t row, flo
       const Vec weight = exp2_scaled(sub(x, reference), exponent, floor);
       sum = add(sum, select(keep, weight, zero()));
       if (plan.counts) {
-        dropped = add(dropped, select(keep, zero(), weight));
+        dropped = add(dropped, select(keep, zero(), select(allowed, weight, zero())));
         rows.kept[row] += __builtin_popcount(bits(keep));
         rows.allowed[row] += __builtin_popcount(bits(allowed));
       }

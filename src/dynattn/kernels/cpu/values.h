@@ -7,8 +7,8 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 // One survivor of each of kR rows: lane `lane` + kLane of a vector.
 template <int kBits, int kChunk, int kR, int kLane>
-DYNATTN_INLINE void add_survivors(Vec acc[kR][kChunk], const Vec four[kR], const uint64_t places[kR],
-                                  const float* base, int lane) {
+DYNATTN_INLINE void add_survivors(Vec acc[kR][kChunk], const Vec four[kR], const uint64_t places[kR], const float* base,
+                                  int lane) {
   constexpr int kM = 1 << kBits, kWidthOf = kChunk * kWidth;
   lane += kLane;
 #pragma GCC unroll 16

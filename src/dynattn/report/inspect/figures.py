@@ -34,7 +34,6 @@ def kept_mass_grid(heads: list[Head]) -> Figure:
         grid[layers.index(h.layer), h.head] = h.kept_mass
     figure, axes = new_figure(7.0, 1.0 + 0.3 * len(layers))
     image = axes.imshow(grid.numpy(), aspect="auto", cmap="YlGnBu_r", vmax=1.0, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="kept mass", fraction=0.05, pad=0.02).outline.set_visible(False)
     low, high = image.get_clim()
     for (row, column), value in ((index, float(grid[index])) for index in _indices(grid)):
         dark = value < low + 0.45 * (high - low)

@@ -41,8 +41,8 @@ def page(found: Inspection) -> str:
 
 
 _DROPPED_NOTE = (
-    "Means over all layers and heads. Received: dense attention that a token gets as a key, in units of what it would "
-    "get if all keys were equal. Lost: the part of it that is dropped. Kept by: share of the queries that keep it."
+    "Means over all layers and heads. Received: dense attention that a token gets as a key, summed over the queries "
+    "(1 on average). Lost: the part of it that is dropped. Kept by: share of the queries, among those that may see it."
 )
 
 
@@ -98,7 +98,7 @@ def _theory(found: Inspection) -> str:
         + table(("choice", "kept mass", "what it is"), rows)
         + "<p>Real scores are not independent Gaussian draws, in two ways that the shuffled keys tell apart. "
         f"Their shape: rows differ in spread, and a few keys stand far above the rest ({shape:+.3f} from theory to "
-        "shuffled). Their place: large scores stand side by side, or far apart, and those in one group compete "
+        "shuffled). Their place: large scores that stand side by side are in one group and compete "
         f"({place:+.3f} from shuffled to real).</p>" + (_band_note(method) if method.window or method.sinks else "")
     )
 
