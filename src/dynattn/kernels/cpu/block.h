@@ -276,15 +276,16 @@ static bool run_tiles(const Block& block) {
 }
 
 static bool run_tiles(const Block& block) {
+  const bool single = block.plan.rows == 1;
   switch (block.plan.layout) {
     case Layout::kOneOfTwo:
-      return run_tiles<kRows, kPanel, 1>(block);
+      return single ? run_tiles<1, kPanel, 1>(block) : run_tiles<kRows, kPanel, 1>(block);
     case Layout::kTwoOfFour:
-      return run_tiles<kRowsWide, kPanelWide, 2>(block);
+      return single ? run_tiles<1, kPanelWide, 2>(block) : run_tiles<kRowsWide, kPanelWide, 2>(block);
     case Layout::kPositions:
       break;
   }
-  return run_tiles<kRows, kPanel, 0>(block);
+  return single ? run_tiles<1, kPanel, 0>(block) : run_tiles<kRows, kPanel, 0>(block);
 }
 
 // factor · row in the caller's dtype. float32 goes out in one pass; the last vector of a row may be a part.

@@ -114,6 +114,7 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
   plan.panel = plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
+  if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
   const int groups = plan.m % plan.panel ? plan.panel : 1;  // whole groups that fill whole panels
   plan.tile = static_cast<int>(round_up(kTile, int64_t{plan.m} * kWidth * groups));
   plan.offset = args.kv_len - args.q_len;
