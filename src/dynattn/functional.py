@@ -24,8 +24,8 @@ class Aux(NamedTuple):
             for float64 inputs); -inf for a row with nothing allowed. Differentiable. With it, results over parts of
             the keys merge exactly.
         kept_mass: the dense softmax weight that the kept entries hold, between 0 and 1, (batch, heads, q_len). The
-            output's error is at most ``(1 - kept_mass) · diameter of V``; at least N/M where groups are full and
-            unmasked. 1 for a row with nothing allowed. Carries no gradient.
+            output's error is at most ``(1 - kept_mass) · diameter of V``; never below N/M. 1 for a row with nothing
+            allowed. Carries no gradient.
         density: kept pairs over allowed pairs, measured, (batch, heads), float32; 1 where nothing is allowed.
     """
 

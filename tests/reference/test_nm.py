@@ -84,6 +84,13 @@ def test_masked_keys_never_win_and_tails_keep_what_they_have() -> None:
     assert reference.choose(s.view(1, 1, 1, 5), NM(2, 4)).flatten().tolist() == [False, True, False, False, True]
 
 
+def test_kept_mass_of_rows_under_the_lowest_bias() -> None:
+    """Scores so low that a difference of logarithms loses the mass: all are equal, so N of M hold N/M of it."""
+    query, key, value = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    bias = torch.full((4, 4), torch.finfo(torch.float32).min)
+    assert torch.equal(reference.forward(query, key, value, NM(1, 2), bias).kept_mass, torch.full((1, 1, 4), 0.5))
+
+
 def test_nan_is_kept_and_reaches_only_its_rows() -> None:
     query, key, value = torch.randn(3, 1, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind()
     key[0, 0, 1, 0] = math.nan  # every query scores key 1 as NaN

@@ -120,13 +120,15 @@ def _cpu_cannot(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}"
     if problem.dtype not in _KERNEL_DTYPES:
         return f"the kernels take float32, bfloat16 and float16, not {_short(problem.dtype)}"
+    if torch.compiler.is_compiling():  # a tracer cannot look for the library; the operator does, when it runs
+        return None
     return cpu.unavailable_reason()
 
 
 def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
     def cannot(problem: Problem) -> str | None:
         reason = _cpu_cannot(problem)
-        if reason is None and not cpu.isa_available(isa):
+        if reason is None and not torch.compiler.is_compiling() and not cpu.isa_available(isa):
             return f"this processor does not run {isa}"
         return reason
 

@@ -130,13 +130,14 @@ def forward(
     weights = _softmax(s, kept)
     v = _per_head(value, query.shape[1]).to(s.dtype)
     logsumexp = s.masked_fill(~kept, -math.inf).logsumexp(-1)
-    kept_mass = (logsumexp - s.logsumexp(-1)).exp().where((s != -math.inf).any(-1), 1.0)
+    allowed = s != -math.inf
+    kept_mass = _softmax(s, allowed).where(kept, 0.0).sum(-1).where(allowed.any(-1), 1.0)
     return Forward(
         _weighted_sum(weights, kept, v).to(query.dtype),
         logsumexp,
         kept_mass,
         kept.sum(-1, dtype=torch.int32),
-        (s != -math.inf).sum(-1, dtype=torch.int32),
+        allowed.sum(-1, dtype=torch.int32),
     )
 
 

@@ -1,5 +1,223 @@
-"""Placeholder until the loader stands here."""
-def unavailable_reason(): return "the CPU library is not built"
-def isa_available(name): return False
-def best_isa(): return "portable"
-def nm_forward(*a, **k): raise RuntimeError("not built")
+"""The fused C++ kernels, called through ctypes.
+
+The library stands beside this file, where the build installs it, and is loaded at its first use. It takes plain
+pointers and strides (``dynattn_cpu.h``), so one build serves every version of torch and Python. Its loops run on
+torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenMP runtime that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_OUT_OF_MEMORY = 2
+_ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
+
+_Strides3 = ctypes.c_int64 * 3
+_Strides4 = ctypes.c_int64 * 4
+
+
+class _NMForwardArgs(ctypes.Structure):
+    """``NMForwardArgs`` of dynattn_cpu.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
+        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed")),
+        *((name, _Strides3) for name in ("query_strides", "key_strides", "value_strides", "out_strides")),
+        ("mask_strides", _Strides4),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len")),
+        *((name, ctypes.c_int64) for name in ("head_dim", "value_dim")),
+        ("parallel", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("dtype", "mask_dtype", "n", "m", "window", "sinks", "causal")),
+        *((name, ctypes.c_int32) for name in ("isa", "threads")),
+    )
+
+
+def nm_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    kept_mass: Tensor | None,
+    kept: Tensor | None,
+    allowed: Tensor | None,
+    *,
+    n: int,
+    m: int,
+    window: int,
+    sinks: int,
+    causal: bool,
+    scale: float,
+    isa: str,
+) -> None:
+    """N:M attention, forward, into tensors that the caller gives. Checks nothing.
+
+        out = softmax(scale · QKᵀ + mask, over the pairs that N:M keeps) V
+
+    Args:
+        query: (batch, heads, q_len, head_dim), float32, bfloat16 or float16; last dimension contiguous, as in all.
+        key: (batch, kv_heads, kv_len, head_dim).
+        value: (batch, kv_heads, kv_len, value_dim).
+        mask: expanded to (batch, heads, q_len, kv_len), any strides; bool, float32, bfloat16 or float16; or None.
+        out: (batch, heads, q_len, value_dim), dtype of ``query``.
+        logsumexp: (batch, heads, q_len), float32, contiguous.
+        kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
+        n, m, window, sinks: as :class:`dynattn.NM` has them.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores, finite and not 0.
+        isa: ``avx512``, ``avx2`` or ``portable``.
+
+    Raises:
+        ImportError: the library is not there.
+        MemoryError: no memory for the packed keys.
+        RuntimeError: the library refused; the text says why.
+
+    Source: arXiv:2203.00091.
+    """
+    batch, heads, q_len, head_dim = query.shape
+    _, kv_heads, kv_len, value_dim = value.shape
+    args = _NMForwardArgs(
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        None if mask is None else mask.data_ptr(),
+        out.data_ptr(),
+        logsumexp.data_ptr(),
+        None if kept_mass is None else kept_mass.data_ptr(),
+        None if kept is None else kept.data_ptr(),
+        None if allowed is None else allowed.data_ptr(),
+        query.stride()[:3],
+        key.stride()[:3],
+        value.stride()[:3],
+        out.stride()[:3],
+        (0, 0, 0, 0) if mask is None else mask.stride(),
+        batch,
+        heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_dim,
+        value_dim,
+        _parallel(),
+        scale,
+        _DTYPES[query.dtype],
+        0 if mask is None else _DTYPES[mask.dtype],
+        n,
+        m,
+        window,
+        sinks,
+        causal,
+        _ISAS[isa],
+        torch.get_num_threads(),
+    )
+    status = _library().dynattn_nm_forward(args)
+    if status != 0:
+        _raise(status)
+
+
+def is_available() -> bool:
+    """True where the library is there and loads."""
+    return unavailable_reason() is None
+
+
+@cache
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot run, or None where they can."""
+    try:
+        _library()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@cache
+def best_isa() -> str:
+    """The fastest instruction set that the library holds and this processor runs."""
+    best = _library().dynattn_best_isa()
+    return next(name for name, code in _ISAS.items() if code == best)
+
+
+@cache
+def isa_available(name: str) -> bool:
+    """True where the library holds kernels for ``name`` and this processor runs them."""
+    return name in _ISAS and is_available() and bool(_library().dynattn_isa_available(_ISAS[name]))
+
+
+def fma_peak(isa: str, threads: int, seconds: float) -> float:
+    """Floating-point operations a second that multiply-adds reach at best: the roofline, measured.
+
+    Args:
+        isa: ``avx512``, ``avx2`` or ``portable``.
+        threads: threads to run, at least 1.
+        seconds: how long to measure.
+
+    Returns:
+        Operations a second, a multiply-add counted as two; 0 where the processor does not run ``isa``.
+    """
+    return _library().dynattn_fma_peak(_ISAS[isa], threads, seconds, _parallel())
+
+
+def _raise(status: int) -> None:
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError("nm_forward: no memory for the packed keys and values; use a smaller batch or free memory")
+    raise RuntimeError(f"nm_forward: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
+
+
+def _library_path() -> Path:
+    return Path(__file__).parent / "libdynattn_cpu.so"
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = _library_path()
+    if not path.exists():
+        raise ImportError(
+            f"dynattn: the compiled kernels are missing: {path.name} is not in {path.parent}; install dynattn with "
+            "`pip install .` where GCC or Clang is present"
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
+        ) from error
+    library.dynattn_nm_forward.argtypes = [ctypes.POINTER(_NMForwardArgs)]
+    library.dynattn_nm_forward.restype = ctypes.c_int32
+    library.dynattn_isa_available.argtypes = [ctypes.c_int32]
+    library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
+    library.dynattn_fma_peak.restype = ctypes.c_double
+    return library
+
+
+@cache
+def _parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded; None where there is none to be found.
+
+    A runtime of our own would be a second pool of threads, which spins against torch's for the same cores.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    bundled = [
+        str(path)
+        for pattern in ("libgomp*.so*", "libomp*.so*", "libiomp*.so*")
+        for path in (Path(str(torch.__file__)).parent / "lib").glob(pattern)
+    ]
+    for name in (*bundled, "libgomp.so.1", "libomp.so", "libiomp5.so"):
+        try:  # RTLD_NOLOAD: only a runtime that is in this process already
+            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:
+            continue
+        if hasattr(runtime, "GOMP_parallel"):
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    return None

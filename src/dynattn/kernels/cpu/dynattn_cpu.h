@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#define DYNATTN_API __attribute__((visibility("default")))
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -22,21 +24,21 @@ typedef void (*dynattn_parallel_fn)(void (*body)(void*), void* data, unsigned th
 // N:M attention, forward. Strides count elements; the last dimension of every tensor is contiguous,
 // except the mask's, whose strides may all be 0 (broadcast). A stride of 0 is valid anywhere on an input.
 typedef struct {
-  const void* query;      // [batch, heads, q_len, head_dim]
-  const void* key;        // [batch, kv_heads, kv_len, head_dim]
-  const void* value;      // [batch, kv_heads, kv_len, value_dim]
-  const void* mask;       // [batch, heads, q_len, kv_len] seen through its strides, or NULL
-  void* out;              // [batch, heads, q_len, value_dim], in dtype
-  float* logsumexp;       // [batch, heads, q_len] contiguous, natural log, over kept entries
-  float* kept_mass;       // [batch, heads, q_len] contiguous, or NULL when not asked for
-  int32_t* kept;          // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
-  int32_t* allowed;       // [batch, heads, q_len] contiguous: pairs allowed, or NULL
+  const void* query;  // [batch, heads, q_len, head_dim]
+  const void* key;    // [batch, kv_heads, kv_len, head_dim]
+  const void* value;  // [batch, kv_heads, kv_len, value_dim]
+  const void* mask;   // [batch, heads, q_len, kv_len] seen through its strides, or NULL
+  void* out;          // [batch, heads, q_len, value_dim], in dtype
+  float* logsumexp;   // [batch, heads, q_len] contiguous, natural log, over kept entries
+  float* kept_mass;   // [batch, heads, q_len] contiguous, or NULL when not asked for
+  int32_t* kept;      // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
+  int32_t* allowed;   // [batch, heads, q_len] contiguous: pairs allowed, or NULL
 
   int64_t query_strides[3];  // batch, head, length
   int64_t key_strides[3];
   int64_t value_strides[3];
   int64_t out_strides[3];
-  int64_t mask_strides[4];   // batch, head, query, key
+  int64_t mask_strides[4];  // batch, head, query, key
 
   int64_t batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim;
 
@@ -47,20 +49,20 @@ typedef struct {
   int32_t mask_dtype;  // bool (true = may be attended) or float32/bfloat16/float16 (added to the scores)
   int32_t n, m;
   int32_t window, sinks;
-  int32_t causal;      // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
-  int32_t isa;         // one of DYNATTN_ISA_*
-  int32_t threads;     // at most this many
+  int32_t causal;   // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
+  int32_t isa;      // one of DYNATTN_ISA_*
+  int32_t threads;  // at most this many
 } NMForwardArgs;
 
-int32_t dynattn_nm_forward(const NMForwardArgs* args);
+DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
 // The fastest instruction set that this library holds and this processor runs.
-int32_t dynattn_best_isa(void);
-int32_t dynattn_isa_available(int32_t isa);
+DYNATTN_API int32_t dynattn_best_isa(void);
+DYNATTN_API int32_t dynattn_isa_available(int32_t isa);
 
 // Multiply-add peak of `threads` threads, in floating-point operations per second, measured over about
 // `seconds`: the roofline that `dynattn bench` draws.
-double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel);
+DYNATTN_API double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,1 @@
+"""Benchmarks: cases as data, interleaved timing, the machine's roofline, and the record of a run."""

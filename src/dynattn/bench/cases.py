@@ -1,0 +1,236 @@
+"""What is timed: workloads as data, with the arithmetic and the bytes that each one needs.
+
+    pairs       = Σ_i allowed keys of query i                                (of one head)
+    dense FLOPs = heads · pairs · (2 · head_dim + 2 · head_dim)              (QKᵀ and PV, a multiply-add is 2)
+    true FLOPs  = heads · (pairs · 2 · head_dim + kept pairs · 2 · head_dim)
+    bytes       = query, key, value and output, each moved once
+
+The exponentials and the choice are not counted, as is the custom; so the share of peak that a kernel reaches on its
+true FLOPs says how well it runs, and its dense FLOPs over its time how much it does for the user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynattn.methods.nm import NM
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_GRID = 4  # queries and keys are multiples of 1/4, so that scores are exact in every dtype and the choice is too
+_CLIP = 4.0  # and no larger than this: 16 steps take 5 bits, bfloat16 has 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One attention problem, whatever solves it.
+
+    Args:
+        heads: query heads.
+        q_len: queries.
+        head_dim: of query, key and value.
+        batch: sequences.
+        kv_heads: heads of key and value; 0 for ``heads``.
+        kv_len: keys; 0 for ``q_len``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        causal: forbid keys after the query; needs ``q_len == kv_len``, where PyTorch's alignment is ours.
+        layout: order in memory. ``bhld`` is contiguous (batch, heads, length, head_dim); ``blhd`` is a transposed view
+            of (batch, length, heads, head_dim), what a model's projection gives.
+
+    Raises:
+        ValueError: a size, dtype or layout that cannot be.
+    """
+
+    heads: int
+    q_len: int
+    head_dim: int
+    batch: int = 1
+    kv_heads: int = 0
+    kv_len: int = 0
+    dtype: str = "float32"
+    causal: bool = False
+    layout: Literal["bhld", "blhd"] = "bhld"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "kv_len", self.kv_len or self.q_len)
+        sizes = (self.batch, self.heads, self.kv_heads, self.q_len, self.kv_len, self.head_dim)
+        if min(sizes) < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"Workload: sizes must be positive and heads a multiple of kv_heads: got {self}")
+        if self.dtype not in DTYPES or self.layout not in ("bhld", "blhd"):
+            raise ValueError(f"Workload: dtype must be one of {', '.join(DTYPES)}, layout bhld or blhd: got {self}")
+        if self.causal and self.q_len != self.kv_len:
+            raise ValueError(f"Workload: causal needs q_len == kv_len, since PyTorch aligns otherwise: got {self}")
+
+    @property
+    def label(self) -> str:
+        """Short and unique within a suite: ``12×2048×64 causal``."""
+        heads = str(self.batch * self.heads)
+        heads += f"/{self.batch * self.kv_heads}" if self.kv_heads != self.heads else ""
+        length = str(self.q_len) if self.q_len == self.kv_len else f"{self.q_len}→{self.kv_len}"
+        words = [f"{heads}×{length}×{self.head_dim}"]
+        words += ["causal"] if self.causal else []
+        words += [{"bfloat16": "bf16", "float16": "fp16"}[self.dtype]] if self.dtype != "float32" else []
+        words += ["transposed"] if self.layout == "blhd" else []
+        return " ".join(words)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of query and key that may attend, of one head."""
+        return sum(self._allowed(i) for i in range(self.q_len))
+
+    @property
+    def dense_flops(self) -> int:
+        """Of dense attention."""
+        return self.batch * self.heads * self.pairs * 4 * self.head_dim
+
+    @property
+    def bytes(self) -> int:
+        """Query, key, value and output, each moved once."""
+        rows = 2 * self.heads * self.q_len + 2 * self.kv_heads * self.kv_len
+        return self.batch * rows * self.head_dim * DTYPES[self.dtype].itemsize
+
+    def kept_pairs(self, method: NM) -> float:
+        """Pairs that ``method`` keeps, of one head.
+
+        Exact without window and sinks. With them, the choice overlaps the band as often as chance has it: the mean
+        over scores that are exchangeable.
+        """
+        n, m = method.n, method.m
+        kept = sum(n * (a // m) + min(n, a % m) for a in map(self._allowed, range(self.q_len)))
+        band = sum(self._band(i, method) for i in range(self.q_len))
+        return kept + (1 - n / m) * band
+
+    def flops(self, method: NM) -> float:
+        """Of ``method``: the whole QKᵀ, and PV for the kept pairs."""
+        return self.batch * self.heads * 2 * self.head_dim * (self.pairs + self.kept_pairs(method))
+
+    def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, drawn from a normal distribution.
+
+        Queries and keys are rounded to a grid on which every score is exact, whatever the order of the sum: then
+        two right kernels choose the same pairs, ties included, and their results can be compared.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        query = self._draw(self.heads, self.q_len, generator)
+        key = self._draw(self.kv_heads, self.kv_len, generator)
+        value = self._draw(self.kv_heads, self.kv_len, generator)
+        return _to_grid(query), _to_grid(key), value
+
+    def _allowed(self, i: int) -> int:
+        return i + 1 if self.causal else self.kv_len
+
+    def _band(self, i: int, method: NM) -> int:
+        """Allowed keys in the window or among the sinks of query i."""
+        allowed, position = self._allowed(i), i + self.kv_len - self.q_len
+        sinks = min(method.sinks, allowed)
+        start = min(max(position - method.window + 1, sinks), allowed)
+        end = min(max(position + method.window, start), allowed) if method.window else start
+        return sinks + end - start
+
+    def _draw(self, heads: int, length: int, generator: torch.Generator) -> Tensor:
+        if self.layout == "blhd":
+            x = torch.randn(self.batch, length, heads, self.head_dim, generator=generator).transpose(1, 2)
+        else:
+            x = torch.randn(self.batch, heads, length, self.head_dim, generator=generator)
+        return x.to(DTYPES[self.dtype])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload and the method that solves it."""
+
+    workload: Workload
+    method: NM
+
+    @property
+    def flops(self) -> float:
+        """What the method needs."""
+        return self.workload.flops(self.method)
+
+    @property
+    def dense_flops(self) -> int:
+        """What dense attention needs for the same."""
+        return self.workload.dense_flops
+
+    @property
+    def bytes(self) -> int:
+        """Moved at least once."""
+        return self.workload.bytes
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte: where the case stands on the roofline."""
+        return self.flops / self.bytes
+
+
+def suite(name: str) -> tuple[Case, ...]:
+    """The cases of a named suite; those of one workload stand together and are timed together.
+
+    Args:
+        name: one of :func:`suites`.
+
+    Raises:
+        ValueError: no suite has this name.
+    """
+    if name not in _SUITES:
+        raise ValueError(f"suite: name must be one of {', '.join(_SUITES)}: got {name!r}")
+    return tuple(Case(workload, method) for workload, methods in _SUITES[name] for method in methods)
+
+
+def suites() -> tuple[str, ...]:
+    """Names of the suites."""
+    return tuple(_SUITES)
+
+
+def _to_grid(x: Tensor) -> Tensor:
+    return ((x * _GRID).round() / _GRID).clamp(-_CLIP, _CLIP)
+
+
+_METHODS = (NM(1, 1), NM(1, 2), NM(2, 4))
+_WINDOW = NM(1, 2, window=64, sinks=4)
+_MAIN = ((48, 384, 64), (48, 512, 64), (24, 1024, 64), (12, 2048, 64), (6, 4096, 64), (12, 512, 32), (12, 1024, 128))
+
+
+def _targets() -> list[tuple[Workload, tuple[NM, ...]]]:
+    both = [Workload(*shape, causal=causal) for shape in _MAIN for causal in (False, True)]
+    return [
+        (workload, (*_METHODS, _WINDOW) if workload.q_len == 2048 else _METHODS)
+        for workload in both
+        if workload.q_len >= 1024 or not workload.causal
+    ]
+
+
+_BERT = Workload(batch=4, heads=12, q_len=512, head_dim=64)  # a BERT-base layer
+_LLAMA = Workload(heads=32, kv_heads=8, q_len=1024, head_dim=128, causal=True)  # a Llama-3-8B layer
+
+_SUITES: dict[str, list[tuple[Workload, tuple[NM, ...]]]] = {
+    "targets": _targets(),
+    "small": [
+        (Workload(heads, length, 64, causal=causal), _METHODS)
+        for heads in (1, 12)
+        for length in (64, 128, 256, 384)
+        for causal in (False, True)
+    ],
+    # the paper's shapes, batch 48 and 24 there: a CPU needs no more than 2 and 1 to be full
+    "paper": [
+        (Workload(batch=1 if length == 4096 else 2, heads=4, q_len=length, head_dim=64), _METHODS)
+        for length in (256, 512, 1024, 2048, 4096)
+    ],
+    "dtypes": [
+        (replace(Workload(12, length, 64), dtype=dtype), _METHODS)
+        for length in (512, 2048)
+        for dtype in ("float32", "bfloat16", "float16")
+    ],
+    "layout": [
+        (replace(workload, layout=layout), _METHODS) for workload in (_BERT, _LLAMA) for layout in ("bhld", "blhd")
+    ],
+    "decode": [
+        (Workload(heads=32, kv_heads=kv_heads, q_len=1, kv_len=kv_len, head_dim=128), _METHODS)
+        for kv_heads in (32, 8)
+        for kv_len in (1024, 8192)
+    ],
+}

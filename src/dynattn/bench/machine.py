@@ -1,0 +1,94 @@
+"""What a figure was taken on: without it, a time says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dynattn
+from dynattn.kernels import cpu
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
+
+
+def machine() -> dict[str, Any]:
+    """The machine, the versions and the settings that decide speed.
+
+    Returns:
+        A dictionary that JSON can hold: processor, cores (usable by this process), instruction sets, caches of one
+        core, memory in GB, operating system, versions, threads, load (of the machine, last minute) and the UTC date.
+        A key whose value cannot be found on this system is None.
+    """
+    return {
+        "processor": _processor(),
+        "architecture": platform.machine(),
+        "cores": _cores(),
+        "isa": cpu.best_isa() if cpu.unavailable_reason() is None else None,
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "caches": _caches(),
+        "memory_gb": _memory_gb(),
+        "os": f"{platform.system()} {platform.release()}",
+        "virtual": "hypervisor" in _cpuinfo().get("flags", "").split() if _CPUINFO.exists() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dynattn": dynattn.__version__,
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def describe(machine: dict[str, Any]) -> str:
+    """One line for the head of a table."""
+    isa = machine["isa"] or "no kernel"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {isa}; "
+        f"torch {machine['torch']}, dynattn {machine['dynattn']}; {machine['os']}, Python {machine['python']}; "
+        f"{machine['date']}"
+    )
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty elsewhere than on Linux."""
+    if not _CPUINFO.exists():
+        return {}
+    first = _CPUINFO.read_text().split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _processor() -> str:
+    info = _cpuinfo()
+    name = info.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in info:  # virtual machines often hide the name; family and model give the microarchitecture
+        name += f" (family {info['cpu family']}, model {info['model']})"
+    return name
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _caches() -> dict[str, str] | None:
+    """For example ``{"L1d": "32K", "L1i": "32K", "L2": "1024K", "L3": "32768K"}``."""
+    caches = {}
+    for index in sorted(_CACHES.glob("index*")):
+        level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
+        suffix = {"Data": "d", "Instruction": "i"}.get(kind, "")
+        caches[f"L{level}{suffix}"] = (index / "size").read_text().strip()
+    return caches or None
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, OSError, ValueError):  # no sysconf on Windows
+        return None

@@ -1,0 +1,43 @@
+"""A record as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+
+from dynattn.bench import plots
+from dynattn.bench.machine import describe
+from dynattn.bench.record import Record
+from dynattn.bench.table import COLUMNS, NOTE, NOTE_MORE, cells, limits, mistakes, warning
+from dynattn.report.page import Section, render, svg, table
+
+
+def page(record: Record) -> str:
+    """The page: speed-ups, shares of the machine's peak, every figure, the machine."""
+    sections = [
+        Section(
+            "Speed-up over scaled_dot_product_attention",
+            f"<figure>{svg(plots.speedups(record), 'Speed-up of each function over SDPA, by workload')}</figure>",
+            "Medians of the ratios within each round; the lines on the bars are quartiles. A workload is named by "
+            "batch · heads × length × head_dim.",
+        )
+    ]
+    if record.roofline.flops is not None:
+        shares = svg(plots.shares_of_peak(record), "Share of the multiply-add peak, by workload")
+        sections.append(
+            Section(
+                "Share of the machine's peak", f"<figure>{shares}</figure>", f"Measured: {limits(record.roofline)}."
+            )
+        )
+    lines = [*mistakes(record), *filter(None, [warning(record)])]
+    warned = "".join(f'<p class="bad">{html.escape(line)}</p>' for line in lines)
+    sections += [
+        Section(
+            "Figures",
+            warned + table(COLUMNS, [cells(record, result) for result in record.results]),
+            f"{NOTE} {NOTE_MORE}",
+        ),
+        Section(
+            "Machine", f"<p>{html.escape(describe(record.machine))}</p><p>{html.escape(limits(record.roofline))}</p>"
+        ),
+    ]
+    return render("Attention kernels", f"Suite {record.suite} on {record.machine['processor']}", sections)

@@ -1,0 +1,100 @@
+"""The record of a run: what was timed, on what, with every sample; to a JSON file and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynattn.bench.cases import Workload
+from dynattn.bench.check import Check
+from dynattn.bench.peers import SDPA
+from dynattn.bench.roofline import Roofline
+from dynattn.bench.timing import Spread, Timing
+
+
+@dataclass(frozen=True)
+class Result:
+    """One function on one workload.
+
+    Attributes:
+        workload: the problem.
+        function: ``sdpa``, ``unfused`` or the short name of a method.
+        backend: what ran: ``torch`` for the peers, else the backend of :func:`dynattn.explain`.
+        flops: what the function needs; ``dense_flops`` what dense attention needs for the same.
+        dense_flops: see ``flops``.
+        bytes: moved at least once.
+        check: was the result right.
+        timing: None where it was not.
+    """
+
+    workload: Workload
+    function: str
+    backend: str
+    flops: float
+    dense_flops: float
+    bytes: int
+    check: Check
+    timing: Timing | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run.
+
+    Attributes:
+        suite: name of the suite.
+        machine: see :func:`dynattn.bench.machine.machine`.
+        roofline: the machine's measured limits.
+        results: in the order of the run.
+        format: of the file; raised when a field changes its meaning.
+    """
+
+    suite: str
+    machine: dict[str, Any]
+    roofline: Roofline
+    results: tuple[Result, ...] = field(default=())
+    format: int = 1
+
+    def by_workload(self) -> dict[Workload, dict[str, Result]]:
+        """Results by workload and function."""
+        groups: dict[Workload, dict[str, Result]] = {}
+        for result in self.results:
+            groups.setdefault(result.workload, {})[result.function] = result
+        return groups
+
+    def speedup(self, workload: Workload, function: str, baseline: str = SDPA) -> Spread | None:
+        """How many times as fast as the baseline; None where either was not timed."""
+        group = self.by_workload().get(workload, {})
+        timings = [group[name].timing if name in group else None for name in (function, baseline)]
+        own, base = timings
+        return own.speedup(base) if own is not None and base is not None else None
+
+    def share_of_peak(self, result: Result) -> float | None:
+        """FLOPs a second that the function needs, over the machine's; None where either was not measured."""
+        if result.timing is None or self.roofline.flops is None:
+            return None
+        return result.flops / result.timing.median / self.roofline.flops
+
+
+def save(record: Record, path: Path) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_adapter().dump_json(record, indent=1) + b"\n")
+
+
+def load(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        ValueError: the file is not a record.
+    """
+    return _adapter().validate_json(path.read_bytes())
+
+
+def _adapter() -> Any:
+    try:
+        from pydantic import TypeAdapter
+    except ImportError as error:
+        raise ImportError("dynattn.bench: records need pydantic; pip install 'dynattn[cli]'") from error
+    return TypeAdapter(Record)

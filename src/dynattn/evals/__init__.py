@@ -1,0 +1,1 @@
+"""Quality on real models and real data that packages carry, so that nothing else needs to be downloaded."""

@@ -1,0 +1,224 @@
+"""The comparison itself: load, evaluate, time, look, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynattn.bench.machine import machine
+from dynattn.evals.compare import memory, speed
+from dynattn.evals.compare.kept import kept
+from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, TaskResult
+from dynattn.evals.compare.statistics import quality
+from dynattn.evals.models import Kind, Pretrained, load
+from dynattn.evals.tasks import Prepared, Task, default, find
+from dynattn.evals.tasks.texts import read
+from dynattn.methods import Method, parse
+
+Stage = Callable[[str, int], Callable[[], None]]
+"""Told of a stage by its title and number of steps; returns what to call after each step."""
+
+# The window takes away most of what N:M loses without training. Where texts are short a narrow one does; a causal
+# model leans on its nearest keys more, and on its first few.
+_WINDOWED: dict[Kind, str] = {
+    "encoder": "nm-1-2-w16-s1",
+    "decoder": "nm-1-2-w64-s4",
+    "vision": "nm-1-2-w16-s1",
+    "speech": "nm-1-2-w16-s1",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare.
+
+    Args:
+        model: a name that :func:`dynattn.evals.models.load` takes.
+        methods: short names; empty for dense by the project's own kernel, 2:4, 1:2, and 1:2 with a window.
+        tasks: names; empty for those that fit the model.
+        items: of each task; None for the task's default.
+        tokens: of each text; None for the task's default.
+        text: the user's own texts in place of the task's, see :func:`dynattn.evals.tasks.texts.read`.
+        batch: items at once where throughput is measured.
+        seconds: to spend on each of the three timings.
+        threads: of torch; None leaves them.
+    """
+
+    model: str = "minilm"
+    methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    items: int | None = None
+    tokens: int | None = None
+    text: Path | None = None
+    batch: int = 4
+    seconds: float = 10.0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("items", "tokens", "threads"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"compare: {field} must be at least 1: got {value}; leave it out for the default")
+        if self.batch < 1 or self.seconds <= 0:
+            raise ValueError(f"compare: batch and seconds must be positive: got {self.batch}, {self.seconds}")
+        for name in self.methods:
+            parse(name)
+        for name in self.tasks:
+            find(name)
+
+
+def compare(settings: Settings, stage: Stage) -> Comparison:
+    """Compare a model under each method with itself under dense attention.
+
+    Args:
+        settings: what to compare.
+        stage: shows progress.
+
+    Returns:
+        Quality, speed, memory and kept mass.
+
+    Raises:
+        ValueError: a name is unknown, or a task does not fit the model.
+        dynattn.evals.tasks.DataMissingError: a task's data is not on this machine.
+    """
+    from dynattn.integrations.transformers import register
+
+    began = time.perf_counter()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    advance = stage(f"load {settings.model}", 1)
+    pretrained = load(settings.model)
+    advance()
+    methods = _methods(settings, pretrained.kind)
+    register(*methods)
+    implementations = {BASELINE: "sdpa", **{method.name: f"dynattn:{method.name}" for method in methods}}
+    prepared = _prepare(settings, pretrained, stage)
+    tasks = [_task(task, data, pretrained, implementations, stage) for task, data in prepared]
+    first = prepared[0][1]
+    timings = _timings(settings, pretrained, implementations, first, stage)
+    shown = [_kept(pretrained, method, implementations, first, stage) for method in methods]
+    advance = stage("peak memory", 1)
+    contrast = {**implementations, UNFUSED: "eager"}
+    sizes, note = memory.peaks(settings.model, contrast, speed.batched(first.examples[0], settings.batch))
+    advance()
+    pretrained.model.set_attn_implementation("sdpa")
+    return Comparison(
+        model=settings.model,
+        kind=pretrained.kind,
+        description=pretrained.description,
+        machine=machine() | {"transformers": _transformers_version()},
+        methods=[method.name for method in methods],
+        settings={k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
+        tasks=tasks,
+        memory=sizes,
+        memory_note=note,
+        kept=[found for found in shown if found is not None],
+        seconds=time.perf_counter() - began,
+        **timings,
+    )
+
+
+def _methods(settings: Settings, kind: Kind) -> list[Method]:
+    names = settings.methods or ("dense", "nm-2-4", "nm-1-2", _WINDOWED[kind])
+    return list(dict.fromkeys(parse(name) for name in names))
+
+
+def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[tuple[Task, Prepared]]:
+    names = settings.tasks or default(pretrained.kind, pretrained.name)
+    given: dict[str, Any] = {"items": settings.items, "tokens": settings.tokens}
+    given["texts"] = None if settings.text is None else read(settings.text)
+    advance = stage("prepare data", len(names))
+    prepared = []
+    for name in names:
+        kind = find(name)
+        if pretrained.kind not in kind.kinds:
+            raise ValueError(
+                f"compare: task {name} takes a model that is {' or '.join(kind.kinds)}: {settings.model} is "
+                f"{pretrained.kind}; leave --tasks out, or use {', '.join(default(pretrained.kind, pretrained.name))}"
+            )
+        known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        if settings.text is not None and "texts" not in known:
+            raise ValueError(f"compare: task {name} takes no texts: leave --text out, or name other --tasks")
+        task = kind(**{field: value for field, value in given.items() if field in known and value is not None})
+        prepared.append((task, task.prepare(pretrained)))
+        advance()
+    return prepared
+
+
+def _task(
+    task: Task, data: Prepared, pretrained: Pretrained, implementations: Mapping[str, str], stage: Stage
+) -> TaskResult:
+    began = time.perf_counter()
+    results = []
+    baseline = None
+    for method, implementation in implementations.items():
+        pretrained.model.set_attn_implementation(implementation)
+        outcome = task.evaluate(pretrained, data, stage(f"{task.name}: {method}", data.steps))
+        baseline = baseline or outcome
+        results.append(quality(method, outcome, baseline, data, task.higher_is_better))
+    return TaskResult(
+        name=task.name,
+        title=(type(task).__doc__ or task.name).split(";")[0].split("\n")[0],
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        data=data.summary,
+        items=list(data.labels),
+        length=data.length,
+        seconds=time.perf_counter() - began,
+        results=results,
+    )
+
+
+def _timings(
+    settings: Settings, pretrained: Pretrained, implementations: Mapping[str, str], data: Prepared, stage: Stage
+) -> dict[str, Any]:
+    """Latency, throughput and attention alone; the unfused model beside the first, for contrast."""
+    one, several = data.examples[0], speed.batched(data.examples[0], settings.batch)
+    contrast = {**implementations, UNFUSED: "eager"}
+
+    def timed(title: str, measure: Callable[..., Any], names: Mapping[str, str], inputs: Any) -> Any:
+        began = time.perf_counter()
+        ticks = stage(title, round(settings.seconds))
+        done = 0
+
+        def on_round(_: int) -> None:
+            nonlocal done
+            while done < min(round(settings.seconds), int(time.perf_counter() - began)):
+                ticks()
+                done += 1
+
+        found = measure(pretrained, names, inputs, data.length, settings.seconds, on_round)
+        while done < round(settings.seconds):
+            ticks()
+            done += 1
+        return found
+
+    latency, shares = timed("latency", speed.end_to_end, contrast, one)
+    throughput, _ = timed("throughput", speed.end_to_end, implementations, several)
+    alone = timed("attention alone", speed.attention_alone, implementations, one)
+    return {"latency": latency, "throughput": throughput, "attention": alone, "shares": shares}
+
+
+def _kept(
+    pretrained: Pretrained, method: Method, implementations: Mapping[str, str], data: Prepared, stage: Stage
+) -> Kept | None:
+    """None for a method that keeps everything: there is nothing to look at."""
+    if method.keeps_everything:
+        return None
+    advance = stage(f"kept mass: {method.name}", 1)
+    pretrained.model.set_attn_implementation(implementations[method.name])
+    found = kept(pretrained, method, data.examples)
+    advance()
+    return found
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__

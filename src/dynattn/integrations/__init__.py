@@ -1,0 +1,1 @@
+"""dynattn inside other libraries' models: a ``register()`` each; importing changes nothing."""

@@ -1,0 +1,97 @@
+// The C interface: checks, then the build of the kernels that the caller asked for.
+#include <atomic>
+#include <chrono>
+
+#include "dynattn_cpu.h"
+#include "kernel.h"
+#include "team.h"
+
+namespace {
+
+constexpr int64_t kMaxDim = 256;
+constexpr int32_t kMaxM = 32;
+
+struct Isa {
+  int32_t (*nm_forward)(const NMForwardArgs& args);
+  double (*fma_chains)(int64_t rounds);
+};
+
+#ifdef DYNATTN_X86_KERNELS
+constexpr Isa kIsas[] = {{dynattn::portable::nm_forward, dynattn::portable::fma_chains},
+                         {dynattn::avx2::nm_forward, dynattn::avx2::fma_chains},
+                         {dynattn::avx512::nm_forward, dynattn::avx512::fma_chains}};
+
+bool runs(int32_t isa) {
+  if (isa == DYNATTN_ISA_AVX512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (isa == DYNATTN_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return isa == DYNATTN_ISA_PORTABLE;
+}
+#else
+constexpr Isa kIsas[] = {{dynattn::portable::nm_forward, dynattn::portable::fma_chains}};
+
+bool runs(int32_t isa) { return isa == DYNATTN_ISA_PORTABLE; }
+#endif
+
+bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
+
+// The callers have checked what their users gave them; this keeps a mistake of theirs from reaching memory.
+bool is_sound(const NMForwardArgs& args) {
+  const bool sizes = args.batch >= 0 && args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
+                     args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= kMaxDim &&
+                     args.value_dim >= 1 && args.value_dim <= kMaxDim;
+  const bool pattern =
+      args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 && args.sinks >= 0;
+  const bool dtypes = is_storage(args.dtype) &&
+                      (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
+  const bool counts =
+      (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
+  const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
+  return sizes && pattern && dtypes && counts && scale && args.threads >= 1;
+}
+
+struct Peak {
+  Isa isa;
+  std::chrono::steady_clock::time_point end;
+  std::atomic<int64_t> operations;
+};
+
+void run_peak(void* data) {
+  Peak& peak = *static_cast<Peak*>(data);
+  double operations = 0;
+  while (std::chrono::steady_clock::now() < peak.end) operations += peak.isa.fma_chains(20000);
+  peak.operations += static_cast<int64_t>(operations);
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t dynattn_isa_available(int32_t isa) { return runs(isa) ? 1 : 0; }
+
+int32_t dynattn_best_isa(void) {
+  if (runs(DYNATTN_ISA_AVX512)) return DYNATTN_ISA_AVX512;
+  return runs(DYNATTN_ISA_AVX2) ? DYNATTN_ISA_AVX2 : DYNATTN_ISA_PORTABLE;
+}
+
+int32_t dynattn_nm_forward(const NMForwardArgs* args) {
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
+  return kIsas[args->isa].nm_forward(*args);
+}
+
+double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {
+  if (!runs(isa) || threads < 1 || !(seconds > 0)) return 0.0;
+  kIsas[isa].fma_chains(200000);  // clocks up
+  const auto start = std::chrono::steady_clock::now();
+  const auto length =
+      std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
+  Peak peak = {kIsas[isa], start + length, {0}};
+  dynattn::run_team(parallel, threads, run_peak, &peak);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(peak.operations.load()) / took.count();
+}
+
+}  // extern "C"

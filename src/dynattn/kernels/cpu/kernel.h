@@ -1,0 +1,17 @@
+// What each instruction set's build of kernel.cpp offers.
+#pragma once
+
+#include "dynattn_cpu.h"
+
+#define DYNATTN_DECLARE(isa)                                                            \
+  namespace dynattn::isa {                                                              \
+  int32_t nm_forward(const NMForwardArgs& args);                                        \
+  /* Runs `rounds` rounds of independent multiply-adds; returns how many operations. */ \
+  double fma_chains(int64_t rounds);                                                    \
+  }
+
+DYNATTN_DECLARE(portable)
+DYNATTN_DECLARE(avx2)
+DYNATTN_DECLARE(avx512)
+
+#undef DYNATTN_DECLARE

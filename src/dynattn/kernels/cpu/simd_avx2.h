@@ -1,0 +1,81 @@
+// AVX2 and FMA: 8 lanes, 16 registers.
+#pragma once
+
+#include <immintrin.h>
+
+namespace dynattn::avx2 {
+
+using Vec = __m256;
+using Mask = __m256;
+constexpr int kWidth = 8;
+constexpr int kRegisters = 16;
+
+DYNATTN_INLINE Vec zero() { return _mm256_setzero_ps(); }
+DYNATTN_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
+DYNATTN_INLINE Vec load(const float* p) { return _mm256_load_ps(p); }
+DYNATTN_INLINE Vec load_any(const float* p) { return _mm256_loadu_ps(p); }
+DYNATTN_INLINE void store(float* p, Vec a) { _mm256_store_ps(p, a); }
+DYNATTN_INLINE void store_any(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+
+// Four floats in every 128-bit part, and one of them in every lane: a broadcast that costs a shuffle, not a load.
+DYNATTN_INLINE Vec load_four(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+
+template <int kLane>
+DYNATTN_INLINE Vec broadcast_lane(Vec four) {
+  return _mm256_permute_ps(four, kLane * 0x55);
+}
+
+DYNATTN_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+DYNATTN_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+DYNATTN_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+DYNATTN_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+DYNATTN_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+DYNATTN_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+DYNATTN_INLINE Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+DYNATTN_INLINE Vec fmsub(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a, b, c); }
+
+DYNATTN_INLINE Mask greater(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+DYNATTN_INLINE Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+DYNATTN_INLINE Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+DYNATTN_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }
+DYNATTN_INLINE uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m)); }
+
+DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
+}
+
+DYNATTN_INLINE float reduce_max(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+DYNATTN_INLINE float reduce_add(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+// Rows become columns: neighbours are interleaved, then pairs, then 128-bit halves.
+DYNATTN_INLINE void transpose(Vec r[kWidth]) {
+  Vec t[8], u[8];
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; i++) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
+}  // namespace dynattn::avx2

@@ -1,0 +1,64 @@
+// GCC and Clang vector extensions: 4 lanes, which SSE2, NEON and their like all hold in a register.
+#pragma once
+
+namespace dynattn::portable {
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t Mask __attribute__((vector_size(16)));
+constexpr int kWidth = 4;
+constexpr int kRegisters = 16;
+
+DYNATTN_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
+DYNATTN_INLINE Vec zero() { return broadcast(0.0f); }
+DYNATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+DYNATTN_INLINE void store(float* p, Vec a) { *reinterpret_cast<Vec*>(p) = a; }
+
+DYNATTN_INLINE Vec load_any(const float* p) {
+  Vec a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+
+DYNATTN_INLINE void store_any(float* p, Vec a) { memcpy(p, &a, sizeof a); }
+
+// Four floats, and one of them in every lane: a broadcast that costs a shuffle, not a load.
+DYNATTN_INLINE Vec load_four(const float* p) { return load(p); }
+
+template <int kLane>
+DYNATTN_INLINE Vec broadcast_lane(Vec four) {
+  return broadcast(four[kLane]);
+}
+
+DYNATTN_INLINE Vec add(Vec a, Vec b) { return a + b; }
+DYNATTN_INLINE Vec sub(Vec a, Vec b) { return a - b; }
+DYNATTN_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+DYNATTN_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+DYNATTN_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+DYNATTN_INLINE Vec abs(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) & 0x7fffffff); }
+DYNATTN_INLINE Vec fmadd(Vec a, Vec b, Vec c) { return a * b + c; }
+DYNATTN_INLINE Vec fmsub(Vec a, Vec b, Vec c) { return a * b - c; }
+
+DYNATTN_INLINE Mask greater(Vec a, Vec b) { return a > b; }
+DYNATTN_INLINE Mask either(Mask a, Mask b) { return a | b; }
+DYNATTN_INLINE Mask both(Mask a, Mask b) { return a & b; }
+DYNATTN_INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
+
+DYNATTN_INLINE uint32_t bits(Mask m) {
+  return static_cast<uint32_t>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
+}
+
+DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) << 23); }
+
+DYNATTN_INLINE float reduce_max(Vec a) {
+  const float x = a[0] > a[1] ? a[0] : a[1], y = a[2] > a[3] ? a[2] : a[3];
+  return x > y ? x : y;
+}
+
+DYNATTN_INLINE float reduce_add(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+DYNATTN_INLINE void transpose(Vec r[kWidth]) {
+  const Vec a = r[0], b = r[1], c = r[2], d = r[3];
+  for (int i = 0; i < 4; i++) r[i] = Vec{a[i], b[i], c[i], d[i]};
+}
+
+}  // namespace dynattn::portable

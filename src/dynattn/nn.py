@@ -1,0 +1,147 @@
+"""Modules for people who write their own models.
+
+self.attention = dynattn.nn.Attention(512, heads=8, kv_heads=2, method=NM(2, 4), causal=True)
+x = x + self.attention(self.norm(x))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.functional import attention
+from dynattn.methods import NM, Method
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its four projections, self- or cross-.
+
+        out = W_o · concat_h softmax(scale · Q_h K_hᵀ + bias, over the pairs that ``method`` keeps) V_h
+
+    The batch comes first. Rotary embeddings, caches and the like belong between the projections and the attention:
+    call :func:`dynattn.attention` yourself for those.
+
+    Args:
+        embed_dim: width of the input and of the output.
+        heads: query heads.
+        kv_heads: key and value heads, a divisor of ``heads`` (grouped queries); None for as many as ``heads``.
+        head_dim: width of a head; None for ``embed_dim / heads``.
+        kv_dim: width of ``context``; None for ``embed_dim``.
+        method: what to keep. The attribute may be set anew at any time; it holds no weights.
+        causal: forbid keys after the query, aligned bottom-right; see :func:`dynattn.attention`.
+        bias: whether the projections have biases.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the sizes do not divide.
+
+    Source: arXiv:1706.03762; grouped queries, arXiv:2305.13245.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        kv_dim: int | None = None,
+        method: Method = NM(2, 4),
+        causal: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        kv_dim = embed_dim if kv_dim is None else kv_dim
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"Attention: heads must be a multiple of kv_heads: got {heads}, {kv_heads}")
+        if head_dim is None and embed_dim % heads:
+            raise ValueError(
+                f"Attention: embed_dim must be a multiple of heads: got {embed_dim}, {heads}; or give head_dim"
+            )
+        self.heads, self.kv_heads = heads, kv_heads
+        self.head_dim = embed_dim // heads if head_dim is None else head_dim
+        self.method, self.causal = method, causal
+        self.q_proj = nn.Linear(embed_dim, heads * self.head_dim, bias, device, dtype)
+        self.k_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
+        self.v_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
+        self.out_proj = nn.Linear(heads * self.head_dim, embed_dim, bias, device, dtype)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, attn_mask: Tensor | None = None) -> Tensor:
+        """Attend from ``x`` to ``context``, or to itself.
+
+        Args:
+            x: (batch, q_len, embed_dim).
+            context: (batch, kv_len, kv_dim); None for ``x``.
+            attn_mask: broadcasts to (batch, heads, q_len, kv_len), as in :func:`dynattn.attention`: bool, True may
+                be attended, or floating point, added to the scores. For a key-padding mask (batch, kv_len), pass
+                ``mask[:, None, None, :]``.
+
+        Returns:
+            (batch, q_len, embed_dim).
+        """
+        context = x if context is None else context
+        query = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        key = self.k_proj(context).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        value = self.v_proj(context).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        out = attention(query, key, value, self.method, attn_mask=attn_mask, causal=self.causal)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
+        causal = ", causal=True" if self.causal else ""
+        return f"heads={self.heads}{kv_heads}, head_dim={self.head_dim}, method={self.method.name}{causal}"
+
+    @classmethod
+    def from_torch(cls, module: nn.MultiheadAttention, method: Method = NM(2, 4), *, causal: bool = False) -> Attention:
+        """An ``Attention`` with copies of a ``torch.nn.MultiheadAttention``'s weights.
+
+        Its inputs are batch-first whatever ``module.batch_first`` says.
+
+        Args:
+            module: the trained module, with ``kdim == vdim``.
+            method: what to keep.
+            causal: as in :class:`Attention`.
+
+        Raises:
+            ValueError: the module has something that this one does not compute.
+        """
+        extra = {
+            "dropout": module.dropout > 0,
+            "add_bias_kv": module.bias_k is not None,
+            "add_zero_attn": module.add_zero_attn,
+            "kdim != vdim": module.kdim != module.vdim,
+        }
+        if any(extra.values()):
+            found = ", ".join(name for name, has in extra.items() if has)
+            raise ValueError(
+                f"Attention.from_torch: module must have no dropout, bias_kv or zero_attn, and kdim == vdim: "
+                f"got {found}; for inference set module.dropout = 0"
+            )
+        weights, biases = _projections(module)
+        ours = cls(
+            module.embed_dim, module.num_heads, kv_dim=module.kdim, method=method, causal=causal,
+            bias=biases is not None, device=weights[0].device, dtype=weights[0].dtype,
+        )  # fmt: skip
+        projections = (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj)
+        with torch.no_grad():
+            for i, projection in enumerate(projections):
+                projection.weight.copy_(weights[i])
+                if biases is not None:
+                    projection.bias.copy_(biases[i])
+        return ours.train(module.training)
+
+
+def _projections(module: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Weights and biases of the query, key, value and output projections; PyTorch stacks the first three."""
+    if module.in_proj_weight is not None:
+        weights = list(module.in_proj_weight.chunk(3))
+    else:
+        weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+    biases = None
+    if module.in_proj_bias is not None:
+        biases = [*module.in_proj_bias.chunk(3), module.out_proj.bias]
+    return [*weights, module.out_proj.weight], biases

@@ -1,0 +1,72 @@
+"""The ctypes loader: what it says when something is missing or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynattn.kernels import cpu
+from dynattn.methods.nm import NM
+
+
+@pytest.fixture
+def no_cached_library():
+    caches = (cpu._library, cpu.unavailable_reason, cpu.best_isa, cpu.isa_available)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_the_library_is_there():
+    assert cpu.unavailable_reason() is None
+    assert cpu.is_available()
+    assert cpu.isa_available(cpu.best_isa())
+    assert cpu.isa_available("portable")
+    assert not cpu.isa_available("mmx")
+
+
+def test_a_missing_library_names_the_remedy(no_cached_library, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(cpu, "_library_path", lambda: tmp_path / "libdynattn_cpu.so")
+    assert not cpu.is_available()
+    assert "pip install" in (cpu.unavailable_reason() or "")
+    assert not cpu.isa_available("portable")
+    with pytest.raises(ImportError, match=r"missing.*pip install"):
+        cpu.best_isa()
+
+
+def test_a_broken_library_names_the_remedy(no_cached_library, monkeypatch, tmp_path: Path):
+    path = tmp_path / "libdynattn_cpu.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setattr(cpu, "_library_path", lambda: path)
+    with pytest.raises(ImportError, match=r"do not load.*pip install"):
+        cpu.best_isa()
+
+
+def test_torch_lends_its_threads():
+    """Where torch has brought an OpenMP runtime, the kernels run on its pool and start none of their own."""
+    if "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this torch is built without OpenMP")
+    assert cpu._parallel() is not None
+
+
+def test_nonsense_is_refused_before_memory_is_touched(forward):
+    x = torch.zeros(1, 1, 4, 8)
+    method = NM(1, 2)
+    object.__setattr__(method, "n", 3)
+    with pytest.raises(RuntimeError, match="out of its range"):
+        forward(x, x, x, method, "portable")
+
+
+def test_more_memory_than_there_is(forward):
+    huge = torch.zeros(1, 1, 1, 256).expand(1, 1, 2**40, 256)  # 1 TiB of rows, of which one is in memory
+    with pytest.raises(MemoryError, match="no memory"):
+        forward(torch.zeros(1, 1, 1, 256), huge, huge, NM(1, 2), "portable")
+
+
+def test_the_peak_is_measured():
+    one = cpu.fma_peak("portable", 1, 0.02)
+    assert 1e8 < one < 1e13

@@ -1,0 +1,205 @@
+"""The kernels against the reference: every layout, instruction set, mask, stride and dtype that they tell apart."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dynattn.kernels import cpu
+from dynattn.methods.nm import NM
+from dynattn.reference import nm as reference
+
+PATTERNS = [
+    NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),
+    NM(1, 2, window=5, sinks=3), NM(2, 4, window=40), NM(2, 4, sinks=70), NM(1, 3, window=3, sinks=1),
+]  # fmt: skip
+# heads, kv_heads, q_len, kv_len, head_dim, value_dim
+SHAPES = [
+    (1, 1, 1, 1, 8, 8), (2, 1, 3, 4, 1, 1), (2, 2, 7, 63, 20, 36), (4, 2, 65, 111, 32, 32), (2, 2, 193, 130, 80, 96),
+    (1, 1, 5, 384, 128, 256), (4, 2, 1, 300, 64, 72),
+    (1, 1, 3, 4096, 256, 64), (2, 2, 64, 64, 64, 64),
+]  # fmt: skip
+FAST = [NM(1, 1), NM(1, 2), NM(2, 4)]
+
+
+def identify(value: object) -> str:
+    return f"{value.name}" if isinstance(value, NM) else "x".join(map(str, value)) if isinstance(value, tuple) else ""
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=identify)
+@pytest.mark.parametrize("method", PATTERNS, ids=identify)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_matches_the_reference(method, shape, causal, isa, grid, check):
+    check(*grid(*shape), method, isa, causal=causal)
+
+
+@pytest.mark.parametrize("kind", ["bool", "padding", "float", "bfloat16", "transposed", "shared by all"])
+@pytest.mark.parametrize("method", [*PATTERNS[:5], PATTERNS[7]], ids=identify)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_masks(method, kind, causal, isa, grid, check):
+    query, key, value = grid(4, 2, 77, 150, 16, 24, batch=2)
+    generator = torch.Generator().manual_seed(1)
+    allowed = torch.rand(2, 4, 77, 150, generator=generator) > 0.4
+    allowed[0, 1, 3] = False  # a row with nothing allowed
+    bias = torch.randint(-3, 4, (1, 4, 77, 150), generator=generator).float().masked_fill(~allowed[:1], -math.inf)
+    mask = {
+        "bool": allowed,
+        "padding": torch.arange(150) < torch.tensor([150, 70]).view(2, 1, 1, 1),
+        "float": bias,
+        "bfloat16": bias.bfloat16(),
+        "transposed": bias.mT.contiguous().mT,
+        "shared by all": torch.zeros(1, 1, 1, 1, dtype=torch.bool),
+    }[kind]
+    check(query, key, value, method, isa, mask=mask, causal=causal)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [*FAST, NM(1, 3)], ids=identify)
+def test_half_precision(method, dtype, isa, grid, check):
+    check(*(x.to(dtype) for x in grid(2, 2, 70, 99, 20, 40)), method, isa, causal=True)
+
+
+@pytest.mark.parametrize("order", ["length first", "gaps", "shared", "odd start"])
+@pytest.mark.parametrize("method", FAST, ids=identify)
+def test_strides(method, order, isa, grid, check):
+    def lay(x: torch.Tensor) -> torch.Tensor:
+        if order == "length first":
+            return x.transpose(1, 2).contiguous().transpose(1, 2)
+        if order == "gaps":
+            return torch.nn.functional.pad(x, (0, 5), value=math.nan)[..., : x.shape[-1]]
+        if order == "shared":
+            return x[:1, :1].expand_as(x)
+        return torch.cat((torch.tensor([math.nan]), x.flatten()))[1:].view_as(x)  # 4 bytes off any alignment
+
+    check(*(lay(x) for x in grid(4, 4, 100, 75, 32, 64, batch=2)), method, isa)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
+def test_empty(shape, isa, forward):
+    batch, heads, q_len, kv_len = shape
+    query, key = torch.randn(batch, heads, q_len, 8), torch.randn(batch, heads, kv_len, 8)
+    got = forward(query, key, key, NM(2, 4), isa)
+    assert torch.equal(got.out, torch.zeros(batch, heads, q_len, 8))
+    assert torch.equal(got.logsumexp, torch.full((batch, heads, q_len), -math.inf))
+    assert torch.equal(got.kept_mass, torch.ones(batch, heads, q_len))
+    assert not got.kept.any()
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8)], ids=identify)
+def test_ties_go_to_the_lower_key(method, isa, forward):
+    """All scores equal: the output is the mean of the first N values of each group."""
+    key, value = torch.ones(1, 1, 100, 16), torch.randn(1, 1, 100, 16, generator=torch.Generator().manual_seed(0))
+    first = value[:, :, torch.arange(100) % method.m < method.n].mean(2, keepdim=True)
+    for aux in (False, True):
+        got = forward(torch.ones(1, 1, 3, 16), key, value, method, isa, aux=aux)
+        torch.testing.assert_close(got.out, first.expand(1, 1, 3, 16))
+
+
+@pytest.mark.parametrize("scale", [-0.25, 1e-40, 1e-30, -1e-36, 1e4])
+@pytest.mark.parametrize("method", [*FAST, NM(1, 3)], ids=identify)
+def test_scales(method, scale, isa, grid, check):
+    check(*grid(1, 1, 20, 90, 16, 16), method, isa, scale=scale)
+
+
+@pytest.mark.parametrize("method", FAST, ids=identify)
+def test_random_scores(method, isa, forward):
+    """Arithmetic on inexact scores, on rows where no choice hangs on rounding; large scores make rows rescale."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 300, 64, generator=generator) for _ in range(3))
+    query *= torch.linspace(0.1, 30, 300).view(1, 1, -1, 1)
+    key *= torch.linspace(0.1, 2, 300).view(1, 1, -1, 1)  # later tiles have larger scores
+    exact = reference.forward(query.double(), key.double(), value.double(), method)
+    s = reference.scores(query.double(), key.double(), None, False, 0.125)
+    kept = reference.choose(s, method)
+    plain = reference.forward(query, key, value, method, kept=kept)
+    groups = s.unflatten(-1, (-1, method.m)).sort(-1, descending=True).values
+    gaps = groups[..., method.n - 1] - groups[..., method.n] if method.n < method.m else groups[..., 0] * 0 + 1
+    certain = gaps.min(-1).values > 1e-6 * s.abs().amax(-1)
+    assert certain.float().mean() > 0.9
+    got = forward(query, key, value, method, isa, aux=False)
+    for name in ("out", "logsumexp"):
+        error, allowed = (
+            (getattr(result, name)[certain] - getattr(exact, name)[certain]).abs().max() for result in (got, plain)
+        )
+        assert error <= 2 * allowed + 2e-6
+
+
+@pytest.mark.parametrize("method", [*FAST, NM(1, 3), NM(1, 2, window=9)], ids=identify)
+def test_lowest_float_as_a_bias(method, isa, grid, check, forward):
+    """Masks made with the dtype's lowest number keep rows that forbid everything finite, as dense attention does."""
+    mask = torch.zeros(1, 1, 40, 130)
+    mask[..., 100:] = torch.finfo(torch.float32).min
+    mask[..., 7, :] = torch.finfo(torch.float32).min
+    query, key, value = grid(1, 1, 40, 130, 16, 16)
+    query[:, :, 7] = 0  # at this size a bias swallows any score
+    check(query, key, value, method, isa, mask=mask, counts=False)
+    got = forward(query, key, value, method, isa, mask=mask)
+    torch.testing.assert_close(got.kept_mass[..., 7], got.kept[..., 7] / got.allowed[..., 7])
+
+
+@pytest.mark.parametrize("method", [*FAST, NM(1, 3), NM(2, 4, window=30)], ids=identify)
+def test_nan_and_infinity_stay_in_their_rows(method, isa, grid, check):
+    query, key, value = grid(2, 1, 50, 140, 16, 16)
+    mask = torch.ones(1, 1, 50, 140, dtype=torch.bool)
+    mask[..., 20:, 70] = False
+    key[0, 0, 70, 3] = math.nan  # seen by the first 20 rows only
+    query[0, 1, 40, 0] = math.nan
+    check(query, key, value, method, isa, mask=mask)
+
+    query, key, value = grid(2, 1, 50, 140, 16, 16)
+    value[0, 0, 71, 2] = math.inf
+    value[0, 0, 99, 5] = math.nan
+    check(query, key, value, method, isa, causal=True)
+
+    query, key, value = grid(1, 1, 50, 140, 16, 16)
+    bias = torch.zeros(1, 1, 50, 140)
+    bias[..., 8, 130], bias[..., 9, 10], bias[..., 10, 1] = math.nan, math.inf, 2e38
+    check(query, key, value, method, isa, mask=bias)
+
+
+@pytest.mark.parametrize("method", [*FAST, NM(1, 2, window=20, sinks=2), NM(3, 8)], ids=identify)
+@pytest.mark.parametrize("q_len", [3, 700])
+def test_threads_change_no_bit(method, q_len, isa, forward, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, q_len, 24, generator=generator)
+    key, value = (torch.randn(1, 2, 700, 24, generator=generator) for _ in range(2))
+    alone = forward(query, key, value, method, isa, causal=True)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        shared = forward(query, key, value, method, isa, causal=True)
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    monkeypatch.setattr(cpu, "_parallel", lambda: None)  # threads of the kernel's own
+    own = forward(query, key, value, method, isa, causal=True)
+    assert all(torch.equal(a, b) for a, b in zip(alone, own, strict=True))
+
+
+@pytest.mark.parametrize("method", [*FAST, NM(3, 8)], ids=identify)
+def test_permuted_queries_permute_the_output(method, isa, forward):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 150, 40, generator=generator) for _ in range(3))
+    order = torch.randperm(150, generator=generator)
+    straight = forward(query, key, value, method, isa, aux=False)
+    permuted = forward(query[:, :, order], key, value, method, isa, aux=False)
+    assert torch.equal(permuted.out, straight.out[:, :, order])
+
+
+@pytest.mark.parametrize("method", [*FAST, NM(3, 8)], ids=identify)
+def test_parts_merge_by_logsumexp(method, isa, forward):
+    """Whole groups are independent: parts of the keys give parts of the answer."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 96, 32, generator=generator) for _ in range(3))
+    whole = forward(query, key, value, method, isa)
+    parts = [forward(query, key[:, :, at], value[:, :, at], method, isa) for at in (slice(0, 40), slice(40, 96))]
+    weights = torch.stack([part.logsumexp for part in parts]).softmax(0).unsqueeze(-1)
+    merged = sum(weight * part.out for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(merged, whole.out, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dense_is_sdpa(causal, isa, forward):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 111, 64, generator=generator) for _ in range(3))
+    want = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    torch.testing.assert_close(forward(query, key, value, NM(4, 4), isa, causal=causal).out, want)
