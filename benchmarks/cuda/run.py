@@ -255,7 +255,7 @@ def main() -> int:
     (run.output / "summary.txt").write_text(summary + "\n")
     print(summary)
     steps = run.results.values()
-    return int(any(isinstance(step, dict) and "failed" in step for step in steps))
+    return int(any(isinstance(step, dict) and ("failed" in step or step.get("exit_code")) for step in steps))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A tiny kernel stands for the real ones, so that these tests take no compile time
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -171,6 +172,14 @@ def _expect_remedy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         compile_variant(VARIANT, "sm_80")
     with pytest.raises(ImportError, match=rf"^warmup: {text}"):
         next(warm.warm([(VARIANT, "sm_80")]))
+
+
+def test_nothing_of_nvidia_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import torch, sys; before = set(sys.modules); import dynattn; "
+        "sys.exit(any(name.split('.')[0] == 'cuda' for name in set(sys.modules) - before))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
