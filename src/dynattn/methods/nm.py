@@ -75,7 +75,7 @@ class NM(Method):
 
     @property
     def name(self) -> str:
-        """``dense`` where N == M, else ``nm-N-M`` with ``-xSTRIDE``, ``-wWINDOW`` and ``-sSINKS`` where they are set."""
+        """``dense`` where N == M, else ``nm-N-M`` with ``-xSTRIDE``, ``-wWINDOW``, ``-sSINKS`` where they are set."""
         if self.keeps_everything:
             return "dense"
         stride = f"-x{self.stride}" if self.stride > 1 else ""

@@ -5,17 +5,24 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// One survivor of each of kR rows: lane `lane` + kLane of a vector. Members of a group are `stride` keys apart, and
-// neighbouring lanes' groups a key (kStrided) or a group.
+// With a stride, places are multiplied by it, and by this part of a value row's width, before they are taken apart:
+// once a word, not once a survivor. Both are powers of two, so that places stay apart.
+template <int kChunk, bool kStrided>
+constexpr int place_unit() {
+  return kStrided ? kWidth * (kChunk & -kChunk) : 1;
+}
+
+// One survivor of each of kR rows: lane `lane` + kLane of a vector. `places` are multiplied by `step`.
+// Neighbouring lanes hold neighbouring groups, which start a key (kStrided) or a group of keys apart.
 template <int kBits, int kChunk, bool kStrided, int kR, int kLane>
 DYNATTN_INLINE void add_survivors(Vec acc[kR][kChunk], const Vec four[kR], const uint64_t places[kR], const float* base,
-                                  int stride, int lane) {
+                                  int step, int lane) {
   constexpr int kM = 1 << kBits, kWidthOf = kChunk * kWidth, kNextLane = kStrided ? 1 : kM;
   lane += kLane;
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
-    const uint64_t place = places[r] >> (kBits * lane) & (kM - 1);
-    const float* row = base + lane * kNextLane * kWidthOf + place * static_cast<uint64_t>(stride * kWidthOf);
+    const uint64_t ahead = places[r] >> (kBits * lane) & static_cast<uint64_t>((kM - 1) * step);
+    const float* row = base + lane * kNextLane * kWidthOf + ahead * (kWidthOf / place_unit<kChunk, kStrided>());
     const Vec weight = broadcast_lane<kLane>(four[r]);
 #pragma GCC unroll 16
     for (int c = 0; c < kChunk; c++) acc[r][c] = fmadd(weight, load(row + c * kWidth), acc[r][c]);
@@ -32,7 +39,7 @@ template <int kBits, int kChunk, bool kStrided, int kR>
 DYNATTN_INLINE void sparse_rows(const Plan& plan, float* out, int64_t out_stride, const float* weights,
                                 const uint32_t* choice, const float* value) {
   constexpr int kWidthOf = kChunk * kWidth, kSurvivors = kTile / 2, kWords = kSurvivors / kWidth;
-  const int stride = kStrided ? plan.stride : 1;
+  const int step = kStrided ? plan.stride * place_unit<kChunk, kStrided>() : 1;
   Vec acc[kR][kChunk];
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
@@ -43,16 +50,16 @@ DYNATTN_INLINE void sparse_rows(const Plan& plan, float* out, int64_t out_stride
     const int first = (kBits == 1 ? word * 2 : word / 2 * 4) * kWidth;  // position of slot 0 in lane 0
     const float* base = value + (kStrided ? plan.value_of[first] : first * kWidthOf);
     uint64_t places[kR];
-    for (int r = 0; r < kR; r++) places[r] = choice[r * kWords + word];
+    for (int r = 0; r < kR; r++) places[r] = uint64_t{choice[r * kWords + word]} * static_cast<uint64_t>(step);
 #pragma GCC unroll 16
     for (int lane = 0; lane < kWidth; lane += 4) {
       Vec four[kR];
 #pragma GCC unroll 16
       for (int r = 0; r < kR; r++) four[r] = load_four(weights + r * kSurvivors + word * kWidth + lane);
-      add_survivors<kBits, kChunk, kStrided, kR, 0>(acc, four, places, base, stride, lane);
-      add_survivors<kBits, kChunk, kStrided, kR, 1>(acc, four, places, base, stride, lane);
-      add_survivors<kBits, kChunk, kStrided, kR, 2>(acc, four, places, base, stride, lane);
-      add_survivors<kBits, kChunk, kStrided, kR, 3>(acc, four, places, base, stride, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 0>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 1>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 2>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 3>(acc, four, places, base, step, lane);
     }
   }
 #pragma GCC unroll 16
