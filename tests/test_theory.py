@@ -29,11 +29,11 @@ def exact_limit(n: int, m: int, sigma: float) -> float:
         return float(str(total)) / m / math.exp(sigma**2 / 2)
 
 
-def simulated(n: int, m: int, sigma: float, kv_len: int, rows: int, seed: int) -> Tensor:
+def simulated(method: NM, sigma: float, kv_len: int, rows: int, seed: int) -> Tensor:
     """Kept mass of rows of Gaussian scores under the method's definition, float64."""
     generator = torch.Generator().manual_seed(seed)
     s = sigma * torch.randn(1, 1, rows, kv_len, dtype=torch.float64, generator=generator)
-    return (s.softmax(-1) * choose(s, NM(n, m))).sum(-1).flatten()
+    return (s.softmax(-1) * choose(s, method)).sum(-1).flatten()
 
 
 def assert_mean_is(samples: Tensor, expected: float, precision: float) -> None:
@@ -69,16 +69,16 @@ def test_limit_is_between_its_bounds_and_grows(m):
     assert torch.allclose(masses[-1], torch.ones_like(sigma), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 8)])
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8), NM(2, 4, stride=3)], ids=lambda method: method.name)
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("kv_len", [3, 8, 9, 64, 127])
-def test_finite_rows_match_simulation(n, m, sigma, kv_len):
-    samples = simulated(n, m, sigma, kv_len, rows=max(200_000 // kv_len, 4000), seed=kv_len)
-    assert_mean_is(samples, float(theory.kept_mass(NM(n, m), sigma, kv_len)), precision=2e-3)
+def test_finite_rows_match_simulation(method, sigma, kv_len):
+    samples = simulated(method, sigma, kv_len, rows=max(200_000 // kv_len, 4000), seed=kv_len)
+    assert_mean_is(samples, float(theory.kept_mass(method, sigma, kv_len)), precision=2e-3)
 
 
 def test_long_rows_match_the_limit():
-    samples = simulated(2, 4, 1.0, kv_len=100_000, rows=10, seed=0)
+    samples = simulated(NM(2, 4), 1.0, kv_len=100_000, rows=10, seed=0)
     assert_mean_is(samples, float(theory.kept_mass(NM(2, 4), 1.0)), precision=1e-3)
 
 
@@ -111,6 +111,8 @@ def test_finite_rows_of_equal_scores_keep_the_ratio():
     lengths = torch.tensor([1, 2, 3, 4, 7, 8])
     expected = [1, 1, 2 / 3, 1 / 2, 4 / 7, 1 / 2]
     assert theory.kept_mass(NM(2, 4), 0.0, lengths).tolist() == pytest.approx(expected)
+    strided = [1, 1, 1, 1, 6 / 7, 6 / 8]  # of 8 keys, the groups are 0 3 6, 1 4 7 and 2 5
+    assert theory.kept_mass(NM(2, 4, stride=3), 0.0, lengths).tolist() == pytest.approx(strided)
     assert theory.kept_mass(NM(2, 4), 1e-6, lengths).tolist() == pytest.approx(expected, abs=1e-5)
 
 

@@ -102,7 +102,7 @@ def attention(
         )
     out, logsumexp, kept_mass, kept, allowed = nm_attention(
         query, key, value, attn_mask,
-        nm.n, nm.m, nm.window, nm.sinks, causal, scale, return_aux, chosen,
+        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, return_aux, chosen,
     )  # fmt: skip
     if not return_aux:
         return out

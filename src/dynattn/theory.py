@@ -36,11 +36,11 @@ def kept_mass(method: NM, sigma: float | Tensor, kv_len: int | Tensor | None = N
         kv_len L:     E[Σ_kept e^s / Σ e^s],  the mean that rows of L keys have
 
     The two differ by about ``e^{σ²} / L``: the limit is accurate for rows much longer than ``e^{σ²}`` (55 keys at
-    σ = 2, 8000 at σ = 3), the finite form for all, a last group of fewer than M keys included.
+    σ = 2, 8000 at σ = 3), the finite form for all, last groups of fewer than M keys included.
 
     Args:
-        method: its n and m count. Window and sinks do not: in a row with share f of its keys in them, the kept mass
-            is ``f + (1 - f) ρ``.
+        method: its n and m count, and its stride for the sizes of a row's last groups. Window and sinks do not: in a
+            row with share f of its keys in them, the kept mass is ``f + (1 - f) ρ``.
         sigma: standard deviation of a row's scores, not negative; any shape.
         kv_len: keys that a row may attend, at least 1; broadcasts with ``sigma``. None for the limit of long rows.
 
@@ -149,8 +149,10 @@ def _finite(method: NM, sigma: float, length: Tensor) -> Tensor:
     where U and D are the parts of ψ above and below w. λ runs on a logarithmic grid.
     """
     if sigma == 0:  # all weights are equal
-        full, tail = length // method.m, length % method.m
-        return (full * method.n + tail.clamp(max=method.n)).double() / length
+        kept = torch.zeros_like(length)
+        for size, count in _groups(method, length).items():
+            kept += count * min(method.n, size)
+        return kept.double() / length
     # The rule for 1/T in log λ with step h errs by e^{-π²/h}; left of the smallest 1/T by 26 e-folds nothing is left.
     span = _TAIL * sigma
     log_rate = torch.arange(-span - math.log(int(length.max())) - 26, span + 5, 0.25, dtype=torch.float64)
@@ -171,9 +173,17 @@ def _finite(method: NM, sigma: float, length: Tensor) -> Tensor:
 
     log_total = total.squeeze(-1).log()
     out = torch.zeros(length.shape, dtype=torch.float64)
-    full, tail = length // method.m, length % method.m
-    for size in (method.m, *tail[tail > 0].unique().tolist()):
+    for size, count in _groups(method, length).items():
         others = (length - size).clamp(min=0).double().unsqueeze(-1)
-        count = full if size == method.m else (tail == size)
         out += count * (group(size) * (others * log_total).exp()).sum(-1)
     return out.clamp(max=1.0)
+
+
+def _groups(method: NM, length: Tensor) -> dict[int, Tensor]:
+    """How many groups of each size that occurs the rows of these lengths have: M keys, and fewer in the last block."""
+    stride = method.stride
+    blocks, rest = length // (method.m * stride), length % (method.m * stride)
+    size, larger = rest // stride, rest % stride  # of the last block's groups, `larger` have a key more
+    counts = {k: (size + 1 == k) * larger + (size == k) * (stride - larger) for k in range(1, method.m + 1)}
+    counts[method.m] += blocks * stride
+    return {k: count for k, count in counts.items() if bool(count.any())}

@@ -40,7 +40,7 @@ def test_grouped_decode_by_hand():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8), NM(1, 1)])
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8), NM(1, 1), NM(1, 2, stride=3), NM(2, 3, stride=5)])
 def test_kept_pairs_are_what_the_definition_keeps(method, causal):
     workload = Workload(heads=1, q_len=21, head_dim=8, causal=causal)
     query, key, _ = workload.inputs()

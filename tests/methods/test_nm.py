@@ -13,6 +13,8 @@ from dynattn.methods import parse
         ("nm-1-2-w64", NM(1, 2, window=64)),
         ("nm-1-2-s4", NM(1, 2, sinks=4)),
         ("nm-1-32-w64-s4", NM(1, 32, window=64, sinks=4)),
+        ("nm-1-2-x16", NM(1, 2, stride=16)),
+        ("nm-2-4-x3-w64-s4", NM(2, 4, window=64, sinks=4, stride=3)),
         ("dense", NM(1, 1)),
     ],
 )
@@ -24,10 +26,13 @@ def test_names_round_trip(name: str, method: NM) -> None:
 def test_every_n_equal_m_is_dense() -> None:
     assert NM(4, 4).name == "dense"
     assert NM(4, 4, window=8).keeps_everything
+    assert NM(4, 4, stride=16).name == "dense"
     assert parse("nm-4-4") == NM(4, 4)
 
 
-@pytest.mark.parametrize("name", ["", "nm", "nm-2", "nm-2-4-x", "nm-2-4-s4-w64", "nm--2-4", "Dense", " nm-2-4"])
+@pytest.mark.parametrize(
+    "name", ["", "nm", "nm-2", "nm-2-4-x", "nm-2-4-s4-w64", "nm-2-4-w4-x2", "nm--2-4", "Dense", " nm-2-4"]
+)
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="parse: name must be"):
         parse(name)
@@ -43,6 +48,9 @@ def test_unknown_names_are_refused(name: str) -> None:
         ((1, 2, -1), "window must be between 0"),
         ((1, 2, 0, -1), "sinks must be between 0"),
         ((1, 2, 2**31), "window must be between 0"),
+        ((1, 2, 0, 0, 0), "stride must be between 1 and 64"),
+        ((1, 2, 0, 0, 65), "stride must be between 1 and 64"),
+        ((1, 5, 0, 0, 52), "use a stride of at most 51"),
     ],
 )
 def test_values_out_of_range_are_refused(arguments: tuple, text: str) -> None:
@@ -50,7 +58,7 @@ def test_values_out_of_range_are_refused(arguments: tuple, text: str) -> None:
         NM(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [(1.0, 2), ("1", 2), (True, 2), (1, 2, None)])
+@pytest.mark.parametrize("arguments", [(1.0, 2), ("1", 2), (True, 2), (1, 2, None), (1, 2, 0, 0, 2.0)])
 def test_wrong_types_are_refused(arguments: tuple) -> None:
     with pytest.raises(TypeError, match="must be an int"):
         NM(*arguments)

@@ -1,5 +1,6 @@
 """The plain PyTorch definition against a loop that spells methods.md out, one row at a time."""
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from dynattn.reference import nm as reference
 CASES = [
     NM(2, 4), NM(1, 2), NM(3, 7), NM(1, 32), NM(4, 4),
     NM(1, 2, window=3), NM(1, 4, sinks=2), NM(2, 5, window=2, sinks=1),
+    NM(1, 2, stride=2), NM(2, 4, stride=3), NM(1, 2, stride=16), NM(2, 3, window=2, sinks=1, stride=2),
 ]  # fmt: skip
 
 
@@ -38,8 +40,9 @@ def loop(
                             x * y for x, y in zip(query[b, h, i].tolist(), key[b, h // group, j].tolist(), strict=True)
                         ) + bias  # fmt: skip
                 kept = set()
-                for start in range(0, kv_len, method.m):
-                    members = [j for j in range(start, start + method.m) if j in row]
+                block = method.m * method.stride
+                for start, residue in itertools.product(range(0, kv_len, block), range(method.stride)):
+                    members = [j for j in range(start + residue, start + block, method.stride) if j in row]
                     kept |= set(sorted(members, key=lambda j: (-row[j], j))[: method.n])
                 kept |= {j for j in row if abs(i + kv_len - q_len - j) < method.window or j < method.sinks}
                 total, everything = (sum(math.exp(row[j]) for j in keys) for keys in (kept, row))
@@ -77,6 +80,8 @@ def test_equals_the_loop(method: NM, causal: bool, mask_kind: str) -> None:
 def test_ties_go_to_the_lower_index() -> None:
     kept = reference.choose(torch.zeros(1, 1, 1, 10), NM(2, 4))
     assert kept.flatten().nonzero().flatten().tolist() == [0, 1, 4, 5, 8, 9]
+    kept = reference.choose(torch.zeros(1, 1, 1, 17), NM(1, 2, stride=3))  # groups 0 3, 1 4, 2 5; …; 12 15, 13 16, 14
+    assert kept.flatten().nonzero().flatten().tolist() == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
 def test_masked_keys_never_win_and_tails_keep_what_they_have() -> None:

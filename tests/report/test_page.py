@@ -55,6 +55,7 @@ def test_table_escapes_cells_and_sets_numbers_right():
 def test_labels_and_signs():
     assert label("nm-1-2-w16-s1") == "1:2, window 16, 1 sink"
     assert label("nm-2-4-w64-s4") == "2:4, window 64, 4 sinks"
+    assert label("nm-1-2-x16-w64") == "1:2, stride 16, window 64"
     assert label("nm-1-2") == "1:2"
     assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
     assert interval(None) == "–"

@@ -99,10 +99,9 @@ class Workload:
         Exact without window and sinks. With them, the choice overlaps the band as often as chance has it: the mean
         over scores that are exchangeable.
         """
-        n, m = method.n, method.m
-        kept = sum(n * (a // m) + min(n, a % m) for a in map(self._allowed, range(self.q_len)))
+        kept = sum(_chosen(method, self._allowed(i)) for i in range(self.q_len))
         band = sum(self._band(i, method) for i in range(self.q_len))
-        return kept + (1 - n / m) * band
+        return kept + (1 - method.n / method.m) * band
 
     def flops(self, method: NM) -> float:
         """Of ``method``: the whole QKᵀ, and PV for the kept pairs."""
@@ -137,6 +136,14 @@ class Workload:
         else:
             x = torch.randn(self.batch, heads, length, self.head_dim, generator=generator)
         return x.to(DTYPES[self.dtype])
+
+
+def _chosen(method: NM, keys: int) -> int:
+    """How many of the first ``keys`` keys the choice keeps."""
+    n, stride = method.n, method.stride
+    blocks, rest = divmod(keys, method.m * stride)
+    size, larger = divmod(rest, stride)  # of the last block's groups, `larger` have a key more
+    return blocks * stride * n + larger * min(n, size + 1) + (stride - larger) * min(n, size)
 
 
 @dataclass(frozen=True)

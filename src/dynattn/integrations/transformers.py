@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from dynattn.functional import attention
 from dynattn.methods import NM, Method, parse
 
-COMMON = ("dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4")
+COMMON = (
+    "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
+)  # fmt: skip
 """Methods that :func:`register` always registers."""
 
 _PREFIX = "dynattn:"

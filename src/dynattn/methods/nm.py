@@ -1,4 +1,4 @@
-"""N:M attention: of every M consecutive keys, each query keeps the N with the largest scores.
+"""N:M attention: of every group of M keys, each query keeps the N with the largest scores.
 
     s = scale · QKᵀ + bias,    kept(i, j) ⇔ s_ij among the N largest of its group of M,    out = softmax(s | kept) V
 
@@ -14,38 +14,46 @@ from typing import final
 from dynattn.methods.base import Method
 
 MAX_M = 32
+MAX_STRIDE = 64
+MAX_BLOCK = 256  # m * stride
 
-_NAME = re.compile(r"nm-(\d+)-(\d+)(?:-w(\d+))?(?:-s(\d+))?")
+_NAME = re.compile(r"nm-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?:-w(?P<window>\d+))?(?:-s(?P<sinks>\d+))?")
 
 
 @final
 @dataclass(frozen=True)
 class NM(Method):
-    """Keep the N largest scores of every M consecutive keys, chosen per query.
+    """Keep the N largest scores of every group of M keys, chosen per query.
 
-    The key axis is cut into groups ``[0, M), [M, 2M), …``. Ties go to the lower key index, masked keys never
-    win over allowed ones, and a tail group of r < M keys keeps min(N, r). With N == M this is dense attention.
+    The key axis is cut into blocks of M·stride keys, ``[0, M·stride), [M·stride, 2M·stride), …``, and each block into
+    ``stride`` groups: of the block that starts at b, group r holds the keys ``b + r, b + r + stride, …,
+    b + r + (M-1)·stride``. With stride 1 a group is M consecutive keys. Ties go to the lower key index, masked keys
+    never win over allowed ones, and a group of the last block that has only a < M keys keeps min(N, a). With N == M
+    this is dense attention.
 
     Args:
         n: entries kept in each group, 1 <= n <= m.
         m: keys in a group, 1 <= m <= 32.
         window: also keep every allowed key with ``|i + kv_len - q_len - j| < window``; 0 keeps none.
         sinks: also keep every allowed key with ``j < sinks``; 0 keeps none.
+        stride: how far apart the keys of a group stand, 1 <= stride <= 64 and m * stride <= 256. Neighbouring keys
+            often score alike; with a stride they do not compete for one place, at no cost in arithmetic.
 
     Raises:
         TypeError: an argument is not an int.
         ValueError: an argument is out of its range.
 
-    Source: arXiv:2203.00091; ``window`` and ``sinks`` are this library's addition.
+    Source: arXiv:2203.00091; ``window``, ``sinks`` and ``stride`` are this library's addition.
     """
 
     n: int
     m: int
     window: int = 0
     sinks: int = 0
+    stride: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("n", "m", "window", "sinks"):
+        for field in ("n", "m", "window", "sinks", "stride"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"NM: {field} must be an int: got {value!r}; pass a whole number, as in NM(2, 4)")
@@ -57,15 +65,23 @@ class NM(Method):
             value = getattr(self, field)
             if not 0 <= value < 2**31:
                 raise ValueError(f"NM: {field} must be between 0 and 2**31 - 1: got {value}; use 0 to keep none")
+        if not 1 <= self.stride <= MAX_STRIDE:
+            raise ValueError(f"NM: stride must be between 1 and {MAX_STRIDE}: got {self.stride}; try 1 or 16")
+        if self.m * self.stride > MAX_BLOCK:
+            raise ValueError(
+                f"NM: m * stride must be at most {MAX_BLOCK}: got {self.m} * {self.stride}; "
+                f"use a stride of at most {MAX_BLOCK // self.m}"
+            )
 
     @property
     def name(self) -> str:
-        """``dense`` where N == M, else ``nm-N-M`` with ``-wWINDOW`` and ``-sSINKS`` where they are set."""
+        """``dense`` where N == M, else ``nm-N-M`` with ``-xSTRIDE``, ``-wWINDOW``, ``-sSINKS`` where they are set."""
         if self.keeps_everything:
             return "dense"
+        stride = f"-x{self.stride}" if self.stride > 1 else ""
         window = f"-w{self.window}" if self.window else ""
         sinks = f"-s{self.sinks}" if self.sinks else ""
-        return f"nm-{self.n}-{self.m}{window}{sinks}"
+        return f"nm-{self.n}-{self.m}{stride}{window}{sinks}"
 
     @property
     def keeps_everything(self) -> bool:
@@ -78,4 +94,4 @@ class NM(Method):
         if name == "dense":
             return cls(1, 1)
         match = _NAME.fullmatch(name)
-        return cls(*(int(part or 0) for part in match.groups())) if match else None
+        return cls(**{field: int(part) for field, part in match.groupdict().items() if part}) if match else None

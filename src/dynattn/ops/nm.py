@@ -20,7 +20,7 @@ _BLOCK_SCORES = 1 << 22  # scores that the plain PyTorch path holds at a time: 1
 
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
-    "int n, int m, int window, int sinks, bool causal, float scale"
+    "int n, int m, int window, int sinks, int stride, bool causal, float scale"
 )
 
 library = torch.library.Library("dynattn", "DEF")
@@ -41,12 +41,13 @@ class Pattern(NamedTuple):
     m: int
     window: int
     sinks: int
+    stride: int
     causal: bool
     scale: float
 
     @property
     def method(self) -> NM:
-        return NM(self.n, self.m, self.window, self.sinks)
+        return NM(self.n, self.m, self.window, self.sinks, self.stride)
 
 
 def _empty_outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -97,7 +98,7 @@ def _forward_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     *pattern, aux, backend = rest
     if backend == "reference":
         return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
-    n, m, window, sinks, causal, scale = pattern
+    n, m, window, sinks, stride, causal, scale = pattern
     outputs = _empty_outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     if attn_mask is not None:
@@ -105,7 +106,7 @@ def _forward_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     cpu.nm_forward(
         _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), attn_mask, out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        n=n, m=m, window=window, sinks=sinks, causal=causal, scale=scale,
+        n=n, m=m, window=window, sinks=sinks, stride=stride, causal=causal, scale=scale,
         isa=backend.removeprefix("cpu-") if backend != "cpu" else cpu.best_isa(),
     )  # fmt: skip
     return outputs
@@ -184,7 +185,7 @@ def _autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: T
     d_query, d_key, d_value, d_mask = torch.ops.dynattn.nm_attention_backward(
         grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.pattern, mask_needs_grad
     )
-    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 8
+    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 9
 
 
 library.impl("nm_attention", _forward_cpu, "CPU")

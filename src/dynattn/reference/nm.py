@@ -1,7 +1,8 @@
 """N:M attention in plain PyTorch: the specification that every kernel is held to.
 
     s        = scale · QKᵀ + bias                       (-inf where a mask or causality forbids the pair)
-    kept     = the N largest of every M consecutive keys, window and sinks, where s > -inf
+    kept     = the N largest of every group of M keys, window and sinks, where s > -inf;
+               the group of key j is (j // (M·stride), j % stride): its keys stand `stride` apart
     P        = softmax(s | kept)
     out      = P V,    logsumexp = log Σ_kept e^s,    kept mass = Σ_kept softmax(s)
 
@@ -87,11 +88,13 @@ def choose(s: Tensor, method: NM, offset: int = 0) -> Tensor:
         bool (batch, heads, q_len, kv_len).
     """
     kv_len = s.shape[-1]
-    padded = torch.nn.functional.pad(s, (0, -kv_len % method.m), value=-math.inf)
-    groups = padded.unflatten(-1, (padded.shape[-1] // method.m, method.m))  # [batch, heads, q_len, groups, m]
-    order = groups.sort(dim=-1, descending=True, stable=True).indices
-    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., : method.n], True)
-    kept = kept.flatten(-2)[..., :kv_len]
+    block = method.m * method.stride
+    padded = torch.nn.functional.pad(s, (0, -kv_len % block), value=-math.inf)
+    # [batch, heads, q_len, blocks, m, stride]: a group is a column of its block.
+    groups = padded.unflatten(-1, (padded.shape[-1] // block, method.m, method.stride))
+    order = groups.sort(dim=-2, descending=True, stable=True).indices
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-2, order[..., : method.n, :], True)
+    kept = kept.flatten(-3)[..., :kv_len]
     kept = kept | (_distance(s, offset).abs() < method.window)
     kept = kept | (torch.arange(kv_len, device=s.device) < method.sinks)
     return kept & (s != -math.inf)

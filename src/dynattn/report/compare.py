@@ -15,7 +15,7 @@ _MINUS = "−"
 
 
 def label(method: str) -> str:
-    """A method's short name, for people: ``nm-1-2-w16-s1`` as ``1:2, window 16, 1 sink``."""
+    """A method's short name, for people: ``nm-1-2-x16-w64-s1`` as ``1:2, stride 16, window 64, 1 sink``."""
     if method == BASELINE:
         return "SDPA (dense)"
     if method == UNFUSED:
@@ -26,7 +26,10 @@ def label(method: str) -> str:
     words = [f"{n}:{m}"]
     for part in rest:
         count = int(part[1:])
-        words.append(f"window {count}" if part[0] == "w" else f"{count} sink{'s' * (count != 1)}")
+        if part[0] == "s":
+            words.append(f"{count} sink{'s' * (count != 1)}")
+        else:
+            words.append(f"{'stride' if part[0] == 'x' else 'window'} {count}")
     return ", ".join(words)
 
 

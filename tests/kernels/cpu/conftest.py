@@ -67,8 +67,8 @@ def _forward(
     cpu.nm_forward(
         query, key, value, None if mask is None else mask.expand(*rows, key.shape[2]), out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        n=method.n, m=method.m, window=method.window, sinks=method.sinks, causal=causal,
-        scale=query.shape[-1] ** -0.5 if scale is None else scale, isa=isa,
+        n=method.n, m=method.m, window=method.window, sinks=method.sinks, stride=method.stride,
+        causal=causal, scale=query.shape[-1] ** -0.5 if scale is None else scale, isa=isa,
     )  # fmt: skip
     return Result(out, logsumexp, kept_mass, kept, allowed)
 

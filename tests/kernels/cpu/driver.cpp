@@ -21,7 +21,7 @@ namespace {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 struct Pattern {
-  int n, m, window, sinks;
+  int n, m, window, sinks, stride = 1;
 };
 
 struct Shape {
@@ -236,9 +236,9 @@ Row naive_row(const Problem& p, int b, int h, int i) {
   bool nan = false, infinite = false;
   for (int j = 0; j < s.kv_len; j++) {
     int better = 0;
-    const int first = j / pattern.m * pattern.m;
-    for (int other = first; other < first + pattern.m && other < s.kv_len; other++)
-      better += other != j && beats(other, j);
+    const int block = pattern.m * pattern.stride, start = j / block * block;
+    for (int other = start; other < start + block && other < s.kv_len; other++)
+      better += other != j && other % pattern.stride == j % pattern.stride && beats(other, j);
     const int distance = std::abs(i + s.kv_len - s.q_len - j);
     const double x = score[static_cast<size_t>(j)];
     keep[static_cast<size_t>(j)] = x != -kInf && (better < pattern.n || distance < pattern.window || j < pattern.sinks);
@@ -296,7 +296,7 @@ std::string run(const Case& c) {
   args.batch = s.batch, args.heads = s.heads, args.kv_heads = s.kv_heads, args.q_len = s.q_len, args.kv_len = s.kv_len;
   args.head_dim = s.head_dim, args.value_dim = s.value_dim, args.scale = c.scale, args.dtype = c.dtype;
   args.mask_dtype = p.mask_dtype(), args.n = c.pattern.n, args.m = c.pattern.m, args.window = c.pattern.window;
-  args.sinks = c.pattern.sinks, args.causal = c.causal, args.isa = c.isa, args.threads = c.threads;
+  args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa, args.threads = c.threads;
   const int32_t status = dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
@@ -338,9 +338,9 @@ struct Counts {
     failed++;
     const Shape& s = c.shape;
     std::printf(
-        "FAILED %s %d:%d window %d sinks %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
+        "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
         "dtype %d threads %d scale %g: %s\n",
-        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, s.batch, s.heads, s.kv_heads,
+        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch, s.heads, s.kv_heads,
         s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask), static_cast<int>(c.order),
         static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), wrong.c_str());
   }
@@ -348,7 +348,9 @@ struct Counts {
 
 void check_isa(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0}, {2, 4, 0, 0},  {1, 4, 0, 0},   {3, 5, 0, 0},
-                              {7, 31, 0, 0}, {1, 2, 5, 3}, {2, 4, 20, 1}, {1, 3, 400, 0}, {2, 4, 0, 70}};
+                              {7, 31, 0, 0}, {1, 2, 5, 3}, {2, 4, 20, 1}, {1, 3, 400, 0}, {2, 4, 0, 70},
+                              {1, 2, 0, 0, 16}, {2, 4, 0, 0, 16}, {1, 2, 5, 3, 16}, {2, 4, 20, 1, 3}, {1, 2, 0, 0, 32},
+                              {2, 5, 0, 0, 51}};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},     {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 32, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},

@@ -14,6 +14,7 @@ from dynattn.reference import nm as reference
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),
     NM(1, 2, window=5, sinks=3), NM(2, 4, window=40), NM(2, 4, sinks=70), NM(1, 3, window=3, sinks=1),
+    NM(1, 2, stride=16), NM(2, 4, stride=16), NM(2, 4, stride=3), NM(1, 2, window=5, sinks=3, stride=16),
 ]  # fmt: skip
 # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 SHAPES = [
@@ -21,7 +22,14 @@ SHAPES = [
     (1, 1, 5, 384, 128, 256), (4, 2, 1, 300, 64, 72),
     (1, 1, 3, 4096, 256, 64), (2, 2, 64, 64, 64, 64),
 ]  # fmt: skip
-FAST = [NM(1, 1), NM(1, 2), NM(2, 4)]
+STRIDED = [NM(1, 2, stride=16), NM(2, 4, stride=16)]
+FAST = [NM(1, 1), NM(1, 2), NM(2, 4), *STRIDED]
+# In registers with vectors of 4 or 8 only, or with none; tiles of several blocks; the longest tile.
+STRIDES = [
+    NM(1, 2, stride=4), NM(1, 2, stride=8), NM(1, 2, stride=32), NM(1, 2, stride=64), NM(2, 4, stride=8),
+    NM(2, 4, stride=32), NM(2, 4, stride=2), NM(1, 4, stride=16), NM(2, 3, stride=7), NM(2, 5, stride=51),
+    NM(2, 4, window=9, sinks=2, stride=16),
+]  # fmt: skip
 
 
 def identify(value: object) -> str:
@@ -35,8 +43,26 @@ def test_matches_the_reference(method, shape, causal, isa, grid, check):
     check(*grid(*shape), method, isa, causal=causal)
 
 
+@pytest.mark.parametrize("kv_len", [1, 15, 17, 31, 32, 33, 63, 64, 65, 129, 300])
+@pytest.mark.parametrize("method", [*STRIDED, *STRIDES], ids=identify)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_groups_with_a_stride(method, kv_len, causal, isa, grid, check):
+    check(*grid(2, 1, 40, kv_len, 12, 20), method, isa, causal=causal)
+
+
+@pytest.mark.parametrize("method", STRIDED, ids=identify)
+def test_a_stride_is_a_permutation_of_the_keys(method, isa, grid, forward):
+    """The same choice and result as consecutive groups have on keys put in the order of their groups."""
+    query, key, value = grid(2, 2, 30, 192, 16, 16)
+    order = torch.arange(192).view(-1, method.m, method.stride).mT.flatten()
+    strided = forward(query, key, value, method, isa)
+    plain = forward(query, key[:, :, order], value[:, :, order], NM(method.n, method.m), isa)
+    for name in ("out", "logsumexp", "kept_mass"):
+        torch.testing.assert_close(getattr(strided, name), getattr(plain, name))
+
+
 @pytest.mark.parametrize("kind", ["bool", "padding", "float", "bfloat16", "transposed", "shared by all"])
-@pytest.mark.parametrize("method", [*PATTERNS[:5], PATTERNS[7]], ids=identify)
+@pytest.mark.parametrize("method", [*PATTERNS[:5], PATTERNS[7], *STRIDED, NM(2, 4, stride=3)], ids=identify)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_masks(method, kind, causal, isa, grid, check):
     query, key, value = grid(4, 2, 77, 150, 16, 24, batch=2)
@@ -87,11 +113,11 @@ def test_empty(shape, isa, forward):
     assert not got.kept.any()
 
 
-@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8)], ids=identify)
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8), *STRIDED, NM(1, 2, stride=3)], ids=identify)
 def test_ties_go_to_the_lower_key(method, isa, forward):
     """All scores equal: the output is the mean of the first N values of each group."""
     key, value = torch.ones(1, 1, 100, 16), torch.randn(1, 1, 100, 16, generator=torch.Generator().manual_seed(0))
-    first = value[:, :, torch.arange(100) % method.m < method.n].mean(2, keepdim=True)
+    first = value[:, :, torch.arange(100) // method.stride % method.m < method.n].mean(2, keepdim=True)
     for aux in (False, True):
         got = forward(torch.ones(1, 1, 3, 16), key, value, method, isa, aux=aux)
         torch.testing.assert_close(got.out, first.expand(1, 1, 3, 16))
@@ -107,16 +133,16 @@ def test_scales(method, scale, isa, grid, check):
 def test_random_scores(method, isa, forward):
     """Arithmetic on inexact scores, on rows where no choice hangs on rounding; large scores make rows rescale."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, 300, 64, generator=generator) for _ in range(3))
-    query *= torch.linspace(0.1, 30, 300).view(1, 1, -1, 1)
-    key *= torch.linspace(0.1, 2, 300).view(1, 1, -1, 1)  # later tiles have larger scores
+    query, key, value = (torch.randn(1, 2, 320, 64, generator=generator) for _ in range(3))
+    query *= torch.linspace(0.1, 30, 320).view(1, 1, -1, 1)
+    key *= torch.linspace(0.1, 2, 320).view(1, 1, -1, 1)  # later tiles have larger scores
     exact = reference.forward(query.double(), key.double(), value.double(), method)
     s = reference.scores(query.double(), key.double(), None, False, 0.125)
     kept = reference.choose(s, method)
     plain = reference.forward(query, key, value, method, kept=kept)
-    groups = s.unflatten(-1, (-1, method.m)).sort(-1, descending=True).values
-    gaps = groups[..., method.n - 1] - groups[..., method.n] if method.n < method.m else groups[..., 0] * 0 + 1
-    certain = gaps.min(-1).values > 1e-6 * s.abs().amax(-1)
+    groups = s.unflatten(-1, (-1, method.m, method.stride)).sort(-2, descending=True).values
+    gaps = groups[..., method.n - 1, :] - groups[..., method.n, :] if method.n < method.m else groups[..., 0, :] * 0 + 1
+    certain = gaps.flatten(-2).min(-1).values > 1e-6 * s.abs().amax(-1)
     assert certain.float().mean() > 0.9
     got = forward(query, key, value, method, isa, aux=False)
     for name in ("out", "logsumexp"):
@@ -189,9 +215,9 @@ def test_permuted_queries_permute_the_output(method, isa, forward):
 def test_parts_merge_by_logsumexp(method, isa, forward):
     """Whole groups are independent: parts of the keys give parts of the answer."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, 96, 32, generator=generator) for _ in range(3))
+    query, key, value = (torch.randn(1, 2, 160, 32, generator=generator) for _ in range(3))
     whole = forward(query, key, value, method, isa)
-    parts = [forward(query, key[:, :, at], value[:, :, at], method, isa) for at in (slice(0, 40), slice(40, 96))]
+    parts = [forward(query, key[:, :, at], value[:, :, at], method, isa) for at in (slice(0, 64), slice(64, 160))]
     weights = torch.stack([part.logsumexp for part in parts]).softmax(0).unsqueeze(-1)
     merged = sum(weight * part.out for weight, part in zip(weights, parts, strict=True))
     torch.testing.assert_close(merged, whole.out, atol=1e-6, rtol=1e-5)

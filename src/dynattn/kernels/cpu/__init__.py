@@ -37,7 +37,8 @@ class _NMForwardArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("head_dim", "value_dim")),
         ("parallel", ctypes.c_void_p),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("dtype", "mask_dtype", "n", "m", "window", "sinks", "causal")),
+        *((name, ctypes.c_int32) for name in ("dtype", "mask_dtype", "n", "m", "window", "sinks")),
+        *((name, ctypes.c_int32) for name in ("stride", "causal")),
         *((name, ctypes.c_int32) for name in ("isa", "threads")),
     )
 
@@ -57,6 +58,7 @@ def nm_forward(
     m: int,
     window: int,
     sinks: int,
+    stride: int,
     causal: bool,
     scale: float,
     isa: str,
@@ -73,7 +75,7 @@ def nm_forward(
         out: (batch, heads, q_len, value_dim), dtype of ``query``.
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
-        n, m, window, sinks: as :class:`dynattn.NM` has them.
+        n, m, window, sinks, stride: as :class:`dynattn.NM` has them.
         causal: forbid keys after the query, aligned bottom-right.
         scale: factor of the scores, finite and not 0.
         isa: ``avx512``, ``avx2`` or ``portable``.
@@ -117,6 +119,7 @@ def nm_forward(
         m,
         window,
         sinks,
+        stride,
         causal,
         _ISAS[isa],
         torch.get_num_threads(),

@@ -204,7 +204,13 @@ static void add_values(const Block& block, const float* values) {
       const GroupKind kind = block.scratch.kinds[group];
       if (kind == kChosenInRegisters) {
         const uint32_t* choice = block.scratch.choice + group * kR * (kTile / 2 / kWidth);
-        if constexpr (kBits > 0) sparse_group<kR, kBits, kChunk>(out, rows.out_stride, weights, choice, value);
+        if constexpr (kBits > 0) {
+          if (plan.stride == 1) {
+            sparse_group<kR, kBits, kChunk, false>(plan, out, rows.out_stride, weights, choice, value);
+          } else {
+            sparse_group<kR, kBits, kChunk, true>(plan, out, rows.out_stride, weights, choice, value);
+          }
+        }
       } else if (kind == kByPosition && block.careful) {
         for (int r = 0; r < kR; r++) careful_row(plan, out + r * rows.out_stride, weights + r * plan.tile, value);
       } else if (kind == kByPosition) {

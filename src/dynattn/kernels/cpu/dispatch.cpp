@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t kMaxDim = 256;
 constexpr int32_t kMaxM = 32;
+constexpr int32_t kMaxStride = 64;
+constexpr int32_t kMaxBlock = 256;  // m · stride
 
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
@@ -42,8 +44,9 @@ bool is_sound(const NMForwardArgs& args) {
   const bool sizes = args.batch >= 0 && args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
                      args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= kMaxDim &&
                      args.value_dim >= 1 && args.value_dim <= kMaxDim;
-  const bool pattern =
-      args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 && args.sinks >= 0;
+  const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 &&
+                       args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
+                       args.m * args.stride <= kMaxBlock;
   const bool dtypes = is_storage(args.dtype) &&
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
   const bool counts =

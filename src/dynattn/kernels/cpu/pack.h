@@ -72,7 +72,7 @@ static void pack_columns(float* to, int64_t stride, const float* const rows[kWid
 static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kWidth][kMaxDim];
-  const int64_t panel_keys = int64_t{plan.panel} * kWidth, ahead = int64_t{plan.m} * kWidth;
+  const int64_t panel_keys = int64_t{plan.panel} * kWidth, ahead = int64_t{plan.m} * larger(plan.stride, kWidth);
   Range range;
   for (int64_t tile = first; tile < last; tile++) {
     for (int position = 0; position < plan.tile; position += kWidth) {

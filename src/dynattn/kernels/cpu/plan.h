@@ -2,7 +2,8 @@
 //
 // Keys are packed so that the members of a group of M stand in different vectors, in the same lane:
 //
-//     position of key j:  vector (j / (kWidth·M)) · M + j % M,  lane (j / M) % kWidth
+//     position of slot s of group g:  vector (g / kWidth) · M + s,  lane g % kWidth
+//     its key:                        (g / stride) · M · stride + s · stride + g % stride
 //
 // A choice among the members is then a few operations between vectors, and needs no shuffle.
 #pragma once
@@ -24,8 +25,8 @@ constexpr int kPanel = 2;
 constexpr int kRowsWide = kRows / 2;  // with panels of 4 vectors, for 2:4
 constexpr int kPanelWide = 4;
 
-constexpr int kTile = 64;              // keys a tile; a multiple of 4 · kWidth
-constexpr int kMaxTile = 64 * kWidth;  // generic patterns round up to whole groups and panels
+constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
+constexpr int kMaxTile = 512 * kWidth;  // generic patterns round up to whole blocks of M · stride, and to panels
 constexpr int kMaxM = 32;
 constexpr int kMaxDim = 256;
 constexpr int kMaxChunk = 64 / kWidth > 8 ? 8 : 64 / kWidth;  // vectors of a value row that are worked on at a time
@@ -39,7 +40,7 @@ constexpr float kLog2e = 1.44269504088896341f;
 struct Plan {
   const NMForwardArgs* args;
   Layout layout;
-  int n, m;                       // n == m is taken as 1 of 1
+  int n, m, stride;               // n == m is taken as 1 of 1
   bool window;                    // there are entries kept besides the choice
   bool counts;                    // kept mass, kept and allowed are asked for
   bool generic;                   // every tile goes by position, with the choice in memory
@@ -95,10 +96,19 @@ static void plan_values(Plan& plan) {
 static void plan_positions(Plan& plan) {
   for (int position = 0; position < plan.tile; position++) {
     const int vector = position / kWidth, lane = position % kWidth;
-    plan.key_of[position] = (vector / plan.m * kWidth + lane) * plan.m + vector % plan.m;
+    const int group = vector / plan.m * kWidth + lane, slot = vector % plan.m;
+    plan.key_of[position] = (group / plan.stride * plan.m + slot) * plan.stride + group % plan.stride;
     plan.key_number[position] = static_cast<float>(plan.key_of[position]);
     plan.value_of[position] = plan.key_of[position] * plan.chunk * kWidth;
   }
+}
+
+// Keys a tile: whole blocks of M · stride, whose groups fill whole vectors and panels.
+static int tile_keys(const Plan& plan) {
+  const int step = plan.m % plan.panel ? kWidth * plan.panel : kWidth;
+  int groups = step;
+  while (groups % plan.stride != 0) groups += step;
+  return static_cast<int>(round_up(kTile, int64_t{plan.m} * groups));
 }
 
 static void make_plan(Plan& plan, const NMForwardArgs& args) {
@@ -106,17 +116,19 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.dense = args.n == args.m;
   plan.n = plan.dense ? 1 : args.n;
   plan.m = plan.dense ? 1 : args.m;
+  plan.stride = plan.dense ? 1 : args.stride;
   plan.window = !plan.dense && (args.window > 0 || args.sinks > 0);
   plan.counts = args.kept_mass != nullptr;
-  plan.layout = plan.n == 1 && plan.m == 2   ? Layout::kOneOfTwo
-                : plan.n == 2 && plan.m == 4 ? Layout::kTwoOfFour
-                                             : Layout::kPositions;
+  // The choice in registers is for tiles of kTile keys in which a vector's groups are neighbours.
+  const bool aligned = plan.stride == 1 || (plan.stride % kWidth == 0 && kTile % (plan.m * plan.stride) == 0);
+  plan.layout = aligned && plan.n == 1 && plan.m == 2   ? Layout::kOneOfTwo
+                : aligned && plan.n == 2 && plan.m == 4 ? Layout::kTwoOfFour
+                                                        : Layout::kPositions;
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
   plan.panel = plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
   if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
-  const int groups = plan.m % plan.panel ? plan.panel : 1;  // whole groups that fill whole panels
-  plan.tile = static_cast<int>(round_up(kTile, int64_t{plan.m} * kWidth * groups));
+  plan.tile = tile_keys(plan);
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 

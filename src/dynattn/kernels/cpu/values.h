@@ -5,15 +5,24 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// One survivor of each of kR rows: lane `lane` + kLane of a vector.
-template <int kBits, int kChunk, int kR, int kLane>
+// With a stride, places are multiplied by it, and by this part of a value row's width, before they are taken apart:
+// once a word, not once a survivor. Both are powers of two, so that places stay apart.
+template <int kChunk, bool kStrided>
+constexpr int place_unit() {
+  return kStrided ? kWidth * (kChunk & -kChunk) : 1;
+}
+
+// One survivor of each of kR rows: lane `lane` + kLane of a vector. `places` are multiplied by `step`.
+// Neighbouring lanes hold neighbouring groups, which start a key (kStrided) or a group of keys apart.
+template <int kBits, int kChunk, bool kStrided, int kR, int kLane>
 DYNATTN_INLINE void add_survivors(Vec acc[kR][kChunk], const Vec four[kR], const uint64_t places[kR], const float* base,
-                                  int lane) {
-  constexpr int kM = 1 << kBits, kWidthOf = kChunk * kWidth;
+                                  int step, int lane) {
+  constexpr int kM = 1 << kBits, kWidthOf = kChunk * kWidth, kNextLane = kStrided ? 1 : kM;
   lane += kLane;
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
-    const float* row = base + lane * kM * kWidthOf + (places[r] >> (kBits * lane) & (kM - 1)) * kWidthOf;
+    const uint64_t ahead = places[r] >> (kBits * lane) & static_cast<uint64_t>((kM - 1) * step);
+    const float* row = base + lane * kNextLane * kWidthOf + ahead * (kWidthOf / place_unit<kChunk, kStrided>());
     const Vec weight = broadcast_lane<kLane>(four[r]);
 #pragma GCC unroll 16
     for (int c = 0; c < kChunk; c++) acc[r][c] = fmadd(weight, load(row + c * kWidth), acc[r][c]);
@@ -21,14 +30,16 @@ DYNATTN_INLINE void add_survivors(Vec acc[kR][kChunk], const Vec four[kR], const
 }
 
 // Rows whose weights were chosen in registers. A survivor's value row is found from its bits of the choice: the row
-// address is base + (lane · M + place) · width, and only the place depends on data.
+// address is base + (lane · M + place) · width, or base + (lane + place · stride) · width for groups with a stride,
+// and only the place depends on data.
 //
 // Every product needs a fresh vector of values, so this runs at the speed of loads: kR rows at once keep enough sums
 // in flight to hide the latency of the additions.
-template <int kBits, int kChunk, int kR>
-DYNATTN_INLINE void sparse_rows(float* out, int64_t out_stride, const float* weights, const uint32_t* choice,
-                                const float* value) {
+template <int kBits, int kChunk, bool kStrided, int kR>
+DYNATTN_INLINE void sparse_rows(const Plan& plan, float* out, int64_t out_stride, const float* weights,
+                                const uint32_t* choice, const float* value) {
   constexpr int kWidthOf = kChunk * kWidth, kSurvivors = kTile / 2, kWords = kSurvivors / kWidth;
+  const int step = kStrided ? plan.stride * place_unit<kChunk, kStrided>() : 1;
   Vec acc[kR][kChunk];
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
@@ -36,18 +47,19 @@ DYNATTN_INLINE void sparse_rows(float* out, int64_t out_stride, const float* wei
     for (int c = 0; c < kChunk; c++) acc[r][c] = load(out + r * out_stride + c * kWidth);
   }
   for (int word = 0; word < kWords; word++) {
-    const float* base = value + (kBits == 1 ? word * 2 : word / 2 * 4) * kWidth * kWidthOf;
+    const int first = (kBits == 1 ? word * 2 : word / 2 * 4) * kWidth;  // position of slot 0 in lane 0
+    const float* base = value + (kStrided ? plan.value_of[first] : first * kWidthOf);
     uint64_t places[kR];
-    for (int r = 0; r < kR; r++) places[r] = choice[r * kWords + word];
+    for (int r = 0; r < kR; r++) places[r] = uint64_t{choice[r * kWords + word]} * static_cast<uint64_t>(step);
 #pragma GCC unroll 16
     for (int lane = 0; lane < kWidth; lane += 4) {
       Vec four[kR];
 #pragma GCC unroll 16
       for (int r = 0; r < kR; r++) four[r] = load_four(weights + r * kSurvivors + word * kWidth + lane);
-      add_survivors<kBits, kChunk, kR, 0>(acc, four, places, base, lane);
-      add_survivors<kBits, kChunk, kR, 1>(acc, four, places, base, lane);
-      add_survivors<kBits, kChunk, kR, 2>(acc, four, places, base, lane);
-      add_survivors<kBits, kChunk, kR, 3>(acc, four, places, base, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 0>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 1>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 2>(acc, four, places, base, step, lane);
+      add_survivors<kBits, kChunk, kStrided, kR, 3>(acc, four, places, base, step, lane);
     }
   }
 #pragma GCC unroll 16
@@ -66,13 +78,13 @@ constexpr int sparse_rows_at_once(int rows, int chunk) {
   return best;
 }
 
-template <int kR, int kBits, int kChunk>
-static void sparse_group(float* out, int64_t out_stride, const float* weights, const uint32_t* choice,
-                         const float* value) {
+template <int kR, int kBits, int kChunk, bool kStrided>
+static void sparse_group(const Plan& plan, float* out, int64_t out_stride, const float* weights,
+                         const uint32_t* choice, const float* value) {
   constexpr int kSurvivors = kTile / 2, kWords = kSurvivors / kWidth, kStep = sparse_rows_at_once(kR, kChunk);
   for (int r = 0; r < kR; r += kStep) {
-    sparse_rows<kBits, kChunk, kStep>(out + r * out_stride, out_stride, weights + r * kSurvivors, choice + r * kWords,
-                                      value);
+    sparse_rows<kBits, kChunk, kStrided, kStep>(plan, out + r * out_stride, out_stride, weights + r * kSurvivors,
+                                                choice + r * kWords, value);
   }
 }
 

@@ -98,7 +98,7 @@ def _theory(found: Inspection) -> str:
         + table(("choice", "kept mass", "what it is"), rows)
         + "<p>Real scores are not independent Gaussian draws, in two ways that the shuffled keys tell apart. "
         f"Their shape: rows differ in spread, and a few keys stand far above the rest ({shape:+.3f} from theory to "
-        "shuffled). Their place: large scores that stand side by side are in one group and compete "
+        "shuffled). Their place: large scores that stand in one group compete, as those of neighbours do "
         f"({place:+.3f} from shuffled to real).</p>" + (_band_note(method) if method.window or method.sinks else "")
     )
 
