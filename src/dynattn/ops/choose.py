@@ -139,6 +139,8 @@ def _cuda_cannot(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
     method = problem.method
+    if method.stride != 1:
+        return f"the kernels take groups of consecutive keys, not of stride {method.stride}"
     return cuda.cannot(problem.dtype, method.n, method.m, problem.head_dim, problem.value_dim, problem.device)
 
 
