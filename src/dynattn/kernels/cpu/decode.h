@@ -15,8 +15,10 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Query rows that share a key head, up to which nothing is packed.
-constexpr int64_t kFewRows = 16;
+// Queries up to which nothing is packed, and rows that may share a key head: both by measurement. More queries fill
+// the block path's register blocks.
+constexpr int64_t kFewQueries = 6;
+constexpr int64_t kFewRows = 64;
 
 constexpr int64_t kRangeKeys = 1024;  // keys a range, at least
 constexpr int64_t kRangeTasks = 256;  // ranges are not multiplied beyond about so many tasks
@@ -27,24 +29,24 @@ constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
 
 // A thread's memory.
 struct FewScratch {
-  float* queries;      // [row][key_width], padded with zeros
-  float* scores;       // [row][tile], then weights; negative where not kept
-  float* bias;         // [row][tile]
+  float* queries;         // [row][key_width], padded with zeros
+  float* scores;          // [row][tile], then weights; negative where not kept
+  float* bias;            // [row][tile]
   const float** bias_of;  // [row]: its bias, or NULL
-  float* values;       // [tile][value width]: rows that cannot be read in place
-  RowStates rows;      // unless ranges have states of their own
+  float* values;          // [tile][value width]: rows that cannot be read in place
+  RowStates rows;         // unless ranges have states of their own
 };
 
 struct Few {
   const Plan* plan;
   char* memory;
-  int64_t* finished;                          // [head] ranges done
-  int64_t heads, group, rows;                 // key heads, query heads of each, query rows of each
+  int64_t* finished;           // [head] ranges done
+  int64_t heads, group, rows;  // key heads, query heads of each, query rows of each
   int64_t ranges, range_tiles;
-  int64_t key_width;                          // head_dim rounded up to whole vectors
-  bool keys_in_place, values_in_place;        // float32 rows of whole vectors
-  int64_t states_offset, states_bytes;        // [head][range], where a head has several
-  int64_t scratch_offset, scratch_bytes;      // [thread]
+  int64_t key_width;                      // head_dim rounded up to whole vectors
+  bool keys_in_place, values_in_place;    // float32 rows of whole vectors
+  int64_t states_offset, states_bytes;    // [head][range], where a head has several
+  int64_t scratch_offset, scratch_bytes;  // [thread]
   int64_t next_task, next_thread;
 };
 
@@ -105,8 +107,8 @@ static void copy_queries(const Few& few, int64_t head, float* to) {
   }
 }
 
-// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Sums by lane of each product are turned by a transpose, so that
-// one addition serves kWidth keys; equal keys get equal scores, to the bit.
+// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Lanes are summed for kWidth keys at once, each in the same order,
+// so that equal keys get equal scores, to the bit.
 template <int kR>
 static void dot_rows(const float* queries, int64_t width, const float* const keys[kWidth], float* scores,
                      int64_t stride) {
@@ -135,15 +137,7 @@ static void dot_rows(const float* queries, int64_t width, const float* const key
       for (int i = 0; i < kKeysAtOnce; i++) sums[r][j + i] = acc[r][i];
     }
   }
-  for (int r = 0; r < kR; r++) {
-    transpose(sums[r]);
-#pragma GCC unroll 16
-    for (int step = kWidth / 2; step > 0; step /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < step; i++) sums[r][i] = add(sums[r][i], sums[r][i + step]);
-    }
-    store(scores + r * stride, sums[r][0]);
-  }
+  for (int r = 0; r < kR; r++) store(scores + r * stride, sum_each(sums[r]));
 }
 
 // Products of all rows with one tile of keys, by position.
@@ -394,7 +388,9 @@ static void work_few(void* data) {
   }
 }
 
-static bool are_few(const NMForwardArgs& args) { return args.q_len * (args.heads / args.kv_heads) <= kFewRows; }
+static bool are_few(const NMForwardArgs& args) {
+  return args.q_len <= kFewQueries && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
+}
 
 // The whole call, for at least one query row; `threads` may be more than there are tasks.
 static int32_t run_few(Plan& plan, int threads) {
