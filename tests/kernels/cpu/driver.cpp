@@ -371,6 +371,20 @@ void check_isa(int isa, Counts& counts) {
         }
       }
     }
+    const Shape few[] = {{1, 2, 2, 1, 2300, 64, 64}, {2, 6, 2, 3, 1100, 20, 36}, {1, 2, 1, 6, 2049, 16, 80},
+                         {1, 2, 1, 7, 2049, 16, 80}, {1, 65, 1, 1, 70, 8, 8}};
+    for (const Shape& shape : few) {
+      for (int mask = 0; mask <= 4; mask++, turn++) {
+        Case c;
+        c.pattern = pattern, c.shape = shape, c.mask = static_cast<Mask>(mask), c.isa = isa;
+        c.causal = turn % 2 == 0, c.order = static_cast<Order>(turn % 4), c.aux = turn % 3 == 0;
+        c.dtype = turn % 5, c.threads = 1 + turn % 3;
+        if (c.dtype > DYNATTN_FLOAT16) c.dtype = DYNATTN_FLOAT32;
+        c.trouble = static_cast<Trouble>(turn % 7 < 5 ? turn % 7 : 0);
+        if (c.trouble == Trouble::kOverflow && c.dtype == DYNATTN_FLOAT16) c.trouble = Trouble::kNone;  // no 2^100
+        counts.check(c);
+      }
+    }
     for (int trouble = 1; trouble <= 4; trouble++) {
       for (int mask = 0; mask <= 3; mask++) {
         Case c;

@@ -229,3 +229,118 @@ def test_dense_is_sdpa(causal, isa, forward):
     query, key, value = (torch.randn(2, 3, 111, 64, generator=generator) for _ in range(3))
     want = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
     torch.testing.assert_close(forward(query, key, value, NM(4, 4), isa, causal=causal).out, want)
+
+
+# Few queries (decode.h): kernels read keys and values in place up to 6 queries; 7 are packed as blocks are.
+QUERIES = [1, 2, 3, 4, 6, 7]
+DECODE = [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 5), NM(5, 31), NM(1, 2, window=9, sinks=5), NM(2, 4, window=40, sinks=3)]
+LONG = 2500  # keys: more than one range, and a partial last tile
+
+
+@pytest.mark.parametrize("q_len", QUERIES)
+@pytest.mark.parametrize("method", DECODE, ids=identify)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("sizes", [(3, 3, 64, 64), (6, 2, 20, 36), (5, 1, 128, 80)], ids=identify)
+def test_few_queries(method, q_len, causal, sizes, isa, grid, check):
+    heads, kv_heads, head_dim, value_dim = sizes
+    check(*grid(heads, kv_heads, q_len, LONG, head_dim, value_dim), method, isa, causal=causal)
+
+
+@pytest.mark.parametrize("kind", ["bool", "padding", "float", "bfloat16", "transposed", "nothing"])
+@pytest.mark.parametrize("method", DECODE[1:], ids=identify)
+@pytest.mark.parametrize("q_len", [1, 5, 7])
+def test_few_queries_with_masks(method, q_len, kind, isa, grid, check):
+    query, key, value = grid(4, 2, q_len, LONG, 16, 24, batch=2)
+    generator = torch.Generator().manual_seed(1)
+    allowed = torch.rand(2, 4, q_len, LONG, generator=generator) > 0.4
+    allowed[0, 1, 0] = False  # a row with nothing allowed
+    allowed[1, 2, 0, 64:] = False  # ranges with nothing allowed
+    bias = torch.randint(-3, 4, (1, 4, q_len, LONG), generator=generator).float().masked_fill(~allowed[:1], -math.inf)
+    mask = {
+        "bool": allowed,
+        "padding": torch.arange(LONG) >= torch.tensor([0, 1700]).view(2, 1, 1, 1),
+        "float": bias,
+        "bfloat16": bias.bfloat16(),
+        "transposed": bias.mT.contiguous().mT,
+        "nothing": torch.zeros(1, 1, 1, 1, dtype=torch.bool),
+    }[kind]
+    check(query, key, value, method, isa, mask=mask, causal=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("q_len", QUERIES)
+@pytest.mark.parametrize("method", DECODE, ids=identify)
+def test_few_queries_in_half_precision(method, q_len, dtype, isa, grid, check):
+    check(*(x.to(dtype) for x in grid(4, 2, q_len, LONG, 24, 40)), method, isa, scale=-0.25)
+
+
+@pytest.mark.parametrize("q_len", [1, 4, 7])
+@pytest.mark.parametrize("method", FAST, ids=identify)
+def test_few_queries_of_a_cache(method, q_len, isa, grid, check):
+    """Length first, a part of a longer cache whose other slots hold NaN, 4 bytes off any alignment."""
+
+    def lay(x: torch.Tensor) -> torch.Tensor:
+        slots = torch.nn.functional.pad(x.transpose(1, 2), (0, 1, 0, 0, 1, 70), value=math.nan)
+        return slots[:, 1:-70, :, :-1].transpose(1, 2)
+
+    check(*(lay(x) for x in grid(4, 2, q_len, 1300, 32, 64, batch=2)), method, isa)
+
+
+@pytest.mark.parametrize("q_len", [1, 4, 7])
+@pytest.mark.parametrize("method", DECODE, ids=identify)
+def test_few_queries_keep_nan_and_infinity_in_their_rows(method, q_len, isa, grid, check):
+    query, key, value = grid(4, 2, q_len, LONG, 16, 16)
+    mask = torch.ones(1, 4, q_len, LONG, dtype=torch.bool)
+    mask[..., 2000:] = False  # slots of a cache not written yet
+    key[..., 2000:, :], value[..., 2000:, :] = math.nan, math.inf
+    mask[:, :2, :, 70] = False
+    key[0, 0, 70, 3] = math.nan  # seen by no query head of its own
+    key[0, 1, 71, 3] = math.nan
+    query[0, 3, -1, 0] = math.inf
+    check(query, key, value, method, isa, mask=mask)
+
+    query, key, value = grid(4, 2, q_len, LONG, 16, 16)
+    value[0, 0, 71, 2], value[0, 1, 1999, 5] = math.inf, math.nan
+    check(query, key, value, method, isa, causal=True)
+
+    query, key, value = grid(4, 2, q_len, LONG, 16, 16)
+    bias = torch.zeros(1, 4, q_len, LONG)
+    bias[:, 0, 0, 130], bias[:, 1, 0, 10], bias[:, 2, 0, 1], bias[:, 3, 0, 9] = math.nan, math.inf, 2e38, -math.inf
+    check(query, key, value, method, isa, mask=bias)
+
+
+@pytest.mark.parametrize("q_len", [1, 6])
+@pytest.mark.parametrize("method", [*FAST, NM(1, 2, window=20, sinks=2), NM(3, 8)], ids=identify)
+def test_few_queries_on_threads_change_no_bit(method, q_len, isa, forward):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, q_len, 64, generator=generator)
+    key, value = (torch.randn(1, 2, 5000, 64, generator=generator) for _ in range(2))
+    alone = forward(query, key, value, method, isa, causal=True)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        shared = forward(query, key, value, method, isa, causal=True)
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8)], ids=identify)
+def test_few_queries_choose_as_many_do(method, isa, grid, forward):
+    """Where products are exact the two paths make the same choice, ties included."""
+    query, key, value = grid(4, 2, 40, LONG, 64, 64)
+    many, few = forward(query, key, value, method, isa), forward(query[:, :, -3:], key, value, method, isa)
+    torch.testing.assert_close(few.out, many.out[:, :, -3:], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(few.kept_mass, many.kept_mass[:, :, -3:], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", FAST, ids=identify)
+def test_few_queries_with_growing_scores(method, isa, forward):
+    """Every range has larger scores than the one before, so that merging rescales; keys come in equal groups."""
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(1, 1, LONG // 4, 64, generator=generator).repeat_interleave(4, dim=2)
+    key *= torch.linspace(0.1, 40, LONG // 4).repeat_interleave(4).view(1, 1, -1, 1)
+    query, value = torch.randn(1, 1, 2, 64, generator=generator), torch.randn(1, 1, LONG, 64, generator=generator)
+    got = forward(query, key, value, method, isa, aux=False)
+    exact = reference.forward(query.double(), key.double(), value.double(), method)
+    plain = reference.forward(query, key, value, method)
+    for name in ("out", "logsumexp"):
+        error, allowed = ((getattr(x, name) - getattr(exact, name)).abs().max() for x in (got, plain))
+        assert error <= 2 * allowed + 2e-6

@@ -8,6 +8,8 @@
 #include <sched.h>
 
 #include "block.h"
+#include "decode.h"
+#include "layouter.h"
 #include "team.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -29,9 +31,6 @@ struct Job {
   int64_t next_task;
   int64_t next_thread;
 };
-
-DYNATTN_INLINE int64_t read(const int64_t& counter) { return __atomic_load_n(&counter, __ATOMIC_ACQUIRE); }
-DYNATTN_INLINE int64_t count(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_ACQ_REL); }
 
 DYNATTN_INLINE void wait_for(const int64_t& counter, int64_t target) {
   for (int spins = 0; read(counter) < target; spins++) {
@@ -79,19 +78,6 @@ static PackedHead pack_head(const Job& job, int64_t head) {
   return packed;
 }
 
-// Arrays laid out one after the other in one piece of memory, each on a cache line of its own.
-struct Layouter {
-  uintptr_t base;  // 0 to learn the size only
-  int64_t used;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* at = reinterpret_cast<T*>(base + static_cast<uintptr_t>(used));
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return at;
-  }
-};
-
 static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
   const int64_t rows = plan.block;
   Scratch s;
@@ -101,15 +87,7 @@ static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
   s.shared_bias = layouter.take<float>(plan.tile);
   s.bias = layouter.take<float>(int64_t{plan.rows} * plan.tile);
   s.kinds = layouter.take<GroupKind>(rows);
-  s.rows.reference = layouter.take<float>(rows);
-  s.rows.threshold = layouter.take<float>(rows);
-  s.rows.sum = layouter.take<float>(rows * kWidth);
-  s.rows.dropped = layouter.take<float>(rows * kWidth);
-  s.rows.out_stride = value_width(plan);
-  s.rows.out = layouter.take<float>(rows * s.rows.out_stride);
-  s.rows.kept = layouter.take<int32_t>(rows);
-  s.rows.allowed = layouter.take<int32_t>(rows);
-  s.rows.poisoned = layouter.take<uint8_t>(rows);
+  s.rows = lay_rows(plan, rows, layouter);
   return s;
 }
 
@@ -152,6 +130,7 @@ int32_t nm_forward(const NMForwardArgs& args) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
+  if (are_few(args)) return run_few(plan, products < kSmallWork ? 1 : args.threads);
   const int64_t wanted = smaller<int64_t>(args.threads, job.heads * job.tasks_per_head);
   const int threads = products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, wanted));
 

@@ -78,4 +78,18 @@ DYNATTN_INLINE void transpose(Vec r[kWidth]) {
   }
 }
 
+// Lane i: the sum of r[i]. Halves of neighbours change places and are added, until each vector has shrunk to a lane.
+DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
+  Vec s[4], t[2];
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; i++) {
+    s[i] = add(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 2; i++) {
+    t[i] = add(_mm256_shuffle_ps(s[2 * i], s[2 * i + 1], 0x44), _mm256_shuffle_ps(s[2 * i], s[2 * i + 1], 0xEE));
+  }
+  return add(_mm256_permute2f128_ps(t[0], t[1], 0x20), _mm256_permute2f128_ps(t[0], t[1], 0x31));
+}
+
 }  // namespace dynattn::avx2

@@ -84,4 +84,22 @@ DYNATTN_INLINE void transpose(Vec r[kWidth]) {
   }
 }
 
+// Lane i: the sum of r[i]. Halves of neighbours change places and are added, until each vector has shrunk to a lane.
+DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
+  Vec s[8], t[4], u[2];
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; i++) {
+    s[i] = add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; i++) {
+    t[i] = add(unpack_pairs_low(s[2 * i], s[2 * i + 1]), unpack_pairs_high(s[2 * i], s[2 * i + 1]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 2; i++) {
+    u[i] = add(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88), _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xDD));
+  }
+  return add(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xDD));
+}
+
 }  // namespace dynattn::avx512

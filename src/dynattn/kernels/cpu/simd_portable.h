@@ -61,4 +61,11 @@ DYNATTN_INLINE void transpose(Vec r[kWidth]) {
   for (int i = 0; i < 4; i++) r[i] = Vec{a[i], b[i], c[i], d[i]};
 }
 
+// Lane i: the sum of r[i].
+DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
+  Vec t[kWidth] = {r[0], r[1], r[2], r[3]};
+  transpose(t);
+  return add(add(t[0], t[1]), add(t[2], t[3]));
+}
+
 }  // namespace dynattn::portable
