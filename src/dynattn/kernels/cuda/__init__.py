@@ -32,9 +32,6 @@ def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, de
     for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
         if size % launch.HEAD_DIM_STEP or size > variants.HEAD_DIMS[-1]:
             return f"the kernels take a {name} of 8, 16, … {variants.HEAD_DIMS[-1]}, not {size}"
-    return _unavailable_reason(device.index)
-
-
-@torch.compiler.assume_constant_result
-def _unavailable_reason(index: int) -> str | None:
-    return driver.unavailable_reason(index)
+    if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator does, when it runs
+        return None
+    return driver.unavailable_reason(device.index)
