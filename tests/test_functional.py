@@ -104,7 +104,7 @@ def test_properties(data: st.DataObject, m: int, q_len: int, groups: int, seed: 
     assert ((out - dense).norm(dim=-1) <= (1 - aux.kept_mass) * diameter + 1e-5).all()
 
 
-@pytest.mark.parametrize("method", [NM(2, 4), NM(1, 2, window=2, sinks=1), NM(3, 3)], ids=str)
+@pytest.mark.parametrize("method", [NM(2, 4), NM(1, 2, window=2, sinks=1), NM(3, 3), NM(1, 2, stride=3)], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck(method: NM, causal: bool, masked: bool) -> None:
