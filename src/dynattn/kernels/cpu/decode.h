@@ -20,7 +20,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 constexpr int64_t kFewQueries = 6;
 constexpr int64_t kFewRows = 64;
 
-constexpr int64_t kRangeKeys = 1024;  // keys a range, at least
+constexpr int64_t kRangeKeys = 512;   // keys a range, at least
 constexpr int64_t kRangeTasks = 256;  // ranges are not multiplied beyond about so many tasks
 
 // Register blocks of the products: rows × keys.
