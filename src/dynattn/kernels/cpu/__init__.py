@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,26 +22,9 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
-_Strides3 = ctypes.c_int64 * 3
-_Strides4 = ctypes.c_int64 * 4
-
-
-class _NMForwardArgs(ctypes.Structure):
-    """``NMForwardArgs`` of dynattn_cpu.h, field by field."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
-        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed")),
-        *((name, _Strides3) for name in ("query_strides", "key_strides", "value_strides", "out_strides")),
-        ("mask_strides", _Strides4),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len")),
-        *((name, ctypes.c_int64) for name in ("head_dim", "value_dim")),
-        ("parallel", ctypes.c_void_p),
-        ("scale", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("dtype", "mask_dtype", "n", "m", "window", "sinks")),
-        *((name, ctypes.c_int32) for name in ("stride", "causal")),
-        *((name, ctypes.c_int32) for name in ("isa", "threads")),
-    )
+# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the scale, and the rest.
+_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P f 10i 0q")
+_NO_STRIDES = (0, 0, 0, 0)
 
 
 def nm_forward(
@@ -89,21 +73,21 @@ def nm_forward(
     """
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
-    args = _NMForwardArgs(
+    args = _NM_FORWARD_ARGS.pack(
         query.data_ptr(),
         key.data_ptr(),
         value.data_ptr(),
-        None if mask is None else mask.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
         out.data_ptr(),
         logsumexp.data_ptr(),
-        None if kept_mass is None else kept_mass.data_ptr(),
-        None if kept is None else kept.data_ptr(),
-        None if allowed is None else allowed.data_ptr(),
-        query.stride()[:3],
-        key.stride()[:3],
-        value.stride()[:3],
-        out.stride()[:3],
-        (0, 0, 0, 0) if mask is None else mask.stride(),
+        0 if kept_mass is None else kept_mass.data_ptr(),
+        0 if kept is None else kept.data_ptr(),
+        0 if allowed is None else allowed.data_ptr(),
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *out.stride()[:3],
+        *(_NO_STRIDES if mask is None else mask.stride()),
         batch,
         heads,
         kv_heads,
@@ -111,7 +95,7 @@ def nm_forward(
         kv_len,
         head_dim,
         value_dim,
-        _parallel(),
+        _parallel() or 0,
         scale,
         _DTYPES[query.dtype],
         0 if mask is None else _DTYPES[mask.dtype],
@@ -195,7 +179,7 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    library.dynattn_nm_forward.argtypes = [ctypes.POINTER(_NMForwardArgs)]
+    library.dynattn_nm_forward.argtypes = [ctypes.c_char_p]
     library.dynattn_nm_forward.restype = ctypes.c_int32
     library.dynattn_isa_available.argtypes = [ctypes.c_int32]
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]

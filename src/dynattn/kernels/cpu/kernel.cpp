@@ -116,7 +116,7 @@ static void work(void* data) {
 // Memory for packed heads stays below this, except that two slots are always there.
 constexpr int64_t kSlotBytes = int64_t{64} << 20;
 // Multiply-adds below which waking another thread costs more than it brings.
-constexpr double kSmallWork = 2e5;
+constexpr double kSmallWork = 3e6;
 
 int32_t nm_forward(const NMForwardArgs& args) {
   Plan plan;

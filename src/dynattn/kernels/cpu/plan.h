@@ -33,6 +33,8 @@ constexpr int kMaxChunk = 64 / kWidth > 8 ? 8 : 64 / kWidth;  // vectors of a va
 
 // Queries a task. Their scores, accumulators and packed rows stay in the second-level cache.
 constexpr int kBlock = 192;
+constexpr int kLeastBlock = 24;  // cut down to this where there would be fewer tasks than:
+constexpr int64_t kLeastTasks = 8;
 constexpr int kBlockGeneric = 48;  // tiles of generic patterns are up to eight times as long
 
 constexpr float kLog2e = 1.44269504088896341f;
@@ -133,7 +135,8 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 
   // Blocks of even size, so that none of them is a small rest; shapes alone decide, so that threads change no bit.
-  const int most = plan.tile == kTile ? kBlock : kBlockGeneric;
+  int most = plan.tile == kTile ? kBlock : kBlockGeneric;
+  while (most > kLeastBlock && ceil_div(args.q_len, most) * args.batch * args.heads < kLeastTasks) most /= 2;
   const int64_t row_groups = ceil_div(args.q_len, plan.rows);
   plan.blocks = ceil_div(row_groups * plan.rows, most);
   if (plan.blocks > 0) {
