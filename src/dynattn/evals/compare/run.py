@@ -24,13 +24,13 @@ from dynattn.methods import Method, parse
 Stage = Callable[[str, int], Callable[[], None]]
 """Told of a stage by its title and number of steps; returns what to call after each step."""
 
-# The window takes away most of what N:M loses without training. Where texts are short a narrow one does; a causal
-# model leans on its nearest keys more, and on its first few.
-_WINDOWED: dict[Kind, str] = {
-    "encoder": "nm-1-2-w16-s1",
-    "decoder": "nm-1-2-w64-s4",
-    "vision": "nm-1-2-w16-s1",
-    "speech": "nm-1-2-w16-s1",
+# Without training, a stride between the keys of a group takes away much of what N:M loses. A causal model leans on its
+# nearest keys and its first few, so a window with sinks does as well there.
+_BY_DEFAULT: dict[Kind, tuple[str, ...]] = {
+    "encoder": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16"),
+    "decoder": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16", "nm-1-2-w64-s4"),
+    "vision": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16"),
+    "speech": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16"),
 }
 
 
@@ -40,7 +40,8 @@ class Settings:
 
     Args:
         model: a name that :func:`dynattn.evals.models.load` takes.
-        methods: short names; empty for dense by the project's own kernel, 2:4, 1:2, and 1:2 with a window.
+        methods: short names; empty for dense by the project's own kernel, 2:4, 1:2, 1:2 with stride 16, and for
+            decoders 1:2 with a window.
         tasks: names; empty for those that fit the model.
         items: of each task; None for the task's default.
         tokens: of each text; None for the task's default.
@@ -125,7 +126,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
 
 
 def _methods(settings: Settings, kind: Kind) -> list[Method]:
-    names = settings.methods or ("dense", "nm-2-4", "nm-1-2", _WINDOWED[kind])
+    names = settings.methods or _BY_DEFAULT[kind]
     return list(dict.fromkeys(parse(name) for name in names))
 
 
