@@ -1,6 +1,6 @@
 """Print the README's table of speed-ups, in Markdown, from a record of the suite "targets".
 
-    python benchmarks/speed_table.py benchmarks/results/NAME-targets.json
+python benchmarks/speed_table.py benchmarks/results/NAME-targets.json
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def compare(
     ] = "minilm",
     methods: Annotated[
         str,
-        typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4,nm-1-2-w64-s4. Default: dense, 2:4, 1:2, 1:2 of stride 16."),
+        typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4. Default: dense, 2:4, 1:2, 1:2 of stride 16."),
     ] = "",
     tasks: Annotated[
         str,
