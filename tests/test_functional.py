@@ -138,7 +138,8 @@ def test_kept_mass_and_density_carry_no_gradient() -> None:
     assert not aux.density.requires_grad
 
 
-def test_compiles_without_graph_breaks_forward_and_backward() -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_without_graph_breaks_forward_and_backward(compiler: str) -> None:
     query, key, value = (x.requires_grad_() for x in inputs(1, 4, 20, 16, kv_len=24, kv_heads=2))
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def test_compiles_without_graph_breaks_forward_and_backward() -> None:
 
     eager = torch.autograd.grad(function(query, key, value), (query, key, value))
     compiled = torch.autograd.grad(
-        torch.compile(function, fullgraph=True, backend="aot_eager")(query, key, value), (query, key, value)
+        torch.compile(function, fullgraph=True, backend=compiler)(query, key, value), (query, key, value)
     )
     for expected, got in zip(eager, compiled, strict=True):
         torch.testing.assert_close(got, expected)
@@ -228,6 +229,11 @@ def test_explain_names_the_backend_and_what_was_passed_over() -> None:
     assert set(plan.rejected) == {"cpu", "sdpa"}
     assert "not float64" in plan.rejected["cpu"]
     assert "not cpu: " in str(plan)
+
+
+def test_the_integrations_come_with_the_package() -> None:
+    assert callable(dynattn.integrations.transformers.register)
+    assert isinstance(dynattn.nn.Attention(8, 2), torch.nn.Module)
 
 
 def test_import_has_no_side_effects() -> None:
