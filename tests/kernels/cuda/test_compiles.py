@@ -7,7 +7,6 @@ and for looking at the machine code, which takes as long as making it. ``dynattn
 """
 
 import itertools
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,8 +14,8 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +74,8 @@ class Made(NamedTuple):
     text: str | None
 
 
-def make(case: tuple[Variant, str]) -> Made:
+@cache
+def made(case: tuple[Variant, str]) -> Made:
     compiled = compile_variant(*case, cached=False)
     return Made(compiled, disassembled(compiled.cubin) if case in SHOWN else None)
 
@@ -95,21 +95,13 @@ def disassembled(cubin: bytes) -> str | None:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[tuple[Variant, str], Made]:
-    """Machine code of each case; made on all cores, since one takes seconds."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-        return dict(zip(CASES, pool.map(make, CASES), strict=True))
-
-
 def name(case: tuple[Variant, str]) -> str:
     return f"{case[1]}: {case[0].name_expression}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_it_keeps_to_its_registers_and_the_compiler_has_no_complaint(case: tuple[Variant, str], made: dict) -> None:
-    log = made[case].compiled.log
+def test_it_keeps_to_its_registers_and_the_compiler_has_no_complaint(case: tuple[Variant, str]) -> None:
+    log = made(case).compiled.log
     stack, stores, loads = map(
         int, re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)[0]
     )
@@ -122,8 +114,8 @@ def test_it_keeps_to_its_registers_and_the_compiler_has_no_complaint(case: tuple
 
 
 @pytest.mark.parametrize("case", sorted(SHOWN, key=name), ids=name)
-def test_the_machine_code_multiplies_sparse(case: tuple[Variant, str], made: dict) -> None:
-    code = made[case].text
+def test_the_machine_code_multiplies_sparse(case: tuple[Variant, str]) -> None:
+    code = made(case).text
     if code is None:
         pytest.skip("needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
     assert _SPARSE[case[0].kernel] in code
