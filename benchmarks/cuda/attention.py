@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dynattn import NM, attention, explain
 from dynattn.kernels.cuda import launch as launching
+from dynattn.kernels.pattern import Pattern
 from dynattn.reference import nm as reference
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=64, sinks=4))
@@ -175,8 +176,8 @@ def _kernel(tensors: _Inputs, method: NM, causal: bool) -> str:
         return backend
     query, key, value = tensors
     prepared = launching.prepare(
-        query, key, value, None, query, query, None, None, None, n=method.n, m=method.m, window=method.window,
-        sinks=method.sinks, causal=causal, scale=1.0, device=launching.driver.device(query.device.index),
+        query, key, value, None, query, query, None, None, None, Pattern.of(method, causal, 1.0),
+        launching.driver.device(query.device.index),
     )  # fmt: skip
     return f"{prepared.variant.kernel}, {prepared.variant.query_tile} queries a block"
 

@@ -1,5 +1,7 @@
 """The way of a call with CUDA tensors, without a device: what is chosen and why, and the operator onto the emulator."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,8 +62,9 @@ def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it(
 @pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 @pytest.mark.parametrize("aux", [False, True])
 def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def emulated(*tensors, **pattern) -> None:
-        emulator.run(launch.prepare(*tensors, device=driver.Device(0, "sm_80", 1, 163 * 1024), **pattern))
+    def emulated(*arguments: Any) -> None:
+        *call, pattern = arguments
+        emulator.run(launch.prepare(*call, pattern=pattern, device=driver.Device(0, "sm_80", 1, 163 * 1024)))
 
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     generator = torch.Generator().manual_seed(0)

@@ -7,13 +7,13 @@ Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backen
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu, cuda
-from dynattn.methods.nm import NM
+from dynattn.kernels.pattern import Pattern
 from dynattn.reference import nm as reference
 
 _BLOCK_SCORES = 1 << 22  # scores that the plain PyTorch path holds at a time: 16 MB of float32 a temporary
@@ -32,22 +32,6 @@ library.define(
     f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, {_ARGUMENTS}, bool mask_needs_grad) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
-
-
-class Pattern(NamedTuple):
-    """The operator's arguments after its tensors, in order."""
-
-    n: int
-    m: int
-    window: int
-    sinks: int
-    stride: int
-    causal: bool
-    scale: float
-
-    @property
-    def method(self) -> NM:
-        return NM(self.n, self.m, self.window, self.sinks, self.stride)
 
 
 def _empty_outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -99,7 +83,6 @@ def _forward_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     *pattern, aux, backend = rest
     if backend == "reference":
         return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
-    n, m, window, sinks, stride, causal, scale = pattern
     outputs = _empty_outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     if attn_mask is not None:
@@ -107,7 +90,7 @@ def _forward_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | 
     cpu.nm_forward(
         _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), attn_mask, out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        n=n, m=m, window=window, sinks=sinks, stride=stride, causal=causal, scale=scale,
+        Pattern(*pattern),
         isa=backend.removeprefix("cpu-") if backend != "cpu" else cpu.best_isa(),
     )  # fmt: skip
     return outputs
@@ -123,13 +106,12 @@ def _forward_cuda(
     *pattern, aux, backend = rest
     if backend != "cuda":
         return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
-    n, m, window, sinks, _stride, causal, scale = pattern  # the route has seen to it that the stride is 1
     outputs = _empty_outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     cuda.nm_forward(
         query, key, value, attn_mask, out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        n=n, m=m, window=window, sinks=sinks, causal=causal, scale=scale,
+        Pattern(*pattern),
     )  # fmt: skip
     return outputs
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.reference import nm as reference
 
@@ -67,8 +68,7 @@ def _forward(
     cpu.nm_forward(
         query, key, value, None if mask is None else mask.expand(*rows, key.shape[2]), out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        n=method.n, m=method.m, window=method.window, sinks=method.sinks, stride=method.stride,
-        causal=causal, scale=query.shape[-1] ** -0.5 if scale is None else scale, isa=isa,
+        Pattern.of(method, causal, query.shape[-1] ** -0.5 if scale is None else scale), isa,
     )  # fmt: skip
     return Result(out, logsumexp, kept_mass, kept, allowed)
 

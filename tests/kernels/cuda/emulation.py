@@ -14,6 +14,7 @@ from dynattn import NM
 from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
+from dynattn.kernels.pattern import Pattern
 from dynattn.reference import nm as reference
 
 SCHEDULES = [Schedule(reversed, eager) for reversed in (False, True) for eager in (False, True)]
@@ -102,9 +103,9 @@ def run(problem: Problem, schedule: Schedule = SCHEDULES[0], sources: Path = emu
     }
     asked = inside if p.aux else {**inside, "kept_mass": None, "kept": None, "allowed": None}
     prepared = launch.prepare(
-        p.query, p.key, p.value, p.mask, *asked.values(),
-        n=p.method.n, m=p.method.m, window=p.method.window, sinks=p.method.sinks,
-        causal=p.causal, scale=p.scale, device=device(p.kernel),
+        p.query, p.key, p.value, p.mask, asked["out"], asked["logsumexp"],
+        asked["kept_mass"], asked["kept"], asked["allowed"],
+        Pattern.of(p.method, p.causal, p.scale), device(p.kernel),
     )  # fmt: skip
     assert prepared.variant.kernel == p.kernel.rstrip("12"), prepared.variant
     counts = emulator.run(prepared, schedule, sources)

@@ -13,6 +13,7 @@ from emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, ru
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator, launch
+from dynattn.kernels.pattern import Pattern
 from dynattn.reference import nm as reference
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
@@ -227,8 +228,8 @@ def test_the_emulator_refuses_too_little_shared_memory() -> None:
     problem = simple("mma2", 64, 64)
     out, lse = torch.empty_like(problem.query), torch.empty(1, 1, 64)
     prepared = launch.prepare(
-        problem.query, problem.key, problem.value, None, out, lse, None, None, None, n=1, m=2, window=0, sinks=0,
-        causal=False, scale=1.0, device=emulation.device("mma2"),
+        problem.query, problem.key, problem.value, None, out, lse, None, None, None,
+        Pattern.of(NM(1, 2), False, 1.0), emulation.device("mma2"),
     )  # fmt: skip
 
     class Stingy:

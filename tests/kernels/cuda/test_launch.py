@@ -13,6 +13,7 @@ from dynattn.kernels.cuda import launch as launching
 from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.launch import ForwardParams, Launch
 from dynattn.kernels.cuda.variants import WGMMA_HEAD_DIMS
+from dynattn.kernels.pattern import Pattern
 
 AMPERE = Device(0, "sm_80", 108, 163 * 1024)
 ADA = Device(0, "sm_89", 76, 99 * 1024)
@@ -31,7 +32,7 @@ def prepare(
     asked = (floats[1], ints[0], ints[1]) if aux else (None, None, None)
     return launching.prepare(
         query, key, value, mask, out, floats[0], *asked,
-        n=n, m=m, window=window, sinks=sinks, causal=causal, scale=0.5, device=device,
+        Pattern(n, m, window, sinks, 1, causal, 0.5), device,
     )  # fmt: skip
 
 

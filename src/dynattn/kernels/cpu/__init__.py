@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dynattn.kernels.pattern import Pattern
+
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
@@ -37,14 +39,7 @@ def nm_forward(
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    *,
-    n: int,
-    m: int,
-    window: int,
-    sinks: int,
-    stride: int,
-    causal: bool,
-    scale: float,
+    pattern: Pattern,
     isa: str,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
@@ -59,9 +54,7 @@ def nm_forward(
         out: (batch, heads, q_len, value_dim), dtype of ``query``.
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
-        n, m, window, sinks, stride: as :class:`dynattn.NM` has them.
-        causal: forbid keys after the query, aligned bottom-right.
-        scale: factor of the scores, finite and not 0.
+        pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2`` or ``portable``.
 
     Raises:
@@ -96,15 +89,15 @@ def nm_forward(
         head_dim,
         value_dim,
         _parallel() or 0,
-        scale,
+        pattern.scale,
         _DTYPES[query.dtype],
         0 if mask is None else _DTYPES[mask.dtype],
-        n,
-        m,
-        window,
-        sinks,
-        stride,
-        causal,
+        pattern.n,
+        pattern.m,
+        pattern.window,
+        pattern.sinks,
+        pattern.stride,
+        pattern.causal,
         _ISAS[isa],
         torch.get_num_threads(),
     )

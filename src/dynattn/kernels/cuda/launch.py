@@ -18,6 +18,7 @@ from torch import Tensor
 from dynattn.kernels.cuda import driver
 from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, row_tiles
+from dynattn.kernels.pattern import Pattern
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
@@ -72,13 +73,7 @@ def nm_forward(
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    *,
-    n: int,
-    m: int,
-    window: int,
-    sinks: int,
-    causal: bool,
-    scale: float,
+    pattern: Pattern,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives, on torch's current stream. Checks nothing.
 
@@ -92,10 +87,7 @@ def nm_forward(
         out: (batch, heads, q_len, value_dim), dtype of ``query``, last dimension contiguous.
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
-        n, m: 1:2 or 2:4.
-        window, sinks: as :class:`dynattn.NM` has them.
-        causal: forbid keys after the query, aligned bottom-right.
-        scale: factor of the scores, finite and not 0.
+        pattern: what to keep and how to score; 1:2 or 2:4 of consecutive keys.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
@@ -107,7 +99,7 @@ def nm_forward(
     with torch.cuda.device(device.index):  # the caller's current device may be another one
         launch = prepare(
             query, key, value, mask, out, logsumexp, kept_mass, kept, allowed,
-            n=n, m=m, window=window, sinks=sinks, causal=causal, scale=scale, device=device,
+            pattern, device,
         )  # fmt: skip
         if launch.blocks:
             stream = torch.cuda.current_stream(device.index).cuda_stream
@@ -124,13 +116,7 @@ def prepare(
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    *,
-    n: int,
-    m: int,
-    window: int,
-    sinks: int,
-    causal: bool,
-    scale: float,
+    pattern: Pattern,
     device: Device,
 ) -> Launch:
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
@@ -142,15 +128,16 @@ def prepare(
         mask_kind, mask = _mask(mask, query.dtype)
         mask = mask.expand(batch, heads, q_len, kv_len)
     variant = _select(
-        device, DTYPES[query.dtype], max(head_dim, value_dim), n, m, mask_kind, kept is not None,
-        window > 0 or sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
+        device, DTYPES[query.dtype], max(head_dim, value_dim), pattern.n, pattern.m, mask_kind, kept is not None,
+        pattern.window > 0 or pattern.sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
     )  # fmt: skip
     params = ForwardParams(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
         logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
         query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
         (0, 0, 0, 0) if mask is None else mask.stride(),
-        batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, window, sinks, causal, scale,
+        batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
+        pattern.window, pattern.sinks, pattern.causal, pattern.scale,
     )  # fmt: skip
     maps = _tensor_maps(key, value) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch

@@ -1,0 +1,34 @@
+"""What a call computes besides its tensors, as every kernel takes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dynattn.methods.nm import NM
+
+
+class Pattern(NamedTuple):
+    """The operator's arguments after its tensors, in order.
+
+    Attributes:
+        n, m, window, sinks, stride: as :class:`dynattn.NM` has them.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores, finite and not 0.
+    """
+
+    n: int
+    m: int
+    window: int
+    sinks: int
+    stride: int
+    causal: bool
+    scale: float
+
+    @classmethod
+    def of(cls, method: NM, causal: bool, scale: float) -> Pattern:
+        """The pattern of ``method``, called with ``causal`` and ``scale``."""
+        return cls(method.n, method.m, method.window, method.sinks, method.stride, causal, scale)
+
+    @property
+    def method(self) -> NM:
+        return NM(self.n, self.m, self.window, self.sinks, self.stride)
