@@ -184,16 +184,17 @@ def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(True)
 
 
-def autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple:
-    """Gradients of all arguments of a forward call."""
+def autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor, call: Any = None) -> tuple:
+    """Gradients of all arguments of a forward call; ``call`` may stand for the operator."""
     mask_needs_grad = ctx.needs_input_grad[3]
-    d_query, d_key, d_value, d_mask = torch.ops.dynattn.nm_attention_backward(
+    d_query, d_key, d_value, d_mask = (call or torch.ops.dynattn.nm_attention_backward)(
         grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.pattern, mask_needs_grad, ctx.backend
     )
     return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 12
 
 
-def _refuse_second_derivatives(ctx: Any, *_: Any) -> None:
+def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
+    """In place of a gradient of the gradient: an error that says so."""
     raise NotImplementedError(
         "attention: second derivatives are not offered; call backward() without create_graph, "
         "or use torch.nn.functional.scaled_dot_product_attention for this part of the model"
@@ -207,7 +208,7 @@ library.impl("nm_attention_backward", _backward_any, "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
 torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
 torch.library.register_autograd("dynattn::nm_attention", autograd_backward, setup_context=setup_context, lib=library)
-torch.library.register_autograd("dynattn::nm_attention_backward", _refuse_second_derivatives, lib=library)
+torch.library.register_autograd("dynattn::nm_attention_backward", refuse_second_derivatives, lib=library)
 torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
 torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
 
