@@ -1,18 +1,19 @@
 """The fused CUDA kernels: compiled at their first use, launched on torch's current stream.
 
 ``params.cuh`` and ``variants.py`` are the contract between the sources and Python; ``loader`` compiles, ``launch``
-turns a call into a launch, ``driver`` hands it to the device. Nothing is imported from NVIDIA's packages, compiled or
-loaded before the first call with tensors on a CUDA device.
+and ``launch_backward`` turn a call into launches, ``driver`` hands them to the device. Nothing is imported from NVIDIA's
+packages, compiled or loaded before the first call with tensors on a CUDA device.
 """
 
 from __future__ import annotations
 
 import torch
 
-from dynattn.kernels.cuda import driver, launch, variants
+from dynattn.kernels.cuda import driver, launch, launch_backward, variants
 from dynattn.kernels.cuda.launch import nm_forward
+from dynattn.kernels.cuda.launch_backward import nm_backward
 
-__all__ = ["cannot", "nm_forward"]
+__all__ = ["cannot", "cannot_backward", "nm_backward", "nm_forward"]
 
 
 def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, device: torch.device) -> str | None:
@@ -35,3 +36,26 @@ def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, de
     if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator does, when it runs
         return None
     return driver.unavailable_reason(device.index)
+
+
+def cannot_backward(
+    dtype: torch.dtype, n: int, m: int, stride: int, head_dim: int, value_dim: int, device: torch.device
+) -> str | None:
+    """Why the gradient of this problem is computed by the formula in plain PyTorch; None where a kernel does it.
+
+    Args:
+        dtype, n, m, head_dim, value_dim, device: as for :func:`cannot`.
+        stride: of a group's keys.
+    """
+    if dtype not in launch.DTYPES:
+        return f"the backward kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if stride != 1:
+        return f"the backward kernels take groups of consecutive keys, not of stride {stride}"
+    reason = cannot(dtype, n, m, head_dim, value_dim, device)
+    if reason is not None or torch.compiler.is_compiling():
+        return reason
+    needed = launch_backward.smallest_shared_bytes(max(head_dim, value_dim))
+    available = driver.device(device.index).shared_bytes
+    if needed > available:
+        return f"a block needs {needed} bytes of shared memory, and the device has {available}"
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import final
+from typing import Protocol, final
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 WGMMA_HEAD_DIMS = (64, 128)
@@ -18,9 +18,24 @@ PATTERNS = ((1, 2), (2, 4))
 DTYPES = ("bfloat16", "float16")
 MASKS = ("none", "bool", "float32", "element")
 
-_ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
-_PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
-_MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
+PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
+MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+
+
+class Instantiation(Protocol):
+    """What loader and driver must know of a variant of any kernel; it is hashable too."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def name_expression(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
 
 
 @final
@@ -59,10 +74,10 @@ class Variant:
     def name_expression(self) -> str:
         """The instantiation, as NVRTC's ``name_expressions`` take it."""
         arguments = [
-            f"dynattn::{_ELEMENTS[self.dtype]}",
+            f"dynattn::{ELEMENTS[self.dtype]}",
             str(self.head_dim),
-            f"dynattn::Pattern::{_PATTERN_NAMES[self.n, self.m]}",
-            f"dynattn::MaskKind::{_MASK_NAMES[self.mask]}",
+            f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
+            f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
         ]
         if self.kernel == "mma":
             arguments += [str(self.aux).lower(), str(self.band).lower(), str(self.row_tiles)]
