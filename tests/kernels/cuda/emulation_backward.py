@@ -32,6 +32,7 @@ class BackwardProblem:
     grad_out: Tensor
     grad_logsumexp: Tensor
     mask_gradient: bool = False
+    whole: bool = False  # let the forward kernel run too; else out and logsumexp are the definition's, to save time
     device: Device = MANY_BLOCKS
 
 
@@ -55,8 +56,8 @@ class Result(NamedTuple):
 
 
 def backward_problem(q_len: int, kv_len: int, head_dim: int = 64, **fields) -> BackwardProblem:
-    """As :func:`emulation.simple`; ``mask_gradient`` and ``device`` as :class:`BackwardProblem` has them."""
-    own = {name: fields.pop(name) for name in ("mask_gradient", "device") if name in fields}
+    """As :func:`emulation.simple`; the rest as :class:`BackwardProblem` has them."""
+    own = {name: fields.pop(name) for name in ("mask_gradient", "device", "whole") if name in fields}
     forward = emulation.simple("mma2", q_len, kv_len, head_dim, **fields)
     return BackwardProblem(forward, *_incoming(forward, seed=5), **own)
 
@@ -74,30 +75,26 @@ def _incoming(forward: Problem, seed: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def run(
-    problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Path = emulator.SOURCES
-) -> Result:
+def run(problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Path = emulator.SOURCES) -> Result:
     """The kernels' answer. Gradients hold NaN before they run, and what lies around them must not change."""
     p = problem.forward
-    out = torch.full((*p.query.shape[:3], p.value.shape[3]), math.nan, dtype=p.query.dtype)
-    logsumexp = torch.full(p.query.shape[:3], math.nan)
-    pattern = Pattern.of(p.method, p.causal, p.scale)
-    forward = launch.prepare(
-        p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, pattern, problem.device, for_backward=True
-    )
-    assert forward.variant.kernel == "mma"
-    emulator.run(forward, schedule)
+    out, logsumexp = run_forward(problem) if problem.whole else _defined_forward(p)
     shapes = {"query": p.query, "key": p.key, "value": p.value}
     if problem.mask_gradient:
         shapes["mask"] = torch.empty(*p.query.shape[:3], p.key.shape[2])
     buffers = {
         name: torch.full((GUARD + like.numel() + GUARD,), math.nan, dtype=like.dtype) for name, like in shapes.items()
     }
-    inside = {name: buffer[GUARD : buffer.numel() - GUARD].view(shapes[name].shape) for name, buffer in buffers.items()}
+    inside = {name: buffer[GUARD : buffer.numel() - GUARD] for name, buffer in buffers.items()}
+    for name, like in shapes.items():
+        batch, heads, length, columns = like.shape
+        rows_together = name == "mask"  # the others lie as (batch, length, heads, columns)
+        order = (batch, heads, length, columns) if rows_together else (batch, length, heads, columns)
+        inside[name] = inside[name].view(order) if rows_together else inside[name].view(order).transpose(1, 2)
     gradients = Gradients(inside["query"], inside["key"], inside["value"], inside.get("mask"))
     launches = prepare_backward(
-        problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp, pattern,
-        *gradients, problem.device,
+        problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp,
+        Pattern.of(p.method, p.causal, p.scale), *gradients, problem.device,
     )  # fmt: skip
     before, main, after = launches
     emulator.run(before, schedule, sources)
@@ -107,6 +104,25 @@ def run(
         assert buffer[:GUARD].isnan().all(), f"{name} overrun"
         assert buffer[buffer.numel() - GUARD :].isnan().all(), f"{name} overrun"
     return Result(out, logsumexp, gradients, launches, counts)
+
+
+def run_forward(problem: BackwardProblem) -> tuple[Tensor, Tensor]:
+    """``out`` and ``logsumexp`` of the kernel that the backward belongs to."""
+    p = problem.forward
+    out = torch.full((*p.query.shape[:3], p.value.shape[3]), math.nan, dtype=p.query.dtype)
+    logsumexp = torch.full(p.query.shape[:3], math.nan)
+    prepared = launch.prepare(
+        p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, Pattern.of(p.method, p.causal, p.scale),
+        problem.device, for_backward=True,
+    )  # fmt: skip
+    assert prepared.variant.kernel == "mma"
+    emulator.run(prepared)
+    return out, logsumexp
+
+
+def _defined_forward(p: Problem) -> tuple[Tensor, Tensor]:
+    forward = reference.forward(p.query, p.key, p.value, p.method, p.mask, p.causal, p.scale)
+    return forward.out, forward.logsumexp
 
 
 def expected(problem: BackwardProblem) -> reference.Gradients:

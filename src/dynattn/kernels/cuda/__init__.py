@@ -1,8 +1,8 @@
 """The fused CUDA kernels: compiled at their first use, launched on torch's current stream.
 
 ``params.cuh`` and ``variants.py`` are the contract between the sources and Python; ``loader`` compiles, ``launch``
-and ``launch_backward`` turn a call into launches, ``driver`` hands them to the device. Nothing is imported from NVIDIA's
-packages, compiled or loaded before the first call with tensors on a CUDA device.
+and ``launch_backward`` turn a call into launches, ``driver`` hands them to the device. Nothing is imported from
+NVIDIA's packages, compiled or loaded before the first call with tensors on a CUDA device.
 """
 
 from __future__ import annotations

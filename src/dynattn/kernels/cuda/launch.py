@@ -125,7 +125,7 @@ def prepare(
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
     query, key, value = aligned(query), aligned(key), aligned(value)
     batch, heads, q_len, head_dim = query.shape
-    _, kv_heads, kv_len, value_dim = value.shape
+    kv_len, value_dim = value.shape[2:]
     mask_kind, mask = mask_of(mask, query, kv_len)
     variant = _select(
         device, DTYPES[query.dtype], max(head_dim, value_dim), pattern.n, pattern.m, mask_kind, kept is not None,

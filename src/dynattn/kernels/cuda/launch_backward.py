@@ -1,8 +1,8 @@
 """A call of the backward becomes three launches: rows' figures, the gradients, and the query's gradient summed up.
 
-:func:`prepare_backward` reads shapes, strides and addresses, and takes the scratch that the kernels share, so it works on
-tensors of any device, and what it gives can be run by the emulator. :func:`nm_backward` prepares and launches on torch's
-current stream.
+:func:`prepare_backward` reads shapes, strides and addresses, and takes the scratch that the kernels share, so it works
+on tensors of any device, and what it gives can be run by the emulator. :func:`nm_backward` prepares and launches on
+torch's current stream.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def nm_backward(
         grad_logsumexp: (batch, heads, q_len), float32.
         query, key, value, mask, pattern: what the forward was given.
         out, logsumexp: what it gave.
-        d_query, d_key, d_value: shaped and typed like the inputs; last dimension contiguous, rows at multiples of 4 bytes.
+        d_query, d_key, d_value: shaped and typed like the inputs; last dimension contiguous, rows at multiples of
+            4 bytes.
         d_mask: gradient of a floating-point mask at its full shape, (batch, heads, q_len, kv_len), float32, contiguous;
             the caller sums it to the mask's own. None where it is not wanted.
 
@@ -132,7 +133,8 @@ def prepare_backward(
     """The launches for a call of :func:`nm_backward` on ``device``, in order; launches nothing, but clears ``d_mask``.
 
     Raises:
-        ValueError: no variant fits into the device's shared memory; :func:`dynattn.kernels.cuda.cannot_backward` says so.
+        ValueError: no variant fits into the device's shared memory, as :func:`dynattn.kernels.cuda.cannot_backward`
+            says beforehand.
     """
     # a negative scale goes into the query: larger products are larger scores then, as the forward has them
     query = launch.aligned(query if pattern.scale > 0 else -query)
@@ -181,7 +183,7 @@ def _select(
     band = pattern.window > 0 or pattern.sinks > 0
     choices = [
         BackwardVariant(launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles)
-        for tiles in row_tiles(padded)
+        for tiles in row_tiles(padded, mask, band)
     ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     if not fits:

@@ -133,44 +133,70 @@ struct alignas(16) Accumulator {
   float c[4];
 };
 
-// query_sums += dS K for a warp's queries. Sums come and go in batches, so that their loads wait together.
-template <class Element, int HEAD_DIM, int COLUMNS, int ROW_TILES>
-DYNATTN_DEVICE void add_query_gradients(Accumulator* sums, int row_tiles, const Operand (&gradients)[ROW_TILES],
-                                        const Operand (&upper)[ROW_TILES], bool dense, u32 keys, int part, int lane) {
-  constexpr int BATCH = 4;
-  static_assert(COLUMNS / 8 % BATCH == 0, "whole batches of columns");
-  sums += lane;
-#pragma unroll 1
-  for (int first = part * (COLUMNS / 8); first < (part + 1) * (COLUMNS / 8); first += BATCH) {
-    Accumulator sum[ROW_TILES][BATCH];
+// query_sums += dS K for a warp's queries, BATCH fragments of 8 columns at a time, in accumulators that come from device
+// memory and go back there. The first batch is asked for early, while dV and dK are computed.
+template <int HEAD_DIM, int COLUMNS, int ROW_TILES>
+struct QueryGradients {
+  static constexpr int BATCH = 4, FRAGMENTS = COLUMNS / 8;
+  static_assert(FRAGMENTS % BATCH == 0, "whole batches");
+  Accumulator sum[ROW_TILES][BATCH];
+  Accumulator* memory;  // this lane's first
+  int row_tiles;        // that hold queries
+
+  DYNATTN_DEVICE QueryGradients(const BackwardParams& p, const BackwardPlace& block, int head, int first_query,
+                                int lane) {
+    const ForwardParams& f = p.forward;
+    const int row_blocks = (f.q_len + 15) / 16;
+    const long long pair = (static_cast<long long>(block.split) * f.batch + block.batch) * f.heads + head;
+    const long long fragment = (pair * row_blocks + first_query / 16) * (HEAD_DIM / 8) + block.part * FRAGMENTS;
+    memory = reinterpret_cast<Accumulator*>(p.query_sums) + fragment * 32 + lane;
+    row_tiles = row_blocks - first_query / 16;
+    load(0);
+  }
+
+  template <class Element>
+  DYNATTN_DEVICE void add(const Operand (&gradients)[ROW_TILES], const Operand (&upper)[ROW_TILES], bool dense, u32 keys,
+                          int part, int lane) {
 #pragma unroll
-    for (int i = 0; i < ROW_TILES * BATCH; ++i) {
-      if (i / BATCH < row_tiles) sum[i / BATCH][i % BATCH] = sums[(i / BATCH * (HEAD_DIM / 8) + first + i % BATCH) * 32];
-    }
+    for (int first = 0; first < FRAGMENTS; first += BATCH) {
+      if (first > 0) load(first);
 #pragma unroll
-    for (int n = 0; n < BATCH; ++n) {
-      u32 b[2][4];
+      for (int n = 0; n < BATCH; ++n) {
+        u32 b[2][4];
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {  // keys in natural order: lane is the row
-        load_matrices_transposed(b[step], keys + TileLayout<HEAD_DIM>::offset(32 * step + lane, first + n,
-                                                                              swizzle_key<Rows::keys_and_others>(lane)));
-      }
+        for (int step = 0; step < 2; ++step) {  // keys in natural order: lane is the row
+          load_matrices_transposed(b[step],
+                                   keys + TileLayout<HEAD_DIM>::offset(32 * step + lane, part * FRAGMENTS + first + n,
+                                                                       swizzle_key<Rows::keys_and_others>(lane)));
+        }
 #pragma unroll
-      for (int tile = 0; tile < ROW_TILES; ++tile) {
-        multiply_sparse<Element, 0>(sum[tile][n].c, gradients[tile].a[0], b[0], gradients[tile].metadata);
-        multiply_sparse<Element, 1>(sum[tile][n].c, gradients[tile].a[1], b[1], gradients[tile].metadata);
-        if (dense) {
-          multiply_sparse<Element, 0>(sum[tile][n].c, upper[tile].a[0], b[0], upper[tile].metadata);
-          multiply_sparse<Element, 1>(sum[tile][n].c, upper[tile].a[1], b[1], upper[tile].metadata);
+        for (int tile = 0; tile < ROW_TILES; ++tile) {
+          float(&c)[4] = sum[tile][n].c;
+          multiply_sparse<Element, 0>(c, gradients[tile].a[0], b[0], gradients[tile].metadata);
+          multiply_sparse<Element, 1>(c, gradients[tile].a[1], b[1], gradients[tile].metadata);
+          if (!dense) continue;
+          multiply_sparse<Element, 0>(c, upper[tile].a[0], b[0], upper[tile].metadata);
+          multiply_sparse<Element, 1>(c, upper[tile].a[1], b[1], upper[tile].metadata);
         }
       }
-    }
-#pragma unroll
-    for (int i = 0; i < ROW_TILES * BATCH; ++i) {
-      if (i / BATCH < row_tiles) sums[(i / BATCH * (HEAD_DIM / 8) + first + i % BATCH) * 32] = sum[i / BATCH][i % BATCH];
+      each(first, [](const Accumulator& sum, Accumulator& memory) { memory = sum; });
     }
   }
-}
+
+ private:
+  DYNATTN_DEVICE void load(int first) {
+    each(first, [](Accumulator& sum, const Accumulator& memory) { sum = memory; });
+  }
+  template <class Move>
+  DYNATTN_DEVICE void each(int first, Move move) {
+#pragma unroll
+    for (int tile = 0; tile < ROW_TILES; ++tile) {
+      if (tile >= row_tiles) continue;
+#pragma unroll
+      for (int n = 0; n < BATCH; ++n) move(sum[tile][n], memory[(tile * (HEAD_DIM / 8) + first + n) * 32]);
+    }
+  }
+};
 
 DYNATTN_DEVICE Operand operand_of_packed(const PackedSurvivors& packed, u32 metadata) {
   Operand operand;
@@ -261,7 +287,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
   constexpr int QUERIES = Tiles::QUERIES, COLUMNS = Tiles::COLUMNS, WARP_ROWS = 16 * ROW_TILES;
   DYNATTN_SHARED_MEMORY(shared_pointer, 128);
   const ForwardParams& f = p.forward;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row_blocks = (f.q_len + 15) / 16;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const BackwardPlace block = backward_place(p, blockIdx.x, Tiles::PARTS);
   const u32 shared = shared_address(shared_pointer);
   const auto rows = [&](const void* base, const long long(&strides)[3], int head) {
@@ -306,19 +332,13 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
       Operand gradients[ROW_TILES], upper[ROW_TILES];
       weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query, key0, shared_pointer, shared,
                                                                     dense, warp, lane, gradients, upper);
+      QueryGradients<HEAD_DIM, COLUMNS, ROW_TILES> d_query(p, block, place.head, first_query, lane);
       block_barrier();  // P and dS are there
       d_value.template add<Element, QUERIES>(shared + Tiles::WEIGHTS, shared + Tiles::GRADS, block.part, warp, lane);
       d_key.template add<Element, QUERIES>(shared + Tiles::SCORES, shared + Tiles::ROWS, block.part, warp, lane);
       block_barrier();  // no warp reads queries, gradients, P or dS any more
       if (i + 1 < tiles.count) copy_queries(tiles.place(f, block, i + 1, QUERIES));
-
-      const long long pair = static_cast<long long>(block.batch) * f.heads + place.head;
-      const long long row_block = (block.split * static_cast<long long>(f.batch) * f.heads + pair) * row_blocks +
-                                  first_query / 16;
-      const int valid_tiles = (f.q_len - first_query + 15) / 16;
-      add_query_gradients<Element, HEAD_DIM, COLUMNS>(
-          reinterpret_cast<Accumulator*>(p.query_sums) + row_block * (HEAD_DIM / 8 * 32), valid_tiles, gradients, upper,
-          dense, shared + Tiles::KEYS, block.part, lane);
+      d_query.template add<Element>(gradients, upper, dense, shared + Tiles::KEYS, block.part, lane);
     }
     Raw* key_rows = rows_of(static_cast<Raw*>(p.d_key), p.d_key_strides, block.batch, block.kv_head);
     Raw* value_rows = rows_of(static_cast<Raw*>(p.d_value), p.d_value_strides, block.batch, block.kv_head);

@@ -4,7 +4,7 @@
 
 namespace dynattn {
 
-constexpr int ROWS_THREADS = 128, ROW_LANES = 8;
+constexpr int ROWS_THREADS = 128;
 
 struct alignas(16) EightElements {
   u32 words[4];
@@ -17,6 +17,7 @@ struct alignas(16) FourFloats {
 template <class Element>
 __global__ void __launch_bounds__(ROWS_THREADS) nm_backward_row_terms(const BackwardParams p) {
   using Raw = unsigned short;
+  constexpr int ROW_LANES = 8;
   const ForwardParams& f = p.forward;
   const long long row = static_cast<long long>(blockIdx.x) * (ROWS_THREADS / ROW_LANES) + threadIdx.x / ROW_LANES;
   const bool valid = row < static_cast<long long>(f.batch) * f.heads * f.q_len;

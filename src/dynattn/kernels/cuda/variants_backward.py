@@ -130,15 +130,16 @@ class BackwardVariant:
 AnyBackwardVariant = RowTermsVariant | QueryVariant | BackwardVariant
 
 
-def row_tiles(head_dim: int) -> tuple[int, ...]:
+def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
     """Values of ``BackwardVariant.row_tiles`` that fit in registers, fastest first."""
-    return (2, 1) if head_dim <= 64 else (1,)
+    crowded = band and mask in ("float32", "element")
+    return (2, 1) if head_dim <= 64 and not crowded else (1,)
 
 
 def main_variants() -> Iterator[BackwardVariant]:
     """Every variant of the main kernel."""
     for dtype, head_dim, (n, m), mask, band in product(DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True)):
-        for tiles in row_tiles(head_dim):
+        for tiles in row_tiles(head_dim, mask, band):
             yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles)
 
 
