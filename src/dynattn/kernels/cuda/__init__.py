@@ -8,11 +8,20 @@ loaded before the first call with tensors on a CUDA device.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dynattn.kernels.cuda import driver, launch, variants
 from dynattn.kernels.cuda.launch import nm_forward
+from dynattn.kernels.pattern import Pattern
 
-__all__ = ["cannot", "nm_forward"]
+__all__ = ["cannot", "kernel_name", "nm_forward"]
+
+
+def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
+    """Which kernel runs a call without mask and kept mass on the device of its tensors, and its queries a block."""
+    device = driver.device(query.device.index)
+    variant = launch.choose_variant(query, key, value, "none", False, pattern, device)
+    return f"{variant.kernel}, {variant.query_tile} queries a block"
 
 
 def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, device: torch.device) -> str | None:

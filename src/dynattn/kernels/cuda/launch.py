@@ -127,10 +127,7 @@ def prepare(
     if mask is not None:
         mask_kind, mask = _mask(mask, query.dtype)
         mask = mask.expand(batch, heads, q_len, kv_len)
-    variant = _select(
-        device, DTYPES[query.dtype], max(head_dim, value_dim), pattern.n, pattern.m, mask_kind, kept is not None,
-        pattern.window > 0 or pattern.sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
-    )  # fmt: skip
+    variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device)
     params = ForwardParams(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
         logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
@@ -142,6 +139,17 @@ def prepare(
     maps = _tensor_maps(key, value) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
     return Launch(variant, blocks, params, maps, (query, key, value, mask))
+
+
+def choose_variant(
+    query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device
+) -> Variant:
+    """The kernel for tensors whose rows are aligned; ``mask_kind`` as :class:`Variant` has it."""
+    batch, heads, q_len, head_dim = query.shape
+    return _select(
+        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
+        pattern.window > 0 or pattern.sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
