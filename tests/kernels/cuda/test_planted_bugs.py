@@ -64,13 +64,13 @@ def unwritten_slots(kernel: str) -> Problem:
 MMA_BUGS = [
     (
         "K rows not permuted",
-        "nm_mma.cu",
+        "mma_tiles.cuh",
         "16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }",
         "16 * chunk + 8 * half + r; }",
         pairs,
     ),
-    ("swizzle of K read and written apart", "nm_mma.cu", "((key >> 1) & 6) | (key & 1)", "key & 7", pairs),
-    ("selector", "nm_mma.cu", "multiply_sparse<Element, 1>", "multiply_sparse<Element, 0>", pairs),
+    ("swizzle of K read and written apart", "mma_tiles.cuh", "((row >> 1) & 6) | (row & 1)", "row & 7", pairs),
+    ("selector", "mma_tiles.cuh", "multiply_sparse<Element, 1>", "multiply_sparse<Element, 0>", pairs),
     (
         "values not waited for",
         "nm_mma.cu",
@@ -92,7 +92,7 @@ MMA_BUGS = [
         "",
         pairs,
     ),
-    ("rows past the end not zeroed", "nm_mma.cu", "row < rows_left && ", "", tail),
+    ("rows past the end not zeroed", "mma_tiles.cuh", "row < rows_left && ", "", tail),
     ("sign of the scale", "nm_mma.cu", "? 0x80008000u", "? 0x8000u", negative),
     (
         "upper pairs",

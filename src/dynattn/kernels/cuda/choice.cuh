@@ -60,7 +60,7 @@ constexpr u32 UPPER_PAIRS = 0xEEEEEEEEu;      // first = 2, second = 3
 
 // One of every two: 1 instruction for the survivor, 2 for its bit. The bit is the sign of x0 - x1: set where the second
 // is larger, clear at ties. NaN becomes the survivor, and makes its whole row NaN whatever its bit says.
-DYNATTN_DEVICE void choose_one_of_two(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose_one_of_two(const Scores& s, Survivors& kept) {
   u32 word = 0;
 #pragma unroll
   for (int row = 1; row >= 0; --row) {
@@ -75,14 +75,14 @@ DYNATTN_DEVICE void choose_one_of_two(const Scores& s, Survivors& kept, HalfMeta
       }
     }
   }
-  metadata = exchange((word & 0x55555555u) | ONE_OF_TWO_BASE, lane);
+  return (word & 0x55555555u) | ONE_OF_TWO_BASE;
 }
 
 // Two of every four {a, b, x, y}, from the sorted pairs (A >= a') of {a, b} and (X >= x') of {x, y}:
 //     a' >= X: both of the first pair;   x' > A: both of the second;   else the larger of each.
 // Ties go to the lower index throughout. NaN takes both places of its pair, hence is kept, and every metadata nibble stays
 // a legal one (first < second). Four sign words, a nibble a group, hold the comparisons.
-DYNATTN_DEVICE void choose_two_of_four(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose_two_of_four(const Scores& s, Survivors& kept) {
   u32 second_of_first = 0, second_of_second = 0, not_first_pair = 0, second_pair = 0;
 #pragma unroll
   for (int row = 1; row >= 0; --row) {
@@ -104,17 +104,17 @@ DYNATTN_DEVICE void choose_two_of_four(const Scores& s, Survivors& kept, HalfMet
   // The sign of a group stands at bit 3 of its nibble; bits 3 to 0 of the metadata are these four, moved down.
   const u32 bit0 = second_of_first & not_first_pair & ~second_pair;
   const u32 bit2 = ~not_first_pair | second_pair | second_of_second;
-  const u32 word = (not_first_pair & 0x88888888u) | ((bit2 >> 1) & 0x44444444u) | ((second_pair >> 2) & 0x22222222u) |
-                   ((bit0 >> 3) & 0x11111111u);
-  metadata = exchange(word, lane);
+  return (not_first_pair & 0x88888888u) | ((bit2 >> 1) & 0x44444444u) | ((second_pair >> 2) & 0x22222222u) |
+         ((bit0 >> 3) & 0x11111111u);
 }
 
+// The survivors, and the nibbles of this thread's own groups: of chunk c, row r at bit 4 c + 16 r.
 template <Pattern PATTERN>
-DYNATTN_DEVICE void choose(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose(const Scores& s, Survivors& kept) {
   if constexpr (PATTERN == Pattern::one_of_two) {
-    choose_one_of_two(s, kept, metadata, lane);
+    return choose_one_of_two(s, kept);
   } else {
-    choose_two_of_four(s, kept, metadata, lane);
+    return choose_two_of_four(s, kept);
   }
 }
 

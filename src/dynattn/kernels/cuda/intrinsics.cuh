@@ -43,6 +43,8 @@ DYNATTN_DEVICE float log2_fast(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// a · b + c, rounded once: written out where two kernels must agree to the bit, whatever the compiler contracts.
+DYNATTN_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DYNATTN_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }  // of a number and NaN: the number
 DYNATTN_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 DYNATTN_DEVICE float maximum_or_nan(float a, float b) {

@@ -116,7 +116,7 @@ struct MaskRow {
 template <MaskKind MASK>
 DYNATTN_DEVICE float with_bias(float product, float bias, float scale) {
   if (bias == -INFINITY_F) return -INFINITY_F;  // whatever the product is: NaN under a mask stays there
-  return IS_BIAS<MASK> ? product * scale + bias : product;
+  return IS_BIAS<MASK> ? multiply_add(product, scale, bias) : product;
 }
 
 // Masks a warp's tile of 16 queries (this thread's are `query` and `query + 8`) and 64 keys from `key0`.

@@ -12,53 +12,11 @@
 // the sparse product would take longer than the product (256 bytes a cycle needed, 128 there).
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2205.14135 and 2307.08691 (online softmax, the order of the loop).
+#include "mma_tiles.cuh"
 #include "output.cuh"
 #include "weights.cuh"
 
 namespace dynattn {
-
-constexpr int MMA_WARPS = 4;
-constexpr int MMA_KEYS = UNIT_KEYS;
-
-// A tile in shared memory: rows of 16-byte chunks, padded to whole 128-byte lines, chunks permuted within a line.
-template <int HEAD_DIM>
-struct TileLayout {
-  static constexpr int CHUNKS = HEAD_DIM / 8;
-  static constexpr int PITCH = (CHUNKS + 7) / 8 * 128;  // bytes of a row
-  // `key` is what tells apart the eight rows that ldmatrix reads together: then they fall into different banks.
-  static DYNATTN_DEVICE u32 offset(int row, int chunk, int key) {
-    return static_cast<u32>(row * PITCH + ((chunk ^ key) << 4));
-  }
-};
-
-// Position r of an 8 x 8 matrix of K rows holds key 16 chunk + 4 (r / 2) + 2 half + r % 2 (choice.cuh). The position is
-// the swizzle key of the row.
-DYNATTN_DEVICE int permuted_key(int chunk, int half, int r) { return 16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }
-DYNATTN_DEVICE int position_of_key(int key) { return ((key >> 1) & 6) | (key & 1); }
-
-enum class Rows { keys, others };
-
-// Starts the copy of a tile; rows from `rows_left` on and columns from `columns` on become 0. Each thread copies one
-// 16-byte column of every 128-byte line (64, where lines are not full) in rows `step` apart: all its addresses are one of
-// few row pointers and a constant.
-template <int HEAD_DIM, Rows ROWS>
-DYNATTN_DEVICE void copy_tile(u32 target, const unsigned short* source, long long stride, int rows_left, int columns) {
-  using Layout = TileLayout<HEAD_DIM>;
-  constexpr int LINE = Layout::CHUNKS % 8 == 0 ? 8 : 4, STEP = 32 * MMA_WARPS / LINE;
-  const int first_row = static_cast<int>(threadIdx.x) / LINE, column = static_cast<int>(threadIdx.x) % LINE;
-  const int key = ROWS == Rows::keys ? position_of_key(first_row) : first_row & 7;  // also of rows a multiple of 16 on
-  const unsigned short* from = source + first_row * stride + 8 * column;
-#pragma unroll
-  for (int i = 0; i < MMA_KEYS / STEP; ++i) {
-#pragma unroll
-    for (int line = 0; line < Layout::CHUNKS / LINE; ++line) {
-      const int row = first_row + i * STEP, chunk = line * LINE + column;
-      const bool valid = row < rows_left && 8 * chunk < columns;
-      copy16_async(target + Layout::offset(row, chunk, key), valid ? from + 8 * line * LINE : source, valid);
-    }
-    from += STEP * stride;
-  }
-}
 
 // A warp's queries as operand A of the scores' product, k-step by k-step: in registers where they fit beside the
 // accumulators, else in shared memory. The sign of a negative scale is folded in, so that larger products stay larger
@@ -115,73 +73,6 @@ struct Queries {
   }
 };
 
-template <class Element, int HEAD_DIM, int ROW_TILES>
-DYNATTN_DEVICE void compute_scores(Scores (&s)[ROW_TILES][1], const Queries<HEAD_DIM, ROW_TILES>& queries, u32 keys,
-                                   int lane) {
-  const int r = lane & 7;
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) s[tile][0][i >> 4][(i >> 2) & 3][i & 3] = 0.0f;
-  }
-#pragma unroll
-  for (int k = 0; k < HEAD_DIM / 32; ++k) {  // 32 columns of the head at a time: one x4 load of K
-    u32 a[ROW_TILES][2][4];
-#pragma unroll
-    for (int tile = 0; tile < ROW_TILES; ++tile) {
-      queries.get(tile, 2 * k, lane, a[tile][0]);
-      queries.get(tile, 2 * k + 1, lane, a[tile][1]);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int chunk = 0; chunk < 4; ++chunk) {
-        u32 b[4];
-        load_matrices(
-            b, keys + TileLayout<HEAD_DIM>::offset(permuted_key(chunk, half, r), 4 * k + (lane >> 3), r));
-#pragma unroll
-        for (int tile = 0; tile < ROW_TILES; ++tile) {
-          multiply_dense<Element>(s[tile][0][half][chunk], a[tile][0], b[0], b[1]);
-          multiply_dense<Element>(s[tile][0][half][chunk], a[tile][1], b[2], b[3]);
-        }
-      }
-    }
-  }
-}
-
-// What the sparse product needs of 16 queries' weights on 64 keys.
-struct Operand {
-  u32 a[2][4];
-  u32 metadata;
-};
-
-template <class Element>
-DYNATTN_DEVICE Operand operand_of(const Survivors& weights, u32 metadata) {
-  Operand operand;
-  pack_operand<Element>(weights, 0, operand.a[0]);
-  pack_operand<Element>(weights, 1, operand.a[1]);
-  operand.metadata = metadata;
-  return operand;
-}
-
-template <class Element, int HEAD_DIM, int ROW_TILES>
-DYNATTN_DEVICE void add_weighted_values(float (&o)[ROW_TILES][HEAD_DIM / 8][4], const Operand (&weights)[ROW_TILES],
-                                        u32 values, int lane) {
-#pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
-    u32 b[2][4];
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {  // values in natural order: lane is the row
-      load_matrices_transposed(b[step], values + TileLayout<HEAD_DIM>::offset(32 * step + lane, n, lane & 7));
-    }
-#pragma unroll
-    for (int tile = 0; tile < ROW_TILES; ++tile) {
-      multiply_sparse<Element, 0>(o[tile][n], weights[tile].a[0], b[0], weights[tile].metadata);
-      multiply_sparse<Element, 1>(o[tile][n], weights[tile].a[1], b[1], weights[tile].metadata);
-    }
-  }
-}
-
 template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardParams p) {
   constexpr int WARP_ROWS = 16 * ROW_TILES, TILE_BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
@@ -220,7 +111,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardPa
     block_barrier();  // keys are there, and no warp reads values any more
     copy_values(key0);
     Scores s[ROW_TILES][1];
-    compute_scores<Element>(s, queries, keys, lane);
+    compute_scores<Element, HEAD_DIM, ROW_TILES, Rows::keys>(s, queries, keys, lane);
     copies_wait();
     block_barrier();  // values are there, and no warp reads keys any more
     if (key0 + MMA_KEYS < key_end) copy_keys(key0 + MMA_KEYS);

@@ -16,7 +16,7 @@ DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& sta
   float largest[2] = {-INFINITY_F, -INFINITY_F};
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
-    choose<PATTERN>(s[unit], kept[unit], metadata[unit], quad);
+    metadata[unit] = exchange(choose<PATTERN>(s[unit], kept[unit]), quad);
     include_in_maximum(kept[unit], largest);
   }
   const bool moved = move_base(state, largest, factor, correction);

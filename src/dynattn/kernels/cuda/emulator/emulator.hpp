@@ -97,6 +97,7 @@ inline void block_barrier() { emulator::barrier(); }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float canonical(float x) { return x != x ? float_of(0x7FFFFFFFu) : x; }
