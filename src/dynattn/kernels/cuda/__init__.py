@@ -13,6 +13,7 @@ from torch import Tensor
 from dynattn.kernels.cuda import driver, launch, variants
 from dynattn.kernels.cuda.launch import nm_forward
 from dynattn.kernels.pattern import Pattern
+from dynattn.methods.nm import NM
 
 __all__ = ["cannot", "kernel_name", "nm_forward"]
 
@@ -20,27 +21,34 @@ __all__ = ["cannot", "kernel_name", "nm_forward"]
 def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
     """Which kernel runs a call without mask and kept mass on the device of its tensors, and its queries a block."""
     device = driver.device(query.device.index)
-    variant = launch.choose_variant(query, key, value, "none", False, pattern, device)
+    variant = launch.choose_variant(query, key, value, "none", False, launch.of_kernels(pattern), device)
     return f"{variant.kernel}, {variant.query_tile} queries a block"
 
 
-def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, device: torch.device) -> str | None:
+def cannot(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device: torch.device) -> str | None:
     """Why the kernels do not take this problem; None where they do.
 
     Args:
         dtype: of query, key and value.
-        n, m: the pattern.
+        method: what to keep.
         head_dim: of query and key.
         value_dim: of value.
         device: where the tensors are.
     """
     if dtype not in launch.DTYPES:
         return f"the kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if (n, m) not in variants.PATTERNS:
-        return f"the kernels compute 1:2 and 2:4, not {n}:{m}"
+    if not method.keeps_everything:
+        if (method.n, method.m) not in variants.PATTERNS:
+            return f"the kernels compute 1:2 and 2:4, not {method.n}:{method.m}"
+        if method.stride not in variants.STRIDES:
+            return f"the kernels take strides of {_listed(variants.STRIDES)}, not {method.stride}"
     for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
         if size % launch.HEAD_DIM_STEP or size > variants.HEAD_DIMS[-1]:
             return f"the kernels take a {name} of 8, 16, … {variants.HEAD_DIMS[-1]}, not {size}"
     if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator does, when it runs
         return None
     return driver.unavailable_reason(device.index)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
