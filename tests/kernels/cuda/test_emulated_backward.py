@@ -73,6 +73,18 @@ def test_window_with_two_of_four() -> None:
     check(problem, run(problem))
 
 
+@pytest.mark.parametrize("method", [NM(2, 4, stride=16), NM(1, 2, window=7, sinks=3, stride=4)], ids=lambda x: x.name)
+def test_groups_of_keys_that_stand_apart(method: NM) -> None:
+    mask = bias(50, 150, seed=9, dtype=torch.float32)
+    problem = backward_problem(50, 150, 32, method=method, causal=True, mask=mask, mask_gradient=True)
+    check(problem, run(problem))
+
+
+def test_dense() -> None:
+    problem = backward_problem(50, 100, method=NM(2, 2), causal=True)
+    check(problem, run(problem))
+
+
 @pytest.mark.parametrize("kind", ["bool", "few", "padding"])
 def test_masks(kind: str) -> None:
     mask = {

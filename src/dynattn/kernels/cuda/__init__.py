@@ -8,28 +8,41 @@ NVIDIA's packages, compiled or loaded before the first call with tensors on a CU
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dynattn.kernels.cuda import driver, launch, launch_backward, variants
 from dynattn.kernels.cuda.launch import nm_forward
 from dynattn.kernels.cuda.launch_backward import nm_backward
+from dynattn.kernels.pattern import Pattern
+from dynattn.methods.nm import NM
 
-__all__ = ["cannot", "cannot_backward", "nm_backward", "nm_forward"]
+__all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forward"]
 
 
-def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, device: torch.device) -> str | None:
+def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
+    """Which kernel runs a call without mask and kept mass on the device of its tensors, and its queries a block."""
+    device = driver.device(query.device.index)
+    variant = launch.choose_variant(query, key, value, "none", False, launch.of_kernels(pattern), device)
+    return f"{variant.kernel}, {variant.query_tile} queries a block"
+
+
+def cannot(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device: torch.device) -> str | None:
     """Why the kernels do not take this problem; None where they do.
 
     Args:
         dtype: of query, key and value.
-        n, m: the pattern.
+        method: what to keep.
         head_dim: of query and key.
         value_dim: of value.
         device: where the tensors are.
     """
     if dtype not in launch.DTYPES:
         return f"the kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if (n, m) not in variants.PATTERNS:
-        return f"the kernels compute 1:2 and 2:4, not {n}:{m}"
+    if not method.keeps_everything:
+        if (method.n, method.m) not in variants.PATTERNS:
+            return f"the kernels compute 1:2 and 2:4, not {method.n}:{method.m}"
+        if method.stride not in variants.STRIDES:
+            return f"the kernels take strides of {_listed(variants.STRIDES)}, not {method.stride}"
     for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
         if size % launch.HEAD_DIM_STEP or size > variants.HEAD_DIMS[-1]:
             return f"the kernels take a {name} of 8, 16, … {variants.HEAD_DIMS[-1]}, not {size}"
@@ -38,24 +51,23 @@ def cannot(dtype: torch.dtype, n: int, m: int, head_dim: int, value_dim: int, de
     return driver.unavailable_reason(device.index)
 
 
-def cannot_backward(
-    dtype: torch.dtype, n: int, m: int, stride: int, head_dim: int, value_dim: int, device: torch.device
-) -> str | None:
-    """Why the gradient of this problem is computed by the formula in plain PyTorch; None where a kernel does it.
+def cannot_backward(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device: torch.device) -> str | None:
+    """Why the gradient of this problem is computed by the formula in plain PyTorch; None where kernels do it.
 
     Args:
-        dtype, n, m, head_dim, value_dim, device: as for :func:`cannot`.
-        stride: of a group's keys.
+        dtype, method, head_dim, value_dim, device: as for :func:`cannot`.
     """
     if dtype not in launch.DTYPES:
         return f"the backward kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if stride != 1:
-        return f"the backward kernels take groups of consecutive keys, not of stride {stride}"
-    reason = cannot(dtype, n, m, head_dim, value_dim, device)
+    reason = cannot(dtype, method, head_dim, value_dim, device)
     if reason is not None or torch.compiler.is_compiling():
         return reason
     needed = launch_backward.smallest_shared_bytes(max(head_dim, value_dim))
     available = driver.device(device.index).shared_bytes
     if needed > available:
-        return f"a block needs {needed} bytes of shared memory, and the device has {available}"
+        return f"a block of the backward needs {needed} bytes of shared memory, and the device has {available}"
     return None
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

@@ -141,6 +141,7 @@ DYNATTN_DEVICE void store_pairs(unsigned char* tile, int first_row, const Packed
 }
 
 // The bias's gradient is dS; what no set of survivors holds stays 0.
+template <int STRIDE>
 DYNATTN_DEVICE void write_mask_gradients(const BackwardParams& p, const Kept& kept, const Survivors& gradients,
                                          long long row0, int first_query, int query, int key0, int lane) {
 #pragma unroll
@@ -152,7 +153,7 @@ DYNATTN_DEVICE void write_mask_gradients(const BackwardParams& p, const Kept& ke
       const u32 nibble = nibble_of(kept.nibbles, chunk, row);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int key = key0 + 16 * chunk + 4 * (lane & 3) + static_cast<int>((nibble >> 2 * i) & 3);
+        const int key = key0 + key_at<STRIDE>(16 * chunk + 4 * (lane & 3) + static_cast<int>((nibble >> 2 * i) & 3));
         if (key < p.forward.kv_len) out[key] = gradients[chunk][row][i];
       }
     }

@@ -9,6 +9,9 @@
 // the kernels permute the rows of K as they read them. Then the choice needs no exchange between threads, and the
 // survivors are, in the same lane, the compressed operand of the sparse product: no data moves. Only the metadata, one
 // word a thread, is exchanged within the four lanes of a quad.
+//
+// Where the members of a group stand STRIDE keys apart, read "position" for "key" here: tiles hold K and V by position,
+// and key_at() says which key stands at one. Nothing but masks, window and sinks asks which key it is.
 #pragma once
 
 #include "intrinsics.cuh"
@@ -19,6 +22,15 @@ enum class Pattern { one_of_two, two_of_four };
 
 constexpr float INFINITY_F = __builtin_bit_cast(float, 0x7f800000u);  // NVRTC has no __builtin_huge_valf
 constexpr int UNIT_KEYS = 64;  // keys whose metadata fills one register of every lane
+
+// The key at a position of a tile, both counted from the tile's first. Four positions in a row, 4q to 4q + 3, hold keys
+// STRIDE apart, which are one group of 2:4, or two of 1:2. STRIDE is a power of two, so that bits of a position only change
+// places: key_at(a + b) = key_at(a) + key_at(b) where a and b have no bit in common.
+template <int STRIDE>
+DYNATTN_DEVICE constexpr int key_at(int position) {
+  static_assert(STRIDE > 0 && (STRIDE & (STRIDE - 1)) == 0 && UNIT_KEYS % (4 * STRIDE) == 0);
+  return position / (4 * STRIDE) * (4 * STRIDE) + position % (4 * STRIDE) / 4 + position % 4 * STRIDE;
+}
 
 using Scores = float[2][4][4];     // [half][chunk][2 * row + i]
 using Survivors = float[4][2][2];  // [chunk][row][first, second of a group of four], by rising key

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynattn.kernels.cuda import driver
 from dynattn.kernels.cuda.driver import Device, TensorMap
-from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, row_tiles
+from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, WGMMA_STRIDES, Variant, row_tiles
 from dynattn.kernels.pattern import Pattern
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -25,6 +25,7 @@ HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
 
 _ALIGNMENT = 16  # bytes
 _MMA_AT_MOST = 32  # head dimensions that wgmma's tile of 64 would pad to double; mma.sp runs at over half its rate
+_WHOLE = 2**31 - 1  # a window that holds every key
 _BLOCKS_A_MULTIPROCESSOR = 2  # below this many blocks of the large query tile, the small one spreads the work better
 
 _Strides3 = ctypes.c_longlong * 3
@@ -88,7 +89,7 @@ def nm_forward(
         out: (batch, heads, q_len, value_dim), dtype of ``query``, last dimension contiguous.
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
-        pattern: what to keep and how to score; 1:2 or 2:4 of consecutive keys.
+        pattern: what to keep and how to score: 1:2 or 2:4, stride 1, 2, 4, 8 or 16; or N == M.
         for_backward: :func:`dynattn.kernels.cuda.nm_backward` will follow: take the kernel whose choice it repeats.
 
     Raises:
@@ -124,16 +125,12 @@ def prepare(
 ) -> Launch:
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
     query, key, value = aligned(query), aligned(key), aligned(value)
-    batch, heads, q_len, head_dim = query.shape
-    kv_len, value_dim = value.shape[2:]
-    mask_kind, mask = mask_of(mask, query, kv_len)
-    variant = _select(
-        device, DTYPES[query.dtype], max(head_dim, value_dim), pattern.n, pattern.m, mask_kind, kept is not None,
-        pattern.window > 0 or pattern.sinks > 0, q_len, batch * heads,
-        tma=_fits_tma(key) and _fits_tma(value) and not for_backward,
-    )  # fmt: skip
+    batch, heads, q_len, _ = query.shape
+    mask_kind, mask = mask_of(mask, query, value.shape[2])
+    pattern = of_kernels(pattern)
+    variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
     params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern)
-    maps = _tensor_maps(key, value) if variant.kernel == "wgmma" else ()
+    maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
     return Launch(variant, blocks, params, maps, (query, key, value, mask))
 
@@ -155,18 +152,38 @@ def forward_params(
     )  # fmt: skip
 
 
+def choose_variant(
+    query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device,
+    for_backward: bool = False,
+) -> Variant:  # fmt: skip
+    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it."""
+    batch, heads, q_len, head_dim = query.shape
+    return _select(
+        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
+        pattern.window > 0 or pattern.sinks > 0, pattern.stride, q_len, batch * heads,
+        tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
+    )  # fmt: skip
+
+
+def of_kernels(pattern: Pattern) -> Pattern:
+    """What the kernels run for ``pattern``: dense attention is 1:2 with a window over everything."""
+    if pattern.n < pattern.m:
+        return pattern
+    return pattern._replace(n=1, m=2, window=_WHOLE, sinks=0, stride=1)
+
+
 @lru_cache(maxsize=4096)
 def _select(
-    device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool,
+    device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool, stride: int,
     q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
     """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    if device.arch == "sm_90a" and tma and not aux and head_dim > _MMA_AT_MOST:
+    if device.arch == "sm_90a" and tma and not aux and head_dim > _MMA_AT_MOST and stride in WGMMA_STRIDES:
         for padded in WGMMA_HEAD_DIMS:
             if padded >= head_dim:
-                return Variant("wgmma", dtype, padded, n, m, mask, band=band)
+                return Variant("wgmma", dtype, padded, n, m, mask, band=band, stride=stride)
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
-    choices = [Variant("mma", dtype, padded, n, m, mask, aux, band, tiles) for tiles in row_tiles(padded)]
+    choices = [Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded)]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     enough = _BLOCKS_A_MULTIPROCESSOR * device.multiprocessors
     return next((x for x in fits if -(-q_len // x.query_tile) * rows >= enough), fits[-1])
@@ -190,19 +207,24 @@ def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tenso
     return kind, mask.expand(*query.shape[:3], kv_len)
 
 
-def _fits_tma(x: Tensor) -> bool:
+def _fits_tma(x: Tensor, stride: int) -> bool:
     """Whether tensor maps describe ``x``: no row past the end is read, and no dimension is an expanded one."""
-    # a row past the end would be read where the length is odd, since keys come in pairs; a map of no rows is none
+    # a row past the end would be read where the length is odd, since keys come in pairs; or, with a stride, where it is
+    # no multiple of it; a map of no rows is none
     kv_len = x.shape[2]
-    return kv_len % 2 == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
+    return kv_len % max(2, stride) == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
 
 
-def _tensor_maps(key: Tensor, value: Tensor) -> tuple[TensorMap, ...]:
-    """Keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, and values.
+def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ...]:
+    """Keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, and values; with a stride, keys twice, and values.
 
     The two of the keys let one copy fetch every other pair of rows, so that each group of four keys comes to lie in
-    one thread's accumulators.
+    one thread's accumulators. With a stride, a dimension runs over the keys that stand ``stride`` apart and the next
+    over those between; then a box of 2 (keys) or 4 (values) by ``stride`` brings the members of groups together.
     """
+    if stride > 1:
+        keys, values = (_strided_map(x, stride, members) for x, members in ((key, 2), (value, 4)))
+        return keys, keys, values
     batch, kv_heads, kv_len, head_dim = key.shape
     batch_stride, head_stride, row = key.stride()[:3]
     dtype = DTYPES[key.dtype]
@@ -217,3 +239,12 @@ def _tensor_maps(key: Tensor, value: Tensor) -> tuple[TensorMap, ...]:
     batch_stride, head_stride, row = value.stride()[:3]
     sizes = (value.shape[3], kv_len, kv_heads, batch)
     return *pairs, TensorMap(value.data_ptr(), dtype, sizes, (row, head_stride, batch_stride), (64, 128, 1, 1))
+
+
+def _strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+    batch, kv_heads, kv_len, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    return TensorMap(
+        x.data_ptr(), DTYPES[x.dtype], (columns, kv_len // stride, stride, kv_heads, batch),
+        (stride * row, row, head_stride, batch_stride), (64, members, stride, 1, 1),
+    )  # fmt: skip

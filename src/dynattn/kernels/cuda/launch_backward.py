@@ -143,6 +143,7 @@ def prepare_backward(
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
     kind, mask = launch.mask_of(mask, query, kv_len)
+    pattern = launch.of_kernels(pattern)
     variant = _select(device, query.dtype, max(head_dim, value_dim), pattern, kind, q_len)
     blocks_of_split = batch * kv_heads * variant.parts
     splits = _splits(device, blocks_of_split, -(-kv_len // KEY_TILE))
@@ -182,7 +183,7 @@ def _select(
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
     band = pattern.window > 0 or pattern.sinks > 0
     choices = [
-        BackwardVariant(launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles)
+        BackwardVariant(launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles, pattern.stride)
         for tiles in row_tiles(padded, mask, band)
     ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]

@@ -42,23 +42,24 @@ DYNATTN_DEVICE int permuted_swizzle_key(int half, int r) {
 
 // Starts the copy of COUNT rows; those from `rows_left` on and columns from `columns` on become 0. Each thread copies one
 // 16-byte column of every 128-byte line (64, where lines are not full) in rows `step` apart: all its addresses are one of
-// few row pointers and a constant.
-template <int HEAD_DIM, Rows ROWS, int COUNT = MMA_KEYS>
+// few row pointers and a constant. With a STRIDE, a row of the tile is a position, and holds the key that stands there.
+template <int HEAD_DIM, Rows ROWS, int COUNT = MMA_KEYS, int STRIDE = 1>
 DYNATTN_DEVICE void copy_tile(u32 target, const unsigned short* source, long long stride, int rows_left, int columns) {
   using Layout = TileLayout<HEAD_DIM>;
   constexpr int LINE = Layout::CHUNKS % 8 == 0 ? 8 : 4, STEP = 32 * MMA_WARPS / LINE;
   const int first_row = static_cast<int>(threadIdx.x) / LINE, column = static_cast<int>(threadIdx.x) % LINE;
   const int key = swizzle_key<ROWS>(first_row);  // also of rows a multiple of 16 on
-  const unsigned short* from = source + first_row * stride + 8 * column;
+  const unsigned short* from = source + key_at<STRIDE>(first_row) * stride + 8 * column;
 #pragma unroll
   for (int i = 0; i < COUNT / STEP; ++i) {
 #pragma unroll
     for (int line = 0; line < Layout::CHUNKS / LINE; ++line) {
       const int row = first_row + i * STEP, chunk = line * LINE + column;
-      const bool valid = row < rows_left && 8 * chunk < columns;
+      const int source_row = key_at<STRIDE>(first_row) + key_at<STRIDE>(i * STEP);
+      const bool valid = source_row < rows_left && 8 * chunk < columns;
       copy16_async(target + Layout::offset(row, chunk, key), valid ? from + 8 * line * LINE : source, valid);
     }
-    from += STEP * stride;
+    from += (key_at<STRIDE>((i + 1) * STEP) - key_at<STRIDE>(i * STEP)) * stride;
   }
 }
 

@@ -110,12 +110,12 @@ struct KeyGradients {
     }
   }
 
-  template <class Element>
+  template <class Element, int STRIDE>
   DYNATTN_DEVICE void write(unsigned short* rows, long long stride, int rows_left, int columns, float factor, int part,
                             int warp, int lane) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = first_key(warp) + 8 * i + (lane >> 2);
+      const int row = key_at<STRIDE>(first_key(warp) + 8 * i + (lane >> 2));
       if (row >= rows_left) continue;
 #pragma unroll
       for (int n = 0; n < FRAGMENTS; ++n) {
@@ -208,7 +208,7 @@ DYNATTN_DEVICE Operand operand_of_packed(const PackedSurvivors& packed, u32 meta
 
 // One warp's part of a tile: the choice, P and dS of 16 · ROW_TILES queries and 64 keys, into shared memory and, for dQ,
 // into operands. `upper` is filled where `dense`.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE>
 DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& place, int first_query, int key0,
                                           unsigned char* shared_pointer, u32 shared, bool dense, int warp, int lane,
                                           Operand (&gradients)[ROW_TILES], Operand (&upper)[ROW_TILES]) {
@@ -234,11 +234,11 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
 #pragma unroll
   for (int tile = 0; tile < ROW_TILES; ++tile) {
     const int query = first_query + 16 * tile + (lane >> 2);
-    if (edge) apply_mask<Element, MASK>(s[tile][0], f, place, query, key0, lane, f.scale);
+    if (edge) apply_mask<Element, MASK, STRIDE>(s[tile][0], f, place, query, key0, lane, f.scale);
     if (dense) {
       Survivors dropped[2];
-      split_by_choice_and_band<PATTERN>(s[tile][0], f, query, key0, lane, kept[tile][0].s, kept[tile][SETS - 1].s,
-                                        dropped[0], dropped[1]);
+      split_by_choice_and_band<PATTERN, STRIDE>(s[tile][0], f, query, key0, lane, kept[tile][0].s,
+                                                kept[tile][SETS - 1].s, dropped[0], dropped[1]);
       kept[tile][0].nibbles = LOWER_PAIRS;
       kept[tile][SETS - 1].nibbles = UPPER_PAIRS;
       weigh<IS_BIAS<MASK>>(kept[tile][SETS - 1].s, terms[tile], factor);
@@ -266,7 +266,7 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
         differentiate<PATTERN>(one, products[tile][0], terms[tile], ds);
       }
       if (IS_BIAS<MASK> && p.d_mask != nullptr) {
-        write_mask_gradients(p, one, ds, place.row0, place.first_query, query, key0, lane);
+        write_mask_gradients<STRIDE>(p, one, ds, place.row0, place.first_query, query, key0, lane);
       }
       pack_survivors<Element>(one.s, weights[set]);
       pack_survivors<Element>(ds, packed[set]);
@@ -280,7 +280,7 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
   }
 }
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const BackwardParams p) {
   using Tiles = BackwardTiles<HEAD_DIM, ROW_TILES>;
   using Raw = unsigned short;
@@ -294,10 +294,10 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
     return rows_of(static_cast<const Raw*>(base), strides, block.batch, head);
   };
   const auto copy_keys = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::keys_and_others>(
+    copy_tile<HEAD_DIM, Rows::keys_and_others, MMA_KEYS, STRIDE>(
         shared + Tiles::KEYS, rows(f.key, f.key_strides, block.kv_head) + key0 * f.key_strides[2], f.key_strides[2],
         f.kv_len - key0, f.head_dim);
-    copy_tile<HEAD_DIM, Rows::keys>(
+    copy_tile<HEAD_DIM, Rows::keys, MMA_KEYS, STRIDE>(
         shared + Tiles::VALUES, rows(f.value, f.value_strides, block.kv_head) + key0 * f.value_strides[2],
         f.value_strides[2], f.kv_len - key0, f.value_dim);
   };
@@ -330,7 +330,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
       copies_wait();
       block_barrier();  // queries and gradients are there
       Operand gradients[ROW_TILES], upper[ROW_TILES];
-      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query, key0, shared_pointer, shared,
+      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND, ROW_TILES, STRIDE>(p, place, first_query, key0, shared_pointer, shared,
                                                                     dense, warp, lane, gradients, upper);
       QueryGradients<HEAD_DIM, COLUMNS, ROW_TILES> d_query(p, block, place.head, first_query, lane);
       block_barrier();  // P and dS are there
@@ -342,9 +342,9 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
     }
     Raw* key_rows = rows_of(static_cast<Raw*>(p.d_key), p.d_key_strides, block.batch, block.kv_head);
     Raw* value_rows = rows_of(static_cast<Raw*>(p.d_value), p.d_value_strides, block.batch, block.kv_head);
-    d_key.template write<Element>(key_rows + key0 * p.d_key_strides[2], p.d_key_strides[2], f.kv_len - key0, f.head_dim,
+    d_key.template write<Element, STRIDE>(key_rows + key0 * p.d_key_strides[2], p.d_key_strides[2], f.kv_len - key0, f.head_dim,
                                   f.scale, block.part, warp, lane);
-    d_value.template write<Element>(value_rows + key0 * p.d_value_strides[2], p.d_value_strides[2], f.kv_len - key0,
+    d_value.template write<Element, STRIDE>(value_rows + key0 * p.d_value_strides[2], p.d_value_strides[2], f.kv_len - key0,
                                     f.value_dim, 1.0f, block.part, warp, lane);
   }
 }

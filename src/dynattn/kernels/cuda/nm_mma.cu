@@ -73,82 +73,116 @@ struct Queries {
   }
 };
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES>
+// Where a block's tiles come from and go to.
+template <int HEAD_DIM, int STRIDE>
+struct Tiles {
+  static constexpr int BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
+  const ForwardParams& p;
+  const unsigned short *key_rows, *value_rows;
+  u32 keys, values;
+
+  DYNATTN_DEVICE Tiles(const ForwardParams& params, const Place& place, u32 shared)
+      : p(params),
+        key_rows(rows_of(static_cast<const unsigned short*>(params.key), params.key_strides, place.batch, place.kv_head)),
+        value_rows(
+            rows_of(static_cast<const unsigned short*>(params.value), params.value_strides, place.batch, place.kv_head)),
+        keys(shared),
+        values(shared + BYTES) {}
+  DYNATTN_DEVICE void copy_keys(int key0) const {
+    copy_tile<HEAD_DIM, Rows::keys, MMA_KEYS, STRIDE>(keys, key_rows + key0 * p.key_strides[2], p.key_strides[2],
+                                                      p.kv_len - key0, p.head_dim);
+  }
+  DYNATTN_DEVICE void copy_values(int key0) const {
+    copy_tile<HEAD_DIM, Rows::others, MMA_KEYS, STRIDE>(values, value_rows + key0 * p.value_strides[2],
+                                                        p.value_strides[2], p.kv_len - key0, p.value_dim);
+  }
+};
+
+// What a warp holds of its 16 · ROW_TILES queries.
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
+struct QueryRows {
+  const ForwardParams& p;
+  const Place& place;
+  const int first_query, lane;
+  const float scale, factor;  // `factor` turns differences of scores into exponents of 2
+  const QuadLane quad;
+  RunningSoftmax state[ROW_TILES];
+  float o[ROW_TILES][HEAD_DIM / 8][4];
+
+  // Masks and weighs the scores of 16 queries; `upper` is filled in tiles that the band makes dense.
+  DYNATTN_DEVICE void weigh(Scores (&s)[1], int tile, int key0, bool edge, bool dense, Operand& weights,
+                            Operand& upper) {
+    const int query = first_query + 16 * tile + (lane >> 2);
+    if (edge) apply_mask<Element, MASK, STRIDE>(s[0], p, place, query, key0, lane, scale);
+    float correction[2];
+    bool moved;
+    if (dense) {
+      Survivors pairs[2][1];
+      moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE>(s, state[tile], factor, p, query, key0, lane, pairs,
+                                                                correction);
+      weights = operand_of<Element>(pairs[0][0], LOWER_PAIRS);
+      upper = operand_of<Element>(pairs[1][0], UPPER_PAIRS);
+    } else {
+      Survivors kept[1];
+      HalfMetadata metadata[1];
+      moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state[tile], factor, quad, kept, metadata, correction);
+      weights = operand_of<Element>(kept[0], finish(metadata[0], quad));
+    }
+    if (moved) rescale(o[tile], correction);
+  }
+
+  // A tile whose scores are there, once its values are.
+  DYNATTN_DEVICE void add_tile(Scores (&s)[ROW_TILES][1], int key0, u32 values) {
+    const bool edge = MASK != MaskKind::none || key0 + MMA_KEYS - 1 > last_key(p, first_query);
+    const bool dense = BAND && band_touches(p, first_query, 16 * ROW_TILES, key0, MMA_KEYS);
+    Operand weights[ROW_TILES], upper[ROW_TILES];
+#pragma unroll
+    for (int tile = 0; tile < ROW_TILES; ++tile) {
+      weigh(s[tile], tile, key0, edge, dense, weights[tile], upper[tile]);
+    }
+    add_weighted_values<Element, HEAD_DIM>(o, weights, values, lane);
+    if (dense) add_weighted_values<Element, HEAD_DIM>(o, upper, values, lane);
+  }
+
+  DYNATTN_DEVICE void write(float score_scale) const {
+    u32 leaked = 0;
+#pragma unroll
+    for (int tile = 0; tile < ROW_TILES; ++tile) {
+      leaked |=
+          write_rows<Element, AUX>(p, place, state[tile], o[tile], first_query + 16 * tile, tile, score_scale, lane);
+    }
+    if (leaked) repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query, leaked, lane);
+  }
+};
+
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardParams p) {
-  constexpr int WARP_ROWS = 16 * ROW_TILES, TILE_BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
+  constexpr int WARP_ROWS = 16 * ROW_TILES;
   DYNATTN_SHARED_MEMORY(shared, 128);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Place place = place_of_block(p, blockIdx.x, MMA_WARPS * WARP_ROWS);
-  const int first_query = place.first_query + WARP_ROWS * warp;
-  const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
-  const unsigned short* key_rows =
-      rows_of(static_cast<const unsigned short*>(p.key), p.key_strides, place.batch, place.kv_head);
-  const unsigned short* value_rows =
-      rows_of(static_cast<const unsigned short*>(p.value), p.value_strides, place.batch, place.kv_head);
-  const auto copy_keys = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::keys>(keys, key_rows + key0 * p.key_strides[2], p.key_strides[2], p.kv_len - key0,
-                                    p.head_dim);
-  };
-  const auto copy_values = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::others>(values, value_rows + key0 * p.value_strides[2], p.value_strides[2],
-                                      p.kv_len - key0, p.value_dim);
-  };
-
+  const Tiles<HEAD_DIM, STRIDE> tiles(p, place, shared_address(shared));
   const int key_end = keys_needed(p, place.first_query, MMA_WARPS * WARP_ROWS);
-  if (key_end > 0) copy_keys(0);
+  if (key_end > 0) tiles.copy_keys(0);
   Queries<HEAD_DIM, ROW_TILES> queries;
-  queries.load(p, place, values + TILE_BYTES, shared + 2 * TILE_BYTES, warp, lane);
-
+  queries.load(p, place, tiles.values + tiles.BYTES, shared + 2 * tiles.BYTES, warp, lane);
   const float scale = p.scale < 0.0f ? -p.scale : p.scale, score_scale = IS_BIAS<MASK> ? 1.0f : scale;
-  const float factor = score_scale * LOG2_E;  // what turns differences of scores into exponents of 2
-  const QuadLane quad = quad_lane(lane);
-  RunningSoftmax state[ROW_TILES];
-  float o[ROW_TILES][HEAD_DIM / 8][4] = {};
+  QueryRows<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, ROW_TILES, STRIDE> rows = {
+      p, place, place.first_query + WARP_ROWS * warp, lane, scale, score_scale * LOG2_E, quad_lane(lane)};
 
 #pragma unroll 1
   for (int key0 = 0; key0 < key_end; key0 += MMA_KEYS) {
     copies_wait();
     block_barrier();  // keys are there, and no warp reads values any more
-    copy_values(key0);
+    tiles.copy_values(key0);
     Scores s[ROW_TILES][1];
-    compute_scores<Element, HEAD_DIM, ROW_TILES, Rows::keys>(s, queries, keys, lane);
+    compute_scores<Element, HEAD_DIM, ROW_TILES, Rows::keys>(s, queries, tiles.keys, lane);
     copies_wait();
     block_barrier();  // values are there, and no warp reads keys any more
-    if (key0 + MMA_KEYS < key_end) copy_keys(key0 + MMA_KEYS);
-
-    const bool edge = MASK != MaskKind::none || key0 + MMA_KEYS - 1 > last_key(p, first_query);
-    const bool dense = BAND && band_touches(p, first_query, WARP_ROWS, key0, MMA_KEYS);
-    Operand weights[ROW_TILES], upper[ROW_TILES];
-#pragma unroll
-    for (int tile = 0; tile < ROW_TILES; ++tile) {
-      const int query = first_query + 16 * tile + (lane >> 2);
-      if (edge) apply_mask<Element, MASK>(s[tile][0], p, place, query, key0, lane, scale);
-      float correction[2];
-      bool moved;
-      if (dense) {
-        Survivors pairs[2][1];
-        moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX>(s[tile], state[tile], factor, p, query, key0, lane, pairs,
-                                                          correction);
-        weights[tile] = operand_of<Element>(pairs[0][0], LOWER_PAIRS);
-        upper[tile] = operand_of<Element>(pairs[1][0], UPPER_PAIRS);
-      } else {
-        Survivors kept[1];
-        HalfMetadata metadata[1];
-        moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s[tile], state[tile], factor, quad, kept, metadata,
-                                                            correction);
-        weights[tile] = operand_of<Element>(kept[0], finish(metadata[0], quad));
-      }
-      if (moved) rescale(o[tile], correction);
-    }
-    add_weighted_values<Element, HEAD_DIM>(o, weights, values, lane);
-    if (dense) add_weighted_values<Element, HEAD_DIM>(o, upper, values, lane);
+    if (key0 + MMA_KEYS < key_end) tiles.copy_keys(key0 + MMA_KEYS);
+    rows.add_tile(s, key0, tiles.values);
   }
-  u32 leaked = 0;
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-    leaked |= write_rows<Element, AUX>(p, place, state[tile], o[tile], first_query + 16 * tile, tile, score_scale, lane);
-  }
-  if (leaked) repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query, leaked, lane);
+  rows.write(score_scale);
 }
 
 }  // namespace dynattn

@@ -17,6 +17,9 @@ WGMMA_HEAD_DIMS = (64, 128)
 PATTERNS = ((1, 2), (2, 4))
 DTYPES = ("bfloat16", "float16")
 MASKS = ("none", "bool", "float32", "element")
+WGMMA_STRIDES = (1, 16)
+STRIDES = (1, 2, 4, 8, 16)
+COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
 
 ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
 PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
@@ -53,6 +56,7 @@ class Variant:
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
             memory, 1 makes twice as many thread blocks, for problems too small to fill the device.
+        stride: how far apart the keys of a group stand.
     """
 
     kernel: str
@@ -64,6 +68,7 @@ class Variant:
     aux: bool = False
     band: bool = False
     row_tiles: int = 1
+    stride: int = 1
 
     @property
     def source(self) -> str:
@@ -79,10 +84,9 @@ class Variant:
             f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
             f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
         ]
-        if self.kernel == "mma":
-            arguments += [str(self.aux).lower(), str(self.band).lower(), str(self.row_tiles)]
-        else:
-            arguments.append(str(self.band).lower())
+        arguments += [str(self.aux).lower(), str(self.band).lower()]
+        arguments += [str(self.row_tiles)] if self.kernel == "mma" else []
+        arguments.append(str(self.stride))
         return f"dynattn::nm_forward_{self.kernel}<{', '.join(arguments)}>"
 
     @property
@@ -117,11 +121,13 @@ def row_tiles(head_dim: int) -> tuple[int, ...]:
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant there is."""
-    for dtype, head_dim, (n, m), mask, aux, band in product(
-        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True)
+    """Every variant there is, but for strides that are neither 1 nor 16."""
+    for dtype, head_dim, (n, m), mask, aux, band, stride in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES
     ):
         for tiles in row_tiles(head_dim):
-            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles)
-    for dtype, head_dim, (n, m), mask, band in product(DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True)):
-        yield Variant("wgmma", dtype, head_dim, n, m, mask, band=band)
+            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride)
+    for dtype, head_dim, (n, m), mask, band, stride in product(
+        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True), WGMMA_STRIDES
+    ):
+        yield Variant("wgmma", dtype, head_dim, n, m, mask, band=band, stride=stride)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from itertools import product
 from typing import final
 
-from dynattn.kernels.cuda.variants import DTYPES, ELEMENTS, HEAD_DIMS, MASK_NAMES, MASKS, PATTERN_NAMES, PATTERNS
+from dynattn.kernels.cuda.variants import (
+    COMMON_STRIDES,
+    DTYPES,
+    ELEMENTS,
+    HEAD_DIMS,
+    MASK_NAMES,
+    MASKS,
+    PATTERN_NAMES,
+    PATTERNS,
+)
 
 KEY_TILE = 64  # keys that a block owns at a time
 _WARPS = 4
@@ -83,6 +92,7 @@ class BackwardVariant:
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp works on.
+        stride: how far apart the keys of a group stand.
     """
 
     dtype: str
@@ -92,6 +102,7 @@ class BackwardVariant:
     mask: str = "none"
     band: bool = False
     row_tiles: int = 1
+    stride: int = 1
 
     kernel = "backward"
     source = "nm_backward.cu"
@@ -107,6 +118,7 @@ class BackwardVariant:
             f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
             str(self.band).lower(),
             str(self.row_tiles),
+            str(self.stride),
         ]
         return f"dynattn::nm_backward_mma<{', '.join(arguments)}>"
 
@@ -137,10 +149,12 @@ def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
 
 
 def main_variants() -> Iterator[BackwardVariant]:
-    """Every variant of the main kernel."""
-    for dtype, head_dim, (n, m), mask, band in product(DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True)):
+    """Every variant of the main kernel, but for strides that are neither 1 nor 16."""
+    for dtype, head_dim, (n, m), mask, band, stride in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), COMMON_STRIDES
+    ):
         for tiles in row_tiles(head_dim, mask, band):
-            yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles)
+            yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles, stride)
 
 
 def small_variants() -> Iterator[RowTermsVariant | QueryVariant]:

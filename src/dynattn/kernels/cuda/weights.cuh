@@ -35,7 +35,7 @@ DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& sta
 }
 
 // `pairs[0]` are the weights of the lower pairs of all groups, `pairs[1]` those of the upper; 0 where not kept.
-template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int UNITS>
+template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int STRIDE, int UNITS>
 DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state, float factor,
                                  const ForwardParams& p, int query, int key0, int lane, Survivors (&pairs)[2][UNITS],
                                  float (&correction)[2]) {
@@ -44,8 +44,8 @@ DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
     if constexpr (AUX) count_allowed(s[unit], state);
-    split_by_choice_and_band<PATTERN>(s[unit], p, query, key0 + UNIT_KEYS * unit, lane, pairs[0][unit], pairs[1][unit],
-                                      dropped[0][unit], dropped[1][unit]);
+    split_by_choice_and_band<PATTERN, STRIDE>(s[unit], p, query, key0 + UNIT_KEYS * unit, lane, pairs[0][unit],
+                                              pairs[1][unit], dropped[0][unit], dropped[1][unit]);
     include_in_maximum(pairs[0][unit], largest);
     include_in_maximum(pairs[1][unit], largest);
   }
