@@ -52,7 +52,7 @@ BUGS = [
     ("queries overwritten while read", MAIN, "block_barrier();  // no warp reads queries", "//", plain),
     ("keys overwritten while read", MAIN, "block_barrier();  // no warp reads the tile of keys", "//", plain),
     ("first tile of queries", MAIN, "first_query / queries : 0", "first_query / queries + 1 : 0", plain),
-    ("heads of a group", MAIN, "/ p.kv_heads) + i / tiles_of_head", "/ p.kv_heads)", plain),
+    ("heads of a group", MAIN, "first < end ? head + group", "first < end ? head + 1", plain),
     ("swizzle of K in natural order", MAIN, "swizzle_key<Rows::keys_and_others>(lane)", "(lane & 7)", plain),
     ("exchange", MAIN, "finish(exchange(kept[tile][0].nibbles, quad), quad)", "kept[tile][0].nibbles", fours),
     ("upper pairs", MAIN, "_packed(packed[1], UPPER_PAIRS)", "_packed(packed[1], LOWER_PAIRS)", band),

@@ -30,6 +30,13 @@ DYNATTN_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xfffff
 DYNATTN_DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DYNATTN_DEVICE u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DYNATTN_DEVICE void block_barrier() { __syncthreads(); }
+// This thread's number in its warp, read anew at each call: addresses that follow from it are computed where they are
+// used, and not kept in registers from before a loop.
+DYNATTN_DEVICE int lane_now() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
 
 // ---- arithmetic
 

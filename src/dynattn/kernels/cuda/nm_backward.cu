@@ -43,21 +43,28 @@ DYNATTN_DEVICE BackwardPlace backward_place(const BackwardParams& p, int block, 
   return {block % parts, task % p.splits, pair / p.forward.kv_heads, pair % p.forward.kv_heads};
 }
 
-// The query tiles of all heads that attend to a tile of keys, head by head.
+// The query tiles of all heads that attend to a tile of keys, one after another, head by head.
 struct QueryTiles {
-  int first, tiles_of_head, count;
+  int first, end;  // of each head
+  int head, end_head, tile;
 
-  DYNATTN_DEVICE QueryTiles(const ForwardParams& p, int key0, int queries) {
-    const int first_query = p.causal ? key0 - (p.kv_len - p.q_len) : 0;
+  DYNATTN_DEVICE QueryTiles(const ForwardParams& p, int kv_head, int key0, int queries) {
+    const int first_query = p.causal ? key0 - (p.kv_len - p.q_len) : 0, group = p.heads / p.kv_heads;
     first = first_query > 0 ? first_query / queries : 0;
-    tiles_of_head = (p.q_len + queries - 1) / queries - first;
-    count = tiles_of_head * (p.heads / p.kv_heads);
+    end = (p.q_len + queries - 1) / queries;
+    head = kv_head * group;
+    end_head = first < end ? head + group : head;
+    tile = first;
   }
-  DYNATTN_DEVICE Place place(const ForwardParams& p, const BackwardPlace& block, int i, int queries) const {
-    const int head = block.kv_head * (p.heads / p.kv_heads) + i / tiles_of_head;
-    const int first_query = (first + i % tiles_of_head) * queries;
+  DYNATTN_DEVICE bool more() const { return head < end_head; }
+  DYNATTN_DEVICE void advance() {
+    if (++tile < end) return;
+    tile = first;
+    ++head;
+  }
+  DYNATTN_DEVICE Place place(const ForwardParams& p, const BackwardPlace& block, int queries) const {
     const long long pair = static_cast<long long>(block.batch) * p.heads + head;
-    return {block.batch, head, block.kv_head, first_query, pair * p.q_len + first_query};
+    return {block.batch, head, block.kv_head, tile * queries, pair * p.q_len + tile * queries};
   }
 };
 
@@ -110,19 +117,22 @@ struct KeyGradients {
     }
   }
 
+  // Rows key0 … of [batch, kv_heads, kv_len, columns], times `factor`.
   template <class Element, int STRIDE>
-  DYNATTN_DEVICE void write(unsigned short* rows, long long stride, int rows_left, int columns, float factor, int part,
-                            int warp, int lane) const {
+  DYNATTN_DEVICE void write(void* base, const long long (&strides)[3], const BackwardPlace& block, int key0, int kv_len,
+                            int columns, float factor, int warp) const {
+    const int lane = lane_now();
+    unsigned short* rows = rows_of(static_cast<unsigned short*>(base), strides, block.batch, block.kv_head);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = key_at<STRIDE>(first_key(warp) + 8 * i + (lane >> 2));
-      if (row >= rows_left) continue;
+      const int key = key0 + key_at<STRIDE>(first_key(warp) + 8 * i + (lane >> 2));
+      if (key >= kv_len) continue;
 #pragma unroll
       for (int n = 0; n < FRAGMENTS; ++n) {
-        const int column = first_column(part, warp) + 8 * n + 2 * (lane & 3);
+        const int column = first_column(block.part, warp) + 8 * n + 2 * (lane & 3);
         const float(&pair)[4] = sum[i >> 1][n];
         if (column >= columns) continue;
-        *reinterpret_cast<u32*>(rows + row * stride + column) =
+        *reinterpret_cast<u32*>(rows + key * strides[2] + column) =
             Element::pack(pair[2 * (i & 1)] * factor, pair[2 * (i & 1) + 1] * factor);
       }
     }
@@ -280,72 +290,83 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
   }
 }
 
+// Copies of a block's tiles into shared memory.
+template <int HEAD_DIM, int ROW_TILES, int STRIDE>
+struct Copies {
+  using Tiles = BackwardTiles<HEAD_DIM, ROW_TILES>;
+  const BackwardParams& p;
+  const BackwardPlace& block;
+  u32 shared;
+
+  DYNATTN_DEVICE void keys(int key0) const {
+    const ForwardParams& f = p.forward;
+    const int left = f.kv_len - key0;
+    copy_tile<HEAD_DIM, Rows::keys_and_others, MMA_KEYS, STRIDE>(
+        shared + Tiles::KEYS, first_row(f.key, f.key_strides, block.kv_head, key0), f.key_strides[2], left, f.head_dim);
+    copy_tile<HEAD_DIM, Rows::keys, MMA_KEYS, STRIDE>(shared + Tiles::VALUES,
+                                                      first_row(f.value, f.value_strides, block.kv_head, key0),
+                                                      f.value_strides[2], left, f.value_dim);
+  }
+  DYNATTN_DEVICE void queries(const Place& place) const {
+    const ForwardParams& f = p.forward;
+    const int query = place.first_query, left = f.q_len - query;
+    copy_tile<HEAD_DIM, Rows::others, Tiles::QUERIES>(shared + Tiles::ROWS,
+                                                      first_row(f.query, f.query_strides, place.head, query),
+                                                      f.query_strides[2], left, f.head_dim);
+    copy_tile<HEAD_DIM, Rows::others, Tiles::QUERIES>(shared + Tiles::GRADS,
+                                                      first_row(p.grad_out, p.grad_out_strides, place.head, query),
+                                                      p.grad_out_strides[2], left, f.value_dim);
+  }
+
+ private:
+  DYNATTN_DEVICE const unsigned short* first_row(const void* base, const long long (&strides)[3], int head,
+                                                 int row) const {
+    return rows_of(static_cast<const unsigned short*>(base), strides, block.batch, head) + row * strides[2];
+  }
+};
+
 template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const BackwardParams p) {
   using Tiles = BackwardTiles<HEAD_DIM, ROW_TILES>;
-  using Raw = unsigned short;
   constexpr int QUERIES = Tiles::QUERIES, COLUMNS = Tiles::COLUMNS, WARP_ROWS = 16 * ROW_TILES;
   DYNATTN_SHARED_MEMORY(shared_pointer, 128);
   const ForwardParams& f = p.forward;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const BackwardPlace block = backward_place(p, blockIdx.x, Tiles::PARTS);
   const u32 shared = shared_address(shared_pointer);
-  const auto rows = [&](const void* base, const long long(&strides)[3], int head) {
-    return rows_of(static_cast<const Raw*>(base), strides, block.batch, head);
-  };
-  const auto copy_keys = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::keys_and_others, MMA_KEYS, STRIDE>(
-        shared + Tiles::KEYS, rows(f.key, f.key_strides, block.kv_head) + key0 * f.key_strides[2], f.key_strides[2],
-        f.kv_len - key0, f.head_dim);
-    copy_tile<HEAD_DIM, Rows::keys, MMA_KEYS, STRIDE>(
-        shared + Tiles::VALUES, rows(f.value, f.value_strides, block.kv_head) + key0 * f.value_strides[2],
-        f.value_strides[2], f.kv_len - key0, f.value_dim);
-  };
-  const auto copy_queries = [&](const Place& place) {
-    const int query = place.first_query;
-    copy_tile<HEAD_DIM, Rows::others, QUERIES>(
-        shared + Tiles::ROWS, rows(f.query, f.query_strides, place.head) + query * f.query_strides[2],
-        f.query_strides[2], f.q_len - query, f.head_dim);
-    copy_tile<HEAD_DIM, Rows::others, QUERIES>(
-        shared + Tiles::GRADS, rows(p.grad_out, p.grad_out_strides, place.head) + query * p.grad_out_strides[2],
-        p.grad_out_strides[2], f.q_len - query, f.value_dim);
-  };
-
+  const Copies<HEAD_DIM, ROW_TILES, STRIDE> copies = {p, block, shared};
 #pragma unroll 1
   for (int key0 = block.split * MMA_KEYS; key0 < f.kv_len; key0 += p.splits * MMA_KEYS) {
-    const QueryTiles tiles(f, key0, QUERIES);
+    QueryTiles tiles(f, block.kv_head, key0, QUERIES);
     KeyGradients<HEAD_DIM, COLUMNS> d_key, d_value;
     d_key.clear();
     d_value.clear();
     block_barrier();  // no warp reads the tile of keys before this one any more
-    if (tiles.count > 0) {
-      copy_keys(key0);
-      copy_queries(tiles.place(f, block, 0, QUERIES));
+    if (tiles.more()) {
+      copies.keys(key0);
+      copies.queries(tiles.place(f, block, QUERIES));
     }
 #pragma unroll 1
-    for (int i = 0; i < tiles.count; ++i) {
-      const Place place = tiles.place(f, block, i, QUERIES);
-      const int first_query = place.first_query + WARP_ROWS * warp;
+    while (tiles.more()) {
+      const Place place = tiles.place(f, block, QUERIES);
+      const int first_query = place.first_query + WARP_ROWS * warp, lane = lane_now();
       const bool dense = BAND && band_touches(f, first_query, WARP_ROWS, key0, MMA_KEYS);
       copies_wait();
       block_barrier();  // queries and gradients are there
       Operand gradients[ROW_TILES], upper[ROW_TILES];
-      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND, ROW_TILES, STRIDE>(p, place, first_query, key0, shared_pointer, shared,
-                                                                    dense, warp, lane, gradients, upper);
+      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND, ROW_TILES, STRIDE>(
+          p, place, first_query, key0, shared_pointer, shared, dense, warp, lane, gradients, upper);
       QueryGradients<HEAD_DIM, COLUMNS, ROW_TILES> d_query(p, block, place.head, first_query, lane);
       block_barrier();  // P and dS are there
       d_value.template add<Element, QUERIES>(shared + Tiles::WEIGHTS, shared + Tiles::GRADS, block.part, warp, lane);
       d_key.template add<Element, QUERIES>(shared + Tiles::SCORES, shared + Tiles::ROWS, block.part, warp, lane);
       block_barrier();  // no warp reads queries, gradients, P or dS any more
-      if (i + 1 < tiles.count) copy_queries(tiles.place(f, block, i + 1, QUERIES));
+      tiles.advance();
+      if (tiles.more()) copies.queries(tiles.place(f, block, QUERIES));
       d_query.template add<Element>(gradients, upper, dense, shared + Tiles::KEYS, block.part, lane);
     }
-    Raw* key_rows = rows_of(static_cast<Raw*>(p.d_key), p.d_key_strides, block.batch, block.kv_head);
-    Raw* value_rows = rows_of(static_cast<Raw*>(p.d_value), p.d_value_strides, block.batch, block.kv_head);
-    d_key.template write<Element, STRIDE>(key_rows + key0 * p.d_key_strides[2], p.d_key_strides[2], f.kv_len - key0, f.head_dim,
-                                  f.scale, block.part, warp, lane);
-    d_value.template write<Element, STRIDE>(value_rows + key0 * p.d_value_strides[2], p.d_value_strides[2], f.kv_len - key0,
-                                    f.value_dim, 1.0f, block.part, warp, lane);
+    d_key.template write<Element, STRIDE>(p.d_key, p.d_key_strides, block, key0, f.kv_len, f.head_dim, f.scale, warp);
+    d_value.template write<Element, STRIDE>(p.d_value, p.d_value_strides, block, key0, f.kv_len, f.value_dim, 1.0f, warp);
   }
 }
 

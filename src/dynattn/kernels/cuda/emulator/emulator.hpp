@@ -94,6 +94,7 @@ inline u32 ballot(bool x) {
   });
 }
 inline void block_barrier() { emulator::barrier(); }
+inline int lane_now() { return emulator::lane(); }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
