@@ -29,6 +29,7 @@ _ENTRY = {
     #include "nm_mma.cu"
     extern "C" int emulator_run(const dynattn::ForwardParams* params, const void*, long long blocks, int threads,
                                 long long shared_bytes, int reversed, int eager) {{
+      emulator::element_bytes = {element_bytes};
       return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
                               [=] {{ {kernel}(*params); }});
     }}
@@ -96,7 +97,9 @@ def run(launch: Launch, schedule: Schedule = Schedule(), sources: Path = SOURCES
         RuntimeError: there is no compiler, or it refused the sources.
     """
     variant = launch.variant
-    library = build(_ENTRY[variant.kernel].format(kernel=variant.name_expression), sources)
+    library = build(
+        _ENTRY[variant.kernel].format(kernel=variant.name_expression, element_bytes=variant.element_bytes), sources
+    )
     status = library.emulator_run(
         ctypes.byref(launch.params), _maps(launch.tensor_maps), ctypes.c_longlong(launch.blocks), variant.threads,
         ctypes.c_longlong(variant.shared_bytes), schedule.reversed, schedule.eager,
