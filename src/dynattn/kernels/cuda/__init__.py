@@ -1,8 +1,8 @@
 """The fused CUDA kernels: compiled at their first use, launched on torch's current stream.
 
 ``params.cuh`` and ``variants.py`` are the contract between the sources and Python; ``loader`` compiles, ``launch``
-turns a call into a launch, ``driver`` hands it to the device. Nothing is imported from NVIDIA's packages, compiled or
-loaded before the first call with tensors on a CUDA device.
+and ``launch_backward`` turn a call into launches, ``driver`` hands them to the device. Nothing is imported from
+NVIDIA's packages, compiled or loaded before the first call with tensors on a CUDA device.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynattn.kernels.cuda import driver, launch, variants
+from dynattn.kernels.cuda import driver, launch, launch_backward, variants
 from dynattn.kernels.cuda.launch import nm_forward
+from dynattn.kernels.cuda.launch_backward import nm_backward
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 
-__all__ = ["cannot", "kernel_name", "nm_forward", "tf32_allowed"]
+__all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forward", "tf32_allowed"]
 
 
 def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
@@ -61,7 +62,25 @@ def tf32_allowed() -> bool:
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and later, where asking the older way may raise
         return matmul.fp32_precision == "tf32"
-    return matmul.allow_tf32
+    return bool(matmul.allow_tf32)
+
+
+def cannot_backward(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device: torch.device) -> str | None:
+    """Why the gradient of this problem is computed by the formula in plain PyTorch; None where kernels do it.
+
+    Args:
+        dtype, method, head_dim, value_dim, device: as for :func:`cannot`.
+    """
+    if launch.DTYPES.get(dtype) not in variants.DTYPES:
+        return f"the backward kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    reason = cannot(dtype, method, head_dim, value_dim, device)
+    if reason is not None or torch.compiler.is_compiling():
+        return reason
+    needed = launch_backward.smallest_shared_bytes(max(head_dim, value_dim))
+    available = driver.device(device.index).shared_bytes
+    if needed > available:
+        return f"a block of the backward needs {needed} bytes of shared memory, and the device has {available}"
+    return None
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

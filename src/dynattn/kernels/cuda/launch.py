@@ -75,6 +75,7 @@ def nm_forward(
     kept: Tensor | None,
     allowed: Tensor | None,
     pattern: Pattern,
+    for_backward: bool = False,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives, on torch's current stream. Checks nothing.
 
@@ -90,6 +91,7 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score: 1:2 or 2:4, stride 1, 2, 4, 8 or 16; or N == M.
+        for_backward: :func:`dynattn.kernels.cuda.nm_backward` will follow: take the kernel whose choice it repeats.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
@@ -101,7 +103,7 @@ def nm_forward(
     with torch.cuda.device(device.index):  # the caller's current device may be another one
         launch = prepare(
             query, key, value, mask, out, logsumexp, kept_mass, kept, allowed,
-            pattern, device,
+            pattern, device, for_backward,
         )  # fmt: skip
         if launch.blocks:
             stream = torch.cuda.current_stream(device.index).cuda_stream
@@ -120,18 +122,28 @@ def prepare(
     allowed: Tensor | None,
     pattern: Pattern,
     device: Device,
+    for_backward: bool = False,
 ) -> Launch:
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
-    query, key, value = _aligned(query), _aligned(key), _aligned(value)
+    query, key, value = aligned(query), aligned(key), aligned(value)
+    batch, heads, q_len, _ = query.shape
+    mask_kind, mask = mask_of(mask, query, value.shape[2])
+    pattern = of_kernels(pattern)
+    variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
+    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern)
+    maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
+    blocks = -(-q_len // variant.query_tile) * heads * batch
+    return Launch(variant, blocks, params, maps, (query, key, value, mask))
+
+
+def forward_params(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
+    kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern,
+) -> ForwardParams:  # fmt: skip
+    """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave."""
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
-    mask_kind = "none"
-    if mask is not None:
-        mask_kind, mask = _mask(mask, query.dtype)
-        mask = mask.expand(batch, heads, q_len, kv_len)
-    pattern = of_kernels(pattern)
-    variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device)
-    params = ForwardParams(
+    return ForwardParams(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
         logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
         query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
@@ -139,20 +151,18 @@ def prepare(
         batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
         pattern.window, pattern.sinks, pattern.causal, pattern.scale,
     )  # fmt: skip
-    maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
-    blocks = -(-q_len // variant.query_tile) * heads * batch
-    return Launch(variant, blocks, params, maps, (query, key, value, mask))
 
 
 def choose_variant(
-    query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device
-) -> Variant:
+    query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device,
+    for_backward: bool = False,
+) -> Variant:  # fmt: skip
     """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it."""
     batch, heads, q_len, head_dim = query.shape
     return _select(
         device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
         pattern.window > 0 or pattern.sinks > 0, pattern.stride, q_len, batch * heads,
-        tma=_fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
+        tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
     )  # fmt: skip
 
 
@@ -189,7 +199,7 @@ def _select(
     return next((x for x in fits if -(-q_len // x.query_tile) * rows >= enough), fits[-1])
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """``x``, or a copy of it, whose rows are contiguous and start at multiples of 16 bytes."""
     step = _ALIGNMENT // x.element_size()
     strides = x.stride()
@@ -198,13 +208,13 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _mask(mask: Tensor, dtype: torch.dtype) -> tuple[str, Tensor]:
-    """Kind of the mask, and the mask in a type that the kernels read."""
-    if mask.dtype == torch.bool:
-        return "bool", mask
-    if mask.dtype == dtype != torch.float32:
-        return "element", mask
-    return "float32", mask.float()
+def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tensor | None]:
+    """Kind of the mask, and the mask in a type that the kernels read, seen in its full shape."""
+    if mask is None:
+        return "none", None
+    mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.float()
+    kind = {torch.bool: "bool", torch.float32: "float32"}.get(mask.dtype, "element")
+    return kind, mask.expand(*query.shape[:3], kv_len)
 
 
 def _fits_tma(x: Tensor, stride: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import final
+from typing import Protocol, final
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 WGMMA_HEAD_DIMS = (64, 128)
@@ -20,11 +20,26 @@ TF32_HEAD_DIMS = (32, 64, 96, 128)  # of float32 inputs, rounded to TF32: rows a
 MASKS = ("none", "bool", "float32", "element")
 WGMMA_STRIDES = (1, 16)
 STRIDES = (1, 2, 4, 8, 16)
-_COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
+COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
 
-_ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16", "tf32": "TensorFloat32"}
-_PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
-_MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16", "tf32": "TensorFloat32"}
+PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
+MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+
+
+class Instantiation(Protocol):
+    """What loader and driver must know of a variant of any kernel; it is hashable too."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def name_expression(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
 
 
 @final
@@ -65,10 +80,10 @@ class Variant:
     def name_expression(self) -> str:
         """The instantiation, as NVRTC's ``name_expressions`` take it."""
         arguments = [
-            f"dynattn::{_ELEMENTS[self.dtype]}",
+            f"dynattn::{ELEMENTS[self.dtype]}",
             str(self.head_dim),
-            f"dynattn::Pattern::{_PATTERN_NAMES[self.n, self.m]}",
-            f"dynattn::MaskKind::{_MASK_NAMES[self.mask]}",
+            f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
+            f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
         ]
         arguments += [str(self.aux).lower(), str(self.band).lower()]
         arguments += [str(self.row_tiles)] if self.kernel == "mma" else []
@@ -115,12 +130,12 @@ def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
 def variants() -> Iterator[Variant]:
     """Every variant there is, but for strides that are neither 1 nor 16."""
     for dtype, head_dim, (n, m), mask, aux, band, stride in product(
-        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), _COMMON_STRIDES
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES
     ):
         for tiles in row_tiles(head_dim):
             yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride)
     for head_dim, (n, m), mask, aux, band, stride in product(
-        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), _COMMON_STRIDES
+        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES
     ):
         yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride)
     for dtype, head_dim, (n, m), mask, band, stride in product(
