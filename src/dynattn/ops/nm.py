@@ -104,7 +104,8 @@ def _forward_cuda(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *pattern, aux, backend = rest
-    if backend != "cuda":
+    # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
+    if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
         return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
     outputs = _empty_outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs

@@ -16,7 +16,7 @@ from dynattn.kernels.cuda.launch_backward import nm_backward
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 
-__all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forward"]
+__all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forward", "tf32_allowed"]
 
 
 def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
@@ -37,18 +37,32 @@ def cannot(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device
         device: where the tensors are.
     """
     if dtype not in launch.DTYPES:
-        return f"the kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        return f"the kernels take bfloat16, float16 and float32, not {str(dtype).removeprefix('torch.')}"
+    if dtype == torch.float32 and not torch.compiler.is_compiling() and not tf32_allowed():
+        return (
+            "the kernels round float32 to TF32, which is not allowed here; "
+            "torch.set_float32_matmul_precision('high') allows it"
+        )
     if not method.keeps_everything:
         if (method.n, method.m) not in variants.PATTERNS:
             return f"the kernels compute 1:2 and 2:4, not {method.n}:{method.m}"
         if method.stride not in variants.STRIDES:
             return f"the kernels take strides of {_listed(variants.STRIDES)}, not {method.stride}"
+    largest = (variants.TF32_HEAD_DIMS if dtype == torch.float32 else variants.HEAD_DIMS)[-1]
     for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
-        if size % launch.HEAD_DIM_STEP or size > variants.HEAD_DIMS[-1]:
-            return f"the kernels take a {name} of 8, 16, … {variants.HEAD_DIMS[-1]}, not {size}"
+        if size % launch.HEAD_DIM_STEP or size > largest:
+            return f"the kernels take a {name} of 8, 16, … {largest}, not {size}"
     if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator does, when it runs
         return None
     return driver.unavailable_reason(device.index)
+
+
+def tf32_allowed() -> bool:
+    """Whether PyTorch may round products of float32 to TF32 on a GPU; the user decides."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and later, where asking the older way may raise
+        return matmul.fp32_precision == "tf32"
+    return bool(matmul.allow_tf32)
 
 
 def cannot_backward(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device: torch.device) -> str | None:
@@ -57,7 +71,7 @@ def cannot_backward(dtype: torch.dtype, method: NM, head_dim: int, value_dim: in
     Args:
         dtype, method, head_dim, value_dim, device: as for :func:`cannot`.
     """
-    if dtype not in launch.DTYPES:
+    if launch.DTYPES.get(dtype) not in variants.DTYPES:
         return f"the backward kernels take bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
     reason = cannot(dtype, method, head_dim, value_dim, device)
     if reason is not None or torch.compiler.is_compiling():

@@ -13,7 +13,7 @@ namespace dynattn {
 // Scores of four keys STRIDE apart, `key` the first; -inf where forbidden.
 template <class Element, MaskKind MASK, int STRIDE>
 DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, int query, int key, float (&s)[4]) {
-  using Raw = unsigned short;
+  using Raw = typename Format<Element>::Raw;
   const Raw* q = rows_of(static_cast<const Raw*>(p.query), p.query_strides, place.batch, place.head) +
                  query * p.query_strides[2];
   const Raw* k = rows_of(static_cast<const Raw*>(p.key), p.key_strides, place.batch, place.kv_head);
@@ -28,7 +28,7 @@ DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, 
     float product = 0.0f;
     const Raw* row = k + (key + i * STRIDE) * p.key_strides[2];
 #pragma unroll 1
-    for (int d = 0; d < p.head_dim; ++d) product += Element::value(q[d]) * Element::value(row[d]);
+    for (int d = 0; d < p.head_dim; ++d) product += Format<Element>::value(q[d]) * Format<Element>::value(row[d]);
     s[i] = product * p.scale + bias[i];
   }
 }
@@ -38,7 +38,7 @@ template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND
 DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, int query, int lane) {
   constexpr int COLUMNS = HEAD_DIM / 32;  // of a lane: lane, lane + 32, …
   constexpr float NOT_KEPT = -1.0f;
-  using Raw = unsigned short;
+  using Raw = typename Format<Element>::Raw;
   const Raw* value = rows_of(static_cast<const Raw*>(p.value), p.value_strides, place.batch, place.kv_head);
   float sum = 0.0f, base = -INFINITY_F, o[COLUMNS] = {};
   for (int key0 = 0; key0 <= last_key(p, query); key0 += 128) {
@@ -73,7 +73,7 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
         const Raw* row = value + (key0 + key_at<STRIDE>(4 * owner + i)) * p.value_strides[2];
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
-          if (lane + 32 * c < p.value_dim) o[c] += w * Element::value(row[lane + 32 * c]);
+          if (lane + 32 * c < p.value_dim) o[c] += w * Format<Element>::value(row[lane + 32 * c]);
         }
       }
     }
@@ -81,7 +81,7 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
   Raw* out = rows_of(static_cast<Raw*>(p.out), p.out_strides, place.batch, place.head) + query * p.out_strides[2];
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
-    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = static_cast<Raw>(Element::pack(o[c] / sum, 0.0f));
+    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = Format<Element>::raw(o[c] / sum);
   }
 }
 

@@ -14,7 +14,7 @@
 // and key_at() says which key stands at one. Nothing but masks, window and sinks asks which key it is.
 #pragma once
 
-#include "intrinsics.cuh"
+#include "elements.cuh"
 
 namespace dynattn {
 
@@ -128,6 +128,13 @@ DYNATTN_DEVICE u32 choose(const Scores& s, Survivors& kept) {
   } else {
     return choose_two_of_four(s, kept);
   }
+}
+
+// Word `half` of a unit's metadata, before the exchange: of 16-bit elements there is one, the nibbles themselves. Of TF32,
+// stored one of every two, each half of a chunk has its own, in which the first of a pair is 0x4 and the second 0xE.
+template <int WORDS>
+DYNATTN_DEVICE u32 metadata_word(u32 nibbles, int half) {
+  return WORDS == 1 ? nibbles : LOWER_PAIRS | (nibbles >> 2 * half & 0x11111111u) * 10u;
 }
 
 // The scores that choose() drops, in any order: as many as it keeps.

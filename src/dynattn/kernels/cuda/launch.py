@@ -20,7 +20,7 @@ from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, WGMMA_STRIDES, Variant, row_tiles
 from dynattn.kernels.pattern import Pattern
 
-DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "tf32"}
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
 
 _ALIGNMENT = 16  # bytes
@@ -82,7 +82,8 @@ def nm_forward(
         out = softmax(scale · QKᵀ + mask, over the pairs that N:M keeps) V
 
     Args:
-        query: (batch, heads, q_len, head_dim), bfloat16 or float16; head_dim and value_dim multiples of 8.
+        query: (batch, heads, q_len, head_dim), bfloat16, float16, or float32, which is rounded to TF32; head_dim and
+            value_dim multiples of 8.
         key: (batch, kv_heads, kv_len, head_dim).
         value: (batch, kv_heads, kv_len, value_dim).
         mask: broadcasts to (batch, heads, q_len, kv_len); bool (True: allowed) or floating point (added); or None.
@@ -178,12 +179,21 @@ def _select(
     q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
     """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    if device.arch == "sm_90a" and tma and not aux and head_dim > _MMA_AT_MOST and stride in WGMMA_STRIDES:
+    if (
+        device.arch == "sm_90a"
+        and dtype != "tf32"
+        and tma
+        and not aux
+        and head_dim > _MMA_AT_MOST
+        and stride in WGMMA_STRIDES
+    ):
         for padded in WGMMA_HEAD_DIMS:
             if padded >= head_dim:
                 return Variant("wgmma", dtype, padded, n, m, mask, band=band, stride=stride)
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
-    choices = [Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded)]
+    choices = [
+        Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded, dtype)
+    ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     enough = _BLOCKS_A_MULTIPROCESSOR * device.multiprocessors
     return next((x for x in fits if -(-q_len // x.query_tile) * rows >= enough), fits[-1])
@@ -203,7 +213,7 @@ def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tenso
     if mask is None:
         return "none", None
     mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.float()
-    kind = "bool" if mask.dtype == torch.bool else "element" if mask.dtype == query.dtype else "float32"
+    kind = {torch.bool: "bool", torch.float32: "float32"}.get(mask.dtype, "element")
     return kind, mask.expand(*query.shape[:3], kv_len)
 
 

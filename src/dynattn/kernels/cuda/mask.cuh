@@ -176,8 +176,9 @@ DYNATTN_DEVICE void apply_mask(Scores& s, const ForwardParams& p, const Place& p
 }
 
 // Parts the scores of a warp's tile into those that the choice or the band keeps, and the others; both as the lower and
-// the upper pair of every group, -inf where an entry belongs to the other part.
-template <Pattern PATTERN, int STRIDE = 1>
+// the upper pair of every group, -inf where an entry belongs to the other part. Of TF32 (two words of metadata), where an
+// operand stores one of every two, as the first and the second of every pair.
+template <Pattern PATTERN, int STRIDE = 1, int WORDS = 1>
 DYNATTN_DEVICE void split_by_choice_and_band(const Scores& s, const ForwardParams& p, int query, int key0, int lane,
                                              Survivors& lower, Survivors& upper, Survivors& dropped_lower,
                                              Survivors& dropped_upper) {
@@ -193,8 +194,10 @@ DYNATTN_DEVICE void split_by_choice_and_band(const Scores& s, const ForwardParam
       for (int i = 0; i < 4; ++i) {
         const int key = key0 + key_at<STRIDE>(4 * (lane & 3)) + key_at<STRIDE>(16 * chunk + i);
         const bool kept = keep[i] || in_band(p, query + 8 * row, key);
-        (i < 2 ? lower : upper)[chunk][row][i & 1] = kept ? group[i] : -INFINITY_F;
-        (i < 2 ? dropped_lower : dropped_upper)[chunk][row][i & 1] = kept ? -INFINITY_F : group[i];
+        const bool in_upper = WORDS == 1 ? i >= 2 : i & 1;
+        const int place = WORDS == 1 ? i & 1 : i >> 1;
+        (in_upper ? upper : lower)[chunk][row][place] = kept ? group[i] : -INFINITY_F;
+        (in_upper ? dropped_upper : dropped_lower)[chunk][row][place] = kept ? -INFINITY_F : group[i];
       }
     }
   }

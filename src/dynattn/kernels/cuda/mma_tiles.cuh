@@ -9,7 +9,8 @@ namespace dynattn {
 constexpr int MMA_WARPS = 4;
 constexpr int MMA_KEYS = UNIT_KEYS;
 
-// A tile in shared memory: rows of 16-byte chunks, padded to whole 128-byte lines, chunks permuted within a line.
+// A tile in shared memory: rows of 16-byte chunks, padded to whole 128-byte lines, chunks permuted within a line. HEAD_DIM
+// counts columns of two bytes, here and below.
 template <int HEAD_DIM>
 struct TileLayout {
   static constexpr int CHUNKS = HEAD_DIM / 8;
@@ -23,8 +24,9 @@ struct TileLayout {
 // Position r of an 8 x 8 matrix of K rows holds key 16 chunk + 4 (r / 2) + 2 half + r % 2 (choice.cuh).
 DYNATTN_DEVICE int permuted_key(int chunk, int half, int r) { return 16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }
 
-// How the rows of a tile are read: in that order, in the natural one, or (keys in the backward) in both.
-enum class Rows { keys, others, keys_and_others };
+// How the rows of a tile are read: in that order, in the natural one, in both (keys in the backward), or word by word
+// (values in TF32).
+enum class Rows { keys, others, keys_and_others, words };
 
 // What tells apart rows that are read together: a different number for each of the eight. For both orders: bit 0, bit 2
 // and the sum of bits 1 and 3, since the natural order runs through bits 0 to 2 and the permuted one through 0, 2 and 3.
@@ -32,6 +34,7 @@ template <Rows ROWS>
 DYNATTN_DEVICE int swizzle_key(int row) {
   if constexpr (ROWS == Rows::keys) return ((row >> 1) & 6) | (row & 1);
   if constexpr (ROWS == Rows::others) return row & 7;
+  if constexpr (ROWS == Rows::words) return ((row & 1) << 1) | (row & 4);  // four rows, two chunks of each
   return (row & 1) | ((row >> 1) & 2) | (((row << 1) ^ (row >> 1)) & 4);
 }
 // The same of permuted_key(…, half, r).
@@ -88,6 +91,8 @@ DYNATTN_DEVICE void compute_scores(Scores (&s)[ROW_TILES][1], const RowsOfA& row
         load_matrices(
             b, keys + TileLayout<HEAD_DIM>::offset(permuted_key(chunk, half, r), 4 * k + (lane >> 3),
                                                    permuted_swizzle_key<ROWS>(half, r)));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) b[j] = Format<Element>::operand(b[j]);
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
           multiply_dense<Element>(s[tile][0][half][chunk], a[tile][0], b[0], b[1]);

@@ -14,51 +14,52 @@
 // Source: arXiv:2203.00091 (the method), arXiv:2205.14135 and 2307.08691 (online softmax, the order of the loop).
 #include "mma_tiles.cuh"
 #include "output.cuh"
+#include "tf32_tiles.cuh"
 #include "weights.cuh"
 
 namespace dynattn {
 
 // A warp's queries as operand A of the scores' product, k-step by k-step: in registers where they fit beside the
 // accumulators, else in shared memory. The sign of a negative scale is folded in, so that larger products stay larger
-// scores.
-template <int HEAD_DIM, int ROW_TILES>
+// scores. COLUMNS are of two bytes.
+template <class Element, int COLUMNS, int ROW_TILES>
 struct Queries {
-  static constexpr bool IN_REGISTERS = HEAD_DIM * ROW_TILES <= 128;
-  static constexpr int SHARED_BYTES = IN_REGISTERS ? 0 : 16 * MMA_WARPS * ROW_TILES * TileLayout<HEAD_DIM>::PITCH;
-  using Layout = TileLayout<HEAD_DIM>;
+  static constexpr bool IN_REGISTERS = COLUMNS * ROW_TILES <= 128;
+  using Layout = TileLayout<COLUMNS>;
+  using Raw = typename Format<Element>::Raw;
 
-  u32 fragment[ROW_TILES][IN_REGISTERS ? HEAD_DIM / 16 : 1][4];
+  u32 fragment[ROW_TILES][IN_REGISTERS ? COLUMNS / 16 : 1][4];
   u32 shared;  // this warp's rows
 
   DYNATTN_DEVICE void load(const ForwardParams& p, const Place& place, u32 shared_base, unsigned char* shared_pointer,
                            int warp, int lane) {
-    const u32 signs = p.scale < 0.0f ? 0x80008000u : 0u;
-    const unsigned short* rows =
-        rows_of(static_cast<const unsigned short*>(p.query), p.query_strides, place.batch, place.head);
-    const auto pair = [&](int query, int column) -> u32 {
+    const u32 signs = p.scale < 0.0f ? Format<Element>::SIGNS : 0u;
+    const Raw* rows = rows_of(static_cast<const Raw*>(p.query), p.query_strides, place.batch, place.head);
+    const auto register_of = [&](int query, int column) -> u32 {
+      column /= Format<Element>::HALVES;
       if (query >= p.q_len || column >= p.head_dim) return 0u;
-      return *reinterpret_cast<const u32*>(rows + query * p.query_strides[2] + column) ^ signs;
+      return Format<Element>::operand(*reinterpret_cast<const u32*>(rows + query * p.query_strides[2] + column)) ^ signs;
     };
     const int first = place.first_query + 16 * ROW_TILES * warp;
     if constexpr (IN_REGISTERS) {
 #pragma unroll
       for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
-        for (int k = 0; k < HEAD_DIM / 16; ++k) {
+        for (int k = 0; k < COLUMNS / 16; ++k) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             fragment[tile][k][j] =
-                pair(first + 16 * tile + (lane >> 2) + 8 * (j & 1), 16 * k + 2 * (lane & 3) + 8 * (j >> 1));
+                register_of(first + 16 * tile + (lane >> 2) + 8 * (j & 1), 16 * k + 2 * (lane & 3) + 8 * (j >> 1));
           }
         }
       }
     } else {  // a warp reads only what it writes here: no barrier but the loop's first
       const int warp_offset = 16 * ROW_TILES * warp * Layout::PITCH;
       shared = shared_base + warp_offset;
-      for (int i = lane; i < 16 * ROW_TILES * HEAD_DIM / 2; i += 32) {
-        const int row = i / (HEAD_DIM / 2), column = i % (HEAD_DIM / 2) * 2;
+      for (int i = lane; i < 16 * ROW_TILES * COLUMNS / 2; i += 32) {
+        const int row = i / (COLUMNS / 2), column = i % (COLUMNS / 2) * 2;
         *reinterpret_cast<u32*>(shared_pointer + warp_offset + Layout::offset(row, column / 8, row & 7) +
-                                column % 8 * 2) = pair(first + row, column);
+                                column % 8 * 2) = register_of(first + row, column);
       }
     }
   }
@@ -74,28 +75,50 @@ struct Queries {
 };
 
 // Where a block's tiles come from and go to.
-template <int HEAD_DIM, int STRIDE>
+template <class Element, int COLUMNS, int STRIDE>
 struct Tiles {
-  static constexpr int BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
+  using Raw = typename Format<Element>::Raw;
+  static constexpr int BYTES = MMA_KEYS * TileLayout<COLUMNS>::PITCH, HALVES = Format<Element>::HALVES;
+  static constexpr Rows VALUE_ROWS = HALVES == 1 ? Rows::others : Rows::words;
   const ForwardParams& p;
-  const unsigned short *key_rows, *value_rows;
+  const Raw *key_rows, *value_rows;
   u32 keys, values;
 
   DYNATTN_DEVICE Tiles(const ForwardParams& params, const Place& place, u32 shared)
       : p(params),
-        key_rows(rows_of(static_cast<const unsigned short*>(params.key), params.key_strides, place.batch, place.kv_head)),
-        value_rows(
-            rows_of(static_cast<const unsigned short*>(params.value), params.value_strides, place.batch, place.kv_head)),
+        key_rows(rows_of(static_cast<const Raw*>(params.key), params.key_strides, place.batch, place.kv_head)),
+        value_rows(rows_of(static_cast<const Raw*>(params.value), params.value_strides, place.batch, place.kv_head)),
         keys(shared),
         values(shared + BYTES) {}
+  template <Rows ROWS>
+  DYNATTN_DEVICE void copy(u32 target, const Raw* rows, long long stride, int key0, int columns) const {
+    copy_tile<COLUMNS, ROWS, MMA_KEYS, STRIDE>(target, reinterpret_cast<const unsigned short*>(rows + key0 * stride),
+                                               stride * HALVES, p.kv_len - key0, columns * HALVES);
+  }
   DYNATTN_DEVICE void copy_keys(int key0) const {
-    copy_tile<HEAD_DIM, Rows::keys, MMA_KEYS, STRIDE>(keys, key_rows + key0 * p.key_strides[2], p.key_strides[2],
-                                                      p.kv_len - key0, p.head_dim);
+    copy<Rows::keys>(keys, key_rows, p.key_strides[2], key0, p.head_dim);
   }
   DYNATTN_DEVICE void copy_values(int key0) const {
-    copy_tile<HEAD_DIM, Rows::others, MMA_KEYS, STRIDE>(values, value_rows + key0 * p.value_strides[2],
-                                                        p.value_strides[2], p.kv_len - key0, p.value_dim);
+    copy<VALUE_ROWS>(values, value_rows, p.value_strides[2], key0, p.value_dim);
   }
+};
+
+// Weights as the sparse product of an element type takes them.
+template <class Element>
+DYNATTN_DEVICE void set_operand(Operand& operand, const Survivors& weights, const u32 (&metadata)[1]) {
+  operand = operand_of<Element>(weights, metadata[0]);
+}
+template <class Element>
+DYNATTN_DEVICE void set_operand(WordOperand& operand, const Survivors& weights, const u32 (&metadata)[2]) {
+  operand = word_operand(weights, metadata);
+}
+template <class Element>
+struct OperandOf {
+  using Type = Operand;
+};
+template <>
+struct OperandOf<TensorFloat32> {
+  using Type = WordOperand;
 };
 
 // What a warp holds of its 16 · ROW_TILES queries.
@@ -109,24 +132,37 @@ struct QueryRows {
   RunningSoftmax state[ROW_TILES];
   float o[ROW_TILES][HEAD_DIM / 8][4];
 
-  // Masks and weighs the scores of 16 queries; `upper` is filled in tiles that the band makes dense.
-  DYNATTN_DEVICE void weigh(Scores (&s)[1], int tile, int key0, bool edge, bool dense, Operand& weights,
-                            Operand& upper) {
+  static constexpr int WORDS = Format<Element>::WORDS;
+  using Operands = typename OperandOf<Element>::Type;
+
+  static DYNATTN_DEVICE void set(Operands& operand, const Survivors& weights, u32 metadata) {
+    u32 words[WORDS];
+#pragma unroll
+    for (int word = 0; word < WORDS; ++word) words[word] = metadata;
+    set_operand<Element>(operand, weights, words);
+  }
+
+  // Masks and weighs the scores of 16 queries; `upper` is filled in tiles that are `dense`.
+  DYNATTN_DEVICE void weigh(Scores (&s)[1], int tile, int key0, bool edge, bool dense, Operands& weights,
+                            Operands& upper) {
     const int query = first_query + 16 * tile + (lane >> 2);
     if (edge) apply_mask<Element, MASK, STRIDE>(s[0], p, place, query, key0, lane, scale);
     float correction[2];
     bool moved;
     if (dense) {
       Survivors pairs[2][1];
-      moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE>(s, state[tile], factor, p, query, key0, lane, pairs,
-                                                                correction);
-      weights = operand_of<Element>(pairs[0][0], LOWER_PAIRS);
-      upper = operand_of<Element>(pairs[1][0], UPPER_PAIRS);
+      moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE, WORDS>(s, state[tile], factor, p, query, key0, lane,
+                                                                       pairs, correction);
+      set(weights, pairs[0][0], LOWER_PAIRS);
+      set(upper, pairs[1][0], UPPER_PAIRS);
     } else {
       Survivors kept[1];
-      HalfMetadata metadata[1];
+      HalfMetadata metadata[1][WORDS];
       moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state[tile], factor, quad, kept, metadata, correction);
-      weights = operand_of<Element>(kept[0], finish(metadata[0], quad));
+      u32 words[WORDS];
+#pragma unroll
+      for (int word = 0; word < WORDS; ++word) words[word] = finish(metadata[0][word], quad);
+      set_operand<Element>(weights, kept[0], words);
     }
     if (moved) rescale(o[tile], correction);
   }
@@ -134,8 +170,9 @@ struct QueryRows {
   // A tile whose scores are there, once its values are.
   DYNATTN_DEVICE void add_tile(Scores (&s)[ROW_TILES][1], int key0, u32 values) {
     const bool edge = MASK != MaskKind::none || key0 + MMA_KEYS - 1 > last_key(p, first_query);
-    const bool dense = BAND && band_touches(p, first_query, 16 * ROW_TILES, key0, MMA_KEYS);
-    Operand weights[ROW_TILES], upper[ROW_TILES];
+    constexpr bool NO_SPARSE_FORM = WORDS == 2 && PATTERN == Pattern::two_of_four;
+    const bool dense = NO_SPARSE_FORM || (BAND && band_touches(p, first_query, 16 * ROW_TILES, key0, MMA_KEYS));
+    Operands weights[ROW_TILES], upper[ROW_TILES];
 #pragma unroll
     for (int tile = 0; tile < ROW_TILES; ++tile) {
       weigh(s[tile], tile, key0, edge, dense, weights[tile], upper[tile]);
@@ -157,14 +194,14 @@ struct QueryRows {
 
 template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardParams p) {
-  constexpr int WARP_ROWS = 16 * ROW_TILES;
+  constexpr int WARP_ROWS = 16 * ROW_TILES, COLUMNS = HEAD_DIM * Format<Element>::HALVES;
   DYNATTN_SHARED_MEMORY(shared, 128);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Place place = place_of_block(p, blockIdx.x, MMA_WARPS * WARP_ROWS);
-  const Tiles<HEAD_DIM, STRIDE> tiles(p, place, shared_address(shared));
+  const Tiles<Element, COLUMNS, STRIDE> tiles(p, place, shared_address(shared));
   const int key_end = keys_needed(p, place.first_query, MMA_WARPS * WARP_ROWS);
   if (key_end > 0) tiles.copy_keys(0);
-  Queries<HEAD_DIM, ROW_TILES> queries;
+  Queries<Element, COLUMNS, ROW_TILES> queries;
   queries.load(p, place, tiles.values + tiles.BYTES, shared + 2 * tiles.BYTES, warp, lane);
   const float scale = p.scale < 0.0f ? -p.scale : p.scale, score_scale = IS_BIAS<MASK> ? 1.0f : scale;
   QueryRows<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, ROW_TILES, STRIDE> rows = {
@@ -176,7 +213,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardPa
     block_barrier();  // keys are there, and no warp reads values any more
     tiles.copy_values(key0);
     Scores s[ROW_TILES][1];
-    compute_scores<Element, HEAD_DIM, ROW_TILES, Rows::keys>(s, queries, tiles.keys, lane);
+    compute_scores<Element, COLUMNS, ROW_TILES, Rows::keys>(s, queries, tiles.keys, lane);
     copies_wait();
     block_barrier();  // values are there, and no warp reads keys any more
     if (key0 + MMA_KEYS < key_end) tiles.copy_keys(key0 + MMA_KEYS);

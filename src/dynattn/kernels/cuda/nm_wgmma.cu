@@ -176,7 +176,7 @@ struct Consumer {
   float o[HEAD_DIM / 8][4];
   RunningSoftmax state;
   Survivors kept[WGMMA_UNITS];
-  HalfMetadata metadata[WGMMA_UNITS];
+  HalfMetadata metadata[WGMMA_UNITS][1];
   float correction[2];
 
   DYNATTN_DEVICE void load_queries() {
@@ -261,7 +261,7 @@ struct Consumer {
   DYNATTN_DEVICE void finish_weights(Weights& weights) const {
     pack(kept, weights);
 #pragma unroll
-    for (int unit = 0; unit < WGMMA_UNITS; ++unit) weights.metadata[unit] = finish(metadata[unit], quad);
+    for (int unit = 0; unit < WGMMA_UNITS; ++unit) weights.metadata[unit] = finish(metadata[unit][0], quad);
   }
 
   // All tiles that are not edges; returns how many.
@@ -316,7 +316,7 @@ struct Consumer {
       Weights weights;
       if (BAND && band_touches(p, first_query, CONSUMER_ROWS, key0, WGMMA_KEYS)) {
         Survivors pairs[2][WGMMA_UNITS];
-        if (band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE>(s, state, factor, p, query, key0, lane, pairs,
+        if (band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE, 1>(s, state, factor, p, query, key0, lane, pairs,
                                                               correction)) {
           rescale(o, correction);
         }

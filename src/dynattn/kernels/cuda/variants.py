@@ -16,12 +16,13 @@ HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 WGMMA_HEAD_DIMS = (64, 128)
 PATTERNS = ((1, 2), (2, 4))
 DTYPES = ("bfloat16", "float16")
+TF32_HEAD_DIMS = (32, 64, 96, 128)  # of float32 inputs, rounded to TF32: rows are twice as long
 MASKS = ("none", "bool", "float32", "element")
 WGMMA_STRIDES = (1, 16)
 STRIDES = (1, 2, 4, 8, 16)
 COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
 
-ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
+ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16", "tf32": "TensorFloat32"}
 PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
 MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
 
@@ -48,7 +49,7 @@ class Variant:
 
     Args:
         kernel: ``mma`` (sm_80 and later, ``mma.sp``) or ``wgmma`` (sm_90a, TMA and ``wgmma.mma_async.sp``).
-        dtype: of query, key, value and out: ``bfloat16`` or ``float16``.
+        dtype: of query, key, value and out: ``bfloat16``, ``float16``, or ``tf32`` (mma only): float32 in memory.
         head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
@@ -105,19 +106,25 @@ class Variant:
         return 64 if self.kernel == "mma" else 128
 
     @property
+    def element_bytes(self) -> int:
+        """Of one element in memory."""
+        return 4 if self.dtype == "tf32" else 2
+
+    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
-        pitch = 2 * (-(-self.head_dim // 64) * 64)  # bytes of a row; swizzled in units of 128
+        row = self.head_dim * self.element_bytes
+        pitch = -(-row // 128) * 128  # swizzled in units of 128 bytes
         if self.kernel == "wgmma":
             stages, barriers, alignment = 2, 128, 1024
             return stages * 2 * self.key_tile * pitch + barriers + alignment
-        query = 0 if self.head_dim * self.row_tiles <= 128 else self.query_tile * pitch
+        query = 0 if row * self.row_tiles <= 256 else self.query_tile * pitch
         return 2 * self.key_tile * pitch + query  # one tile of keys, one of values, and queries too many for registers
 
 
-def row_tiles(head_dim: int) -> tuple[int, ...]:
+def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
     """Values of ``Variant.row_tiles`` that fit in registers, fastest first for problems that fill the device."""
-    return (2, 1) if head_dim <= 128 else (1,)
+    return (2, 1) if head_dim <= 128 and dtype != "tf32" else (1,)
 
 
 def variants() -> Iterator[Variant]:
@@ -127,6 +134,10 @@ def variants() -> Iterator[Variant]:
     ):
         for tiles in row_tiles(head_dim):
             yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride)
+    for head_dim, (n, m), mask, aux, band, stride in product(
+        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES
+    ):
+        yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride)
     for dtype, head_dim, (n, m), mask, band, stride in product(
         DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True), WGMMA_STRIDES
     ):

@@ -20,8 +20,8 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
     Args:
         archs: ``sm_80``, ``sm_90a``, …
         head_dims: of the models to come; () for 64 and 128.
-        every: all masks, kept mass and counts too; else no mask and boolean masks, without them, and stride 16 without
-            window and sinks.
+        every: all masks, kept mass and counts too; else no mask and boolean masks, without them, stride 16 without
+            window and sinks, and no TF32.
 
     Raises:
         ValueError: no kernel takes an architecture or a head_dim.
@@ -72,7 +72,9 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
 
 
 def _common(variant: Variant) -> bool:
-    return variant.mask in _COMMON_MASKS and not variant.aux and (variant.stride == 1 or not variant.band)
+    if variant.mask not in _COMMON_MASKS or variant.aux or variant.dtype == "tf32":
+        return False
+    return variant.stride == 1 or not variant.band
 
 
 def _compile(variant: Variant, arch: str) -> bool:

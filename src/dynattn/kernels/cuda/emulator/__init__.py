@@ -39,6 +39,7 @@ _ENTRY = {
     #include "nm_mma.cu"
     extern "C" int emulator_run(const dynattn::ForwardParams* params, const void*, long long blocks, int threads,
                                 long long shared_bytes, int reversed, int eager) {{
+      emulator::element_bytes = {element_bytes};
       return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
                               [=] {{ {kernel}(*params); }});
     }}
@@ -107,8 +108,10 @@ def run(launch: Launch | BackwardLaunch, schedule: Schedule = Schedule(), source
         RuntimeError: there is no compiler, or it refused the sources.
     """
     variant = launch.variant
-    entry = _ENTRY.get(variant.kernel, _BACKWARD_ENTRY)
-    library = build(entry.format(source=variant.source, kernel=variant.name_expression), sources)
+    text = _ENTRY.get(variant.kernel, _BACKWARD_ENTRY).format(
+        source=variant.source, kernel=variant.name_expression, element_bytes=getattr(variant, "element_bytes", 2)
+    )
+    library = build(text, sources)
     status = library.emulator_run(
         ctypes.byref(launch.params), _maps(launch.tensor_maps), ctypes.c_longlong(launch.blocks), variant.threads,
         ctypes.c_longlong(variant.shared_bytes), schedule.reversed, schedule.eager,

@@ -8,11 +8,13 @@ namespace emulator {
 
 inline std::string last_error;
 
-// Where a tensor [batch, heads, rows, columns] of 2-byte elements lies.
+inline int element_bytes = 2;
+
+// Where a tensor [batch, heads, rows, columns] lies.
 inline Range range_of(const void* base, const long long (&strides)[3], int batch, int heads, int rows, int columns) {
   const auto begin = reinterpret_cast<uintptr_t>(base);
   if (batch == 0 || heads == 0 || rows == 0) return {begin, begin};
-  return {begin, begin + 2 * ((batch - 1) * strides[0] + (heads - 1) * strides[1] + (rows - 1) * strides[2] + columns)};
+  return {begin, begin + element_bytes * ((batch - 1) * strides[0] + (heads - 1) * strides[1] + (rows - 1) * strides[2] + columns)};
 }
 
 // Runs a one-dimensional grid; 1, with last_error set, where a block cannot run to its end.
