@@ -105,7 +105,7 @@ class Run:
         return probe.run()
 
     def tests(self) -> dict:
-        parallel = ["-n", "8"] if find_spec("xdist") and not self.dry else []
+        parallel = ["-n", "12"] if find_spec("xdist") and not self.dry else []
         command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
         return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
 
