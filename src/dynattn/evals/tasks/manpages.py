@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks import embedding
-from dynattn.evals.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.evals.tasks.base import DataMissingError, Outcome, Pair, Prepared, Task
 
 _SECTIONS = ("DESCRIPTION", "RETURN VALUE", "ERRORS", "NOTES", "BUGS")
 _CHARACTERS = {
@@ -50,8 +52,7 @@ class Manpages(Task):
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
         tokens = embedding.longest(pretrained, self.tokens)
-        pages = [page for page in _read(self.folder) if len(page.body) > tokens * _CHARACTERS_PER_TOKEN]
-        pages = [p for p in pages if len(pretrained.processor(p.body[: tokens * 20])["input_ids"]) >= tokens]
+        pages = self._long(pretrained, tokens)
         if len(pages) < 2:
             raise DataMissingError(
                 f"manpages: at least 2 pages of {tokens} tokens are needed: {self.folder} has {len(pages)}; on Debian "
@@ -76,8 +77,27 @@ class Manpages(Task):
         queries = embedding.embed(pretrained, [page.line for page in pages], tokens, advance)
         return Outcome(embedding.reciprocal_ranks(queries, documents, np.arange(len(pages))), documents)
 
+    def pairs(self, pretrained: Pretrained, data: Prepared) -> list[Pair]:
+        """To train on: the pages that are not items, less those whose description names another page as well.
 
-def _read(folder: Path) -> list[_Page]:
+        Args:
+            pretrained: the model that ``data`` was prepared for.
+            data: from :meth:`prepare`.
+        """
+        items, tokens = data.payload
+        lines = Counter(page.line for page in _read(self.folder))
+        held_out = {page.name for page in items}
+        rest = (page for page in self._long(pretrained, tokens) if page.name not in held_out)
+        return [Pair(page.line, page.body) for page in rest if lines[page.line] == 1]
+
+    def _long(self, pretrained: Pretrained, tokens: int) -> list[_Page]:
+        """The pages that fill ``tokens``."""
+        pages = [page for page in _read(self.folder) if len(page.body) > tokens * _CHARACTERS_PER_TOKEN]
+        return [p for p in pages if len(pretrained.processor(p.body[: tokens * 20])["input_ids"]) >= tokens]
+
+
+@cache
+def _read(folder: Path) -> tuple[_Page, ...]:
     """The pages of sections 2 to 8 that have a description."""
     pages = {}
     for path in sorted(folder.glob("man[2-8]/*.gz")):
@@ -88,7 +108,7 @@ def _read(folder: Path) -> list[_Page]:
         page = _parse(source)
         if page is not None:
             pages[page.name] = page
-    return list(pages.values())
+    return tuple(pages.values())
 
 
 def _parse(source: str) -> _Page | None:
