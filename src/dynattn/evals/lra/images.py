@@ -73,7 +73,9 @@ def fashion(pixels: int = 28, train: int = 60_000, test: int = 10_000, folder: P
         images = _idx(folder / f"{name}-images-idx3-ubyte.gz")[:count]
         small = images.reshape(len(images), pixels, 28 // pixels, pixels, 28 // pixels).mean((2, 4))
         parts.append(_sequences(small, _idx(folder / f"{name}-labels-idx1-ubyte.gz")[:count]))
-    return Data(parts[0], parts[1], 257, _CLASSES, pixels**2, False, f"Fashion-MNIST, {pixels}×{pixels} pixels (Debian)")
+    return Data(
+        parts[0], parts[1], 257, _CLASSES, pixels**2, False, f"Fashion-MNIST, {pixels}×{pixels} pixels (Debian)"
+    )
 
 
 def _split(images: np.ndarray, labels: np.ndarray, greys: int, source: str) -> Data:

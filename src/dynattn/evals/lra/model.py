@@ -10,6 +10,7 @@ Source: arXiv:2011.04006 and its published code; arXiv:1706.03762 with the norma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -80,20 +81,20 @@ class SelfAttention(nn.Module):
 
     Attributes:
         method: what to keep; None for PyTorch's ``scaled_dot_product_attention``. May be set anew at any time.
-        last: the latest call, where ``keep_last`` was set.
+        observe: called with the arguments of every call before it is made; None for nothing.
     """
 
     def __init__(self, width: int, heads: int, method: Method | None) -> None:
         super().__init__()
         self.heads, self.method = heads, method
-        self.keep_last, self.last = False, None
+        self.observe: Callable[[Call], None] | None = None
         self.inputs = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = self.inputs(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.keep_last:
-            self.last = Call(query, key, value, mask)
+        if self.observe is not None:
+            self.observe(Call(query, key, value, mask))
         if self.method is None:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config, method: Method | None) -> None:
         super().__init__()
-        self.config = config
+        self.sizes = config  # not "config": Trainer takes that for a Transformers configuration and writes to it
         with_cls = config.pool == "cls"
         self.tokens = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(config.length + with_cls, config.width))
@@ -175,7 +176,7 @@ class Encoder(nn.Module):
         return [module for module in self.modules() if isinstance(module, SelfAttention)]
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.config.pool == "cls":
+        if self.sizes.pool == "cls":
             return x[:, 0]
         if mask is None:
             return x.mean(1)
