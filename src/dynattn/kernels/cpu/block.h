@@ -5,6 +5,7 @@
 // place there.
 #pragma once
 
+#include "layouter.h"
 #include "mask.h"
 #include "pack.h"
 #include "scores.h"
@@ -15,6 +16,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 // A head's keys and values as the kernels read them.
 struct PackedHead {
+  int64_t first_tile;        // of those packed
   const float* keys;
   const float* values;      // packed, or the caller's
   const float* value_tail;  // the partial last tile of the caller's values, padded
@@ -34,6 +36,19 @@ struct Scratch {
   GroupKind* kinds;
   RowStates rows;
 };
+
+static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
+  const int64_t rows = plan.block;
+  Scratch s;
+  s.queries = layouter.take<float>(rows * plan.args->head_dim + 2 * kWidth);
+  s.scores = layouter.take<float>(rows * plan.tile);
+  s.choice = layouter.take<uint32_t>(rows * (kTile / 2 / kWidth));
+  s.shared_bias = layouter.take<float>(plan.tile);
+  s.bias = layouter.take<float>(int64_t{plan.rows} * plan.tile);
+  s.kinds = layouter.take<GroupKind>(rows);
+  s.rows = lay_rows(plan, rows, layouter);
+  return s;
+}
 
 struct Block {
   const Plan& plan;
@@ -109,7 +124,7 @@ template <int kR, int kV, bool kBiased>
 static void score(const Block& block, int64_t group, int64_t tile, const GroupBias& bias, GroupKind kind) {
   const Plan& plan = block.plan;
   const float* query = block.scratch.queries + group * kR * plan.args->head_dim;
-  const float* key = block.head.keys + tile * plan.tile * plan.args->head_dim;
+  const float* key = block.head.keys + (tile - block.head.first_tile) * plan.tile * plan.args->head_dim;
   const ScoreTile to = {block.scratch.scores + group * kR * plan.tile,
                         block.scratch.choice + group * kR * (kTile / 2 / kWidth), bias.rows, bias.stride};
   if (kind == kChosenInRegisters) {
@@ -307,7 +322,7 @@ static void write_row(char* to, float* row, int64_t dim, float factor, int32_t d
   for (int64_t k = whole; k < dim; k++) out[k] = row[k] * factor;
 }
 
-static void finish_rows(const Block& block) {
+static inline void finish_rows(const Block& block) {
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
   const RowStates& rows = block.scratch.rows;
@@ -341,8 +356,8 @@ static void finish_rows(const Block& block) {
 // Largest magnitude that sums of products may reach before the careful variant has to watch for overflow.
 constexpr float kLargestScore = 1e37f;
 
-static void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch, int64_t index,
-                      int64_t first) {
+static inline void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
+                             int64_t index, int64_t first) {
   const NMForwardArgs& args = *plan.args;
   Block block = {plan, head, scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first), false};
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1];

@@ -57,6 +57,25 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
+// N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
+// from the same products in the same order, so it is the forward's to the bit.
+typedef struct {
+  NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
+  const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
+  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous
+  void* d_query;                // [batch, heads, q_len, head_dim], in dtype, as all gradients
+  void* d_key;                  // [batch, kv_heads, kv_len, head_dim]
+  void* d_value;                // [batch, kv_heads, kv_len, value_dim]
+  float* d_scores;              // [batch, heads, q_len, kv_len] contiguous and zero, or NULL when not asked for
+
+  int64_t grad_out_strides[3];  // batch, head, length
+  int64_t d_query_strides[3];
+  int64_t d_key_strides[3];
+  int64_t d_value_strides[3];
+} NMBackwardArgs;
+
+DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
+
 // The fastest instruction set that this library holds and this processor runs.
 DYNATTN_API int32_t dynattn_best_isa(void);
 DYNATTN_API int32_t dynattn_isa_available(int32_t isa);
