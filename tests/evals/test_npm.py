@@ -56,5 +56,5 @@ def test_other_contents_and_unknown_packages_are_refused_and_leave_nothing(regis
 
 def test_without_npm_the_remedy_is_named(registry, monkeypatch):
     monkeypatch.setattr(npm.shutil, "which", lambda name: None)
-    with pytest.raises(DataMissingError, match="npm must be installed .* apt-get install npm"):
+    with pytest.raises(DataMissingError, match=r"npm must be installed .* apt-get install npm"):
         npm.folder("@some/data", "1.2", registry)

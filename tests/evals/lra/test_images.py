@@ -16,10 +16,10 @@ from dynattn.evals.tasks import DataMissingError
 def test_digits_are_their_pixels_row_after_row():
     from sklearn.datasets import load_digits
 
-    bunch, data = load_digits(), images.digits()
+    (pixels, labels), data = load_digits(return_X_y=True), images.digits()
     assert (len(data.train.tokens), len(data.test.tokens)) == (1438, 359)
     assert (data.vocabulary, data.classes, data.length, data.ragged) == (18, 10, 64, False)
-    originals = {(tuple(row), label) for row, label in zip(bunch.data.astype(int), bunch.target, strict=True)}
+    originals = {(tuple(row), label) for row, label in zip(pixels.astype(int), labels, strict=True)}
     for part in (data.train, data.test):
         assert {(tuple(t.astype(int) - 1), y) for t, y in zip(part.tokens, part.labels, strict=True)} <= originals
     everything = [tuple(t) for part in (data.train, data.test) for t in part.tokens]

@@ -34,8 +34,8 @@ def digits() -> Data:
         raise DataMissingError(
             "digits: scikit-learn must be installed, which carries the pictures: run: pip install 'dynattn[evals]'"
         ) from error
-    bunch = load_digits()
-    return _split(np.asarray(bunch.images), np.asarray(bunch.target), 17, "scikit-learn's digits of 8×8 pixels")
+    pixels, labels = load_digits(return_X_y=True)
+    return _split(np.reshape(pixels, (-1, 8, 8)), np.asarray(labels), 17, "scikit-learn's digits of 8×8 pixels")
 
 
 def mnist() -> Data:
@@ -73,9 +73,8 @@ def fashion(pixels: int = 28, train: int = 60_000, test: int = 10_000, folder: P
         images = _idx(folder / f"{name}-images-idx3-ubyte.gz")[:count]
         small = images.reshape(len(images), pixels, 28 // pixels, pixels, 28 // pixels).mean((2, 4))
         parts.append(_sequences(small, _idx(folder / f"{name}-labels-idx1-ubyte.gz")[:count]))
-    return Data(
-        parts[0], parts[1], 257, _CLASSES, pixels**2, False, f"Fashion-MNIST, {pixels}×{pixels} pixels (Debian)"
-    )
+    source = f"Fashion-MNIST, {pixels}×{pixels} pixels (Debian)"
+    return Data(parts[0], parts[1], 257, _CLASSES, pixels**2, False, source)
 
 
 def _split(images: np.ndarray, labels: np.ndarray, greys: int, source: str) -> Data:

@@ -90,8 +90,8 @@ def generate(rules: Rules, count: int, seed: int) -> Split:
             found.setdefault(bytes(tokens), value)
     else:
         raise ValueError(
-            f"generate: trees must be found within {_MOST_DRAWS} draws each: got {len(found)} of {count} under {rules}; "
-            "allow more lengths, or deeper and wider trees"
+            f"generate: trees must be found within {_MOST_DRAWS} draws each: got {len(found)} of {count} "
+            f"under {rules}; allow more lengths, or deeper and wider trees"
         )
     return Split([np.frombuffer(tokens, np.uint8) + np.uint8(1) for tokens in found], np.array([*found.values()], int))
 
@@ -121,8 +121,8 @@ def load(rules: Rules, train: int, test: int, seed: int = 0) -> Data:
         classes=CLASSES,
         length=rules.max_length - 1,
         ragged=True,
-        source=f"expressions of {rules.min_length + 1} to {rules.max_length - 1} tokens, at most {rules.max_depth} deep "
-        f"and {rules.max_args} wide, drawn by the published rules (seed {seed})",
+        source=f"expressions of {rules.min_length + 1} to {rules.max_length - 1} tokens, at most {rules.max_depth} "
+        f"deep and {rules.max_args} wide, drawn by the published rules (seed {seed})",
     )
 
 

