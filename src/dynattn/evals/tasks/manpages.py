@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
@@ -28,6 +27,12 @@ class _Page(NamedTuple):
     name: str
     line: str
     body: str
+
+
+class _Payload(NamedTuple):
+    items: list[_Page]
+    rest: list[_Page]
+    tokens: int
 
 
 @final
@@ -52,7 +57,8 @@ class Manpages(Task):
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
         tokens = embedding.longest(pretrained, self.tokens)
-        pages = self._long(pretrained, tokens)
+        pages = [page for page in _read(self.folder) if len(page.body) > tokens * _CHARACTERS_PER_TOKEN]
+        pages = [p for p in pages if len(pretrained.processor(p.body[: tokens * 20])["input_ids"]) >= tokens]
         if len(pages) < 2:
             raise DataMissingError(
                 f"manpages: at least 2 pages of {tokens} tokens are needed: {self.folder} has {len(pages)}; on Debian "
@@ -68,11 +74,11 @@ class Manpages(Task):
             examples=examples,
             length=tokens,
             summary=f"{len(chosen)} manual pages of {tokens} tokens, each with its one-line description as the query",
-            payload=(chosen, tokens),
+            payload=_Payload(chosen, [page for page in pages if page not in chosen], tokens),
         )
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
-        pages, tokens = data.payload
+        pages, _, tokens = data.payload
         documents = embedding.embed(pretrained, [page.body for page in pages], tokens, advance)
         queries = embedding.embed(pretrained, [page.line for page in pages], tokens, advance)
         return Outcome(embedding.reciprocal_ranks(queries, documents, np.arange(len(pages))), documents)
@@ -84,20 +90,12 @@ class Manpages(Task):
             pretrained: the model that ``data`` was prepared for.
             data: from :meth:`prepare`.
         """
-        items, tokens = data.payload
-        lines = Counter(page.line for page in _read(self.folder))
-        held_out = {page.name for page in items}
-        rest = (page for page in self._long(pretrained, tokens) if page.name not in held_out)
+        items, rest, _ = data.payload
+        lines = Counter(page.line for page in (*items, *rest))
         return [Pair(page.line, page.body) for page in rest if lines[page.line] == 1]
 
-    def _long(self, pretrained: Pretrained, tokens: int) -> list[_Page]:
-        """The pages that fill ``tokens``."""
-        pages = [page for page in _read(self.folder) if len(page.body) > tokens * _CHARACTERS_PER_TOKEN]
-        return [p for p in pages if len(pretrained.processor(p.body[: tokens * 20])["input_ids"]) >= tokens]
 
-
-@cache
-def _read(folder: Path) -> tuple[_Page, ...]:
+def _read(folder: Path) -> list[_Page]:
     """The pages of sections 2 to 8 that have a description."""
     pages = {}
     for path in sorted(folder.glob("man[2-8]/*.gz")):
@@ -108,7 +106,7 @@ def _read(folder: Path) -> tuple[_Page, ...]:
         page = _parse(source)
         if page is not None:
             pages[page.name] = page
-    return tuple(pages.values())
+    return list(pages.values())
 
 
 def _parse(source: str) -> _Page | None:

@@ -105,8 +105,10 @@ class Journal(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        scores = {entry[SCORE] for entry in state.log_history if entry["step"] == state.global_step and SCORE in entry}
-        line = {"step": state.global_step, **logs, "seconds": self.seconds, **{SCORE: score for score in scores}}
+        line = {"step": state.global_step, **logs, "seconds": self.seconds}
+        for entry in state.log_history:
+            if entry["step"] == state.global_step and SCORE in entry:
+                line[SCORE] = entry[SCORE]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -32,7 +32,7 @@ class Language(Experiment):
         self.base, self.task = pretrained, task
         self.data = task.prepare(pretrained)
         self.blocks = task.blocks(pretrained, self.data)
-        self.name = f"{pretrained.name} on {task.name}"
+        self.name = f"{Path(pretrained.name).name} on {task.name}"
         self.metric, self.higher_is_better = task.metric, task.higher_is_better
         self.labels = self.data.labels
         self.summary = f"{self.data.summary}; trained on {len(self.blocks)} blocks of {task.tokens} tokens of others"

@@ -1,4 +1,4 @@
-r"""An encoder that learns to find documents: contrastive training on pairs, the other documents of a batch as negatives.
+r"""An encoder that learns to find documents: contrastive, the other documents of a batch as negatives.
 
     loss = mean over i of −log( exp(s · cos(q_i, d_i)) / Σ_j exp(s · cos(q_i, d_j)) ),   s = 20
 
@@ -67,7 +67,7 @@ class Pairs(Experiment):
         self.base, self.task = pretrained, task
         self.data = task.prepare(pretrained)
         self.pairs = task.pairs(pretrained, self.data)
-        self.name = f"{pretrained.name} on {task.name}"
+        self.name = f"{Path(pretrained.name).name} on {task.name}"
         self.metric, self.higher_is_better = task.metric, task.higher_is_better
         self.labels = self.data.labels
         self.summary = f"{self.data.summary}; trained on {len(self.pairs)} pairs of other documents"

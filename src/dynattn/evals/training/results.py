@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from dynattn.evals.compare.results import BASELINE, Interval, Record, Spread
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 class Point(Record):

@@ -55,7 +55,7 @@ def run(job: Job, experiment: Experiment, folder: Path, stage: Stage, keep_model
     scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
     if not np.isfinite(scores).all():
         raise ValueError(
-            f"run: scores must be finite: {job.name} gave {scores[~np.isfinite(scores)][0]} after {job.steps} steps, so "
+            f"run: scores must be finite: {job.name} gave {scores[~np.isfinite(scores)][0]} after {job.steps} steps: "
             "the training diverged; use a smaller --learning-rate"
         )
     found = _result(job.seed, scores.tolist(), trainer.state.log_history, job.steps)

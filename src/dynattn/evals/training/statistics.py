@@ -6,8 +6,8 @@ Every seed is judged on the same items, so a difference ``d[s, i]`` varies by se
     variance of the mean = (MS_seed + MS_item − MS_rest) / (S · I)
 
 with the mean squares of a two-way table without replication. To take the items alone would ignore that another seed
-gives another model; to take the seeds alone, that other items would have been other questions. The interval is Student's
-t with Satterthwaite's degrees of freedom: with 3 seeds that differ it is wide, as it has to be.
+gives another model; to take the seeds alone, that other items would have been other questions. The interval is
+Student's t with Satterthwaite's degrees of freedom: with 3 seeds that differ it is wide, as it has to be.
 
 Source: Satterthwaite, Biometrics Bulletin 2 (1946); for readers and cases crossed in the same way, Dorfman, Berbaum and
 Metz, Investigative Radiology 27 (1992), and Hillis, Statistics in Medicine 26 (2007).
