@@ -55,7 +55,7 @@ SIZES = ("small", "published")
 _RECIPES: dict[tuple[str, str], Recipe] = {
     ("listops", "small"): Recipe(
         partial(listops.load, Rules(max_depth=4, max_args=5, min_length=15, max_length=64), train=50_000, test=1000),
-        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.0, steps=1200, batch=64, learning_rate=2e-3,
+        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.0, steps=800, batch=64, learning_rate=2e-3,
     ),
     ("listops", "published"): Recipe(
         partial(listops.load, Rules(), train=96_000, test=2000),
@@ -64,7 +64,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ),
     ("image", "small"): Recipe(
         images.digits,
-        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.1, steps=600, batch=32, learning_rate=2e-3,
+        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.1, steps=500, batch=32, learning_rate=2e-3,
     ),
     ("image", "published"): Recipe(
         images.mnist,
@@ -73,7 +73,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ),
     ("fashion", "small"): Recipe(
         partial(images.fashion, pixels=14, train=10_000, test=1000),
-        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.1, steps=400, batch=32, learning_rate=2e-3,
+        width=64, layers=2, heads=4, mlp=128, pool="cls", dropout=0.1, steps=300, batch=32, learning_rate=2e-3,
     ),
     ("fashion", "published"): Recipe(
         images.fashion,
@@ -82,7 +82,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ),
     ("bytes", "small"): Recipe(
         partial(text_bytes.load, 1024),
-        width=64, layers=2, heads=2, mlp=128, pool="mean", dropout=0.1, steps=120, batch=16, learning_rate=2e-3,
+        width=64, layers=2, heads=2, mlp=128, pool="mean", dropout=0.1, steps=100, batch=16, learning_rate=2e-3,
     ),
     ("bytes", "published"): Recipe(
         partial(text_bytes.load, 4096),

@@ -19,7 +19,7 @@ from dynattn.evals.training.results import Study
 from dynattn.evals.training.study import study
 from dynattn.methods import parse
 
-_POINTS = 6  # of a learning curve
+_POINTS = 4  # of a learning curve; each costs an evaluation, which for bytes takes as long as 13 steps
 _FLOORS = "floors.json"
 _KEPT = "kept.json"
 
