@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference import dropout
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
-# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P f 10i 0q")
+# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
+_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P Q f 11i I f 0q")
 # What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
 _NM_BACKWARD_ARGS = struct.Struct("6P 12q")
 _NO_STRIDES = (0, 0, 0, 0)
+_WORD64 = (1 << 64) - 1
 
 
 def nm_forward(
@@ -43,6 +45,9 @@ def nm_forward(
     allowed: Tensor | None,
     pattern: Pattern,
     isa: str,
+    *,
+    seed: int = 0,
+    needs_grad: bool = False,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -58,6 +63,8 @@ def nm_forward(
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2`` or ``portable``.
+        seed: of dropout, 64 bits.
+        needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
 
     Raises:
         ImportError: the library is not there.
@@ -66,7 +73,9 @@ def nm_forward(
 
     Source: arXiv:2203.00091.
     """
-    args = _forward_args(query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa)
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad
+    )
     status = _library().dynattn_nm_forward(args)
     if status != 0:
         _raise("nm_forward", status)
@@ -87,6 +96,8 @@ def nm_backward(
     d_scores: Tensor | None,
     pattern: Pattern,
     isa: str,
+    *,
+    seed: int = 0,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
 
@@ -97,7 +108,7 @@ def nm_backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
         grad_logsumexp: (batch, heads, q_len), float32, contiguous.
-        query, key, value, mask, pattern, isa: as the forward had them.
+        query, key, value, mask, pattern, isa, seed: as the forward had them.
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
@@ -107,7 +118,7 @@ def nm_backward(
 
     Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
     """
-    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa)
+    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True)
     args += _NM_BACKWARD_ARGS.pack(
         grad_out.data_ptr(),
         grad_logsumexp.data_ptr(),
@@ -170,6 +181,7 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
 def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
+    seed: int, needs_grad: bool,
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
@@ -194,6 +206,7 @@ def _forward_args(
         head_dim,
         value_dim,
         _parallel() or 0,
+        seed & _WORD64,
         pattern.scale,
         _DTYPES[query.dtype],
         0 if mask is None else _DTYPES[mask.dtype],
@@ -205,6 +218,9 @@ def _forward_args(
         pattern.causal,
         _ISAS[isa],
         torch.get_num_threads(),
+        needs_grad,
+        dropout.threshold(pattern.dropout_p),
+        1 / (1 - pattern.dropout_p),
     )
 
 

@@ -178,8 +178,8 @@ static void run_backward_block(const BackwardPlan& plan, const Section& section,
   product.scores = scratch.d_scores;
   product.rows.out = d_query;
   product.rows.out_stride = value_width(plan.product);
-  BackwardBlock block = {plan, section, scratch, {plan.scores, head, scratch.scores, batch, index, first, count, false},
-                         {plan.product, head, product, batch, index, first, count, false}};
+  BackwardBlock block = {plan, section, scratch, {plan.scores, head, scratch.scores, batch, index, first, count, false, true},
+                         {plan.product, head, product, batch, index, first, count, false, true}};
 
   const char* query = element(forward.query, batch * forward.query_strides[0] + index * forward.query_strides[1],
                               forward.dtype);

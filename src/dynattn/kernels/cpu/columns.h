@@ -157,12 +157,12 @@ static void list_survivors(const RowSet& set, const Strip& strip, int lane, KeyL
   }
 }
 
-// Column `lane` of a strip of weights by position. Zero and negative weights are those of entries not kept.
+// Column `lane` of a strip of weights by position. Those of entries not kept are below zero.
 static void list_kept(const RowSet& set, const Strip& strip, int lane, KeyList& list) {
   const int column = lane * kBackwardBlock;
   for (int first = 0; first < set.count; first += kWidth) {
     const Vec weights = load(strip.weights + column + first), gradients = load(strip.gradients + column + first);
-    const uint32_t dropped = bits(greater(broadcast(FLT_MIN), weights));  // false for NaN, which goes on
+    const uint32_t dropped = bits(greater(zero(), weights));  // false for NaN, which goes on
     append(list, first_lanes(set.count - first) & ~dropped, weights, gradients, load_ids(set.ids + first));
   }
 }

@@ -56,7 +56,8 @@ bool is_sound(const NMForwardArgs& args) {
   const bool counts =
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
-  return sizes && pattern && dtypes && counts && scale && args.threads >= 1;
+  const bool dropout = args.drop_below == 0 || args.keep_factor >= 1.0f;
+  return sizes && pattern && dtypes && counts && scale && dropout && args.threads >= 1;
 }
 
 struct Peak {

@@ -84,6 +84,7 @@ static void gradient_group(const BackwardBlock& block, int64_t group, int64_t ti
   const int64_t dim = plan.args->head_dim, rows = group * kR;
   const float* value = block.section.values + (tile - block.section.first_tile) * plan.tile * dim;
   const float* weights = block.scratch.scores.scores + rows * plan.tile;
+  const float* drops = block.scratch.scores.drops == nullptr ? nullptr : block.scratch.scores.drops + rows * plan.tile;
   float* d_scores = block.scratch.d_scores + rows * plan.tile;
   for (int panel = 0; panel < plan.tile / kPanelKeys; panel++) {
     Vec acc[kR][kV];
@@ -96,14 +97,17 @@ static void gradient_group(const BackwardBlock& block, int64_t group, int64_t ti
 #pragma GCC unroll 2
         for (int s = 0; s < kBits; s++) {  // survivors of a group: as many as bits of a place
           const int64_t at = int64_t{r} * (kTile / 2) + (panel * kBits + s) * kWidth;
-          const Vec d_weight = pick<kBits == 2 ? 2 : 1>(acc[r], choice[s]);
+          Vec d_weight = pick<kBits == 2 ? 2 : 1>(acc[r], choice[s]);
+          if (drops != nullptr) d_weight = mul(d_weight, load(drops + at));
           store(d_scores + at, mul(load(weights + at), sub(d_weight, delta)));
         }
       } else {
 #pragma GCC unroll 4
         for (int v = 0; v < kV; v++) {
           const int64_t at = int64_t{r} * plan.tile + panel * kPanelKeys + v * kWidth;
-          const Vec weight = load(weights + at), d_score = mul(weight, sub(acc[r][v], delta));
+          const Vec weight = load(weights + at);
+          const Vec d_weight = drops == nullptr ? acc[r][v] : mul(acc[r][v], load(drops + at));
+          const Vec d_score = mul(weight, sub(d_weight, delta));
           store(d_scores + at, select(greater(zero(), weight), zero(), d_score));  // below zero: not kept
         }
       }
@@ -120,7 +124,7 @@ static void add_keys_carefully(const BackwardBlock& block, const float* key_rows
     if (block.scratch.scores.kinds[i / plan.rows] == kSkipped) continue;
     for (int64_t position = 0; position < plan.tile; position++) {
       const int64_t at = i * plan.tile + position;
-      if (block.scratch.scores.scores[at] < FLT_MIN) continue;
+      if (block.scratch.scores.scores[at] < 0.0f) continue;
       const Vec d_score = broadcast(block.scratch.d_scores[at]);
       for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
         const float* key = key_rows + chunk * plan.tile * width + plan.value_of[position];
@@ -220,7 +224,7 @@ static void write_d_scores(const BackwardBlock& block, int64_t tile, GroupKind k
         position = (word / larger(kBits, 1) * (1 << kBits) + place) * kWidth + lane;
       }
       const int64_t key = first_key + plan.key_of[position];
-      if (key < args.kv_len && !(set.weights[i][at] < FLT_MIN)) row[key] = set.gradients[i][at];
+      if (key < args.kv_len && !(set.weights[i][at] < 0.0f)) row[key] = set.gradients[i][at];
     }
   }
 }
@@ -245,6 +249,8 @@ static void backward_tile(BackwardBlock& block, int64_t tile) {
   }
   if (!any) return;
   if (block.scores.careful) poison_rows(block);
+  const bool drops = plan.args->drop_below > 0;
+  if (drops) dropout_tile(block.scores, tile);
   for (int64_t group = 0; group * kR < block.scores.count; group++) {
     const GroupKind kind = block.scratch.scores.kinds[group];
     if (kind != kSkipped) gradient_group<kR, kV, kBits>(block, group, tile, kind);
@@ -256,6 +262,7 @@ static void backward_tile(BackwardBlock& block, int64_t tile) {
   } else {
     add_values<kR, kV, kBits>(block.product, key_rows);
   }
+  if (drops) drop_weights(block.scores, 0.0f);  // for dV; dS was made of the weights themselves
   sort_rows(block);
   if constexpr (kBits > 0) {
     if (block.scratch.rows[kChosenInRegisters]->count > 0) {

@@ -112,7 +112,7 @@ int32_t nm_forward(const NMForwardArgs& args) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
-  if (are_few(args)) return run_few(plan, products < kSmallWork ? 1 : args.threads);
+  if (are_few(args) && !args.needs_grad && args.drop_below == 0) return run_few(plan, products < kSmallWork ? 1 : args.threads);
   const int64_t wanted = smaller<int64_t>(args.threads, job.heads * job.tasks_per_head);
   const int threads = products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, wanted));
 
