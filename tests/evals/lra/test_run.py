@@ -37,7 +37,7 @@ def toy(train=256, test=48, seed=0) -> Data:
         each[draw.integers(len(each))] = 8 if label else 7
         tokens.append(each)
     parts = Split(tokens[:train], labels[:train]), Split(tokens[train:], labels[train:])
-    return Data(*parts, vocabulary=9, classes=2, length=20, ragged=True, source="sequences with an 8 and without")
+    return Data(*parts, vocabulary=9, classes=2, length=24, ragged=True, source="sequences with an 8 and without")
 
 
 def recipe(**changes) -> Recipe:
@@ -139,7 +139,7 @@ def test_kept_mass_leaves_padding_out(tmp_path, monkeypatch):
 
 
 def _padded(batch):
-    more = 20 - batch["input_ids"].shape[1]
+    more = 24 - batch["input_ids"].shape[1]  # as many columns as the model has positions
     return batch | {name: torch.nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
 
 
