@@ -20,6 +20,7 @@ from dynattn.evals.training.study import study
 from dynattn.methods import parse
 
 _POINTS = 4  # of a learning curve; each costs an evaluation, which for bytes takes as long as 13 steps
+_MOST_UNSAVED = 500  # steps that a kill may cost, where a quarter of the run would be more
 _FLOORS = "floors.json"
 _KEPT = "kept.json"
 
@@ -96,7 +97,7 @@ def lra(settings: Settings, output: Path, stage: Stage) -> Study:
         warmup=recipe.warmup,
         weight_decay=recipe.weight_decay,
         evaluate_every=max(1, steps // _POINTS),
-        save_every=max(1, steps // _POINTS),
+        save_every=max(1, min(steps // _POINTS, _MOST_UNSAVED)),
     )
     folder = runs_folder(output, settings.task, settings.size)
     seeds = range(settings.seeds)
