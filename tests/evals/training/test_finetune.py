@@ -126,6 +126,22 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
     assert "nothing about other seeds" in result.output.replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.model
+def test_a_real_encoder_is_trained_on_real_texts(tmp_path: Path):
+    arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "1", "--seeds", "1", "--threads", "1"]
+    result = CliRunner().invoke(APP, [*arguments, "--methods", "nm-1-2", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = Study.model_validate_json((tmp_path / "finetune-minilm-on-retrieval.json").read_text())
+    assert "8 passages of 128 tokens from 1 Wikipedia article" in found.summary
+    for arm in found.arms:
+        assert 0.5 < arm.score.mean <= 1
+    sparse = found.of("nm-1-2", trained=True)
+    assert sparse is not None
+    losses = [[point.value for point in arm.runs[0].losses] for arm in (found.dense, sparse)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[1] != losses[0]
+
+
 def test_ranking_loss_is_its_equation():
     draw = torch.Generator().manual_seed(0)
     q, d = (torch.nn.functional.normalize(torch.randn(3, 5, generator=draw), dim=-1) for _ in range(2))
@@ -209,6 +225,18 @@ def test_another_recipe_in_the_same_folder_is_refused(written: tuple[str, Path],
     assert result.exit_code == 2
     assert "has batch 1, now it is 2" in result.output
     assert "another --output" in result.output
+
+
+def test_other_texts_in_the_same_folder_are_refused(
+    written: tuple[str, Path], tiny_encoder: Path, many_texts: Path, tmp_path: Path
+):
+    for path in many_texts.iterdir():
+        (tmp_path / path.name).write_text(path.read_text().replace("moon", "mill"))
+    arguments = ["--model", str(tiny_encoder), "--text", str(tmp_path), "--items", "6", "--seeds", "2"]
+    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES]
+    result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "has data '" in result.output
 
 
 def test_json_refuses_unknown_fields(found: Study):

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks import Manpages, Retrieval, embedding
 from dynattn.evals.tasks.base import Inputs, Pair
-from dynattn.evals.training.experiment import Experiment
+from dynattn.evals.training.experiment import Experiment, digest
 from dynattn.evals.training.pretrained import fresh
 
 SCALE = 20.0  # of the cosines: an inverse temperature
@@ -78,9 +78,11 @@ class Pairs(Experiment):
         self.summary = f"{self.data.summary}; trained on {len(self.groups)} groups of {GROUP} others"
 
     def identity(self) -> dict[str, Any]:
+        texts = (text for group in self.groups for pair in group for text in pair)
         return {
             "model": self.base.description, "task": self.task.name, "items": len(self.labels),
             "tokens": self.data.length, "groups": len(self.groups), "group": GROUP,
+            "data": digest([repr(self.data.payload), *texts]),
         }  # fmt: skip
 
     def model(self, method: str) -> PairModel:
