@@ -73,7 +73,7 @@ def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: py
         for length, heads in ((70, 4), (90, 2), (90, 2))
     )
     mask = torch.rand(2, 1, 1, 90, generator=generator) > 0.3
-    arguments = (query, key, value, mask, 1, 2, 5, 2, 1, True, 0.25, aux)
+    arguments = (query, key, value, mask, None, 1, 2, 5, 2, 1, True, 0.25, 0.0, aux, False)
     got, right = nm._forward_cuda(*arguments, "cuda"), nm._forward_cuda(*arguments, "reference")
     assert got[0].transpose(1, 2).is_contiguous()  # as the query lies
     torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     aux: bool
     head_dim: int
     value_dim: int
+    dropout: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
@@ -138,6 +139,8 @@ def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
 def _cuda_cannot(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
+    if problem.dropout:
+        return "the kernels have no dropout"
     method = problem.method
     if method.stride != 1:
         return f"the kernels take groups of consecutive keys, not of stride {method.stride}"
@@ -149,6 +152,8 @@ def _sdpa_cannot(problem: Problem) -> str | None:
         return f"it is dense, and {problem.method.name} is not"
     if problem.aux:
         return "it returns no logsumexp"
+    if problem.dropout:
+        return "it draws its dropout otherwise"
     if problem.masked:
         return "it gives NaN for rows that a mask empties"
     if not problem.square_or_not_causal:
