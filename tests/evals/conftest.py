@@ -29,10 +29,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def many_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of six texts of about 1400 words: some to judge by, others to train on."""
+    """A folder of ten texts of about 1400 words: some to judge by, others to train on."""
     draw = random.Random(1)
     folder = tmp_path_factory.mktemp("many-texts")
-    for number in range(6):
+    for number in range(10):
         (folder / f"{number}.txt").write_text(" ".join(_sentence(draw) for _ in range(60)))
     return folder
 

@@ -28,7 +28,7 @@ from dynattn.report.finetune import page
 APP = typer.Typer()
 APP.command()(command)
 
-SIZES = ["--steps", "4", "--batch", "4", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
+SIZES = ["--steps", "4", "--batch", "1", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def found(written: tuple[str, Path]) -> Study:
 
 def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[str, Path]):
     text, folder = written
-    assert "without training" in text
+    assert "gain" in text
     assert "1:2, fine-tuned, less dense, fine-tuned" in text
     (report,) = folder.glob("*.html")
     assert report.name in text.replace("\n", "")
@@ -59,9 +59,7 @@ def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[
     assert names == {"sdpa-seed0", "sdpa-seed1", "nm-1-2-seed0", "nm-1-2-seed1"}
 
 
-def test_scores_without_training_are_those_of_the_task(
-    found: Study, tiny_encoder: Path, many_texts: Path
-):
+def test_scores_without_training_are_those_of_the_task(found: Study, tiny_encoder: Path, many_texts: Path):
     pretrained = load(str(tiny_encoder))
     task = make("retrieval", pretrained, items=6, tokens=64, texts=read(many_texts))
     data = task.prepare(pretrained)
@@ -128,6 +126,22 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
     assert "nothing about other seeds" in result.output.replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.model
+def test_a_real_encoder_is_trained_on_real_texts(tmp_path: Path):
+    arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "1", "--seeds", "1", "--threads", "1"]
+    result = CliRunner().invoke(APP, [*arguments, "--methods", "nm-1-2", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = Study.model_validate_json((tmp_path / "finetune-minilm-on-retrieval.json").read_text())
+    assert "8 passages of 128 tokens from 1 Wikipedia article" in found.summary
+    for arm in found.arms:
+        assert 0.5 < arm.score.mean <= 1
+    sparse = found.of("nm-1-2", trained=True)
+    assert sparse is not None
+    losses = [[point.value for point in arm.runs[0].losses] for arm in (found.dense, sparse)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[1] != losses[0]
+
+
 def test_ranking_loss_is_its_equation():
     draw = torch.Generator().manual_seed(0)
     q, d = (torch.nn.functional.normalize(torch.randn(3, 5, generator=draw), dim=-1) for _ in range(2))
@@ -170,13 +184,16 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
     ("arguments", "message"),
     [
         (["--methods", "nm-9-4"], "n must be between 1 and m"),
-        (["--task", "passkey"], "task must be one of retrieval, manpages, perplexity"),
+        (["--task", "passkey"], "task must be one of manpages, retrieval, perplexity"),
         (["--task", "perplexity"], "takes a model that is decoder"),
         (["--task", "manpages", "--text", "TEXTS"], "takes no texts"),
         (["--text", "/nonexistent"], "must be a file or a folder"),
         (["--seeds", "0"], "seeds must be at least 1"),
-        (["--learning-rate", "-1"], "learning_rate must be positive"),
-        (["--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
+        (
+            ["--learning-rate", "-1", "--text", "TEXTS", "--tokens", "64", "--items", "6"],
+            "learning_rate must be positive",
+        ),
+        (["--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 2"),
     ],
 )
 def test_wrong_options_end_with_a_reason(
@@ -201,15 +218,25 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.
         module.finetune(module.Settings(), tmp_path, lambda title, steps: lambda: None)
 
 
-def test_another_recipe_in_the_same_folder_is_refused(
-    written: tuple[str, Path], tiny_encoder: Path, many_texts: Path
-):
+def test_another_recipe_in_the_same_folder_is_refused(written: tuple[str, Path], tiny_encoder: Path, many_texts: Path):
     arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
-    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES, "--batch", "5"]
+    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES, "--batch", "2"]
     result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
     assert result.exit_code == 2
-    assert "has batch 4, now it is 5" in result.output
+    assert "has batch 1, now it is 2" in result.output
     assert "another --output" in result.output
+
+
+def test_other_texts_in_the_same_folder_are_refused(
+    written: tuple[str, Path], tiny_encoder: Path, many_texts: Path, tmp_path: Path
+):
+    for path in many_texts.iterdir():
+        (tmp_path / path.name).write_text(path.read_text().replace("moon", "mill"))
+    arguments = ["--model", str(tiny_encoder), "--text", str(tmp_path), "--items", "6", "--seeds", "2"]
+    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES]
+    result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "has data '" in result.output
 
 
 def test_json_refuses_unknown_fields(found: Study):

@@ -81,9 +81,7 @@ def test_a_run_writes_its_scores_its_curves_and_a_line_a_step(undisturbed: tuple
     assert json.loads((home / "job.json").read_text())["job"]["learning_rate"] == 3e-3
 
 
-def test_the_same_job_gives_the_same_and_another_seed_or_method_does_not(
-    undisturbed: tuple[Path, Run], tmp_path: Path
-):
+def test_the_same_job_gives_the_same_and_another_seed_or_method_does_not(undisturbed: tuple[Path, Run], tmp_path: Path):
     assert run(JOB(METHOD, 3), Tiny(), tmp_path, silent) == undisturbed[1]
     assert run(JOB(METHOD, 4), Tiny(), tmp_path, silent).scores != undisturbed[1].scores
     assert run(JOB("sdpa", 3), Tiny(), tmp_path, silent).scores != undisturbed[1].scores
@@ -103,9 +101,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_ends_alike(
     _resumed_as(undisturbed, tmp_path)
 
 
-def test_a_checkpoint_with_a_file_cut_short_is_passed_over(
-    undisturbed: tuple[Path, Run], killed: Path, tmp_path: Path
-):
+def test_a_checkpoint_with_a_file_cut_short_is_passed_over(undisturbed: tuple[Path, Run], killed: Path, tmp_path: Path):
     """The one before is of the middle of an epoch."""
     home = _copy(killed, tmp_path)
     weights = home / "checkpoint-10" / "model.safetensors"
@@ -163,6 +159,22 @@ def test_a_training_that_diverged_says_so(tmp_path: Path):
     with pytest.raises(ValueError, match="the training diverged"):
         run(replace(JOB(METHOD, 0), steps=1), Broken(), tmp_path, silent)
     assert not (tmp_path / "nm-1-2-seed0" / "result.json").exists()
+
+
+def test_a_run_that_ends_between_its_last_step_and_its_result_ends_alike(undisturbed: tuple[Path, Run], tmp_path: Path):
+    class Stopped(Tiny):
+        calls = 0
+
+        def evaluate(self, model, advance):
+            self.calls += 1
+            if self.calls == 3:  # two on the way
+                raise KeyboardInterrupt
+            return super().evaluate(model, advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(JOB(METHOD, 3), Stopped(), tmp_path, silent)
+    assert checkpoints.last_complete(tmp_path / "nm-1-2-seed3") == tmp_path / "nm-1-2-seed3" / "checkpoint-10"
+    _resumed_as(undisturbed, tmp_path)
 
 
 def test_progress_is_told_once_a_step_and_from_where_it_resumes(killed: Path, tmp_path: Path):

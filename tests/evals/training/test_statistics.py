@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-scipy_stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("scipy")
+
+from scipy.stats import t
 
 from dynattn.evals.compare.statistics import interval
 from dynattn.evals.training.statistics import contrast
@@ -23,7 +25,7 @@ def test_where_only_the_seeds_differ_it_is_students_interval_over_the_seeds():
     found = contrast(np.repeat(seeds[:, None], 50, axis=1))
     assert found.mean == pytest.approx(0.4)
     assert found.degrees == pytest.approx(2)
-    assert _half(found) == pytest.approx(scipy_stats.t.ppf(0.975, 2) * seeds.std(ddof=1) / 3**0.5)
+    assert _half(found) == pytest.approx(t.ppf(0.975, 2) * seeds.std(ddof=1) / 3**0.5)
     assert found.by_seed == pytest.approx(seeds)
     assert found.over == "seeds and items"
 
@@ -32,7 +34,7 @@ def test_where_only_the_items_differ_it_is_students_interval_over_the_items():
     items = np.random.default_rng(0).normal(size=40)
     found = contrast(np.repeat(items[None], 3, axis=0))
     assert found.degrees == pytest.approx(39)
-    assert _half(found) == pytest.approx(scipy_stats.t.ppf(0.975, 39) * items.std(ddof=1) / 40**0.5)
+    assert _half(found) == pytest.approx(t.ppf(0.975, 39) * items.std(ddof=1) / 40**0.5)
 
 
 def test_one_seed_gives_the_bootstrap_over_the_items_and_says_so():

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
+
+
+def digest(parts: Iterable[str]) -> str:
+    """A short name for data, for :meth:`Experiment.identity`: other data gets another one."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() + b"\0")
+    return found.hexdigest()[:16]
 
 
 class Experiment(ABC):

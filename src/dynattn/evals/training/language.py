@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks import Perplexity
-from dynattn.evals.training.experiment import Experiment
+from dynattn.evals.training.experiment import Experiment, digest
 from dynattn.evals.training.pretrained import fresh
 
 
@@ -41,6 +41,7 @@ class Language(Experiment):
         return {
             "model": self.base.description, "task": self.task.name, "items": len(self.labels),
             "tokens": self.task.tokens, "blocks": len(self.blocks),
+            "data": digest(str(ids.tolist()) for ids in (*self.data.payload, *self.blocks)),
         }  # fmt: skip
 
     def model(self, method: str) -> nn.Module:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def study(
         methods=methods,
         seeds=list(dict.fromkeys(seeds)),
         processes=processes().num_processes,
-        machine=machine(),
+        machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
         arms=[*_arms(before, None, {}), *_arms(after, before, times)],
         seconds=time.perf_counter() - began,
     )

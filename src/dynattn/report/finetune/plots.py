@@ -51,6 +51,7 @@ def standing(found: Study) -> str:
     right.set_yticks([])
     left.set_xlabel(found.metric)
     right.set_xlabel("difference to dense")
+    right.locator_params(axis="x", nbins=5)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return svg(figure, "score and difference to dense by method, without and with training")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,31 +18,33 @@ from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.compare.run import Stage
 from dynattn.evals.packages import PackageUnavailableError
 from dynattn.evals.tasks import DataMissingError
-from dynattn.evals.training.results import Arm, Study, slug
+from dynattn.evals.training.results import Arm, Contrast, Study, slug
 from dynattn.evals.training.run import processes
 from dynattn.report.compare import interval, label, reading
 from dynattn.report.finetune.document import how_sure, page, sentences, trained
 
+_BARS = 8  # shown at a time; a study has dozens, more than a terminal has lines
+_WIDTH = 9  # of a signed number with four digits and a bracket
 _STYLES = {"worse": "red", "better": "green"}
 
 
 def summary(found: Study) -> Table:
     """One row a method: scores without and with training, differences to dense, gain, time of a step."""
     before = found.of(BASELINE, trained=False) is not None
-    table = Table(title=f"{found.name}: {found.metric}", title_justify="left")
+    table = Table(title=f"{found.name}: {found.metric}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("method")
-    for name in (["without training"] if before else []) + [trained(found)]:
+    for name in (["without\ntraining"] if before else []) + [trained(found).replace("-", "-\n")]:
         table.add_column(name, justify="right")
-        table.add_column("difference to dense [95%]", justify="right")
+        table.add_column("less dense\n[95%]", justify="right", min_width=_WIDTH)
     if before:
-        table.add_column("gain by training [95%]", justify="right")
-    table.add_column("s a step", justify="right")
+        table.add_column("gain\n[95%]", justify="right", min_width=_WIDTH)
+    table.add_column("s a\nstep", justify="right")
     for method in found.methods:
         after = found.of(method, trained=True)
         arms = [arm for arm in (found.of(method, trained=False), after) if arm is not None]
         cells = [cell for arm in arms for cell in _cells(found, arm)]
         if after and after.gain:
-            cells.append(Text(interval(after.gain), _STYLES.get(reading(after.gain, found.higher_is_better), "")))
+            cells.append(_colored(found, after.gain))
         seconds = f"{after.seconds.median:.2f}" if after and after.seconds else "–"
         table.add_row(label(method), *cells, seconds)
     return table
@@ -85,8 +88,14 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
 
 
 def _cells(found: Study, arm: Arm) -> list[str | Text]:
-    style = _STYLES.get(reading(arm.difference, found.higher_is_better), "")
-    return [f"{arm.score.mean:.4f}", Text(interval(arm.difference), style)]
+    return [f"{arm.score.mean:.4f}", _colored(found, arm.difference)]
+
+
+def _colored(found: Study, contrast: Contrast | None) -> Text:
+    """A mean over its interval."""
+    mean, _, bounds = interval(contrast).partition(" ")
+    style = _STYLES.get(reading(contrast, found.higher_is_better), "")
+    return Text(f"{mean}\n{bounds}".strip(), style)
 
 
 @contextmanager
@@ -101,6 +110,8 @@ def _stages(console: Console) -> Iterator[Stage]:
     with Progress(*columns, console=console) as progress:
 
         def stage(title: str, steps: int) -> Callable[[], None]:
+            for old in progress.tasks[:-_BARS]:
+                progress.update(old.id, visible=False)
             bar = progress.add_task(title, total=steps)
             return lambda: progress.advance(bar)
 
