@@ -17,9 +17,7 @@ from dynattn.report.compare import interval, label
 
 def main(paths: list[Path]) -> None:
     """A row for each study and method; kept mass in models trained dense (before) and with the method (after)."""
-    print(
-        "| task | seeds | best floor | method | accuracy [95%] | less dense [95%] | kept mass, trained dense / with it |"
-    )
+    print("| task | seeds | best floor | method | accuracy [95%] | less dense [95%] | kept mass, before / after |")
     print("|---|---|---|---|---|---|---|")
     for path in paths:
         found = Study.model_validate_json(path.read_text(encoding="utf-8"))
