@@ -1,4 +1,4 @@
-"""Loading and launching of small kernels, and the device's own limits; shared by the steps of the device run."""
+"""Loading and launching of small kernels; shared by the steps of the device run."""
 
 from __future__ import annotations
 
@@ -56,28 +56,3 @@ def _driver() -> Any:
     from importlib import import_module
 
     return import_module("cuda.bindings.driver")
-
-
-def median_milliseconds(function: Any, rounds: int = 20) -> float:
-    """Of one call, by events on the device."""
-    function()
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
-
-
-def limits() -> dict[str, float]:
-    """What the device reaches at best: a matrix product, and a copy in memory."""
-    n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = median_milliseconds(lambda: a @ b)
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy = median_milliseconds(lambda: target.copy_(source))
-    return {"matrix_tflops": 2 * n**3 / product / 1e9, "copy_tbytes": 2 * source.numel() / copy / 1e9}

@@ -35,6 +35,8 @@ import rates  # noqa: E402
 import sanitize  # noqa: E402
 import torch  # noqa: E402
 
+from dynattn.bench import machine  # noqa: E402
+from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 
@@ -75,10 +77,10 @@ class Run:
         found |= {"nvrtc": loader.nvrtc_version()}
         if self.dry:
             return found
-        properties = torch.cuda.get_device_properties(0)
-        return found | device.limits() | {
-            "device": properties.name, "describe": driver.device(0), "cannot": driver.unavailable_reason(0),
-            "memory": properties.total_memory, "l2": properties.L2_cache_size, "driver": _output("nvidia-smi", "-q"),
+        limits = roofline(device="cuda")
+        return found | machine.machine("cuda") | {
+            "describe": driver.device(0), "cannot": driver.unavailable_reason(0),
+            "matrix_tflops": (limits.flops or 0) * 1e-12, "copy_tbytes": limits.bandwidth * 1e-12,
         }  # fmt: skip
 
     def warm(self) -> dict:
@@ -103,7 +105,7 @@ class Run:
         return probe.run()
 
     def tests(self) -> dict:
-        parallel = ["-n", "8"] if find_spec("xdist") and not self.dry else []
+        parallel = ["-n", "12"] if find_spec("xdist") and not self.dry else []
         command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
         return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
 
@@ -135,27 +137,16 @@ class Run:
 
     def attention(self) -> list[dict]:
         if self.dry:
-            return attention.measure(attention.Case(1, 2, 64, 64, causal=True), device="cpu", timed=False)
-        records = []
-        for case in [*attention.paper(), *attention.lengths()]:
-            if self.left < _SANITIZER_SECONDS * len(_TOOLS) + 20:
-                records.append({"label": case.label, "left_out": "no time"})
-                continue
-            records += attention.measure(case)
-            print("  ", _line([r for r in records if r["label"] == case.label]), flush=True)
-        return records
+            return attention.without_a_device(self.output)
+        found = self.results.get("machine", {})
+        limits = Roofline(found["matrix_tflops"] * 1e12, found["copy_tbytes"] * 1e12, "bfloat16", 0)
+        reserve = _SANITIZER_SECONDS * len(_TOOLS) + 20
+        return attention.run(self.output, limits, lambda: self.left > reserve)
 
     def earlier_kernel(self) -> list[dict]:
-        """The kernel of earlier devices on Hopper."""
         if self.dry or driver.device(0).arch != "sm_90a":
             return []
-        with attention.without_wgmma():
-            return [
-                record | {"function": f"{record['function']} by mma"}
-                for head_dim in (64, 128)
-                for record in attention.measure(attention.Case(4, 2048 // head_dim, 4096, head_dim))
-                if "kernel" in record
-            ]
+        return attention.earlier_kernel()
 
     def sanitizer(self) -> dict:
         if self.dry:
@@ -198,29 +189,6 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path}
 
 
-def _output(*command: str) -> str:
-    """First line with the driver's version."""
-    text = subprocess.run(command, capture_output=True, text=True).stdout
-    return next((line.split(":")[1].strip() for line in text.splitlines() if "Driver Version" in line), "")
-
-
-def _line(records: list[dict]) -> str:
-    """One case: the time of each function, and how many times as fast as the best dense one it is."""
-    dense = [
-        r["milliseconds"] for r in records if "milliseconds" in r and "kernel" not in r and r["function"] != "unfused"
-    ]
-    words = []
-    for record in records:
-        if "milliseconds" in record:
-            ratio = f" {min(dense) / record['milliseconds']:.2f}×" if dense and "kernel" in record else ""
-            words.append(f"{record['function']} {record['milliseconds']:.3f} ms{ratio}")
-        else:
-            words.append(
-                f"{record['function']}: {record.get('failed') or ('wrong' if not record.get('right') else 'right')}"
-            )
-    return f"{records[0]['label']}: " + ", ".join(words) if records else ""
-
-
 def _summary(results: dict) -> str:
     lines = [f"{name}: {json.dumps(results.get(name))[:400]}" for name in ("machine", "warm", "tests", "sanitizer")]
     lines += [f"probe: {json.dumps(record)}" for record in _list(results.get("probe"))]
@@ -229,8 +197,8 @@ def _summary(results: dict) -> str:
     for record in _list(results.get("attention")):
         if "function" in record:
             cases.setdefault(record["label"], []).append(record)
-    lines += [_line(records) for records in cases.values()]
-    lines += [_line([record]) for record in _list(results.get("earlier_kernel"))]
+    lines += [attention.line(records) for records in cases.values()]
+    lines += [attention.line([record]) for record in _list(results.get("earlier_kernel"))]
     return "\n".join([*lines, f"seconds: {json.dumps(results['seconds'])}"])
 
 

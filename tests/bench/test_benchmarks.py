@@ -9,11 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from dynattn.bench.cases import suite
 from dynattn.bench.check import Check
 from dynattn.bench.machine import machine
 from dynattn.bench.record import Record, Result, save
 from dynattn.bench.roofline import Roofline
+from dynattn.bench.suites import suite
 from dynattn.bench.timing import Timing
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

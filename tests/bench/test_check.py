@@ -10,7 +10,7 @@ import torch
 from dynattn.bench import run
 from dynattn.bench.cases import Workload
 from dynattn.bench.check import Checker
-from dynattn.bench.peers import PEERS
+from dynattn.bench.peers import peers
 from dynattn.methods import NM
 from dynattn.reference import nm as reference
 
@@ -27,7 +27,7 @@ METHODS = [NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 2, window=8, sinks=2)]
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.label)
 def test_peers_are_dense_attention(workload):
     inputs = workload.inputs()
-    for name, make in PEERS.items():
+    for name, make in peers(workload).items():
         check = Checker(workload, *inputs).check(make(workload, *inputs)(), NM(1, 1))
         assert check.passed, (name, check)
         assert check.rows == workload.batch * workload.heads * min(workload.q_len, 25)

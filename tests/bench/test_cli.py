@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dynattn.bench import cases, command, run
+from dynattn.bench import command, run, suites
 from dynattn.bench.cases import Workload
 from dynattn.bench.record import load
 from dynattn.bench.roofline import Roofline
@@ -18,8 +18,8 @@ TINY = Workload(heads=2, q_len=16, head_dim=8)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(cases._SUITES, "targets", [(TINY, (NM(1, 1), NM(1, 2)))])
-    monkeypatch.setattr(command, "roofline", lambda: Roofline(2e11, 2e10, "avx2", torch.get_num_threads()))
+    monkeypatch.setitem(suites._CPU, "targets", [(TINY, (NM(1, 1), NM(1, 2)))])
+    monkeypatch.setattr(command, "roofline", lambda **_: Roofline(2e11, 2e10, "avx2", torch.get_num_threads()))
 
 
 def _bench(tmp_path, *arguments: str):
@@ -52,7 +52,15 @@ def test_wrong_kernel_fails_the_command(tiny, tmp_path, monkeypatch):
     assert result.output.count("WRONG:") == 2
 
 
-@pytest.mark.parametrize("arguments", [("--suite", "fast"), ("--methods", "top-k")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_reason_is_said(tmp_path):
+    result = _bench(tmp_path, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "torch sees no CUDA device here" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("--device", "tpu"), ("--suite", "fast"), ("--methods", "top-k")])
 def test_unknown_names_are_explained(arguments, tmp_path):
     result = _bench(tmp_path, *arguments)
     assert result.exit_code == 2

@@ -14,7 +14,7 @@ from dynattn.bench.machine import describe, machine
 from dynattn.bench.page import page
 from dynattn.bench.record import Record, Result, load, save
 from dynattn.bench.roofline import Roofline, roofline
-from dynattn.bench.table import COLUMNS, cells, limits, mistakes, warning
+from dynattn.bench.table import cells, columns, limits, mistakes, note, warning
 from dynattn.bench.timing import Timing
 
 RIGHT, WRONG = Check(1e-7, 1e-6, 40), Check(0.5, 1e-6, 40)
@@ -64,17 +64,69 @@ def test_speedups_and_shares(record):
 
 
 def test_cells(record):
-    row = dict(zip(COLUMNS, cells(record, record.results[3]), strict=True))
+    row = cells(record, record.results[3])
+    assert tuple(row) == columns(record)
     assert row["heads×length×dim"] == "12×2048×64"
     assert (row["ms"], row["× SDPA"], row["× unfused"], row["× dense"]) == ("55", "2.00", "6.00", "2.00")
     assert (row["GFLOP/s"], row["of peak"], row["disturbed"]) == ("109", "55%", "0/3")
 
 
 def test_wrong_result_shows_no_figure(record):
-    row = cells(record, record.results[4])
-    assert row[3] == "WRONG"
+    row = list(cells(record, record.results[4]).values())
+    assert row[:4] == ["12×2048×64", "nm-2-4", "torch", "WRONG"]
     assert not any(row[4:])
     assert mistakes(record) == ["WRONG: nm-2-4 (torch) on 12×2048×64: off by 5.0e-01, may be 1.0e-06"]
+
+
+@pytest.fixture
+def gpu_record() -> Record:
+    workload = replace(WORKLOAD, dtype="bfloat16")
+    times = {"sdpa": 1.2e-4, "sdpa-flash": 1.0e-4, "unfused": 1e-3, "nm-1-2": 0.8e-4}
+    results = tuple(
+        replace(_result(name, (seconds,) * 3, 2e10), workload=workload, call=2e-4) for name, seconds in times.items()
+    )
+    refused = replace(results[0], function="sdpa-cudnn", timing=None, check=Check(0.0, 0.0, 0), failed="no kernel")
+    here = machine() | {"gpu": {"name": "A GPU", "multiprocessors": 132, "driver": "580", "cuda": "13", "cudnn": 9}}
+    return Record("paper", here, Roofline(8e14, 4e12, "bfloat16", 0), (*results, refused))
+
+
+def test_on_a_gpu_the_fastest_dense_attention_is_the_baseline(gpu_record):
+    workload = gpu_record.results[0].workload
+    assert gpu_record.baseline(workload) == "sdpa-flash"
+    row = cells(gpu_record, gpu_record.results[3])
+    assert tuple(row) == columns(gpu_record)
+    assert (row["ms"], row["× best dense"], row["× SDPA"], row["× unfused"]) == ("0.08", "1.25", "1.50", "12.50")
+    assert (row["TFLOP/s"], row["dense TFLOP/s"], row["of peak"]) == ("250", "100", "31%")
+    assert (row["of copy"], row["call ms"]) == ("0%", "0.2")
+    assert limits(gpu_record.roofline) == (
+        "800 TFLOP/s in a large matrix product (bfloat16), 4.00 TB/s in a large copy"
+    )
+    assert set(columns(gpu_record, short=True)) <= set(row)
+    assert gpu_record.baseline(WORKLOAD) == "sdpa"  # nothing was timed there
+
+
+def test_a_peer_that_refuses_is_not_wrong(gpu_record):
+    refused = gpu_record.results[4]
+    assert not refused.wrong
+    assert cells(gpu_record, refused)["ms"] == "cannot"
+    assert mistakes(gpu_record) == []
+
+
+def test_float32_has_no_share_of_a_gpus_16_bit_peak(gpu_record):
+    tf32 = replace(gpu_record.results[3], workload=replace(WORKLOAD, dtype="tf32"))
+    assert gpu_record.share_of_peak(tf32) is None
+    assert gpu_record.share_of_bandwidth(tf32) == pytest.approx((1 << 20) / 0.8e-4 / 4e12)
+
+
+def test_a_gpus_page_and_words(gpu_record, tmp_path):
+    save(gpu_record, tmp_path / "r.json")
+    assert load(tmp_path / "r.json") == gpu_record
+    html = page(gpu_record)
+    assert "the fastest dense attention" in html
+    assert "on A GPU" in html
+    assert "cannot" in html
+    assert describe(gpu_record.machine).startswith("A GPU, 132 multiprocessors, driver 580, CUDA 13, cuDNN 9; torch")
+    assert "CUDA graph" in note(gpu_record)
 
 
 def test_attainable_is_the_lower_roof():

@@ -48,6 +48,25 @@ def test_every_round_calls_every_function_once_in_changing_order(clock):
     assert len(set(rounds)) == 6  # each of the orders occurs, so no function always follows the same one
 
 
+def test_another_clock_and_functions_of_several_calls(clock):
+    """As for CUDA graphs: seconds come from ``elapsed``, and each function holds four calls."""
+    asked = []
+
+    def elapsed(function, calls: int) -> float:
+        asked.append(calls)
+        for _ in range(calls):
+            function()
+        return 0.4 * calls
+
+    timing = interleaved(
+        {"f": clock.function("f", 1.0)}, rounds=3, min_sample=1.0, clock=clock, waited=_nothing_waited, elapsed=elapsed,
+        each=4,
+    )["f"]  # fmt: skip
+    assert timing.samples == pytest.approx((0.1,) * 3)
+    assert timing.calls == 3 * 4  # three of 0.4 seconds last for at least one
+    assert asked[-3:] == [3, 3, 3]
+
+
 def test_seconds_bound_the_rounds_but_not_below_the_least(clock):
     functions = {"f": clock.function("f", 1.0)}
     assert len(interleaved(functions, seconds=12.0, clock=clock, waited=_nothing_waited)["f"].samples) == 12

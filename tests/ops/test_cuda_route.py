@@ -31,16 +31,50 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (problem(), "cuda", ""),
         (problem(NM(2, 4, window=64, sinks=4), torch.float16, masked=True, aux=True, head_dim=80), "cuda", ""),
-        (problem(NM(2, 2)), "sdpa", "the kernels compute 1:2 and 2:4, not 2:2"),
-        (problem(NM(2, 2), masked=True), "reference", "the kernels compute 1:2 and 2:4, not 2:2"),
+        (problem(NM(2, 2)), "sdpa", ""),
+        (problem(NM(2, 2), masked=True), "cuda", ""),
+        (problem(NM(1, 1), aux=True), "cuda", ""),
+        (problem(NM(1, 1, stride=3), square_or_not_causal=False), "cuda", ""),
+        (problem(NM(1, 2, stride=16, window=64)), "cuda", ""),
+        (problem(NM(2, 4, stride=2)), "cuda", ""),
+        (problem(NM(2, 4, stride=3)), "reference", "the kernels take strides of 1, 2, 4, 8 and 16, not 3"),
+        (problem(NM(1, 2, stride=64)), "reference", "the kernels take strides of 1, 2, 4, 8 and 16, not 64"),
         (problem(NM(3, 8)), "reference", "the kernels compute 1:2 and 2:4, not 3:8"),
-        (problem(dtype=torch.float32), "reference", "the kernels take bfloat16 and float16, not float32"),
+        (problem(dtype=torch.float64), "reference", "the kernels take bfloat16, float16 and float32, not float64"),
         (problem(head_dim=20), "reference", "the kernels take a head_dim of 8, 16, … 256, not 20"),
     ],
 )
 def test_route(case: Problem, backend: str, why: str) -> None:
     assert route(case, "auto") == backend
     assert explain_choice(case, "auto").rejected.get("cuda", "") == why
+
+
+@pytest.mark.usefixtures("device")
+def test_float32_needs_the_users_leave_to_round() -> None:
+    refusal = explain_choice(problem(dtype=torch.float32), "auto")
+    assert refusal.backend == "reference"
+    assert "torch.set_float32_matmul_precision('high') allows it" in refusal.rejected["cuda"]
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert route(problem(dtype=torch.float32), "auto") == "cuda"
+        assert route(problem(NM(2, 4), torch.float32, masked=True), "auto") == "cuda"
+        wide = explain_choice(problem(dtype=torch.float32, head_dim=136), "auto")
+        assert wide.rejected["cuda"] == "the kernels take a head_dim of 8, 16, … 128, not 136"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_compiled_code_asks_whether_tf32_is_allowed_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(cuda, "nm_forward", lambda *arguments: called.append(arguments))
+    x = torch.randn(1, 1, 8, 8)
+    arguments = (x, x, x, None, None, 1, 2, 0, 0, 1, False, 0.5, 0.0, False, False)
+    right = nm._forward_cuda(*arguments, "reference")
+    assert torch.equal(nm._forward_cuda(*arguments, "cuda")[0], right[0])
+    assert not called
+    monkeypatch.setattr(cuda, "tf32_allowed", lambda: True)
+    nm._forward_cuda(*arguments, "cuda")
+    assert len(called) == 1
 
 
 def test_where_no_kernel_can_run_the_reference_does_and_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +97,9 @@ def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it(
 @pytest.mark.parametrize("aux", [False, True])
 def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def emulated(*arguments: Any) -> None:
-        *call, pattern = arguments
-        emulator.run(launch.prepare(*call, pattern=pattern, device=driver.Device(0, "sm_80", 1, 163 * 1024)))
+        *call, pattern, for_backward = arguments
+        device = driver.Device(0, "sm_80", 1, 163 * 1024)
+        emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward))
 
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     generator = torch.Generator().manual_seed(0)

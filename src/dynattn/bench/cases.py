@@ -11,7 +11,7 @@ true FLOPs says how well it runs, and its dense FLOPs over its time how much it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +19,11 @@ from torch import Tensor
 
 from dynattn.methods.nm import NM
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "tf32": torch.float32,  # on a GPU, with matrix products rounded to TensorFloat-32
+}  # fmt: skip
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "tf32": "tf32"}
 _GRID = 4  # queries and keys are multiples of 1/4, so that scores are exact in every dtype and the choice is too
 _CLIP = 4.0  # and no larger than this: 16 steps take 5 bits, bfloat16 has 8
 
@@ -35,7 +39,7 @@ class Workload:
         batch: sequences.
         kv_heads: heads of key and value; 0 for ``heads``.
         kv_len: keys; 0 for ``q_len``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``tf32``: float32 with products in TensorFloat-32.
         causal: forbid keys after the query; needs ``q_len == kv_len``, where PyTorch's alignment is ours.
         layout: order in memory. ``bhld`` is contiguous (batch, heads, length, head_dim); ``blhd`` is a transposed view
             of (batch, length, heads, head_dim), what a model's projection gives.
@@ -73,7 +77,7 @@ class Workload:
         length = str(self.q_len) if self.q_len == self.kv_len else f"{self.q_len}→{self.kv_len}"
         words = [f"{heads}×{length}×{self.head_dim}"]
         words += ["causal"] if self.causal else []
-        words += [{"bfloat16": "bf16", "float16": "fp16"}[self.dtype]] if self.dtype != "float32" else []
+        words += [_SHORT[self.dtype]] if self.dtype != "float32" else []
         words += ["transposed"] if self.layout == "blhd" else []
         return " ".join(words)
 
@@ -107,13 +111,13 @@ class Workload:
         """Of ``method``: the whole QKᵀ, and PV for the kept pairs."""
         return self.batch * self.heads * 2 * self.head_dim * (self.pairs + self.kept_pairs(method))
 
-    def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, drawn from a normal distribution.
+    def inputs(self, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, drawn from a normal distribution on ``device``.
 
         Queries and keys are rounded to a grid on which every score is exact, whatever the order of the sum: then
         two right kernels choose the same pairs, ties included, and their results can be compared.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
         query = self._draw(self.heads, self.q_len, generator)
         key = self._draw(self.kv_heads, self.kv_len, generator)
         value = self._draw(self.kv_heads, self.kv_len, generator)
@@ -131,11 +135,9 @@ class Workload:
         return sinks + end - start
 
     def _draw(self, heads: int, length: int, generator: torch.Generator) -> Tensor:
-        if self.layout == "blhd":
-            x = torch.randn(self.batch, length, heads, self.head_dim, generator=generator).transpose(1, 2)
-        else:
-            x = torch.randn(self.batch, heads, length, self.head_dim, generator=generator)
-        return x.to(DTYPES[self.dtype])
+        order = (self.batch, length, heads) if self.layout == "blhd" else (self.batch, heads, length)
+        x = torch.randn(*order, self.head_dim, generator=generator, device=generator.device)
+        return (x.transpose(1, 2) if self.layout == "blhd" else x).to(DTYPES[self.dtype])
 
 
 def _chosen(method: NM, keys: int) -> int:
@@ -174,70 +176,5 @@ class Case:
         return self.flops / self.bytes
 
 
-def suite(name: str) -> tuple[Case, ...]:
-    """The cases of a named suite; those of one workload stand together and are timed together.
-
-    Args:
-        name: one of :func:`suites`.
-
-    Raises:
-        ValueError: no suite has this name.
-    """
-    if name not in _SUITES:
-        raise ValueError(f"suite: name must be one of {', '.join(_SUITES)}: got {name!r}")
-    return tuple(Case(workload, method) for workload, methods in _SUITES[name] for method in methods)
-
-
-def suites() -> tuple[str, ...]:
-    """Names of the suites."""
-    return tuple(_SUITES)
-
-
 def _to_grid(x: Tensor) -> Tensor:
     return ((x * _GRID).round() / _GRID).clamp(-_CLIP, _CLIP)
-
-
-_METHODS = (NM(1, 1), NM(1, 2), NM(2, 4))
-_WINDOW = NM(1, 2, window=64, sinks=4)
-_MAIN = ((48, 384, 64), (48, 512, 64), (24, 1024, 64), (12, 2048, 64), (6, 4096, 64), (12, 512, 32), (12, 1024, 128))
-
-
-def _targets() -> list[tuple[Workload, tuple[NM, ...]]]:
-    both = [Workload(*shape, causal=causal) for shape in _MAIN for causal in (False, True)]
-    return [
-        (workload, (*_METHODS, _WINDOW) if workload.q_len == 2048 else _METHODS)
-        for workload in both
-        if workload.q_len >= 1024 or not workload.causal
-    ]
-
-
-_BERT = Workload(batch=4, heads=12, q_len=512, head_dim=64)  # a BERT-base layer
-_LLAMA = Workload(heads=32, kv_heads=8, q_len=1024, head_dim=128, causal=True)  # a Llama-3-8B layer
-
-_SUITES: dict[str, list[tuple[Workload, tuple[NM, ...]]]] = {
-    "targets": _targets(),
-    "small": [
-        (Workload(heads, length, 64, causal=causal), _METHODS)
-        for heads in (1, 12)
-        for length in (64, 128, 256, 384)
-        for causal in (False, True)
-    ],
-    # the paper's shapes, batch 48 and 24 there: a CPU needs no more than 2 and 1 to be full
-    "paper": [
-        (Workload(batch=1 if length == 4096 else 2, heads=4, q_len=length, head_dim=64), _METHODS)
-        for length in (256, 512, 1024, 2048, 4096)
-    ],
-    "dtypes": [
-        (replace(Workload(12, length, 64), dtype=dtype), _METHODS)
-        for length in (512, 2048)
-        for dtype in ("float32", "bfloat16", "float16")
-    ],
-    "layout": [
-        (replace(workload, layout=layout), _METHODS) for workload in (_BERT, _LLAMA) for layout in ("bhld", "blhd")
-    ],
-    "decode": [
-        (Workload(heads=32, kv_heads=kv_heads, q_len=1, kv_len=kv_len, head_dim=128), _METHODS)
-        for kv_heads in (32, 8)
-        for kv_len in (1024, 8192)
-    ],
-}

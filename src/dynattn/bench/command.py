@@ -12,38 +12,47 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dynattn.bench.cases import Case, Workload, suite
+from dynattn.bench import cuda
+from dynattn.bench.cases import Case, Workload
 from dynattn.bench.machine import describe, machine
 from dynattn.bench.page import page
 from dynattn.bench.record import Record, save
 from dynattn.bench.roofline import roofline
 from dynattn.bench.run import by_workload, measure
-from dynattn.bench.table import COLUMNS, NOTE, cells, limits, mistakes, warning
+from dynattn.bench.suites import suite
+from dynattn.bench.table import cells, columns, limits, mistakes, note, warning
 from dynattn.methods import NM, parse
 
-_COLUMNS = ("heads×length×dim", "function", "ms", "× SDPA", "quartiles", "× unfused", "× dense", "of peak")
+_DEVICES = ("cpu", "cuda")
 
 
-def cases(name: str, methods: list[str]) -> tuple[Case, ...]:
+def cases(name: str, methods: list[str], device: str = "cpu") -> tuple[Case, ...]:
     """The cases of a suite.
 
     Args:
         name: of the suite.
         methods: short names, instead of the suite's own; empty for those.
+        device: ``cpu`` or ``cuda``; it decides the suite's shapes.
 
     Raises:
-        ValueError: no such suite or method.
+        ValueError: no such suite, method or device; or nothing can run on the device here.
     """
+    if device not in _DEVICES:
+        raise ValueError(f"bench: device must be one of {', '.join(_DEVICES)}: got {device!r}")
+    reason = cuda.unavailable_reason() if device == "cuda" else None
+    if reason is not None:
+        raise ValueError(f"bench: device must be one that can run here: got {device!r}, and {reason}")
     if not methods:
-        return suite(name)
+        return suite(name, device)
     chosen = [_nm(method.strip()) for method in methods]
-    return tuple(Case(workload, method) for workload in by_workload(suite(name)) for method in chosen)
+    return tuple(Case(workload, method) for workload in by_workload(suite(name, device)) for method in chosen)
 
 
 def run_command(
     name: str,
     cases: tuple[Case, ...],
     *,
+    device: str,
     threads: int,
     seconds: float,
     rounds: int | None,
@@ -56,6 +65,7 @@ def run_command(
     Args:
         name: of the suite, for the titles.
         cases: what to run.
+        device: ``cpu`` or ``cuda``.
         threads: for torch and the kernels; 0 leaves torch's setting.
         seconds, rounds: for each workload, as :func:`dynattn.bench.timing.interleaved` takes them.
         backend: as :func:`dynattn.attention` takes it.
@@ -67,19 +77,21 @@ def run_command(
     """
     console = Console(highlight=False, markup=False, emoji=False)  # "N:M:" is no emoji
     with _threads(threads):
-        record = _run(name, by_workload(cases), seconds, rounds, backend, console)
+        record = _run(name, by_workload(cases), device, seconds, rounds, backend, console)
     save(record, output)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(page(record), encoding="utf-8")
     console.print(_table(record))
     console.print(limits(record.roofline))
-    console.print(NOTE, style="dim")
+    console.print(note(record), style="dim")
+    for function, reason in _refusals(record).items():
+        console.print(f"{function} does not take some workloads: {reason}", style="dim")
     for line in mistakes(record):
         console.print(line, style="bold red")
     if warning(record):
         console.print(warning(record), style="bold yellow")
     console.print(f"written: {output}, {report}")
-    return all(result.check.passed for result in record.results)
+    return not any(result.wrong for result in record.results)
 
 
 def _nm(name: str) -> NM:
@@ -90,9 +102,10 @@ def _nm(name: str) -> NM:
 
 
 def _run(
-    name: str, groups: dict[Workload, list[NM]], seconds: float, rounds: int | None, backend: str, console: Console
-) -> Record:
-    here = machine()
+    name: str, groups: dict[Workload, list[NM]], device: str, seconds: float, rounds: int | None, backend: str,
+    console: Console,
+) -> Record:  # fmt: skip
+    here = machine(device)
     console.print(describe(here))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # redrawn between rounds alone: a thread that redraws by itself would take a core from the samples
@@ -103,32 +116,38 @@ def _run(
             progress.update(task, description=what, advance=advance, refresh=True)
 
         show("machine's limits")
-        limit = roofline()
+        limit = roofline(device=device)
         results = []
         for workload, methods in groups.items():
             show(f"{workload.label}: checking")
             results += measure(
-                workload, methods, backend=backend, seconds=seconds, rounds=rounds,
+                workload, methods, device=device, backend=backend, seconds=seconds, rounds=rounds,
                 on_round=lambda taken, label=workload.label: show(f"{label}: round {taken}"),
             )  # fmt: skip
             show(workload.label, advance=1)
-        limit = limit.or_higher(roofline())
+        limit = limit.or_higher(roofline(device=device))
     return Record(name, here, limit, tuple(results))
 
 
 def _table(record: Record) -> Table:
     table = Table(title=f"dynattn bench: {record.suite}", box=box.SIMPLE, padding=0, show_edge=False)  # 80 columns
-    for column in _COLUMNS:
-        left = column in _COLUMNS[:2]
+    shown = columns(record, short=True)
+    for column in shown:
+        left = column in shown[:2]
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for results in record.by_workload().values():
         for i, result in enumerate(results.values()):
-            named = dict(zip(COLUMNS, cells(record, result), strict=True))
-            row = [named[column] for column in _COLUMNS]
-            style = None if result.check.passed else "bold red"
+            named = cells(record, result)
+            row = [named[column] for column in shown]
+            style = "bold red" if result.wrong else None
             table.add_row("" if i else row[0], *row[1:], style=style)
         table.add_section()
     return table
+
+
+def _refusals(record: Record) -> dict[str, str]:
+    """For each peer that does not take some workload, why."""
+    return {result.function: result.failed for result in record.results if result.failed}
 
 
 @contextmanager

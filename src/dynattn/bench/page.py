@@ -7,16 +7,17 @@ import html
 from dynattn.bench import plots
 from dynattn.bench.machine import describe
 from dynattn.bench.record import Record
-from dynattn.bench.table import COLUMNS, NOTE, NOTE_MORE, cells, limits, mistakes, warning
+from dynattn.bench.table import cells, columns, limits, mistakes, note, warning
 from dynattn.report.page import Section, render, svg, table
 
 
 def page(record: Record) -> str:
     """The page: speed-ups, shares of the machine's peak, every figure, the machine."""
+    baseline = plots.baseline_name(record)
     sections = [
         Section(
-            "Speed-up over scaled_dot_product_attention",
-            f"<figure>{svg(plots.speedups(record), 'Speed-up of each function over SDPA, by workload')}</figure>",
+            f"Speed-up over {baseline}",
+            f"<figure>{svg(plots.speedups(record), f'Speed-ups over {baseline}, by workload')}</figure>",
             "Medians of the ratios within each round; the lines on the bars are quartiles. A workload is named by "
             "batch · heads × length × head_dim.",
         )
@@ -33,11 +34,12 @@ def page(record: Record) -> str:
     sections += [
         Section(
             "Figures",
-            warned + table(COLUMNS, [cells(record, result) for result in record.results]),
-            f"{NOTE} {NOTE_MORE}",
+            warned + table(columns(record), [list(cells(record, result).values()) for result in record.results]),
+            note(record, more=True),
         ),
         Section(
             "Machine", f"<p>{html.escape(describe(record.machine))}</p><p>{html.escape(limits(record.roofline))}</p>"
         ),
     ]
-    return render("Attention kernels", f"Suite {record.suite} on {record.machine['processor']}", sections)
+    where = record.machine["gpu"]["name"] if record.on_gpu else record.machine["processor"]
+    return render("Attention kernels", f"Suite {record.suite} on {where}", sections)

@@ -1,12 +1,13 @@
-"""Pictures of a record: speed-ups over SDPA, and how much of the machine each function uses."""
+"""Pictures of a record: speed-ups over dense attention, and how much of the machine each function uses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dynattn.bench.peers import SDPA, UNFUSED
+from dynattn.bench.peers import DENSE, SDPA, UNFUSED
 from dynattn.bench.record import Record, Result
+from dynattn.bench.timing import Spread
 from dynattn.report.page import COLORS, new_figure
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ _FIXED = {SDPA: COLORS[5], UNFUSED: COLORS[6], "dense": COLORS[0], "nm-2-4": COL
 
 
 def speedups(record: Record) -> Figure:
-    """Bars over the workloads: how many times as fast as SDPA, with quartiles."""
-    functions = [name for name in functions_of(record) if name != SDPA]
+    """Bars over the workloads: how many times as fast as the baseline, with quartiles."""
+    functions = [name for name in functions_of(record) if name not in DENSE]
     figure, axes = _figure(record)
     draw_speedups(axes, record, functions)
     return figure
@@ -41,7 +42,7 @@ def shares_of_peak(record: Record) -> Figure:
 def draw_speedups(
     axes: Axes, record: Record, functions: Sequence[str], values: bool = False, ink: str = "black"
 ) -> None:
-    """Draw speed-ups over SDPA into ``axes``.
+    """Draw speed-ups over :meth:`Record.baseline` into ``axes``.
 
     Args:
         axes: to draw into.
@@ -51,13 +52,16 @@ def draw_speedups(
         ink: colour of the lines.
     """
 
+    def spread_of(result: Result) -> Spread | None:
+        return record.speedup(result.workload, result.function, record.baseline(result.workload))
+
     def speedup(result: Result) -> float | None:
-        spread = record.speedup(result.workload, result.function)
+        spread = spread_of(result)
         return spread.median if spread else None
 
     bars = _bars(axes, record, functions, speedup)
     for result, x, height in bars:
-        spread = record.speedup(result.workload, result.function)
+        spread = spread_of(result)
         if spread is None:
             continue
         axes.plot([x, x], [spread.q1, spread.q3], color=ink, linewidth=0.8)
@@ -67,8 +71,13 @@ def draw_speedups(
                 fontsize=7,
             )  # fmt: skip
     axes.axhline(1, color=ink, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_ylabel("times as fast as SDPA")
+    axes.set_ylabel(f"times as fast as {baseline_name(record)}")
     _legend(axes, len(functions))
+
+
+def baseline_name(record: Record) -> str:
+    """What :meth:`Record.baseline` is, in words."""
+    return "the fastest dense attention" if record.on_gpu else "SDPA"
 
 
 def functions_of(record: Record) -> list[str]:

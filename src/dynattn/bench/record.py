@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynattn.bench.cases import Workload
+from dynattn.bench.cases import DTYPES, Workload
 from dynattn.bench.check import Check
-from dynattn.bench.peers import SDPA
+from dynattn.bench.peers import DENSE, SDPA
 from dynattn.bench.roofline import Roofline
 from dynattn.bench.timing import Spread, Timing
 
@@ -20,12 +20,15 @@ class Result:
     Attributes:
         workload: the problem.
         function: ``sdpa``, ``unfused`` or the short name of a method.
-        backend: what ran: ``torch`` for the peers, else the backend of :func:`dynattn.explain`.
+        backend: what ran: ``torch`` for the peers, else the backend of :func:`dynattn.explain` and, on a GPU, which
+            of its kernels.
         flops: what the function needs; ``dense_flops`` what dense attention needs for the same.
         dense_flops: see ``flops``.
         bytes: moved at least once.
         check: was the result right.
         timing: None where it was not.
+        call: on a GPU, seconds of one call from Python after another; None where it was not taken.
+        failed: why a peer does not take the workload; empty where it does.
     """
 
     workload: Workload
@@ -36,6 +39,13 @@ class Result:
     bytes: int
     check: Check
     timing: Timing | None
+    call: float | None = None
+    failed: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether there was a result, and not the right one."""
+        return not self.failed and not self.check.passed
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,19 @@ class Record:
             groups.setdefault(result.workload, {})[result.function] = result
         return groups
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU was measured."""
+        return self.machine.get("gpu") is not None
+
+    def baseline(self, workload: Workload) -> str:
+        """What speed-ups are over: on a GPU the fastest dense attention there was; on a CPU that is SDPA."""
+        group = self.by_workload().get(workload, {})
+        medians = {
+            name: result.timing.median for name, result in group.items() if name in DENSE and result.timing is not None
+        }
+        return min(medians, key=lambda name: medians[name]) if self.on_gpu and medians else SDPA
+
     def speedup(self, workload: Workload, function: str, baseline: str = SDPA) -> Spread | None:
         """How many times as fast as the baseline; None where either was not timed."""
         group = self.by_workload().get(workload, {})
@@ -71,10 +94,19 @@ class Record:
         return own.speedup(base) if own is not None and base is not None else None
 
     def share_of_peak(self, result: Result) -> float | None:
-        """FLOPs a second that the function needs, over the machine's; None where either was not measured."""
+        """FLOPs a second that the function needs, over the machine's; None where either was not measured.
+
+        A GPU's peak is that of 16-bit products; those of float32 have another, and get no share.
+        """
         if result.timing is None or self.roofline.flops is None:
             return None
+        if self.on_gpu and DTYPES[result.workload.dtype].itemsize != 2:
+            return None
         return result.flops / result.timing.median / self.roofline.flops
+
+    def share_of_bandwidth(self, result: Result) -> float | None:
+        """Bytes a second that have to be moved, over the machine's; None where the function was not timed."""
+        return None if result.timing is None else result.bytes / result.timing.median / self.roofline.bandwidth
 
 
 def save(record: Record, path: Path) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dynattn.bench import cuda
 from dynattn.bench.timing import interleaved
 from dynattn.kernels import cpu
 
 _COPY_BYTES = 1 << 28  # eight times a large L3, so that the copy goes through memory
+_PRODUCT, _GPU_COPY_BYTES = 8192, 1 << 30  # fill any GPU; twenty times a large L2
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Roofline:
     Attributes:
         flops: multiply-add peak in FLOP/s (a multiply-add is 2); None where the kernel library is not there.
         bandwidth: of memory in bytes/s, by a copy: read plus written.
-        isa: instruction set of ``flops``.
-        threads: used for both.
+        isa: instruction set of ``flops``; on a GPU ``bfloat16``, of a large matrix product through torch.
+        threads: of the CPU, used for both; 0 on a GPU.
     """
 
     flops: float | None
@@ -46,12 +48,15 @@ class Roofline:
         return replace(self, flops=flops, bandwidth=max(self.bandwidth, other.bandwidth))
 
 
-def roofline(seconds: float = 0.5) -> Roofline:
-    """Measure with the current number of threads.
+def roofline(seconds: float = 0.5, device: str = "cpu") -> Roofline:
+    """Measure, on a CPU with the current number of threads.
 
     Args:
         seconds: for each of the two limits.
+        device: ``cpu`` or ``cuda``.
     """
+    if device == "cuda":
+        return _of_gpu(seconds)
     threads = torch.get_num_threads()
     if cpu.unavailable_reason() is None:
         isa = cpu.best_isa()
@@ -60,6 +65,19 @@ def roofline(seconds: float = 0.5) -> Roofline:
     else:
         isa = flops = None
     return Roofline(flops, _bandwidth(seconds), isa, threads)
+
+
+def _of_gpu(seconds: float) -> Roofline:
+    """A matrix product of ``_PRODUCT`` cubed on random bfloat16, and a copy in the device's memory."""
+    a, b = (torch.randn(_PRODUCT, _PRODUCT, device=cuda.DEVICE).bfloat16() for _ in range(2))
+    source = torch.zeros(_GPU_COPY_BYTES, dtype=torch.uint8, device=cuda.DEVICE)
+    target, product = torch.empty_like(source), torch.empty_like(a)
+    timings = interleaved(
+        {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)},
+        seconds=2 * seconds, waited=lambda: None, elapsed=cuda.elapsed,
+    )  # fmt: skip
+    fastest = {name: min(timing.samples) for name, timing in timings.items()}
+    return Roofline(2 * _PRODUCT**3 / fastest["product"], 2 * _GPU_COPY_BYTES / fastest["copy"], "bfloat16", 0)
 
 
 def _bandwidth(seconds: float) -> float:

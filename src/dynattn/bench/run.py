@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynattn import attention, explain
+from dynattn.bench import cuda
 from dynattn.bench.cases import Case, Workload
-from dynattn.bench.check import Checker
-from dynattn.bench.peers import PEERS
+from dynattn.bench.check import Check, Checker
+from dynattn.bench.peers import SDPA, peers
 from dynattn.bench.record import Result
-from dynattn.bench.timing import interleaved
+from dynattn.bench.timing import Timing, interleaved
+from dynattn.kernels.cuda import kernel_name
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 
 _DENSE = NM(1, 1)
+_CALL_COUNTS = 1 << 22  # query rows times keys, below which what a call costs from Python is worth knowing
+
+_Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+class _Function(NamedTuple):
+    """What is timed: ``make`` gives, for inputs, a call without arguments."""
+
+    make: Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]
+    meant: NM
+    route: str
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold it; the reference looks at values on the way, which none can."""
+        return self.route != "reference"
 
 
 def by_workload(cases: Iterable[Case]) -> dict[Workload, list[NM]]:
@@ -30,6 +52,7 @@ def measure(
     workload: Workload,
     methods: Iterable[NM],
     *,
+    device: str = "cpu",
     backend: str = "auto",
     seconds: float = 2.0,
     rounds: int | None = None,
@@ -37,37 +60,90 @@ def measure(
 ) -> list[Result]:
     """Check and time the peers and the methods on one workload.
 
-    A function whose result is wrong is not timed.
+    A function whose result is wrong is not timed, nor is a peer that does not take the workload.
 
     Args:
         workload: the problem.
         methods: what to time besides the peers; as a user calls it, through :func:`dynattn.attention`.
+        device: ``cpu`` or ``cuda``.
         backend: as :func:`dynattn.attention` takes it.
         seconds, rounds, on_round: as :func:`dynattn.bench.timing.interleaved` takes them.
 
     Returns:
         One result a function: the peers, then the methods.
     """
-    query, key, value = workload.inputs()
-    calls: dict[str, Callable[[], Tensor]] = {name: make(workload, query, key, value) for name, make in PEERS.items()}
-    meant, routes = dict.fromkeys(PEERS, _DENSE), dict.fromkeys(PEERS, "torch")
-    for method in methods:
-        calls[method.name] = _call(query, key, value, method, workload.causal, backend)
-        meant[method.name] = method
-        routes[method.name] = explain(query, key, value, method, causal=workload.causal, backend=backend).backend
-    with torch.inference_mode():
-        checker = Checker(workload, query, key, value)
-        checks = {name: checker.check(call(), meant[name]) for name, call in calls.items()}
-        right = {name: call for name, call in calls.items() if checks[name].passed}
-        timings = interleaved(right, seconds=seconds, rounds=rounds, on_round=on_round) if right else {}
+    on_gpu = device == "cuda"
+    with torch.inference_mode(), cuda.precision(workload) if on_gpu else nullcontext():
+        sets = cuda.input_sets(workload) if on_gpu else [workload.inputs()]
+        functions = _functions(workload, methods, sets[0], device, backend)
+        checks, failed = _check(workload, sets[0], functions)
+        right = {name: functions[name] for name, check in checks.items() if check.passed}
+        time = partial(interleaved, seconds=seconds, rounds=rounds, on_round=on_round)
+        timings, calls = (_on_gpu if on_gpu else _on_cpu)(workload, sets, right, time) if right else ({}, {})
     return [
         Result(
-            workload, name, routes[name], Case(workload, meant[name]).flops, workload.dense_flops, workload.bytes,
-            checks[name], timings.get(name),
+            workload, name, function.route, Case(workload, function.meant).flops, workload.dense_flops,
+            workload.bytes, checks.get(name, Check(0.0, 0.0, 0)), timings.get(name), calls.get(name),
+            failed.get(name, ""),
         )
-        for name in calls
+        for name, function in functions.items()
     ]  # fmt: skip
 
 
-def _call(query: Tensor, key: Tensor, value: Tensor, method: NM, causal: bool, backend: str) -> Callable[[], Tensor]:
-    return lambda: attention(query, key, value, method, causal=causal, backend=backend)
+def _functions(
+    workload: Workload, methods: Iterable[NM], inputs: _Inputs, device: str, backend: str
+) -> dict[str, _Function]:
+    """By name."""
+    found = {
+        name: _Function(partial(peer, workload), _DENSE, "torch") for name, peer in peers(workload, device).items()
+    }
+    for method in methods:
+        route = explain(*inputs, method, causal=workload.causal, backend=backend).backend
+        if route == "cuda":
+            route += " " + kernel_name(*inputs, Pattern.of(method, workload.causal, workload.head_dim**-0.5))
+        found[method.name] = _Function(partial(_attend, workload, method, backend), method, route)
+    return found
+
+
+def _attend(
+    workload: Workload, method: NM, backend: str, query: Tensor, key: Tensor, value: Tensor
+) -> Callable[[], Tensor]:
+    return lambda: attention(query, key, value, method, causal=workload.causal, backend=backend)
+
+
+def _check(
+    workload: Workload, inputs: _Inputs, functions: dict[str, _Function]
+) -> tuple[dict[str, Check], dict[str, str]]:
+    """Whether each result is right; and why a peer gives none."""
+    checker = Checker(workload, *inputs)
+    checks, failed = {}, {}
+    for name, function in functions.items():
+        try:
+            checks[name] = checker.check(function.make(*inputs)(), function.meant)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if function.route != "torch" or name == SDPA:  # only a peer that is asked for by name may refuse
+                raise
+            failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return checks, failed
+
+
+_Timings = tuple[dict[str, Timing], dict[str, float]]  # and, on a GPU, seconds of a call from Python
+
+
+def _on_cpu(
+    workload: Workload, sets: list[_Inputs], functions: dict[str, _Function], time: Callable[..., dict[str, Timing]]
+) -> _Timings:
+    return time({name: function.make(*sets[0]) for name, function in functions.items()}), {}
+
+
+def _on_gpu(
+    workload: Workload, sets: list[_Inputs], functions: dict[str, _Function], time: Callable[..., dict[str, Timing]]
+) -> _Timings:
+    calls = {name: [function.make(*inputs) for inputs in sets] for name, function in functions.items()}
+    runs = {
+        name: (cuda.captured if function.capturable else cuda.in_turn)(calls[name])
+        for name, function in functions.items()
+    }
+    timings = time(runs, min_sample=cuda.MIN_SAMPLE, waited=lambda: None, elapsed=cuda.elapsed, each=len(sets))
+    small = workload.q_len * workload.kv_len <= _CALL_COUNTS
+    return timings, {name: cuda.from_python(each) for name, each in calls.items()} if small else {}

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 DISTURBED = 0.02  # share of a sample's time spent waiting for a core, above which it counts as disturbed
@@ -108,6 +109,8 @@ def interleaved(
     min_sample: float = 0.02,
     clock: Callable[[], float] = time.perf_counter,
     waited: Callable[[], float | None] = threads_waited,
+    elapsed: Callable[[Callable[[], object], int], float] | None = None,
+    each: int = 1,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Timing]:
     """Time functions in alternation.
@@ -119,6 +122,9 @@ def interleaved(
         min_sample: repeat short functions until a sample lasts about this long, in seconds.
         clock: gives the time in seconds.
         waited: gives the seconds spent waiting for a core so far, or None where unknown.
+        elapsed: seconds that so many calls of a function take, for what the host's clock does not see; None to take
+            ``clock`` before and after.
+        each: calls that a function makes of what is timed; a sample is divided by it.
         on_round: called after each round with the number of rounds taken.
 
     Returns:
@@ -133,7 +139,8 @@ def interleaved(
         raise ValueError(
             f"interleaved: seconds, rounds and min_sample must be positive: got {seconds}, {rounds}, {min_sample}"
         )
-    calls = {name: _calibrate(function, min_sample, clock) for name, function in functions.items()}
+    elapsed = elapsed or partial(_host_seconds, clock=clock)
+    calls = {name: _calibrate(function, min_sample, elapsed) for name, function in functions.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     shares: dict[str, list[float]] = {name: [] for name in functions}
     shuffle = random.Random(0).shuffle  # the same orders in every run; each neighbour comes first as often as last
@@ -145,8 +152,8 @@ def interleaved(
             order = list(functions)
             shuffle(order)
             for name in order:
-                elapsed, share = _sample(functions[name], calls[name], clock, waited)
-                samples[name].append(elapsed / calls[name])
+                taken_seconds, share = _sample(functions[name], calls[name], elapsed, waited)
+                samples[name].append(taken_seconds / (calls[name] * each))
                 shares[name] += [] if share is None else [share]
             taken += 1
             if on_round is not None:
@@ -154,37 +161,44 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(tuple(samples[name]), calls[name], tuple(shares[name])) for name in functions}
+    return {name: Timing(tuple(samples[name]), calls[name] * each, tuple(shares[name])) for name in functions}
 
 
-def _sample(
-    function: Callable[[], object], calls: int, clock: Callable[[], float], waited: Callable[[], float | None]
-) -> tuple[float, float | None]:
-    """Seconds of ``calls`` calls, and the share of them spent waiting for a core."""
-    before = waited()
+def _host_seconds(function: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
+    """Seconds of ``calls`` calls by the host's clock."""
     start = clock()
     for _ in range(calls):
         function()
-    elapsed = clock() - start
+    return clock() - start
+
+
+def _sample(
+    function: Callable[[], object],
+    calls: int,
+    elapsed: Callable[[Callable[[], object], int], float],
+    waited: Callable[[], float | None],
+) -> tuple[float, float | None]:
+    """Seconds of ``calls`` calls, and the share of them spent waiting for a core."""
+    before = waited()
+    seconds = elapsed(function, calls)
     after = waited()
     if before is None or after is None:
-        return elapsed, None
-    return elapsed, max(0.0, after - before) / elapsed if elapsed > 0 else 0.0  # a thread that ended takes its count
+        return seconds, None
+    return seconds, max(0.0, after - before) / seconds if seconds > 0 else 0.0  # a thread that ended takes its count
 
 
-def _calibrate(function: Callable[[], object], min_sample: float, clock: Callable[[], float]) -> int:
+def _calibrate(
+    function: Callable[[], object], min_sample: float, elapsed: Callable[[Callable[[], object], int], float]
+) -> int:
     """Calls that fill ``min_sample``; warms the function up on the way."""
     function()  # first call: allocations, thread pools, compiled code
     calls = 1
     while True:
-        start = clock()
-        for _ in range(calls):
-            function()
-        elapsed = clock() - start
-        if elapsed >= 0.5 * min_sample:
-            return max(1, math.ceil(calls * min_sample / elapsed))
+        seconds = elapsed(function, calls)
+        if seconds >= 0.5 * min_sample:
+            return max(1, math.ceil(calls * min_sample / seconds))
         # at most tenfold at a time, since a short measurement can be far off
-        calls *= 10 if elapsed <= 0.05 * min_sample else math.ceil(min_sample / elapsed)
+        calls *= 10 if seconds <= 0.05 * min_sample else math.ceil(min_sample / seconds)
 
 
 def _run_delay(task: Path) -> int:

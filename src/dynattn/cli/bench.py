@@ -1,4 +1,4 @@
-"""``dynattn bench``: kernels against SDPA and unfused attention."""
+"""``dynattn bench``: kernels against dense attention, fused and unfused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _SUITE = "targets: lengths 384–4096; small: 64–384; paper: the shapes of arX
 
 def bench(
     suite: Annotated[str, typer.Option(help=_SUITE)] = "targets",
+    device: Annotated[str, typer.Option(help="cpu, or cuda for the GPU at hand and shapes that fill one.")] = "cpu",
     methods: Annotated[str, typer.Option(help="Short names, comma-separated, instead of the suite's own.")] = "",
     threads: Annotated[int, typer.Option(min=0, help="Of torch and the kernels; 0 leaves torch's setting.")] = 0,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for one workload, all functions together.")] = 3.0,
@@ -24,12 +25,12 @@ def bench(
     from dynattn.bench.command import cases, run_command
 
     try:
-        chosen = cases(suite, methods.split(",") if methods else [])
+        chosen = cases(suite, methods.split(",") if methods else [], device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     right = run_command(
-        suite, chosen, threads=threads, seconds=seconds, rounds=rounds or None, backend=backend, output=output,
-        report=report,
+        suite, chosen, device=device, threads=threads, seconds=seconds, rounds=rounds or None, backend=backend,
+        output=output, report=report,
     )  # fmt: skip
     if not right:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ _BACKWARD_GRADS = 4  # the tensors in front of the inputs: grad_out, grad_logsum
 
 
 def forward(
-    info: Any, in_dims: tuple, *arguments: Any, call: Callable[..., tuple[Tensor, ...]] | None = None
+    info: Any, in_dims: tuple, *arguments: Any, call: Any = None
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """The rule of ``nm_attention``, as ``torch.library.register_vmap`` takes it; ``call`` stands for the operator."""
     size = info.batch_size
@@ -23,7 +22,9 @@ def forward(
     return _unfold(outputs, size)
 
 
-def backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+def backward(
+    info: Any, in_dims: tuple, *arguments: Any, call: Any = None
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """The rule of ``nm_attention_backward``. Gradients of what was not mapped are summed by the caller's own rules."""
     size, first = info.batch_size, _BACKWARD_GRADS
     tensors = _fold(arguments[: first + 3], in_dims[: first + 3], size)
@@ -33,7 +34,7 @@ def backward(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, 
     mask_needs_grad = arguments[-2]
     if mask_needs_grad:  # each of the mapped calls has a gradient of its own
         mask = _fold_mask(attn_mask, mask_dim, size, arguments[first], in_dims[first], always=True)
-    outputs = torch.ops.dynattn.nm_attention_backward(*tensors, mask, *arguments[first + 4 :])
+    outputs = (call or torch.ops.dynattn.nm_attention_backward)(*tensors, mask, *arguments[first + 4 :])
     gradients, dims = _unfold(outputs, size)
     if mask_needs_grad:
         inner = attn_mask.shape if mask_dim is None else attn_mask.movedim(mask_dim, 0).shape[1:]

@@ -31,10 +31,13 @@ class Problem(NamedTuple):
     head_dim: int
     value_dim: int
     dropout: bool = False
+    needs_grad: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
         """Backends that ``auto`` tries on this device before the reference."""
+        if self.device.type == "cuda" and self.method.keeps_everything:
+            return ("sdpa", "cuda")  # which computes it as well, but with products twice over
         return _FASTEST_FIRST.get(self.device.type, _ANYWHERE)
 
 
@@ -141,10 +144,8 @@ def _cuda_cannot(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}"
     if problem.dropout:
         return "the kernels have no dropout"
-    method = problem.method
-    if method.stride != 1:
-        return f"the kernels take groups of consecutive keys, not of stride {method.stride}"
-    return cuda.cannot(problem.dtype, method.n, method.m, problem.head_dim, problem.value_dim, problem.device)
+    cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
+    return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
 
 def _sdpa_cannot(problem: Problem) -> str | None:

@@ -19,6 +19,24 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+class _Gradient(torch.autograd.Function):
+    """``nm_attention_backward`` for transforms; the arguments are the operator's."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.dynattn.nm_attention_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    backward = staticmethod(nm.refuse_second_derivatives)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        return batching.backward(info, in_dims, *arguments, call=_Gradient.apply)
+
+
 class NMAttention(torch.autograd.Function):
     """``nm_attention`` for transforms; the arguments are the operator's."""
 
@@ -27,7 +45,10 @@ class NMAttention(torch.autograd.Function):
         return torch.ops.dynattn.nm_attention(*arguments)
 
     setup_context = staticmethod(nm.setup_context)
-    backward = staticmethod(nm.autograd_backward)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple:
+        return nm.autograd_backward(ctx, *gradients, call=_Gradient.apply)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -125,17 +125,23 @@ def expected(problem: Problem) -> reference.Forward:
     return reference.forward(p.query.double(), p.key.double(), p.value.double(), p.method, mask, p.causal, p.scale)
 
 
+def tf32(x: Tensor) -> Tensor:
+    """float32 rounded to TF32, 10 bits of mantissa, ties away from 0."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def plain(problem: Problem) -> Tensor:
-    """The same computation in the element type by plain PyTorch: weights rounded to it, sums in float32."""
+    """The same computation in the element type by plain PyTorch: operands rounded to it, sums in float32."""
     p = problem
-    s = reference.scores(p.query, p.key, p.mask, p.causal, p.scale, p.key.shape[2] - p.query.shape[2])
+    rounded = tf32 if p.query.dtype == torch.float32 else lambda x: x.to(p.query.dtype).float()
+    s = reference.scores(rounded(p.query), rounded(p.key), p.mask, p.causal, p.scale, p.key.shape[2] - p.query.shape[2])
     kept = reference.choose(s, p.method, p.key.shape[2] - p.query.shape[2])
     s = s.masked_fill(~kept, -math.inf)
     top = s.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     weights = (s - top).exp()
-    value = p.value.where(p.value.isfinite(), 0.0).float()  # under a mask: the kernels must not see them
+    value = rounded(p.value.where(p.value.isfinite(), 0.0))  # under a mask: the kernels must not see them
     value = value.repeat_interleave(p.query.shape[1] // p.value.shape[1], 1)
-    out = weights.to(p.query.dtype).float() @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+    out = rounded(weights) @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
     return out.to(p.query.dtype)
 
 

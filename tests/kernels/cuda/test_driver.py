@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynattn import NM
 from dynattn.kernels.cuda import cannot, driver, loader
 from dynattn.kernels.cuda.variants import WGMMA_HEAD_DIMS
 
@@ -23,6 +24,7 @@ _RUN = """
 import json, sys, threading
 import torch
 from dynattn.kernels.cuda import driver, launch, loader
+from dynattn.kernels.pattern import Pattern
 
 code = sys.argv[1].encode() + b"\\0"
 loader.compile_variant = lambda variant, arch: loader.Compiled(f"nm_forward_{variant.kernel}_{arch}", code)
@@ -31,7 +33,7 @@ query, key, value = (torch.randn(2, 2, 130, 64).to(torch.float16) for _ in range
 out, logsumexp = torch.empty_like(query), torch.empty(2, 2, 130)
 prepared = [
     launch.prepare(query, key[:, :, :length], value[:, :, :length], None, out, logsumexp, None, None, None,
-                   n=1, m=2, window=0, sinks=0, causal=True, scale=0.125, device=device)
+                   Pattern(1, 2, 0, 0, 1, True, 0.125), device)
     for length in (129, 128, 128)
 ]
 for one in prepared:
@@ -147,7 +149,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_all_is_well(hopper: pytest.MonkeyPatch) -> None:
-    assert cannot(torch.bfloat16, 1, 2, 64, 64, HOPPER) is None
+    assert cannot(torch.bfloat16, NM(1, 2), 64, 64, HOPPER) is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_where_the_kernels_cannot_run_the_reason_is_given(
     hopper: pytest.MonkeyPatch, where, name: str, answer, text: str
 ) -> None:
     hopper.setattr(where, name, answer)
-    reason = cannot(torch.bfloat16, 1, 2, 64, 64, HOPPER)
+    reason = cannot(torch.bfloat16, NM(1, 2), 64, 64, HOPPER)
     assert reason is not None
     assert text in reason
 
@@ -177,23 +179,24 @@ def test_where_the_kernels_cannot_run_the_reason_is_given(
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
-        ((torch.float32, 1, 2, 64, 64), "take bfloat16 and float16, not float32"),
-        ((torch.bfloat16, 3, 8, 64, 64), "compute 1:2 and 2:4, not 3:8"),
-        ((torch.bfloat16, 1, 1, 64, 64), "compute 1:2 and 2:4, not 1:1"),
-        ((torch.bfloat16, 1, 2, 20, 64), "take a head_dim of 8, 16, … 256, not 20"),
-        ((torch.bfloat16, 1, 2, 64, 260), "take a value_dim of 8, 16, … 256, not 260"),
+        ((torch.float64, NM(1, 2), 64, 64), "take bfloat16, float16 and float32, not float64"),
+        ((torch.float32, NM(1, 2), 64, 64), "TF32, which is not allowed here"),
+        ((torch.bfloat16, NM(3, 8), 64, 64), "compute 1:2 and 2:4, not 3:8"),
+        ((torch.bfloat16, NM(1, 2, stride=32), 64, 64), "take strides of 1, 2, 4, 8 and 16, not 32"),
+        ((torch.bfloat16, NM(1, 2), 20, 64), "take a head_dim of 8, 16, … 256, not 20"),
+        ((torch.bfloat16, NM(1, 2), 64, 260), "take a value_dim of 8, 16, … 256, not 260"),
     ],
 )
 def test_what_no_kernel_takes(hopper: pytest.MonkeyPatch, problem: tuple, text: str) -> None:
-    dtype, n, m, head_dim, value_dim = problem
-    reason = cannot(dtype, n, m, head_dim, value_dim, HOPPER)
+    dtype, method, head_dim, value_dim = problem
+    reason = cannot(dtype, method, head_dim, value_dim, HOPPER)
     assert reason is not None
     assert text in reason
 
 
 def test_the_question_does_not_break_a_graph(hopper: pytest.MonkeyPatch) -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if cannot(torch.bfloat16, 1, 2, 64, 64, HOPPER) is None else x - 1
+        return x + 1 if cannot(torch.bfloat16, NM(1, 2), 64, 64, HOPPER) is None else x - 1
 
     compiled = torch.compile(function, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

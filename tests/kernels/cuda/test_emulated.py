@@ -19,6 +19,7 @@ from dynattn.reference import nm as reference
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 
 ONE, TWO = NM(1, 2), NM(2, 4)
+ONE_APART, TWO_APART = NM(1, 2, stride=16), NM(2, 4, stride=16)
 
 
 LENGTHS = [(1, 2), (1, 148), (16, 64), (63, 110), (64, 62), (65, 4), (130, 192), (384, 66)]
@@ -61,6 +62,41 @@ def test_head_dims(kernel: str, head_dim: int, value_dim: int, method: NM, dtype
     check(random, run(random))
 
 
+@pytest.mark.parametrize("method", [ONE_APART, TWO_APART], ids=lambda method: method.name)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (5, 63), (65, 33), (63, 111), (130, 192)])
+def test_strided_groups(q_len: int, kv_len: int, causal: bool, method: NM) -> None:
+    problem = simple("mma2", q_len, kv_len, method=method, causal=causal, seed=q_len + kv_len)
+    check(problem, run(problem))
+
+
+@pytest.mark.parametrize("method", [NM(1, 2, stride=2), NM(2, 4, stride=4)], ids=lambda m: m.name)
+def test_other_strides(method: NM) -> None:
+    problem = simple("mma1", 70, 141, 32, method=replace(method, window=5, sinks=3), causal=True, aux=True)
+    check(problem, run(problem))
+
+
+def test_strided_groups_of_another_head_dim() -> None:
+    problem = simple("mma2", 70, 134, 32, method=TWO_APART, dtype=torch.float16)
+    result = run(problem)
+    check(problem, result)
+    assert result.counts.bank_conflicts == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "mask", "causal"),
+    [(NM(1, 1), None, True), (NM(4, 4), None, False), (NM(1, 1), "bool", False), (NM(1, 1), "padding", True)],
+)
+def test_dense(method: NM, mask: str | None, causal: bool) -> None:
+    """What SDPA cannot be asked for: kept mass, rows that a mask empties, causal with q_len != kv_len."""
+    fields = {"method": method, "aux": True, "causal": causal, "batch": 2, "heads": 4}
+    problem = simple("mma1", 50, 102, 32, kv_heads=2, mask=mask and MASKS[mask](torch.bfloat16), **fields)
+    result = run(problem)
+    check(problem, result)
+    assert result.kept_mass is not None
+    assert (result.kept_mass == 1).all()
+
+
 MASKS: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
     "bool": lambda _: allowed(2, 4, 50, 102, seed=1),
     "bool of heads": lambda _: allowed(4, 1, 102, seed=2).expand(2, 4, 50, 102),
@@ -76,8 +112,13 @@ MASKS: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("method", [ONE, replace(TWO, window=7, sinks=3)], ids=lambda method: method.name)
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("mask", "method"),
+    [
+        *((mask, method) for mask in MASKS for method in (ONE, replace(TWO, window=7, sinks=3))),
+        *((mask, replace(ONE_APART, window=7, sinks=3)) for mask in ("bool", "bool, keys apart", "float32")),
+    ],
+)
 def test_masks_and_aux(mask: str, method: NM) -> None:
     fields = {"method": method, "aux": True, "causal": mask in ("bool", "float32"), "batch": 2, "heads": 4}
     problem = simple("mma1", 50, 102, 32, kv_heads=2, mask=MASKS[mask](torch.bfloat16), **fields)
@@ -135,7 +176,7 @@ def test_nothing_to_do() -> None:
     check(no_keys, run(no_keys))
 
 
-@pytest.mark.parametrize("method", [ONE, TWO], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [ONE, TWO, ONE_APART, TWO_APART], ids=lambda m: m.name)
 def test_chosen_keys(method: NM) -> None:
     """Values that name their key show the choice itself: exactly N of every M, ties to the lower index."""
     problem = simple("mma1", 64, 64, 32, value_dim=64, method=method, scale=-0.125)
@@ -148,12 +189,12 @@ def test_chosen_keys(method: NM) -> None:
     s = s / 1024  # of rounded weights none is 0
     shown = run(replace(problem, scale=problem.scale / 1024)).out > 0
     assert torch.equal(shown, reference.choose(s, method))
-    groups = s.unflatten(-1, (-1, method.m))
+    groups = s.unflatten(-1, (-1, method.m, method.stride)).transpose(-1, -2)
     ties = (groups.unsqueeze(-1) == groups.unsqueeze(-2)).sum((-1, -2)) > method.m
     assert ties.float().mean() > 0.05, "the case must have ties"
 
 
-@pytest.mark.parametrize("method", [ONE, TWO, NM(1, 2, window=9)], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [ONE, TWO, NM(1, 2, window=9), TWO_APART], ids=lambda method: method.name)
 def test_every_schedule_gives_the_same_bits(method: NM) -> None:
     problem = simple("mma2", 130, 300, method=method, causal=True)
     results = [run(problem, schedule) for schedule in SCHEDULES]
@@ -195,7 +236,9 @@ def test_nan_reaches_its_rows_only(where: str, method: NM) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("method", [ONE, TWO, NM(1, 2, window=3, sinks=2)], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [ONE, TWO, NM(1, 2, window=3, sinks=2), NM(2, 4, window=3, stride=16)], ids=lambda method: method.name
+)
 def test_values_reach_only_the_rows_that_keep_their_key(method: NM, bad: float) -> None:
     mask = torch.ones(1, 1, 40, 70, dtype=torch.bool)
     mask[..., 10:20] = False  # unwritten slots

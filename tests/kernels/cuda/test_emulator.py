@@ -27,6 +27,13 @@ int product(const u32* a, const u32* b, const u32* metadata, float* c) {
 extern "C" int sparse_product(int selector, const u32* a, const u32* b, const u32* metadata, float* c) {
   return (selector ? product<1> : product<0>)(a, b, metadata, c);
 }
+template <int SELECTOR>
+int product_tf32(const u32* a, const u32* b, const u32* metadata, float* c) {
+  return emulator::run_grid(1, 32, 0, {}, [=] { probe_sparse_product<TensorFloat32, SELECTOR>(a, b, metadata, c); });
+}
+extern "C" int sparse_product_tf32(int selector, const u32* a, const u32* b, const u32* metadata, float* c) {
+  return (selector ? product_tf32<1> : product_tf32<0>)(a, b, metadata, c);
+}
 extern "C" int differences(const float* a, const float* b, u32* bits) {
   return emulator::run_grid(1, 32, 0, {}, [=] { probe_difference(a, b, bits); });
 }
@@ -101,6 +108,36 @@ def test_sparse_product_has_cutlass_layouts(selector: int) -> None:
     torch.testing.assert_close(product, a.float() @ b.float())
 
 
+@pytest.mark.parametrize("selector", [0, 1])
+def test_sparse_product_of_tf32_is_that_of_pairs_of_16_bit_elements(selector: int) -> None:
+    """To the hardware a TF32 element is two of 16 bits: the same lanes hold the same bytes of A and of the metadata."""
+    generator = torch.Generator().manual_seed(selector)
+    second = torch.randint(0, 2, (16, 8), generator=generator).bool()  # of each pair, which one is stored
+    full = torch.randint(-8, 9, (16, 8, 2), generator=generator).float()
+    full[..., 0][second], full[..., 1][~second] = 0.0, 0.0
+    b = torch.randint(-8, 9, (16, 8), generator=generator).float()
+    registers_a, registers_b = torch.zeros(32, 4), torch.zeros(32, 4)
+    metadata = torch.randint(0, 2**32, (32,), generator=generator)
+    for lane in range(32):
+        for j in range(4):  # ALayout_64x32 in 16-bit columns: four of them, two TF32 columns, a register
+            at = offset((4, 8, 4, 4, 2, 2), (256, 1, 16, 64, 8, 1024), lane + 128 * 4 * j)
+            row, pair = at % 64, at // 64 // 4
+            registers_a[lane, j] = full[row, pair].sum()
+            registers_b[lane, j] = b[4 * j + lane % 4, lane // 4]
+        if lane % 4 // 2 != selector:
+            continue
+        metadata[lane] = 0
+        for bit in range(0, 32, 4):
+            at = offset((2, 2, 8, 4, 16, 2), (1024, 0, 1, 16, 64, 8), lane + 128 * bit)
+            row, pair = at % 64, at // 64 // 4
+            metadata[lane] |= (0b1110 if second[row, pair] else 0b0100) << bit
+    c = torch.zeros(32, 4)
+    assert call("sparse_product_tf32", selector, registers_a, registers_b, metadata.to(torch.int32), c) is None
+    product = torch.stack([c[4 * (row % 8) + column // 2, 2 * (row // 8) + column % 2]
+                           for row in range(16) for column in range(8)]).view(16, 8)  # fmt: skip
+    assert torch.equal(product, full.flatten(1) @ b)
+
+
 def test_differences_have_the_signs_that_the_choice_reads() -> None:
     a = torch.tensor([1.0, 2.0, 1.0, -math.inf, math.inf, math.nan, -math.inf, 0.0, 1e-45] + [0.0] * 23)
     b = torch.tensor([2.0, 1.0, 1.0, -math.inf, math.inf, 1.0, 5.0, -0.0, 0.0] + [0.0] * 23)
@@ -115,6 +152,8 @@ def test_illegal_metadata_is_refused() -> None:
         metadata = torch.full((32,), nibble * 0x11111111, dtype=torch.int64).to(torch.int32)
         refused = call("sparse_product", 0, zeros, zeros, metadata, torch.zeros(32, 4))
         assert (refused is None) == (nibble in ORDERED), nibble
+        refused = call("sparse_product_tf32", 0, zeros, zeros, metadata, torch.zeros(32, 4))
+        assert (refused is None) == (nibble in (0b0100, 0b1110)), nibble
 
 
 def test_threads_that_miss_each_other_are_refused() -> None:

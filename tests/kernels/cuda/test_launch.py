@@ -24,7 +24,7 @@ needs_wgmma = pytest.mark.skipif(not WGMMA_HEAD_DIMS, reason="this build has no 
 
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, device: Device = AMPERE,
-    aux: bool = False, n: int = 2, m: int = 4, window: int = 0, sinks: int = 0, causal: bool = False,
+    aux: bool = False, n: int = 2, m: int = 4, window: int = 0, sinks: int = 0, stride: int = 1, causal: bool = False,
 ) -> Launch:  # fmt: skip
     rows = query.shape[:3]
     out = torch.empty(*rows, value.shape[3], dtype=query.dtype)
@@ -32,7 +32,7 @@ def prepare(
     asked = (floats[1], ints[0], ints[1]) if aux else (None, None, None)
     return launching.prepare(
         query, key, value, mask, out, floats[0], *asked,
-        Pattern(n, m, window, sinks, 1, causal, 0.5), device,
+        Pattern(n, m, window, sinks, stride, causal, 0.5), device,
     )  # fmt: skip
 
 
@@ -128,6 +128,18 @@ def test_masks(dtype: torch.dtype, mask_dtype: torch.dtype, kind: str) -> None:
     assert list(launch.params.mask_strides) == [0, 0, 0, 1]
 
 
+def test_float32_takes_the_kernel_for_tf32() -> None:
+    mask = torch.zeros(60)
+    for head_dim, padded in ((8, 32), (64, 64), (72, 96), (128, 128)):
+        sizes = {"head_dim": head_dim, "value_dim": head_dim, "q_len": 8192, "batch": 1}
+        variant = prepare(*tensors(dtype=torch.float32, **sizes), mask, device=HOPPER).variant
+        assert (variant.kernel, variant.dtype, variant.head_dim, variant.mask) == ("mma", "tf32", padded, "float32")
+        assert variant.row_tiles == 1
+        assert variant.shared_bytes <= ADA.shared_bytes
+    half = torch.zeros(60, dtype=torch.float16)
+    assert prepare(*tensors(dtype=torch.float32), half).variant.mask == "float32"
+
+
 @pytest.mark.parametrize(
     ("head_dim", "value_dim", "padded"), [(8, 8, 32), (32, 32, 32), (64, 8, 64), (40, 72, 96), (128, 128, 128),
                                           (136, 64, 192), (256, 200, 256)],
@@ -173,9 +185,11 @@ def test_hopper_takes_wgmma_where_it_can(change: dict, kernel: str, why: str) ->
 
 
 @needs_wgmma
-def test_hopper_takes_mma_for_kept_mass_and_for_expanded_heads() -> None:
+def test_hopper_takes_mma_for_kept_mass_with_a_window_and_for_expanded_heads() -> None:
     query, key, value = tensors()
-    assert prepare(query, key, value, device=HOPPER, aux=True).variant.kernel == "mma"
+    assert prepare(query, key, value, device=HOPPER, aux=True).variant.kernel == "wgmma"
+    assert prepare(query, key, value, device=HOPPER, window=3).variant.kernel == "wgmma"
+    assert prepare(query, key, value, device=HOPPER, aux=True, window=3).variant.kernel == "mma"
     one = key[:, :1].expand(-1, 2, -1, -1)
     assert prepare(query, one, value, device=HOPPER).variant.kernel == "mma"
     assert prepare(query, key, one, device=HOPPER).variant.kernel == "mma"
@@ -203,6 +217,32 @@ def test_tensor_maps_reach_each_element_and_nothing_outside(kv_len: int, transpo
     assert torch.equal(view(values, value), value)
     assert low.box == high.box == (64, 2, 32, 1, 1)
     assert values.box == (64, 128, 1, 1)
+
+
+@needs_wgmma
+@pytest.mark.parametrize(("kv_len", "kernel"), [(16, "wgmma"), (48, "wgmma"), (192, "wgmma"), (62, "mma"), (72, "mma")])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_strided_groups_take_wgmma_where_the_length_is_a_multiple(kv_len: int, kernel: str, transposed: bool) -> None:
+    query, key, value = tensors(kv_len=kv_len, head_dim=40, value_dim=56)
+    if transposed:
+        key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (key, value))
+    prepared = prepare(query, key, value, device=HOPPER, stride=16)
+    assert (prepared.variant.kernel, prepared.variant.stride) == (kernel, 16)
+    assert prepare(query, key, value, device=HOPPER, stride=8).variant.kernel == "mma"
+    if kernel == "mma":
+        return
+    low, high, values = prepared.tensor_maps
+    assert low == high
+    assert torch.equal(view(low, key), key.unflatten(2, (-1, 16)).transpose(2, 3))  # [..., residue, member, head_dim]
+    assert torch.equal(view(values, value), value.unflatten(2, (-1, 16)).transpose(2, 3))
+    assert (low.box, values.box) == ((64, 2, 16, 1, 1), (64, 4, 16, 1, 1))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_dense_is_a_pattern_whose_window_holds_everything(n: int) -> None:
+    launch = prepare(*tensors(), n=n, m=n, window=3, sinks=2, stride=16, aux=True)
+    assert (launch.variant.n, launch.variant.m, launch.variant.band, launch.variant.stride) == (1, 2, True, 1)
+    assert (launch.params.window, launch.params.sinks) == (2**31 - 1, 0)
 
 
 def view(tensor_map: TensorMap, tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import emulation
 import pytest
@@ -19,6 +20,16 @@ from dynattn.kernels.cuda import emulator
 from dynattn.kernels.cuda.emulator import EmulationError
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
+
+
+class Bug(NamedTuple):
+    """In ``file``, the text ``right`` becomes ``wrong``; ``case`` gives the problem that shows it."""
+
+    what: str
+    file: str
+    case: Callable[[str], Problem]
+    right: str
+    wrong: str
 
 
 def tail(kernel: str) -> Problem:
@@ -55,76 +66,100 @@ def empty(kernel: str) -> Problem:
     return replace(problem, query=problem.query.repeat(1, 1, 4, 1))
 
 
+def apart(kernel: str) -> Problem:
+    return simple(kernel, 70, 206 if kernel == "mma1" else 208, method=NM(2, 4, stride=16), causal=True)
+
+
+def band_apart(kernel: str) -> Problem:
+    mask = emulation.allowed(70, 208, seed=7, share=0.7)
+    return simple(kernel, 70, 208, method=NM(1, 2, window=3, stride=16), causal=True, mask=mask)
+
+
+def words(kernel: str) -> Problem:
+    return simple(kernel, 70, 134, 32, dtype=torch.float32, causal=True)
+
+
+def words_of_fours(kernel: str) -> Problem:
+    return replace(words(kernel), method=NM(2, 4))
+
+
+def unwritten_slots_apart(kernel: str) -> Problem:
+    return replace(unwritten_slots(kernel), method=NM(1, 2, stride=16))
+
+
 def unwritten_slots(kernel: str) -> Problem:
     problem = replace(pairs(kernel), mask=(torch.arange(206) < 100).view(1, 1, 1, 206))
     problem.value[:, :, 100:] = math.nan
     return problem
 
 
+# fmt: off
 MMA_BUGS = [
-    (
-        "K rows not permuted",
-        "nm_mma.cu",
-        "16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }",
-        "16 * chunk + 8 * half + r; }",
-        pairs,
-    ),
-    ("swizzle of K read and written apart", "nm_mma.cu", "((key >> 1) & 6) | (key & 1)", "key & 7", pairs),
-    ("selector", "nm_mma.cu", "multiply_sparse<Element, 1>", "multiply_sparse<Element, 0>", pairs),
-    (
-        "values not waited for",
-        "nm_mma.cu",
-        "copies_wait();\n    block_barrier();  // values",
-        "block_barrier();  // values",
-        pairs,
-    ),
-    (
-        "keys overwritten while read",
-        "nm_mma.cu",
-        "block_barrier();  // values are there, and no warp reads keys any more",
-        "",
-        pairs,
-    ),
-    (
-        "values overwritten while read",
-        "nm_mma.cu",
-        "block_barrier();  // keys are there, and no warp reads values any more",
-        "",
-        pairs,
-    ),
-    ("rows past the end not zeroed", "nm_mma.cu", "row < rows_left && ", "", tail),
-    ("sign of the scale", "nm_mma.cu", "? 0x80008000u", "? 0x8000u", negative),
-    (
-        "upper pairs",
-        "nm_mma.cu",
-        "operand_of<Element>(pairs[1][0], UPPER_PAIRS)",
-        "operand_of<Element>(pairs[1][0], LOWER_PAIRS)",
-        band,
-    ),
-    (
-        "leaks not repaired",
-        "output.cuh",
-        "leaked[row] = leaked[row] && sum == sum;",
-        "leaked[row] = false;",
-        unwritten_slots,
-    ),
-    ("bytes of the quad", "choice.cuh", "0x6240u : 0x3715u", "0x6240u : 0x7351u", pairs),
-    ("parity of the bits", "choice.cuh", "last ? 1 : 2", "2", pairs),
-    ("ties of pairs", "choice.cuh", "difference(x0, x1)", "-difference(x1, x0)", coarse_pairs),
-    ("ties of fours", "choice.cuh", "lower_ab >= upper_xy", "lower_ab > upper_xy", coarse_fours),
-    (
-        "nibble of the second pair",
-        "choice.cuh",
-        "(second_pair >> 2) & 0x22222222u",
-        "(second_pair >> 2) & 0x02222222u",
-        tail,
-    ),
-    ("causal limit", "mask.cuh", "query + p.kv_len - p.q_len;\n  return p.causal", "query;\n  return p.causal", pairs),
-    ("window one too wide", "mask.cuh", "distance < p.window &&", "distance <= p.window &&", band),
-    ("window touches too few tiles", "mask.cuh", "farthest = nearest + count - 1", "farthest = nearest", band),
-    ("sums not rescaled", "softmax.cuh", "state.sum[row] *= correction[row];", "", pairs),
-    ("base of rows without a key", "softmax.cuh", "if (base == -INFINITY_F) base = 0.0f;", "", empty),
+    Bug("K rows not permuted", "mma_tiles.cuh", pairs,
+        "16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }", "16 * chunk + 8 * half + r; }"),
+    Bug("swizzle of K read and written apart", "mma_tiles.cuh", pairs, "((row >> 1) & 6) | (row & 1)", "row & 7"),
+    Bug("selector", "mma_tiles.cuh", pairs, "multiply_sparse<Element, 1>", "multiply_sparse<Element, 0>"),
+    Bug("values not waited for", "nm_mma.cu", pairs,
+        "copies_wait();\n    block_barrier();  // values", "block_barrier();  // values"),
+    Bug("keys overwritten while read", "nm_mma.cu", pairs,
+        "block_barrier();  // values are there, and no warp reads keys any more", ""),
+    Bug("values overwritten while read", "nm_mma.cu", pairs,
+        "block_barrier();  // keys are there, and no warp reads values any more", ""),
+    Bug("rows past the end not zeroed", "mma_tiles.cuh", tail, "source_row < rows_left && ", ""),
+    Bug("sign of the scale", "elements.cuh", negative, "SIGNS = 0x80008000u", "SIGNS = 0x8000u"),
+    Bug("upper pairs", "nm_mma.cu", band,
+        "set(upper, pairs[1][0], UPPER_PAIRS)", "set(upper, pairs[1][0], LOWER_PAIRS)"),
+    Bug("leaks not repaired", "output.cuh", unwritten_slots,
+        "leaked[row] = leaked[row] && sum == sum;", "leaked[row] = false;"),
+    Bug("bytes of the quad", "choice.cuh", pairs, "0x6240u : 0x3715u", "0x6240u : 0x7351u"),
+    Bug("parity of the bits", "choice.cuh", pairs, "last ? 1 : 2", "2"),
+    Bug("ties of pairs", "choice.cuh", coarse_pairs, "difference(x0, x1)", "-difference(x1, x0)"),
+    Bug("ties of fours", "choice.cuh", coarse_fours, "lower_ab >= upper_xy", "lower_ab > upper_xy"),
+    Bug("nibble of the second pair", "choice.cuh", tail,
+        "(second_pair >> 2) & 0x22222222u", "(second_pair >> 2) & 0x02222222u"),
+    Bug("causal limit", "mask.cuh", pairs,
+        "query + p.kv_len - p.q_len;\n  return p.causal", "query;\n  return p.causal"),
+    Bug("window one too wide", "mask.cuh", band, "distance < p.window &&", "distance <= p.window &&"),
+    Bug("window touches too few tiles", "mask.cuh", band, "farthest = nearest + count - 1", "farthest = nearest"),
+    Bug("sums not rescaled", "softmax.cuh", pairs, "state.sum[row] *= correction[row];", ""),
+    Bug("base of rows without a key", "softmax.cuh", empty, "if (base == -INFINITY_F) base = 0.0f;", ""),
+    Bug("rows of another key", "mma_tiles.cuh", apart, "source + key_at<STRIDE>(first_row)", "source + first_row"),
+    Bug("limits by position", "mask.cuh", apart,
+        "first + key_at<STRIDE>(16 * chunk + 2 * half + (i & 1))", "first + 16 * chunk + 2 * half + (i & 1)"),
+    Bug("band by position", "mask.cuh", band_apart, "key_at<STRIDE>(16 * chunk + i)", "(16 * chunk + i)"),
+    Bug("bits of another key", "mask.cuh", band_apart, "1u << (4 * chunk + i)", "1u << (4 * i + chunk)"),
+    Bug("repaired with another key's value", "careful.cuh", unwritten_slots_apart,
+        "key_at<STRIDE>(4 * owner + i)", "(4 * owner + i)"),
+    Bug("TF32: metadata of the other half", "choice.cuh", words, "nibbles >> 2 * half &", "nibbles &"),
+    Bug("TF32: rows of V", "tf32_tiles.cuh", words,
+        "2 * (product >> 1) + 4 * (t >> 1)", "4 * (product >> 1) + 2 * (t >> 1)"),
+    Bug("TF32: fours as if they had a sparse form", "nm_mma.cu", words_of_fours,
+        "WORDS == 2 && PATTERN == Pattern::two_of_four", "false"),
 ]
+
+WGMMA_BUGS = [
+    Bug("strides of V's descriptor", "nm_wgmma.cu", wide,
+        "PANEL_BYTES, SWIZZLE_ATOM_BYTES);", "SWIZZLE_ATOM_BYTES, PANEL_BYTES);"),
+    Bug("second box of K", "nm_wgmma.cu", pairs,
+        "PANEL_BYTES / 2, high, filled, column, 0", "PANEL_BYTES / 2, low, filled, column, 0"),
+    Bug("scores not waited for", "nm_wgmma.cu", pairs, "products_wait<1>();", ""),
+    Bug("values not waited for", "nm_wgmma.cu", pairs,
+        "products_wait<0>();\n      pin(o);\n      release(stages.values_free((n - 1) % STAGES));",
+        "release(stages.values_free((n - 1) % STAGES));"),
+    Bug("keys released too early", "nm_wgmma.cu", pairs,
+        "products_commit();\n  }\n\n  DYNATTN_DEVICE void start_values",
+        "products_commit();\n    release(stages.keys_free(n % STAGES));\n  }\n\n  DYNATTN_DEVICE void start_values"),
+    Bug("metadata of another unit", "nm_wgmma.cu", pairs,
+        "values, weights.metadata[step / 2]);\n      } else", "values, weights.metadata[0]);\n      } else"),
+    Bug("parity", "nm_wgmma.cu", pairs,
+        "stages.values_free(stage), parity(n) ^ 1)", "stages.values_free(stage), parity(n))"),
+    Bug("upper pairs", "nm_wgmma.cu", band, "set_metadata(weights, UPPER_PAIRS)", "set_metadata(weights, LOWER_PAIRS)"),
+    Bug("edges never taken", "nm_wgmma.cu", band,
+        "for (int edge = 0; edge < 2; ++edge)", "for (int edge = 0; edge < 1; ++edge)"),
+    Bug("second half of the members", "nm_wgmma.cu", apart, "column, member + 2, 0", "column, member, 0"),
+    Bug("values of another unit", "nm_wgmma.cu", apart, "key0 / STRIDE + 4 * unit, 0", "key0 / STRIDE, 0"),
+]
+# fmt: on
 
 
 def detected(problem: Problem, sources: Path) -> str | None:
@@ -152,62 +187,18 @@ def plant(folder: Path, file: str, right: str, wrong: str) -> Path:
     return sources
 
 
-WGMMA_BUGS = [
-    (
-        "strides of V's descriptor",
-        "nm_wgmma.cu",
-        "PANEL_BYTES, SWIZZLE_ATOM_BYTES);",
-        "SWIZZLE_ATOM_BYTES, PANEL_BYTES);",
-        wide,
-    ),
-    ("second box of K", "nm_wgmma.cu", "key_high, stages", "key_low, stages", pairs),
-    ("scores not waited for", "nm_wgmma.cu", "products_wait<1>();", "", pairs),
-    (
-        "values not waited for",
-        "nm_wgmma.cu",
-        "products_wait<0>();\n      pin(o);\n      release(stages.values_free((n - 1) % STAGES));",
-        "release(stages.values_free((n - 1) % STAGES));",
-        pairs,
-    ),
-    (
-        "keys released too early",
-        "nm_wgmma.cu",
-        "products_commit();\n  }\n\n  DYNATTN_DEVICE void start_values",
-        "products_commit();\n    release(stages.keys_free(n % STAGES));\n  }\n\n  DYNATTN_DEVICE void start_values",
-        pairs,
-    ),
-    (
-        "metadata of another unit",
-        "nm_wgmma.cu",
-        "values, weights.metadata[step / 2]);\n      } else",
-        "values, weights.metadata[0]);\n      } else",
-        pairs,
-    ),
-    (
-        "parity",
-        "nm_wgmma.cu",
-        "parity(n) ^ 1);\n      barrier_arrive_and_expect(stages.values",
-        "parity(n));\n      barrier_arrive_and_expect(stages.values",
-        pairs,
-    ),
-    ("upper pairs", "nm_wgmma.cu", "set_metadata(weights, UPPER_PAIRS)", "set_metadata(weights, LOWER_PAIRS)", band),
-    (
-        "edges never taken",
-        "nm_wgmma.cu",
-        "for (int edge = 0; edge < 2; ++edge)",
-        "for (int edge = 0; edge < 1; ++edge)",
-        band,
-    ),
-]
+def see(bug: Bug, kernel: str, folder: Path) -> None:
+    """The case passes without the bug, and with it something shows."""
+    assert passes(bug.case, kernel), "the case must pass without the bug"
+    sources = plant(folder, bug.file, bug.right, bug.wrong)
+    assert detected(bug.case(kernel), sources), f"not detected: {bug.what}"
 
 
-@pytest.mark.parametrize(("what", "file", "right", "wrong", "case"), WGMMA_BUGS, ids=[bug[0] for bug in WGMMA_BUGS])
-def test_wgmma(what: str, file: str, right: str, wrong: str, case: Callable[[str], Problem], tmp_path: Path) -> None:
-    assert passes(case, "wgmma"), "the case must pass without the bug"
-    assert detected(case("wgmma"), plant(tmp_path, file, right, wrong)), f"not detected: {what}"
+@pytest.mark.parametrize("bug", MMA_BUGS, ids=lambda bug: bug.what)
+def test_mma(bug: Bug, tmp_path: Path) -> None:
+    see(bug, "mma1", tmp_path)
 
 
-@pytest.mark.parametrize(("what", "file", "right", "wrong", "case"), MMA_BUGS, ids=[bug[0] for bug in MMA_BUGS])
-def test_mma(what: str, file: str, right: str, wrong: str, case: Callable[[str], Problem], tmp_path: Path) -> None:
-    assert passes(case, "mma1"), "the case must pass without the bug"
-    assert detected(case("mma1"), plant(tmp_path, file, right, wrong)), f"not detected: {what}"
+@pytest.mark.parametrize("bug", WGMMA_BUGS, ids=lambda bug: bug.what)
+def test_wgmma(bug: Bug, tmp_path: Path) -> None:
+    see(bug, "wgmma", tmp_path)

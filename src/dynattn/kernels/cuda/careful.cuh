@@ -10,44 +10,46 @@
 
 namespace dynattn {
 
-// Scores of keys key .. key + 3, -inf where forbidden.
-template <class Element, MaskKind MASK>
+// Scores of four keys STRIDE apart, `key` the first; -inf where forbidden.
+template <class Element, MaskKind MASK, int STRIDE>
 DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, int query, int key, float (&s)[4]) {
-  using Raw = unsigned short;
+  using Raw = typename Format<Element>::Raw;
   const Raw* q = rows_of(static_cast<const Raw*>(p.query), p.query_strides, place.batch, place.head) +
                  query * p.query_strides[2];
   const Raw* k = rows_of(static_cast<const Raw*>(p.key), p.key_strides, place.batch, place.kv_head);
   float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  if constexpr (MASK != MaskKind::none) MaskRow<Element, MASK>(p, place, query).read(key, bias);
+  if constexpr (MASK != MaskKind::none) {
+    MaskRow<Element, MASK>(p, place, query).template read<STRIDE>(key, bias);
+  }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     s[i] = -INFINITY_F;
-    if (key + i > last_key(p, query) || bias[i] == -INFINITY_F) continue;
+    if (key + i * STRIDE > last_key(p, query) || bias[i] == -INFINITY_F) continue;
     float product = 0.0f;
-    const Raw* row = k + (key + i) * p.key_strides[2];
+    const Raw* row = k + (key + i * STRIDE) * p.key_strides[2];
 #pragma unroll 1
-    for (int d = 0; d < p.head_dim; ++d) product += Element::value(q[d]) * Element::value(row[d]);
+    for (int d = 0; d < p.head_dim; ++d) product += Format<Element>::value(q[d]) * Format<Element>::value(row[d]);
     s[i] = product * p.scale + bias[i];
   }
 }
 
 // Called by a whole warp; writes the row of `out` anew.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
 DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, int query, int lane) {
   constexpr int COLUMNS = HEAD_DIM / 32;  // of a lane: lane, lane + 32, …
   constexpr float NOT_KEPT = -1.0f;
-  using Raw = unsigned short;
+  using Raw = typename Format<Element>::Raw;
   const Raw* value = rows_of(static_cast<const Raw*>(p.value), p.value_strides, place.batch, place.kv_head);
   float sum = 0.0f, base = -INFINITY_F, o[COLUMNS] = {};
   for (int key0 = 0; key0 <= last_key(p, query); key0 += 128) {
-    const int key = key0 + 4 * lane;
+    const int key = key0 + key_at<STRIDE>(4 * lane);
     float s[4], largest = -INFINITY_F;
     bool keep[4];
-    scores_of_group<Element, MASK>(p, place, query, key, s);
+    scores_of_group<Element, MASK, STRIDE>(p, place, query, key, s);
     choice_flags<PATTERN>(s, keep);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      keep[i] = (keep[i] || (BAND && in_band(p, query, key + i))) && s[i] != -INFINITY_F;
+      keep[i] = (keep[i] || (BAND && in_band(p, query, key + i * STRIDE))) && s[i] != -INFINITY_F;
       if (keep[i]) largest = maximum(largest, s[i]);
     }
 #pragma unroll
@@ -68,10 +70,10 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
         const float w = shuffle(s[i], owner);
         if (w == NOT_KEPT) continue;
         sum += w;
-        const Raw* row = value + (key0 + 4 * owner + i) * p.value_strides[2];
+        const Raw* row = value + (key0 + key_at<STRIDE>(4 * owner + i)) * p.value_strides[2];
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
-          if (lane + 32 * c < p.value_dim) o[c] += w * Element::value(row[lane + 32 * c]);
+          if (lane + 32 * c < p.value_dim) o[c] += w * Format<Element>::value(row[lane + 32 * c]);
         }
       }
     }
@@ -79,7 +81,7 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
   Raw* out = rows_of(static_cast<Raw*>(p.out), p.out_strides, place.batch, place.head) + query * p.out_strides[2];
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
-    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = static_cast<Raw>(Element::pack(o[c] / sum, 0.0f));
+    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = Format<Element>::raw(o[c] / sum);
   }
 }
 
@@ -97,13 +99,13 @@ DYNATTN_DEVICE u32 leaked_bits(const bool (&leaked)[2], int tile) {
 }
 
 // Recomputes the rows whose bits are set, of a warp whose queries start at `first_query`.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
 DYNATTN_DEVICE void repair_rows(const ForwardParams& p, const Place& place, int first_query, u32 leaked, int lane) {
 #pragma unroll 1
   for (int bit = 0; bit < 32; ++bit) {
     if (!(leaked >> bit & 1)) continue;
     const int row = 8 * (bit & 1) + 16 * (bit >> 1 & 1) + (bit >> 2);
-    recompute_row<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query + row, lane);
+    recompute_row<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query + row, lane);
   }
 }
 

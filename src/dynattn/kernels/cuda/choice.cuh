@@ -9,9 +9,12 @@
 // the kernels permute the rows of K as they read them. Then the choice needs no exchange between threads, and the
 // survivors are, in the same lane, the compressed operand of the sparse product: no data moves. Only the metadata, one
 // word a thread, is exchanged within the four lanes of a quad.
+//
+// Where the members of a group stand STRIDE keys apart, read "position" for "key" here: tiles hold K and V by position,
+// and key_at() says which key stands at one. Nothing but masks, window and sinks asks which key it is.
 #pragma once
 
-#include "intrinsics.cuh"
+#include "elements.cuh"
 
 namespace dynattn {
 
@@ -19,6 +22,15 @@ enum class Pattern { one_of_two, two_of_four };
 
 constexpr float INFINITY_F = __builtin_bit_cast(float, 0x7f800000u);  // NVRTC has no __builtin_huge_valf
 constexpr int UNIT_KEYS = 64;  // keys whose metadata fills one register of every lane
+
+// The key at a position of a tile, both counted from the tile's first. Four positions in a row, 4q to 4q + 3, hold keys
+// STRIDE apart, which are one group of 2:4, or two of 1:2. STRIDE is a power of two, so that bits of a position only change
+// places: key_at(a + b) = key_at(a) + key_at(b) where a and b have no bit in common.
+template <int STRIDE>
+DYNATTN_DEVICE constexpr int key_at(int position) {
+  static_assert(STRIDE > 0 && (STRIDE & (STRIDE - 1)) == 0 && UNIT_KEYS % (4 * STRIDE) == 0);
+  return position / (4 * STRIDE) * (4 * STRIDE) + position % (4 * STRIDE) / 4 + position % 4 * STRIDE;
+}
 
 using Scores = float[2][4][4];     // [half][chunk][2 * row + i]
 using Survivors = float[4][2][2];  // [chunk][row][first, second of a group of four], by rising key
@@ -60,7 +72,7 @@ constexpr u32 UPPER_PAIRS = 0xEEEEEEEEu;      // first = 2, second = 3
 
 // One of every two: 1 instruction for the survivor, 2 for its bit. The bit is the sign of x0 - x1: set where the second
 // is larger, clear at ties. NaN becomes the survivor, and makes its whole row NaN whatever its bit says.
-DYNATTN_DEVICE void choose_one_of_two(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose_one_of_two(const Scores& s, Survivors& kept) {
   u32 word = 0;
 #pragma unroll
   for (int row = 1; row >= 0; --row) {
@@ -75,14 +87,14 @@ DYNATTN_DEVICE void choose_one_of_two(const Scores& s, Survivors& kept, HalfMeta
       }
     }
   }
-  metadata = exchange((word & 0x55555555u) | ONE_OF_TWO_BASE, lane);
+  return (word & 0x55555555u) | ONE_OF_TWO_BASE;
 }
 
 // Two of every four {a, b, x, y}, from the sorted pairs (A >= a') of {a, b} and (X >= x') of {x, y}:
 //     a' >= X: both of the first pair;   x' > A: both of the second;   else the larger of each.
 // Ties go to the lower index throughout. NaN takes both places of its pair, hence is kept, and every metadata nibble stays
 // a legal one (first < second). Four sign words, a nibble a group, hold the comparisons.
-DYNATTN_DEVICE void choose_two_of_four(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose_two_of_four(const Scores& s, Survivors& kept) {
   u32 second_of_first = 0, second_of_second = 0, not_first_pair = 0, second_pair = 0;
 #pragma unroll
   for (int row = 1; row >= 0; --row) {
@@ -104,18 +116,25 @@ DYNATTN_DEVICE void choose_two_of_four(const Scores& s, Survivors& kept, HalfMet
   // The sign of a group stands at bit 3 of its nibble; bits 3 to 0 of the metadata are these four, moved down.
   const u32 bit0 = second_of_first & not_first_pair & ~second_pair;
   const u32 bit2 = ~not_first_pair | second_pair | second_of_second;
-  const u32 word = (not_first_pair & 0x88888888u) | ((bit2 >> 1) & 0x44444444u) | ((second_pair >> 2) & 0x22222222u) |
-                   ((bit0 >> 3) & 0x11111111u);
-  metadata = exchange(word, lane);
+  return (not_first_pair & 0x88888888u) | ((bit2 >> 1) & 0x44444444u) | ((second_pair >> 2) & 0x22222222u) |
+         ((bit0 >> 3) & 0x11111111u);
 }
 
+// The survivors, and the nibbles of this thread's own groups: of chunk c, row r at bit 4 c + 16 r.
 template <Pattern PATTERN>
-DYNATTN_DEVICE void choose(const Scores& s, Survivors& kept, HalfMetadata& metadata, QuadLane lane) {
+DYNATTN_DEVICE u32 choose(const Scores& s, Survivors& kept) {
   if constexpr (PATTERN == Pattern::one_of_two) {
-    choose_one_of_two(s, kept, metadata, lane);
+    return choose_one_of_two(s, kept);
   } else {
-    choose_two_of_four(s, kept, metadata, lane);
+    return choose_two_of_four(s, kept);
   }
+}
+
+// Word `half` of a unit's metadata, before the exchange: of 16-bit elements there is one, the nibbles themselves. Of TF32,
+// stored one of every two, each half of a chunk has its own, in which the first of a pair is 0x4 and the second 0xE.
+template <int WORDS>
+DYNATTN_DEVICE u32 metadata_word(u32 nibbles, int half) {
+  return WORDS == 1 ? nibbles : LOWER_PAIRS | (nibbles >> 2 * half & 0x11111111u) * 10u;
 }
 
 // The scores that choose() drops, in any order: as many as it keeps.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dynattn.kernels.cuda import loader
-from dynattn.kernels.cuda.variants import Variant
+from dynattn.kernels.cuda.variants import Instantiation
 
 _OLDEST_CAPABILITY = (8, 0)  # mma.sp
 _HOPPER = (9, 0)
@@ -21,7 +21,7 @@ _STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory that a block may have
 _ELEMENT_BYTES = 2
 
 _loading = threading.Lock()
-_kernels: dict[tuple[Variant, int], Any] = {}  # by variant and device
+_kernels: dict[tuple[Instantiation, int], Any] = {}  # by variant and device
 
 
 class Device(NamedTuple):
@@ -91,7 +91,7 @@ def unavailable_reason(index: int) -> str | None:
 
 
 def launch(
-    variant: Variant, device: Device, blocks: int, params: ctypes.Structure, tensor_maps: tuple[TensorMap, ...],
+    variant: Instantiation, device: Device, blocks: int, params: ctypes.Structure, tensor_maps: tuple[TensorMap, ...],
     stream: int,
 ) -> None:  # fmt: skip
     """Put a kernel on a stream of the current device; compile and load it before, where this is its first use.
@@ -112,7 +112,7 @@ def launch(
         _check(status, f"launch of {variant.name_expression}")
 
 
-def _load(variant: Variant, device: Device) -> Any:
+def _load(variant: Instantiation, device: Device) -> Any:
     """The kernel as the driver knows it."""
     driver = _driver()
     with _loading, _capture_allows_loading():

@@ -30,6 +30,13 @@ DYNATTN_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xfffff
 DYNATTN_DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DYNATTN_DEVICE u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DYNATTN_DEVICE void block_barrier() { __syncthreads(); }
+// This thread's number in its warp, read anew at each call: addresses that follow from it are computed where they are
+// used, and not kept in registers from before a loop.
+DYNATTN_DEVICE int lane_now() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
 
 // ---- arithmetic
 
@@ -43,6 +50,8 @@ DYNATTN_DEVICE float log2_fast(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// a · b + c, rounded once: written out where two kernels must agree to the bit, whatever the compiler contracts.
+DYNATTN_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DYNATTN_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }  // of a number and NaN: the number
 DYNATTN_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 DYNATTN_DEVICE float maximum_or_nan(float a, float b) {
@@ -85,6 +94,14 @@ struct Float16 {
     return y;
   }
 };
+struct TensorFloat32 {
+  // To 10 bits of mantissa, ties away from 0. The hardware takes any float32 and ignores the lower bits of it.
+  static DYNATTN_DEVICE u32 round(float x) {
+    u32 y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+  }
+};
 template <class A, class B>
 struct is_same {
   static constexpr bool value = false;
@@ -116,38 +133,49 @@ DYNATTN_DEVICE void load_matrices_transposed(u32 (&r)[4], u32 row_address) {
                : "memory");
 }
 
+// Four words at four addresses.
+DYNATTN_DEVICE void load_words(u32 (&r)[4], const u32 (&addresses)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r[j]) : "r"(addresses[j]) : "memory");
+}
+
 // ---- matrix products of a warp
 
-// c += A B with A 16 x 16 and B 16 x 8.
+// c += A B with A 16 x 16 and B 16 x 8; of TF32, A 16 x 8 and B 8 x 8.
 template <class Element>
 DYNATTN_DEVICE void multiply_dense(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#define DYNATTN_MMA(TYPE)                                                                                            \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"   \
+#define DYNATTN_MMA(SHAPE, TYPE)                                                                                     \
+  asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"   \
                "{%0,%1,%2,%3};"                                                                                      \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                      \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
   if constexpr (is_same<Element, BFloat16>::value) {
-    DYNATTN_MMA("bf16");
+    DYNATTN_MMA("m16n8k16", "bf16");
+  } else if constexpr (is_same<Element, Float16>::value) {
+    DYNATTN_MMA("m16n8k16", "f16");
   } else {
-    DYNATTN_MMA("f16");
+    DYNATTN_MMA("m16n8k8", "tf32");
   }
 #undef DYNATTN_MMA
 }
 
-// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8. The plain `mma.sp` would do on sm_80 to
+// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8; of TF32, A 16 x 16, one of every two stored,
+// and B 16 x 8. In bytes and in metadata these are the same operand: a TF32 element stands for two of 16 bits. The plain `mma.sp` would do on sm_80 to
 // sm_90; on later devices it is expanded badly, and the ordered form is native everywhere.
 template <class Element, int SELECTOR>
 DYNATTN_DEVICE void multiply_sparse(float (&c)[4], const u32 (&a)[4], const u32 (&b)[4], u32 metadata) {
-#define DYNATTN_MMA_SP(TYPE)                                                                                         \
-  asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3},"     \
+#define DYNATTN_MMA_SP(SHAPE, TYPE)                                                                                  \
+  asm volatile("mma.sp::ordered_metadata.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3},"     \
                "{%4,%5,%6,%7},{%8,%9,%10,%11},{%0,%1,%2,%3},%12,%13;"                                                \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                      \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]),             \
                  "r"(metadata), "n"(SELECTOR))
   if constexpr (is_same<Element, BFloat16>::value) {
-    DYNATTN_MMA_SP("bf16");
+    DYNATTN_MMA_SP("m16n8k32", "bf16");
+  } else if constexpr (is_same<Element, Float16>::value) {
+    DYNATTN_MMA_SP("m16n8k32", "f16");
   } else {
-    DYNATTN_MMA_SP("f16");
+    DYNATTN_MMA_SP("m16n8k16", "tf32");
   }
 #undef DYNATTN_MMA_SP
 }

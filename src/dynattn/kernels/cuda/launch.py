@@ -17,14 +17,15 @@ from torch import Tensor
 
 from dynattn.kernels.cuda import driver
 from dynattn.kernels.cuda.driver import Device, TensorMap
-from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, row_tiles
+from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, WGMMA_STRIDES, Variant, row_tiles
 from dynattn.kernels.pattern import Pattern
 
-DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "tf32"}
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
 
 _ALIGNMENT = 16  # bytes
 _MMA_AT_MOST = 32  # head dimensions that wgmma's tile of 64 would pad to double; mma.sp runs at over half its rate
+_WHOLE = 2**31 - 1  # a window that holds every key
 _BLOCKS_A_MULTIPROCESSOR = 2  # below this many blocks of the large query tile, the small one spreads the work better
 
 _Strides3 = ctypes.c_longlong * 3
@@ -74,20 +75,23 @@ def nm_forward(
     kept: Tensor | None,
     allowed: Tensor | None,
     pattern: Pattern,
+    for_backward: bool = False,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives, on torch's current stream. Checks nothing.
 
         out = softmax(scale · QKᵀ + mask, over the pairs that N:M keeps) V
 
     Args:
-        query: (batch, heads, q_len, head_dim), bfloat16 or float16; head_dim and value_dim multiples of 8.
+        query: (batch, heads, q_len, head_dim), bfloat16, float16, or float32, which is rounded to TF32; head_dim and
+            value_dim multiples of 8.
         key: (batch, kv_heads, kv_len, head_dim).
         value: (batch, kv_heads, kv_len, value_dim).
         mask: broadcasts to (batch, heads, q_len, kv_len); bool (True: allowed) or floating point (added); or None.
         out: (batch, heads, q_len, value_dim), dtype of ``query``, last dimension contiguous.
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
-        pattern: what to keep and how to score; 1:2 or 2:4 of consecutive keys.
+        pattern: what to keep and how to score: 1:2 or 2:4, stride 1, 2, 4, 8 or 16; or N == M.
+        for_backward: :func:`dynattn.kernels.cuda.nm_backward` will follow: take the kernel whose choice it repeats.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
@@ -99,7 +103,7 @@ def nm_forward(
     with torch.cuda.device(device.index):  # the caller's current device may be another one
         launch = prepare(
             query, key, value, mask, out, logsumexp, kept_mass, kept, allowed,
-            pattern, device,
+            pattern, device, for_backward,
         )  # fmt: skip
         if launch.blocks:
             stream = torch.cuda.current_stream(device.index).cuda_stream
@@ -118,20 +122,28 @@ def prepare(
     allowed: Tensor | None,
     pattern: Pattern,
     device: Device,
+    for_backward: bool = False,
 ) -> Launch:
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
-    query, key, value = _aligned(query), _aligned(key), _aligned(value)
+    query, key, value = aligned(query), aligned(key), aligned(value)
+    batch, heads, q_len, _ = query.shape
+    mask_kind, mask = mask_of(mask, query, value.shape[2])
+    pattern = of_kernels(pattern)
+    variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
+    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern)
+    maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
+    blocks = -(-q_len // variant.query_tile) * heads * batch
+    return Launch(variant, blocks, params, maps, (query, key, value, mask))
+
+
+def forward_params(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
+    kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern,
+) -> ForwardParams:  # fmt: skip
+    """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave."""
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
-    mask_kind = "none"
-    if mask is not None:
-        mask_kind, mask = _mask(mask, query.dtype)
-        mask = mask.expand(batch, heads, q_len, kv_len)
-    variant = _select(
-        device, DTYPES[query.dtype], max(head_dim, value_dim), pattern.n, pattern.m, mask_kind, kept is not None,
-        pattern.window > 0 or pattern.sinks > 0, q_len, batch * heads, tma=_fits_tma(key) and _fits_tma(value),
-    )  # fmt: skip
-    params = ForwardParams(
+    return ForwardParams(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
         logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
         query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
@@ -139,29 +151,49 @@ def prepare(
         batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
         pattern.window, pattern.sinks, pattern.causal, pattern.scale,
     )  # fmt: skip
-    maps = _tensor_maps(key, value) if variant.kernel == "wgmma" else ()
-    blocks = -(-q_len // variant.query_tile) * heads * batch
-    return Launch(variant, blocks, params, maps, (query, key, value, mask))
+
+
+def choose_variant(
+    query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device,
+    for_backward: bool = False,
+) -> Variant:  # fmt: skip
+    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it."""
+    batch, heads, q_len, head_dim = query.shape
+    return _select(
+        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
+        pattern.window > 0 or pattern.sinks > 0, pattern.stride, q_len, batch * heads,
+        tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
+    )  # fmt: skip
+
+
+def of_kernels(pattern: Pattern) -> Pattern:
+    """What the kernels run for ``pattern``: dense attention is 1:2 with a window over everything."""
+    if pattern.n < pattern.m:
+        return pattern
+    return pattern._replace(n=1, m=2, window=_WHOLE, sinks=0, stride=1)
 
 
 @lru_cache(maxsize=4096)
 def _select(
-    device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool,
+    device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool, stride: int,
     q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
     """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    if device.arch == "sm_90a" and tma and not aux and head_dim > _MMA_AT_MOST:
-        for padded in WGMMA_HEAD_DIMS:
-            if padded >= head_dim:
-                return Variant("wgmma", dtype, padded, n, m, mask, band=band)
+    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
+    in_registers = dtype != "tf32" and not (aux and band) and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
+    if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES:
+        padded = next(size for size in WGMMA_HEAD_DIMS if size >= head_dim)
+        return Variant("wgmma", dtype, padded, n, m, mask, aux, band, stride=stride)
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
-    choices = [Variant("mma", dtype, padded, n, m, mask, aux, band, tiles) for tiles in row_tiles(padded)]
+    choices = [
+        Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded, dtype)
+    ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     enough = _BLOCKS_A_MULTIPROCESSOR * device.multiprocessors
     return next((x for x in fits if -(-q_len // x.query_tile) * rows >= enough), fits[-1])
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """``x``, or a copy of it, whose rows are contiguous and start at multiples of 16 bytes."""
     step = _ALIGNMENT // x.element_size()
     strides = x.stride()
@@ -170,28 +202,33 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _mask(mask: Tensor, dtype: torch.dtype) -> tuple[str, Tensor]:
-    """Kind of the mask, and the mask in a type that the kernels read."""
-    if mask.dtype == torch.bool:
-        return "bool", mask
-    if mask.dtype == dtype:
-        return "element", mask
-    return "float32", mask.float()
+def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tensor | None]:
+    """Kind of the mask, and the mask in a type that the kernels read, seen in its full shape."""
+    if mask is None:
+        return "none", None
+    mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.float()
+    kind = {torch.bool: "bool", torch.float32: "float32"}.get(mask.dtype, "element")
+    return kind, mask.expand(*query.shape[:3], kv_len)
 
 
-def _fits_tma(x: Tensor) -> bool:
+def _fits_tma(x: Tensor, stride: int) -> bool:
     """Whether tensor maps describe ``x``: no row past the end is read, and no dimension is an expanded one."""
-    # a row past the end would be read where the length is odd, since keys come in pairs; a map of no rows is none
+    # a row past the end would be read where the length is odd, since keys come in pairs; or, with a stride, where it is
+    # no multiple of it; a map of no rows is none
     kv_len = x.shape[2]
-    return kv_len % 2 == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
+    return kv_len % max(2, stride) == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
 
 
-def _tensor_maps(key: Tensor, value: Tensor) -> tuple[TensorMap, ...]:
-    """Keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, and values.
+def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ...]:
+    """Keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, and values; with a stride, keys twice, and values.
 
     The two of the keys let one copy fetch every other pair of rows, so that each group of four keys comes to lie in
-    one thread's accumulators.
+    one thread's accumulators. With a stride, a dimension runs over the keys that stand ``stride`` apart and the next
+    over those between; then a box of 2 (keys) or 4 (values) by ``stride`` brings the members of groups together.
     """
+    if stride > 1:
+        keys, values = (_strided_map(x, stride, members) for x, members in ((key, 2), (value, 4)))
+        return keys, keys, values
     batch, kv_heads, kv_len, head_dim = key.shape
     batch_stride, head_stride, row = key.stride()[:3]
     dtype = DTYPES[key.dtype]
@@ -206,3 +243,12 @@ def _tensor_maps(key: Tensor, value: Tensor) -> tuple[TensorMap, ...]:
     batch_stride, head_stride, row = value.stride()[:3]
     sizes = (value.shape[3], kv_len, kv_heads, batch)
     return *pairs, TensorMap(value.data_ptr(), dtype, sizes, (row, head_stride, batch_stride), (64, 128, 1, 1))
+
+
+def _strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+    batch, kv_heads, kv_len, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    return TensorMap(
+        x.data_ptr(), DTYPES[x.dtype], (columns, kv_len // stride, stride, kv_heads, batch),
+        (stride * row, row, head_stride, batch_stride), (64, members, stride, 1, 1),
+    )  # fmt: skip

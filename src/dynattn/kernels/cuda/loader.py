@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynattn.kernels.cuda.variants import Variant
+from dynattn.kernels.cuda.variants import Instantiation
 
 REMEDY = "pip install 'dynattn[cuda]'"
 
@@ -72,7 +72,7 @@ def nvrtc_architectures() -> tuple[int, ...]:
     return tuple(architectures)
 
 
-def compile_variant(variant: Variant, arch: str, *, cached: bool = True) -> Compiled:
+def compile_variant(variant: Instantiation, arch: str, *, cached: bool = True) -> Compiled:
     """Machine code of ``variant`` for ``arch``.
 
     Args:
@@ -92,7 +92,7 @@ def compile_variant(variant: Variant, arch: str, *, cached: bool = True) -> Comp
     return _compile(variant, arch, _disk() if cached else None)
 
 
-def check_arch(variant: Variant, arch: str) -> None:
+def check_arch(variant: Instantiation, arch: str) -> None:
     """Raise ValueError where ``arch`` is no architecture that runs the kernel."""
     match = _ARCH.fullmatch(arch)
     if match is None:
@@ -110,7 +110,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dynattn" / "cuda"
 
 
-def _compile(variant: Variant, arch: str, disk: Any) -> Compiled:
+def _compile(variant: Instantiation, arch: str, disk: Any) -> Compiled:
     core, utils = import_module("cuda.core"), import_module("cuda.core.utils")
     source, expression = _source(variant.source), variant.name_expression
     options = core.ProgramOptions(name=variant.source, arch=arch, std="c++17", ptxas_options=["-v"])

@@ -87,9 +87,10 @@ struct MaskRow {
     }
   }
 
-  // What is added to the scores of keys key .. key + 3, a multiple of 4; -inf forbids.
+  // What is added to the scores of four keys STRIDE apart, `key` the first (a multiple of 4 with stride 1); -inf forbids.
+  template <int STRIDE>
   DYNATTN_DEVICE void read(int key, float (&bias)[4]) const {
-    if (quads && key + 4 <= keys) {
+    if (STRIDE == 1 && quads && key + 4 <= keys) {
       const Quad quad = *reinterpret_cast<const Quad*>(row + static_cast<long long>(key) * BYTES);
 #pragma unroll
       for (int i = 0; i < 4; ++i) bias[i] = bias_of(quad.words[i * BYTES / 4] >> (i * BYTES % 4 * 8));
@@ -97,8 +98,8 @@ struct MaskRow {
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const unsigned char* entry = row + (key + i) * key_stride * BYTES;
-      if (key + i >= keys) {
+      const unsigned char* entry = row + (key + i * STRIDE) * key_stride * BYTES;
+      if (key + i * STRIDE >= keys) {
         bias[i] = -INFINITY_F;
       } else if constexpr (MASK == MaskKind::boolean) {
         bias[i] = bias_of(*entry);
@@ -109,6 +110,22 @@ struct MaskRow {
       }
     }
   }
+
+  // Which of the 16 keys at positions 16 chunk + i from `key` on are forbidden: bit 4 chunk + i. For boolean masks that
+  // are not read by fours: a loop that is kept one, or its 16 addresses take the registers of scores.
+  template <int STRIDE>
+  DYNATTN_DEVICE u32 forbidden(int key) const {
+    u32 bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int chunk = 0; chunk < 4; ++chunk) {
+        const int at = key + i * STRIDE + key_at<STRIDE>(16 * chunk);
+        if (at >= keys || row[at * key_stride] == 0) bits |= 1u << (4 * chunk + i);
+      }
+    }
+    return bits;
+  }
 };
 
 // A product of query and key, with the mask: scaled only where a bias is added, since a positive factor changes neither
@@ -116,24 +133,28 @@ struct MaskRow {
 template <MaskKind MASK>
 DYNATTN_DEVICE float with_bias(float product, float bias, float scale) {
   if (bias == -INFINITY_F) return -INFINITY_F;  // whatever the product is: NaN under a mask stays there
-  return IS_BIAS<MASK> ? product * scale + bias : product;
+  return IS_BIAS<MASK> ? multiply_add(product, scale, bias) : product;
 }
 
 // Masks a warp's tile of 16 queries (this thread's are `query` and `query + 8`) and 64 keys from `key0`.
-template <class Element, MaskKind MASK>
+template <class Element, MaskKind MASK, int STRIDE = 1>
 DYNATTN_DEVICE void apply_mask(Scores& s, const ForwardParams& p, const Place& place, int query, int key0, int lane,
                                float scale) {
-  const int first = key0 + 4 * (lane & 3);
+  constexpr bool BY_BITS = MASK == MaskKind::boolean && STRIDE > 1;
+  const int first = key0 + key_at<STRIDE>(4 * (lane & 3));
   if constexpr (MASK != MaskKind::none) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const MaskRow<Element, MASK> mask(p, place, query + 8 * row);
+      u32 forbidden = 0;
+      if constexpr (BY_BITS) forbidden = mask.template forbidden<STRIDE>(first);
 #pragma unroll
       for (int chunk = 0; chunk < 4; ++chunk) {
-        float bias[4];
-        mask.read(first + 16 * chunk, bias);
+        float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if constexpr (!BY_BITS) mask.template read<STRIDE>(first + key_at<STRIDE>(16 * chunk), bias);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
+          if (BY_BITS && (forbidden >> (4 * chunk + i) & 1)) bias[i] = -INFINITY_F;
           float& score = s[i >> 1][chunk][2 * row + (i & 1)];
           score = with_bias<MASK>(score, bias[i], scale);
         }
@@ -147,7 +168,7 @@ DYNATTN_DEVICE void apply_mask(Scores& s, const ForwardParams& p, const Place& p
     for (int chunk = 0; chunk < 4; ++chunk) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int key = first + 16 * chunk + 2 * half + (i & 1);
+        const int key = first + key_at<STRIDE>(16 * chunk + 2 * half + (i & 1));
         if (key > last[i >> 1]) s[half][chunk][i] = -INFINITY_F;
       }
     }
@@ -155,8 +176,9 @@ DYNATTN_DEVICE void apply_mask(Scores& s, const ForwardParams& p, const Place& p
 }
 
 // Parts the scores of a warp's tile into those that the choice or the band keeps, and the others; both as the lower and
-// the upper pair of every group, -inf where an entry belongs to the other part.
-template <Pattern PATTERN>
+// the upper pair of every group, -inf where an entry belongs to the other part. Of TF32 (two words of metadata), where an
+// operand stores one of every two, as the first and the second of every pair.
+template <Pattern PATTERN, int STRIDE = 1, int WORDS = 1>
 DYNATTN_DEVICE void split_by_choice_and_band(const Scores& s, const ForwardParams& p, int query, int key0, int lane,
                                              Survivors& lower, Survivors& upper, Survivors& dropped_lower,
                                              Survivors& dropped_upper) {
@@ -170,9 +192,12 @@ DYNATTN_DEVICE void split_by_choice_and_band(const Scores& s, const ForwardParam
       choice_flags<PATTERN>(group, keep);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool kept = keep[i] || in_band(p, query + 8 * row, key0 + 16 * chunk + 4 * (lane & 3) + i);
-        (i < 2 ? lower : upper)[chunk][row][i & 1] = kept ? group[i] : -INFINITY_F;
-        (i < 2 ? dropped_lower : dropped_upper)[chunk][row][i & 1] = kept ? -INFINITY_F : group[i];
+        const int key = key0 + key_at<STRIDE>(4 * (lane & 3)) + key_at<STRIDE>(16 * chunk + i);
+        const bool kept = keep[i] || in_band(p, query + 8 * row, key);
+        const bool in_upper = WORDS == 1 ? i >= 2 : i & 1;
+        const int place = WORDS == 1 ? i & 1 : i >> 1;
+        (in_upper ? upper : lower)[chunk][row][place] = kept ? group[i] : -INFINITY_F;
+        (in_upper ? dropped_upper : dropped_lower)[chunk][row][place] = kept ? -INFINITY_F : group[i];
       }
     }
   }

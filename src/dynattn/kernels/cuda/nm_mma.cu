@@ -12,95 +12,54 @@
 // the sparse product would take longer than the product (256 bytes a cycle needed, 128 there).
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2205.14135 and 2307.08691 (online softmax, the order of the loop).
+#include "mma_tiles.cuh"
 #include "output.cuh"
+#include "tf32_tiles.cuh"
 #include "weights.cuh"
 
 namespace dynattn {
 
-constexpr int MMA_WARPS = 4;
-constexpr int MMA_KEYS = UNIT_KEYS;
-
-// A tile in shared memory: rows of 16-byte chunks, padded to whole 128-byte lines, chunks permuted within a line.
-template <int HEAD_DIM>
-struct TileLayout {
-  static constexpr int CHUNKS = HEAD_DIM / 8;
-  static constexpr int PITCH = (CHUNKS + 7) / 8 * 128;  // bytes of a row
-  // `key` is what tells apart the eight rows that ldmatrix reads together: then they fall into different banks.
-  static DYNATTN_DEVICE u32 offset(int row, int chunk, int key) {
-    return static_cast<u32>(row * PITCH + ((chunk ^ key) << 4));
-  }
-};
-
-// Position r of an 8 x 8 matrix of K rows holds key 16 chunk + 4 (r / 2) + 2 half + r % 2 (choice.cuh). The position is
-// the swizzle key of the row.
-DYNATTN_DEVICE int permuted_key(int chunk, int half, int r) { return 16 * chunk + 4 * (r >> 1) + 2 * half + (r & 1); }
-DYNATTN_DEVICE int position_of_key(int key) { return ((key >> 1) & 6) | (key & 1); }
-
-enum class Rows { keys, others };
-
-// Starts the copy of a tile; rows from `rows_left` on and columns from `columns` on become 0. Each thread copies one
-// 16-byte column of every 128-byte line (64, where lines are not full) in rows `step` apart: all its addresses are one of
-// few row pointers and a constant.
-template <int HEAD_DIM, Rows ROWS>
-DYNATTN_DEVICE void copy_tile(u32 target, const unsigned short* source, long long stride, int rows_left, int columns) {
-  using Layout = TileLayout<HEAD_DIM>;
-  constexpr int LINE = Layout::CHUNKS % 8 == 0 ? 8 : 4, STEP = 32 * MMA_WARPS / LINE;
-  const int first_row = static_cast<int>(threadIdx.x) / LINE, column = static_cast<int>(threadIdx.x) % LINE;
-  const int key = ROWS == Rows::keys ? position_of_key(first_row) : first_row & 7;  // also of rows a multiple of 16 on
-  const unsigned short* from = source + first_row * stride + 8 * column;
-#pragma unroll
-  for (int i = 0; i < MMA_KEYS / STEP; ++i) {
-#pragma unroll
-    for (int line = 0; line < Layout::CHUNKS / LINE; ++line) {
-      const int row = first_row + i * STEP, chunk = line * LINE + column;
-      const bool valid = row < rows_left && 8 * chunk < columns;
-      copy16_async(target + Layout::offset(row, chunk, key), valid ? from + 8 * line * LINE : source, valid);
-    }
-    from += STEP * stride;
-  }
-}
-
 // A warp's queries as operand A of the scores' product, k-step by k-step: in registers where they fit beside the
 // accumulators, else in shared memory. The sign of a negative scale is folded in, so that larger products stay larger
-// scores.
-template <int HEAD_DIM, int ROW_TILES>
+// scores. COLUMNS are of two bytes.
+template <class Element, int COLUMNS, int ROW_TILES>
 struct Queries {
-  static constexpr bool IN_REGISTERS = HEAD_DIM * ROW_TILES <= 128;
-  static constexpr int SHARED_BYTES = IN_REGISTERS ? 0 : 16 * MMA_WARPS * ROW_TILES * TileLayout<HEAD_DIM>::PITCH;
-  using Layout = TileLayout<HEAD_DIM>;
+  static constexpr bool IN_REGISTERS = COLUMNS * ROW_TILES <= 128;
+  using Layout = TileLayout<COLUMNS>;
+  using Raw = typename Format<Element>::Raw;
 
-  u32 fragment[ROW_TILES][IN_REGISTERS ? HEAD_DIM / 16 : 1][4];
+  u32 fragment[ROW_TILES][IN_REGISTERS ? COLUMNS / 16 : 1][4];
   u32 shared;  // this warp's rows
 
   DYNATTN_DEVICE void load(const ForwardParams& p, const Place& place, u32 shared_base, unsigned char* shared_pointer,
                            int warp, int lane) {
-    const u32 signs = p.scale < 0.0f ? 0x80008000u : 0u;
-    const unsigned short* rows =
-        rows_of(static_cast<const unsigned short*>(p.query), p.query_strides, place.batch, place.head);
-    const auto pair = [&](int query, int column) -> u32 {
+    const u32 signs = p.scale < 0.0f ? Format<Element>::SIGNS : 0u;
+    const Raw* rows = rows_of(static_cast<const Raw*>(p.query), p.query_strides, place.batch, place.head);
+    const auto register_of = [&](int query, int column) -> u32 {
+      column /= Format<Element>::HALVES;
       if (query >= p.q_len || column >= p.head_dim) return 0u;
-      return *reinterpret_cast<const u32*>(rows + query * p.query_strides[2] + column) ^ signs;
+      return Format<Element>::operand(*reinterpret_cast<const u32*>(rows + query * p.query_strides[2] + column)) ^ signs;
     };
     const int first = place.first_query + 16 * ROW_TILES * warp;
     if constexpr (IN_REGISTERS) {
 #pragma unroll
       for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
-        for (int k = 0; k < HEAD_DIM / 16; ++k) {
+        for (int k = 0; k < COLUMNS / 16; ++k) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             fragment[tile][k][j] =
-                pair(first + 16 * tile + (lane >> 2) + 8 * (j & 1), 16 * k + 2 * (lane & 3) + 8 * (j >> 1));
+                register_of(first + 16 * tile + (lane >> 2) + 8 * (j & 1), 16 * k + 2 * (lane & 3) + 8 * (j >> 1));
           }
         }
       }
     } else {  // a warp reads only what it writes here: no barrier but the loop's first
       const int warp_offset = 16 * ROW_TILES * warp * Layout::PITCH;
       shared = shared_base + warp_offset;
-      for (int i = lane; i < 16 * ROW_TILES * HEAD_DIM / 2; i += 32) {
-        const int row = i / (HEAD_DIM / 2), column = i % (HEAD_DIM / 2) * 2;
+      for (int i = lane; i < 16 * ROW_TILES * COLUMNS / 2; i += 32) {
+        const int row = i / (COLUMNS / 2), column = i % (COLUMNS / 2) * 2;
         *reinterpret_cast<u32*>(shared_pointer + warp_offset + Layout::offset(row, column / 8, row & 7) +
-                                column % 8 * 2) = pair(first + row, column);
+                                column % 8 * 2) = register_of(first + row, column);
       }
     }
   }
@@ -115,149 +74,152 @@ struct Queries {
   }
 };
 
-template <class Element, int HEAD_DIM, int ROW_TILES>
-DYNATTN_DEVICE void compute_scores(Scores (&s)[ROW_TILES][1], const Queries<HEAD_DIM, ROW_TILES>& queries, u32 keys,
-                                   int lane) {
-  const int r = lane & 7;
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) s[tile][0][i >> 4][(i >> 2) & 3][i & 3] = 0.0f;
-  }
-#pragma unroll
-  for (int k = 0; k < HEAD_DIM / 32; ++k) {  // 32 columns of the head at a time: one x4 load of K
-    u32 a[ROW_TILES][2][4];
-#pragma unroll
-    for (int tile = 0; tile < ROW_TILES; ++tile) {
-      queries.get(tile, 2 * k, lane, a[tile][0]);
-      queries.get(tile, 2 * k + 1, lane, a[tile][1]);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int chunk = 0; chunk < 4; ++chunk) {
-        u32 b[4];
-        load_matrices(
-            b, keys + TileLayout<HEAD_DIM>::offset(permuted_key(chunk, half, r), 4 * k + (lane >> 3), r));
-#pragma unroll
-        for (int tile = 0; tile < ROW_TILES; ++tile) {
-          multiply_dense<Element>(s[tile][0][half][chunk], a[tile][0], b[0], b[1]);
-          multiply_dense<Element>(s[tile][0][half][chunk], a[tile][1], b[2], b[3]);
-        }
-      }
-    }
-  }
-}
+// Where a block's tiles come from and go to.
+template <class Element, int COLUMNS, int STRIDE>
+struct Tiles {
+  using Raw = typename Format<Element>::Raw;
+  static constexpr int BYTES = MMA_KEYS * TileLayout<COLUMNS>::PITCH, HALVES = Format<Element>::HALVES;
+  static constexpr Rows VALUE_ROWS = HALVES == 1 ? Rows::others : Rows::words;
+  const ForwardParams& p;
+  const Raw *key_rows, *value_rows;
+  u32 keys, values;
 
-// What the sparse product needs of 16 queries' weights on 64 keys.
-struct Operand {
-  u32 a[2][4];
-  u32 metadata;
+  DYNATTN_DEVICE Tiles(const ForwardParams& params, const Place& place, u32 shared)
+      : p(params),
+        key_rows(rows_of(static_cast<const Raw*>(params.key), params.key_strides, place.batch, place.kv_head)),
+        value_rows(rows_of(static_cast<const Raw*>(params.value), params.value_strides, place.batch, place.kv_head)),
+        keys(shared),
+        values(shared + BYTES) {}
+  template <Rows ROWS>
+  DYNATTN_DEVICE void copy(u32 target, const Raw* rows, long long stride, int key0, int columns) const {
+    copy_tile<COLUMNS, ROWS, MMA_KEYS, STRIDE>(target, reinterpret_cast<const unsigned short*>(rows + key0 * stride),
+                                               stride * HALVES, p.kv_len - key0, columns * HALVES);
+  }
+  DYNATTN_DEVICE void copy_keys(int key0) const {
+    copy<Rows::keys>(keys, key_rows, p.key_strides[2], key0, p.head_dim);
+  }
+  DYNATTN_DEVICE void copy_values(int key0) const {
+    copy<VALUE_ROWS>(values, value_rows, p.value_strides[2], key0, p.value_dim);
+  }
 };
 
+// Weights as the sparse product of an element type takes them.
 template <class Element>
-DYNATTN_DEVICE Operand operand_of(const Survivors& weights, u32 metadata) {
-  Operand operand;
-  pack_operand<Element>(weights, 0, operand.a[0]);
-  pack_operand<Element>(weights, 1, operand.a[1]);
-  operand.metadata = metadata;
-  return operand;
+DYNATTN_DEVICE void set_operand(Operand& operand, const Survivors& weights, const u32 (&metadata)[1]) {
+  operand = operand_of<Element>(weights, metadata[0]);
 }
+template <class Element>
+DYNATTN_DEVICE void set_operand(WordOperand& operand, const Survivors& weights, const u32 (&metadata)[2]) {
+  operand = word_operand(weights, metadata);
+}
+template <class Element>
+struct OperandOf {
+  using Type = Operand;
+};
+template <>
+struct OperandOf<TensorFloat32> {
+  using Type = WordOperand;
+};
 
-template <class Element, int HEAD_DIM, int ROW_TILES>
-DYNATTN_DEVICE void add_weighted_values(float (&o)[ROW_TILES][HEAD_DIM / 8][4], const Operand (&weights)[ROW_TILES],
-                                        u32 values, int lane) {
+// What a warp holds of its 16 · ROW_TILES queries.
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
+struct QueryRows {
+  const ForwardParams& p;
+  const Place& place;
+  const int first_query, lane;
+  const float scale, factor;  // `factor` turns differences of scores into exponents of 2
+  const QuadLane quad;
+  RunningSoftmax state[ROW_TILES];
+  float o[ROW_TILES][HEAD_DIM / 8][4];
+
+  static constexpr int WORDS = Format<Element>::WORDS;
+  using Operands = typename OperandOf<Element>::Type;
+
+  static DYNATTN_DEVICE void set(Operands& operand, const Survivors& weights, u32 metadata) {
+    u32 words[WORDS];
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; ++n) {
-    u32 b[2][4];
+    for (int word = 0; word < WORDS; ++word) words[word] = metadata;
+    set_operand<Element>(operand, weights, words);
+  }
+
+  // Masks and weighs the scores of 16 queries; `upper` is filled in tiles that are `dense`.
+  DYNATTN_DEVICE void weigh(Scores (&s)[1], int tile, int key0, bool edge, bool dense, Operands& weights,
+                            Operands& upper) {
+    const int query = first_query + 16 * tile + (lane >> 2);
+    if (edge) apply_mask<Element, MASK, STRIDE>(s[0], p, place, query, key0, lane, scale);
+    float correction[2];
+    bool moved;
+    if (dense) {
+      Survivors pairs[2][1];
+      moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE, WORDS>(s, state[tile], factor, p, query, key0, lane,
+                                                                       pairs, correction);
+      set(weights, pairs[0][0], LOWER_PAIRS);
+      set(upper, pairs[1][0], UPPER_PAIRS);
+    } else {
+      Survivors kept[1];
+      HalfMetadata metadata[1][WORDS];
+      moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state[tile], factor, quad, kept, metadata, correction);
+      u32 words[WORDS];
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {  // values in natural order: lane is the row
-      load_matrices_transposed(b[step], values + TileLayout<HEAD_DIM>::offset(32 * step + lane, n, lane & 7));
+      for (int word = 0; word < WORDS; ++word) words[word] = finish(metadata[0][word], quad);
+      set_operand<Element>(weights, kept[0], words);
     }
+    if (moved) rescale(o[tile], correction);
+  }
+
+  // A tile whose scores are there, once its values are.
+  DYNATTN_DEVICE void add_tile(Scores (&s)[ROW_TILES][1], int key0, u32 values) {
+    const bool edge = MASK != MaskKind::none || key0 + MMA_KEYS - 1 > last_key(p, first_query);
+    constexpr bool NO_SPARSE_FORM = WORDS == 2 && PATTERN == Pattern::two_of_four;
+    const bool dense = NO_SPARSE_FORM || (BAND && band_touches(p, first_query, 16 * ROW_TILES, key0, MMA_KEYS));
+    Operands weights[ROW_TILES], upper[ROW_TILES];
 #pragma unroll
     for (int tile = 0; tile < ROW_TILES; ++tile) {
-      multiply_sparse<Element, 0>(o[tile][n], weights[tile].a[0], b[0], weights[tile].metadata);
-      multiply_sparse<Element, 1>(o[tile][n], weights[tile].a[1], b[1], weights[tile].metadata);
+      weigh(s[tile], tile, key0, edge, dense, weights[tile], upper[tile]);
     }
+    add_weighted_values<Element, HEAD_DIM>(o, weights, values, lane);
+    if (dense) add_weighted_values<Element, HEAD_DIM>(o, upper, values, lane);
   }
-}
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES>
+  DYNATTN_DEVICE void write(float score_scale) const {
+    u32 leaked = 0;
+#pragma unroll
+    for (int tile = 0; tile < ROW_TILES; ++tile) {
+      leaked |=
+          write_rows<Element, AUX>(p, place, state[tile], o[tile], first_query + 16 * tile, tile, score_scale, lane);
+    }
+    if (leaked) repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query, leaked, lane);
+  }
+};
+
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardParams p) {
-  constexpr int WARP_ROWS = 16 * ROW_TILES, TILE_BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
+  constexpr int WARP_ROWS = 16 * ROW_TILES, COLUMNS = HEAD_DIM * Format<Element>::HALVES;
   DYNATTN_SHARED_MEMORY(shared, 128);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Place place = place_of_block(p, blockIdx.x, MMA_WARPS * WARP_ROWS);
-  const int first_query = place.first_query + WARP_ROWS * warp;
-  const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
-  const unsigned short* key_rows =
-      rows_of(static_cast<const unsigned short*>(p.key), p.key_strides, place.batch, place.kv_head);
-  const unsigned short* value_rows =
-      rows_of(static_cast<const unsigned short*>(p.value), p.value_strides, place.batch, place.kv_head);
-  const auto copy_keys = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::keys>(keys, key_rows + key0 * p.key_strides[2], p.key_strides[2], p.kv_len - key0,
-                                    p.head_dim);
-  };
-  const auto copy_values = [&](int key0) {
-    copy_tile<HEAD_DIM, Rows::others>(values, value_rows + key0 * p.value_strides[2], p.value_strides[2],
-                                      p.kv_len - key0, p.value_dim);
-  };
-
+  const Tiles<Element, COLUMNS, STRIDE> tiles(p, place, shared_address(shared));
   const int key_end = keys_needed(p, place.first_query, MMA_WARPS * WARP_ROWS);
-  if (key_end > 0) copy_keys(0);
-  Queries<HEAD_DIM, ROW_TILES> queries;
-  queries.load(p, place, values + TILE_BYTES, shared + 2 * TILE_BYTES, warp, lane);
-
+  if (key_end > 0) tiles.copy_keys(0);
+  Queries<Element, COLUMNS, ROW_TILES> queries;
+  queries.load(p, place, tiles.values + tiles.BYTES, shared + 2 * tiles.BYTES, warp, lane);
   const float scale = p.scale < 0.0f ? -p.scale : p.scale, score_scale = IS_BIAS<MASK> ? 1.0f : scale;
-  const float factor = score_scale * LOG2_E;  // what turns differences of scores into exponents of 2
-  const QuadLane quad = quad_lane(lane);
-  RunningSoftmax state[ROW_TILES];
-  float o[ROW_TILES][HEAD_DIM / 8][4] = {};
+  QueryRows<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, ROW_TILES, STRIDE> rows = {
+      p, place, place.first_query + WARP_ROWS * warp, lane, scale, score_scale * LOG2_E, quad_lane(lane)};
 
 #pragma unroll 1
   for (int key0 = 0; key0 < key_end; key0 += MMA_KEYS) {
     copies_wait();
     block_barrier();  // keys are there, and no warp reads values any more
-    copy_values(key0);
+    tiles.copy_values(key0);
     Scores s[ROW_TILES][1];
-    compute_scores<Element>(s, queries, keys, lane);
+    compute_scores<Element, COLUMNS, ROW_TILES, Rows::keys>(s, queries, tiles.keys, lane);
     copies_wait();
     block_barrier();  // values are there, and no warp reads keys any more
-    if (key0 + MMA_KEYS < key_end) copy_keys(key0 + MMA_KEYS);
-
-    const bool edge = MASK != MaskKind::none || key0 + MMA_KEYS - 1 > last_key(p, first_query);
-    const bool dense = BAND && band_touches(p, first_query, WARP_ROWS, key0, MMA_KEYS);
-    Operand weights[ROW_TILES], upper[ROW_TILES];
-#pragma unroll
-    for (int tile = 0; tile < ROW_TILES; ++tile) {
-      const int query = first_query + 16 * tile + (lane >> 2);
-      if (edge) apply_mask<Element, MASK>(s[tile][0], p, place, query, key0, lane, scale);
-      float correction[2];
-      bool moved;
-      if (dense) {
-        Survivors pairs[2][1];
-        moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX>(s[tile], state[tile], factor, p, query, key0, lane, pairs,
-                                                          correction);
-        weights[tile] = operand_of<Element>(pairs[0][0], LOWER_PAIRS);
-        upper[tile] = operand_of<Element>(pairs[1][0], UPPER_PAIRS);
-      } else {
-        Survivors kept[1];
-        HalfMetadata metadata[1];
-        moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s[tile], state[tile], factor, quad, kept, metadata,
-                                                            correction);
-        weights[tile] = operand_of<Element>(kept[0], finish(metadata[0], quad));
-      }
-      if (moved) rescale(o[tile], correction);
-    }
-    add_weighted_values<Element, HEAD_DIM>(o, weights, values, lane);
-    if (dense) add_weighted_values<Element, HEAD_DIM>(o, upper, values, lane);
+    if (key0 + MMA_KEYS < key_end) tiles.copy_keys(key0 + MMA_KEYS);
+    rows.add_tile(s, key0, tiles.values);
   }
-  u32 leaked = 0;
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-    leaked |= write_rows<Element, AUX>(p, place, state[tile], o[tile], first_query + 16 * tile, tile, score_scale, lane);
-  }
-  if (leaked) repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query, leaked, lane);
+  rows.write(score_scale);
 }
 
 }  // namespace dynattn

@@ -13,6 +13,7 @@
 //
 // Columns of S hold keys as choice.cuh wants them: two boxes of K rows, {4i, 4i + 1} and {4i + 2, 4i + 3}, are copied one
 // below the other, so that columns 8j + 2t + i of the lower and the upper half are keys 16j + 4t + i and 16j + 4t + 2 + i.
+// With a stride the same holds of positions: then V's rows are copied by position too.
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2407.08608 (the overlap of softmax and products).
 #include "hopper.cuh"
@@ -90,28 +91,65 @@ struct TileOrder {
   }
 };
 
-template <int HEAD_DIM, MaskKind MASK, bool BAND>
+// Starts the copies of one tile. Of keys in steps of STRIDE, a map's second dimension goes from a group's member to the
+// next, its third from group to group: a box of 2 members is a half of 64 positions, one of 4 is 64 positions of V.
+template <int HEAD_DIM, int STRIDE>
+struct Copies {
+  static_assert(STRIDE == 1 || 4 * STRIDE == UNIT_KEYS);
+  static constexpr int UNIT_BYTES = PANEL_BYTES / WGMMA_UNITS;
+  const Stages<HEAD_DIM>& stages;
+  const Place& place;
+
+  DYNATTN_DEVICE void keys(int stage, int key0, const TensorMap& low, const TensorMap& high) const {
+    const u32 filled = stages.keys_filled(stage);
+    barrier_arrive_and_expect(filled, stages.TILE_BYTES);
+    for (int panel = 0; panel < HEAD_DIM / LINE_COLUMNS; ++panel) {
+      const u32 target = stages.keys(stage) + panel * PANEL_BYTES;
+      const int column = panel * LINE_COLUMNS;
+      if constexpr (STRIDE == 1) {
+        copy_box(target, low, filled, column, 0, key0 / 4, place.kv_head, place.batch);
+        copy_box(target + PANEL_BYTES / 2, high, filled, column, 0, key0 / 4, place.kv_head, place.batch);
+      } else {
+        for (int unit = 0; unit < WGMMA_UNITS; ++unit) {
+          const int member = key0 / STRIDE + 4 * unit;
+          const u32 half = target + unit * (UNIT_BYTES / 2);
+          copy_box(half, low, filled, column, member, 0, place.kv_head, place.batch);
+          copy_box(half + PANEL_BYTES / 2, high, filled, column, member + 2, 0, place.kv_head, place.batch);
+        }
+      }
+    }
+  }
+
+  DYNATTN_DEVICE void values(int stage, int key0, const TensorMap& map) const {
+    const u32 filled = stages.values_filled(stage);
+    barrier_arrive_and_expect(filled, stages.TILE_BYTES);
+    for (int panel = 0; panel < HEAD_DIM / LINE_COLUMNS; ++panel) {
+      const u32 target = stages.values(stage) + panel * PANEL_BYTES;
+      const int column = panel * LINE_COLUMNS;
+      if constexpr (STRIDE == 1) {
+        copy_box(target, map, filled, column, key0, place.kv_head, place.batch);
+      } else {
+        for (int unit = 0; unit < WGMMA_UNITS; ++unit) {
+          copy_box(target + unit * UNIT_BYTES, map, filled, column, key0 / STRIDE + 4 * unit, 0, place.kv_head,
+                   place.batch);
+        }
+      }
+    }
+  }
+};
+
+template <int HEAD_DIM, MaskKind MASK, bool BAND, int STRIDE>
 DYNATTN_DEVICE void produce(const TileOrder<MASK, BAND>& order, const Stages<HEAD_DIM>& stages, const Place& place,
                             const TensorMap& key_low, const TensorMap& key_high, const TensorMap& value) {
+  const Copies<HEAD_DIM, STRIDE> copies = {stages, place};
   int n = 0;
   for (int edge = 0; edge < 2; ++edge) {
     for (int tile = order.next(0, edge); tile < order.count; tile = order.next(tile + 1, edge), ++n) {
       const int stage = n % STAGES, key0 = tile * WGMMA_KEYS;
       barrier_wait(stages.keys_free(stage), parity(n) ^ 1);
-      barrier_arrive_and_expect(stages.keys_filled(stage), stages.TILE_BYTES);
-      for (int panel = 0; panel < HEAD_DIM / LINE_COLUMNS; ++panel) {
-        const u32 target = stages.keys(stage) + panel * PANEL_BYTES;
-        copy_box(target, key_low, stages.keys_filled(stage), panel * LINE_COLUMNS, 0, key0 / 4, place.kv_head,
-                 place.batch);
-        copy_box(target + PANEL_BYTES / 2, key_high, stages.keys_filled(stage), panel * LINE_COLUMNS, 0, key0 / 4,
-                 place.kv_head, place.batch);
-      }
+      copies.keys(stage, key0, key_low, key_high);
       barrier_wait(stages.values_free(stage), parity(n) ^ 1);
-      barrier_arrive_and_expect(stages.values_filled(stage), stages.TILE_BYTES);
-      for (int panel = 0; panel < HEAD_DIM / LINE_COLUMNS; ++panel) {
-        copy_box(stages.values(stage) + panel * PANEL_BYTES, value, stages.values_filled(stage), panel * LINE_COLUMNS,
-                 key0, place.kv_head, place.batch);
-      }
+      copies.values(stage, key0, value);
     }
   }
 }
@@ -123,7 +161,7 @@ struct Weights {
 };
 
 // What one computing warpgroup does.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int STRIDE>
 struct Consumer {
   const ForwardParams& p;
   const Place& place;
@@ -138,7 +176,7 @@ struct Consumer {
   float o[HEAD_DIM / 8][4];
   RunningSoftmax state;
   Survivors kept[WGMMA_UNITS];
-  HalfMetadata metadata[WGMMA_UNITS];
+  HalfMetadata metadata[WGMMA_UNITS][1];
   float correction[2];
 
   DYNATTN_DEVICE void load_queries() {
@@ -201,7 +239,7 @@ struct Consumer {
   DYNATTN_DEVICE void mask_scores(Scores (&s)[WGMMA_UNITS], int key0) const {
 #pragma unroll
     for (int unit = 0; unit < WGMMA_UNITS; ++unit) {
-      apply_mask<Element, MASK>(s[unit], p, place, query, key0 + UNIT_KEYS * unit, lane, scale);
+      apply_mask<Element, MASK, STRIDE>(s[unit], p, place, query, key0 + UNIT_KEYS * unit, lane, scale);
     }
   }
 
@@ -218,12 +256,12 @@ struct Consumer {
     Scores s[WGMMA_UNITS];
     get_scores(s);
     if constexpr (MASK != MaskKind::none) mask_scores(s, key0);
-    return sparse_weights<PATTERN, IS_BIAS<MASK>, false>(s, state, factor, quad, kept, metadata, correction);
+    return sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, metadata, correction);
   }
   DYNATTN_DEVICE void finish_weights(Weights& weights) const {
     pack(kept, weights);
 #pragma unroll
-    for (int unit = 0; unit < WGMMA_UNITS; ++unit) weights.metadata[unit] = finish(metadata[unit], quad);
+    for (int unit = 0; unit < WGMMA_UNITS; ++unit) weights.metadata[unit] = finish(metadata[unit][0], quad);
   }
 
   // All tiles that are not edges; returns how many.
@@ -278,7 +316,8 @@ struct Consumer {
       Weights weights;
       if (BAND && band_touches(p, first_query, CONSUMER_ROWS, key0, WGMMA_KEYS)) {
         Survivors pairs[2][WGMMA_UNITS];
-        if (band_weights<PATTERN, IS_BIAS<MASK>, false>(s, state, factor, p, query, key0, lane, pairs, correction)) {
+        if (band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE, 1>(s, state, factor, p, query, key0, lane, pairs,
+                                                              correction)) {
           rescale(o, correction);
         }
         pack(pairs[0], weights);
@@ -289,7 +328,7 @@ struct Consumer {
         pack(pairs[1], weights);
         set_metadata(weights, UPPER_PAIRS);
       } else {
-        if (sparse_weights<PATTERN, IS_BIAS<MASK>, false>(s, state, factor, quad, kept, metadata, correction)) {
+        if (sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, metadata, correction)) {
           rescale(o, correction);
         }
         finish_weights(weights);
@@ -304,7 +343,7 @@ struct Consumer {
   }
 };
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int STRIDE>
 __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     nm_forward_wgmma(const ForwardParams p, const DYNATTN_GRID_CONSTANT TensorMap key_low,
                      const DYNATTN_GRID_CONSTANT TensorMap key_high, const DYNATTN_GRID_CONSTANT TensorMap value) {
@@ -319,21 +358,21 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
   if (group == CONSUMERS) {
     shrink_registers<PRODUCER_REGISTERS>();
     if (thread % WARPGROUP == 0) {
-      produce<HEAD_DIM, MASK, BAND>(order, stages, place, key_low, key_high, value);
+      produce<HEAD_DIM, MASK, BAND, STRIDE>(order, stages, place, key_low, key_high, value);
     }
   } else {
     grow_registers<CONSUMER_REGISTERS>();
     const int first_query = place.first_query + CONSUMER_ROWS * group, warp_row = 16 * (thread / 32 % 4);
     const float scale = p.scale < 0.0f ? -p.scale : p.scale, score_scale = IS_BIAS<MASK> ? 1.0f : scale;
-    Consumer<Element, HEAD_DIM, PATTERN, MASK, BAND> consumer = {
+    Consumer<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, STRIDE> consumer = {
         p, place, stages, first_query, first_query + warp_row + lane / 4, lane, thread % WARPGROUP == 0,
         scale, score_scale * LOG2_E, quad_lane(lane)};
     consumer.load_queries();
     consumer.edge_tiles(order, consumer.plain_tiles(order));
-    const u32 leaked = write_rows<Element, false>(p, place, consumer.state, consumer.o, first_query + warp_row, 0,
+    const u32 leaked = write_rows<Element, AUX>(p, place, consumer.state, consumer.o, first_query + warp_row, 0,
                                                   score_scale, lane);
     if (leaked) {
-      repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND>(p, place, first_query + warp_row, leaked, lane);
+      repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query + warp_row, leaked, lane);
     }
   }
 }

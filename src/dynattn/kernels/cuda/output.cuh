@@ -11,7 +11,8 @@ DYNATTN_DEVICE u32 write_rows(const ForwardParams& p, const Place& place, const 
                               const float (&o)[FRAGMENTS][4], int first_query, int tile, float score_scale, int lane) {
   RunningSoftmax total = state;
   bool leaked[2] = {false, false};
-  unsigned short* out = rows_of(static_cast<unsigned short*>(p.out), p.out_strides, place.batch, place.head);
+  using Raw = typename Format<Element>::Raw;
+  Raw* out = rows_of(static_cast<Raw*>(p.out), p.out_strides, place.batch, place.head);
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     total.sum[row] = sum_of_quad(state.sum[row]);
@@ -29,7 +30,7 @@ DYNATTN_DEVICE u32 write_rows(const ForwardParams& p, const Place& place, const 
       const int column = 8 * n + 2 * (lane & 3);
       if (column >= p.value_dim) continue;
       leaked[row] = leaked[row] || low != low || high != high;
-      *reinterpret_cast<u32*>(out + query * p.out_strides[2] + column) = Element::pack(low, high);
+      Format<Element>::store(out + query * p.out_strides[2] + column, low, high);
     }
     leaked[row] = leaked[row] && sum == sum;
     if ((lane & 3) == 0) {

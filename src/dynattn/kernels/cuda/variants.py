@@ -10,17 +10,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import final
+from typing import Protocol, final
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 WGMMA_HEAD_DIMS = (64, 128)
 PATTERNS = ((1, 2), (2, 4))
 DTYPES = ("bfloat16", "float16")
+TF32_HEAD_DIMS = (32, 64, 96, 128)  # of float32 inputs, rounded to TF32: rows are twice as long
 MASKS = ("none", "bool", "float32", "element")
+WGMMA_STRIDES = (1, 16)
+STRIDES = (1, 2, 4, 8, 16)
+COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
 
-_ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16"}
-_PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
-_MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16", "tf32": "TensorFloat32"}
+PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
+MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element": "element"}
+
+
+class Instantiation(Protocol):
+    """What loader and driver must know of a variant of any kernel; it is hashable too."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def name_expression(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
 
 
 @final
@@ -30,14 +49,15 @@ class Variant:
 
     Args:
         kernel: ``mma`` (sm_80 and later, ``mma.sp``) or ``wgmma`` (sm_90a, TMA and ``wgmma.mma_async.sp``).
-        dtype: of query, key, value and out: ``bfloat16`` or ``float16``.
+        dtype: of query, key, value and out: ``bfloat16``, ``float16``, or ``tf32`` (mma only): float32 in memory.
         head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
-        aux: also write kept mass and the counts of kept and allowed pairs.
+        aux: also write kept mass and the counts of kept and allowed pairs; with ``band``, mma only.
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
             memory, 1 makes twice as many thread blocks, for problems too small to fill the device.
+        stride: how far apart the keys of a group stand.
     """
 
     kernel: str
@@ -49,6 +69,7 @@ class Variant:
     aux: bool = False
     band: bool = False
     row_tiles: int = 1
+    stride: int = 1
 
     @property
     def source(self) -> str:
@@ -59,15 +80,14 @@ class Variant:
     def name_expression(self) -> str:
         """The instantiation, as NVRTC's ``name_expressions`` take it."""
         arguments = [
-            f"dynattn::{_ELEMENTS[self.dtype]}",
+            f"dynattn::{ELEMENTS[self.dtype]}",
             str(self.head_dim),
-            f"dynattn::Pattern::{_PATTERN_NAMES[self.n, self.m]}",
-            f"dynattn::MaskKind::{_MASK_NAMES[self.mask]}",
+            f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
+            f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
         ]
-        if self.kernel == "mma":
-            arguments += [str(self.aux).lower(), str(self.band).lower(), str(self.row_tiles)]
-        else:
-            arguments.append(str(self.band).lower())
+        arguments += [str(self.aux).lower(), str(self.band).lower()]
+        arguments += [str(self.row_tiles)] if self.kernel == "mma" else []
+        arguments.append(str(self.stride))
         return f"dynattn::nm_forward_{self.kernel}<{', '.join(arguments)}>"
 
     @property
@@ -86,27 +106,39 @@ class Variant:
         return 64 if self.kernel == "mma" else 128
 
     @property
+    def element_bytes(self) -> int:
+        """Of one element in memory."""
+        return 4 if self.dtype == "tf32" else 2
+
+    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
-        pitch = 2 * (-(-self.head_dim // 64) * 64)  # bytes of a row; swizzled in units of 128
+        row = self.head_dim * self.element_bytes
+        pitch = -(-row // 128) * 128  # swizzled in units of 128 bytes
         if self.kernel == "wgmma":
             stages, barriers, alignment = 2, 128, 1024
             return stages * 2 * self.key_tile * pitch + barriers + alignment
-        query = 0 if self.head_dim * self.row_tiles <= 128 else self.query_tile * pitch
+        query = 0 if row * self.row_tiles <= 256 else self.query_tile * pitch
         return 2 * self.key_tile * pitch + query  # one tile of keys, one of values, and queries too many for registers
 
 
-def row_tiles(head_dim: int) -> tuple[int, ...]:
+def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
     """Values of ``Variant.row_tiles`` that fit in registers, fastest first for problems that fill the device."""
-    return (2, 1) if head_dim <= 128 else (1,)
+    return (2, 1) if head_dim <= 128 and dtype != "tf32" else (1,)
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant there is."""
-    for dtype, head_dim, (n, m), mask, aux, band in product(
-        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True)
+    """Every variant there is, but for strides that are neither 1 nor 16."""
+    for dtype, head_dim, (n, m), mask, aux, band, stride in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES
     ):
         for tiles in row_tiles(head_dim):
-            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles)
-    for dtype, head_dim, (n, m), mask, band in product(DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True)):
-        yield Variant("wgmma", dtype, head_dim, n, m, mask, band=band)
+            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride)
+    for head_dim, (n, m), mask, aux, band, stride in product(
+        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES
+    ):
+        yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride)
+    for dtype, head_dim, (n, m), mask, (aux, band), stride in product(
+        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, ((False, False), (False, True), (True, False)), WGMMA_STRIDES
+    ):
+        yield Variant("wgmma", dtype, head_dim, n, m, mask, aux, band, stride=stride)

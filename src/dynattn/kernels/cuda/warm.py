@@ -20,7 +20,8 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
     Args:
         archs: ``sm_80``, ``sm_90a``, …
         head_dims: of the models to come; () for 64 and 128.
-        every: all masks, kept mass and counts too; else no mask and boolean masks, without them.
+        every: all masks, kept mass and counts too; else no mask and boolean masks, without them, stride 16 without
+            window and sinks, and no TF32.
 
     Raises:
         ValueError: no kernel takes an architecture or a head_dim.
@@ -33,7 +34,7 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
         for arch in archs
         for variant in variants()
         if variant.kernel == "mma" or arch == "sm_90a"
-        if every or ((variant.kernel, variant.head_dim) in sizes and variant.mask in _COMMON_MASKS and not variant.aux)
+        if every or ((variant.kernel, variant.head_dim) in sizes and _common(variant))
     ]
 
 
@@ -68,6 +69,12 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
     for kernel, sizes in (("mma", HEAD_DIMS), ("wgmma", WGMMA_HEAD_DIMS)):
         fits = [size for size in sizes if size >= head_dim]
         yield from ((kernel, size) for size in fits[:1])
+
+
+def _common(variant: Variant) -> bool:
+    if variant.mask not in _COMMON_MASKS or variant.aux or variant.dtype == "tf32":
+        return False
+    return variant.stride == 1 or not variant.band
 
 
 def _compile(variant: Variant, arch: str) -> bool:

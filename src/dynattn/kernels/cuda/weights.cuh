@@ -10,13 +10,18 @@
 namespace dynattn {
 
 // Both functions leave exponentiated weights, and say whether the base moved: then O is multiplied by `correction`.
-template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int UNITS>
+template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int UNITS, int WORDS>
 DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& state, float factor, QuadLane quad,
-                                   Survivors (&kept)[UNITS], HalfMetadata (&metadata)[UNITS], float (&correction)[2]) {
+                                   Survivors (&kept)[UNITS], HalfMetadata (&metadata)[UNITS][WORDS],
+                                   float (&correction)[2]) {
   float largest[2] = {-INFINITY_F, -INFINITY_F};
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
-    choose<PATTERN>(s[unit], kept[unit], metadata[unit], quad);
+    const u32 nibbles = choose<PATTERN>(s[unit], kept[unit]);
+#pragma unroll
+    for (int word = 0; word < WORDS; ++word) {
+      metadata[unit][word] = exchange(metadata_word<WORDS>(nibbles, word), quad);
+    }
     include_in_maximum(kept[unit], largest);
   }
   const bool moved = move_base(state, largest, factor, correction);
@@ -35,7 +40,7 @@ DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& sta
 }
 
 // `pairs[0]` are the weights of the lower pairs of all groups, `pairs[1]` those of the upper; 0 where not kept.
-template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int UNITS>
+template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int STRIDE, int WORDS, int UNITS>
 DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state, float factor,
                                  const ForwardParams& p, int query, int key0, int lane, Survivors (&pairs)[2][UNITS],
                                  float (&correction)[2]) {
@@ -44,8 +49,8 @@ DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
     if constexpr (AUX) count_allowed(s[unit], state);
-    split_by_choice_and_band<PATTERN>(s[unit], p, query, key0 + UNIT_KEYS * unit, lane, pairs[0][unit], pairs[1][unit],
-                                      dropped[0][unit], dropped[1][unit]);
+    split_by_choice_and_band<PATTERN, STRIDE, WORDS>(s[unit], p, query, key0 + UNIT_KEYS * unit, lane, pairs[0][unit],
+                                                     pairs[1][unit], dropped[0][unit], dropped[1][unit]);
     include_in_maximum(pairs[0][unit], largest);
     include_in_maximum(pairs[1][unit], largest);
   }

@@ -19,16 +19,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dynattn.kernels.cuda.launch import Launch
+    from dynattn.kernels.cuda.launch_backward import BackwardLaunch
 
 SOURCES = Path(__file__).parents[1]
 
 _MAX_RANK = 5
+_BACKWARD_ENTRY = """
+    #include "emulator/driver.hpp"
+    #include "{source}"
+    extern "C" int emulator_run(const dynattn::BackwardParams* params, const void*, long long blocks, int threads,
+                                long long shared_bytes, int reversed, int eager) {{
+      return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
+                              [=] {{ {kernel}(*params); }});
+    }}
+    """
 _ENTRY = {
     "mma": """
     #include "emulator/driver.hpp"
     #include "nm_mma.cu"
     extern "C" int emulator_run(const dynattn::ForwardParams* params, const void*, long long blocks, int threads,
                                 long long shared_bytes, int reversed, int eager) {{
+      emulator::element_bytes = {element_bytes};
       return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager,
                               [=] {{ {kernel}(*params); }});
     }}
@@ -80,11 +91,12 @@ def unavailable_reason() -> str | None:
     return None if _compiler() else "no g++ is on the PATH"
 
 
-def run(launch: Launch, schedule: Schedule = Schedule(), sources: Path = SOURCES) -> Counts:
+def run(launch: Launch | BackwardLaunch, schedule: Schedule = Schedule(), sources: Path = SOURCES) -> Counts:
     """Runs a launch on tensors in CPU memory.
 
     Args:
-        launch: what :func:`dynattn.kernels.cuda.launch.prepare` gives for CPU tensors.
+        launch: what :func:`dynattn.kernels.cuda.launch.prepare` gives for CPU tensors, or one of those that
+            :func:`dynattn.kernels.cuda.launch_backward.prepare_backward` gives.
         schedule: which of the allowed orders of events to take.
         sources: folder with the kernels and this emulator; another one to try changed kernels.
 
@@ -96,7 +108,10 @@ def run(launch: Launch, schedule: Schedule = Schedule(), sources: Path = SOURCES
         RuntimeError: there is no compiler, or it refused the sources.
     """
     variant = launch.variant
-    library = build(_ENTRY[variant.kernel].format(kernel=variant.name_expression), sources)
+    text = _ENTRY.get(variant.kernel, _BACKWARD_ENTRY).format(
+        source=variant.source, kernel=variant.name_expression, element_bytes=getattr(variant, "element_bytes", 2)
+    )
+    library = build(text, sources)
     status = library.emulator_run(
         ctypes.byref(launch.params), _maps(launch.tensor_maps), ctypes.c_longlong(launch.blocks), variant.threads,
         ctypes.c_longlong(variant.shared_bytes), schedule.reversed, schedule.eager,

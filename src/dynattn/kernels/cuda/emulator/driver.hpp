@@ -1,18 +1,20 @@
 // What Python calls: one shared library a variant, with these functions and its own emulator_run().
 #pragma once
 
-#include "../params.cuh"
+#include "../backward_params.cuh"
 #include "hopper.hpp"
 
 namespace emulator {
 
 inline std::string last_error;
 
-// Where a tensor [batch, heads, rows, columns] of 2-byte elements lies.
+inline int element_bytes = 2;
+
+// Where a tensor [batch, heads, rows, columns] lies.
 inline Range range_of(const void* base, const long long (&strides)[3], int batch, int heads, int rows, int columns) {
   const auto begin = reinterpret_cast<uintptr_t>(base);
   if (batch == 0 || heads == 0 || rows == 0) return {begin, begin};
-  return {begin, begin + 2 * ((batch - 1) * strides[0] + (heads - 1) * strides[1] + (rows - 1) * strides[2] + columns)};
+  return {begin, begin + element_bytes * ((batch - 1) * strides[0] + (heads - 1) * strides[1] + (rows - 1) * strides[2] + columns)};
 }
 
 // Runs a one-dimensional grid; 1, with last_error set, where a block cannot run to its end.
@@ -31,12 +33,23 @@ int run_grid(long long blocks, int threads, size_t shared_bytes, Schedule schedu
   return 0;
 }
 
-// The same for an attention kernel, whose asynchronous copies may read keys and values only.
-template <class Body>
-int launch(const dynattn::ForwardParams& p, long long blocks, int threads, long long shared_bytes, int reversed,
-           int eager, Body body) {
-  readable = {range_of(p.key, p.key_strides, p.batch, p.kv_heads, p.kv_len, p.head_dim),
-              range_of(p.value, p.value_strides, p.batch, p.kv_heads, p.kv_len, p.value_dim)};
+// What the asynchronous copies of an attention kernel may read: keys and values, and in the backward also queries and the
+// output's gradient.
+inline std::vector<Range> copied(const dynattn::ForwardParams& p) {
+  return {range_of(p.key, p.key_strides, p.batch, p.kv_heads, p.kv_len, p.head_dim),
+          range_of(p.value, p.value_strides, p.batch, p.kv_heads, p.kv_len, p.value_dim)};
+}
+inline std::vector<Range> copied(const dynattn::BackwardParams& p) {
+  const dynattn::ForwardParams& f = p.forward;
+  std::vector<Range> ranges = copied(f);
+  ranges.push_back(range_of(f.query, f.query_strides, f.batch, f.heads, f.q_len, f.head_dim));
+  ranges.push_back(range_of(p.grad_out, p.grad_out_strides, f.batch, f.heads, f.q_len, f.value_dim));
+  return ranges;
+}
+
+template <class Params, class Body>
+int launch(const Params& p, long long blocks, int threads, long long shared_bytes, int reversed, int eager, Body body) {
+  readable = copied(p);
   return run_grid(blocks, threads, shared_bytes, {reversed != 0, eager != 0}, body);
 }
 

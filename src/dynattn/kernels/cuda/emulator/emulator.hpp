@@ -94,9 +94,11 @@ inline u32 ballot(bool x) {
   });
 }
 inline void block_barrier() { emulator::barrier(); }
+inline int lane_now() { return emulator::lane(); }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float log2_fast(float x) { return std::log2(x); }
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float minimum(float a, float b) { return std::fmin(a, b); }
 inline float canonical(float x) { return x != x ? float_of(0x7FFFFFFFu) : x; }
@@ -126,6 +128,15 @@ struct Float16 {
     return static_cast<float>(h);
   }
 };
+struct TensorFloat32 {
+  static constexpr u32 IGNORED = 0x1FFF;  // bits of a float32 that the product does not read
+  static u32 round(float x) {
+    const u32 b = bits_of(x);
+    return x != x ? 0x7FFFFFFFu : (b + 0x1000u) & ~IGNORED;
+  }
+};
+template <class A, class B>
+using is_same = std::is_same<A, B>;
 template <class Element>
 float element(u32 pair, int i) {
   return Element::value(static_cast<unsigned short>(pair >> 16 * i));
@@ -181,6 +192,28 @@ inline void load_matrices_any(u32 (&r)[4], u32 row_address, bool transposed) {
 inline void load_matrices(u32 (&r)[4], u32 row_address) { load_matrices_any(r, row_address, false); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 row_address) { load_matrices_any(r, row_address, true); }
 
+// Four words by each lane, at 32 addresses at a time: each bank serves one.
+struct FourAddresses {
+  u32 at[4];
+};
+inline void load_words(u32 (&r)[4], const u32 (&addresses)[4]) {
+  const FourAddresses own = {{addresses[0], addresses[1], addresses[2], addresses[3]}};
+  const auto loaded = emulator::collective<FourRegisters>("ld.shared", own, [](const FourAddresses* in, FourRegisters* out) {
+    for (int j = 0; j < 4; ++j) {
+      u32 banks[32];
+      u32 used = 0;
+      for (int lane = 0; lane < emulator::WARP; ++lane) {
+        const u32 address = in[lane].at[j], bank = address / 4 % 32;
+        emulator::counts.bank_conflicts += (used >> bank & 1) && banks[bank] != address;
+        used |= 1u << bank;
+        banks[bank] = address;
+        memcpy(&out[lane].r[j], emulator::shared_at(address, 4, 4, "ld.shared"), 4);
+      }
+    }
+  });
+  memcpy(r, loaded.r, sizeof r);
+}
+
 struct ProductRegisters {
   u32 a[4], b[4];
   float c[4];
@@ -214,23 +247,55 @@ void gather_b(const ProductRegisters* in, float (&b)[DEPTH][8]) {
   }
 }
 
+inline float tf32(u32 bits) { return float_of(bits & ~TensorFloat32::IGNORED); }
+template <int DEPTH>
+void gather_b_words(const ProductRegisters* in, float (&b)[DEPTH][8]) {
+  for (int lane = 0; lane < emulator::WARP; ++lane) {
+    for (int j = 0; j < DEPTH / 4; ++j) b[4 * j + (lane & 3)][lane >> 2] = tf32(in[lane].b[j]);
+  }
+}
+
+// TF32: A 16 x 8, of which a lane holds columns t and t + 4.
+inline void multiply_dense_tf32(const ProductRegisters* in, Accumulators* out) {
+  float full[16][8], b[8][8];
+  bool stored[16][8];
+  gather_b_words(in, b);
+  for (int lane = 0; lane < emulator::WARP; ++lane) {
+    for (int j = 0; j < 4; ++j) {
+      const int row = lane / 4 + 8 * (j & 1), column = (lane & 3) + 4 * (j >> 1);
+      full[row][column] = tf32(in[lane].a[j]);
+      stored[row][column] = true;
+    }
+  }
+  multiply(full, stored, b, in, out);
+}
+
+template <class Element>
+void multiply_dense_halves(const ProductRegisters* in, Accumulators* out) {
+  float full[16][16], b[16][8];
+  bool stored[16][16];
+  gather_b<Element>(in, b);
+  for (int lane = 0; lane < emulator::WARP; ++lane) {
+    for (int i = 0; i < 8; ++i) {
+      const int row = lane / 4 + 8 * (i >> 1 & 1), column = 2 * (lane & 3) + 8 * (i >> 2) + (i & 1);
+      full[row][column] = element<Element>(in[lane].a[i >> 1], i & 1);
+      stored[row][column] = true;
+    }
+  }
+  multiply(full, stored, b, in, out);
+}
+
 template <class Element>
 void multiply_dense(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   const ProductRegisters registers = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}, 0};
   const auto result = emulator::collective<Accumulators>(
       "mma", registers, [](const ProductRegisters* in, Accumulators* out) {
         ++emulator::counts.products;
-        float full[16][16], b[16][8];
-        bool stored[16][16];
-        gather_b<Element>(in, b);
-        for (int lane = 0; lane < emulator::WARP; ++lane) {
-          for (int i = 0; i < 8; ++i) {
-            const int row = lane / 4 + 8 * (i >> 1 & 1), column = 2 * (lane & 3) + 8 * (i >> 2) + (i & 1);
-            full[row][column] = element<Element>(in[lane].a[i >> 1], i & 1);
-            stored[row][column] = true;
-          }
+        if constexpr (is_same<Element, TensorFloat32>::value) {
+          multiply_dense_tf32(in, out);
+        } else {
+          multiply_dense_halves<Element>(in, out);
         }
-        multiply(full, stored, b, in, out);
       });
   memcpy(c, result.c, sizeof c);
 }
@@ -250,6 +315,44 @@ SparsePlace sparse_place(int lane, int j, int selector, bool ordered, Metadata m
   return {g + 8 * upper_row, {16 * half + 4 * t + first, 16 * half + 4 * t + second}};
 }
 
+// TF32: A 16 x 16, one of every two stored: register j of a lane is one of columns 2t and 2t + 1 of its half, row g + 8
+// (j % 2). Its nibble stands where that of four 16-bit columns would, and is 0x4 for the first and 0xE for the second.
+template <int SELECTOR>
+void multiply_sparse_tf32(const ProductRegisters* in, Accumulators* out) {
+  float full[16][16] = {}, b[16][8];
+  bool stored[16][16] = {};
+  gather_b_words(in, b);
+  for (int lane = 0; lane < emulator::WARP; ++lane) {
+    const int g = lane >> 2, t = lane & 3;
+    for (int j = 0; j < 4; ++j) {
+      const int upper_row = j & 1, half = j >> 1;
+      const u32 nibble = in[4 * g + 2 * SELECTOR + half].metadata >> (4 * t + 16 * upper_row) & 15;
+      if (nibble != 0x4 && nibble != 0xE) emulator::fail("illegal metadata nibble %x of TF32", nibble);
+      const int row = g + 8 * upper_row, column = 8 * half + 2 * t + (nibble == 0xE);
+      full[row][column] = tf32(in[lane].a[j]);
+      stored[row][column] = true;
+    }
+  }
+  multiply(full, stored, b, in, out);
+}
+
+template <class Element, int SELECTOR>
+void multiply_sparse_halves(const ProductRegisters* in, Accumulators* out) {
+  float full[16][32] = {}, b[32][8];
+  bool stored[16][32] = {};
+  gather_b<Element>(in, b);
+  for (int lane = 0; lane < emulator::WARP; ++lane) {
+    for (int j = 0; j < 4; ++j) {
+      const auto place = sparse_place(lane, j, SELECTOR, true, [=](int from) { return in[from].metadata; });
+      for (int i = 0; i < 2; ++i) {
+        full[place.row][place.column[i]] = element<Element>(in[lane].a[j], i);
+        stored[place.row][place.column[i]] = true;
+      }
+    }
+  }
+  multiply(full, stored, b, in, out);
+}
+
 template <class Element, int SELECTOR>
 void multiply_sparse(float (&c)[4], const u32 (&a)[4], const u32 (&b)[4], u32 metadata) {
   const ProductRegisters registers = {
@@ -257,24 +360,13 @@ void multiply_sparse(float (&c)[4], const u32 (&a)[4], const u32 (&b)[4], u32 me
   const auto result = emulator::collective<Accumulators>(
       SELECTOR ? "mma.sp 1" : "mma.sp 0", registers, [](const ProductRegisters* in, Accumulators* out) {
         ++emulator::counts.sparse_products;
-        float full[16][32] = {}, b[32][8];
-        bool stored[16][32] = {};
-        gather_b<Element>(in, b);
-        for (int lane = 0; lane < emulator::WARP; ++lane) {
-          for (int j = 0; j < 4; ++j) {
-            const auto place = sparse_place(lane, j, SELECTOR, true, [=](int from) { return in[from].metadata; });
-            for (int i = 0; i < 2; ++i) {
-              full[place.row][place.column[i]] = element<Element>(in[lane].a[j], i);
-              stored[place.row][place.column[i]] = true;
-            }
-          }
+        if constexpr (is_same<Element, TensorFloat32>::value) {
+          multiply_sparse_tf32<SELECTOR>(in, out);
+        } else {
+          multiply_sparse_halves<Element, SELECTOR>(in, out);
         }
-        multiply(full, stored, b, in, out);
       });
   memcpy(c, result.c, sizeof c);
 }
-
-template <class A, class B>
-using is_same = std::is_same<A, B>;
 
 }  // namespace dynattn

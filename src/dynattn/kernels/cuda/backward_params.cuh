@@ -1,0 +1,31 @@
+// What the backward's kernels are told besides what the forward was. Plain data, mirrored by launch_backward.py.
+#pragma once
+
+#include "params.cuh"
+
+namespace dynattn {
+
+// Gradients have the layout rules of their tensors: contiguous last dimension, rows of d_query, d_key and d_value at
+// multiples of 4 bytes, those of grad_out at multiples of 16.
+struct BackwardParams {
+  ForwardParams forward;  // `out` and `logsumexp` are read; the scale is positive (a negative one is in the query)
+
+  const void* grad_out;          // [batch, heads, q_len, value_dim]
+  const float* grad_logsumexp;   // [batch, heads, q_len], contiguous
+  float* row_terms;              // [batch, heads, q_len]: Σ dO · O - grad_logsumexp
+  float* query_sums;             // zeros; [splits, batch, heads, blocks of 16 queries, HEAD_DIM / 8, 32 lanes, 4]
+  void* d_query;                 // as query, key and value
+  void* d_key;
+  void* d_value;
+  float* d_mask;                 // zeros, [batch, heads, q_len, kv_len], contiguous; or null; biases only
+
+  long long grad_out_strides[3];  // batch, head, row
+  long long d_query_strides[3];
+  long long d_key_strides[3];
+  long long d_value_strides[3];
+
+  int splits;         // blocks that share the keys of one head; each has sums of its own for the query's gradient
+  float query_scale;  // d query = query_scale · dS K: the scale with its sign
+};
+
+}  // namespace dynattn

@@ -1,0 +1,201 @@
+"""A call of the backward becomes three launches: rows' figures, the gradients, and the query's gradient summed up.
+
+:func:`prepare_backward` reads shapes, strides and addresses, and takes the scratch that the kernels share, so it works
+on tensors of any device, and what it gives can be run by the emulator. :func:`nm_backward` prepares and launches on
+torch's current stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynattn.kernels.cuda import driver, launch
+from dynattn.kernels.cuda.driver import Device, TensorMap
+from dynattn.kernels.cuda.launch import ForwardParams
+from dynattn.kernels.cuda.variants import HEAD_DIMS
+from dynattn.kernels.cuda.variants_backward import (
+    KEY_TILE,
+    AnyBackwardVariant,
+    BackwardVariant,
+    QueryVariant,
+    RowTermsVariant,
+    row_tiles,
+)
+from dynattn.kernels.pattern import Pattern
+
+_BLOCKS_A_MULTIPROCESSOR = 2  # that fit; so many blocks in all are wanted
+_SPLITS_AT_MOST = 16  # sums for the query's gradient: 4 bytes an element each
+_ROW_BLOCK = 16  # queries of an accumulator
+
+_Strides3 = ctypes.c_longlong * 3
+
+
+class BackwardParams(ctypes.Structure):
+    """``dynattn::BackwardParams`` of backward_params.cuh, field by field."""
+
+    _fields_ = (
+        ("forward", ForwardParams),
+        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_logsumexp", "row_terms", "query_sums")),
+        *((name, ctypes.c_void_p) for name in ("d_query", "d_key", "d_value", "d_mask")),
+        *((name, _Strides3) for name in ("grad_out_strides", "d_query_strides", "d_key_strides", "d_value_strides")),
+        ("splits", ctypes.c_int),
+        ("query_scale", ctypes.c_float),
+    )
+
+
+class BackwardLaunch(NamedTuple):
+    """What a launch needs, as plain data; like :class:`dynattn.kernels.cuda.launch.Launch`.
+
+    Attributes:
+        variant: the kernel.
+        blocks: of the one-dimensional grid; 0 where there is nothing to do.
+        params: its argument, the same for the three.
+        tensors: what ``params`` points into; must live until the kernel is on the stream.
+        tensor_maps: none.
+    """
+
+    variant: AnyBackwardVariant
+    blocks: int
+    params: BackwardParams
+    tensors: tuple[Tensor | None, ...]
+    tensor_maps: tuple[TensorMap, ...] = ()
+
+
+def nm_backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    pattern: Pattern,
+    d_query: Tensor,
+    d_key: Tensor,
+    d_value: Tensor,
+    d_mask: Tensor | None,
+) -> None:
+    """Gradients of N:M attention into tensors that the caller gives, on torch's current stream. Checks nothing.
+
+    The forward must have been :func:`dynattn.kernels.cuda.nm_forward` with ``for_backward=True``: then the choice is
+    the same, bit for bit.
+
+        dV = Pᵀ dO,   dS = P ∘ (dO Vᵀ - Σ dO ∘ O + grad_logsumexp),   dQ = scale · dS K,   dK = scale · dSᵀ Q
+
+    Args:
+        grad_out: (batch, heads, q_len, value_dim), dtype of ``query``.
+        grad_logsumexp: (batch, heads, q_len), float32.
+        query, key, value, mask, pattern: what the forward was given.
+        out, logsumexp: what it gave.
+        d_query, d_key, d_value: shaped and typed like the inputs; last dimension contiguous, rows at multiples of
+            4 bytes.
+        d_mask: gradient of a floating-point mask at its full shape, (batch, heads, q_len, kv_len), float32, contiguous;
+            the caller sums it to the mask's own. None where it is not wanted.
+
+    Raises:
+        ImportError: cuda-core or NVRTC is missing.
+        RuntimeError: the compiler or the driver refused; the text has its words.
+
+    Source: arXiv:2203.00091, arXiv:2307.08691.
+    """
+    device = driver.device(query.device.index)
+    with torch.cuda.device(device.index):  # the caller's current device may be another one
+        stream = torch.cuda.current_stream(device.index).cuda_stream
+        for one in prepare_backward(
+            grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, pattern,
+            d_query, d_key, d_value, d_mask, device,
+        ):  # fmt: skip
+            if one.blocks:
+                driver.launch(one.variant, device, one.blocks, one.params, one.tensor_maps, stream)
+
+
+def prepare_backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    pattern: Pattern,
+    d_query: Tensor,
+    d_key: Tensor,
+    d_value: Tensor,
+    d_mask: Tensor | None,
+    device: Device,
+) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:
+    """The launches for a call of :func:`nm_backward` on ``device``, in order; launches nothing, but clears ``d_mask``.
+
+    Raises:
+        ValueError: no variant fits into the device's shared memory, as :func:`dynattn.kernels.cuda.cannot_backward`
+            says beforehand.
+    """
+    # a negative scale goes into the query: larger products are larger scores then, as the forward has them
+    query = launch.aligned(query if pattern.scale > 0 else -query)
+    grad_out, key, value, out = map(launch.aligned, (grad_out, key, value, out))
+    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()
+    batch, heads, q_len, head_dim = query.shape
+    _, kv_heads, kv_len, value_dim = value.shape
+    kind, mask = launch.mask_of(mask, query, kv_len)
+    pattern = launch.of_kernels(pattern)
+    variant = _select(device, query.dtype, max(head_dim, value_dim), pattern, kind, q_len)
+    blocks_of_split = batch * kv_heads * variant.parts
+    splits = _splits(device, blocks_of_split, -(-kv_len // KEY_TILE))
+    row_blocks = batch * heads * -(-q_len // _ROW_BLOCK)
+    row_terms = torch.empty_like(logsumexp)
+    sums = logsumexp.new_zeros(splits, row_blocks * _ROW_BLOCK, variant.head_dim)
+    if d_mask is not None:
+        d_mask.zero_()
+    params = BackwardParams(
+        launch.forward_params(
+            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale))
+        ),
+        grad_out.data_ptr(), grad_logsumexp.data_ptr(), row_terms.data_ptr(), sums.data_ptr(),
+        d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), None if d_mask is None else d_mask.data_ptr(),
+        grad_out.stride()[:3], d_query.stride()[:3], d_key.stride()[:3], d_value.stride()[:3],
+        splits, pattern.scale,
+    )  # fmt: skip
+    tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums)
+    before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype, variant.head_dim)
+    return (
+        BackwardLaunch(before, before.blocks(batch * heads * q_len), params, tensors),
+        BackwardLaunch(variant, blocks_of_split * splits if kv_len else 0, params, tensors),
+        BackwardLaunch(after, after.blocks(row_blocks), params, tensors),
+    )
+
+
+def smallest_shared_bytes(head_dim: int) -> int:
+    """Shared memory that the backward of ``head_dim`` columns needs at least."""
+    padded = next(size for size in HEAD_DIMS if size >= head_dim)
+    return BackwardVariant("bfloat16", padded, 1, 2).shared_bytes
+
+
+def _select(
+    device: Device, dtype: torch.dtype, head_dim: int, pattern: Pattern, mask: str, q_len: int
+) -> BackwardVariant:
+    """The fastest variant that takes this. Its padded head_dim is the forward's, so that scores are summed alike."""
+    padded = next(size for size in HEAD_DIMS if size >= head_dim)
+    band = pattern.window > 0 or pattern.sinks > 0
+    choices = [
+        BackwardVariant(launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles, pattern.stride)
+        for tiles in row_tiles(padded, mask, band)
+    ]
+    fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
+    if not fits:
+        raise ValueError(
+            f"nm_backward: a block needs {choices[-1].shared_bytes} bytes of shared memory: the device has "
+            f"{device.shared_bytes}; take backend='reference'"
+        )
+    return next((choice for choice in fits if q_len > choice.query_tile // 2), fits[-1])
+
+
+def _splits(device: Device, blocks: int, key_tiles: int) -> int:
+    """In how many the tiles of keys of a head are dealt out: enough to fill the device."""
+    wanted = -(-_BLOCKS_A_MULTIPROCESSOR * device.multiprocessors // max(1, blocks))
+    return max(1, min(wanted, key_tiles, _SPLITS_AT_MOST))

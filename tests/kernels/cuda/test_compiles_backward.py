@@ -1,0 +1,61 @@
+"""The backward kernels' machine code: it is made, it keeps to its registers, and dQ comes from sparse tensor cores."""
+
+import re
+
+import pytest
+from test_compiles import cover, disassembled
+
+from dynattn.kernels.cuda.loader import compile_variant, missing
+from dynattn.kernels.cuda.variants_backward import (
+    AnyBackwardVariant,
+    BackwardVariant,
+    QueryVariant,
+    RowTermsVariant,
+    main_variants,
+    small_variants,
+)
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
+
+_LITTLE, _AT_MOST = 128, 384  # bytes of a thread that may lie outside its registers: of 1020
+PLAIN = BackwardVariant("bfloat16", 64, 1, 2, row_tiles=2)
+CASES: list[tuple[AnyBackwardVariant, str]] = [
+    *((variant, "sm_80") for variant in cover(main_variants(), 1)),
+    (PLAIN, "sm_80"),
+    (PLAIN, "sm_89"),
+    (PLAIN, "sm_90a"),
+    (RowTermsVariant("bfloat16"), "sm_80"),
+    (QueryVariant("float16", 64), "sm_90a"),
+]
+
+
+def little_spills(variant: AnyBackwardVariant) -> bool:
+    """Where all that the loop changes has a register, and what lies outside is what it only reads."""
+    plain = isinstance(variant, BackwardVariant) and variant.mask == "none" and not variant.band
+    return not isinstance(variant, BackwardVariant) or (plain and variant.head_dim <= 64)
+
+
+def name(case: tuple[AnyBackwardVariant, str]) -> str:
+    return f"{case[1]}: {case[0].name_expression}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_it_keeps_to_its_registers_and_multiplies_sparse(case: tuple[AnyBackwardVariant, str]) -> None:
+    variant, arch = case
+    made = compile_variant(variant, arch, cached=False)
+    (stack,) = map(int, re.findall(r"(\d+) bytes stack frame", made.log)[:1])
+    assert stack <= (_LITTLE if little_spills(variant) else _AT_MOST)
+    assert not [line for line in made.log.splitlines() if re.search(r"warning", line, re.IGNORECASE)]
+    if variant != PLAIN:
+        return
+    code = disassembled(made.cubin)
+    if code is None:
+        pytest.skip("needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
+    assert "HMMA.SP.16832.F32" in code
+    assert "HMMA.16816.F32" in code
+    assert not re.search(r"\bRED\b|\bATOM", code)  # no atomics: the same bits in every run
+
+
+def test_every_variant_has_a_name_of_its_own() -> None:
+    every = [*main_variants(), *small_variants()]
+    assert len({variant.name_expression for variant in every}) == len(every)

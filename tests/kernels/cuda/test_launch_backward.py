@@ -1,0 +1,179 @@
+"""From a call of the backward to its launches, without a device: bytes, variants, how the keys are dealt out."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward
+from dynattn.kernels.cuda.driver import Device
+from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, prepare_backward
+from dynattn.kernels.cuda.variants_backward import BackwardVariant
+from dynattn.kernels.pattern import Pattern
+from dynattn.methods import NM
+
+AMPERE = Device(0, "sm_80", 108, 163 * 1024)
+ADA = Device(0, "sm_89", 76, 99 * 1024)
+HOPPER = Device(0, "sm_90a", 132, 227 * 1024)
+
+
+def tensors(
+    q_len: int = 100, kv_len: int = 60, head_dim: int = 64, batch: int = 2, heads: int = 4, kv_heads: int = 2
+) -> list[Tensor]:
+    """Query, key and value."""
+    shapes = (batch, heads, q_len, head_dim), (batch, kv_heads, kv_len, head_dim), (batch, kv_heads, kv_len, head_dim)
+    return [torch.randn(shape).bfloat16() for shape in shapes]
+
+
+def prepare(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, d_mask: Tensor | None = None, *,
+    device: Device = AMPERE, method: NM = NM(2, 4), scale: float = 0.5, grad_out: Tensor | None = None,
+) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:  # fmt: skip
+    out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
+    return prepare_backward(
+        torch.empty_like(out) if grad_out is None else grad_out, torch.empty_like(logsumexp), query, key, value, mask,
+        out, logsumexp, Pattern.of(method, True, scale), torch.empty_like(query), torch.empty_like(key),
+        torch.empty_like(value), d_mask, device,
+    )  # fmt: skip
+
+
+def main(*arguments, **options) -> tuple[BackwardVariant, BackwardLaunch]:
+    """The launch of the main kernel and its variant."""
+    _, one, _ = prepare(*arguments, **options)
+    assert isinstance(one.variant, BackwardVariant)
+    return one.variant, one
+
+
+def test_the_parameters_lie_as_the_kernels_read_them(tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    header = Path(launch_backward.__file__).parent / "backward_params.cuh"
+    lines = ["#include <cstddef>", f'#include "{header}"', "using P = dynattn::BackwardParams;"]
+    lines += [f"static_assert(sizeof(P) == {ctypes.sizeof(BackwardParams)});"]
+    for name, *_ in BackwardParams._fields_:
+        field = getattr(BackwardParams, name)
+        lines.append(f"static_assert(offsetof(P, {name}) == {field.offset} && sizeof(P::{name}) == {field.size});")
+    source = tmp_path / "layout.cpp"
+    source.write_text("\n".join(lines))
+    subprocess.run([compiler, "-std=c++17", "-fsyntax-only", str(source)], check=True)
+
+
+def test_the_launches_of_a_call() -> None:
+    query, key, value = tensors(kv_len=300)
+    before, one, after = prepare(query, key, value)
+    assert before.blocks == -(-2 * 4 * 100 // 16)
+    assert after.blocks == 2 * 4 * 7 * (64 // 8) // 4  # 7 blocks of 16 queries
+    assert one.blocks == 2 * 2 * 5  # 300 keys are five tiles: fewer than would fill the device
+    params = one.params
+    assert (params.splits, params.forward.q_len, params.forward.kv_len) == (5, 100, 300)
+    assert params.forward.logsumexp
+    assert params.d_mask is None
+    assert bytes(before.params) == bytes(params) == bytes(after.params)
+    assert list(params.d_key_strides) == [2 * 300 * 64, 300 * 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "splits"),
+    [
+        (1, 65536, 16),  # more would cost too much memory
+        (8, 65536, 14),  # 2 · 108 blocks wanted, 16 heads of keys
+        (8, 256, 4),  # no more than there are tiles
+        (200, 65536, 1),
+        (1, 1, 1),
+    ],
+)
+def test_keys_are_dealt_out_to_fill_the_device(batch: int, kv_len: int, splits: int) -> None:
+    query, key, value = tensors(q_len=1, head_dim=8, batch=batch)
+    key, value = (x[:, :, :1].expand(-1, -1, kv_len, -1) for x in (key, value))
+    out, figures = torch.empty_like(query), torch.empty(query.shape[:3])
+    prepared = prepare_backward(
+        out, figures, query, key, value, None, out, figures, Pattern.of(NM(1, 2), True, 1.0), out, key, value, None,
+        AMPERE,
+    )  # fmt: skip
+    assert prepared[1].params.splits == splits
+
+
+def test_two_row_tiles_where_there_are_queries_for_them_and_registers() -> None:
+    assert main(*tensors(q_len=65))[0].row_tiles == 2
+    assert main(*tensors(q_len=64))[0].row_tiles == 1
+    assert main(*tensors(q_len=4096, batch=1, head_dim=128))[0].row_tiles == 1
+    bias = torch.zeros(1, 60)
+    assert main(*tensors(), bias)[0].row_tiles == 2
+    assert main(*tensors(), bias, method=NM(1, 2, window=3))[0].row_tiles == 1
+
+
+def test_no_kernel_asks_for_more_shared_memory_than_there_is() -> None:
+    for device in (AMPERE, HOPPER, ADA):
+        for head_dim in (8, 64, 96, 128, *([] if device is ADA else [192, 256])):
+            variant, _ = main(*tensors(head_dim=head_dim), device=device)
+            assert variant.shared_bytes <= device.shared_bytes, (variant, device)
+    with pytest.raises(ValueError, match="needs 114688 bytes of shared memory: the device has 101376"):
+        main(*tensors(head_dim=192), device=ADA)
+
+
+def test_wide_heads_are_done_in_two_parts() -> None:
+    variant, one = main(*tensors(head_dim=136))
+    assert (variant.head_dim, variant.parts) == (192, 2)
+    assert one.blocks == 2 * 2 * 2 * one.params.splits
+
+
+def test_the_forward_before_a_backward_is_by_the_kernel_whose_choice_it_repeats() -> None:
+    query, key, value = tensors()
+    out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
+    kernels = [
+        launch.prepare(
+            query, key, value, None, out, logsumexp, None, None, None, Pattern.of(NM(1, 2), False, 1.0), HOPPER, for_it
+        ).variant
+        for for_it in (False, True)
+    ]
+    assert [variant.kernel for variant in kernels] == ["wgmma", "mma"]
+    assert main(query, key, value, device=HOPPER)[0].head_dim == kernels[1].head_dim  # scores are summed alike
+
+
+def test_a_negative_scale_goes_into_the_query() -> None:
+    query, key, value = tensors()
+    _, one = main(query, key, value, scale=-0.25)
+    assert (one.params.forward.scale, one.params.query_scale) == (0.25, -0.25)
+    assert one.tensors[0] is not None
+    assert torch.equal(one.tensors[0], -query)
+    assert main(query, key, value)[1].tensors[0] is query
+
+
+def test_rows_that_are_not_aligned_are_copied() -> None:
+    query, key, value = tensors()
+    everywhere = torch.ones((), dtype=torch.bfloat16).expand_as(query)  # the gradient of a sum
+    _, one = main(query, key, value, grad_out=everywhere)
+    grad_out = one.tensors[6]
+    assert grad_out is not None
+    assert grad_out.is_contiguous()
+    assert torch.equal(grad_out, everywhere)
+
+
+def test_the_masks_gradient_starts_at_zero() -> None:
+    d_mask = torch.full((2, 4, 100, 60), float("nan"))
+    _, one = main(*tensors(), torch.zeros(100, 60), d_mask)
+    assert (d_mask == 0).all()
+    assert one.params.d_mask == d_mask.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float32}, "the backward kernels take bfloat16 and float16, not float32"),
+        ({"method": NM(3, 8)}, "the kernels compute 1:2 and 2:4, not 3:8"),
+        ({"head_dim": 20}, "the kernels take a head_dim of 8"),
+        ({"head_dim": 256}, "a block of the backward needs 147456 bytes of shared memory, and the device has 101376"),
+    ],
+)
+def test_why_not(change: dict, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "unavailable_reason", lambda index: None)
+    monkeypatch.setattr(driver, "device", lambda index: ADA)
+    call = {"dtype": torch.bfloat16, "method": NM(1, 2), "head_dim": 64, "value_dim": 64} | change
+    answer = cannot_backward(**call, device=torch.device("cuda", 0))
+    assert answer is None if reason is None else reason in str(answer)
