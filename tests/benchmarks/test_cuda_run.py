@@ -27,4 +27,8 @@ def test_dry_run(tmp_path: Path) -> None:
     assert {record["function"] for record in results["attention"]} == {"sdpa", "unfused", "nm-1-2", "nm-2-4"}
     assert all(record["right"] for record in results["attention"])
     assert load(tmp_path / "results" / "tiny.json").suite == "tiny"
+    trained = {record["function"]: record.get("right") for record in results["training"]}
+    assert trained["sdpa"]
+    assert trained["nm-1-2"]
+    assert trained["nm-2-4"]
     assert not any(record["serialised"] for record in results["rates"])
