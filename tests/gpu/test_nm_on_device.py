@@ -104,7 +104,7 @@ def test_lengths(method: NM, q_len: int, kv_len: int, causal: bool) -> None:
     check(*inputs(q_len, kv_len), method, causal=causal)
 
 
-@pytest.mark.parametrize("method", (METHODS[0], METHODS[2], METHODS[5]), ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2], METHODS[5]], ids=lambda method: method.name)
 @pytest.mark.parametrize(("head_dim", "value_dim"), HEAD_DIMS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_head_dims_and_dtypes(method: NM, head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
