@@ -84,13 +84,13 @@ def line(found: list[dict]) -> str:
 @contextmanager
 def without_wgmma() -> Iterator[None]:
     """On Hopper, the kernel of earlier devices."""
-    sizes = launching.WGMMA_HEAD_DIMS
-    launching.WGMMA_HEAD_DIMS = ()  # pyright: ignore
+    strides = launching.WGMMA_STRIDES
+    launching.WGMMA_STRIDES = ()  # pyright: ignore
     launching._select.cache_clear()
     try:
         yield
     finally:
-        launching.WGMMA_HEAD_DIMS = sizes
+        launching.WGMMA_STRIDES = strides
         launching._select.cache_clear()
 
 

@@ -17,7 +17,8 @@ _ORDERED = (0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110)  # pairs of indices,
 _DIFFERENCES = ((math.inf, math.inf), (-math.inf, -math.inf), (math.nan, 1.0), (1.0, 1.0), (1.0, 2.0), (-math.inf, 0.0))
 _NEGATIVE = [False, False, False, False, True, True]  # what the choice of 2:4 takes for granted
 SOURCE = '#include "probe.cu"'
-CASES = tuple((element, selector) for element in ("BFloat16", "Float16") for selector in (0, 1))
+CASES = tuple((element, selector) for element in ("BFloat16", "Float16", "TensorFloat32") for selector in (0, 1))
+_FIRST, _SECOND = 0b0100, 0b1110  # nibbles of TF32: which of two is stored
 
 
 def expression(element: str, selector: int) -> str:
@@ -48,10 +49,34 @@ def expected(a: Tensor, b: Tensor, nibbles: Tensor, selector: int) -> Tensor:
     return sparse @ dense
 
 
+def expected_tf32(a: Tensor, b: Tensor, nibbles: Tensor, selector: int) -> Tensor:
+    """The product of TF32, float64, [16, 8]: register 2h + r of lane 4g + t is one of columns 8h + 2t and + 1.
+
+    Args:
+        a: [32 lanes, 4 registers].
+        b: [32 lanes, 4 registers]; register j of lane 4g + t is row 4j + t of column g.
+        nibbles, selector: as for :func:`expected`.
+    """
+    sparse, dense = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(16, 8, dtype=torch.float64)
+    for g in range(8):
+        for t in range(4):
+            lane = 4 * g + t
+            dense[t::4, g] = b[lane].double()
+            for h in range(2):
+                for r in range(2):
+                    nibble = int(nibbles[4 * g + 2 * selector + h, 4 * r + t])
+                    sparse[g + 8 * r, 8 * h + 2 * t + (nibble == _SECOND)] = a[lane, 2 * h + r].double()
+    return sparse @ dense
+
+
 def run() -> list[dict]:
     """One record a case: the largest error of the sparse product; then the signs of some differences."""
     generator = torch.Generator().manual_seed(0)
-    return [*(_product(element, selector, generator) for element, selector in CASES), _signs()]
+    products = (
+        (_product_tf32 if element == "TensorFloat32" else _product)(element, selector, generator)
+        for element, selector in CASES
+    )
+    return [*products, _signs()]
 
 
 def _product(element: str, selector: int, generator: torch.Generator) -> dict:
@@ -61,6 +86,15 @@ def _product(element: str, selector: int, generator: torch.Generator) -> dict:
     c = torch.zeros(32, 4, device="cuda")
     _kernel(expression(element, selector))(1, 32, a.cuda(), b.cuda(), words(nibbles).cuda(), c)
     error = (matrix(c.cpu()).double() - expected(a, b, nibbles, selector)).abs().max().item()
+    return {"element": element, "selector": selector, "error": error, "right": error < 1e-4}
+
+
+def _product_tf32(element: str, selector: int, generator: torch.Generator) -> dict:
+    a, b = (torch.randint(-64, 65, (32, 4), generator=generator).float() / 16 for _ in range(2))  # exact in TF32
+    nibbles = torch.tensor((_FIRST, _SECOND))[torch.randint(2, (32, 8), generator=generator)]
+    c = torch.zeros(32, 4, device="cuda")
+    _kernel(expression(element, selector))(1, 32, a.cuda(), b.cuda(), words(nibbles).cuda(), c)
+    error = (matrix(c.cpu()).double() - expected_tf32(a, b, nibbles, selector)).abs().max().item()
     return {"element": element, "selector": selector, "error": error, "right": error < 1e-4}
 
 

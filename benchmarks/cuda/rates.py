@@ -74,6 +74,7 @@ def rates() -> Iterator[Rate]:
     for name, (statement, macs) in {
         "mma m16n8k16": (_MMA, 4 * 16 * 8 * 16),
         "mma.sp m16n8k32": (_MMA_SP, 4 * 16 * 8 * 32),
+        "mma.sp m16n8k16 tf32": (_MMA_SP.replace("m16n8k32", "m16n8k16").replace("bf16", "tf32"), 4 * 16 * 8 * 16),
     }.items():
         for groups in (1, 2, 3):
             yield Rate(name, statement, _WARP_PRODUCTS, macs, groups, copying=False, asynchronous=False)

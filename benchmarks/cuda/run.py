@@ -4,9 +4,10 @@
     python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
 
 In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
-``tests/gpu``, rates of the instructions, agreement of the two forward kernels, attention against its peers, forward and
-backward together, compute-sanitizer. ``results.json`` is written anew after each step, so that a run that is cut short
-leaves what it had; a step that fails leaves its error there and the next one runs. The last lines are a table.
+``tests/gpu``, rates of the instructions, whether both forward kernels keep the same keys, attention against its peers,
+forward and backward against theirs, compute-sanitizer. ``results.json`` is written anew after each step, so that a run
+that is cut short leaves what it had; a step that fails leaves its error there and the next one runs. The last lines are
+a table.
 """
 
 from __future__ import annotations
@@ -42,11 +43,10 @@ from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 
-_TESTS_SECONDS, _SANITIZER_SECONDS = 150, 50  # at most, the second for each tool
+_TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
+_TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
-_TRAINING_SECONDS = 90  # kept for forward and backward together
-_RESERVE = _SANITIZER_SECONDS * len(_TOOLS) + 20  # seconds that the sanitizer is to find
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
         return probe.run()
 
     def tests(self) -> dict:
-        parallel = ["-n", "8"] if find_spec("xdist") and not self.dry else []
+        parallel = ["-n", "12"] if find_spec("xdist") and not self.dry else []
         command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
         return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
 
@@ -144,7 +144,7 @@ class Run:
             return attention.without_a_device(self.output)
         found = self.results.get("machine", {})
         limits = Roofline(found["matrix_tflops"] * 1e12, found["copy_tbytes"] * 1e12, "bfloat16", 0)
-        return attention.run(self.output, limits, lambda: self.left > _RESERVE + _TRAINING_SECONDS)
+        return attention.run(self.output, limits, lambda: self.left > self._reserve + _TRAINING_SECONDS)
 
     def earlier_kernel(self) -> list[dict]:
         if self.dry or driver.device(0).arch != "sm_90a":
@@ -161,12 +161,17 @@ class Run:
             return training.measure(training.TINY, device="cpu")
         records = []
         for workload in training.workloads():
-            if self.left < _RESERVE:
+            if self.left < self._reserve:
                 records.append({"label": workload.label, "left_out": "no time"})
                 continue
             records += (found := training.measure(workload))
             print("  ", training.line(found), flush=True)
         return records
+
+    @property
+    def _reserve(self) -> float:
+        """Seconds that the sanitizer needs."""
+        return _SANITIZER_SECONDS * len(_TOOLS) + 20
 
     def sanitizer(self) -> dict:
         if self.dry:
@@ -220,11 +225,11 @@ def _summary(results: dict) -> str:
     lines += [attention.line(records) for records in cases.values()]
     lines += [attention.line([record]) for record in _list(results.get("earlier_kernel"))]
     lines += [f"agree: {json.dumps(record)}" for record in _list(results.get("agree"))]
-    trained: dict[str, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     for record in _list(results.get("training")):
         if "function" in record:
-            trained.setdefault(record["label"], []).append(record)
-    lines += [training.line(records) for records in trained.values()]
+            groups.setdefault(record["label"], []).append(record)
+    lines += [training.line(records) for records in groups.values()]
     return "\n".join([*lines, f"seconds: {json.dumps(results['seconds'])}"])
 
 

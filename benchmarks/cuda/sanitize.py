@@ -12,8 +12,8 @@ import torch
 
 from dynattn import NM, attention
 
-_METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3))
-_SIZES = ((130, 200, 64), (67, 129, 128), (5, 3, 32), (70, 130, 256))  # q_len, kv_len, head_dim
+_METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, stride=16))
+_SIZES = ((130, 208, 64), (67, 129, 128), (5, 3, 32), (70, 130, 256))  # q_len, kv_len, head_dim
 
 
 def run(device: str = "cuda") -> int:
@@ -32,9 +32,21 @@ def run(device: str = "cuda") -> int:
         leaves = [x.requires_grad_() for x in (query, key, value)]
         torch.autograd.grad(call(*leaves), leaves, torch.randn_like(query))  # the backward's kernels
         calls += 1
+    calls += _tf32(device)
     if device == "cuda":
         torch.cuda.synchronize()
     return calls
+
+
+def _tf32(device: str) -> int:
+    """The kernel for float32."""
+    torch.set_float32_matmul_precision("high")
+    query, key, value = (torch.randn(1, 2, length, 64, device=device) for length in (70, 130, 130))
+    backend = "cuda" if device == "cuda" else "reference"
+    for method in _METHODS:
+        attention(query, key, value, method, causal=True, backend=backend)
+    torch.set_float32_matmul_precision("highest")
+    return len(_METHODS)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ from dynattn import NM, attention, explain
 from dynattn.reference import nm as reference
 
 HALF = (torch.bfloat16, torch.float16)
-METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, window=70))
+METHODS = (
+    NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, window=70),
+    NM(1, 2, stride=16), NM(2, 4, stride=16, window=20), NM(1, 1),
+)  # fmt: skip
 LENGTHS = ((1, 1), (2, 3), (3, 4), (63, 63), (63, 64), (111, 384), (384, 111), (129, 130), (1, 4096), (300, 2), (5, 0))
 HEAD_DIMS = ((8, 8), (32, 32), (64, 64), (80, 80), (96, 64), (128, 128), (40, 72), (192, 192), (256, 256))
 
@@ -41,14 +44,20 @@ def inputs(
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The same computation in the element type by plain PyTorch: weights rounded to it, sums in float32."""
+    """The same computation in the element type by plain PyTorch: operands rounded to it, sums in float32."""
+    rounded = tf32 if query.dtype == torch.float32 else lambda x: x.to(query.dtype).float()
     offset = key.shape[2] - query.shape[2]
     s = reference.scores(query, key, mask, causal, query.shape[-1] ** -0.5, offset).masked_fill(~kept, -math.inf)
     top = s.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min) if s.shape[-1] else s.sum(-1, keepdim=True)
     weights = (s - top).exp()
-    value = value.float().repeat_interleave(query.shape[1] // value.shape[1], 1)
-    out = weights.to(query.dtype).float() @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+    value = rounded(value).repeat_interleave(query.shape[1] // value.shape[1], 1)
+    out = rounded(weights) @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
     return out.to(query.dtype)
+
+
+def tf32(x: Tensor) -> Tensor:
+    """float32 rounded to TF32, 10 bits of mantissa, ties away from 0."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def check(
@@ -95,7 +104,7 @@ def test_lengths(method: NM, q_len: int, kv_len: int, causal: bool) -> None:
     check(*inputs(q_len, kv_len), method, causal=causal)
 
 
-@pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2], METHODS[5]], ids=lambda method: method.name)
 @pytest.mark.parametrize(("head_dim", "value_dim"), HEAD_DIMS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_head_dims_and_dtypes(method: NM, head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
@@ -118,6 +127,32 @@ def test_masks(method: NM, kind: str, causal: bool) -> None:
         mask[torch.rand(mask.shape, generator=generator) < 0.2] = -math.inf
         mask = mask.to({"float32": torch.float32, "element": torch.bfloat16, "other half": torch.float16}[kind])
     check(query, key, value, method, mask.cuda(), causal)
+
+
+@pytest.fixture
+def tf32_is_allowed():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("tf32_is_allowed")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize(("q_len", "kv_len", "head_dim"), [(1, 3, 32), (111, 384, 64), (130, 65, 128), (70, 200, 72)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_float32_by_tf32(method: NM, q_len: int, kv_len: int, head_dim: int, masked: bool) -> None:
+    poison()
+    query, key, value = inputs(q_len, kv_len, head_dim, dtype=torch.float32)
+    mask = torch.rand(q_len, kv_len, generator=torch.Generator().manual_seed(3)).cuda() > 0.3 if masked else None
+    assert explain(query, key, value, NM(1, 2)).backend == "cuda"
+    check(query, key, value, method, mask, causal=masked)
+
+
+def test_float32_is_not_rounded_where_it_must_not_be() -> None:
+    query, key, value = inputs(64, 64, dtype=torch.float32)
+    plan = explain(query, key, value, NM(1, 2))
+    assert plan.backend == "reference"
+    assert "set_float32_matmul_precision" in plan.rejected["cuda"]
 
 
 @pytest.mark.parametrize("method", METHODS[:2], ids=lambda method: method.name)

@@ -24,6 +24,7 @@ _RUN = """
 import json, sys, threading
 import torch
 from dynattn.kernels.cuda import driver, launch, loader
+from dynattn.kernels.pattern import Pattern
 
 code = sys.argv[1].encode() + b"\\0"
 loader.compile_variant = lambda variant, arch: loader.Compiled(f"nm_forward_{variant.kernel}_{arch}", code)
@@ -32,7 +33,7 @@ query, key, value = (torch.randn(2, 2, 130, 64).to(torch.float16) for _ in range
 out, logsumexp = torch.empty_like(query), torch.empty(2, 2, 130)
 prepared = [
     launch.prepare(query, key[:, :, :length], value[:, :, :length], None, out, logsumexp, None, None, None,
-                   n=1, m=2, window=0, sinks=0, causal=True, scale=0.125, device=device)
+                   Pattern(1, 2, 0, 0, 1, True, 0.125), device)
     for length in (129, 128, 128)
 ]
 for one in prepared:
@@ -187,7 +188,8 @@ def test_where_the_kernels_cannot_run_the_reason_is_given(
     ],
 )
 def test_what_no_kernel_takes(hopper: pytest.MonkeyPatch, problem: tuple, text: str) -> None:
-    reason = cannot(*problem, HOPPER)
+    dtype, method, head_dim, value_dim = problem
+    reason = cannot(dtype, method, head_dim, value_dim, HOPPER)
     assert reason is not None
     assert text in reason
 

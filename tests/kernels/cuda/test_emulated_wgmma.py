@@ -81,6 +81,12 @@ def test_window_and_sinks(window: int, sinks: int, causal: bool) -> None:
     check(problem, run(problem))
 
 
+@pytest.mark.parametrize(("head_dim", "method"), [(64, ONE), (128, TWO_APART)])
+def test_kept_mass_and_counts(head_dim: int, method: NM) -> None:
+    problem = simple("wgmma", 150, 272, head_dim, batch=2, mask=padding(2, 272), method=method, causal=True, aux=True)
+    check(problem, run(problem))
+
+
 def test_groups_strides_and_negative_scale() -> None:
     problem = simple("wgmma", 70, 134, heads=4, kv_heads=2, batch=2, method=TWO, scale=-0.125)
     right = run(problem)

@@ -128,6 +128,18 @@ def test_masks(dtype: torch.dtype, mask_dtype: torch.dtype, kind: str) -> None:
     assert list(launch.params.mask_strides) == [0, 0, 0, 1]
 
 
+def test_float32_takes_the_kernel_for_tf32() -> None:
+    mask = torch.zeros(60)
+    for head_dim, padded in ((8, 32), (64, 64), (72, 96), (128, 128)):
+        sizes = {"head_dim": head_dim, "value_dim": head_dim, "q_len": 8192, "batch": 1}
+        variant = prepare(*tensors(dtype=torch.float32, **sizes), mask, device=HOPPER).variant
+        assert (variant.kernel, variant.dtype, variant.head_dim, variant.mask) == ("mma", "tf32", padded, "float32")
+        assert variant.row_tiles == 1
+        assert variant.shared_bytes <= ADA.shared_bytes
+    half = torch.zeros(60, dtype=torch.float16)
+    assert prepare(*tensors(dtype=torch.float32), half).variant.mask == "float32"
+
+
 @pytest.mark.parametrize(
     ("head_dim", "value_dim", "padded"), [(8, 8, 32), (32, 32, 32), (64, 8, 64), (40, 72, 96), (128, 128, 128),
                                           (136, 64, 192), (256, 200, 256)],
@@ -173,9 +185,11 @@ def test_hopper_takes_wgmma_where_it_can(change: dict, kernel: str, why: str) ->
 
 
 @needs_wgmma
-def test_hopper_takes_mma_for_kept_mass_and_for_expanded_heads() -> None:
+def test_hopper_takes_mma_for_kept_mass_with_a_window_and_for_expanded_heads() -> None:
     query, key, value = tensors()
-    assert prepare(query, key, value, device=HOPPER, aux=True).variant.kernel == "mma"
+    assert prepare(query, key, value, device=HOPPER, aux=True).variant.kernel == "wgmma"
+    assert prepare(query, key, value, device=HOPPER, window=3).variant.kernel == "wgmma"
+    assert prepare(query, key, value, device=HOPPER, aux=True, window=3).variant.kernel == "mma"
     one = key[:, :1].expand(-1, 2, -1, -1)
     assert prepare(query, one, value, device=HOPPER).variant.kernel == "mma"
     assert prepare(query, key, one, device=HOPPER).variant.kernel == "mma"

@@ -179,17 +179,11 @@ def _select(
     q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
     """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    if (
-        device.arch == "sm_90a"
-        and dtype != "tf32"
-        and tma
-        and not aux
-        and head_dim > _MMA_AT_MOST
-        and stride in WGMMA_STRIDES
-    ):
-        for padded in WGMMA_HEAD_DIMS:
-            if padded >= head_dim:
-                return Variant("wgmma", dtype, padded, n, m, mask, band=band, stride=stride)
+    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
+    in_registers = dtype != "tf32" and not (aux and band) and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
+    if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES:
+        padded = next(size for size in WGMMA_HEAD_DIMS if size >= head_dim)
+        return Variant("wgmma", dtype, padded, n, m, mask, aux, band, stride=stride)
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
     choices = [
         Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded, dtype)

@@ -53,7 +53,7 @@ class Variant:
         head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
-        aux: also write kept mass and the counts of kept and allowed pairs.
+        aux: also write kept mass and the counts of kept and allowed pairs; with ``band``, mma only.
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
             memory, 1 makes twice as many thread blocks, for problems too small to fill the device.
@@ -138,7 +138,7 @@ def variants() -> Iterator[Variant]:
         TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES
     ):
         yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride)
-    for dtype, head_dim, (n, m), mask, band, stride in product(
-        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True), WGMMA_STRIDES
+    for dtype, head_dim, (n, m), mask, (aux, band), stride in product(
+        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, ((False, False), (False, True), (True, False)), WGMMA_STRIDES
     ):
-        yield Variant("wgmma", dtype, head_dim, n, m, mask, band=band, stride=stride)
+        yield Variant("wgmma", dtype, head_dim, n, m, mask, aux, band, stride=stride)
