@@ -94,7 +94,8 @@ class Run:
                 (Variant("mma", "bfloat16", 64, 2, 4), _DRY_ARCH),
             ]
         else:
-            work = warm.chosen([driver.device(0).arch], [], every=False)
+            archs = [driver.device(0).arch]
+            work = [*warm.chosen(archs, [], every=False), *warm.chosen_for_training(archs, [], every=False)]
         compiled = sum(warm.warm(work))
         return {"kernels": len(work), "compiled": compiled}
 
