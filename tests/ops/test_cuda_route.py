@@ -68,7 +68,7 @@ def test_compiled_code_asks_whether_tf32_is_allowed_when_it_runs(monkeypatch: py
     called = []
     monkeypatch.setattr(cuda, "nm_forward", lambda *arguments: called.append(arguments))
     x = torch.randn(1, 1, 8, 8)
-    arguments = (x, x, x, None, 1, 2, 0, 0, 1, False, 0.5, False)
+    arguments = (x, x, x, None, None, 1, 2, 0, 0, 1, False, 0.5, 0.0, False, False)
     right = nm._forward_cuda(*arguments, "reference")
     assert torch.equal(nm._forward_cuda(*arguments, "cuda")[0], right[0])
     assert not called
@@ -97,8 +97,9 @@ def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it(
 @pytest.mark.parametrize("aux", [False, True])
 def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def emulated(*arguments: Any) -> None:
-        *call, pattern = arguments
-        emulator.run(launch.prepare(*call, pattern=pattern, device=driver.Device(0, "sm_80", 1, 163 * 1024)))
+        *call, pattern, for_backward = arguments
+        device = driver.Device(0, "sm_80", 1, 163 * 1024)
+        emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward))
 
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +108,7 @@ def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: py
         for length, heads in ((70, 4), (90, 2), (90, 2))
     )
     mask = torch.rand(2, 1, 1, 90, generator=generator) > 0.3
-    arguments = (query, key, value, mask, 1, 2, 5, 2, 1, True, 0.25, aux)
+    arguments = (query, key, value, mask, None, 1, 2, 5, 2, 1, True, 0.25, 0.0, aux, False)
     got, right = nm._forward_cuda(*arguments, "cuda"), nm._forward_cuda(*arguments, "reference")
     assert got[0].transpose(1, 2).is_contiguous()  # as the query lies
     torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)

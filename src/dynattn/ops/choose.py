@@ -30,6 +30,8 @@ class Problem(NamedTuple):
     aux: bool
     head_dim: int
     value_dim: int
+    dropout: bool = False
+    needs_grad: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
@@ -140,7 +142,10 @@ def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
 def _cuda_cannot(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
-    return cuda.cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
+    if problem.dropout:
+        return "the kernels have no dropout"
+    cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
+    return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
 
 def _sdpa_cannot(problem: Problem) -> str | None:
@@ -148,6 +153,8 @@ def _sdpa_cannot(problem: Problem) -> str | None:
         return f"it is dense, and {problem.method.name} is not"
     if problem.aux:
         return "it returns no logsumexp"
+    if problem.dropout:
+        return "it draws its dropout otherwise"
     if problem.masked:
         return "it gives NaN for rows that a mask empties"
     if not problem.square_or_not_causal:
