@@ -113,7 +113,8 @@ def attention(
     call = transforms.NMAttention.apply if transforms.active() else nm_attention
     out, logsumexp, kept_mass, kept, allowed = call(
         query, key, value, attn_mask, _seed(dropout_p, seed, query.device),
-        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, float(dropout_p), return_aux, problem.needs_grad, chosen,
+        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, float(dropout_p),
+        return_aux, problem.needs_grad, chosen,
     )  # fmt: skip
     if not return_aux:
         return out
