@@ -14,10 +14,10 @@ import torch
 from dynattn.bench.machine import machine
 from dynattn.evals.compare import memory, speed
 from dynattn.evals.compare.kept import kept
-from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, TaskResult
+from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, Quality, TaskResult
 from dynattn.evals.compare.statistics import quality
 from dynattn.evals.models import Kind, Pretrained, load
-from dynattn.evals.tasks import Prepared, Task, default, find
+from dynattn.evals.tasks import Outcome, Prepared, Task, default, find
 from dynattn.evals.tasks.texts import read
 from dynattn.methods import Method, parse
 
@@ -152,17 +152,44 @@ def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[t
     return prepared
 
 
-def _task(
-    task: Task, data: Prepared, pretrained: Pretrained, implementations: Mapping[str, str], stage: Stage
-) -> TaskResult:
-    began = time.perf_counter()
-    results = []
-    baseline = None
-    for method, implementation in implementations.items():
-        pretrained.model.set_attn_implementation(implementation)
-        outcome = task.evaluate(pretrained, data, stage(f"{task.name}: {method}", data.steps))
-        baseline = baseline or outcome
-        results.append(quality(method, outcome, baseline, data, task.higher_is_better))
+def evaluate(
+    task: Task, data: Prepared, pretrained: Pretrained, implementation: str, advance: Callable[[], None]
+) -> Outcome:
+    """Score a task with one implementation, and make sure that the model really used it.
+
+    Args:
+        task: what to do.
+        data: prepared by the task.
+        pretrained: the model; it is left with the implementation.
+        implementation: as ``set_attn_implementation`` takes it.
+        advance: called after each step.
+
+    Raises:
+        ValueError: the implementation is dynattn's and the model made no call of it: models that write their own
+            attention leave the setting aside, with a line in the log at most.
+    """
+    from dynattn.integrations.transformers import observing
+
+    calls = 0
+
+    def count(_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    pretrained.model.set_attn_implementation(implementation)
+    with observing(count):
+        outcome = task.evaluate(pretrained, data, advance)
+    if calls == 0 and implementation.startswith("dynattn:"):
+        raise ValueError(
+            f"compare: the model must take its attention from Transformers' interface: {pretrained.name} "
+            f"({type(pretrained.model).__name__}) ran without one call of {implementation}, by attention of its own; "
+            "call dynattn.attention in its attention module, or compare another model"
+        )
+    return outcome
+
+
+def task_result(task: Task, data: Prepared, results: list[Quality], seconds: float) -> TaskResult:
+    """What a task is, beside its results."""
     return TaskResult(
         name=task.name,
         title=(type(task).__doc__ or task.name).split(";")[0].split("\n")[0],
@@ -171,9 +198,22 @@ def _task(
         data=data.summary,
         items=list(data.labels),
         length=data.length,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         results=results,
     )
+
+
+def _task(
+    task: Task, data: Prepared, pretrained: Pretrained, implementations: Mapping[str, str], stage: Stage
+) -> TaskResult:
+    began = time.perf_counter()
+    results = []
+    baseline = None
+    for method, implementation in implementations.items():
+        outcome = evaluate(task, data, pretrained, implementation, stage(f"{task.name}: {method}", data.steps))
+        baseline = baseline or outcome
+        results.append(quality(method, outcome, baseline, data, task.higher_is_better))
+    return task_result(task, data, results, time.perf_counter() - began)
 
 
 def _timings(
