@@ -63,8 +63,8 @@ class Plan(NamedTuple):
 PLANS = {
     "minilm": Plan(16, 1, {"retrieval": {}}),
     "whisper": Plan(64, 4, {"speech": {}}),
-    "dinov2": Plan(64, 1, {"saliency": {"items": 16}}),  # one sink: the class token
-    "smollm2": Plan(64, 4, {"perplexity": {"items": 2}, "passkey": {"items": 6}}),
+    "dinov2": Plan(64, 1, {"saliency": {}}),  # one sink: the class token
+    "smollm2": Plan(64, 4, {"perplexity": {}, "passkey": {}}),
 }
 
 
