@@ -75,13 +75,15 @@ def test_every_method_has_every_figure(found: Comparison):
     names = ["sdpa", *METHODS]
     assert found.methods == METHODS
     (task,) = found.tasks
+    throughput = found.throughput
+    assert throughput is not None
     assert [result.method for result in task.results] == names
     assert all(len(result.scores) == len(task.items) == 6 for result in task.results)
     assert [row.method for row in found.latency.rows] == [*names, "eager"]
-    assert [row.method for row in found.throughput.rows] == names
+    assert [row.method for row in throughput.rows] == names
     assert [row.method for row in found.attention.rows] == names
     assert found.attention.calls == 2  # layers
-    assert (found.latency.batch, found.throughput.batch, found.latency.length) == (1, 2, 64)
+    assert (found.latency.batch, throughput.batch, found.latency.length) == (1, 2, 64)
     assert [share.method for share in found.shares] == names
     assert all(0 < share.attention < share.forward for share in found.shares)
     assert found.latency.rows[0].speedup.median == 1
