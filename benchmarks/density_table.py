@@ -41,6 +41,7 @@ def _table(record: Density) -> str:
     columns = ["method", "density", "kept mass", "theory"]
     for task in record.tasks:
         columns += [f"{task.name}: {task.metric.split(',')[0]}", "difference to dense"]
+        columns += ["cosine to dense"] * _has_outputs(task)
     rows = [(label(BASELINE), "1", "1", "1", BASELINE)]
     for mass in sorted(record.masses, key=lambda mass: (round(mass.density, 2), mass.kept)):
         rows.append(
@@ -54,15 +55,21 @@ def _table(record: Density) -> str:
 
 
 def _cells(task: TaskResult, method: str) -> list[str]:
-    """Score and difference; the difference is bold where it is a loss that the interval tells from noise."""
+    """Score, difference and cosine; the difference is bold where it is a loss that the interval tells from noise."""
     result = next((result for result in task.results if result.method == method), None)
     if result is None:
-        return ["not measured", ""]
-    change = result.difference
-    if change is None or change.low is None or change.high is None:
-        return [f"{result.score:.3f}", ""]
-    text = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-    return [f"{result.score:.3f}", f"**{text}**" if verdict(task, result) == "worse" else text]
+        return ["not measured", ""] + [""] * _has_outputs(task)
+    text, change = "", result.difference
+    if change is not None and change.low is not None and change.high is not None:
+        text = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        text = f"**{text}**" if verdict(task, result) == "worse" else text
+    agreement = [] if result.agreement is None else [f"{result.agreement:.4f}"]
+    return [f"{result.score:.3f}", text, *agreement]
+
+
+def _has_outputs(task: TaskResult) -> bool:
+    """Whether the task compares outputs too."""
+    return task.results[0].agreement is not None
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -125,6 +125,12 @@ def test_pictures_and_tables_show_every_method(tiny: Any, tmp_path: Path, monkey
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {table.label(name)} |"))
         assert f"| {mass.density:.3f} | {mass.kept:.3f} | {mass.expected:.3f} | {result.score:.3f} |" in line
         assert f"{result.difference.mean:+.3f} [" in line
+        assert line.endswith(f"| {result.agreement:.4f} |")
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    cut = found.tasks[0].model_copy(update={"results": found.tasks[0].results[:2]})
+    text = table.tables([found.model_copy(update={"tasks": [cut]})])
+    assert text.count("not measured") == len(NAMES) - 1
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     with pytest.raises(ValueError, match="page must hold"):
         table.with_tables("no place", [found])
 
