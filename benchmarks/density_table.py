@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from density import Density
+from density import PLANS, Density
 from plot_density import records
 
 from dynattn.evals.compare.results import BASELINE, TaskResult
@@ -21,7 +21,10 @@ START, END = "<!-- written by benchmarks/density_table.py -->", "<!-- end -->"
 
 def tables(found: Sequence[Density]) -> str:
     """A table for each model, in Markdown, the methods by rising density."""
-    return "\n\n".join(_table(record) for record in found)
+    whole = {record.model for record in found if _is_whole(record)}
+    unfinished = [model for model in PLANS if model not in whole]
+    note = [f"Not measured yet, or in part: {', '.join(unfinished)}."] if unfinished else []
+    return "\n\n".join([*note, *(_table(record) for record in found)])
 
 
 def with_tables(page: str, found: Sequence[Density]) -> str:
@@ -35,6 +38,13 @@ def with_tables(page: str, found: Sequence[Density]) -> str:
     if not (start and end):
         raise ValueError(f"density_table: the page must hold {START!r} and {END!r}: it does not")
     return f"{before}{START}\n\n{tables(found)}\n\n{END}{after}"
+
+
+def _is_whole(record: Density) -> bool:
+    """Whether no method of no task is missing."""
+    return len(record.tasks) == len(record.sizes) and all(
+        len(task.results) == 1 + len(record.masses) for task in record.tasks
+    )
 
 
 def _table(record: Density) -> str:

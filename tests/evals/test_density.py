@@ -105,7 +105,7 @@ def test_a_record_of_something_else_is_not_continued(tiny: Any, tmp_path: Path):
         _run(tiny, path)
 
 
-def test_pictures_and_tables_show_every_method(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pictures_and_tables_show_every_method(script: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plot, table = importlib.import_module("plot_density"), importlib.import_module("density_table")
     found = _run(tiny, tmp_path / "tiny.json")
     monkeypatch.setattr(plot, "IMAGES", tmp_path)
@@ -130,6 +130,10 @@ def test_pictures_and_tables_show_every_method(tiny: Any, tmp_path: Path, monkey
     cut = found.tasks[0].model_copy(update={"results": found.tasks[0].results[:2]})
     text = table.tables([found.model_copy(update={"tasks": [cut]})])
     assert text.count("not measured") == len(NAMES) - 1
+    finished = [found.model_copy(update={"model": model}) for model in script.PLANS]
+    assert "in part" not in table.tables(finished)
+    finished[1] = finished[1].model_copy(update={"tasks": [cut]})
+    assert f"Not measured yet, or in part: {list(script.PLANS)[1]}." in table.tables(finished)
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     with pytest.raises(ValueError, match="page must hold"):
         table.with_tables("no place", [found])
