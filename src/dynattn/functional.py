@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import NM, Method
+from dynattn.ops import transforms
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
 
@@ -37,14 +38,16 @@ class Aux(NamedTuple):
 @overload
 def attention(
     query: Tensor, key: Tensor, value: Tensor, method: Method = ..., *, attn_mask: Tensor | None = ...,
-    causal: bool = ..., scale: float | None = ..., backend: str = ..., return_aux: Literal[False] = ...,
+    causal: bool = ..., scale: float | None = ..., dropout_p: float = ..., seed: int | Tensor | None = ...,
+    backend: str = ..., return_aux: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
     query: Tensor, key: Tensor, value: Tensor, method: Method = ..., *, attn_mask: Tensor | None = ...,
-    causal: bool = ..., scale: float | None = ..., backend: str = ..., return_aux: Literal[True],
+    causal: bool = ..., scale: float | None = ..., dropout_p: float = ..., seed: int | Tensor | None = ...,
+    backend: str = ..., return_aux: Literal[True],
 ) -> tuple[Tensor, Aux]: ...  # fmt: skip
 
 
@@ -57,6 +60,8 @@ def attention(
     attn_mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
     backend: str = "auto",
     return_aux: bool = False,
 ) -> Tensor | tuple[Tensor, Aux]:
@@ -65,7 +70,7 @@ def attention(
         out = softmax(scale · QKᵀ + bias, over the pairs that ``method`` keeps) V
 
     Takes the place of ``torch.nn.functional.scaled_dot_product_attention``. Memory is linear in length, in the
-    backward too.
+    backward too, which holds the choice fixed. Under ``torch.autocast`` float32 inputs are computed in its dtype.
 
     Args:
         query: (batch, heads, q_len, head_dim), float32, bfloat16, float16 or float64. Half-precision inputs are
@@ -78,6 +83,10 @@ def attention(
         causal: forbid keys after the query. Aligned bottom-right where q_len != kv_len, as in FlashAttention: query i
             sees keys ``j <= i + kv_len - q_len``. (PyTorch's ``is_causal`` aligns top-left.)
         scale: factor of the scores, not 0, of either sign; None for ``head_dim ** -0.5``.
+        dropout_p: probability, at least 0 and below 1, with which a kept weight is dropped; the others are divided by
+            ``1 - dropout_p``. As in PyTorch, pass 0 outside of training.
+        seed: of dropout, an int of 64 bits or an int64 tensor of one: the same seed drops the same pairs, on every
+            device. None draws one from PyTorch's generator of this device (``torch.manual_seed``).
         backend: ``auto`` takes the fastest that computes the definition; by name, that one runs or raises.
             :func:`explain` shows the choice.
         return_aux: also return what was kept and lost.
@@ -93,16 +102,20 @@ def attention(
 
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """
-    problem = _check(query, key, value, method, attn_mask, causal, scale, return_aux)
+    query, key, value = _autocast(query, key, value)
+    problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     nm, chosen = problem.method, route(problem, backend)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-    out, logsumexp, kept_mass, kept, allowed = nm_attention(
-        query, key, value, attn_mask,
-        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, return_aux, chosen,
+    inputs = (query, key, value, attn_mask)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    call = transforms.NMAttention.apply if transforms.active() else nm_attention
+    out, logsumexp, kept_mass, kept, allowed = call(
+        *inputs, _seed(dropout_p, seed, query.device), nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale,
+        float(dropout_p), return_aux, needs_grad, chosen,
     )  # fmt: skip
     if not return_aux:
         return out
@@ -120,6 +133,8 @@ def explain(
     attn_mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
     backend: str = "auto",
     return_aux: bool = False,
 ) -> Plan:
@@ -134,12 +149,32 @@ def explain(
     Raises:
         What :func:`attention` raises for the same arguments.
     """
-    return explain_choice(_check(query, key, value, method, attn_mask, causal, scale, return_aux), backend)
+    query, key, value = _autocast(query, key, value)
+    problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    return explain_choice(problem, backend)
+
+
+def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs as autocast has them where it is on, by the rule that PyTorch's own attention follows."""
+    device = inputs[0].device.type if isinstance(inputs[0], Tensor) else "meta"
+    if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
+        return inputs
+    dtype = torch.get_autocast_dtype(device)
+    halves = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in halves else x for x in inputs)
+
+
+def _seed(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    if dropout_p == 0:
+        return None
+    if seed is None:
+        return torch.randint(2**63 - 1, (), device=device)
+    return seed if isinstance(seed, Tensor) else torch.tensor(seed, device=device)
 
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, method: Method, attn_mask: Tensor | None, causal: bool,
-    scale: float | None, aux: bool,
+    scale: float | None, dropout_p: float, seed: int | Tensor | None, aux: bool,
 ) -> Problem:  # fmt: skip
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         raise TypeError(
@@ -170,7 +205,10 @@ def _check(
         raise TypeError(f"attention: scale must be a number or None: got {scale!r}; pass a Python float")
     if scale is not None and (not math.isfinite(scale) or scale == 0):
         raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
-    return Problem(device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3])
+    if dropout_p != 0 or seed is not None:
+        _check_dropout(dropout_p, seed, device)
+    square_or_not_causal = not causal or q[2] == k[2]
+    return Problem(device, dtype, method, attn_mask is not None, square_or_not_causal, aux, q[3], v[3], dropout_p > 0)
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
@@ -214,6 +252,21 @@ def _refuse_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> NoReturn:
         "attention: heads of query must be a multiple of heads of key and value: query has "
         f"{q[1]}, key has {k[1]}; repeat key and value heads until they divide"
     )
+
+
+def _check_dropout(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> None:
+    if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
+        raise ValueError(
+            f"attention: dropout_p must be a number, at least 0 and below 1: got {dropout_p!r}; pass 0 for no dropout"
+        )
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            raise ValueError(
+                f"attention: seed must be an int64 tensor of one element on {device}: got {tuple(seed.shape)}, "
+                f"{seed.dtype}, on {seed.device}; use torch.tensor(seed, device=query.device)"
+            )
+    elif seed is not None and (not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
+        raise ValueError(f"attention: seed must be an int of 64 bits or a tensor: got {seed!r}; leave it out for None")
 
 
 def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:

@@ -382,10 +382,22 @@ def test_refuses_what_it_cannot_compute():
         with_attention(tiny("gemma2"), "dynattn:dense")(**inputs)
     with pytest.raises(ValueError, match="learned sink"):
         with_attention(tiny("gpt_oss"), "dynattn:dense")(**inputs)
-    with pytest.raises(ValueError, match="dropout must be 0"):
-        with_attention(tiny("llama", attention_dropout=0.1), "dynattn:dense").train()(**inputs)
     with pytest.raises(ValueError, match="attention weights"):
         with_attention(tiny("llama"), "dynattn:dense")(**inputs, output_attentions=True)
+
+
+def test_attention_dropout_is_drawn_in_training_alone():
+    model = with_attention(tiny("llama", attention_dropout=0.5), "dynattn:nm-2-4")
+    inputs = {"input_ids": torch.arange(12).view(1, 12)}
+    still = model.eval()(**inputs).logits
+    assert torch.equal(still, model(**inputs).logits)
+    torch.manual_seed(0)
+    first, second = model.train()(**inputs).logits, model(**inputs).logits
+    torch.manual_seed(0)
+    again = model(**inputs).logits
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, still)
 
 
 def test_refuses_causality_that_nothing_places():

@@ -58,6 +58,12 @@ def test_float32_needs_the_users_leave_to_round() -> None:
     try:
         assert route(problem(dtype=torch.float32), "auto") == "cuda"
         assert route(problem(NM(2, 4), torch.float32, masked=True), "auto") == "cuda"
+        words = explain_choice(problem(NM(1, 2, stride=16), torch.float32), "auto").reason
+        assert words == (
+            "fused CUDA kernel on sparse tensor cores, float32 rounded to TF32; "
+            "the fastest here that computes nm-1-2-x16"
+        )
+        assert "on tensor cores, float32" in explain_choice(problem(NM(2, 4), torch.float32), "auto").reason
         wide = explain_choice(problem(dtype=torch.float32, head_dim=136), "auto")
         assert wide.rejected["cuda"] == "the kernels take a head_dim of 8, 16, … 128, not 136"
     finally:
@@ -68,7 +74,7 @@ def test_compiled_code_asks_whether_tf32_is_allowed_when_it_runs(monkeypatch: py
     called = []
     monkeypatch.setattr(cuda, "nm_forward", lambda *arguments: called.append(arguments))
     x = torch.randn(1, 1, 8, 8)
-    arguments = (x, x, x, None, 1, 2, 0, 0, 1, False, 0.5, False)
+    arguments = (x, x, x, None, None, 1, 2, 0, 0, 1, False, 0.5, 0.0, False, False)
     right = nm._forward_cuda(*arguments, "reference")
     assert torch.equal(nm._forward_cuda(*arguments, "cuda")[0], right[0])
     assert not called
@@ -107,7 +113,7 @@ def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: py
         for length, heads in ((70, 4), (90, 2), (90, 2))
     )
     mask = torch.rand(2, 1, 1, 90, generator=generator) > 0.3
-    arguments = (query, key, value, mask, 1, 2, 5, 2, 1, True, 0.25, aux)
+    arguments = (query, key, value, mask, None, 1, 2, 5, 2, 1, True, 0.25, 0.0, aux, False)
     got, right = nm._forward_cuda(*arguments, "cuda"), nm._forward_cuda(*arguments, "reference")
     assert got[0].transpose(1, 2).is_contiguous()  # as the query lies
     torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)

@@ -20,31 +20,39 @@ def tensors(layout: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("aux", [False, True])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_opcheck(layout: str, masked: bool, aux: bool, backend: str) -> None:
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_opcheck(layout: str, masked: bool, aux: bool, backend: str, dropout_p: float) -> None:
+    seed = torch.tensor(3) if dropout_p else None
     mask = torch.zeros(2, 1, 1, 13, requires_grad=True) if masked else None
-    torch.library.opcheck(nm_attention, (*tensors(layout), mask, 2, 4, 3, 1, 2, True, 0.25, aux, backend))
+    torch.library.opcheck(
+        nm_attention, (*tensors(layout), mask, seed, 2, 4, 3, 1, 2, True, 0.25, dropout_p, aux, True, backend)
+    )
 
 
-def test_backward_operator_opcheck() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_backward_operator_opcheck(backend: str) -> None:
     query, key, value = (x.detach() for x in tensors("bhld"))
     mask = torch.zeros(4, 9, 13)
+    out, logsumexp, *_ = nm_attention(
+        query, key, value, mask, None, 1, 2, 0, 0, 3, False, 0.25, 0.0, False, True, backend
+    )  # fmt: skip
     for mask_needs_grad in (False, True):
         torch.library.opcheck(
             torch.ops.dynattn.nm_attention_backward.default,
-            (torch.ones(2, 4, 9, 8), torch.ones(2, 4, 9), query, key, value, mask, 1, 2, 0, 0, 3, False, 0.25,
-             mask_needs_grad),
+            (torch.ones(2, 4, 9, 8), torch.ones(2, 4, 9), out, logsumexp, query, key, value, mask, None,
+             1, 2, 0, 0, 3, False, 0.25, 0.0, mask_needs_grad, backend),
         )  # fmt: skip
 
 
 def test_every_backend_gives_the_same_answer() -> None:
     query, key, value = (x.detach() for x in tensors("bhld"))
-    expected = nm_attention(query, key, value, None, 2, 4, 0, 0, 1, False, 0.25, True, "reference")
+    expected = nm_attention(query, key, value, None, None, 2, 4, 0, 0, 1, False, 0.25, 0.0, True, False, "reference")
     ran = 0
     for backend in backends():
         if not backend.startswith("cpu"):
             continue
         try:
-            got = nm_attention(query, key, value, None, 2, 4, 0, 0, 1, False, 0.25, True, backend)
+            got = nm_attention(query, key, value, None, None, 2, 4, 0, 0, 1, False, 0.25, 0.0, True, False, backend)
         except RuntimeError:
             continue  # an instruction set that this processor lacks
         ran += 1

@@ -170,14 +170,16 @@ def _forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
-    _refuse_unsupported(module, dropout, kwargs)
+    _refuse_unsupported(module, kwargs)
     causal = _is_causal(module, query, key, attention_mask, is_causal)
     attn_mask = _merge(attention_mask, position_bias)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
     for observe in _observers:
         observe(module, query, key, value, method, attn_mask, causal, scaling)
-    out = attention(query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling)
+    out = attention(
+        query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
+    )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -208,12 +210,7 @@ def _merge(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tenso
     return position_bias + attention_mask
 
 
-def _refuse_unsupported(module: nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
-    if dropout:
-        raise ValueError(
-            f"dynattn: attention dropout must be 0: {type(module).__name__} has {dropout} in training; set it to 0 in "
-            "the model's config (attention_dropout, attention_probs_dropout_prob, ...), or call model.eval()"
-        )
+def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
     for name, would in _UNSUPPORTED.items():
         if kwargs.get(name) is not None and kwargs[name] is not False:
             raise ValueError(

@@ -14,6 +14,7 @@ class Pattern(NamedTuple):
         n, m, window, sinks, stride: as :class:`dynattn.NM` has them.
         causal: forbid keys after the query, aligned bottom-right.
         scale: factor of the scores, finite and not 0.
+        dropout_p: probability of dropping a kept weight.
     """
 
     n: int
@@ -23,6 +24,7 @@ class Pattern(NamedTuple):
     stride: int
     causal: bool
     scale: float
+    dropout_p: float = 0.0
 
     @classmethod
     def of(cls, method: NM, causal: bool, scale: float) -> Pattern:

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     aux: bool
     head_dim: int
     value_dim: int
+    dropout: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def explain_choice(problem: Problem, backend: str) -> Plan:
         As :func:`route`.
     """
     chosen = route(problem, backend)
-    what = _BACKENDS[chosen].what()
+    what = _BACKENDS[chosen].what(problem)
     if backend != "auto":
         return Plan(chosen, f"{what}; asked for by name")
     first = problem.fastest_first
@@ -113,7 +114,7 @@ def _require(problem: Problem, backend: str) -> None:
 
 
 class _Backend(NamedTuple):
-    what: Callable[[], str]
+    what: Callable[[Problem], str]
     cannot: Callable[[Problem], str | None]
 
 
@@ -140,7 +141,16 @@ def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
 def _cuda_cannot(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
+    if problem.dropout:
+        return "the kernels have no dropout"
     return cuda.cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
+
+
+def _cuda_what(problem: Problem) -> str:
+    rounded = problem.dtype == torch.float32
+    dense = problem.method.keeps_everything or (rounded and problem.method.m == 4)
+    what = f"fused CUDA kernel on {'' if dense else 'sparse '}tensor cores"
+    return f"{what}, float32 rounded to TF32" if rounded else what
 
 
 def _sdpa_cannot(problem: Problem) -> str | None:
@@ -148,6 +158,8 @@ def _sdpa_cannot(problem: Problem) -> str | None:
         return f"it is dense, and {problem.method.name} is not"
     if problem.aux:
         return "it returns no logsumexp"
+    if problem.dropout:
+        return "it draws its dropout otherwise"
     if problem.masked:
         return "it gives NaN for rows that a mask empties"
     if not problem.square_or_not_causal:
@@ -160,12 +172,12 @@ def _short(dtype: torch.dtype) -> str:
 
 
 _BACKENDS = {
-    "cpu": _Backend(lambda: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
+    "cpu": _Backend(lambda _: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
     **{
-        f"cpu-{isa}": _Backend(lambda isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
+        f"cpu-{isa}": _Backend(lambda _, isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
         for isa in ("avx512", "avx2", "portable")
     },
-    "cuda": _Backend(lambda: "fused CUDA kernel on sparse tensor cores", _cuda_cannot),
-    "sdpa": _Backend(lambda: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
-    "reference": _Backend(lambda: "plain PyTorch, a block of queries at a time", lambda _: None),
+    "cuda": _Backend(_cuda_what, _cuda_cannot),
+    "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
+    "reference": _Backend(lambda _: "plain PyTorch, a block of queries at a time", lambda _: None),
 }

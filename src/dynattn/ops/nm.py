@@ -6,7 +6,6 @@ Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,100 +13,64 @@ from torch import Tensor
 
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.ops import batching, buffers, plain
 
-_BLOCK_SCORES = 1 << 22  # scores that the plain PyTorch path holds at a time: 16 MB of float32 a temporary
+_SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
-_ARGUMENTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
-    "int n, int m, int window, int sinks, int stride, bool causal, float scale"
-)
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
+_PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
 
 library = torch.library.Library("dynattn", "DEF")
 library.define(
-    f"nm_attention({_ARGUMENTS}, bool aux, str backend) "
+    f"nm_attention({_INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend) "
     "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
 )
 library.define(
-    f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, {_ARGUMENTS}, bool mask_needs_grad) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, {_INPUTS}, "
+    f"{_PATTERN}, bool mask_needs_grad, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _empty_outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs to be filled; ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy."""
-    batch, heads, q_len, head_dim = query.shape
-    value_dim = value.shape[-1]
-    dtype = reference.arithmetic_dtype(query.dtype)
-    if query.is_contiguous() and head_dim == value_dim:
-        out = torch.empty_like(query)  # the quickest way, for calls that last microseconds
-    elif query.stride(1) < query.stride(2):  # (batch, length, heads, head_dim) in memory
-        out = query.new_empty((batch, q_len, heads, value_dim)).transpose(1, 2)
-    else:
-        out = query.new_empty((batch, heads, q_len, value_dim))
-    logsumexp = query.new_empty((batch, heads, q_len), dtype=dtype)
-    if not aux:
-        return out, logsumexp, query.new_empty(0), query.new_empty(0), query.new_empty(0)
-    kept = query.new_empty((batch, heads, q_len), dtype=torch.int32)
-    return out, logsumexp, torch.empty_like(logsumexp), kept, torch.empty_like(kept)
-
-
-def _rows_at_a_time(query: Tensor, key: Tensor) -> Iterator[slice]:
-    """Blocks of queries whose scores fit in ``_BLOCK_SCORES``."""
-    batch, heads, q_len, _ = query.shape
-    step = max(1, _BLOCK_SCORES // max(1, batch * heads * key.shape[2]))
-    return (slice(start, min(start + step, q_len)) for start in range(0, q_len, step))
-
-
-def _mask_rows(attn_mask: Tensor | None, rows: slice) -> Tensor | None:
-    if attn_mask is None or attn_mask.dim() < 2 or attn_mask.shape[-2] == 1:
-        return attn_mask
-    return attn_mask[..., rows, :]
-
-
-def _forward_reference(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, pattern: Pattern, aux: bool
+def _forward_cpu(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    outputs = _empty_outputs(query, value, aux)
-    for rows in _rows_at_a_time(query, key):
-        result = reference.forward(
-            query[:, :, rows], key, value, pattern.method, _mask_rows(attn_mask, rows), pattern.causal, pattern.scale,
-            offset=key.shape[2] - query.shape[2] + rows.start,
-        )  # fmt: skip
-        for output, block in zip(outputs if aux else outputs[:2], result, strict=False):
-            output[:, :, rows] = block
-    return outputs
-
-
-def _forward_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    *pattern, aux, backend = rest
+    *pattern, aux, needs_grad, backend = rest
     if backend == "reference":
-        return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
-    outputs = _empty_outputs(query, value, aux)
+        return plain.forward(query, key, value, attn_mask, seed, Pattern(*pattern), aux)
+    outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
     cpu.nm_forward(
-        _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), attn_mask, out, logsumexp,
-        kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern),
-        isa=backend.removeprefix("cpu-") if backend != "cpu" else cpu.best_isa(),
+        _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), _expanded(attn_mask, query, key),
+        out, logsumexp, kept_mass if aux else None, kept if aux else None, allowed if aux else None,
+        Pattern(*pattern), _isa(backend), seed=_integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
+
+
+def _isa(backend: str) -> str:
+    return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
+
+
+def _integer(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def _expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    return None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+
+
 def _forward_cuda(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *pattern, aux, backend = rest
+    *pattern, aux, _needs_grad, backend = rest
     # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
-        return _forward_reference(query, key, value, attn_mask, Pattern(*pattern), aux)
-    outputs = _empty_outputs(query, value, aux)
+        return plain.forward(query, key, value, attn_mask, seed, Pattern(*pattern), aux)
+    outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     cuda.nm_forward(
         query, key, value, attn_mask, out, logsumexp,
@@ -117,67 +80,137 @@ def _forward_cuda(
     return outputs
 
 
-def _forward_fake(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple:
-    *_, aux, _backend = rest
-    return _empty_outputs(query, value, aux)
+def _forward_fake(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
+) -> tuple:
+    *_, aux, _needs_grad, _backend = rest
+    return buffers.outputs(query, value, aux)
 
 
-def _backward(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    *arguments, mask_needs_grad = rest
+def _backward_cpu(
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    *arguments, mask_needs_grad, backend = rest
     pattern = Pattern(*arguments)
-    dtype = reference.arithmetic_dtype(query.dtype)
-    d_query = torch.empty_like(query)
-    d_key, d_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
-    d_mask = torch.zeros_like(attn_mask, dtype=dtype) if attn_mask is not None and mask_needs_grad else None
-    for rows in _rows_at_a_time(query, key):
-        grad = reference.backward(
-            grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, pattern.method,
-            _mask_rows(attn_mask, rows), pattern.causal, pattern.scale,
-            offset=key.shape[2] - query.shape[2] + rows.start,
+    if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query, seed)):
+        return plain.backward(
+            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
         )  # fmt: skip
-        d_query[:, :, rows] = grad.query
-        d_key += grad.key
-        d_value += grad.value
-        d_mask_rows = _mask_rows(d_mask, rows)
-        if d_mask_rows is not None:
-            d_mask_rows += grad.scores.sum_to_size(d_mask_rows.shape)
-    d_mask = query.new_empty(0) if d_mask is None or attn_mask is None else d_mask.to(attn_mask.dtype)
-    return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_mask
+    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+    d_query, d_key, d_value, d_mask = gradients
+    per_query = [
+        _rows_contiguous(grad_out),
+        grad_logsumexp.contiguous(),
+        _rows_contiguous(query),
+        out,
+        logsumexp,
+        d_query,
+    ]
+    per_key = [_rows_contiguous(key), _rows_contiguous(value), d_key, d_value]
+    mask = _expanded(attn_mask, query, key)
+    if mask is not None and mask_needs_grad:
+        d_mask.copy_(_mask_gradient(per_query, per_key, mask, d_mask.shape, pattern, _isa(backend)))
+    else:
+        _run_backward(per_query, per_key, mask, None, pattern, _isa(backend), _integer(seed))
+    return gradients
+
+
+def _run_backward(
+    per_query: list[Tensor], per_key: list[Tensor], mask: Tensor | None, d_scores: Tensor | None, pattern: Pattern,
+    isa: str, seed: int = 0,
+) -> None:  # fmt: skip
+    grad_out, grad_logsumexp, query, out, logsumexp, d_query = per_query
+    key, value, d_key, d_value = per_key
+    cpu.nm_backward(
+        grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, d_scores, pattern,
+        isa, seed=seed,
+    )  # fmt: skip
+
+
+def _sums_over_queries(attn_mask: Tensor | None, query: Tensor, seed: Tensor | None) -> bool:
+    """Whether the kernel's d_scores, as wide as keys and as long as queries, are too much for this mask's gradient.
+
+    So it is where all queries share a bias. (And dropout is drawn by head, of which the kernel would see a few.)
+    """
+    if attn_mask is None:
+        return False
+    return attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 < query.shape[2] or seed is not None
+
+
+def _mask_gradient(
+    per_query: list[Tensor], per_key: list[Tensor], mask: Tensor, shape: torch.Size, pattern: Pattern, isa: str
+) -> Tensor:
+    """All gradients by the kernel, a few heads at a time, whose d_scores are summed up to the mask's shape."""
+    batch, heads, q_len = per_query[1].shape
+    kv_heads, kv_len = per_key[0].shape[1:3]
+    group = heads // kv_heads
+    total = mask.new_zeros((1,) * (4 - len(shape)) + tuple(shape), dtype=torch.float32)
+    step = max(1, min(kv_heads, _SCORES_AT_ONCE // max(1, group * q_len * kv_len)))
+    for b in range(batch):
+        for first in range(0, kv_heads, step):
+            of_keys = (slice(b, b + 1), slice(first, first + step))
+            of_queries = (slice(b, b + 1), slice(first * group, (first + step) * group))
+            d_scores = mask.new_zeros((1, min(step, kv_heads - first) * group, q_len, kv_len), dtype=torch.float32)
+            queries, keys = [x[of_queries] for x in per_query], [x[of_keys] for x in per_key]
+            _run_backward(queries, keys, mask[of_queries], d_scores, pattern, isa)
+            where = (part if size > 1 else slice(None) for part, size in zip(of_queries, total.shape, strict=False))
+            sums = total[tuple(where)]
+            sums += d_scores.sum_to_size(sums.shape)
+    return total.view(shape)
+
+
+def _backward_any(grad_out: Tensor, grad_logsumexp: Tensor, _out: Tensor, _logsumexp: Tensor, *rest: Any) -> tuple:
+    query, key, value, attn_mask, seed, *pattern, mask_needs_grad, _backend = rest
+    return plain.backward(
+        grad_out, grad_logsumexp, query, key, value, attn_mask, seed, Pattern(*pattern), mask_needs_grad
+    )  # fmt: skip
 
 
 def _backward_fake(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    d_mask = torch.empty_like(attn_mask) if attn_mask is not None and rest[-1] else query.new_empty(0)
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), d_mask
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    *_, mask_needs_grad, _backend = rest
+    return buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    query, key, value, attn_mask, *pattern, _aux, _backend = inputs
-    ctx.save_for_backward(query, key, value, attn_mask)
-    ctx.pattern = pattern
-    ctx.mark_non_differentiable(*output[2:])
+def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    """What the gradient needs of a forward call."""
+    query, key, value, attn_mask, seed, *pattern, _aux, _needs_grad, backend = inputs
+    out, logsumexp, *counts = output
+    ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask, seed)
+    ctx.pattern, ctx.backend = pattern, backend
+    ctx.mark_non_differentiable(*counts)
     ctx.set_materialize_grads(True)
 
 
-def _autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple:
+def autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor, call: Any = None) -> tuple:
+    """Gradients of all arguments of a forward call; ``call`` may stand for the operator."""
     mask_needs_grad = ctx.needs_input_grad[3]
-    d_query, d_key, d_value, d_mask = torch.ops.dynattn.nm_attention_backward(
-        grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.pattern, mask_needs_grad
+    d_query, d_key, d_value, d_mask = (call or torch.ops.dynattn.nm_attention_backward)(
+        grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.pattern, mask_needs_grad, ctx.backend
     )
-    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 9
+    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 12
+
+
+def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
+    """In place of a gradient of the gradient: an error that says so."""
+    raise NotImplementedError(
+        "attention: second derivatives are not offered; call backward() without create_graph, "
+        "or use torch.nn.functional.scaled_dot_product_attention for this part of the model"
+    )
 
 
 library.impl("nm_attention", _forward_cpu, "CPU")
 library.impl("nm_attention", _forward_cuda, "CUDA")
-library.impl("nm_attention_backward", _backward, "CPU")
-library.impl("nm_attention_backward", _backward, "CUDA")
+library.impl("nm_attention_backward", _backward_cpu, "CPU")
+library.impl("nm_attention_backward", _backward_any, "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
 torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
-torch.library.register_autograd("dynattn::nm_attention", _autograd_backward, setup_context=_setup_context, lib=library)
+torch.library.register_autograd("dynattn::nm_attention", autograd_backward, setup_context=setup_context, lib=library)
+torch.library.register_autograd("dynattn::nm_attention_backward", refuse_second_derivatives, lib=library)
+torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
+torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
 
 nm_attention = torch.ops.dynattn.nm_attention.default

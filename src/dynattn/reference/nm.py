@@ -9,6 +9,9 @@
     dV = Pᵀ dO,    dP = dO Vᵀ,    dS = P ∘ (dP - rowsum(P ∘ dP) + dlogsumexp),
     dQ = scale · dS K,    dK = scale · dSᵀ Q
 
+With dropout, P is multiplied by the factors Z of :mod:`dynattn.reference.dropout` where it meets V, and dP by them as
+well.
+
 The functions take one block of queries and are quadratic in memory; :mod:`dynattn.ops.nm` calls them block by block.
 
 Source: arXiv:2203.00091.
@@ -110,6 +113,7 @@ def forward(
     scale: float | None = None,
     offset: int | None = None,
     kept: Tensor | None = None,
+    drops: Tensor | None = None,
 ) -> Forward:
     """N:M attention of one block of queries.
 
@@ -123,6 +127,7 @@ def forward(
         scale: factor of the products; None for ``head_dim ** -0.5``.
         offset: position of the first query on the key axis; None for ``kv_len - q_len``.
         kept: use this choice (bool, as :func:`choose` returns) instead of making one: for testing arithmetic alone.
+        drops: (batch, heads, q_len, kv_len), factors of dropout; None for none.
 
     Returns:
         The output in the dtype of ``query``, the rest in the dtype of the arithmetic.
@@ -136,7 +141,7 @@ def forward(
     allowed = s != -math.inf
     kept_mass = _softmax(s, allowed).where(kept, 0.0).sum(-1).where(allowed.any(-1), 1.0)
     return Forward(
-        _weighted_sum(weights, kept, v).to(query.dtype),
+        _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype),
         logsumexp,
         kept_mass,
         kept.sum(-1, dtype=torch.int32),
@@ -155,13 +160,14 @@ def backward(
     causal: bool = False,
     scale: float | None = None,
     offset: int | None = None,
+    drops: Tensor | None = None,
 ) -> Gradients:
     """Gradients of :func:`forward` with the choice held fixed, which is the derivative wherever it exists.
 
     Args:
         grad_out: (batch, heads, q_len, value_dim).
         grad_logsumexp: (batch, heads, q_len).
-        query, key, value, method, attn_mask, causal, scale, offset: as in :func:`forward`.
+        query, key, value, method, attn_mask, causal, scale, offset, drops: as in :func:`forward`.
 
     Returns:
         Gradients in the dtype of the arithmetic; keys' and values' summed over the queries of this block.
@@ -173,13 +179,13 @@ def backward(
     heads, kv_heads = query.shape[1], key.shape[1]
     q, k, v = query.to(s.dtype), _per_head(key, heads).to(s.dtype), _per_head(value, heads).to(s.dtype)
     d_out = grad_out.to(s.dtype)
-    d_weights = (d_out @ v.mT).where(kept, 0.0)
+    d_weights = _dropped(d_out @ v.mT, drops).where(kept, 0.0)
     row = (weights * d_weights).sum(-1, keepdim=True)
     d_scores = weights * (d_weights - row + grad_logsumexp.to(s.dtype).unsqueeze(-1))
     return Gradients(
-        scale * (d_scores @ k),
-        _sum_over_group(scale * (d_scores.mT @ q), kv_heads),
-        _sum_over_group(weights.mT @ d_out, kv_heads),
+        scale * _weighted_sum(d_scores, kept, k),
+        _sum_over_group(scale * _weighted_sum(d_scores.mT, kept.mT, q), kv_heads),
+        _sum_over_group(_weighted_sum(_dropped(weights, drops).mT, kept.mT, d_out), kv_heads),
         d_scores,
     )
 
@@ -209,6 +215,10 @@ def _softmax(s: Tensor, kept: Tensor) -> Tensor:
     """Softmax over the kept scores; a row that keeps nothing gets zeros, not NaN."""
     s = s.masked_fill(~kept, -math.inf).masked_fill(~kept.any(-1, keepdim=True), 0.0)
     return s.softmax(-1).where(kept, 0.0)
+
+
+def _dropped(x: Tensor, drops: Tensor | None) -> Tensor:
+    return x if drops is None else x * drops
 
 
 def _weighted_sum(weights: Tensor, kept: Tensor, value: Tensor) -> Tensor:

@@ -18,15 +18,19 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference import dropout
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
-# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P f 10i 0q")
+# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
+_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P Q f 11i I f 0q")
+# What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
+_NM_BACKWARD_ARGS = struct.Struct("6P 12q")
 _NO_STRIDES = (0, 0, 0, 0)
+_WORD64 = (1 << 64) - 1
 
 
 def nm_forward(
@@ -41,6 +45,9 @@ def nm_forward(
     allowed: Tensor | None,
     pattern: Pattern,
     isa: str,
+    *,
+    seed: int = 0,
+    needs_grad: bool = False,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -56,6 +63,8 @@ def nm_forward(
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2`` or ``portable``.
+        seed: of dropout, 64 bits.
+        needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
 
     Raises:
         ImportError: the library is not there.
@@ -64,46 +73,67 @@ def nm_forward(
 
     Source: arXiv:2203.00091.
     """
-    batch, heads, q_len, head_dim = query.shape
-    _, kv_heads, kv_len, value_dim = value.shape
-    args = _NM_FORWARD_ARGS.pack(
-        query.data_ptr(),
-        key.data_ptr(),
-        value.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        out.data_ptr(),
-        logsumexp.data_ptr(),
-        0 if kept_mass is None else kept_mass.data_ptr(),
-        0 if kept is None else kept.data_ptr(),
-        0 if allowed is None else allowed.data_ptr(),
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *out.stride()[:3],
-        *(_NO_STRIDES if mask is None else mask.stride()),
-        batch,
-        heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim,
-        value_dim,
-        _parallel() or 0,
-        pattern.scale,
-        _DTYPES[query.dtype],
-        0 if mask is None else _DTYPES[mask.dtype],
-        pattern.n,
-        pattern.m,
-        pattern.window,
-        pattern.sinks,
-        pattern.stride,
-        pattern.causal,
-        _ISAS[isa],
-        torch.get_num_threads(),
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad
     )
     status = _library().dynattn_nm_forward(args)
     if status != 0:
-        _raise(status)
+        _raise("nm_forward", status)
+
+
+def nm_backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    d_query: Tensor,
+    d_key: Tensor,
+    d_value: Tensor,
+    d_scores: Tensor | None,
+    pattern: Pattern,
+    isa: str,
+    *,
+    seed: int = 0,
+) -> None:
+    """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
+
+        dV = Pᵀ dO,    dS = P ∘ (dO Vᵀ - rowsum(dO ∘ out) + dlogsumexp),    dQ = scale · dS K,    dK = scale · dSᵀ Q
+
+    The choice is made again from the same products in the same order, so that it is the forward's to the bit.
+
+    Args:
+        grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
+        grad_logsumexp: (batch, heads, q_len), float32, contiguous.
+        query, key, value, mask, pattern, isa, seed: as the forward had them.
+        out, logsumexp: what the forward gave.
+        d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
+        d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
+
+    Raises:
+        As :func:`nm_forward`.
+
+    Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
+    """
+    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True)
+    args += _NM_BACKWARD_ARGS.pack(
+        grad_out.data_ptr(),
+        grad_logsumexp.data_ptr(),
+        d_query.data_ptr(),
+        d_key.data_ptr(),
+        d_value.data_ptr(),
+        0 if d_scores is None else d_scores.data_ptr(),
+        *grad_out.stride()[:3],
+        *d_query.stride()[:3],
+        *d_key.stride()[:3],
+        *d_value.stride()[:3],
+    )
+    status = _library().dynattn_nm_backward(args)
+    if status != 0:
+        _raise("nm_backward", status)
 
 
 def is_available() -> bool:
@@ -148,10 +178,56 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
     return _library().dynattn_fma_peak(_ISAS[isa], threads, seconds, _parallel())
 
 
-def _raise(status: int) -> None:
+def _forward_args(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
+    counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
+    seed: int, needs_grad: bool,
+) -> bytes:  # fmt: skip
+    batch, heads, q_len, head_dim = query.shape
+    _, kv_heads, kv_len, value_dim = value.shape
+    return _NM_FORWARD_ARGS.pack(
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        out.data_ptr(),
+        logsumexp.data_ptr(),
+        *(0 if x is None else x.data_ptr() for x in counts),
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *out.stride()[:3],
+        *(_NO_STRIDES if mask is None else mask.stride()),
+        batch,
+        heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_dim,
+        value_dim,
+        _parallel() or 0,
+        seed & _WORD64,
+        pattern.scale,
+        _DTYPES[query.dtype],
+        0 if mask is None else _DTYPES[mask.dtype],
+        pattern.n,
+        pattern.m,
+        pattern.window,
+        pattern.sinks,
+        pattern.stride,
+        pattern.causal,
+        _ISAS[isa],
+        torch.get_num_threads(),
+        needs_grad,
+        dropout.threshold(pattern.dropout_p),
+        1 / (1 - pattern.dropout_p),
+    )
+
+
+def _raise(function: str, status: int) -> None:
     if status == _OUT_OF_MEMORY:
-        raise MemoryError("nm_forward: no memory for the packed keys and values; use a smaller batch or free memory")
-    raise RuntimeError(f"nm_forward: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
+        raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
+    raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
 
 
 def _library_path() -> Path:
@@ -174,6 +250,8 @@ def _library() -> ctypes.CDLL:
         ) from error
     library.dynattn_nm_forward.argtypes = [ctypes.c_char_p]
     library.dynattn_nm_forward.restype = ctypes.c_int32
+    library.dynattn_nm_backward.argtypes = [ctypes.c_char_p]
+    library.dynattn_nm_backward.restype = ctypes.c_int32
     library.dynattn_isa_available.argtypes = [ctypes.c_int32]
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double

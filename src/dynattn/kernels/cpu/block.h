@@ -5,6 +5,7 @@
 // place there.
 #pragma once
 
+#include "dropout.h"
 #include "mask.h"
 #include "pack.h"
 #include "scores.h"
@@ -12,37 +13,6 @@
 #include "values.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
-
-// A head's keys and values as the kernels read them.
-struct PackedHead {
-  const float* keys;
-  const float* values;      // packed, or the caller's
-  const float* value_tail;  // the partial last tile of the caller's values, padded
-  bool finite;              // no NaN or infinity in keys or values
-  float key_bound;          // the largest magnitude of a key element
-};
-
-enum GroupKind : uint8_t { kSkipped, kChosenInRegisters, kByPosition };
-
-// A thread's memory for one block.
-struct Scratch {
-  float* queries;
-  float* scores;       // [group][rows][tile], of which chosen groups use the front half
-  uint32_t* choice;    // [group][rows][kTile / 2 / kWidth]
-  float* shared_bias;  // [tile]
-  float* bias;         // [rows][tile]
-  GroupKind* kinds;
-  RowStates rows;
-};
-
-struct Block {
-  const Plan& plan;
-  const PackedHead& head;
-  const Scratch& scratch;
-  int64_t batch, index;  // index of the query head
-  int64_t first, count;  // rows
-  bool careful;
-};
 
 struct GroupBias {
   const float* rows;  // NULL: nothing to add
@@ -109,7 +79,7 @@ template <int kR, int kV, bool kBiased>
 static void score(const Block& block, int64_t group, int64_t tile, const GroupBias& bias, GroupKind kind) {
   const Plan& plan = block.plan;
   const float* query = block.scratch.queries + group * kR * plan.args->head_dim;
-  const float* key = block.head.keys + tile * plan.tile * plan.args->head_dim;
+  const float* key = block.head.keys + (tile - block.head.first_tile) * plan.tile * plan.args->head_dim;
   const ScoreTile to = {block.scratch.scores + group * kR * plan.tile,
                         block.scratch.choice + group * kR * (kTile / 2 / kWidth), bias.rows, bias.stride};
   if (kind == kChosenInRegisters) {
@@ -124,7 +94,7 @@ static void weigh_by_position(const Block& block, int64_t row, float* scores, co
   const RowStates& rows = block.scratch.rows;
   if (block.careful) clean_row(plan, rows, row, scores, bias);
   const AlwaysKept always = always_kept(plan, block.first + row, first_key);
-  const float dropped = block.careful ? -1.0f : 0.0f;
+  const float dropped = block.careful || block.marked ? -1.0f : 0.0f;
   if (plan.m == 2) {
     choose_row<2>(plan, rows, row, scores, always, dropped);
   } else if (plan.m == 4) {
@@ -276,6 +246,10 @@ static bool run_tiles(const Block& block) {
     if (allowed_keys(plan, block.first + block.count - 1, tile * plan.tile) == 0) break;
     bool any = false;
     if (!weigh_tile<kR, kV>(block, tile, &any)) return false;
+    if (any && plan.args->drop_below > 0) {
+      dropout_tile(block, tile);
+      drop_weights(block, block.careful ? -1.0f : 0.0f);  // nothing dropped may touch an infinite value
+    }
     if (any) add_values<kR, kV, kBits>(block, value_tile(block, tile));
   }
   return true;
@@ -307,7 +281,7 @@ static void write_row(char* to, float* row, int64_t dim, float factor, int32_t d
   for (int64_t k = whole; k < dim; k++) out[k] = row[k] * factor;
 }
 
-static void finish_rows(const Block& block) {
+static inline void finish_rows(const Block& block) {
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
   const RowStates& rows = block.scratch.rows;
@@ -341,10 +315,10 @@ static void finish_rows(const Block& block) {
 // Largest magnitude that sums of products may reach before the careful variant has to watch for overflow.
 constexpr float kLargestScore = 1e37f;
 
-static void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch, int64_t index,
-                      int64_t first) {
+static inline void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
+                             int64_t index, int64_t first) {
   const NMForwardArgs& args = *plan.args;
-  Block block = {plan, head, scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first), false};
+  Block block = {plan, head,  scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first), false, false};
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1];
   const float query_bound =
       pack_queries(plan, element(args.query, at, args.dtype), first, block.count, scratch.queries);

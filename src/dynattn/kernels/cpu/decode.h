@@ -69,7 +69,7 @@ struct FewHead {
   Block block;
 
   FewHead(const Few& few, const RowStates& rows, int64_t head, int64_t member)
-      : block{*few.plan, packed, scratch, 0, 0, 0, few.plan->args->q_len, true} {
+      : block{*few.plan, packed, scratch, 0, 0, 0, few.plan->args->q_len, true, true} {
     const NMForwardArgs& args = *few.plan->args;
     scratch.rows = rows_from(rows, member * args.q_len);
     block.batch = head / args.kv_heads;

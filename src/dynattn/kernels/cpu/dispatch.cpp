@@ -15,13 +15,17 @@ constexpr int32_t kMaxBlock = 256;  // m · stride
 
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
+  int32_t (*nm_backward)(const NMBackwardArgs& args);
   double (*fma_chains)(int64_t rounds);
 };
 
+#define DYNATTN_ISA(name) \
+  { dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::fma_chains }
+
 #ifdef DYNATTN_X86_KERNELS
-constexpr Isa kIsas[] = {{dynattn::portable::nm_forward, dynattn::portable::fma_chains},
-                         {dynattn::avx2::nm_forward, dynattn::avx2::fma_chains},
-                         {dynattn::avx512::nm_forward, dynattn::avx512::fma_chains}};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable),
+                         DYNATTN_ISA(avx2),
+                         DYNATTN_ISA(avx512)};
 
 bool runs(int32_t isa) {
   if (isa == DYNATTN_ISA_AVX512) {
@@ -32,7 +36,7 @@ bool runs(int32_t isa) {
   return isa == DYNATTN_ISA_PORTABLE;
 }
 #else
-constexpr Isa kIsas[] = {{dynattn::portable::nm_forward, dynattn::portable::fma_chains}};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable)};
 
 bool runs(int32_t isa) { return isa == DYNATTN_ISA_PORTABLE; }
 #endif
@@ -52,7 +56,8 @@ bool is_sound(const NMForwardArgs& args) {
   const bool counts =
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
-  return sizes && pattern && dtypes && counts && scale && args.threads >= 1;
+  const bool dropout = args.drop_below == 0 || args.keep_factor >= 1.0f;
+  return sizes && pattern && dtypes && counts && scale && dropout && args.threads >= 1;
 }
 
 struct Peak {
@@ -83,6 +88,12 @@ int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->isa].nm_forward(*args);
+}
+
+int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
+  if (args == nullptr || !is_sound(args->forward) || args->forward.kept_mass != nullptr) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->forward.isa)) return DYNATTN_UNSUPPORTED_ISA;
+  return kIsas[args->forward.isa].nm_backward(*args);
 }
 
 double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {

@@ -44,6 +44,8 @@ typedef struct {
 
   dynattn_parallel_fn parallel;  // NULL: the kernel starts its own std::thread team
 
+  uint64_t seed;  // of dropout
+
   float scale;
   int32_t dtype;       // of query, key, value and out: float32, bfloat16 or float16
   int32_t mask_dtype;  // bool (true = may be attended) or float32/bfloat16/float16 (added to the scores)
@@ -53,9 +55,31 @@ typedef struct {
   int32_t causal;   // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
   int32_t isa;      // one of DYNATTN_ISA_*
   int32_t threads;  // at most this many
+  int32_t needs_grad;   // the scores must round as the backward's will: nothing is taken by the path for few queries
+  uint32_t drop_below;  // of 2^32: probability that a kept weight is dropped; 0 for no dropout
+  float keep_factor;    // of the weights that are not
 } NMForwardArgs;
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
+
+// N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
+// from the same products in the same order, so it is the forward's to the bit.
+typedef struct {
+  NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
+  const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
+  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous
+  void* d_query;                // [batch, heads, q_len, head_dim], in dtype, as all gradients
+  void* d_key;                  // [batch, kv_heads, kv_len, head_dim]
+  void* d_value;                // [batch, kv_heads, kv_len, value_dim]
+  float* d_scores;              // [batch, heads, q_len, kv_len] contiguous and zero, or NULL when not asked for
+
+  int64_t grad_out_strides[3];  // batch, head, length
+  int64_t d_query_strides[3];
+  int64_t d_key_strides[3];
+  int64_t d_value_strides[3];
+} NMBackwardArgs;
+
+DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
 // The fastest instruction set that this library holds and this processor runs.
 DYNATTN_API int32_t dynattn_best_isa(void);

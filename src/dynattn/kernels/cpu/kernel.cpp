@@ -9,7 +9,6 @@
 
 #include "block.h"
 #include "decode.h"
-#include "layouter.h"
 #include "team.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -38,10 +37,6 @@ DYNATTN_INLINE void wait_for(const int64_t& counter, int64_t target) {
   }
 }
 
-static const char* kv_head(const NMForwardArgs& args, const void* base, const int64_t strides[3], int64_t head) {
-  return element(base, head / args.kv_heads * strides[0] + head % args.kv_heads * strides[1], args.dtype);
-}
-
 // Packs what is left to hand out of a head's keys and values, then waits for the pieces of others.
 static PackedHead pack_head(const Job& job, int64_t head) {
   const Plan& plan = *job.plan;
@@ -63,32 +58,19 @@ static PackedHead pack_head(const Job& job, int64_t head) {
       continue;
     const int64_t first = (step - first_step) * plan.chunk_tiles;
     const int64_t last = smaller(first + plan.chunk_tiles, plan.tiles);
-    bounds[(step - first_step) * 2] = pack_keys(plan, key, first, last, keys);
+    bounds[(step - first_step) * 2] = pack_keys(plan, key, first, last, keys + first * plan.tile * args.head_dim);
     bounds[(step - first_step) * 2 + 1] = pack_values(plan, value, first, last, values);
     count(slot.packed);
     step = read(slot.packing);
   }
   wait_for(slot.packed, end);
 
-  PackedHead packed = {keys, plan.value_in_place ? reinterpret_cast<const float*>(value) : values, values, true, 0.0f};
+  PackedHead packed = {0, keys, plan.value_in_place ? reinterpret_cast<const float*>(value) : values, values, true, 0.0f};
   for (int64_t step = 0; step < plan.pack_steps; step++) {
     packed.key_bound = larger(packed.key_bound, bounds[step * 2]);
     packed.finite &= bounds[step * 2] < INFINITY && bounds[step * 2 + 1] < INFINITY;
   }
   return packed;
-}
-
-static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
-  const int64_t rows = plan.block;
-  Scratch s;
-  s.queries = layouter.take<float>(rows * plan.args->head_dim + 2 * kWidth);
-  s.scores = layouter.take<float>(rows * plan.tile);
-  s.choice = layouter.take<uint32_t>(rows * (kTile / 2 / kWidth));
-  s.shared_bias = layouter.take<float>(plan.tile);
-  s.bias = layouter.take<float>(int64_t{plan.rows} * plan.tile);
-  s.kinds = layouter.take<GroupKind>(rows);
-  s.rows = lay_rows(plan, rows, layouter);
-  return s;
 }
 
 static void work(void* data) {
@@ -130,7 +112,7 @@ int32_t nm_forward(const NMForwardArgs& args) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
-  if (are_few(args)) return run_few(plan, products < kSmallWork ? 1 : args.threads);
+  if (are_few(args) && !args.needs_grad && args.drop_below == 0) return run_few(plan, products < kSmallWork ? 1 : args.threads);
   const int64_t wanted = smaller<int64_t>(args.threads, job.heads * job.tasks_per_head);
   const int threads = products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, wanted));
 

@@ -1,4 +1,4 @@
-// What each instruction set's build of kernel.cpp offers.
+// What each instruction set's build of the kernels offers.
 #pragma once
 
 #include "dynattn_cpu.h"
@@ -6,6 +6,7 @@
 #define DYNATTN_DECLARE(isa)                                                            \
   namespace dynattn::isa {                                                              \
   int32_t nm_forward(const NMForwardArgs& args);                                        \
+  int32_t nm_backward(const NMBackwardArgs& args);                                      \
   /* Runs `rounds` rounds of independent multiply-adds; returns how many operations. */ \
   double fma_chains(int64_t rounds);                                                    \
   }

@@ -68,7 +68,7 @@ static void pack_columns(float* to, int64_t stride, const float* const rows[kWid
   }
 }
 
-// Keys of tiles [first, last) of one head.
+// Keys of tiles [first, last) of one head; `to` is the place of the first.
 static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kWidth][kMaxDim];
@@ -84,7 +84,7 @@ static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_
         rows[lane] = key < args.kv_len ? float_row(row, args.dtype, args.head_dim, room[lane]) : kZeros;
       }
       const int64_t panel = position / panel_keys, within = position % panel_keys;
-      float* column = to + (tile * plan.tile + panel * panel_keys) * args.head_dim + within;
+      float* column = to + ((tile - first) * plan.tile + panel * panel_keys) * args.head_dim + within;
       pack_columns(column, panel_keys, rows, args.head_dim, plan.fold, range);
     }
   }
@@ -117,7 +117,7 @@ static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, fl
 
 // Values of tiles [first, last) of one head. Those that lie well already are looked at, and only a partial last tile
 // is copied, to `to`, for its padding.
-static float pack_values(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
+static inline float pack_values(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
   const int64_t tile_floats = plan.tile * value_width(plan);
   Range range;
@@ -131,6 +131,10 @@ static float pack_values(const Plan& plan, const char* head, int64_t first, int6
     }
   }
   return range.bound();
+}
+
+static const char* kv_head(const NMForwardArgs& args, const void* base, const int64_t strides[3], int64_t head) {
+  return element(base, head / args.kv_heads * strides[0] + head % args.kv_heads * strides[1], args.dtype);
 }
 
 // A block of queries. Groups are padded with zero rows; `to` needs room for kWidth floats more, which are overwritten

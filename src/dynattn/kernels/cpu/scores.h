@@ -71,6 +71,25 @@ DYNATTN_INLINE void choose_two_of_four(const Vec four[4], float* survivors, uint
   choice[1] = interleave((~(a ^ h) & ~s & all) | ((b ^ h) & s), s);
 }
 
+// The even bits of a word, side by side: what interleave() took as `low`.
+DYNATTN_INLINE uint32_t even_bits(uint32_t word) {
+  uint32_t x = word & 0x55555555u;
+  x = (x | x >> 1) & 0x33333333u;
+  x = (x | x >> 2) & 0x0f0f0f0fu;
+  if (kWidth > 4) x = (x | x >> 4) & 0x00ff00ffu;
+  if (kWidth > 8) x = (x | x >> 8) & 0x0000ffffu;
+  return x;
+}
+
+// Of the members of kWidth groups of 2^kBits keys, the one whose place the word has: other products of those pairs.
+template <int kBits>
+DYNATTN_INLINE Vec pick(const Vec members[1 << kBits], uint32_t word) {
+  if (kBits == 1) return select(mask_of(word), members[1], members[0]);
+  const Mask low = mask_of(even_bits(word)), high = mask_of(even_bits(word >> 1));
+  return select(high, select(low, members[3 % (1 << kBits)], members[2 % (1 << kBits)]),
+                select(low, members[1], members[0]));
+}
+
 // Scores of one group and tile. kBiased: bias is added. kChosen: N:M survivors and choice words are stored, survivors
 // of a row kTile / 2 apart; otherwise all scores, by position, `tile` apart.
 template <int kR, int kV, bool kBiased, bool kChosen>

@@ -40,6 +40,20 @@ DYNATTN_INLINE Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
 DYNATTN_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }
 DYNATTN_INLINE uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m)); }
 
+DYNATTN_INLINE Mask mask_of(uint32_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
+}
+
+// The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning. Lane numbers of three bits
+// are gathered from a word that holds them all, and spread to a lane each.
+DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {
+  const uint64_t bytes = _pdep_u64(bits, 0x0101010101010101u) * 0xff;
+  const uint64_t lanes = _pext_u64(0x0706050403020100u, bytes);
+  return _mm256_permutevar8x32_ps(a, _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(lanes))));
+}
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }

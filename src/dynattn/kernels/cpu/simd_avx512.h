@@ -40,6 +40,11 @@ DYNATTN_INLINE Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
 DYNATTN_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
 DYNATTN_INLINE uint32_t bits(Mask m) { return m; }
 
+DYNATTN_INLINE Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
+
+// The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
+DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) { return _mm512_maskz_compress_ps(static_cast<Mask>(bits), a); }
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }

@@ -47,6 +47,21 @@ DYNATTN_INLINE uint32_t bits(Mask m) {
   return static_cast<uint32_t>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }
 
+DYNATTN_INLINE Mask mask_of(uint32_t bits) {
+  const int32_t set = static_cast<int32_t>(bits);
+  return (Mask{set, set, set, set} & Mask{1, 2, 4, 8}) != 0;
+}
+
+// The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
+DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {
+  Vec packed = zero();
+  int count = 0;
+  for (int lane = 0; lane < kWidth; lane++) {
+    if (bits >> lane & 1) packed[count++] = a[lane];
+  }
+  return packed;
+}
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) << 23); }
 
 DYNATTN_INLINE float reduce_max(Vec a) {

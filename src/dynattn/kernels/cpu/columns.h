@@ -1,0 +1,170 @@
+// Products along the queries, for dK and dV: each key's sum over the queries that keep it.
+//
+//     dV_j = Σ_i P_ij dO_i,    dK_j = Σ_i dS_ij Q_i
+//
+// Weights lie by query, as the choice made them. A strip of them, one vector wide, is transposed, so that a key's
+// entries lie side by side; those that are kept are compressed to a list, and the list's rows are added up in
+// registers. A list is as long as it has to be: what is dropped costs nothing.
+#pragma once
+
+#include "scores.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// Queries a block. Their rows of Q and dO stay in the first-level cache while all keys of a tile add them up.
+constexpr int kBackwardBlock = 48;
+static_assert(kBackwardBlock % kWidth == 0, "strips are whole vectors high");
+
+// Kept entries of one key: their weights, the gradients of their scores, and their rows in the block.
+struct KeyList {
+  alignas(64) float weights[2 * kBackwardBlock + kWidth];  // twice, since two survivors of a group may be one key's
+  alignas(64) float gradients[2 * kBackwardBlock + kWidth];
+  alignas(64) int32_t rows[2 * kBackwardBlock + kWidth];
+  int count;
+};
+
+// kWidth columns of the block's weights, transposed: [column][row].
+struct Strip {
+  alignas(64) float weights[kWidth * kBackwardBlock];
+  alignas(64) float gradients[kWidth * kBackwardBlock];
+  alignas(64) float places[kWidth * kBackwardBlock];  // of survivors, in their groups
+};
+
+// Rows of a block that were chosen in one way, and where their weights begin.
+struct RowSet {
+  int count;
+  alignas(64) int32_t ids[kBackwardBlock];
+  const float* weights[kBackwardBlock];
+  const float* gradients[kBackwardBlock];
+  const uint32_t* choice[kBackwardBlock];
+};
+
+// to[0 … kC) += Σ_i factors[i] · rows[ids[i]]. Several entries go at once where one row's sums are too few to hide the
+// latency of the additions.
+template <int kC>
+static void add_rows(float* to, const float* rows, const float* factors, const int32_t* ids, int count) {
+  constexpr int kAtOnce = kC > 4 ? 1 : 8 / kC;
+  Vec acc[kAtOnce][kC];
+#pragma GCC unroll 8
+  for (int c = 0; c < kC; c++) {
+    acc[0][c] = load(to + c * kWidth);
+#pragma GCC unroll 8
+    for (int u = 1; u < kAtOnce; u++) acc[u][c] = zero();
+  }
+  int i = 0;
+  for (; i + kAtOnce <= count; i += kAtOnce) {
+#pragma GCC unroll 8
+    for (int u = 0; u < kAtOnce; u++) {
+      const Vec factor = broadcast(factors[i + u]);
+      const float* row = rows + ids[i + u] * (kC * kWidth);
+#pragma GCC unroll 8
+      for (int c = 0; c < kC; c++) acc[u][c] = fmadd(factor, load(row + c * kWidth), acc[u][c]);
+    }
+  }
+  for (; i < count; i++) {
+    const Vec factor = broadcast(factors[i]);
+    const float* row = rows + ids[i] * (kC * kWidth);
+#pragma GCC unroll 8
+    for (int c = 0; c < kC; c++) acc[0][c] = fmadd(factor, load(row + c * kWidth), acc[0][c]);
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kC; c++) {
+#pragma GCC unroll 8
+    for (int u = 1; u < kAtOnce; u++) acc[0][c] = add(acc[0][c], acc[u][c]);
+    store(to + c * kWidth, acc[0][c]);
+  }
+}
+
+static void add_rows(int chunk, float* to, const float* rows, const float* factors, const int32_t* ids, int count) {
+  switch (chunk) {
+    case 1:
+      return add_rows<1>(to, rows, factors, ids, count);
+    case 2:
+      return add_rows<2>(to, rows, factors, ids, count);
+    case 3:
+      return add_rows<3>(to, rows, factors, ids, count);
+    case 4:
+      return add_rows<4>(to, rows, factors, ids, count);
+#if !defined(__AVX512F__)
+    case 5:
+      return add_rows<5>(to, rows, factors, ids, count);
+    case 6:
+      return add_rows<6>(to, rows, factors, ids, count);
+    case 7:
+      return add_rows<7>(to, rows, factors, ids, count);
+    case 8:
+      return add_rows<8>(to, rows, factors, ids, count);
+#endif
+  }
+}
+
+// Vector `at` of every row of the set, transposed into `to`.
+static void transpose_strip(const RowSet& set, const float* const rows[kBackwardBlock], int at, float* to) {
+  for (int first = 0; first < set.count; first += kWidth) {
+    Vec block[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; i++) block[i] = first + i < set.count ? load(rows[first + i] + at) : zero();
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; i++) store(to + i * kBackwardBlock + first, block[i]);
+  }
+}
+
+// The places that the choice words number `word` hold, as floats, transposed.
+template <int kBits>
+static void transpose_places(const RowSet& set, int word, float* to) {
+  Vec numbers[1 << kBits];
+  for (int place = 0; place < 1 << kBits; place++) numbers[place] = broadcast(static_cast<float>(place));
+  for (int first = 0; first < set.count; first += kWidth) {
+    Vec block[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; i++) {
+      block[i] = pick<kBits>(numbers, first + i < set.count ? set.choice[first + i][word] : 0);
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; i++) store(to + i * kBackwardBlock + first, block[i]);
+  }
+}
+
+DYNATTN_INLINE void append(KeyList& list, uint32_t kept, Vec weights, Vec gradients, Vec ids) {
+  store_any(list.weights + list.count, compress(kept, weights));
+  store_any(list.gradients + list.count, compress(kept, gradients));
+  store_any(reinterpret_cast<float*>(list.rows + list.count), compress(kept, ids));
+  list.count += __builtin_popcount(kept);
+}
+
+DYNATTN_INLINE Vec load_ids(const int32_t* ids) { return load(reinterpret_cast<const float*>(ids)); }
+DYNATTN_INLINE uint32_t first_lanes(int count) {
+  return count >= kWidth ? (uint32_t{1} << kWidth) - 1 : (uint32_t{1} << count) - 1;
+}
+
+// Column `lane` of a strip of survivors of groups of 2^kBits keys: each goes to the list of its place.
+template <int kBits>
+static void list_survivors(const RowSet& set, const Strip& strip, int lane, KeyList lists[1 << kBits]) {
+  constexpr int kM = 1 << kBits;
+  const int column = lane * kBackwardBlock;
+  for (int first = 0; first < set.count; first += kWidth) {
+    const Vec weights = load(strip.weights + column + first), gradients = load(strip.gradients + column + first);
+    const Vec places = load(strip.places + column + first), ids = load_ids(set.ids + first);
+    uint32_t rest = first_lanes(set.count - first);
+#pragma GCC unroll 4
+    for (int slot = 0; slot < kM; slot++) {  // `rest`: those whose place is this slot or a later one
+      const uint32_t later = slot + 1 < kM ? rest & bits(greater(places, broadcast(static_cast<float>(slot)))) : 0;
+      append(lists[slot], rest & ~later, weights, gradients, ids);
+      rest = later;
+    }
+  }
+}
+
+// Column `lane` of a strip of weights by position. Those of entries not kept are below zero.
+static void list_kept(const RowSet& set, const Strip& strip, int lane, KeyList& list) {
+  const int column = lane * kBackwardBlock;
+  for (int first = 0; first < set.count; first += kWidth) {
+    const Vec weights = load(strip.weights + column + first), gradients = load(strip.gradients + column + first);
+    const uint32_t dropped = bits(greater(zero(), weights));  // false for NaN, which goes on
+    append(list, first_lanes(set.count - first) & ~dropped, weights, gradients, load_ids(set.ids + first));
+  }
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,83 @@
+"""The operator in plain PyTorch: the definition, a block of queries at a time, so that memory is linear in length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dynattn.kernels.pattern import Pattern
+from dynattn.ops import buffers
+from dynattn.reference import dropout
+from dynattn.reference import nm as reference
+
+_BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MB of float32 a temporary
+
+
+def _rows_at_a_time(query: Tensor, key: Tensor) -> Iterator[range]:
+    """Blocks of queries whose scores fit in ``_BLOCK_SCORES``."""
+    batch, heads, q_len, _ = query.shape
+    step = max(1, _BLOCK_SCORES // max(1, batch * heads * key.shape[2]))
+    return (range(start, min(start + step, q_len)) for start in range(0, q_len, step))
+
+
+def _mask_rows(attn_mask: Tensor | None, rows: slice) -> Tensor | None:
+    if attn_mask is None or attn_mask.dim() < 2 or attn_mask.shape[-2] == 1:
+        return attn_mask
+    return attn_mask[..., rows, :]
+
+
+def _drops(query: Tensor, key: Tensor, seed: Tensor | None, rows: range, dropout_p: float) -> Tensor | None:
+    if seed is None:
+        return None
+    batch, heads = query.shape[:2]
+    return dropout.factors(int(seed), dropout_p, batch, heads, rows, key.shape[2], query.device)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, pattern: Pattern,
+    aux: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``nm_attention`` by the definition; arguments and results are the operator's."""
+    outputs = buffers.outputs(query, value, aux)
+    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+        for block in _rows_at_a_time(query, key):
+            rows = slice(block.start, block.stop)
+            result = reference.forward(
+                query[:, :, rows], key, value, pattern.method, _mask_rows(attn_mask, rows), pattern.causal,
+                pattern.scale, offset=key.shape[2] - query.shape[2] + block.start,
+                drops=_drops(query, key, seed, block, pattern.dropout_p),
+            )  # fmt: skip
+            for output, part in zip(outputs if aux else outputs[:2], result, strict=False):
+                output[:, :, rows] = part
+    return outputs
+
+
+def backward(
+    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
+    seed: Tensor | None, pattern: Pattern, mask_needs_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``nm_attention_backward`` by the definition; arguments and results are the operator's."""
+    dtype = reference.arithmetic_dtype(query.dtype)
+    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+    d_query, *rest = gradients
+    d_key, d_value, d_mask = (torch.zeros_like(x, dtype=dtype) for x in rest)  # summed in the arithmetic's dtype
+    with torch.autocast(query.device.type, enabled=False):
+        for block in _rows_at_a_time(query, key):
+            rows = slice(block.start, block.stop)
+            grad = reference.backward(
+                grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, pattern.method,
+                _mask_rows(attn_mask, rows), pattern.causal, pattern.scale,
+                offset=key.shape[2] - query.shape[2] + block.start,
+                drops=_drops(query, key, seed, block, pattern.dropout_p),
+            )  # fmt: skip
+            d_query[:, :, rows] = grad.query
+            d_key += grad.key
+            d_value += grad.value
+            d_mask_rows = _mask_rows(d_mask, rows) if d_mask.numel() else None
+            if d_mask_rows is not None:
+                d_mask_rows += grad.scores.sum_to_size(d_mask_rows.shape)
+    for gradient, total in zip(rest, (d_key, d_value, d_mask), strict=True):
+        gradient.copy_(total)
+    return gradients

@@ -1,0 +1,62 @@
+"""The operator under ``torch.func``: ``grad``, ``vmap`` and their combinations.
+
+``torch.library`` gives an operator a gradient for eager mode and the compiler, but not for these transforms; an
+``autograd.Function`` with ``setup_context`` and ``vmap`` serves them, around the same two operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynattn.ops import batching, nm
+
+
+def active() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+class _Gradient(torch.autograd.Function):
+    """``nm_attention_backward`` for transforms; the arguments are the operator's."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.dynattn.nm_attention_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    backward = staticmethod(nm.refuse_second_derivatives)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        return batching.backward(info, in_dims, *arguments, call=_Gradient.apply)
+
+
+class NMAttention(torch.autograd.Function):
+    """``nm_attention`` for transforms; the arguments are the operator's."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.dynattn.nm_attention(*arguments)
+
+    setup_context = staticmethod(nm.setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple:
+        return nm.autograd_backward(ctx, *gradients, call=_Gradient.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "attention: forward-mode derivatives (jvp, jacfwd, hessian) are not offered; use reverse mode: "
+            "torch.func.grad, vjp, jacrev"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        return batching.forward(info, in_dims, *arguments, call=NMAttention.apply)

@@ -1,0 +1,221 @@
+// The CPU kernels against naive loops, without Python: made to run under AddressSanitizer and UBSan.
+//
+//     driver            prints "N passed, N failed"; exits with 1 when a case fails
+#include <cstdio>
+#include <initializer_list>
+#include <string>
+
+#include "naive.h"
+
+using namespace driver;
+
+namespace {
+
+bool close(double got, double want, double tolerance) {
+  if (std::isnan(want)) return std::isnan(got);
+  if (std::isinf(want)) return got == want;
+  return std::fabs(got - want) <= tolerance;
+}
+
+// What a sum of `terms` rounds by: of float32 a few units, and as many more as a random walk of so many steps strays.
+// Half-precision results are rounded once more, to 8 or 11 bits.
+double unit_of(int dtype, int terms = 64) {
+  if (dtype == DYNATTN_FLOAT32) return 0x1p-24 * (8 + std::sqrt(static_cast<double>(terms)));
+  return dtype == DYNATTN_BFLOAT16 ? 0x1p-8 : 0x1p-11;
+}
+
+// What differs between a gradient and the naive one, or nothing. The kernel's weights come from a rounded logsumexp
+// and its row sums from a rounded output, so that its errors are a few units of the terms' sum.
+std::string compare(const char* name, const Tensor& got, const Sums& want, const Shape& s, int heads, int length,
+                    int dim) {
+  size_t at = 0;
+  for (int b = 0; b < s.batch; b++) {
+    for (int h = 0; h < heads; h++) {
+      for (int i = 0; i < length; i++) {
+        for (int d = 0; d < dim; d++, at++) {
+          if (close(got.get(got.at(b, h, i) + d), want.sum[at], 12 * unit_of(got.dtype) * (1 + want.size[at]))) continue;
+          return std::string(name) + " of " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i) +
+                 " at " + std::to_string(d) + ": got " + std::to_string(got.get(got.at(b, h, i) + d)) + ", want " +
+                 std::to_string(want.sum[at]);
+        }
+      }
+    }
+  }
+  return "";
+}
+
+// The backward of a case whose forward has run; with trouble in its inputs it only has to stay within its memory.
+std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
+  const Case& c = p.c;
+  const Shape& s = c.shape;
+  const Order order = c.order == Order::kSharedBatch ? Order::kHeadsFirst : c.order;
+  Tensor grad_out(s, s.heads, s.q_len, s.value_dim, c.dtype, c.order);
+  Tensor d_query(s, s.heads, s.q_len, s.head_dim, c.dtype, order);
+  Tensor d_key(s, s.kv_heads, s.kv_len, s.head_dim, c.dtype, order);
+  Tensor d_value(s, s.kv_heads, s.kv_len, s.value_dim, c.dtype, order);
+  const size_t rows = static_cast<size_t>(s.batch) * static_cast<size_t>(s.heads * s.q_len);
+  std::vector<float> grad_logsumexp(rows), d_scores(rows * static_cast<size_t>(s.kv_len));
+  for (size_t i = 0; i < grad_out.count; i++) {
+    grad_out.set(static_cast<int64_t>(i), static_cast<float>(random_int(-32, 32)) / 16.0f);
+  }
+  for (float& x : grad_logsumexp) x = static_cast<float>(random_int(-2, 2));
+  for (Tensor* t : {&d_query, &d_key, &d_value}) {
+    for (size_t i = 0; i < t->count; i++) t->set(static_cast<int64_t>(i), NAN);
+  }
+  NMBackwardArgs args = {};
+  args.forward = forward;
+  args.grad_out = grad_out.data.get(), args.grad_logsumexp = grad_logsumexp.data();
+  args.d_query = d_query.data.get(), args.d_key = d_key.data.get(), args.d_value = d_value.data.get();
+  args.d_scores = s.q_len % 2 ? d_scores.data() : nullptr;
+  for (int i = 0; i < 3; i++) {
+    args.grad_out_strides[i] = grad_out.strides[i], args.d_query_strides[i] = d_query.strides[i];
+    args.d_key_strides[i] = d_key.strides[i], args.d_value_strides[i] = d_value.strides[i];
+  }
+  const int32_t status = dynattn_nm_backward(&args);
+  if (status != DYNATTN_OK) return "status " + std::to_string(status) + " of the backward";
+  if (c.trouble != Trouble::kNone) return "";
+
+  const Gradients want = naive_gradients(p, grad_out, grad_logsumexp);
+  std::string wrong = compare("d_query", d_query, want.query, s, s.heads, s.q_len, s.head_dim);
+  if (wrong.empty()) wrong = compare("d_key", d_key, want.key, s, s.kv_heads, s.kv_len, s.head_dim);
+  if (wrong.empty()) wrong = compare("d_value", d_value, want.value, s, s.kv_heads, s.kv_len, s.value_dim);
+  for (size_t i = 0; wrong.empty() && args.d_scores != nullptr && i < d_scores.size(); i++) {
+    if (!close(d_scores[i], want.scores[i], 500 * unit_of(c.dtype))) wrong = "d_scores at " + std::to_string(i);
+  }
+  return wrong;
+}
+
+// Runs a case; returns what differs, or nothing.
+std::string run(const Case& c) {
+  Problem p(c);
+  const Shape& s = c.shape;
+  const size_t rows = static_cast<size_t>(s.batch) * static_cast<size_t>(s.heads * s.q_len);
+  std::unique_ptr<float[]> logsumexp(new float[rows]), kept_mass(new float[rows]);
+  std::unique_ptr<int32_t[]> kept(new int32_t[rows]), allowed(new int32_t[rows]);
+  for (size_t i = 0; i < rows; i++) logsumexp[i] = kept_mass[i] = NAN, kept[i] = allowed[i] = -1;
+
+  NMForwardArgs args = {};
+  args.query = p.query.data.get(), args.key = p.key.data.get(), args.value = p.value.data.get();
+  args.mask = c.mask == Mask::kNone ? nullptr : p.mask.data();
+  args.out = p.out.data.get(), args.logsumexp = logsumexp.get();
+  if (c.aux) args.kept_mass = kept_mass.get(), args.kept = kept.get(), args.allowed = allowed.get();
+  for (int i = 0; i < 3; i++) {
+    args.query_strides[i] = p.query.strides[i], args.key_strides[i] = p.key.strides[i];
+    args.value_strides[i] = p.value.strides[i], args.out_strides[i] = p.out.strides[i];
+  }
+  for (int i = 0; i < 4; i++) args.mask_strides[i] = p.mask_strides[i];
+  args.batch = s.batch, args.heads = s.heads, args.kv_heads = s.kv_heads, args.q_len = s.q_len, args.kv_len = s.kv_len;
+  args.head_dim = s.head_dim, args.value_dim = s.value_dim, args.scale = c.scale, args.dtype = c.dtype;
+  args.mask_dtype = p.mask_dtype(), args.n = c.pattern.n, args.m = c.pattern.m, args.window = c.pattern.window;
+  args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa, args.threads = c.threads;
+  args.needs_grad = !c.aux;
+  const int32_t status = dynattn_nm_forward(&args);
+  if (status != DYNATTN_OK) return "status " + std::to_string(status);
+
+  size_t at = 0;
+  for (int b = 0; b < s.batch; b++) {
+    for (int h = 0; h < s.heads; h++) {
+      for (int i = 0; i < s.q_len; i++, at++) {
+        const Row row = naive_row(p, b, h, i);
+        const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
+        if (!close(logsumexp[at], row.logsumexp, 4e-6 * (1 + std::fabs(row.logsumexp)))) return "logsumexp" + where;
+        if (c.aux && !close(kept_mass[at], row.kept_mass, 4e-6)) return "kept mass" + where;
+        if (c.aux && (kept[at] != row.kept || allowed[at] != row.allowed)) return "counts" + where;
+        for (int d = 0; d < s.value_dim; d++) {
+          const double got = p.out.get(p.out.at(b, h, i) + d), want = row.out[static_cast<size_t>(d)];
+          if (!close(got, want, unit_of(c.dtype, row.kept) * (1 + row.spread))) {
+            return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " +
+                   std::to_string(want);
+          }
+        }
+      }
+    }
+  }
+  return c.aux ? "" : run_backward(p, args);
+}
+
+const char* const kIsaNames[] = {"portable", "avx2", "avx512"};
+
+struct Counts {
+  int passed = 0, failed = 0;
+
+  void check(const Case& c) {
+    const std::string wrong = run(c);
+    if (wrong.empty()) {
+      passed++;
+      return;
+    }
+    failed++;
+    const Shape& s = c.shape;
+    std::printf(
+        "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
+        "dtype %d threads %d scale %g: %s\n",
+        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch, s.heads, s.kv_heads,
+        s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask), static_cast<int>(c.order),
+        static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), wrong.c_str());
+  }
+};
+
+void check_isa(int isa, Counts& counts) {
+  const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0}, {2, 4, 0, 0},  {1, 4, 0, 0},   {3, 5, 0, 0},
+                              {7, 31, 0, 0}, {1, 2, 5, 3}, {2, 4, 20, 1}, {1, 3, 400, 0}, {2, 4, 0, 70},
+                              {1, 2, 0, 0, 16}, {2, 4, 0, 0, 16}, {1, 2, 5, 3, 16}, {2, 4, 20, 1, 3}, {1, 2, 0, 0, 32},
+                              {2, 5, 0, 0, 51}};
+  const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},     {1, 4, 2, 65, 111, 20, 36},
+                          {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 32, 80}, {2, 1, 1, 5, 129, 5, 256},
+                          {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},
+                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},      {1, 2, 1, 200, 190, 16, 24}};
+  int turn = 0;
+  for (const Pattern& pattern : patterns) {
+    for (const Shape& shape : shapes) {
+      for (int mask = 0; mask <= 4; mask++) {
+        for (int causal = 0; causal <= 1; causal++, turn++) {
+          Case c;
+          c.pattern = pattern, c.shape = shape, c.mask = static_cast<Mask>(mask), c.causal = causal != 0, c.isa = isa;
+          c.order = static_cast<Order>(turn % 4);
+          c.aux = turn % 3 == 0;
+          c.dtype = turn % 5 == 0 ? DYNATTN_BFLOAT16 : turn % 5 == 1 ? DYNATTN_FLOAT16 : DYNATTN_FLOAT32;
+          c.threads = 1 + turn % 3;
+          c.scale = turn % 7 == 0 ? -0.25f : 0.25f;
+          counts.check(c);
+        }
+      }
+    }
+    const Shape few[] = {{1, 2, 2, 1, 2300, 64, 64}, {2, 6, 2, 3, 1100, 20, 36}, {1, 2, 1, 6, 2049, 16, 80},
+                         {1, 2, 1, 7, 2049, 16, 80}, {1, 65, 1, 1, 70, 8, 8}};
+    for (const Shape& shape : few) {
+      for (int mask = 0; mask <= 4; mask++, turn++) {
+        Case c;
+        c.pattern = pattern, c.shape = shape, c.mask = static_cast<Mask>(mask), c.isa = isa;
+        c.causal = turn % 2 == 0, c.order = static_cast<Order>(turn % 4), c.aux = turn % 3 == 0;
+        c.dtype = turn % 5, c.threads = 1 + turn % 3;
+        if (c.dtype > DYNATTN_FLOAT16) c.dtype = DYNATTN_FLOAT32;
+        c.trouble = static_cast<Trouble>(turn % 7 < 5 ? turn % 7 : 0);
+        if (c.trouble == Trouble::kOverflow && c.dtype == DYNATTN_FLOAT16) c.trouble = Trouble::kNone;  // no 2^100
+        counts.check(c);
+      }
+    }
+    for (int trouble = 1; trouble <= 4; trouble++) {
+      for (int mask = 0; mask <= 3; mask++) {
+        Case c;
+        c.pattern = pattern, c.shape = {1, 2, 1, 31, 140, 24, 20}, c.mask = static_cast<Mask>(mask), c.isa = isa;
+        c.trouble = static_cast<Trouble>(trouble), c.causal = trouble % 2 == 0, c.aux = mask % 2 == 1;
+        counts.check(c);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  Counts counts;
+  for (int isa : {DYNATTN_ISA_PORTABLE, DYNATTN_ISA_AVX2, DYNATTN_ISA_AVX512}) {
+    if (dynattn_isa_available(isa))
+      check_isa(isa, counts);
+    else
+      std::printf("%s: not run by this processor, skipped\n", kIsaNames[isa]);
+  }
+  std::printf("%d passed, %d failed\n", counts.passed, counts.failed);
+  return counts.failed > 0 || counts.passed == 0;
+}

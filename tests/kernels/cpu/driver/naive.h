@@ -1,0 +1,136 @@
+// N:M attention and its gradients as naive loops: what the kernels are held to.
+#pragma once
+
+#include "problem.h"
+
+namespace driver {
+
+struct Row {
+  std::vector<double> out;
+  double logsumexp, kept_mass;
+  int kept, allowed;
+  double spread;                // largest magnitude of a weighted value: the unit of rounding
+  std::vector<double> weights;  // of every key, 0 where it is not kept
+};
+
+// The definition, for one query: a score is a float32 sum, which is exact here unless it overflows.
+inline Row naive_row(const Problem& p, int b, int h, int i) {
+  const Shape& s = p.c.shape;
+  const Pattern& pattern = p.c.pattern;
+  const int group = h / (s.heads / s.kv_heads);
+  std::vector<double> score(static_cast<size_t>(s.kv_len));
+  std::vector<bool> keep(score.size());
+  auto beats = [&](int a, int z) {  // NaN first, then the larger, then the earlier
+    const double x = score[static_cast<size_t>(a)], y = score[static_cast<size_t>(z)];
+    if (std::isnan(x) != std::isnan(y)) return std::isnan(x);
+    return std::isnan(x) || x == y ? a < z : x > y;
+  };
+  for (int j = 0; j < s.kv_len; j++) {
+    float sum = 0.0f;
+    for (int d = 0; d < s.head_dim; d++) {
+      sum += static_cast<float>(p.query.get(p.query.at(b, h, i) + d) * p.key.get(p.key.at(b, group, j) + d));
+    }
+    const double bias = p.bias(b, h, i, j);
+    score[static_cast<size_t>(j)] = bias == -kInf ? bias : double{sum} * p.c.scale + bias;
+  }
+  Row row = {std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0,
+             std::vector<double>(score.size())};
+  double largest = -kInf, kept = 0, all = 0;
+  bool nan = false, infinite = false;
+  for (int j = 0; j < s.kv_len; j++) {
+    int better = 0;
+    const int block = pattern.m * pattern.stride, start = j / block * block;
+    for (int other = start; other < start + block && other < s.kv_len; other++)
+      better += other != j && other % pattern.stride == j % pattern.stride && beats(other, j);
+    const int distance = std::abs(i + s.kv_len - s.q_len - j);
+    const double x = score[static_cast<size_t>(j)];
+    keep[static_cast<size_t>(j)] = x != -kInf && (better < pattern.n || distance < pattern.window || j < pattern.sinks);
+    row.allowed += x != -kInf;
+    row.kept += keep[static_cast<size_t>(j)];
+    nan = nan || std::isnan(x);
+    infinite = infinite || x == kInf;
+    if (x > largest) largest = x;
+  }
+  for (int j = 0; j < s.kv_len; j++) {
+    const double x = score[static_cast<size_t>(j)];
+    if (x == -kInf) continue;
+    const double weight = std::exp(x - largest);
+    all += weight;
+    if (!keep[static_cast<size_t>(j)]) continue;
+    kept += weight;
+    row.weights[static_cast<size_t>(j)] = weight;
+    for (int d = 0; d < s.value_dim; d++) {
+      const double v = p.value.get(p.value.at(b, group, j) + d);
+      row.out[static_cast<size_t>(d)] += weight * v;
+      if (std::isfinite(v)) row.spread = std::fmax(row.spread, std::fabs(v));
+    }
+  }
+  for (double& weight : row.weights) weight /= row.kept ? kept : 1.0;
+  if (row.kept) row.logsumexp = largest + std::log(kept), row.kept_mass = kept / all;
+  for (double& x : row.out) x = nan || infinite ? NAN : row.kept ? x / kept : 0.0;
+  if (nan || infinite) row.kept_mass = NAN;
+  if (nan || infinite) row.logsumexp = nan ? NAN : kInf;
+  return row;
+}
+
+// A gradient, summed up term by term, and the sum of the terms' magnitudes, which rounding grows with.
+struct Sums {
+  std::vector<double> sum, size;
+
+  explicit Sums(size_t count) : sum(count), size(count) {}
+  void add(int64_t at, double term) {
+    sum[static_cast<size_t>(at)] += term;
+    size[static_cast<size_t>(at)] += std::fabs(term);
+  }
+};
+
+// Gradients, laid out densely as (batch, heads, length, dim).
+struct Gradients {
+  Sums query, key, value;
+  std::vector<double> scores;
+};
+
+inline Gradients naive_gradients(const Problem& p, const Tensor& grad_out, const std::vector<float>& grad_logsumexp) {
+  const Shape& s = p.c.shape;
+  const int64_t queries = int64_t{s.batch} * s.heads * s.q_len, keys = int64_t{s.batch} * s.kv_heads * s.kv_len;
+  Gradients g = {Sums(static_cast<size_t>(queries * s.head_dim)), Sums(static_cast<size_t>(keys * s.head_dim)),
+                 Sums(static_cast<size_t>(keys * s.value_dim)),
+                 std::vector<double>(static_cast<size_t>(queries * s.kv_len))};
+  int64_t at = 0;
+  for (int b = 0; b < s.batch; b++) {
+    for (int h = 0; h < s.heads; h++) {
+      const int group = h / (s.heads / s.kv_heads);
+      for (int i = 0; i < s.q_len; i++, at++) {
+        const Row row = naive_row(p, b, h, i);
+        std::vector<double> d_weight(row.weights.size());
+        double mean = 0;
+        for (int j = 0; j < s.kv_len; j++) {
+          const double weight = row.weights[static_cast<size_t>(j)];
+          if (weight == 0) continue;
+          const int64_t key = (int64_t{b} * s.kv_heads + group) * s.kv_len + j;
+          for (int d = 0; d < s.value_dim; d++) {
+            const double grad = grad_out.get(grad_out.at(b, h, i) + d);
+            d_weight[static_cast<size_t>(j)] += grad * p.value.get(p.value.at(b, group, j) + d);
+            g.value.add(key * s.value_dim + d, weight * grad);
+          }
+          mean += weight * d_weight[static_cast<size_t>(j)];
+        }
+        for (int j = 0; j < s.kv_len; j++) {
+          const double weight = row.weights[static_cast<size_t>(j)];
+          if (weight == 0) continue;
+          const int64_t key = (int64_t{b} * s.kv_heads + group) * s.kv_len + j;
+          const double d_score =
+              weight * (d_weight[static_cast<size_t>(j)] - mean + double{grad_logsumexp[static_cast<size_t>(at)]});
+          g.scores[static_cast<size_t>(at * s.kv_len + j)] = d_score;
+          for (int d = 0; d < s.head_dim; d++) {
+            g.query.add(at * s.head_dim + d, p.c.scale * d_score * p.key.get(p.key.at(b, group, j) + d));
+            g.key.add(key * s.head_dim + d, p.c.scale * d_score * p.query.get(p.query.at(b, h, i) + d));
+          }
+        }
+      }
+    }
+  }
+  return g;
+}
+
+}  // namespace driver

@@ -1,0 +1,203 @@
+// A case of the driver, and its tensors: every buffer is a heap block of exactly the elements that its strides reach, so
+// that a sanitizer sees a read or write one element outside. Outputs start as NaN. Queries, keys and biases are small
+// integers: scores are exact, ties are many, and the choice has one right answer.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "dynattn_cpu.h"
+
+namespace driver {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+struct Pattern {
+  int n, m, window, sinks, stride = 1;
+};
+
+struct Shape {
+  int batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim;
+};
+
+enum class Mask { kNone, kBool, kKeyPadding, kFloat, kHalf };
+enum class Order { kHeadsFirst, kLengthFirst, kGaps, kSharedBatch };
+enum class Trouble { kNone, kNanKey, kInfiniteValue, kOverflow, kNanBias };
+
+struct Case {
+  Pattern pattern;
+  Shape shape;
+  Mask mask = Mask::kNone;
+  Order order = Order::kHeadsFirst;
+  Trouble trouble = Trouble::kNone;
+  bool causal = false, aux = false;
+  int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
+  float scale = 0.25f;
+};
+
+inline unsigned long long state = 1;
+inline int random_int(int low, int high) {  // a linear congruential generator: the same cases everywhere
+  state = state * 6364136223846793005ull + 1442695040888963407ull;
+  return low + static_cast<int>((state >> 33) % static_cast<unsigned>(high - low + 1));
+}
+
+// Only values that each dtype holds exactly are stored, so the conversions here need no rounding.
+inline unsigned short to_half(float x, int dtype) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (dtype == DYNATTN_BFLOAT16) return static_cast<unsigned short>(bits >> 16);
+  const unsigned sign = bits >> 16 & 0x8000u;
+  if (x == 0.0f) return static_cast<unsigned short>(sign);
+  if (std::isinf(x)) return static_cast<unsigned short>(sign | 0x7c00u);
+  if (std::isnan(x)) return 0x7e00u;
+  return static_cast<unsigned short>(sign | ((bits & 0x7fffffffu) - 0x38000000u) >> 13);
+}
+
+inline double from_half(unsigned short x, int dtype) {
+  if (dtype == DYNATTN_BFLOAT16) {
+    const unsigned bits = static_cast<unsigned>(x) << 16;
+    float f;
+    std::memcpy(&f, &bits, sizeof f);
+    return f;
+  }
+  const int exponent = x >> 10 & 31, fraction = x & 1023;
+  const double sign = x & 0x8000 ? -1.0 : 1.0;
+  if (exponent == 31) return fraction ? std::nan("") : sign * kInf;
+  return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+}
+
+// A (batch, heads, length, dim) tensor in a heap block that ends with its last element.
+struct Tensor {
+  int dtype;
+  int64_t strides[3];
+  size_t count;
+  std::unique_ptr<unsigned char[]> data;
+
+  Tensor(const Shape& s, int heads, int length, int dim, int type, Order order) : dtype(type) {
+    int64_t row = dim + (order == Order::kGaps ? 3 : 0);
+    if (order == Order::kLengthFirst) {
+      strides[1] = row, strides[2] = heads * row, strides[0] = length * strides[2];
+    } else {
+      strides[2] = row, strides[1] = length * row, strides[0] = order == Order::kSharedBatch ? 0 : heads * strides[1];
+    }
+    const bool empty = s.batch * heads * length == 0;
+    count = empty ? 0
+                  : static_cast<size_t>((s.batch - 1) * strides[0] + (heads - 1) * strides[1] +
+                                        (length - 1) * strides[2] + dim);
+    data.reset(new unsigned char[count * size()]);
+  }
+  size_t size() const { return dtype == DYNATTN_FLOAT32 ? 4 : dtype == DYNATTN_BOOL ? 1 : 2; }
+  int64_t at(int b, int h, int i) const { return b * strides[0] + h * strides[1] + i * strides[2]; }
+  void set(int64_t index, float x) {
+    if (dtype == DYNATTN_FLOAT32) {
+      std::memcpy(&data[static_cast<size_t>(index) * 4], &x, 4);
+    } else {
+      const unsigned short half = to_half(x, dtype);
+      std::memcpy(&data[static_cast<size_t>(index) * 2], &half, 2);
+    }
+  }
+  double get(int64_t index) const {
+    if (dtype == DYNATTN_FLOAT32) {
+      float x;
+      std::memcpy(&x, &data[static_cast<size_t>(index) * 4], 4);
+      return x;
+    }
+    unsigned short half;
+    std::memcpy(&half, &data[static_cast<size_t>(index) * 2], 2);
+    return from_half(half, dtype);
+  }
+};
+
+struct Problem {
+  Case c;
+  Tensor query, key, value, out;
+  std::vector<unsigned char> mask;
+  int64_t mask_strides[4] = {0, 0, 0, 0};
+
+  explicit Problem(const Case& given)
+      : c(given),
+        query(c.shape, c.shape.heads, c.shape.q_len, c.shape.head_dim, c.dtype, c.order),
+        key(c.shape, c.shape.kv_heads, c.shape.kv_len, c.shape.head_dim, c.dtype, c.order),
+        value(c.shape, c.shape.kv_heads, c.shape.kv_len, c.shape.value_dim, c.dtype, c.order),
+        out(c.shape, c.shape.heads, c.shape.q_len, c.shape.value_dim, c.dtype,
+            c.order == Order::kSharedBatch ? Order::kHeadsFirst : c.order) {
+    for (size_t i = 0; i < query.count; i++) query.set(static_cast<int64_t>(i), static_cast<float>(random_int(-2, 2)));
+    for (size_t i = 0; i < key.count; i++) key.set(static_cast<int64_t>(i), static_cast<float>(random_int(-2, 2)));
+    for (size_t i = 0; i < value.count; i++) {
+      value.set(static_cast<int64_t>(i), static_cast<float>(random_int(-32, 32)) / 16.0f);
+    }
+    for (size_t i = 0; i < out.count; i++) out.set(static_cast<int64_t>(i), NAN);
+    fill_mask();
+    make_trouble();
+  }
+
+  int mask_dtype() const {
+    return c.mask == Mask::kFloat ? DYNATTN_FLOAT32 : c.mask == Mask::kHalf ? DYNATTN_FLOAT16 : DYNATTN_BOOL;
+  }
+  size_t mask_size() const { return c.mask == Mask::kFloat ? 4 : c.mask == Mask::kHalf ? 2 : 1; }
+
+  void fill_mask() {
+    if (c.mask == Mask::kNone) return;
+    const Shape& s = c.shape;
+    const bool rows = c.mask != Mask::kKeyPadding;
+    mask_strides[3] = 1;
+    mask_strides[2] = rows ? s.kv_len : 0;
+    mask_strides[1] = c.mask == Mask::kBool ? s.q_len * s.kv_len : 0;
+    mask_strides[0] = rows ? mask_strides[1] * (c.mask == Mask::kBool ? s.heads : 0) : s.kv_len;
+    const int64_t count =
+        s.kv_len * int64_t{rows ? s.q_len : s.batch} * (c.mask == Mask::kBool ? s.batch * s.heads : 1);
+    mask.resize(static_cast<size_t>(count) * mask_size());
+    mask.shrink_to_fit();
+    for (int64_t i = 0; i < count; i++) {
+      const bool allowed = random_int(0, 3) > 0;
+      const float bias = allowed ? static_cast<float>(random_int(-2, 2)) : -INFINITY;
+      set_mask(i, allowed, bias);
+    }
+    if (count > 0 && rows && s.q_len > 1) {  // a row with nothing allowed
+      for (int64_t j = 0; j < s.kv_len; j++) set_mask(mask_strides[2] + j, false, -INFINITY);
+    }
+  }
+  void set_mask(int64_t i, bool allowed, float bias) {
+    unsigned char* at = mask.data() + static_cast<size_t>(i) * mask_size();
+    const unsigned short half = to_half(bias, DYNATTN_FLOAT16);
+    if (c.mask == Mask::kFloat)
+      std::memcpy(at, &bias, 4);
+    else if (c.mask == Mask::kHalf)
+      std::memcpy(at, &half, 2);
+    else
+      *at = allowed;
+  }
+  // -inf: forbidden; 0 without a mask.
+  double bias(int b, int h, int i, int j) const {
+    const int64_t offset = c.shape.kv_len - c.shape.q_len;
+    if (c.causal && j > i + offset) return -kInf;
+    if (c.mask == Mask::kNone) return 0.0;
+    const int64_t index = b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3];
+    const unsigned char* at = mask.data() + static_cast<size_t>(index) * mask_size();
+    if (c.mask == Mask::kFloat) {
+      float x;
+      std::memcpy(&x, at, 4);
+      return x;
+    }
+    unsigned short half;
+    if (c.mask == Mask::kHalf) return std::memcpy(&half, at, 2), from_half(half, DYNATTN_FLOAT16);
+    return *at ? 0.0 : -kInf;
+  }
+  void make_trouble() {
+    const Shape& s = c.shape;
+    if (s.batch * s.heads * s.q_len * s.kv_len == 0) return;
+    const int middle = s.kv_len / 2;
+    if (c.trouble == Trouble::kNanKey) key.set(key.at(0, 0, middle), NAN);
+    if (c.trouble == Trouble::kInfiniteValue) value.set(value.at(0, 0, middle) + s.value_dim - 1, INFINITY);
+    if (c.trouble == Trouble::kNanBias && c.mask == Mask::kFloat) set_mask(middle, true, NAN);
+    if (c.trouble == Trouble::kOverflow) {
+      query.set(query.at(0, 0, s.q_len - 1), 0x1p100f), key.set(key.at(0, 0, middle), 0x1p100f);
+    }
+  }
+};
+
+}  // namespace driver
