@@ -1,6 +1,7 @@
 """Everything that only a device can tell, in one call of less than nine minutes.
 
     python benchmarks/cuda/run.py --output FOLDER      on a machine with a CUDA device, torch and cuda-core
+    python benchmarks/cuda/run.py --steps attention    what an earlier call left out for want of time
     python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
 
 In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
@@ -28,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
+import agree  # noqa: E402
 import attention  # noqa: E402
 import device  # noqa: E402
 import probe  # noqa: E402
@@ -40,11 +42,14 @@ from dynattn.bench import machine  # noqa: E402
 from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
+from dynattn.kernels.cuda.variants_backward import AnyBackwardVariant, main_variants, small_variants  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
 _TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
+_TOOLS_AT_LEAST = 2  # for which time is kept
+_TRAINED_HEAD_DIMS = (64, 128)
 
 
 class Run:
@@ -92,7 +97,8 @@ class Run:
                 (Variant("mma", "bfloat16", 64, 2, 4), _DRY_ARCH),
             ]
         else:
-            work = warm.chosen([driver.device(0).arch], [], every=False)
+            arch = driver.device(0).arch
+            work = [*warm.chosen([arch], [], every=False), *((variant, arch) for variant in _of_training())]
         compiled = sum(warm.warm(work))
         return {"kernels": len(work), "compiled": compiled}
 
@@ -149,6 +155,10 @@ class Run:
             return []
         return attention.earlier_kernel()
 
+    def agree(self) -> list[dict]:
+        """Whether the two forward kernels choose alike; Hopper alone has two."""
+        return agree.run() if not self.dry and driver.device(0).arch == "sm_90a" else []
+
     def training(self) -> list[dict]:
         """Forward and backward together."""
         if self.dry:
@@ -165,7 +175,7 @@ class Run:
     @property
     def _reserve(self) -> float:
         """Seconds that the sanitizer needs."""
-        return _SANITIZER_SECONDS * len(_TOOLS) + 20
+        return _SANITIZER_SECONDS * _TOOLS_AT_LEAST + 20
 
     def sanitizer(self) -> dict:
         if self.dry:
@@ -178,6 +188,18 @@ class Run:
                 command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *_only_ours(), *program]
                 found[tool] = _run(command, min(_SANITIZER_SECONDS, self.left - 5), self.output / f"{tool}.txt")
         return found
+
+
+def _of_training() -> list[AnyBackwardVariant]:
+    """The backward kernels that the step ``training`` needs."""
+    return [
+        *(
+            variant
+            for variant in main_variants()
+            if variant.dtype == "bfloat16" and variant.mask == "none" and variant.head_dim in _TRAINED_HEAD_DIMS
+        ),
+        *(variant for variant in small_variants() if variant.dtype == "bfloat16"),
+    ]
 
 
 def _only_ours() -> list[str]:
@@ -211,6 +233,7 @@ def _environment() -> dict[str, str]:
 def _summary(results: dict) -> str:
     lines = [f"{name}: {json.dumps(results.get(name))[:400]}" for name in ("machine", "warm", "tests", "sanitizer")]
     lines += [f"probe: {json.dumps(record)}" for record in _list(results.get("probe"))]
+    lines += [f"agree: {json.dumps(record)}" for record in _list(results.get("agree"))]
     lines += [f"rate: {json.dumps(record)}" for record in _list(results.get("rates"))]
     cases: dict[str, list[dict]] = {}
     for record in _list(results.get("attention")):
@@ -234,21 +257,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT") or "reports/cuda"))
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--steps", default="", help="comma-separated, besides machine: what an earlier call left out")
     parser.add_argument("--budget", type=float, default=510, help="seconds")
     arguments = parser.parse_args()
     if not arguments.dry_run and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; --dry-run runs without one")
     run = Run(arguments.output.resolve(), arguments.dry_run, arguments.budget)
-    for step in (
-        run.machine, run.warm, run.probe, run.tests, run.rates, run.attention, run.earlier_kernel, run.training,
+    steps = (
+        run.warm, run.probe, run.tests, run.agree, run.rates, run.attention, run.earlier_kernel, run.training,
         run.sanitizer,
-    ):  # fmt: skip
+    )  # fmt: skip
+    asked = arguments.steps.split(",") if arguments.steps else [step.__name__ for step in steps]
+    unknown = set(asked) - {step.__name__ for step in steps}
+    if unknown:
+        parser.error(f"--steps must name steps: got {', '.join(sorted(unknown))}")
+    for step in (run.machine, *(step for step in steps if step.__name__ in asked)):
         run.step(step.__name__, step)
     summary = _summary(run.results)
     (run.output / "summary.txt").write_text(summary + "\n")
     print(summary)
-    steps = run.results.values()
-    return int(any(isinstance(step, dict) and ("failed" in step or step.get("exit_code")) for step in steps))
+    found = run.results.values()
+    return int(any(isinstance(step, dict) and ("failed" in step or step.get("exit_code")) for step in found))
 
 
 if __name__ == "__main__":
