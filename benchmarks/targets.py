@@ -13,6 +13,7 @@ SHAPES = {  # (batch · heads, length, head_dim): how many times as fast as SDPA
     (12, 512, 32): 1.7,
     (12, 1024, 128): 1.4,
 }
+TRAINING = {(24, 1024, 64): 1.3, (12, 2048, 64): 1.3}  # forward and backward against SDPA's
 CAUSAL_FROM = 1024  # the same ratios against causal SDPA, from this length on
 SMALL_HEADS, SMALL_LENGTHS = (1, 12), (64, 128, 256, 384)
 WINDOW = "nm-1-2-w64-s4"
@@ -76,4 +77,8 @@ def targets() -> list[Target]:
         for causal in (False, True)
         for target in _of_small_shape(heads, length, causal)
     ]
-    return main + small
+    training = [
+        Target("training: 1:2 against SDPA", "training", shape, False, "nm-1-2", "sdpa", least)
+        for shape, least in TRAINING.items()
+    ]
+    return main + small + training

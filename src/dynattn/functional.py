@@ -110,12 +110,11 @@ def attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-    inputs = (query, key, value, attn_mask)
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     call = transforms.NMAttention.apply if transforms.active() else nm_attention
     out, logsumexp, kept_mass, kept, allowed = call(
-        *inputs, _seed(dropout_p, seed, query.device), nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale,
-        float(dropout_p), return_aux, needs_grad, chosen,
+        query, key, value, attn_mask, _seed(dropout_p, seed, query.device),
+        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, float(dropout_p),
+        return_aux, problem.needs_grad, chosen,
     )  # fmt: skip
     if not return_aux:
         return out
@@ -207,8 +206,12 @@ def _check(
         raise ValueError(f"attention: scale must be finite and not 0: got {scale}; use None for head_dim ** -0.5")
     if dropout_p != 0 or seed is not None:
         _check_dropout(dropout_p, seed, device)
-    square_or_not_causal = not causal or q[2] == k[2]
-    return Problem(device, dtype, method, attn_mask is not None, square_or_not_causal, aux, q[3], v[3], dropout_p > 0)
+    inputs = (query, key, value, attn_mask)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return Problem(
+        device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
+        needs_grad,
+    )  # fmt: skip
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:

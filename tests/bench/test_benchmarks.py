@@ -49,9 +49,12 @@ def _groups(name: str) -> dict:
     return groups
 
 
+RECORDS = ("targets", "small", "training")
+
+
 def test_every_target_can_be_measured(script):
-    outcomes = script("check_targets").judge([_record("targets", SECONDS), _record("small", SECONDS)])
-    assert len(outcomes) == 11 * 4 + 2 + 16 * 3
+    outcomes = script("check_targets").judge([_record(name, SECONDS) for name in RECORDS])
+    assert len(outcomes) == 11 * 4 + 2 + 16 * 3 + 2
     assert {outcome.verdict for outcome in outcomes} == {"met"}
 
 
@@ -70,6 +73,12 @@ def test_missed_targets_are_found(script, function, seconds, promises):
     assert {outcome.target.promise for outcome in outcomes if outcome.verdict == "MISSED"} == promises
 
 
+def test_training_counts_too(script):
+    outcomes = script("check_targets").judge([_record("training", SECONDS | {"nm-1-2": 1.4})])
+    missed = {outcome.target.promise for outcome in outcomes if outcome.verdict == "MISSED"}
+    assert missed == {"training: 1:2 against SDPA"}
+
+
 def test_small_sizes_count_too(script):
     outcomes = script("check_targets").judge([_record("small", SECONDS | {"nm-2-4": 1.81})])
     missed = [outcome.target for outcome in outcomes if outcome.verdict == "MISSED"]
@@ -79,11 +88,11 @@ def test_small_sizes_count_too(script):
 
 def test_check_targets_prints_and_fails(script, tmp_path, capsys):
     check_targets = script("check_targets")
-    for name in ("targets", "small"):
+    for name in RECORDS:
         save(_record(name, SECONDS), tmp_path / f"{name}.json")
-    files = [str(tmp_path / "targets.json"), str(tmp_path / "small.json")]
+    files = [str(tmp_path / f"{name}.json") for name in RECORDS]
     assert check_targets.main(files) == 0
-    assert "94 of 94 met" in capsys.readouterr().out
+    assert "96 of 96 met" in capsys.readouterr().out
     assert check_targets.main(files[:1]) == 1
     assert "not measured" in capsys.readouterr().out
 

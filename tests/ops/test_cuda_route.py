@@ -103,8 +103,9 @@ def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it(
 @pytest.mark.parametrize("aux", [False, True])
 def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def emulated(*arguments: Any) -> None:
-        *call, pattern = arguments
-        emulator.run(launch.prepare(*call, pattern=pattern, device=driver.Device(0, "sm_80", 1, 163 * 1024)))
+        *call, pattern, for_backward = arguments
+        device = driver.Device(0, "sm_80", 1, 163 * 1024)
+        emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward))
 
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     generator = torch.Generator().manual_seed(0)

@@ -5,6 +5,9 @@
     true FLOPs  = heads · (pairs · 2 · head_dim + kept pairs · 2 · head_dim)
     bytes       = query, key, value and output, each moved once
 
+Training is forward and backward: the backward makes QKᵀ again, and dOVᵀ, for all pairs, and three products for the kept
+ones; it reads what the forward read and wrote, and the output's gradient, and writes three gradients.
+
 The exponentials and the choice are not counted, as is the custom; so the share of peak that a kernel reaches on its
 true FLOPs says how well it runs, and its dense FLOPs over its time how much it does for the user.
 """
@@ -43,6 +46,7 @@ class Workload:
         causal: forbid keys after the query; needs ``q_len == kv_len``, where PyTorch's alignment is ours.
         layout: order in memory. ``bhld`` is contiguous (batch, heads, length, head_dim); ``blhd`` is a transposed view
             of (batch, length, heads, head_dim), what a model's projection gives.
+        training: forward and backward, with the gradients of query, key and value.
 
     Raises:
         ValueError: a size, dtype or layout that cannot be.
@@ -57,6 +61,7 @@ class Workload:
     dtype: str = "float32"
     causal: bool = False
     layout: Literal["bhld", "blhd"] = "bhld"
+    training: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
@@ -79,6 +84,7 @@ class Workload:
         words += ["causal"] if self.causal else []
         words += [_SHORT[self.dtype]] if self.dtype != "float32" else []
         words += ["transposed"] if self.layout == "blhd" else []
+        words += ["training"] if self.training else []
         return " ".join(words)
 
     @property
@@ -89,12 +95,13 @@ class Workload:
     @property
     def dense_flops(self) -> int:
         """Of dense attention."""
-        return self.batch * self.heads * self.pairs * 4 * self.head_dim
+        products = 7 if self.training else 2
+        return self.batch * self.heads * self.pairs * products * 2 * self.head_dim
 
     @property
     def bytes(self) -> int:
-        """Query, key, value and output, each moved once."""
-        rows = 2 * self.heads * self.q_len + 2 * self.kv_heads * self.kv_len
+        """Query, key, value and output, each moved once; three times that in training."""
+        rows = (6 if self.training else 2) * (self.heads * self.q_len + self.kv_heads * self.kv_len)
         return self.batch * rows * self.head_dim * DTYPES[self.dtype].itemsize
 
     def kept_pairs(self, method: NM) -> float:
@@ -108,8 +115,9 @@ class Workload:
         return kept + (1 - method.n / method.m) * band
 
     def flops(self, method: NM) -> float:
-        """Of ``method``: the whole QKᵀ, and PV for the kept pairs."""
-        return self.batch * self.heads * 2 * self.head_dim * (self.pairs + self.kept_pairs(method))
+        """Of ``method``: the whole QKᵀ, and PV for the kept pairs; and their like in the backward."""
+        whole, kept = (3, 4) if self.training else (1, 1)
+        return self.batch * self.heads * 2 * self.head_dim * (whole * self.pairs + kept * self.kept_pairs(method))
 
     def inputs(self, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, drawn from a normal distribution on ``device``.

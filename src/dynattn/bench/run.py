@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dynattn import attention, explain
 from dynattn.bench import cuda
 from dynattn.bench.cases import Case, Workload
 from dynattn.bench.check import Check, Checker
+from dynattn.bench.gradients import check_gradients, with_backward
 from dynattn.bench.peers import SDPA, peers
 from dynattn.bench.record import Result
 from dynattn.bench.timing import Timing, interleaved
@@ -30,7 +31,7 @@ _Inputs = tuple[Tensor, Tensor, Tensor]
 class _Function(NamedTuple):
     """What is timed: ``make`` gives, for inputs, a call without arguments."""
 
-    make: Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]
+    make: Callable[[Tensor, Tensor, Tensor], Callable[[], Any]]
     meant: NM
     route: str
 
@@ -73,9 +74,12 @@ def measure(
         One result a function: the peers, then the methods.
     """
     on_gpu = device == "cuda"
-    with torch.inference_mode(), cuda.precision(workload) if on_gpu else nullcontext():
+    grad = torch.enable_grad() if workload.training else torch.inference_mode()
+    with grad, cuda.precision(workload) if on_gpu else nullcontext():
         sets = cuda.input_sets(workload) if on_gpu else [workload.inputs()]
         functions = _functions(workload, methods, sets[0], device, backend)
+        if workload.training:
+            functions = {name: x._replace(make=with_backward(x.make)) for name, x in functions.items()}
         checks, failed = _check(workload, sets[0], functions)
         right = {name: functions[name] for name, check in checks.items() if check.passed}
         time = partial(interleaved, seconds=seconds, rounds=rounds, on_round=on_round)
@@ -115,11 +119,11 @@ def _check(
     workload: Workload, inputs: _Inputs, functions: dict[str, _Function]
 ) -> tuple[dict[str, Check], dict[str, str]]:
     """Whether each result is right; and why a peer gives none."""
-    checker = Checker(workload, *inputs)
+    judge = partial(check_gradients, workload, *inputs) if workload.training else Checker(workload, *inputs).check
     checks, failed = {}, {}
     for name, function in functions.items():
         try:
-            checks[name] = checker.check(function.make(*inputs)(), function.meant)
+            checks[name] = judge(function.make(*inputs)(), function.meant)
         except (RuntimeError, ValueError, TypeError) as error:
             if function.route != "torch" or name == SDPA:  # only a peer that is asked for by name may refuse
                 raise

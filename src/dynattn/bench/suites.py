@@ -68,6 +68,11 @@ _CPU: _Suites = {
     "layout": [
         (replace(workload, layout=layout), _METHODS) for workload in (_BERT, _LLAMA) for layout in ("bhld", "blhd")
     ],
+    "training": [
+        (Workload(*shape, causal=causal, training=True), _METHODS)
+        for shape in ((48, 384, 64), (24, 1024, 64), (12, 2048, 64), (12, 512, 32))
+        for causal in (False, True)
+    ],
     "decode": [
         (Workload(heads=32, kv_heads=kv_heads, q_len=1, kv_len=kv_len, head_dim=128), _METHODS)
         for kv_heads in (32, 8)

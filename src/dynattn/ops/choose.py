@@ -31,6 +31,7 @@ class Problem(NamedTuple):
     head_dim: int
     value_dim: int
     dropout: bool = False
+    needs_grad: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
@@ -143,7 +144,8 @@ def _cuda_cannot(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}"
     if problem.dropout:
         return "the kernels have no dropout"
-    return cuda.cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
+    cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
+    return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
 
 def _cuda_what(problem: Problem) -> str:

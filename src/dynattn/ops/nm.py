@@ -6,6 +6,8 @@ Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backen
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +68,7 @@ def _expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | 
 def _forward_cuda(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *pattern, aux, _needs_grad, backend = rest
+    *pattern, aux, needs_grad, backend = rest
     # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
         return plain.forward(query, key, value, attn_mask, seed, Pattern(*pattern), aux)
@@ -75,7 +77,7 @@ def _forward_cuda(
     cuda.nm_forward(
         query, key, value, attn_mask, out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern),
+        Pattern(*pattern), needs_grad,
     )  # fmt: skip
     return outputs
 
@@ -97,74 +99,77 @@ def _backward_cpu(
         return plain.backward(
             grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
         )  # fmt: skip
-    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
-    d_query, d_key, d_value, d_mask = gradients
-    per_query = [
-        _rows_contiguous(grad_out),
-        grad_logsumexp.contiguous(),
-        _rows_contiguous(query),
-        out,
-        logsumexp,
-        d_query,
-    ]
-    per_key = [_rows_contiguous(key), _rows_contiguous(value), d_key, d_value]
-    mask = _expanded(attn_mask, query, key)
-    if mask is not None and mask_needs_grad:
-        d_mask.copy_(_mask_gradient(per_query, per_key, mask, d_mask.shape, pattern, _isa(backend)))
-    else:
-        _run_backward(per_query, per_key, mask, None, pattern, _isa(backend), _integer(seed))
-    return gradients
+    run = partial(cpu.nm_backward, pattern=pattern, isa=_isa(backend), seed=_integer(seed))
+    grad_out, query, key, value = (_rows_contiguous(x) for x in (grad_out, query, key, value))
+    return _run_backward(
+        run, grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, mask_needs_grad
+    )  # fmt: skip
 
 
-def _run_backward(
-    per_query: list[Tensor], per_key: list[Tensor], mask: Tensor | None, d_scores: Tensor | None, pattern: Pattern,
-    isa: str, seed: int = 0,
-) -> None:  # fmt: skip
-    grad_out, grad_logsumexp, query, out, logsumexp, d_query = per_query
-    key, value, d_key, d_value = per_key
-    cpu.nm_backward(
-        grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, d_scores, pattern,
-        isa, seed=seed,
+def _backward_cuda(
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    *arguments, mask_needs_grad, backend = rest
+    pattern = Pattern(*arguments)
+    if backend != "cuda" or (mask_needs_grad and _sums_over_queries(attn_mask, query, seed)):
+        return plain.backward(
+            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
+        )  # fmt: skip
+
+    def run(*tensors: Any) -> None:
+        arguments = [*tensors[:-4], pattern, *tensors[-4:]]
+        cuda.nm_backward(*arguments)
+
+    return _run_backward(
+        run, grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, mask_needs_grad
     )  # fmt: skip
 
 
 def _sums_over_queries(attn_mask: Tensor | None, query: Tensor, seed: Tensor | None) -> bool:
-    """Whether the kernel's d_scores, as wide as keys and as long as queries, are too much for this mask's gradient.
+    """Whether the kernels' gradient of scores, queries by keys, is too much for this mask's gradient.
 
-    So it is where all queries share a bias. (And dropout is drawn by head, of which the kernel would see a few.)
+    So it is where all queries share a bias. (And dropout is drawn by head, of which a kernel would see a few.)
     """
     if attn_mask is None:
         return False
     return attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 < query.shape[2] or seed is not None
 
 
-def _mask_gradient(
-    per_query: list[Tensor], per_key: list[Tensor], mask: Tensor, shape: torch.Size, pattern: Pattern, isa: str
-) -> Tensor:
-    """All gradients by the kernel, a few heads at a time, whose d_scores are summed up to the mask's shape."""
-    batch, heads, q_len = per_query[1].shape
-    kv_heads, kv_len = per_key[0].shape[1:3]
+def _run_backward(
+    run: Callable[..., None], grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor,
+    key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients by a kernel; a mask's from those of the scores, a few heads at a time, summed up to its shape."""
+    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+    d_query, d_key, d_value, d_mask = gradients
+    grad_logsumexp, mask = grad_logsumexp.contiguous(), _expanded(attn_mask, query, key)
+    if mask is None or not mask_needs_grad:
+        run(grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, None)
+        return gradients
+    total = mask.new_zeros((1,) * (4 - d_mask.dim()) + tuple(d_mask.shape), dtype=torch.float32)
+    for q, k in _few_heads(query, key):
+        d_scores = mask[q].new_zeros(mask[q].shape, dtype=torch.float32)
+        run(
+            grad_out[q], grad_logsumexp[q], query[q], key[k], value[k], mask[q], out[q], logsumexp[q], d_query[q],
+            d_key[k], d_value[k], d_scores,
+        )  # fmt: skip
+        sums = total[tuple(part if size > 1 else slice(None) for part, size in zip(q, total.shape, strict=False))]
+        sums += d_scores.sum_to_size(sums.shape)
+    d_mask.copy_(total.view(d_mask.shape))
+    return gradients
+
+
+def _few_heads(query: Tensor, key: Tensor) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Batch and head slices of queries and of keys, few enough for ``_SCORES_AT_ONCE``."""
+    batch, heads, q_len, _ = query.shape
+    kv_heads, kv_len = key.shape[1:3]
     group = heads // kv_heads
-    total = mask.new_zeros((1,) * (4 - len(shape)) + tuple(shape), dtype=torch.float32)
     step = max(1, min(kv_heads, _SCORES_AT_ONCE // max(1, group * q_len * kv_len)))
     for b in range(batch):
         for first in range(0, kv_heads, step):
-            of_keys = (slice(b, b + 1), slice(first, first + step))
-            of_queries = (slice(b, b + 1), slice(first * group, (first + step) * group))
-            d_scores = mask.new_zeros((1, min(step, kv_heads - first) * group, q_len, kv_len), dtype=torch.float32)
-            queries, keys = [x[of_queries] for x in per_query], [x[of_keys] for x in per_key]
-            _run_backward(queries, keys, mask[of_queries], d_scores, pattern, isa)
-            where = (part if size > 1 else slice(None) for part, size in zip(of_queries, total.shape, strict=False))
-            sums = total[tuple(where)]
-            sums += d_scores.sum_to_size(sums.shape)
-    return total.view(shape)
-
-
-def _backward_any(grad_out: Tensor, grad_logsumexp: Tensor, _out: Tensor, _logsumexp: Tensor, *rest: Any) -> tuple:
-    query, key, value, attn_mask, seed, *pattern, mask_needs_grad, _backend = rest
-    return plain.backward(
-        grad_out, grad_logsumexp, query, key, value, attn_mask, seed, Pattern(*pattern), mask_needs_grad
-    )  # fmt: skip
+            last = min(first + step, kv_heads)
+            yield (slice(b, b + 1), slice(first * group, last * group)), (slice(b, b + 1), slice(first, last))
 
 
 def _backward_fake(
@@ -205,7 +210,7 @@ def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
 library.impl("nm_attention", _forward_cpu, "CPU")
 library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", _backward_cpu, "CPU")
-library.impl("nm_attention_backward", _backward_any, "CUDA")
+library.impl("nm_attention_backward", _backward_cuda, "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
 torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
 torch.library.register_autograd("dynattn::nm_attention", autograd_backward, setup_context=setup_context, lib=library)

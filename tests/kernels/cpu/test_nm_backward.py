@@ -29,13 +29,13 @@ SHAPES = (  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients(pattern: NM, shape: tuple, causal: bool, isa: str, grid: Callable) -> None:
-    check(*grid(*shape), pattern, isa, causal=causal)
+    check(*grid(*shape), method=pattern, isa=isa, causal=causal)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pattern", PATTERNS[:6], ids=lambda method: method.name)
 def test_half_precision(dtype: torch.dtype, pattern: NM, isa: str, grid: Callable) -> None:
-    check(*(x.to(dtype) for x in grid(2, 1, 70, 90, 64, 40)), pattern, isa, causal=True)
+    check(*(x.to(dtype) for x in grid(2, 1, 70, 90, 64, 40)), method=pattern, isa=isa, causal=True)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda method: method.name)
@@ -49,40 +49,40 @@ def test_masks(pattern: NM, kind: str, isa: str, grid: Callable) -> None:
         mask = torch.randint(-2, 3, shape, generator=generator).float().masked_fill(~mask, -math.inf)
     if kind == "empty rows":
         mask[::3] = False
-    check(query, key, value, pattern, isa, mask=mask, causal=kind == "bool")
+    check(query, key, value, method=pattern, isa=isa, mask=mask, causal=kind == "bool")
 
 
 def test_strided_inputs_and_gradients(isa: str, grid: Callable) -> None:
     query, key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in grid(4, 2, 70, 90, 32, 32))
-    check(query, key, value, NM(1, 2), isa)
-    check(*(x.expand(3, -1, -1, -1) for x in (query, key, value)), NM(1, 2), isa)
+    check(query, key, value, method=NM(1, 2), isa=isa)
+    check(*(x.expand(3, -1, -1, -1) for x in (query, key, value)), method=NM(1, 2), isa=isa)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda method: method.name)
 @pytest.mark.parametrize("scale", [-0.3, 1e-3, 4.0])
 def test_scales(pattern: NM, scale: float, isa: str, grid: Callable) -> None:
-    check(*grid(2, 1, 60, 130, 16, 16), pattern, isa, scale=scale)
+    check(*grid(2, 1, 60, 130, 16, 16), method=pattern, isa=isa, scale=scale)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda method: method.name)
 def test_dropout(pattern: NM, isa: str, grid: Callable) -> None:
-    check(*grid(4, 2, 61, 130, 16, 24, batch=2), pattern, isa, causal=True, dropout_p=0.3)
+    check(*grid(4, 2, 61, 130, 16, 24, batch=2), method=pattern, isa=isa, causal=True, dropout_p=0.3)
 
 
 def test_few_heads_are_cut_into_parts(isa: str, grid: Callable) -> None:
     """More keys than a section has: dQ is summed over the parts of a head, and over the sections of a part."""
-    check(*grid(2, 1, 50, 2300, 16, 8), NM(1, 2), isa)
-    check(*grid(9, 9, 5, 1100, 8, 8), NM(2, 4), isa)
+    check(*grid(2, 1, 50, 2300, 16, 8), method=NM(1, 2), isa=isa)
+    check(*grid(9, 9, 5, 1100, 8, 8), method=NM(2, 4), isa=isa)
 
 
 @pytest.mark.parametrize("pattern", [NM(1, 2), NM(2, 4, stride=16), NM(3, 8)], ids=lambda method: method.name)
 def test_threads_change_no_bit(pattern: NM, isa: str) -> None:
     generator = torch.Generator().manual_seed(2)
-    tensors = [torch.randn(1, 2, length, 32, generator=generator) for length in (300, 1500, 1500, 300)]
+    query, key, value, grad = (torch.randn(1, 2, length, 32, generator=generator) for length in (300, 1500, 1500, 300))
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(backward(*tensors, torch.zeros(1, 2, 300), pattern, isa, None, True, 0.2, 0.0))
+        results.append(backward(query, key, value, grad, torch.zeros(1, 2, 300), pattern, isa, None, True, 0.2, 0.0))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -134,7 +134,7 @@ def test_nan_in_a_kept_key_shows(isa: str, grid: Callable) -> None:
 
 
 def check(
-    query: Tensor, key: Tensor, value: Tensor, method: NM, isa: str, *, mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, *, method: NM, isa: str, mask: Tensor | None = None,
     causal: bool = False, scale: float = 0.25, dropout_p: float = 0.0,
 ) -> None:  # fmt: skip
     """Kernel against the reference in float64: error at most twice that of plain PyTorch in the same dtype."""
