@@ -5,9 +5,10 @@
     python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
 
 In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
-``tests/gpu``, rates of the instructions, attention against its peers, forward and backward against theirs,
-compute-sanitizer. ``results.json`` is written anew after each step, so that a run that is cut short leaves what it had;
-a step that fails leaves its error there and the next one runs. The last lines are a table.
+``tests/gpu``, rates of the instructions, whether both forward kernels keep the same keys, attention against its peers,
+forward and backward against theirs, compute-sanitizer. ``results.json`` is written anew after each step, so that a run
+that is cut short leaves what it had; a step that fails leaves its error there and the next one runs. The last lines are
+a table.
 """
 
 from __future__ import annotations
@@ -42,14 +43,12 @@ from dynattn.bench import machine  # noqa: E402
 from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
-from dynattn.kernels.cuda.variants_backward import AnyBackwardVariant, main_variants, small_variants  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
 _TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
 _TOOLS_AT_LEAST = 2  # for which time is kept
-_TRAINED_HEAD_DIMS = (64, 128)
 
 
 class Run:
@@ -97,8 +96,8 @@ class Run:
                 (Variant("mma", "bfloat16", 64, 2, 4), _DRY_ARCH),
             ]
         else:
-            arch = driver.device(0).arch
-            work = [*warm.chosen([arch], [], every=False), *((variant, arch) for variant in _of_training())]
+            archs = [driver.device(0).arch]
+            work = [*warm.chosen(archs, [], every=False), *warm.chosen_for_training(archs, [], every=False)]
         compiled = sum(warm.warm(work))
         return {"kernels": len(work), "compiled": compiled}
 
@@ -156,8 +155,8 @@ class Run:
         return attention.earlier_kernel()
 
     def agree(self) -> list[dict]:
-        """Whether the two forward kernels choose alike; Hopper alone has two."""
-        return agree.run() if not self.dry and driver.device(0).arch == "sm_90a" else []
+        """Whether both forward kernels keep the same keys."""
+        return [] if self.dry or driver.device(0).arch != "sm_90a" else agree.run()
 
     def training(self) -> list[dict]:
         """Forward and backward together."""
@@ -190,23 +189,11 @@ class Run:
         return found
 
 
-def _of_training() -> list[AnyBackwardVariant]:
-    """The backward kernels that the step ``training`` needs."""
-    return [
-        *(
-            variant
-            for variant in main_variants()
-            if variant.dtype == "bfloat16" and variant.mask == "none" and variant.head_dim in _TRAINED_HEAD_DIMS
-        ),
-        *(variant for variant in small_variants() if variant.dtype == "bfloat16"),
-    ]
-
-
 def _only_ours() -> list[str]:
     """The option that leaves torch's kernels alone; it has changed its name."""
     text = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True).stdout
     names = (name for name in ("--kernel-regex", "--kernel-name", "--filter") if name in text)
-    return [word for name in itertools.islice(names, 1) for word in (name, "kns=nm_forward")]
+    return [word for name in itertools.islice(names, 1) for word in (name, "kns=dynattn")]
 
 
 def _run(command: list[str], seconds: float, log: Path) -> dict:
@@ -233,7 +220,6 @@ def _environment() -> dict[str, str]:
 def _summary(results: dict) -> str:
     lines = [f"{name}: {json.dumps(results.get(name))[:400]}" for name in ("machine", "warm", "tests", "sanitizer")]
     lines += [f"probe: {json.dumps(record)}" for record in _list(results.get("probe"))]
-    lines += [f"agree: {json.dumps(record)}" for record in _list(results.get("agree"))]
     lines += [f"rate: {json.dumps(record)}" for record in _list(results.get("rates"))]
     cases: dict[str, list[dict]] = {}
     for record in _list(results.get("attention")):
@@ -241,6 +227,7 @@ def _summary(results: dict) -> str:
             cases.setdefault(record["label"], []).append(record)
     lines += [attention.line(records) for records in cases.values()]
     lines += [attention.line([record]) for record in _list(results.get("earlier_kernel"))]
+    lines += [f"agree: {json.dumps(record)}" for record in _list(results.get("agree"))]
     groups: dict[str, list[dict]] = {}
     for record in _list(results.get("training")):
         if "function" in record:

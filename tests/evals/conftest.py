@@ -27,6 +27,16 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def many_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ten texts of about 1400 words: some to judge by, others to train on."""
+    draw = random.Random(1)
+    folder = tmp_path_factory.mktemp("many-texts")
+    for number in range(10):
+        (folder / f"{number}.txt").write_text(" ".join(_sentence(draw) for _ in range(60)))
+    return folder
+
+
 def _tokenizer(folder: Path, texts: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 

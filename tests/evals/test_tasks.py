@@ -166,17 +166,62 @@ def test_manpages_find_their_page_and_say_how_to_get_them(tmp_path: Path, tiny_e
     pretrained = load(str(tiny_encoder))
     with pytest.raises(DataMissingError, match="apt-get install manpages"):
         Manpages(folder=tmp_path).prepare(pretrained)
-    (tmp_path / "man2").mkdir()
-    for i, word in enumerate(("moon", "river", "stone")):
-        source = f".SH NAME\n{word} \\- {word} walks\n.SH DESCRIPTION\n" + f"{word} {word} mill\n" * 80
-        with gzip.open(tmp_path / "man2" / f"{i}.2.gz", "wt") as file:
-            file.write(source)
-    task = Manpages(items=3, tokens=64, folder=tmp_path)
+    folder = _manual(tmp_path, {word: f"{word} walks" for word in ("moon", "river", "stone")})
+    task = Manpages(items=3, tokens=64, folder=folder)
     data = task.prepare(pretrained)
     assert data.labels == ("moon", "river", "stone")
     outcome = task.evaluate(pretrained, data, _nothing)
     assert outcome.scores is not None
     assert outcome.scores.mean() > 0.8  # each line shares its word with its page alone
+
+
+def _manual(folder: Path, lines: dict[str, str]) -> Path:
+    """Manual pages by name, each with its one-line description."""
+    (folder / "man2").mkdir()
+    for name, line in lines.items():
+        source = f".SH NAME\n{name} \\- {line}\n.SH DESCRIPTION\n" + f"{name} {name} mill\n" * 80
+        with gzip.open(folder / "man2" / f"{name}.2.gz", "wt") as file:
+            file.write(source)
+    return folder
+
+
+def test_manpages_to_train_on_are_no_items_and_answer_one_description(tmp_path: Path, tiny_encoder: Path):
+    pretrained = load(str(tiny_encoder))
+    lines = {word: f"{word} walks" for word in ("bright", "coins", "finds", "house", "moon", "near")}
+    folder = _manual(tmp_path, lines | {"river": "moon walks", "silver": "twice", "stone": "twice"})
+    task = Manpages(items=3, tokens=64, folder=folder)
+    data = task.prepare(pretrained)
+    assert data.labels == ("bright", "moon", "stone")
+    pairs = task.pairs(pretrained, data)
+    assert [pair.query for pair in pairs] == ["coins walks", "finds walks", "house walks", "near walks"]
+    assert all(pair.document.startswith(pair.query.split()[0]) for pair in pairs)
+
+
+def test_passages_to_train_on_are_of_texts_that_no_item_is_from(tiny_encoder: Path, many_texts: Path):
+    pretrained = load(str(tiny_encoder))
+    texts = read(many_texts)
+    task = Retrieval(items=5, tokens=64, texts=texts)
+    data = task.prepare(pretrained)
+    pairs = task.pairs(pretrained, data)
+    assert len(pairs) > 5
+    held_out = {label.rpartition(" ")[0] for label in data.labels}
+    rest = " ".join(text.body for text in texts if text.title not in held_out)
+    kept = " ".join(text.body for text in texts if text.title in held_out)
+    assert 0 < len(held_out) < len(texts)
+    for query, document in pairs:
+        assert query in rest
+        assert query not in kept
+        assert query not in document
+
+
+def test_blocks_to_train_on_are_full_and_of_other_texts(tiny_decoder: Path, many_texts: Path):
+    pretrained = load(str(tiny_decoder))
+    texts = read(many_texts)
+    task = Perplexity(items=2, tokens=100, texts=texts)
+    blocks = task.blocks(pretrained, task.prepare(pretrained))
+    whole = [pretrained.processor(text.body)["input_ids"] for text in texts[2:]]
+    assert len(blocks) == sum(len(ids) // 100 for ids in whole) > 20
+    assert [block.tolist() for block in blocks[:2]] == [whole[0][:100], whole[0][100:200]]
 
 
 def test_area_under_roc_by_its_definition():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from markupsafe import Markup
 
 from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Interval, Quality, TaskResult, Timed
 from dynattn.methods import NM, parse
 from dynattn.report import compare_plots as plots
-from dynattn.report.page import Section, render, table
+from dynattn.report.page import Section, facts, render, table
 
 _MINUS = "−"
 
@@ -50,16 +48,25 @@ def interval(found: Interval | None) -> str:
     return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 
-def verdict(task: TaskResult, result: Quality) -> str:
+def reading(found: Interval | None, higher_is_better: bool) -> str:
     """``worse``, ``better`` or ``within noise``: whether the interval leaves zero out; ``same`` where nothing moved."""
-    found = result.difference
     if found is None or found.low is None or found.high is None:
         return "–"
     if max(abs(found.low), abs(found.high)) < 1e-6:
         return "same"
     if not found.clear:
         return "within noise"
-    return "better" if (found.mean > 0) == task.higher_is_better else "worse"
+    return "better" if (found.mean > 0) == higher_is_better else "worse"
+
+
+def verdict(task: TaskResult, result: Quality) -> str:
+    """:func:`reading` of a method's difference to dense."""
+    return reading(result.difference, task.higher_is_better)
+
+
+def colored(word: str, text: str) -> Markup:
+    """Text in the colour of a :func:`reading`."""
+    return Markup('<span class="{}">{}</span>').format({"worse": "bad", "better": "good"}.get(word, "soft"), text)
 
 
 def page(found: Comparison) -> str:
@@ -138,8 +145,7 @@ def _times(timed: Timed, method: str, spread: bool = True) -> str:
 
 
 def _colored(task: TaskResult, result: Quality, text: str) -> Markup:
-    kind = {"worse": "bad", "better": "good"}.get(verdict(task, result), "soft")
-    return Markup('<span class="{}">{}</span>').format(kind, text)
+    return colored(verdict(task, result), text)
 
 
 def _quality(task: TaskResult) -> Section:
@@ -252,18 +258,7 @@ def _kept(found: Comparison) -> Section | None:
 
 
 def _conditions(found: Comparison) -> Section:
-    def rows(record: dict[str, object]) -> Sequence[Sequence[object]]:
-        return [[key.replace("_", " "), _value(value)] for key, value in record.items() if value is not None]
-
     body = Markup("<h3>Machine and versions</h3>{}<h3>Settings</h3>{}").format(
-        Markup(table(["", ""], rows(found.machine))), Markup(table(["", ""], rows(found.settings)))
+        Markup(facts(found.machine)), Markup(facts(found.settings))
     )
     return Section("Conditions", str(body), f"The whole comparison took {found.seconds:.0f} s.")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "–"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "default"
-    return str(value)

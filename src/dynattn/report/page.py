@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -118,6 +118,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 
+def facts(record: Mapping[str, Any]) -> str:
+    """A table of names and values; what is None is left out.
+
+    Args:
+        record: names, ``_`` for a space, and values, which may be dictionaries or sequences.
+    """
+    return table(["", ""], [[k.replace("_", " "), _value(v)] for k, v in record.items() if v is not None])
+
+
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page, as one HTML text that refers to nothing outside itself.
 
@@ -130,6 +139,14 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         The HTML document.
     """
     return _environment().get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "default"
+    return str(value)
 
 
 def _plain(cell: object) -> str:

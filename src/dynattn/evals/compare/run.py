@@ -17,7 +17,7 @@ from dynattn.evals.compare.kept import kept
 from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, TaskResult
 from dynattn.evals.compare.statistics import quality
 from dynattn.evals.models import Kind, Pretrained, load
-from dynattn.evals.tasks import Prepared, Task, default, find
+from dynattn.evals.tasks import Prepared, Task, default, find, make
 from dynattn.evals.tasks.texts import read
 from dynattn.methods import Method, parse
 
@@ -137,16 +137,7 @@ def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[t
     advance = stage("prepare data", len(names))
     prepared = []
     for name in names:
-        kind = find(name)
-        if pretrained.kind not in kind.kinds:
-            raise ValueError(
-                f"compare: task {name} takes a model that is {' or '.join(kind.kinds)}: {settings.model} is "
-                f"{pretrained.kind}; leave --tasks out, or use {', '.join(default(pretrained.kind, pretrained.name))}"
-            )
-        known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        if settings.text is not None and "texts" not in known:
-            raise ValueError(f"compare: task {name} takes no texts: leave --text out, or name other --tasks")
-        task = kind(**{field: value for field, value in given.items() if field in known and value is not None})
+        task = make(name, pretrained, **given)
         prepared.append((task, task.prepare(pretrained)))
         advance()
     return prepared

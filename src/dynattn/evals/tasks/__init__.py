@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dynattn.evals.models import Kind
+import dataclasses
+from typing import Any
+
+from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks.base import DataMissingError, Outcome, Prepared, Task
 from dynattn.evals.tasks.features import Features
 from dynattn.evals.tasks.manpages import Manpages
@@ -12,7 +15,7 @@ from dynattn.evals.tasks.retrieval import Retrieval
 from dynattn.evals.tasks.saliency import Saliency
 from dynattn.evals.tasks.speech import Speech
 
-__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find"]
+__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "make"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Retrieval, Manpages, Perplexity, Passkey, Saliency, Features, Speech)
@@ -46,3 +49,26 @@ def find(name: str) -> type[Task]:
     if name not in TASKS:
         raise ValueError(f"find: task must be one of {', '.join(TASKS)}: got {name!r}; check the spelling of --tasks")
     return TASKS[name]
+
+
+def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
+    """A task for a model.
+
+    Args:
+        name: of the task.
+        pretrained: the model.
+        fields: of the task; None for its default. Sizes that it does not have are left out, texts are not.
+
+    Raises:
+        ValueError: there is no such task, it does not fit the model, or it takes no texts.
+    """
+    kind = find(name)
+    if pretrained.kind not in kind.kinds:
+        raise ValueError(
+            f"make: task {name} takes a model that is {' or '.join(kind.kinds)}: {pretrained.name} is "
+            f"{pretrained.kind}; leave the task out, or use {', '.join(default(pretrained.kind, pretrained.name))}"
+        )
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if fields.get("texts") is not None and "texts" not in known:
+        raise ValueError(f"make: task {name} takes no texts: leave --text out, or name another task")
+    return kind(**{field: value for field, value in fields.items() if field in known and value is not None})

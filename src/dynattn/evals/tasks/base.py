@@ -20,6 +20,13 @@ class DataMissingError(RuntimeError):
     """A task's data is not on this machine; the text says how to get it."""
 
 
+class Pair(NamedTuple):
+    """A query and the document that answers it: what an encoder is trained on."""
+
+    query: str
+    document: str
+
+
 class Outcome(NamedTuple):
     """What a model made of a task's items.
 

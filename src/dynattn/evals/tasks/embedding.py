@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
@@ -32,9 +32,24 @@ def steps(texts: int) -> int:
     return -(-texts // BATCH)
 
 
+def pool(model: nn.Module, given: Inputs) -> Tensor:
+    """Mean of the last hidden states over the tokens of each text, of length 1.
+
+    Args:
+        model: an encoder.
+        given: its inputs, with an ``attention_mask``, (batch, length).
+
+    Returns:
+        (batch, hidden).
+    """
+    hidden = model(**given).last_hidden_state
+    mask = given["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [batch, length, 1]
+    return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
 @torch.inference_mode()
 def embed(pretrained: Pretrained, texts: Sequence[str], tokens: int, advance: Callable[[], None]) -> np.ndarray:
-    """Mean of the last hidden states over the tokens of each text, of length 1.
+    """:func:`pool` for any number of texts, a few at a time.
 
     Args:
         pretrained: an encoder.
@@ -50,10 +65,8 @@ def embed(pretrained: Pretrained, texts: Sequence[str], tokens: int, advance: Ca
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         given = inputs(pretrained, [texts[i] for i in batch], tokens)
-        hidden = pretrained.model(**given).last_hidden_state
-        mask = given["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [batch, length, 1]
-        pooled = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-        out.update(zip(batch, pooled.numpy(), strict=True))
+        pooled = pool(pretrained.model, {name: x.to(pretrained.model.device) for name, x in given.items()})
+        out.update(zip(batch, pooled.cpu().numpy(), strict=True))
         advance()
     return np.stack([out[i] for i in range(len(texts))])
 

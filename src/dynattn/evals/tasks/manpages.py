@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks import embedding
-from dynattn.evals.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.evals.tasks.base import DataMissingError, Outcome, Pair, Prepared, Task
 
 _SECTIONS = ("DESCRIPTION", "RETURN VALUE", "ERRORS", "NOTES", "BUGS")
 _CHARACTERS = {
@@ -26,6 +27,12 @@ class _Page(NamedTuple):
     name: str
     line: str
     body: str
+
+
+class _Payload(NamedTuple):
+    items: list[_Page]
+    rest: list[_Page]
+    tokens: int
 
 
 @final
@@ -67,14 +74,25 @@ class Manpages(Task):
             examples=examples,
             length=tokens,
             summary=f"{len(chosen)} manual pages of {tokens} tokens, each with its one-line description as the query",
-            payload=(chosen, tokens),
+            payload=_Payload(chosen, [page for page in pages if page not in chosen], tokens),
         )
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
-        pages, tokens = data.payload
+        pages, _, tokens = data.payload
         documents = embedding.embed(pretrained, [page.body for page in pages], tokens, advance)
         queries = embedding.embed(pretrained, [page.line for page in pages], tokens, advance)
         return Outcome(embedding.reciprocal_ranks(queries, documents, np.arange(len(pages))), documents)
+
+    def pairs(self, pretrained: Pretrained, data: Prepared) -> list[Pair]:
+        """To train on: the pages that are not items, less those whose description names another page as well.
+
+        Args:
+            pretrained: the model that ``data`` was prepared for.
+            data: from :meth:`prepare`.
+        """
+        items, rest, _ = data.payload
+        lines = Counter(page.line for page in (*items, *rest))
+        return [Pair(page.line, page.body) for page in rest if lines[page.line] == 1]
 
 
 def _read(folder: Path) -> list[_Page]:

@@ -38,7 +38,7 @@ class Perplexity(Task):
     higher_is_better: ClassVar[bool] = False
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
-        texts = wikipedia() if self.texts is None else self.texts
+        texts = self._texts()
         read = [
             (text.title, pretrained.processor(text.body[: self.tokens * 20], return_tensors="pt")["input_ids"])
             for text in texts[: self.items]
@@ -66,6 +66,7 @@ class Perplexity(Task):
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         scores = []
         for ids in data.payload:
+            ids = ids.to(pretrained.model.device)
             logits = pretrained.model(input_ids=ids, use_cache=False).logits[0]
             # in parts: a cross-entropy over all positions would copy the logits
             for start in range(0, ids.shape[1] - 1, self.block):
@@ -73,6 +74,25 @@ class Perplexity(Task):
                 scores.append(nn.functional.cross_entropy(logits[start : start + len(target)].float(), target).item())
             advance()
         return Outcome(np.array(scores), None)
+
+    def blocks(self, pretrained: Pretrained, data: Prepared) -> list[torch.Tensor]:
+        """To train on: consecutive blocks of ``tokens`` tokens of the texts that no item is from.
+
+        Args:
+            pretrained: the model that ``data`` was prepared for.
+            data: from :meth:`prepare`.
+
+        Returns:
+            Token ids, each (tokens,).
+        """
+        found = []
+        for text in self._texts()[self.items :]:
+            ids = pretrained.processor(text.body, return_tensors="pt")["input_ids"][0]
+            found += [block for block in ids.split(self.tokens) if len(block) == self.tokens]
+        return found
+
+    def _texts(self) -> tuple[Text, ...]:
+        return wikipedia() if self.texts is None else self.texts
 
 
 def prefill(ids: torch.Tensor) -> dict:

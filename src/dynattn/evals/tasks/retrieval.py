@@ -18,7 +18,7 @@ import numpy as np
 
 from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks import embedding
-from dynattn.evals.tasks.base import Outcome, Prepared, Task
+from dynattn.evals.tasks.base import Outcome, Pair, Prepared, Task
 from dynattn.evals.tasks.texts import Text, sentences, wikipedia
 
 _QUERY_TOKENS = (15, 60)  # shorter sentences say too little, longer ones are mostly lists
@@ -57,7 +57,7 @@ class Retrieval(Task):
     higher_is_better: ClassVar[bool] = True
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
-        texts = wikipedia() if self.texts is None else self.texts
+        texts = self._texts()
         tokens = embedding.longest(pretrained, self.tokens)
         passages: list[_Passage] = []
         for text in texts:
@@ -90,6 +90,22 @@ class Retrieval(Task):
         own = [i for i, passage in enumerate(passages) for _ in passage.queries]
         ranks = embedding.reciprocal_ranks(queries, documents, np.array(own))
         return Outcome(ranks.reshape(len(passages), -1).mean(1), documents)
+
+    def pairs(self, pretrained: Pretrained, data: Prepared) -> list[Pair]:
+        """To train on: passages of the texts that no item is from, each with one of its sentences.
+
+        Args:
+            pretrained: the model that ``data`` was prepared for.
+            data: from :meth:`prepare`.
+        """
+        passages, tokens = data.payload
+        held_out = {passage.label.rpartition(" ")[0] for passage in passages}
+        rest = (text for text in self._texts() if text.title not in held_out)
+        found = (passage for text in rest for passage in self._passages(pretrained, text, tokens))
+        return [Pair(passage.queries[0], passage.body) for passage in found]
+
+    def _texts(self) -> tuple[Text, ...]:
+        return wikipedia() if self.texts is None else self.texts
 
     def _passages(self, pretrained: Pretrained, text: Text, tokens: int) -> list[_Passage]:
         """Consecutive runs of sentences that still hold ``tokens`` when the queries are out."""

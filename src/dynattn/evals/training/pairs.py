@@ -1,0 +1,111 @@
+r"""An encoder that learns to find documents: contrastive, the other documents of a batch as negatives.
+
+    loss = mean over i of −log( exp(s · cos(q_i, d_i)) / Σ_j exp(s · cos(q_i, d_j)) ),   s = 20
+
+An example is a group of documents that stand next to each other: passages of one article, pages of one library. They
+are the negatives that are hard to tell apart, and the ones that the held-out queries have to be told apart from.
+
+Source: arXiv:1705.00652 (multiple negatives ranking) and arXiv:1807.03748 (InfoNCE); the scale is that of the
+sentence-transformers project. Batches of alike documents: arXiv:2104.06967 (topic-aware sampling).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dynattn.evals.models import Pretrained
+from dynattn.evals.tasks import Manpages, Retrieval, embedding
+from dynattn.evals.tasks.base import Inputs, Pair
+from dynattn.evals.training.experiment import Experiment, digest
+from dynattn.evals.training.pretrained import fresh
+
+SCALE = 20.0  # of the cosines: an inverse temperature
+GROUP = 8  # pairs an example
+
+
+def ranking_loss(queries: Tensor, documents: Tensor) -> Tensor:
+    """The loss above.
+
+    Args:
+        queries: (batch, hidden), of length 1.
+        documents: (batch, hidden), of length 1; row i answers query i.
+
+    Returns:
+        A scalar.
+    """
+    scores = SCALE * queries @ documents.T  # [batch, batch]
+    return nn.functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+
+class PairModel(nn.Module):
+    """An encoder with the loss of a batch of pairs, in one forward, as distributed training needs it."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, query: Inputs, document: Inputs) -> dict[str, Tensor]:
+        """``{"loss": scalar}`` for tokenized queries and documents."""
+        return {"loss": ranking_loss(embedding.pool(self.encoder, query), embedding.pool(self.encoder, document))}
+
+
+class Pairs(Experiment):
+    """Fine-tune a pretrained encoder to find documents; judged by the task itself, on documents it never saw.
+
+    Args:
+        pretrained: the encoder.
+        task: gives held-out items and, from other documents, pairs to train on.
+    """
+
+    pretrained = True
+
+    def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval) -> None:
+        self.base, self.task = pretrained, task
+        self.data = task.prepare(pretrained)
+        pairs = task.pairs(pretrained, self.data)
+        self.groups = [pairs[i : i + GROUP] for i in range(0, len(pairs) - GROUP + 1, GROUP)]
+        self.name = f"{Path(pretrained.name).name} on {task.name}"
+        self.metric, self.higher_is_better = task.metric, task.higher_is_better
+        self.labels = self.data.labels
+        self.summary = f"{self.data.summary}; trained on {len(self.groups)} groups of {GROUP} others"
+
+    def identity(self) -> dict[str, Any]:
+        texts = (text for group in self.groups for pair in group for text in pair)
+        return {
+            "model": self.base.description, "task": self.task.name, "items": len(self.labels),
+            "tokens": self.data.length, "groups": len(self.groups), "group": GROUP,
+            "data": digest([repr(self.data.payload), *texts]),
+        }  # fmt: skip
+
+    def model(self, method: str) -> PairModel:
+        return PairModel(fresh(self.base.model, method))
+
+    def dataset(self) -> Dataset:
+        return cast(Dataset, self.groups)  # a list is a map-style dataset
+
+    def collate(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+        queries, documents = zip(*(pair for group in examples for pair in group), strict=True)
+        return {
+            "query": embedding.inputs(self.base, queries, self.data.length),
+            "document": embedding.inputs(self.base, documents, self.data.length),
+        }
+
+    def steps(self) -> int:
+        return self.data.steps
+
+    def evaluate(self, model: nn.Module, advance: Callable[[], None]) -> np.ndarray:
+        trained = dataclasses.replace(self.base, model=cast(PairModel, model).encoder)
+        scores = self.task.evaluate(trained, self.data, advance).scores
+        return cast(np.ndarray, scores)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        cast(PairModel, model).encoder.save_pretrained(folder)
+        self.base.processor.save_pretrained(folder)

@@ -1,0 +1,121 @@
+"""What trainings gave, as it is written to JSON."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from dynattn.evals.compare.results import BASELINE, Interval, Record, Spread
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+class Point(Record):
+    """A value after so many steps."""
+
+    step: int
+    value: float
+
+
+class Run(Record):
+    """One model, trained or not.
+
+    Attributes:
+        seed: None where nothing was trained.
+        scores: one an item.
+        curve: mean score on the held-out items as training went on, its end included.
+        losses: training loss of each step.
+    """
+
+    seed: int | None
+    scores: list[float]
+    curve: list[Point]
+    losses: list[Point]
+
+    @property
+    def score(self) -> float:
+        """Mean over the items."""
+        return sum(self.scores) / len(self.scores)
+
+
+class Contrast(Interval):
+    """A mean over seeds and items with its 95% interval, and what it was made of.
+
+    Attributes:
+        by_seed: mean over the items, one a seed.
+        over: what the interval lets vary.
+        degrees: of freedom of Student's t; None for a bootstrap.
+    """
+
+    by_seed: list[float]
+    over: Literal["seeds and items", "items"]
+    degrees: float | None
+
+
+class Arm(Record):
+    """One method, with training or without.
+
+    Attributes:
+        method: short name.
+        trained: whether it was.
+        score: over its runs.
+        difference: to dense attention in the same state, paired by seed and item; None for dense.
+        gain: over the same method without training, paired by item; None without training.
+        seconds: of a training step.
+        runs: one a seed.
+    """
+
+    method: str
+    trained: bool
+    score: Contrast
+    difference: Contrast | None
+    gain: Contrast | None
+    seconds: Spread | None
+    runs: list[Run]
+
+
+class Study(Record):
+    """Every method with every seed.
+
+    Attributes:
+        name: of the experiment.
+        summary: its data.
+        metric: what a score is.
+        higher_is_better: which way is good.
+        items: a name for each.
+        identity: all that decides a result besides the job.
+        job: the numbers that all runs share.
+        methods: the baseline first.
+        seeds: of the runs.
+        processes: that shared each step.
+        machine: where it ran.
+        arms: without training first.
+        seconds: of this call; runs that were finished before cost nothing.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    summary: str
+    metric: str
+    higher_is_better: bool
+    items: list[str]
+    identity: dict[str, Any]
+    job: dict[str, Any]
+    methods: list[str]
+    seeds: list[int]
+    processes: int
+    machine: dict[str, Any]
+    arms: list[Arm]
+    seconds: float
+
+    def of(self, method: str, trained: bool) -> Arm | None:
+        """A method's arm, if there is one."""
+        return next((arm for arm in self.arms if (arm.method, arm.trained) == (method, trained)), None)
+
+    @property
+    def dense(self) -> Arm:
+        """Dense attention, trained."""
+        return next(arm for arm in self.arms if arm.method == BASELINE and arm.trained)

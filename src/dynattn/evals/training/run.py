@@ -1,0 +1,197 @@
+"""One training under Hugging Face Trainer, that a kill cannot spoil.
+
+The launcher decides on how many processes and machines it runs: ``torchrun`` or ``accelerate launch``. Every process
+calls :func:`run`; the main one writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dynattn.evals.compare.run import Stage
+from dynattn.evals.training import checkpoints
+from dynattn.evals.training.experiment import Experiment
+from dynattn.evals.training.job import Job
+from dynattn.evals.training.results import Point, Run
+
+_KEPT_CHECKPOINTS = 2  # the newest may be half-written
+
+
+def run(job: Job, experiment: Experiment, folder: Path, stage: Stage, keep_model: bool = False) -> Run:
+    """Train, or go on where a killed run stopped, or read the result of a finished one.
+
+    Args:
+        job: the numbers.
+        experiment: model, data and measure.
+        folder: the run gets a folder of its own in it, ``<method>-seed<seed>``: ``job.json`` (what it is),
+            ``metrics.jsonl`` (a line a step, as it goes), ``checkpoint-*`` (until it ends) and ``result.json`` (last,
+            whole or not at all).
+        stage: shows progress.
+        keep_model: write the trained model into ``model`` there.
+
+    Returns:
+        The scores of the trained model and its curves. On a CPU a resumed run gives bit by bit what an undisturbed one
+        gives with as many threads.
+
+    Raises:
+        ValueError: the folder holds another job of this name, or the data does not fill a batch.
+        ImportError: transformers or accelerate is missing.
+    """
+    home = folder / job.name
+    _claim(home, job, experiment)
+    path = home / "result.json"
+    if path.exists():
+        return Run.model_validate_json(path.read_text(encoding="utf-8"))
+    trainer, start = _trainer(job, experiment, home, stage)
+    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    model = trainer.model.eval()
+    scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"run: scores must be finite: {job.name} gave {scores[~np.isfinite(scores)][0]} after {job.steps} steps: "
+            "the training diverged; use a smaller --learning-rate"
+        )
+    found = _result(job.seed, scores.tolist(), trainer.state.log_history, job.steps)
+    if trainer.is_world_process_zero():
+        if keep_model:
+            experiment.save(model, home / "model")
+        checkpoints.write_json(path, found.model_dump())
+        checkpoints.discard(home)
+    return found
+
+
+def processes() -> Any:
+    """The processes that the launcher started, and this one's place among them: accelerate's ``PartialState``.
+
+    Raises:
+        ImportError: accelerate is missing.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError("run: training needs accelerate: pip install 'dynattn[train]'") from error
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def seconds_a_step(job: Job, folder: Path) -> list[float]:
+    """How long each step of a run took, the first of it or after it was resumed included; evaluation is not."""
+    from dynattn.evals.training.callbacks import read_journal
+
+    return [line["seconds"] for line in read_journal(folder / job.name / "metrics.jsonl")]
+
+
+def _claim(home: Path, job: Job, experiment: Experiment) -> None:
+    """Write down whose folder it is, or see that it is this job's."""
+    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
+    path = home / "job.json"
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(path, wanted)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("job", "experiment"):
+        for key in sorted({*wanted[part], *there[part]}):
+            new, old = wanted[part].get(key), there[part].get(key)
+            if new != old:
+                raise ValueError(
+                    f"run: a folder holds one job: {home} has {key} {old!r}, now it is {new!r}; give another --output, "
+                    "or delete the folder"
+                )
+
+
+def _trainer(job: Job, experiment: Experiment, home: Path, stage: Stage) -> tuple[Any, Path | None]:
+    """A Trainer that is ready to go, and the checkpoint to go on from."""
+    from transformers import Trainer, set_seed
+    from transformers.trainer_callback import PrinterCallback
+
+    from dynattn.evals.training.callbacks import Evaluate, Journal, Seal
+
+    state = processes()
+    start = checkpoints.last_complete(home)
+    state.wait_for_everyone()  # nobody deletes before everyone has chosen
+    if state.is_main_process:
+        checkpoints.discard_incomplete(home)
+    done = 0 if start is None else checkpoints.step(start)
+    advance = stage(f"{job.name}: train", job.steps)
+    for _ in range(done):
+        advance()
+    set_seed(job.seed)
+    model: nn.Module = experiment.model(job.method)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(job, home, state.num_processes),
+        train_dataset=_filled(experiment, job),
+        data_collator=experiment.collate,
+        callbacks=[
+            Evaluate(experiment, job.evaluate_every),
+            Seal(home, state.wait_for_everyone),
+            Journal(home / "metrics.jsonl", done, advance),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, start
+
+
+def _arguments(job: Job, home: Path, processes: int) -> Any:
+    from transformers import TrainingArguments
+
+    if job.batch % processes:
+        raise ValueError(
+            f"run: batch must divide among the processes: got batch {job.batch}, {processes} processes; "
+            "change --batch or the number of processes"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(home),
+        max_steps=job.steps,
+        per_device_train_batch_size=job.batch // processes,
+        learning_rate=job.learning_rate,
+        weight_decay=job.weight_decay,
+        warmup_steps=job.warmup,  # below 1 it is a share
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=job.seed,
+        data_seed=job.seed,
+        save_strategy="steps",
+        save_steps=job.save_every,
+        save_total_limit=_KEPT_CHECKPOINTS,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"run: a process takes one GPU: this one sees {arguments.n_gpu}; start it by torchrun "
+            f"--nproc-per-node {arguments.n_gpu}, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments
+
+
+def _filled(experiment: Experiment, job: Job) -> Any:
+    data: Any = experiment.dataset()
+    if len(data) < job.batch:
+        raise ValueError(
+            f"run: the training data must fill a batch of {job.batch}: {experiment.name} has {len(data)} examples; "
+            "use a smaller --batch, fewer --items or --tokens, or more texts"
+        )
+    return data
+
+
+def _result(seed: int, scores: list[float], history: list[dict[str, Any]], steps: int) -> Run:
+    from dynattn.evals.training.callbacks import SCORE
+
+    curve = [Point(step=entry["step"], value=entry[SCORE]) for entry in history if SCORE in entry]
+    losses = [Point(step=entry["step"], value=entry["loss"]) for entry in history if "loss" in entry]
+    end = Point(step=steps, value=sum(scores) / len(scores))
+    return Run(seed=seed, scores=scores, curve=[*curve, end], losses=losses)

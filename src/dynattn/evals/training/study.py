@@ -1,0 +1,122 @@
+"""Every method with every seed: what training makes of dense and of sparse attention, by the same recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from dynattn.bench.machine import machine
+from dynattn.evals.compare.results import BASELINE, Spread
+from dynattn.evals.compare.run import Stage
+from dynattn.evals.training import checkpoints
+from dynattn.evals.training.experiment import Experiment
+from dynattn.evals.training.job import Job
+from dynattn.evals.training.results import Arm, Run, Study
+from dynattn.evals.training.run import processes, run, seconds_a_step
+from dynattn.evals.training.statistics import contrast
+
+_VARIES = ("method", "seed")
+
+
+def study(
+    experiment: Experiment,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    job: Callable[[str, int], Job],
+    folder: Path,
+    stage: Stage,
+    keep_models: bool = False,
+) -> Study:
+    """Train every method with every seed, dense attention included. What ``folder`` holds already is not repeated.
+
+    Args:
+        experiment: model, data and measure.
+        methods: short names; dense attention (``sdpa``) is added.
+        seeds: at least one; two or more for an interval that holds for other seeds too.
+        job: the numbers of a run by method and seed, for example ``partial(Job, steps=30, ...)``.
+        folder: a folder a run, see :func:`dynattn.evals.training.run.run`.
+        stage: shows progress.
+        keep_models: write the trained models there too.
+
+    Returns:
+        Scores, paired differences with intervals, and curves.
+
+    Raises:
+        ValueError: there is no seed, or as :func:`dynattn.evals.training.run.run`.
+    """
+    if not seeds:
+        raise ValueError("study: there must be a seed: got none; 3 are usual")
+    began = time.perf_counter()
+    methods = list(dict.fromkeys([BASELINE, *methods]))
+    jobs = {(method, seed): job(method, seed) for seed in dict.fromkeys(seeds) for method in methods}
+    before = {method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained}
+    after: dict[str, list[Run]] = {method: [] for method in methods}
+    times: dict[str, list[float]] = {method: [] for method in methods}
+    for (method, _), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
+        after[method].append(run(each, experiment, folder, stage, keep_models))
+        times[method] += seconds_a_step(each, folder)
+    numbers = dataclasses.asdict(next(iter(jobs.values())))
+    return Study(
+        name=experiment.name,
+        summary=experiment.summary,
+        metric=experiment.metric,
+        higher_is_better=experiment.higher_is_better,
+        items=list(experiment.labels),
+        identity=experiment.identity(),
+        job={key: value for key, value in numbers.items() if key not in _VARIES},
+        methods=methods,
+        seeds=list(dict.fromkeys(seeds)),
+        processes=processes().num_processes,
+        machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
+        arms=[*_arms(before, None, {}), *_arms(after, before, times)],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:
+    """The model as it came, under a method."""
+    wanted = json.loads(json.dumps(experiment.identity()))
+    path = folder / f"{method}-untrained.json"
+    advance = stage(f"{method}: without training", experiment.steps())
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if there["experiment"] == wanted:  # else it is written anew; a trained one would be refused
+            return Run.model_validate(there["run"])
+    scores = experiment.evaluate(experiment.model(method).eval().to(processes().device), advance)
+    found = Run(seed=None, scores=scores.tolist(), curve=[], losses=[])
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_json(path, {"experiment": wanted, "run": found.model_dump()})
+    return found
+
+
+def _arms(
+    runs: Mapping[str, list[Run]], before: Mapping[str, list[Run]] | None, times: Mapping[str, list[float]]
+) -> list[Arm]:
+    tables = {method: np.array([each.scores for each in found]) for method, found in runs.items()}
+    arms = []
+    for method, table in tables.items():
+        gain = table - np.array(before[method][0].scores) if before else None
+        spent = times.get(method)
+        arms.append(
+            Arm(
+                method=method,
+                trained=before is not None,
+                score=contrast(table),
+                difference=None if method == BASELINE else contrast(table - tables[BASELINE]),
+                gain=None if gain is None else contrast(gain),
+                seconds=_spread(spent) if spent else None,
+                runs=runs[method],
+            )
+        )
+    return arms
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    q1, median, q3 = np.percentile(values, [25, 50, 75])
+    return Spread(median=float(median), q1=float(q1), q3=float(q3))

@@ -1,0 +1,97 @@
+"""Methods and seeds together: what is paired with what, and that nothing is done twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("accelerate")
+
+from dynattn.evals.training.results import Study
+from dynattn.evals.training.statistics import contrast
+from dynattn.evals.training.study import study
+from tests.evals.training.tiny import ITEMS, JOB, Pretend, Tiny, silent
+
+SEEDS = [0, 1, 2]
+
+
+def _job(method: str, seed: int):
+    return replace(JOB(method, seed), steps=3, save_every=10)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, study(Pretend(), ["nm-1-2"], SEEDS, _job, folder, silent)
+
+
+def _scores(found: Study, method: str, trained: bool) -> np.ndarray:
+    arm = found.of(method, trained)
+    assert arm is not None
+    return np.array([run.scores for run in arm.runs])
+
+
+def test_dense_is_added_and_every_arm_is_there(pretrained: tuple[Path, Study]):
+    found = pretrained[1]
+    assert found.methods == ["sdpa", "nm-1-2"]
+    assert [(arm.method, arm.trained, len(arm.runs)) for arm in found.arms] == [
+        ("sdpa", False, 1), ("nm-1-2", False, 1), ("sdpa", True, 3), ("nm-1-2", True, 3),
+    ]  # fmt: skip
+    assert [run.seed for run in found.dense.runs] == SEEDS
+    assert found.job["steps"] == 3
+    assert not {"method", "seed"} & set(found.job)
+    assert (found.processes, len(found.items)) == (1, ITEMS)
+    assert Study.model_validate_json(found.model_dump_json()) == found
+
+
+def test_differences_are_paired_by_seed_and_item(pretrained: tuple[Path, Study]):
+    found = pretrained[1]
+    dense, sparse = _scores(found, "sdpa", True), _scores(found, "nm-1-2", True)
+    assert dense.shape == (3, ITEMS)
+    arm = found.of("nm-1-2", trained=True)
+    assert arm is not None
+    assert arm.difference == contrast(sparse - dense)
+    assert arm.difference is not None
+    assert arm.difference.by_seed == pytest.approx((sparse - dense).mean(1))
+    assert arm.gain == contrast(sparse - _scores(found, "nm-1-2", False))
+    assert found.dense.difference is None
+    before = found.of("nm-1-2", trained=False)
+    assert before is not None
+    assert before.gain is None
+    assert before.difference == contrast(_scores(found, "nm-1-2", False) - _scores(found, "sdpa", False))
+    assert before.difference is not None
+    assert before.difference.over == "items"
+
+
+def test_what_is_there_is_not_repeated_and_a_new_seed_adds_to_it(pretrained: tuple[Path, Study]):
+    folder, found = pretrained
+    experiment = Pretend()
+    again = study(experiment, ["nm-1-2"], SEEDS, _job, folder, silent)
+    assert experiment.models == 0
+    assert again.arms == found.arms
+    more = study(experiment, ["nm-1-2"], [*SEEDS, 5], _job, folder, silent)
+    assert experiment.models == 2
+    assert more.dense.runs[:3] == found.dense.runs
+
+
+def test_from_scratch_there_is_nothing_to_judge_before_training(tmp_path: Path):
+    found = study(Tiny(), [], [0], _job, tmp_path, silent)
+    assert [(arm.method, arm.trained, arm.gain) for arm in found.arms] == [("sdpa", True, None)]
+    assert found.dense.score.over == "items"
+
+
+def test_scores_without_training_are_taken_anew_for_another_experiment(tmp_path: Path):
+    first = Pretend()
+    study(first, [], [0], _job, tmp_path, silent)
+    other = Pretend(version=2)
+    with pytest.raises(ValueError, match="has version 1, now it is 2"):
+        study(other, [], [0], _job, tmp_path, silent)
+    assert other.models == 1
+
+
+def test_a_study_needs_a_seed(tmp_path: Path):
+    with pytest.raises(ValueError, match="there must be a seed"):
+        study(Tiny(), [], [], _job, tmp_path, silent)
