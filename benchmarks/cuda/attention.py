@@ -27,12 +27,13 @@ def run(output: Path, roofline: Roofline, time_is_left: Callable[[], bool]) -> l
     """All suites; a workload for which no time is left is named and left out. Writes each suite's record."""
     records, results = [], []
     for name in SUITES:
+        here = machine("cuda")
         for workload, methods in by_workload(suite(name, "cuda")).items():
             if not time_is_left():
                 records.append({"label": workload.label, "left_out": "no time"})
                 continue
             results += measure(workload, methods, device="cuda", seconds=_SECONDS)
-            record = Record(name, machine("cuda"), roofline, tuple(results))
+            record = Record(name, here, roofline, tuple(results))
             save(record, output / f"{name}.json")
             records += (found := figures(record, workload))
             print("  ", line(found), flush=True)
@@ -50,7 +51,7 @@ def without_a_device(output: Path) -> list[dict]:
 
 def earlier_kernel() -> list[dict]:
     """The kernel of earlier devices on Hopper."""
-    records = []
+    records, here = [], machine("cuda")
     with without_wgmma():
         for head_dim in (64, 128):
             cases = (Case(w, m) for w in _long(head_dim) for m in METHODS)
@@ -59,7 +60,7 @@ def earlier_kernel() -> list[dict]:
                     replace(result, function=f"{result.function} by mma") if result.backend != "torch" else result
                     for result in measure(workload, methods, device="cuda", seconds=_SECONDS)
                 )
-                record = Record("earlier", machine("cuda"), Roofline(None, 1.0, None, 0), results)
+                record = Record("earlier", here, Roofline(None, 1.0, None, 0), results)
                 records += [found for found in figures(record, workload) if found["backend"] != "torch"]
     return records
 

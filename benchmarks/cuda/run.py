@@ -1,6 +1,7 @@
 """Everything that only a device can tell, in one call of less than nine minutes.
 
     python benchmarks/cuda/run.py --output FOLDER      on a machine with a CUDA device, torch and cuda-core
+    python benchmarks/cuda/run.py --steps attention    what an earlier call left out for want of time
     python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
 
 In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
@@ -47,6 +48,7 @@ _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each too
 _TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
+_TOOLS_AT_LEAST = 2  # for which time is kept
 
 
 class Run:
@@ -172,7 +174,7 @@ class Run:
     @property
     def _reserve(self) -> float:
         """Seconds that the sanitizer needs."""
-        return _SANITIZER_SECONDS * len(_TOOLS) + 20
+        return _SANITIZER_SECONDS * _TOOLS_AT_LEAST + 20
 
     def sanitizer(self) -> dict:
         if self.dry:
@@ -242,21 +244,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT") or "reports/cuda"))
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--steps", default="", help="comma-separated, besides machine: what an earlier call left out")
     parser.add_argument("--budget", type=float, default=510, help="seconds")
     arguments = parser.parse_args()
     if not arguments.dry_run and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; --dry-run runs without one")
     run = Run(arguments.output.resolve(), arguments.dry_run, arguments.budget)
-    for step in (
-        run.machine, run.warm, run.probe, run.tests, run.rates, run.agree, run.attention, run.earlier_kernel,
-        run.training, run.sanitizer,
-    ):  # fmt: skip
+    steps = (
+        run.warm, run.probe, run.tests, run.agree, run.rates, run.attention, run.earlier_kernel, run.training,
+        run.sanitizer,
+    )  # fmt: skip
+    asked = arguments.steps.split(",") if arguments.steps else [step.__name__ for step in steps]
+    unknown = set(asked) - {step.__name__ for step in steps}
+    if unknown:
+        parser.error(f"--steps must name steps: got {', '.join(sorted(unknown))}")
+    for step in (run.machine, *(step for step in steps if step.__name__ in asked)):
         run.step(step.__name__, step)
     summary = _summary(run.results)
     (run.output / "summary.txt").write_text(summary + "\n")
     print(summary)
-    steps = run.results.values()
-    return int(any(isinstance(step, dict) and ("failed" in step or step.get("exit_code")) for step in steps))
+    found = run.results.values()
+    return int(any(isinstance(step, dict) and ("failed" in step or step.get("exit_code")) for step in found))
 
 
 if __name__ == "__main__":

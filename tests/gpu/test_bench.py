@@ -28,6 +28,14 @@ def test_every_function_is_right_and_timed(dtype: str, layout: str) -> None:
         assert results["nm-1-2"].backend.startswith("cuda ")
 
 
+def test_training() -> None:
+    workload = Workload(heads=4, q_len=512, head_dim=64, dtype="bfloat16", causal=True, training=True)
+    results = {r.function: r for r in measure(workload, [NM(1, 2)], device="cuda", rounds=2)}
+    assert results["nm-1-2"].check.passed, results["nm-1-2"]
+    assert results["nm-1-2"].backend.startswith("cuda mma")
+    assert results["nm-1-2"].timing is not None
+
+
 def test_command(tmp_path, monkeypatch) -> None:
     workload = Workload(batch=2, heads=8, q_len=512, head_dim=64, dtype="bfloat16")
     monkeypatch.setitem(suites._CUDA, "targets", [(workload, (NM(1, 2), NM(2, 4)))])

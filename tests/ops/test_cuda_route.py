@@ -58,6 +58,12 @@ def test_float32_needs_the_users_leave_to_round() -> None:
     try:
         assert route(problem(dtype=torch.float32), "auto") == "cuda"
         assert route(problem(NM(2, 4), torch.float32, masked=True), "auto") == "cuda"
+        words = explain_choice(problem(NM(1, 2, stride=16), torch.float32), "auto").reason
+        assert words == (
+            "fused CUDA kernel on sparse tensor cores, float32 rounded to TF32; "
+            "the fastest here that computes nm-1-2-x16"
+        )
+        assert "on tensor cores, float32" in explain_choice(problem(NM(2, 4), torch.float32), "auto").reason
         wide = explain_choice(problem(dtype=torch.float32, head_dim=136), "auto")
         assert wide.rejected["cuda"] == "the kernels take a head_dim of 8, 16, … 128, not 136"
     finally:

@@ -58,7 +58,7 @@ def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     return graph.replay
 
 
-def in_turn(calls: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:
+def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     """A function that runs each of ``calls`` once, for what no graph captures."""
 
     def run() -> None:
@@ -79,7 +79,7 @@ def elapsed(function: Callable[[], object], calls: int) -> float:
     return start.elapsed_time(end) * 1e-3
 
 
-def from_python(calls: Sequence[Callable[[], Tensor]]) -> float:
+def from_python(calls: Sequence[Callable[[], object]]) -> float:
     """Seconds of one call from Python after another: the kernel or Python, whichever is slower."""
     cycle = [calls[i % len(calls)] for i in range(_CALLS)]
     torch.cuda.synchronize()

@@ -104,7 +104,8 @@ def _functions(
     for method in methods:
         route = explain(*inputs, method, causal=workload.causal, backend=backend).backend
         if route == "cuda":
-            route += " " + kernel_name(*inputs, Pattern.of(method, workload.causal, workload.head_dim**-0.5))
+            pattern = Pattern.of(method, workload.causal, workload.head_dim**-0.5)
+            route += " " + kernel_name(*inputs, pattern, workload.training)
         found[method.name] = _Function(partial(_attend, workload, method, backend), method, route)
     return found
 

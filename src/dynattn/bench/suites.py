@@ -99,6 +99,11 @@ def _lengths() -> list[Workload]:
 
 _CUDA: _Suites = {
     "targets": [(workload, _SPARSE) for workload in _lengths()],
+    "training": [
+        (replace(workload, training=True), (*_SPARSE[:2], _WINDOW))
+        for workload in _lengths()
+        if 512 <= workload.q_len <= 4096
+    ],
     # the shapes of arXiv:2203.00091
     "paper": [
         (Workload(batch=24 if length == 4096 else 48, heads=4, q_len=length, head_dim=64, dtype="bfloat16"), _SPARSE)

@@ -87,7 +87,7 @@ def explain_choice(problem: Problem, backend: str) -> Plan:
         As :func:`route`.
     """
     chosen = route(problem, backend)
-    what = _BACKENDS[chosen].what()
+    what = _BACKENDS[chosen].what(problem)
     if backend != "auto":
         return Plan(chosen, f"{what}; asked for by name")
     first = problem.fastest_first
@@ -115,7 +115,7 @@ def _require(problem: Problem, backend: str) -> None:
 
 
 class _Backend(NamedTuple):
-    what: Callable[[], str]
+    what: Callable[[Problem], str]
     cannot: Callable[[Problem], str | None]
 
 
@@ -148,6 +148,13 @@ def _cuda_cannot(problem: Problem) -> str | None:
     return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
 
+def _cuda_what(problem: Problem) -> str:
+    rounded = problem.dtype == torch.float32
+    dense = problem.method.keeps_everything or (rounded and problem.method.m == 4)
+    what = f"fused CUDA kernel on {'' if dense else 'sparse '}tensor cores"
+    return f"{what}, float32 rounded to TF32" if rounded else what
+
+
 def _sdpa_cannot(problem: Problem) -> str | None:
     if not problem.method.keeps_everything:
         return f"it is dense, and {problem.method.name} is not"
@@ -167,12 +174,12 @@ def _short(dtype: torch.dtype) -> str:
 
 
 _BACKENDS = {
-    "cpu": _Backend(lambda: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
+    "cpu": _Backend(lambda _: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
     **{
-        f"cpu-{isa}": _Backend(lambda isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
+        f"cpu-{isa}": _Backend(lambda _, isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
         for isa in ("avx512", "avx2", "portable")
     },
-    "cuda": _Backend(lambda: "fused CUDA kernel on sparse tensor cores", _cuda_cannot),
-    "sdpa": _Backend(lambda: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
-    "reference": _Backend(lambda: "plain PyTorch, a block of queries at a time", lambda _: None),
+    "cuda": _Backend(_cuda_what, _cuda_cannot),
+    "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
+    "reference": _Backend(lambda _: "plain PyTorch, a block of queries at a time", lambda _: None),
 }

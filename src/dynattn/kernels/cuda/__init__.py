@@ -19,10 +19,10 @@ from dynattn.methods.nm import NM
 __all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forward", "tf32_allowed"]
 
 
-def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> str:
+def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, for_backward: bool) -> str:
     """Which kernel runs a call without mask and kept mass on the device of its tensors, and its queries a block."""
-    device = driver.device(query.device.index)
-    variant = launch.choose_variant(query, key, value, "none", False, launch.of_kernels(pattern), device)
+    device, pattern = driver.device(query.device.index), launch.of_kernels(pattern)
+    variant = launch.choose_variant(query, key, value, "none", False, pattern, device, for_backward)
     return f"{variant.kernel}, {variant.query_tile} queries a block"
 
 
