@@ -15,39 +15,34 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from pictures import IMAGES, save_both
 
 from dynattn.bench.plots import draw_speedups
 from dynattn.bench.record import Record, load
 
 ROOT = Path(__file__).parent.parent
-IMAGES = ROOT / "docs" / "images"
 FUNCTIONS = {"dense": "dense (all kept)", "nm-2-4": "2:4", "nm-1-2": "1:2"}
-INKS = {"speedups.svg": "#1f2328", "speedups-dark.svg": "#e6edf3"}  # GitHub's text colours, light and dark
 
 
-def draw(record: Record, ink: str) -> Figure:
-    """Two rows of bars, not causal and causal, in one ink on no ground."""
-    rc = matplotlib.rc_context({
-        "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.size": 9,
-    })  # fmt: skip
-    with rc:
-        figure = Figure(figsize=(8.2, 5.6), layout="constrained")
-        rows = figure.subplots(2, 1)
-        for axes, causal in zip(rows, (False, True), strict=True):
-            results = tuple(r for r in record.results if r.workload.causal == causal)
-            draw_speedups(axes, replace(record, results=results), list(FUNCTIONS), values=True, ink=ink)
-            axes.set_title("causal" if causal else "not causal", loc="right", fontsize=10)
-            axes.set_xticklabels([label.get_text().removesuffix(" causal") for label in axes.get_xticklabels()])
-        for text in rows[0].get_legend().get_texts():
-            text.set_text(FUNCTIONS[text.get_text()])
-        rows[1].get_legend().remove()
-        top = max(axes.get_ylim()[1] for axes in rows)
-        for axes in rows:
-            axes.set_ylim(0, top)
-        rows[1].set_xlabel("batch · heads × length × head_dim")
-        threads, processor = record.machine["threads"], record.machine["processor"]
-        figure.suptitle(f"float32 on {threads} threads of {processor}, torch {record.machine['torch']}", fontsize=9)
+def draw(record: Record) -> Figure:
+    """Two rows of bars, not causal and causal."""
+    figure = Figure(figsize=(8.2, 5.6), layout="constrained")
+    rows = figure.subplots(2, 1)
+    for axes, causal in zip(rows, (False, True), strict=True):
+        results = tuple(r for r in record.results if r.workload.causal == causal)
+        ink = matplotlib.rcParams["text.color"]
+        draw_speedups(axes, replace(record, results=results), list(FUNCTIONS), values=True, ink=ink)
+        axes.set_title("causal" if causal else "not causal", loc="right", fontsize=10)
+        axes.set_xticklabels([label.get_text().removesuffix(" causal") for label in axes.get_xticklabels()])
+    for text in rows[0].get_legend().get_texts():
+        text.set_text(FUNCTIONS[text.get_text()])
+    rows[1].get_legend().remove()
+    top = max(axes.get_ylim()[1] for axes in rows)
+    for axes in rows:
+        axes.set_ylim(0, top)
+    rows[1].set_xlabel("batch · heads × length × head_dim")
+    threads, processor = record.machine["threads"], record.machine["processor"]
+    figure.suptitle(f"float32 on {threads} threads of {processor}, torch {record.machine['torch']}", fontsize=9)
     return figure
 
 
@@ -58,10 +53,7 @@ def main(paths: Sequence[str]) -> int:
         print(f"plot_speedups: one record is drawn: got {[file.name for file in files]}; name it")
         return 2
     record = load(files[0])
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, ink in INKS.items():
-        with matplotlib.rc_context({"svg.hashsalt": "dynattn"}):  # the same record gives the same file
-            draw(record, ink).savefig(IMAGES / name, transparent=True, metadata={"Date": None})
+    save_both(lambda: draw(record), IMAGES, "speedups")
     return 0
 
 

@@ -22,26 +22,43 @@ CASES = tuple(itertools.product((NM(1, 2), NM(2, 4)), (64, 128), ("normal", "nea
 
 
 def run() -> list[dict]:
-    """One record a case: kept pairs that only one of the kernels keeps; rows whose logsumexp differs in some bit."""
+    """One record a case: scores that differ in some bit, and kept pairs that only one of the kernels keeps."""
     return [_compare(*case) for case in CASES]
 
 
 def _compare(method: NM, head_dim: int, kind: str) -> dict:
     query, key = _inputs(method, head_dim, kind)
-    value = torch.eye(_KEYS, dtype=query.dtype, device=query.device).expand(1, _HEADS, -1, -1).contiguous()
-    results = []
-    for for_backward in (False, True):
-        out = query.new_empty(1, _HEADS, _QUERIES, _KEYS)
-        logsumexp = torch.empty(out.shape[:3], device=query.device)
-        pattern = Pattern.of(method, False, 1 / 64)  # small, so that no weight vanishes
-        cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward)
-        results.append((out > 0, logsumexp))
-    (kept, logsumexp), (kept_by_mma, logsumexp_by_mma) = results
+    scores, scores_of_mma = (_scores(query, key, method, for_backward) for for_backward in (False, True))
+    kept, kept_by_mma = (_kept(query, key, method, for_backward) for for_backward in (False, True))
     return {
-        "method": method.name, "head_dim": head_dim, "inputs": kind, "kept_pairs": int(kept_by_mma.sum()),
-        "kept_by_one_only": int((kept & ~kept_by_mma).sum()), "rows": logsumexp.numel(),
-        "rows_with_another_logsumexp": int((logsumexp != logsumexp_by_mma).sum()),
+        "method": method.name, "head_dim": head_dim, "inputs": kind,
+        "scores": scores.numel(), "scores_that_differ": int((scores != scores_of_mma).sum()),
+        "kept_pairs": int(kept_by_mma.sum()), "kept_by_one_only": int((kept & ~kept_by_mma).sum()),
     }  # fmt: skip
+
+
+def _scores(query: Tensor, key: Tensor, method: NM, for_backward: bool) -> Tensor:
+    """One score a query, to the bit: the logsumexp of a row that may attend to one key only."""
+    alone = torch.arange(_QUERIES, device=query.device).unsqueeze(-1) % _KEYS == torch.arange(
+        _KEYS, device=query.device
+    )
+    return _forward(query, key, method, alone, 1.0, for_backward)[1]
+
+
+def _kept(query: Tensor, key: Tensor, method: NM, for_backward: bool) -> Tensor:
+    """Which pairs were kept; the scale is small, so that no weight vanishes."""
+    return _forward(query, key, method, None, 1 / 64, for_backward)[0] > 0
+
+
+def _forward(
+    query: Tensor, key: Tensor, method: NM, mask: Tensor | None, scale: float, for_backward: bool
+) -> tuple[Tensor, Tensor]:
+    value = torch.eye(_KEYS, dtype=query.dtype, device=query.device).expand(1, _HEADS, -1, -1).contiguous()
+    out = query.new_empty(1, _HEADS, _QUERIES, _KEYS)
+    logsumexp = torch.empty(out.shape[:3], device=query.device)
+    pattern = Pattern.of(method, False, scale)
+    cuda.nm_forward(query, key, value, mask, out, logsumexp, None, None, None, pattern, for_backward)
+    return out, logsumexp
 
 
 def _inputs(method: NM, head_dim: int, kind: str) -> tuple[Tensor, Tensor]:

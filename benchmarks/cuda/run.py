@@ -4,9 +4,10 @@
     python benchmarks/cuda/run.py --dry-run            anywhere: compiles and calls the same code, times nothing
 
 In order: the machine and its limits, kernels compiled on all cores, probes of the instructions, the tests of
-``tests/gpu``, rates of the instructions, attention against its peers, compute-sanitizer. ``results.json`` is written
-anew after each step, so that a run that is cut short leaves what it had; a step that fails leaves its error there and
-the next one runs. The last lines are a table.
+``tests/gpu``, rates of the instructions, whether both forward kernels keep the same keys, attention against its peers,
+forward and backward against theirs, compute-sanitizer. ``results.json`` is written anew after each step, so that a run
+that is cut short leaves what it had; a step that fails leaves its error there and the next one runs. The last lines are
+a table.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
+import agree  # noqa: E402
 import attention  # noqa: E402
 import device  # noqa: E402
 import probe  # noqa: E402
 import rates  # noqa: E402
 import sanitize  # noqa: E402
 import torch  # noqa: E402
+import training  # noqa: E402
 
 from dynattn.bench import machine  # noqa: E402
 from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 
-_TESTS_SECONDS, _SANITIZER_SECONDS = 150, 50  # at most, the second for each tool
+_TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
+_TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
 
@@ -90,7 +94,8 @@ class Run:
                 (Variant("mma", "bfloat16", 64, 2, 4), _DRY_ARCH),
             ]
         else:
-            work = warm.chosen([driver.device(0).arch], [], every=False)
+            archs = [driver.device(0).arch]
+            work = [*warm.chosen(archs, [], every=False), *warm.chosen_for_training(archs, [], every=False)]
         compiled = sum(warm.warm(work))
         return {"kernels": len(work), "compiled": compiled}
 
@@ -140,13 +145,34 @@ class Run:
             return attention.without_a_device(self.output)
         found = self.results.get("machine", {})
         limits = Roofline(found["matrix_tflops"] * 1e12, found["copy_tbytes"] * 1e12, "bfloat16", 0)
-        reserve = _SANITIZER_SECONDS * len(_TOOLS) + 20
-        return attention.run(self.output, limits, lambda: self.left > reserve)
+        return attention.run(self.output, limits, lambda: self.left > self._reserve + _TRAINING_SECONDS)
 
     def earlier_kernel(self) -> list[dict]:
         if self.dry or driver.device(0).arch != "sm_90a":
             return []
         return attention.earlier_kernel()
+
+    def agree(self) -> list[dict]:
+        """Whether both forward kernels keep the same keys."""
+        return [] if self.dry or driver.device(0).arch != "sm_90a" else agree.run()
+
+    def training(self) -> list[dict]:
+        """Forward and backward together."""
+        if self.dry:
+            return training.measure(training.TINY, device="cpu")
+        records = []
+        for workload in training.workloads():
+            if self.left < self._reserve:
+                records.append({"label": workload.label, "left_out": "no time"})
+                continue
+            records += (found := training.measure(workload))
+            print("  ", training.line(found), flush=True)
+        return records
+
+    @property
+    def _reserve(self) -> float:
+        """Seconds that the sanitizer needs."""
+        return _SANITIZER_SECONDS * len(_TOOLS) + 20
 
     def sanitizer(self) -> dict:
         if self.dry:
@@ -165,7 +191,7 @@ def _only_ours() -> list[str]:
     """The option that leaves torch's kernels alone; it has changed its name."""
     text = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True).stdout
     names = (name for name in ("--kernel-regex", "--kernel-name", "--filter") if name in text)
-    return [word for name in itertools.islice(names, 1) for word in (name, "kns=nm_forward")]
+    return [word for name in itertools.islice(names, 1) for word in (name, "kns=dynattn")]
 
 
 def _run(command: list[str], seconds: float, log: Path) -> dict:
@@ -199,6 +225,12 @@ def _summary(results: dict) -> str:
             cases.setdefault(record["label"], []).append(record)
     lines += [attention.line(records) for records in cases.values()]
     lines += [attention.line([record]) for record in _list(results.get("earlier_kernel"))]
+    lines += [f"agree: {json.dumps(record)}" for record in _list(results.get("agree"))]
+    groups: dict[str, list[dict]] = {}
+    for record in _list(results.get("training")):
+        if "function" in record:
+            groups.setdefault(record["label"], []).append(record)
+    lines += [training.line(records) for records in groups.values()]
     return "\n".join([*lines, f"seconds: {json.dumps(results['seconds'])}"])
 
 
@@ -216,7 +248,8 @@ def main() -> int:
         parser.error("torch sees no CUDA device here; --dry-run runs without one")
     run = Run(arguments.output.resolve(), arguments.dry_run, arguments.budget)
     for step in (
-        run.machine, run.warm, run.probe, run.tests, run.rates, run.attention, run.earlier_kernel, run.sanitizer
+        run.machine, run.warm, run.probe, run.tests, run.rates, run.agree, run.attention, run.earlier_kernel,
+        run.training, run.sanitizer,
     ):  # fmt: skip
         run.step(step.__name__, step)
     summary = _summary(run.results)

@@ -6,6 +6,7 @@ compute-sanitizer --tool memcheck python benchmarks/cuda/sanitize.py
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 
@@ -26,7 +27,10 @@ def run(device: str = "cuda") -> int:
         key, value = (torch.randn(1, 2, kv_len, head_dim, generator=generator).bfloat16().to(device) for _ in range(2))
         mask = (torch.rand(q_len, kv_len, generator=generator) > 0.3).to(device) if masked else None
         backend = "cuda" if device == "cuda" else "reference"
-        attention(query, key, value, method, attn_mask=mask, causal=aux, backend=backend, return_aux=aux)
+        call = partial(attention, method=method, attn_mask=mask, causal=aux, backend=backend)
+        call(query, key, value, return_aux=aux)
+        leaves = [x.requires_grad_() for x in (query, key, value)]
+        torch.autograd.grad(call(*leaves), leaves, torch.randn_like(query))  # the backward's kernels
         calls += 1
     calls += _tf32(device)
     if device == "cuda":

@@ -1,68 +1,105 @@
 """Forward and backward of N:M attention against dense attention's, by the kernels themselves, in CUDA graphs.
 
-Timed as in ``attention.py``; a function is timed only where its gradients were right in the same run.
+Timed as ``dynattn bench`` times the forward; a function is timed only where its gradients were right in the same run.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
-from statistics import quantiles
 
-import attention
 import torch
 from torch import Tensor
 
 from dynattn import NM
+from dynattn.bench import cuda as timing
+from dynattn.bench.cases import Workload
+from dynattn.bench.peers import peers
+from dynattn.bench.timing import interleaved
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.reference import nm as reference
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=64, sinks=4))
-_DENSE = ("cudnn", "flash")
+TINY = Workload(heads=2, q_len=64, head_dim=64, dtype="bfloat16", causal=True)  # for a run without a device
+_DENSE = ("sdpa", "sdpa-cudnn", "sdpa-flash")
+_SECONDS = 0.8  # for a workload, all functions together; never less than the least number of rounds
 
 _Step = Callable[..., tuple[Tensor, ...]]  # query, key, value and the output's gradient -> the gradients of the three
 
 
-def cases() -> list[attention.Case]:
+def workloads() -> list[Workload]:
     """16384 tokens and 2048 columns of heads, as FlashAttention's own benchmark has them."""
     return [
-        attention.Case(16384 // length, 2048 // head_dim, length, head_dim, causal)
+        Workload(
+            batch=16384 // length, heads=2048 // head_dim, q_len=length, head_dim=head_dim, dtype="bfloat16",
+            causal=causal, layout="blhd",
+        )
         for head_dim in (64, 128)
         for causal in (False, True)
         for length in (512, 1024, 2048, 4096, 8192)
-    ]
+    ]  # fmt: skip
 
 
-def measure(case: attention.Case, device: str = "cuda", timed: bool = True) -> list[dict]:
-    """One record a function: whether its gradients were right, and the times of forward and backward together."""
-    sets = [(*tensors, torch.randn_like(tensors[2])) for tensors in attention._sets(case, device)]
-    steps: dict[str, tuple[NM | None, _Step]] = {
-        name: (None, partial(_by_autograd, partial(call, causal=case.causal)))
-        for name, call in attention.peers(case).items()
+def measure(workload: Workload, device: str = "cuda") -> list[dict]:
+    """One record a function: whether its gradients were right, and, on a device, forward's and backward's time."""
+    inputs = timing.input_sets(workload) if device == "cuda" else [workload.inputs()]
+    sets = [(*tensors, torch.randn_like(tensors[2])) for tensors in inputs]
+    steps: dict[str, tuple[NM, _Step]] = {
+        name: (NM(1, 1), partial(_by_autograd, partial(_call, workload, peer)))
+        for name, peer in peers(workload, device).items()
         if name in _DENSE
     }
-    steps |= {method.name: (method, _step(method, case.causal, device)) for method in METHODS}
-    records, graphs = {}, {}
+    steps |= {method.name: (method, _step(method, workload.causal, device)) for method in METHODS}
+    records = {name: {"label": workload.label, "function": name} for name in steps}
+    right = {}
     for name, (method, step) in steps.items():
-        records[name] = record = {"case": asdict(case), "label": case.label, "function": name}
-        if method is not None:
-            record["kernel"] = "mma"
         try:
-            record |= _judge(case, step(*sets[0]), sets[0], method)
-            if timed and record["right"]:
-                graphs[name] = attention._graph(step, sets)
+            records[name] |= _judge(workload, step(*sets[0]), sets[0], method)
         except (RuntimeError, ImportError, TypeError) as error:
-            record["failed"] = str(error).strip().splitlines()[0][:200]
-    for name, times in attention._take_turns(graphs, len(sets)).items():
-        q1, middle, q3 = quantiles(times, n=4)
-        records[name] |= {
-            "milliseconds": middle, "quartiles": [q1, q3], "samples": len(times),
-            "dense_tflops": 3.5 * case.dense_flops / middle / 1e9,  # 2 products forward, 5 backward
-        }  # fmt: skip
+            records[name]["failed"] = str(error).strip().splitlines()[0][:200]
+        if records[name].get("right"):
+            right[name] = step
+    for name, figures in _times(workload, right, sets).items() if device == "cuda" else ():
+        records[name] |= figures
     return list(records.values())
+
+
+def line(records: list[dict]) -> str:
+    """One workload in words; each N:M method with how many times as fast as the best dense one it is."""
+    dense = [r["milliseconds"] for r in records if "milliseconds" in r and r["function"] in _DENSE]
+    words = []
+    for record in records:
+        if "milliseconds" in record:
+            sparse = record["function"] not in _DENSE and dense
+            ratio = f" {min(dense) / record['milliseconds']:.2f}×" if sparse else ""
+            words.append(f"{record['function']} {record['milliseconds']:.3f} ms{ratio}")
+        else:
+            words.append(f"{record['function']}: {record.get('failed') or ('right' if record['right'] else 'wrong')}")
+    return f"{records[0]['label']}, forward and backward: " + ", ".join(words)
+
+
+def _times(workload: Workload, steps: dict[str, _Step], sets: list[tuple[Tensor, ...]]) -> dict[str, dict]:
+    if not steps:
+        return {}
+    graphs = {name: timing.captured([partial(step, *tensors) for tensors in sets]) for name, step in steps.items()}
+    timings = interleaved(
+        graphs, seconds=_SECONDS, min_sample=timing.MIN_SAMPLE, waited=lambda: None, elapsed=timing.elapsed,
+        each=len(sets),
+    )  # fmt: skip
+    return {
+        name: {
+            "milliseconds": found.median * 1e3, "quartiles": [1e3 * x for x in found.quartiles],
+            "samples": len(found.samples),
+            "dense_tflops": 3.5 * workload.dense_flops / found.median * 1e-12,  # 2 products forward, 5 backward
+        }
+        for name, found in timings.items()
+    }  # fmt: skip
+
+
+def _call(workload: Workload, peer: Callable, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return peer(workload, query, key, value)()
 
 
 def _by_autograd(call: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -96,14 +133,14 @@ def _defined(method: NM, causal: bool, query: Tensor, key: Tensor, value: Tensor
     return scores.softmax(-1) @ value
 
 
-def _judge(case: attention.Case, got: tuple[Tensor, ...], tensors: tuple[Tensor, ...], method: NM | None) -> dict:
+def _judge(workload: Workload, got: tuple[Tensor, ...], tensors: tuple[Tensor, ...], method: NM) -> dict:
     """The first head's gradients against the definition in float64; twice the error of plain PyTorch is allowed."""
-    method = method or NM(1, 1)
     query, key, value, grad_out = (x[:1, :1] for x in tensors)
     nothing = torch.zeros(query.shape[:3], dtype=torch.float64, device=query.device)
-    exact = (x.double() for x in (query, key, value))
-    want = reference.backward(grad_out.double(), nothing, *exact, method, None, case.causal)
-    near = _by_autograd(partial(_defined, method, case.causal), query, key, value, grad_out)
+    want = reference.backward(
+        grad_out.double(), nothing, query.double(), key.double(), value.double(), method, None, workload.causal
+    )
+    near = _by_autograd(partial(_defined, method, workload.causal), query, key, value, grad_out)
     errors, right = {}, all(bool(x.isfinite().all()) for x in got)
     for name, mine, exactly, plain in zip(("query", "key", "value"), got, want, near, strict=False):
         error, of_plain = ((x[:1, :1].double() - exactly).abs().max().item() for x in (mine, plain))

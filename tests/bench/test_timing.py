@@ -73,6 +73,16 @@ def test_seconds_bound_the_rounds_but_not_below_the_least(clock):
     assert len(interleaved(functions, seconds=0.1, clock=clock, waited=_nothing_waited)["f"].samples) == MIN_ROUNDS
 
 
+def test_fewer_rounds_and_single_calls_where_asked_for(clock):
+    functions = {"f": clock.function("f", 9.0, 0.25)}
+    timing = interleaved(functions, seconds=25.0, least=2, min_sample=None, clock=clock, waited=_nothing_waited)["f"]
+    assert timing.calls == 1
+    assert len(clock.called) == 1 + 100  # one to warm up, then as many as fit
+    functions = {"f": clock.function("f", 1.0)}
+    timing = interleaved(functions, seconds=0.1, least=2, min_sample=None, clock=clock, waited=_nothing_waited)["f"]
+    assert timing.samples == (1.0, 1.0)
+
+
 def test_speedup_pairs_rounds():
     # the machine slows down threefold after the second round: medians of all samples see it, ratios do not
     base, own = Timing((1.0, 1.0, 3.0, 3.0, 3.0), 1), Timing((0.5, 0.5, 1.5, 1.5, 1.0), 1)
@@ -142,7 +152,10 @@ def test_threads_waited_never_falls():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"rounds": 0}, "positive"), ({"seconds": 0.0}, "positive"), ({"min_sample": -1.0}, "positive")],
+    [
+        ({field: value}, "positive")
+        for field, value in {"rounds": 0, "least": 0, "seconds": 0.0, "min_sample": -1.0}.items()
+    ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):

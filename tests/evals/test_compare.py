@@ -18,11 +18,12 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dynattn.cli.compare import compare as command
-from dynattn.evals.compare import Comparison, Settings, compare, memory
+from dynattn.evals.compare import Comparison, Settings, compare, memory, run
 from dynattn.evals.compare.kept import kept
 from dynattn.evals.models import load
 from dynattn.methods import NM
 from dynattn.report.compare import label, page
+from dynattn.report.terminal import summary
 
 APP = typer.Typer()
 APP.command()(command)
@@ -74,13 +75,15 @@ def test_every_method_has_every_figure(found: Comparison):
     names = ["sdpa", *METHODS]
     assert found.methods == METHODS
     (task,) = found.tasks
+    throughput = found.throughput
+    assert throughput is not None
     assert [result.method for result in task.results] == names
     assert all(len(result.scores) == len(task.items) == 6 for result in task.results)
     assert [row.method for row in found.latency.rows] == [*names, "eager"]
-    assert [row.method for row in found.throughput.rows] == names
+    assert [row.method for row in throughput.rows] == names
     assert [row.method for row in found.attention.rows] == names
     assert found.attention.calls == 2  # layers
-    assert (found.latency.batch, found.throughput.batch, found.latency.length) == (1, 2, 64)
+    assert (found.latency.batch, throughput.batch, found.latency.length) == (1, 2, 64)
     assert [share.method for share in found.shares] == names
     assert all(0 < share.attention < share.forward for share in found.shares)
     assert found.latency.rows[0].speedup.median == 1
@@ -131,10 +134,34 @@ def test_a_decoder_is_judged_by_perplexity_and_passkey(
     settings = Settings(str(tiny_decoder), methods=("nm-1-2-w64-s4",), text=texts, items=2, tokens=100, seconds=0.05)
     found = compare(settings, _silent)
     assert [task.name for task in found.tasks] == ["perplexity", "passkey"]
+    assert found.throughput is not None
+    assert found.throughput.batch == found.batch == 20  # 2048 // 100
     assert found.memory == []
     assert "only Linux" in found.memory_note
     assert found.tasks[1].of("nm-1-2-w64-s4").difference is not None
     assert "too few items" in page(found)  # 2 keys
+
+
+def test_one_item_at_once_is_timed_once(tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_CLEAR", Path("/nonexistent"))  # spares a process
+    monkeypatch.setattr(run, "_ENOUGH_TOKENS", 127)  # one text of 64 tokens
+    settings = Settings(str(tiny_encoder), ("nm-1-2",), text=texts, items=2, tokens=64, seconds=0.05)
+    found = compare(settings, _silent)
+    assert found.throughput is None
+    assert found.batch == 1
+    text = page(Comparison.model_validate_json(found.model_dump_json()))
+    assert "throughput" not in text
+    assert "items per s" in text  # of the latency's table
+    assert "attention" in str(summary(found).columns[1].header)
+    assert len(summary(found).columns) == 7
+
+
+def test_a_model_that_goes_past_dynattn_is_refused(tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
+    pretrained = load(str(tiny_encoder))
+    monkeypatch.setattr(pretrained.model, "set_attn_implementation", lambda _: None)  # as models of old style do
+    monkeypatch.setattr(run, "load", lambda _: pretrained)
+    with pytest.raises(ValueError, match=r"BertModel\) ran without one call of dynattn:nm-1-2.*another model"):
+        compare(Settings(str(tiny_encoder), ("nm-1-2",), text=texts, items=2, tokens=64), _silent)
 
 
 def test_kept_refuses_a_model_that_does_not_call_dynattn(tiny_encoder: Path):

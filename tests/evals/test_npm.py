@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dynattn.cache import cache_home
 from dynattn.evals import npm
-from dynattn.evals.packages import cache
 from dynattn.evals.tasks import DataMissingError
 
 
@@ -51,7 +51,7 @@ def test_other_contents_and_unknown_packages_are_refused_and_leave_nothing(regis
         npm.folder("@some/data", "1.2", "0" * 64)
     with pytest.raises(DataMissingError, match=r"404 Not Found; .* npm pack @some/data@1.3"):
         npm.folder("@some/data", "1.3", registry)
-    assert not list(cache().glob("npm/*/"))
+    assert not list(cache_home().glob("npm/*/"))
 
 
 def test_without_npm_the_remedy_is_named(registry, monkeypatch):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dynattn.cache import cache_home
 from dynattn.evals import packages
-from dynattn.evals.packages import PackageUnavailableError, cache, folder, once
+from dynattn.evals.packages import PackageUnavailableError, folder, once
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_those_who_ask_at_once_build_once():
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: once("models/one", build_slowly), range(8)))
     assert [sorted(file.name for file in path.iterdir()) for path in folders] == [["first", "second"]] * 8
-    assert (cache() / "models" / "builds").read_text() == "x"
+    assert (cache_home() / "models" / "builds").read_text() == "x"
 
 
 def test_a_failed_build_leaves_nothing():
@@ -60,7 +61,7 @@ def test_a_failed_build_leaves_nothing():
 
     with pytest.raises(OSError, match="disk full"):
         once("models/two", fails)
-    assert not [p for p in (cache() / "models").iterdir() if p.is_dir()]
+    assert not [p for p in (cache_home() / "models").iterdir() if p.is_dir()]
     assert (once("models/two", build_slowly) / "second").exists()
 
 
@@ -77,7 +78,7 @@ def test_a_wheel_with_other_contents_is_refused(index):
         PackageUnavailableError, match=r"(?s)No matching distribution.*pip install --no-deps some-data==1.3"
     ):
         folder("some-data", "1.3", index)
-    assert not list(cache().glob("packages/*/"))
+    assert not list(cache_home().glob("packages/*/"))
 
 
 def test_an_installed_package_is_used_where_it_lies(index):
@@ -85,11 +86,3 @@ def test_an_installed_package_is_used_where_it_lies(index):
     assert folder("pytest", version) == Path(pytest.__file__).parent
     with pytest.raises(PackageUnavailableError):
         folder("pytest", "0.0.1")
-
-
-def test_where_the_cache_lies(monkeypatch, tmp_path):
-    monkeypatch.delenv("DYNATTN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache() == tmp_path / "dynattn"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache() == Path.home() / ".cache" / "dynattn"

@@ -43,7 +43,7 @@ def input_sets(workload: Workload) -> list[Inputs]:
     return [workload.inputs(seed, DEVICE) for seed in range(count)]
 
 
-def captured(calls: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:
+def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     """A function that replays a CUDA graph in which each of ``calls`` runs once."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

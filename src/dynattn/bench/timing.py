@@ -106,7 +106,8 @@ def interleaved(
     *,
     seconds: float = 2.0,
     rounds: int | None = None,
-    min_sample: float = 0.02,
+    least: int = MIN_ROUNDS,
+    min_sample: float | None = 0.02,
     clock: Callable[[], float] = time.perf_counter,
     waited: Callable[[], float | None] = threads_waited,
     elapsed: Callable[[Callable[[], object], int], float] | None = None,
@@ -117,9 +118,11 @@ def interleaved(
 
     Args:
         functions: by name; each is called with no argument and its result is dropped.
-        seconds: stop after this long, calibration not counted, but not before ``MIN_ROUNDS`` rounds.
+        seconds: stop after this long, calibration not counted, but not before ``least`` rounds.
         rounds: take exactly this many rounds instead.
-        min_sample: repeat short functions until a sample lasts about this long, in seconds.
+        least: rounds to take however long they last.
+        min_sample: repeat short functions until a sample lasts about this long, in seconds; None for samples of one
+            call, which need no calibration but one call to warm up.
         clock: gives the time in seconds.
         waited: gives the seconds spent waiting for a core so far, or None where unknown.
         elapsed: seconds that so many calls of a function take, for what the host's clock does not see; None to take
@@ -135,10 +138,9 @@ def interleaved(
     """
     if not functions:
         raise ValueError("interleaved: functions must not be empty: pass at least one")
-    if min_sample <= 0 or seconds <= 0 or (rounds is not None and rounds < 1):
-        raise ValueError(
-            f"interleaved: seconds, rounds and min_sample must be positive: got {seconds}, {rounds}, {min_sample}"
-        )
+    given = (seconds, rounds, least, min_sample)
+    if any(value is not None and value <= 0 for value in given):
+        raise ValueError(f"interleaved: seconds, rounds, least and min_sample must be positive: got {given}")
     elapsed = elapsed or partial(_host_seconds, clock=clock)
     calls = {name: _calibrate(function, min_sample, elapsed) for name, function in functions.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
@@ -148,7 +150,7 @@ def interleaved(
     gc.disable()
     try:
         start, taken = clock(), 0
-        while taken < (MIN_ROUNDS if rounds is None else rounds) or (rounds is None and clock() - start < seconds):
+        while taken < (least if rounds is None else rounds) or (rounds is None and clock() - start < seconds):
             order = list(functions)
             shuffle(order)
             for name in order:
@@ -188,10 +190,12 @@ def _sample(
 
 
 def _calibrate(
-    function: Callable[[], object], min_sample: float, elapsed: Callable[[Callable[[], object], int], float]
+    function: Callable[[], object], min_sample: float | None, elapsed: Callable[[Callable[[], object], int], float]
 ) -> int:
     """Calls that fill ``min_sample``; warms the function up on the way."""
     function()  # first call: allocations, thread pools, compiled code
+    if min_sample is None:
+        return 1
     calls = 1
     while True:
         seconds = elapsed(function, calls)

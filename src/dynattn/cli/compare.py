@@ -30,7 +30,10 @@ def compare(
         int | None, typer.Option(help="Items of each task: passages, pages, texts, keys, pictures.")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each text.")] = None,
-    batch: Annotated[int, typer.Option(help="Items at once where throughput and memory are measured.")] = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Items at once where throughput and memory are measured; default: 2048 tokens' worth."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.")] = 10.0,
     threads: Annotated[int | None, typer.Option(help="Of PyTorch; default: as it is set.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the report and the JSON.")] = Path("reports"),

@@ -13,6 +13,7 @@ def warmup(
     ] = "",
     head_dims: Annotated[str, typer.Option(help="Of your models, comma-separated; without: 64 and 128.")] = "",
     every: Annotated[bool, typer.Option("--all", help="Every kernel: all sizes and masks, kept mass too.")] = False,
+    training: Annotated[bool, typer.Option(help="The kernels of the backward too.")] = False,
     jobs: Annotated[int, typer.Option(min=0, help="Compile so many at a time; 0 for one a core.")] = 0,
 ) -> None:
     """Compile the CUDA kernels now, so that the first call does not wait for them (a second or two for each)."""
@@ -21,11 +22,12 @@ def warmup(
     from rich.progress import track
 
     from dynattn.kernels.cuda.loader import cache_folder
-    from dynattn.kernels.cuda.warm import chosen, warm
+    from dynattn.kernels.cuda.warm import chosen, chosen_for_training, warm
 
     try:
         archs = [name.strip() for name in arch.split(",")] if arch else _at_hand()
-        work = chosen(archs, [int(size) for size in head_dims.split(",")] if head_dims else [], every)
+        sizes = [int(size) for size in head_dims.split(",")] if head_dims else []
+        work = [*chosen(archs, sizes, every), *(chosen_for_training(archs, sizes, every) if training else ())]
         start = time.perf_counter()
         compiled = sum(track(warm(work, jobs), f"{len(work)} kernels for {', '.join(archs)}", total=len(work)))
     except (ValueError, ImportError, RuntimeError) as error:

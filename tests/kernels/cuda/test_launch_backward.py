@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward
+from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward, warm
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, prepare_backward
 from dynattn.kernels.cuda.variants_backward import BackwardVariant
@@ -159,6 +159,18 @@ def test_the_masks_gradient_starts_at_zero() -> None:
     _, one = main(*tensors(), torch.zeros(100, 60), d_mask)
     assert (d_mask == 0).all()
     assert one.params.d_mask == d_mask.data_ptr()
+
+
+def test_what_is_compiled_ahead_for_training() -> None:
+    common = [variant for variant, _ in warm.chosen_for_training(["sm_80"], [], every=False)]
+    main_ones = [variant for variant in common if isinstance(variant, BackwardVariant)]
+    assert {variant.head_dim for variant in main_ones} == {64, 128}
+    assert {variant.mask for variant in main_ones} == {"none", "bool"}
+    assert len(common) == len(main_ones) + 4  # before and after, for both types
+    query, key, value = tensors()
+    assert {one.variant for one in prepare(query, key, value)} <= set(common)
+    every = warm.chosen_for_training(["sm_80", "sm_90a"], [40], every=True)
+    assert len(every) == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,12 @@ class Kept(Record):
 
 
 class Comparison(Record):
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        throughput: of several items at once; None where one item alone fills the machine, and ``latency`` tells it.
+        memory: of one forward of ``batch`` items.
+    """
 
     schema_version: Literal[1] = 1
     model: str
@@ -166,10 +171,15 @@ class Comparison(Record):
     settings: dict[str, Any]
     tasks: list[TaskResult]
     latency: Timed
-    throughput: Timed
+    throughput: Timed | None
     attention: Timed
     shares: list[Share]
     memory: list[Memory]
     memory_note: str
     kept: list[Kept]
     seconds: float
+
+    @property
+    def batch(self) -> int:
+        """Items at once where throughput and memory were measured."""
+        return self.throughput.batch if self.throughput else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from dynattn.bench.machine import machine
 from dynattn.evals.compare import memory, speed
 from dynattn.evals.compare.kept import kept
-from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, TaskResult
+from dynattn.evals.compare.results import BASELINE, UNFUSED, Comparison, Kept, Quality, TaskResult
 from dynattn.evals.compare.statistics import quality
 from dynattn.evals.models import Kind, Pretrained, load
-from dynattn.evals.tasks import Prepared, Task, default, find, make
+from dynattn.evals.tasks import Outcome, Prepared, Task, default, find, make
+from dynattn.evals.tasks.base import Inputs
 from dynattn.evals.tasks.texts import read
 from dynattn.methods import Method, parse
 
@@ -34,6 +35,11 @@ _BY_DEFAULT: dict[Kind, tuple[str, ...]] = {
 }
 
 
+# Tokens that keep a few cores busy at once, and that suffice to see what a method keeps; longer items come one by one.
+# Already at 512 tokens two cores are busy: MiniLM takes 96 ms for one item, 85 ms for each of four.
+_ENOUGH_TOKENS = 2048
+
+
 @dataclass(frozen=True)
 class Settings:
     """What to compare.
@@ -46,7 +52,8 @@ class Settings:
         items: of each task; None for the task's default.
         tokens: of each text; None for the task's default.
         text: the user's own texts in place of the task's, see :func:`dynattn.evals.tasks.texts.read`.
-        batch: items at once where throughput is measured.
+        batch: items at once where throughput and memory are measured; None for as many as make 2048 tokens, and where
+            that is one, latency alone is measured: it tells the throughput as well.
         seconds: to spend on each of the three timings.
         threads: of torch; None leaves them.
     """
@@ -57,17 +64,17 @@ class Settings:
     items: int | None = None
     tokens: int | None = None
     text: Path | None = None
-    batch: int = 4
+    batch: int | None = None
     seconds: float = 10.0
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("items", "tokens", "threads"):
+        for field in ("items", "tokens", "batch", "threads"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"compare: {field} must be at least 1: got {value}; leave it out for the default")
-        if self.batch < 1 or self.seconds <= 0:
-            raise ValueError(f"compare: batch and seconds must be positive: got {self.batch}, {self.seconds}")
+        if self.seconds <= 0:
+            raise ValueError(f"compare: seconds must be positive: got {self.seconds}")
         for name in self.methods:
             parse(name)
         for name in self.tasks:
@@ -102,11 +109,14 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     prepared = _prepare(settings, pretrained, stage)
     tasks = [_task(task, data, pretrained, implementations, stage) for task, data in prepared]
     first = prepared[0][1]
-    timings = _timings(settings, pretrained, implementations, first, stage)
-    shown = [_kept(pretrained, method, implementations, first, stage) for method in methods]
+    enough = max(1, _ENOUGH_TOKENS // first.length)
+    batch = settings.batch or enough
+    timings = _timings(settings, batch, pretrained, implementations, first, stage)
+    examples = first.examples[:enough]
+    shown = [_kept(pretrained, method, implementations, examples, stage) for method in methods]
     advance = stage("peak memory", 1)
     contrast = {**implementations, UNFUSED: "eager"}
-    sizes, note = memory.peaks(settings.model, contrast, speed.batched(first.examples[0], settings.batch))
+    sizes, note = memory.peaks(settings.model, contrast, speed.batched(first.examples[0], batch))
     advance()
     pretrained.model.set_attn_implementation("sdpa")
     return Comparison(
@@ -143,17 +153,44 @@ def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[t
     return prepared
 
 
-def _task(
-    task: Task, data: Prepared, pretrained: Pretrained, implementations: Mapping[str, str], stage: Stage
-) -> TaskResult:
-    began = time.perf_counter()
-    results = []
-    baseline = None
-    for method, implementation in implementations.items():
-        pretrained.model.set_attn_implementation(implementation)
-        outcome = task.evaluate(pretrained, data, stage(f"{task.name}: {method}", data.steps))
-        baseline = baseline or outcome
-        results.append(quality(method, outcome, baseline, data, task.higher_is_better))
+def evaluate(
+    task: Task, data: Prepared, pretrained: Pretrained, implementation: str, advance: Callable[[], None]
+) -> Outcome:
+    """Score a task with one implementation, and make sure that the model really used it.
+
+    Args:
+        task: what to do.
+        data: prepared by the task.
+        pretrained: the model; it is left with the implementation.
+        implementation: as ``set_attn_implementation`` takes it.
+        advance: called after each step.
+
+    Raises:
+        ValueError: the implementation is dynattn's and the model made no call of it: models that write their own
+            attention leave the setting aside, with a line in the log at most.
+    """
+    from dynattn.integrations.transformers import observing
+
+    calls = 0
+
+    def count(_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    pretrained.model.set_attn_implementation(implementation)
+    with observing(count):
+        outcome = task.evaluate(pretrained, data, advance)
+    if calls == 0 and implementation.startswith("dynattn:"):
+        raise ValueError(
+            f"compare: the model must take its attention from Transformers' interface: {pretrained.name} "
+            f"({type(pretrained.model).__name__}) ran without one call of {implementation}, by attention of its own; "
+            "call dynattn.attention in its attention module, or compare another model"
+        )
+    return outcome
+
+
+def task_result(task: Task, data: Prepared, results: list[Quality], seconds: float) -> TaskResult:
+    """What a task is, beside its results."""
     return TaskResult(
         name=task.name,
         title=(type(task).__doc__ or task.name).split(";")[0].split("\n")[0],
@@ -162,16 +199,30 @@ def _task(
         data=data.summary,
         items=list(data.labels),
         length=data.length,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         results=results,
     )
 
 
+def _task(
+    task: Task, data: Prepared, pretrained: Pretrained, implementations: Mapping[str, str], stage: Stage
+) -> TaskResult:
+    began = time.perf_counter()
+    results = []
+    baseline = None
+    for method, implementation in implementations.items():
+        outcome = evaluate(task, data, pretrained, implementation, stage(f"{task.name}: {method}", data.steps))
+        baseline = baseline or outcome
+        results.append(quality(method, outcome, baseline, data, task.higher_is_better))
+    return task_result(task, data, results, time.perf_counter() - began)
+
+
 def _timings(
-    settings: Settings, pretrained: Pretrained, implementations: Mapping[str, str], data: Prepared, stage: Stage
-) -> dict[str, Any]:
+    settings: Settings, batch: int, pretrained: Pretrained, implementations: Mapping[str, str], data: Prepared,
+    stage: Stage,
+) -> dict[str, Any]:  # fmt: skip
     """Latency, throughput and attention alone; the unfused model beside the first, for contrast."""
-    one, several = data.examples[0], speed.batched(data.examples[0], settings.batch)
+    one = data.examples[0]
     contrast = {**implementations, UNFUSED: "eager"}
 
     def timed(title: str, measure: Callable[..., Any], names: Mapping[str, str], inputs: Any) -> Any:
@@ -192,20 +243,22 @@ def _timings(
         return found
 
     latency, shares = timed("latency", speed.end_to_end, contrast, one)
-    throughput, _ = timed("throughput", speed.end_to_end, implementations, several)
+    throughput = None
+    if batch > 1:
+        throughput, _ = timed("throughput", speed.end_to_end, implementations, speed.batched(one, batch))
     alone = timed("attention alone", speed.attention_alone, implementations, one)
     return {"latency": latency, "throughput": throughput, "attention": alone, "shares": shares}
 
 
 def _kept(
-    pretrained: Pretrained, method: Method, implementations: Mapping[str, str], data: Prepared, stage: Stage
+    pretrained: Pretrained, method: Method, implementations: Mapping[str, str], examples: Sequence[Inputs], stage: Stage
 ) -> Kept | None:
     """None for a method that keeps everything: there is nothing to look at."""
     if method.keeps_everything:
         return None
     advance = stage(f"kept mass: {method.name}", 1)
     pretrained.model.set_attn_implementation(implementations[method.name])
-    found = kept(pretrained, method, data.examples)
+    found = kept(pretrained, method, examples)
     advance()
     return found
 

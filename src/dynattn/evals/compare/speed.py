@@ -20,6 +20,7 @@ from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs, first_tensor
 
 _PROBE = "dynattn-probe-"
+_LEAST_ROUNDS = 3  # of the whole model: a round of a long text takes half a minute; quartiles and rounds are told
 _MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
 
 
@@ -63,11 +64,12 @@ def end_to_end(
 
     timings = interleaved(
         {method: lambda method=method: forward(method) for method in implementations},
-        seconds=seconds, min_sample=1e-9, on_round=on_round,
+        seconds=seconds, least=_LEAST_ROUNDS, min_sample=None, on_round=on_round,
     )  # fmt: skip
     shares = [
         Share(method=method, attention=statistics.median(a), forward=statistics.median(f))
-        for method, (a, f) in ((method, zip(*runs, strict=True)) for method, runs in inside.items())
+        # the first run is the one that warms up
+        for method, (a, f) in ((method, zip(*runs[1:], strict=True)) for method, runs in inside.items())
         if probes[method].called
     ]
     return _timed(timings, len(first_tensor(inputs)), length, None), shares

@@ -13,7 +13,16 @@ def load(name: str) -> Pretrained:
 
     config = AutoConfig.from_pretrained(name)
     kind, auto, processor = _classify(config.model_type, config.architectures or [], name)
-    model = getattr(transformers, auto).from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa").eval()
+    try:
+        model = getattr(transformers, auto).from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        raise ValueError(
+            f"load: the model must take its attention from Transformers' interface: {name} is a {config.model_type}, "
+            "whose attention is its own; call dynattn.attention in its attention module, or take another model"
+        ) from error
+    model.eval()
     description = f"{config.model_type} ({kind}), {parameters(model)}, from {name}"
     return Pretrained(name, model, getattr(transformers, processor).from_pretrained(name), kind, description)
 

@@ -27,7 +27,7 @@ class Perplexity(Task):
         texts: the texts; None for Wikipedia articles.
     """
 
-    items: int = 3
+    items: int = 2
     tokens: int = 2048
     block: int = 128
     texts: tuple[Text, ...] | None = None

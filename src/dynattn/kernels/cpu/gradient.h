@@ -76,6 +76,31 @@ static float lay_block_rows(const Plan& plan, const char* base, int64_t stride, 
   return range.bound();
 }
 
+// dS of one group of 1:2 rows, where only the chosen of each pair is multiplied.
+template <int kR>
+static void picked_gradient_group(const BackwardBlock& block, int64_t group, int64_t tile) {
+  constexpr int kWords = kTile / 2 / kWidth, kAtOnce = kR < kPickedRows ? kR : kPickedRows;
+  const int64_t dim = block.plan.upstream.args->head_dim;
+  const float* value = block.section.values + (tile - block.section.first_tile) * kTile * dim;
+  const int64_t first = group * kR * kTile;
+  const float* drops = block.scratch.scores.drops == nullptr ? nullptr : block.scratch.scores.drops + first;
+  for (int word = 0; word < kWords; word++) {
+    for (int r = 0; r < kR; r += kAtOnce) {
+      Vec d_weights[kAtOnce];
+      multiply_picked<kAtOnce>(block.scratch.grads + group * kR * dim + r, kR, value + word * 2 * kWidth * dim, dim,
+                               block.scratch.scores.choice + (group * kR + r) * kWords + word, kWords, d_weights);
+#pragma GCC unroll 16
+      for (int i = 0; i < kAtOnce; i++) {
+        const int64_t at = int64_t{r + i} * (kTile / 2) + word * kWidth;
+        if (drops != nullptr) d_weights[i] = mul(d_weights[i], load(drops + at));
+        const Vec delta = broadcast(block.scratch.delta[group * kR + r + i]);
+        store(block.scratch.d_scores + first + at,
+              mul(load(block.scratch.scores.scores + first + at), sub(d_weights[i], delta)));
+      }
+    }
+  }
+}
+
 // dS of one group: dP, of which survivors are picked as they were chosen, less delta, times the weights.
 template <int kR, int kV, int kBits>
 static void gradient_group(const BackwardBlock& block, int64_t group, int64_t tile, GroupKind kind) {
@@ -253,7 +278,12 @@ static void backward_tile(BackwardBlock& block, int64_t tile) {
   if (drops) dropout_tile(block.scores, tile);
   for (int64_t group = 0; group * kR < block.scores.count; group++) {
     const GroupKind kind = block.scratch.scores.kinds[group];
-    if (kind != kSkipped) gradient_group<kR, kV, kBits>(block, group, tile, kind);
+    if (kind == kSkipped) continue;
+    if (kPicksFirst && kBits == 1 && kind == kChosenInRegisters) {
+      picked_gradient_group<kR>(block, group, tile);
+    } else {
+      gradient_group<kR, kV, kBits>(block, group, tile, kind);
+    }
   }
   const int64_t local = tile - block.section.first_tile;
   const float* key_rows = block.section.key_rows + local * plan.tile * value_width(block.plan.product);

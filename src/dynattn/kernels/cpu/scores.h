@@ -90,6 +90,29 @@ DYNATTN_INLINE Vec pick(const Vec members[1 << kBits], uint32_t word) {
                 select(low, members[1], members[0]));
 }
 
+// Where truth values have registers of their own, a blend before a multiply-add costs less than a second one.
+constexpr bool kPicksFirst = kRegisters == 32;
+constexpr int kPickedRows = 6;  // at once: as many as there are mask registers, and a divisor of kRows
+
+// acc[r] = Σ_k query[k][r] · key[k][the chosen of each pair]: as multiply() and pick<1>(), with half of the products.
+template <int kR>
+DYNATTN_INLINE void multiply_picked(const float* query, int64_t query_stride, const float* key, int64_t head_dim,
+                                    const uint32_t* words, int64_t word_stride, Vec acc[kR]) {
+  Mask second[kR];
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; r++) {
+    second[r] = mask_of(words[r * word_stride]);
+    acc[r] = zero();
+  }
+  for (int64_t k = 0; k < head_dim; k++) {
+    const Vec a = load(key), b = load(key + kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; r++) acc[r] = fmadd(broadcast(query[r]), select(second[r], b, a), acc[r]);
+    query += query_stride;
+    key += 2 * kWidth;
+  }
+}
+
 // Scores of one group and tile. kBiased: bias is added. kChosen: N:M survivors and choice words are stored, survivors
 // of a row kTile / 2 apart; otherwise all scores, by position, `tile` apart.
 template <int kR, int kV, bool kBiased, bool kChosen>

@@ -13,7 +13,7 @@ struct BackwardParams {
   const void* grad_out;          // [batch, heads, q_len, value_dim]
   const float* grad_logsumexp;   // [batch, heads, q_len], contiguous
   float* row_terms;              // [batch, heads, q_len]: Σ dO · O - grad_logsumexp
-  float* query_sums;             // zeros; [splits, batch, heads, blocks of 16 queries, HEAD_DIM / 8, 32 lanes, 4]
+  float* query_sums;             // zeros; [splits, batch, heads, blocks of 16 queries, sum_columns / 8, 32 lanes, 4]
   void* d_query;                 // as query, key and value
   void* d_key;
   void* d_value;
@@ -25,6 +25,7 @@ struct BackwardParams {
   long long d_value_strides[3];
 
   int splits;         // blocks that share the keys of one head; each has sums of its own for the query's gradient
+  int sum_columns;    // of query_sums: the main kernel's HEAD_DIM
   float query_scale;  // d query = query_scale · dS K: the scale with its sign
 };
 

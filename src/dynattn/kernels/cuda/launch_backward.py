@@ -43,6 +43,7 @@ class BackwardParams(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("d_query", "d_key", "d_value", "d_mask")),
         *((name, _Strides3) for name in ("grad_out_strides", "d_query_strides", "d_key_strides", "d_value_strides")),
         ("splits", ctypes.c_int),
+        ("sum_columns", ctypes.c_int),
         ("query_scale", ctypes.c_float),
     )
 
@@ -159,14 +160,14 @@ def prepare_backward(
         grad_out.data_ptr(), grad_logsumexp.data_ptr(), row_terms.data_ptr(), sums.data_ptr(),
         d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), None if d_mask is None else d_mask.data_ptr(),
         grad_out.stride()[:3], d_query.stride()[:3], d_key.stride()[:3], d_value.stride()[:3],
-        splits, pattern.scale,
+        splits, variant.head_dim, pattern.scale,
     )  # fmt: skip
     tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums)
-    before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype, variant.head_dim)
+    before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype)
     return (
         BackwardLaunch(before, before.blocks(batch * heads * q_len), params, tensors),
         BackwardLaunch(variant, blocks_of_split * splits if kv_len else 0, params, tensors),
-        BackwardLaunch(after, after.blocks(row_blocks), params, tensors),
+        BackwardLaunch(after, after.blocks(row_blocks, variant.head_dim), params, tensors),
     )
 
 

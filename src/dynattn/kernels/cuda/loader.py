@@ -1,10 +1,9 @@
 """Kernels compiled at their first use, kept on disk.
 
 NVRTC compiles one instantiation of a template, for one architecture, in a second or two; later calls, in any process,
-read it from ``$DYNATTN_CACHE/cuda``, else ``dynattn/cuda`` under ``$XDG_CACHE_HOME`` or ``~/.cache``. An entry's key
-covers the sources, the options, the architecture, the instantiation and the version of NVRTC. Deleting the folder is
-safe, and so are several processes at once: a file appears whole or not at all, and whoever comes second replaces it by
-equal code.
+read it from ``cuda`` in :func:`dynattn.cache.cache_home`. An entry's key covers the sources, the options, the
+architecture, the instantiation and the version of NVRTC. Several processes at once are safe: a file appears whole or
+not at all, and whoever comes second replaces it by equal code.
 
 Neither a GPU nor a driver is needed to compile.
 """
@@ -12,7 +11,6 @@ Neither a GPU nor a driver is needed to compile.
 from __future__ import annotations
 
 import io
-import os
 import re
 from contextlib import suppress
 from functools import cache
@@ -20,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynattn.cache import cache_home
 from dynattn.kernels.cuda.variants import Instantiation
 
 REMEDY = "pip install 'dynattn[cuda]'"
@@ -105,9 +104,7 @@ def check_arch(variant: Instantiation, arch: str) -> None:
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    if "DYNATTN_CACHE" in os.environ:
-        return Path(os.environ["DYNATTN_CACHE"]) / "cuda"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dynattn" / "cuda"
+    return cache_home() / "cuda"
 
 
 def _compile(variant: Instantiation, arch: str, disk: Any) -> Compiled:

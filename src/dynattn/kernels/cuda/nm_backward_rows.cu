@@ -45,15 +45,15 @@ __global__ void __launch_bounds__(ROWS_THREADS) nm_backward_row_terms(const Back
 }
 
 // d_query = query_scale · the sum over all splits, a warp for 16 queries and 8 columns, laid out as accumulators are.
-template <class Element, int HEAD_DIM>
+template <class Element>
 __global__ void __launch_bounds__(ROWS_THREADS) nm_backward_query(const BackwardParams p) {
   const ForwardParams& f = p.forward;
-  const int lane = threadIdx.x % 32, row_blocks = (f.q_len + 15) / 16;
-  const long long fragments = static_cast<long long>(f.batch) * f.heads * row_blocks * (HEAD_DIM / 8);
+  const int lane = threadIdx.x % 32, row_blocks = (f.q_len + 15) / 16, across = p.sum_columns / 8;
+  const long long fragments = static_cast<long long>(f.batch) * f.heads * row_blocks * across;
   const long long fragment = static_cast<long long>(blockIdx.x) * (ROWS_THREADS / 32) + threadIdx.x / 32;
   if (fragment >= fragments) return;
-  const int column = static_cast<int>(fragment % (HEAD_DIM / 8)) * 8 + 2 * (lane & 3);
-  const long long block = fragment / (HEAD_DIM / 8);
+  const int column = static_cast<int>(fragment % across) * 8 + 2 * (lane & 3);
+  const long long block = fragment / across;
   const int query = static_cast<int>(block % row_blocks) * 16 + (lane >> 2), pair = static_cast<int>(block / row_blocks);
   if (column >= f.head_dim) return;
   float sum[4] = {};

@@ -59,11 +59,9 @@ class QueryVariant:
 
     Args:
         dtype: of the gradient.
-        head_dim: columns that the sums hold: the main kernel's.
     """
 
     dtype: str
-    head_dim: int
 
     kernel = "backward_query"
     source = "nm_backward_rows.cu"
@@ -73,11 +71,11 @@ class QueryVariant:
     @property
     def name_expression(self) -> str:
         """The instantiation, as NVRTC's ``name_expressions`` take it."""
-        return f"dynattn::nm_backward_query<dynattn::{ELEMENTS[self.dtype]}, {self.head_dim}>"
+        return f"dynattn::nm_backward_query<dynattn::{ELEMENTS[self.dtype]}>"
 
-    def blocks(self, row_blocks: int) -> int:
-        """Of the grid, for so many blocks of 16 queries of all heads."""
-        return -(-row_blocks * (self.head_dim // 8) // _QUERY_FRAGMENTS)
+    def blocks(self, row_blocks: int, columns: int) -> int:
+        """Of the grid, for so many blocks of 16 queries of all heads, and columns of the sums."""
+        return -(-row_blocks * (columns // 8) // _QUERY_FRAGMENTS)
 
 
 @final
@@ -160,5 +158,4 @@ def main_variants() -> Iterator[BackwardVariant]:
 def small_variants() -> Iterator[RowTermsVariant | QueryVariant]:
     """Every variant of the kernels before and after it."""
     for dtype in DTYPES:
-        yield RowTermsVariant(dtype)
-        yield from (QueryVariant(dtype, head_dim) for head_dim in HEAD_DIMS)
+        yield from (RowTermsVariant(dtype), QueryVariant(dtype))

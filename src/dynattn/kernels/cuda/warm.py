@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from dynattn.kernels.cuda import loader
-from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Variant, variants
+from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Instantiation, Variant, variants
+from dynattn.kernels.cuda.variants_backward import BackwardVariant, main_variants, small_variants
 
 _COMMON_HEAD_DIMS = (64, 128)
 _COMMON_MASKS = ("none", "bool")
@@ -38,7 +39,14 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
     ]
 
 
-def warm(work: Sequence[tuple[Variant, str]], jobs: int = 0) -> Iterator[bool]:
+def chosen_for_training(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Instantiation, str]]:
+    """What a backward needs besides: as :func:`chosen`, which has the forward kernel that goes with it."""
+    sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for kernel, size in _padded(wanted) if kernel == "mma"}
+    needed = [variant for variant in main_variants() if every or (variant.head_dim in sizes and _common(variant))]
+    return [(variant, arch) for arch in archs for variant in (*small_variants(), *needed)]
+
+
+def warm(work: Sequence[tuple[Instantiation, str]], jobs: int = 0) -> Iterator[bool]:
     """Compile each of ``work`` and leave it on the disk.
 
     Args:
@@ -71,11 +79,12 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
         yield from ((kernel, size) for size in fits[:1])
 
 
-def _common(variant: Variant) -> bool:
-    if variant.mask not in _COMMON_MASKS or variant.aux or variant.dtype == "tf32":
+def _common(variant: Variant | BackwardVariant) -> bool:
+    aux = isinstance(variant, Variant) and variant.aux
+    if variant.mask not in _COMMON_MASKS or aux or variant.dtype == "tf32":
         return False
     return variant.stride == 1 or not variant.band
 
 
-def _compile(variant: Variant, arch: str) -> bool:
+def _compile(variant: Instantiation, arch: str) -> bool:
     return bool(loader.compile_variant(variant, arch).log)

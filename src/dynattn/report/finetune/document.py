@@ -24,7 +24,8 @@ def sentences(found: Study) -> list[str]:
         if arm is None or arm.difference is None:
             continue
         word = reading(arm.difference, found.higher_is_better)
-        line = f"{label(method)}, {trained(found)}, less dense, {trained(found)}: {interval(arm.difference)}: {word}"
+        line = f"{label(method)}, {trained(found)}, less dense, {trained(found)}: {interval(arm.difference)}"
+        line += "" if word == "–" else f": {word}"
         loss = _possible_loss(arm.difference, found.higher_is_better)
         if word == "within noise" and loss is not None:
             line += f"; the interval leaves room for a loss of at most {loss:.4f}"
