@@ -10,6 +10,7 @@
 #pragma once
 
 #include "block.h"
+#include "in_place.h"
 #include "layouter.h"
 #include "team.h"
 
@@ -22,10 +23,6 @@ constexpr int64_t kFewRows = 64;
 
 constexpr int64_t kRangeKeys = 512;   // keys a range, at least
 constexpr int64_t kRangeTasks = 256;  // ranges are not multiplied beyond about so many tasks
-
-// Register blocks of the products: rows × keys.
-constexpr int kFewAtOnce = 4;
-constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
 
 // A thread's memory.
 struct FewScratch {
@@ -89,12 +86,6 @@ static FewScratch lay_few_scratch(const Few& few, Layouter& layouter) {
   return s;
 }
 
-// A row converted to floats and padded with zeros.
-static void copy_row(float* to, const char* row, int32_t dtype, int64_t dim, int64_t width) {
-  to_floats(to, row, dtype, dim);
-  for (int64_t k = dim; k < width; k++) to[k] = 0.0f;
-}
-
 // The queries of a task. A negative scale turns their sign, as it turns the keys' where they are packed.
 static void copy_queries(const Few& few, int64_t head, float* to) {
   const NMForwardArgs& args = *few.plan->args;
@@ -105,39 +96,6 @@ static void copy_queries(const Few& few, int64_t head, float* to) {
     copy_row(to + r * few.key_width, element(args.query, at, args.dtype), args.dtype, args.head_dim, few.key_width);
     scale_row(to + r * few.key_width, few.key_width, few.plan->fold);
   }
-}
-
-// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Lanes are summed for kWidth keys at once, each in the same order,
-// so that equal keys get equal scores, to the bit.
-template <int kR>
-static void dot_rows(const float* queries, int64_t width, const float* const keys[kWidth], float* scores,
-                     int64_t stride) {
-  Vec sums[kR][kWidth];
-  for (int j = 0; j < kWidth; j += kKeysAtOnce) {
-    Vec acc[kR][kKeysAtOnce];
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeysAtOnce; i++) acc[r][i] = zero();
-    }
-    for (int64_t k = 0; k < width; k += kWidth) {
-      Vec b[kKeysAtOnce];
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeysAtOnce; i++) b[i] = load_any(keys[j + i] + k);
-#pragma GCC unroll 16
-      for (int r = 0; r < kR; r++) {
-        const Vec a = load(queries + r * width + k);
-#pragma GCC unroll 16
-        for (int i = 0; i < kKeysAtOnce; i++) acc[r][i] = fmadd(a, b[i], acc[r][i]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeysAtOnce; i++) sums[r][j + i] = acc[r][i];
-    }
-  }
-  for (int r = 0; r < kR; r++) store(scores + r * stride, sum_each(sums[r]));
 }
 
 // Products of all rows with one tile of keys, by position.
@@ -206,81 +164,6 @@ DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias)
   const Vec multiplier = broadcast(plan.multiplier);
   for (int i = 0; i < plan.tile; i += kWidth)
     store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
-}
-
-// The kept keys of a row and tile.
-struct KeptKeys {
-  int count;
-  int key[kMaxTile];  // within the tile
-  float weight[kMaxTile];
-};
-
-static void list_kept(const Plan& plan, const float* weights, KeptKeys& kept) {
-  kept.count = 0;
-  const Vec none = broadcast(-0.5f);
-  for (int position = 0; position < plan.tile; position += kWidth) {
-    uint32_t left = bits(greater(load(weights + position), none));
-    for (; left != 0; left &= left - 1) {
-      const int at = position + __builtin_ctz(left);
-      kept.key[kept.count] = plan.key_of[at];
-      kept.weight[kept.count++] = weights[at];
-    }
-  }
-}
-
-// out += Σ weight · value over the kept keys, for kChunk vectors of the row; value rows are `stride` floats apart.
-template <int kChunk>
-static void add_kept(float* out, const float* value, int64_t stride, const KeptKeys& kept) {
-  constexpr int kAhead = 8;
-  Vec acc[kChunk];
-#pragma GCC unroll 16
-  for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
-  for (int i = 0; i < kept.count; i++) {
-    const float* next = value + kept.key[smaller(i + kAhead, kept.count - 1)] * stride;
-    const float* row = value + kept.key[i] * stride;
-    const Vec weight = broadcast(kept.weight[i]);
-#pragma GCC unroll 16
-    for (int c = 0; c < kChunk; c++) {
-      __builtin_prefetch(next + c * kWidth);
-      acc[c] = fmadd(weight, load_any(row + c * kWidth), acc[c]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < kChunk; c++) store(out + c * kWidth, acc[c]);
-}
-
-static void add_kept(const Plan& plan, float* out, const float* value, int64_t stride, const KeptKeys& kept) {
-  for (int chunk = 0; chunk < plan.chunks; chunk++) {
-    switch (plan.chunk) {
-      case 1:
-        add_kept<1>(out, value, stride, kept);
-        break;
-      case 2:
-        add_kept<2>(out, value, stride, kept);
-        break;
-      case 3:
-        add_kept<3>(out, value, stride, kept);
-        break;
-      case 4:
-        add_kept<4>(out, value, stride, kept);
-        break;
-#if !defined(__AVX512F__)
-      case 5:
-        add_kept<5>(out, value, stride, kept);
-        break;
-      case 6:
-        add_kept<6>(out, value, stride, kept);
-        break;
-      case 7:
-        add_kept<7>(out, value, stride, kept);
-        break;
-      case 8:
-        add_kept<8>(out, value, stride, kept);
-        break;
-#endif
-    }
-    out += plan.chunk * kWidth, value += plan.chunk * kWidth;
-  }
 }
 
 // Rows that cannot be read in place are converted once a tile, when the first row keeps them.
