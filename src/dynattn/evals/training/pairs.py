@@ -63,25 +63,27 @@ class Pairs(Experiment):
     Args:
         pretrained: the encoder.
         task: gives held-out items and, from other documents, pairs to train on.
+        group: pairs an example.
     """
 
     pretrained = True
 
-    def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval) -> None:
+    def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval, group: int = GROUP) -> None:
         self.base, self.task = pretrained, task
         self.data = task.prepare(pretrained)
         pairs = task.pairs(pretrained, self.data)
-        self.groups = [pairs[i : i + GROUP] for i in range(0, len(pairs) - GROUP + 1, GROUP)]
+        self.group = group
+        self.groups = [pairs[i : i + group] for i in range(0, len(pairs) - group + 1, group)]
         self.name = f"{Path(pretrained.name).name} on {task.name}"
         self.metric, self.higher_is_better = task.metric, task.higher_is_better
         self.labels = self.data.labels
-        self.summary = f"{self.data.summary}; trained on {len(self.groups)} groups of {GROUP} others"
+        self.summary = f"{self.data.summary}; trained on {len(self.groups)} groups of {group} others"
 
     def identity(self) -> dict[str, Any]:
         texts = (text for group in self.groups for pair in group for text in pair)
         return {
             "model": self.base.description, "task": self.task.name, "items": len(self.labels),
-            "tokens": self.data.length, "groups": len(self.groups), "group": GROUP,
+            "tokens": self.data.length, "groups": len(self.groups), "group": self.group,
             "data": digest([repr(self.data.payload), *texts]),
         }  # fmt: skip
 
