@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from dynattn.evals.training.results import Study
 
-SIZES = ["--items", "6", "--steps", "4", "--batch", "2", "--tokens", "64", "--threads", "1"]
+SIZES = ["--items", "6", "--steps", "4", "--batch", "16", "--tokens", "64", "--threads", "1"]
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from dynattn.report.finetune import page
 APP = typer.Typer()
 APP.command()(command)
 
-SIZES = ["--steps", "4", "--batch", "1", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
+SIZES = ["--steps", "4", "--batch", "8", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
 
 @pytest.mark.model
 def test_a_real_encoder_is_trained_on_real_texts(tmp_path: Path):
-    arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "1", "--seeds", "1", "--threads", "1"]
+    arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "8", "--seeds", "1", "--threads", "1"]
     result = CliRunner().invoke(APP, [*arguments, "--methods", "nm-1-2", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     found = Study.model_validate_json((tmp_path / "finetune-minilm-on-retrieval.json").read_text())
@@ -194,7 +194,7 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
             ["--learning-rate", "-1", "--text", "TEXTS", "--tokens", "64", "--items", "6"],
             "learning_rate must be positive",
         ),
-        (["--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 2"),
+        (["--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
     ],
 )
 def test_wrong_options_end_with_a_reason(
@@ -221,10 +221,10 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_another_recipe_in_the_same_folder_is_refused(written: tuple[str, Path], tiny_encoder: Path, many_texts: Path):
     arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
-    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES, "--batch", "2"]
+    arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES, "--batch", "16"]
     result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
     assert result.exit_code == 2
-    assert "has batch 1, now it is 2" in result.output
+    assert "has batch 8, now it is 16" in result.output
     assert "another --output" in result.output
 
 

@@ -40,11 +40,11 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[str, Recipe] = {
-    Manpages.name: Recipe(steps=24, batch=2, learning_rate=3e-5, items=192, tokens=256),
-    Retrieval.name: Recipe(steps=24, batch=2, learning_rate=3e-5, items=96, tokens=256),
+    Manpages.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
+    Retrieval.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
     Perplexity.name: Recipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
 }
-"""Tasks that a model can be trained on. An example for an encoder is a group of pairs, see ``training.pairs``."""
+"""Tasks that a model can be trained on."""
 
 _DEFAULT = {"encoder": Retrieval.name, "decoder": Perplexity.name}
 

@@ -2,11 +2,8 @@ r"""An encoder that learns to find documents: contrastive, the other documents o
 
     loss = mean over i of −log( exp(s · cos(q_i, d_i)) / Σ_j exp(s · cos(q_i, d_j)) ),   s = 20
 
-An example is a group of documents that stand next to each other: passages of one article, pages of one library. They
-are the negatives that are hard to tell apart, and the ones that the held-out queries have to be told apart from.
-
 Source: arXiv:1705.00652 (multiple negatives ranking) and arXiv:1807.03748 (InfoNCE); the scale is that of the
-sentence-transformers project. Batches of alike documents: arXiv:2104.06967 (topic-aware sampling).
+sentence-transformers project.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ from dynattn.evals.training.experiment import Experiment, digest
 from dynattn.evals.training.pretrained import fresh
 
 SCALE = 20.0  # of the cosines: an inverse temperature
-GROUP = 8  # pairs an example
 
 
 def ranking_loss(queries: Tensor, documents: Tensor) -> Tensor:
@@ -63,27 +59,24 @@ class Pairs(Experiment):
     Args:
         pretrained: the encoder.
         task: gives held-out items and, from other documents, pairs to train on.
-        group: pairs an example.
     """
 
     pretrained = True
 
-    def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval, group: int = GROUP) -> None:
+    def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval) -> None:
         self.base, self.task = pretrained, task
         self.data = task.prepare(pretrained)
-        pairs = task.pairs(pretrained, self.data)
-        self.group = group
-        self.groups = [pairs[i : i + group] for i in range(0, len(pairs) - group + 1, group)]
+        self.examples = task.pairs(pretrained, self.data)
         self.name = f"{Path(pretrained.name).name} on {task.name}"
         self.metric, self.higher_is_better = task.metric, task.higher_is_better
         self.labels = self.data.labels
-        self.summary = f"{self.data.summary}; trained on {len(self.groups)} groups of {group} others"
+        self.summary = f"{self.data.summary}; trained on {len(self.examples)} others"
 
     def identity(self) -> dict[str, Any]:
-        texts = (text for group in self.groups for pair in group for text in pair)
+        texts = (text for pair in self.examples for text in pair)
         return {
             "model": self.base.description, "task": self.task.name, "items": len(self.labels),
-            "tokens": self.data.length, "groups": len(self.groups), "group": self.group,
+            "tokens": self.data.length, "examples": len(self.examples),
             "data": digest([repr(self.data.payload), *texts]),
         }  # fmt: skip
 
@@ -91,10 +84,10 @@ class Pairs(Experiment):
         return PairModel(fresh(self.base.model, method))
 
     def dataset(self) -> Dataset:
-        return cast(Dataset, self.groups)  # a list is a map-style dataset
+        return cast(Dataset, self.examples)  # a list is a map-style dataset
 
-    def collate(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
-        queries, documents = zip(*(pair for group in examples for pair in group), strict=True)
+    def collate(self, examples: Sequence[Pair]) -> dict[str, Any]:
+        queries, documents = zip(*examples, strict=True)
         return {
             "query": embedding.inputs(self.base, queries, self.data.length),
             "document": embedding.inputs(self.base, documents, self.data.length),

@@ -19,9 +19,9 @@ struct BackwardJob {
   char* memory;
   int64_t* finished;  // [head] parts done
   int64_t heads, group, parts, part_tiles, section_tiles;
-  int64_t d_query_rows;                         // [query head of the group][row], padded
-  int64_t d_query_offset, d_query_bytes;        // [head][part], where a head has several
-  int64_t thread_offset, thread_bytes;          // [thread]
+  int64_t d_query_rows;                   // [query head of the group][row], padded
+  int64_t d_query_offset, d_query_bytes;  // [head][part], where a head has several
+  int64_t thread_offset, thread_bytes;    // [thread]
   int64_t next_task, next_thread;
 };
 
@@ -80,8 +80,7 @@ static BackwardThread lay_thread(const BackwardJob& job, Layouter& layouter) {
   section.key_rows = layouter.take<float>(section.room * value_width(plan.product));
   section.d_key = layouter.take<float>(section.room * value_width(plan.product));
   section.d_value = layouter.take<float>(section.room * value_width(plan.scores));
-  t.d_query =
-      job.parts > 1 ? nullptr : layouter.take<float>(job.group * job.d_query_rows * value_width(plan.product));
+  t.d_query = job.parts > 1 ? nullptr : layouter.take<float>(job.group * job.d_query_rows * value_width(plan.product));
   return t;
 }
 
@@ -109,8 +108,8 @@ static void write_chunks(const Plan& plan, char* to, float* row, int64_t chunk_s
   const int64_t width = int64_t{plan.chunk} * kWidth;
   for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
     const int64_t start = chunk * width;
-    write_row(to + start * element_size(args.dtype), row + chunk * chunk_stride,
-              smaller(width, args.value_dim - start), factor, args.dtype);
+    write_row(to + start * element_size(args.dtype), row + chunk * chunk_stride, smaller(width, args.value_dim - start),
+              factor, args.dtype);
   }
 }
 
@@ -135,9 +134,10 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
   const NMBackwardArgs& args = *plan.args;
   const NMForwardArgs& forward = args.forward;
   const int64_t head = block.batch * forward.heads + block.index, *grad_strides = args.grad_out_strides;
-  const char* grads = element(args.grad_out, block.batch * grad_strides[0] + block.index * grad_strides[1], forward.dtype);
-  const char* outs = element(forward.out, block.batch * forward.out_strides[0] + block.index * forward.out_strides[1],
-                             forward.dtype);
+  const char* grads =
+      element(args.grad_out, block.batch * grad_strides[0] + block.index * grad_strides[1], forward.dtype);
+  const char* outs =
+      element(forward.out, block.batch * forward.out_strides[0] + block.index * forward.out_strides[1], forward.dtype);
   const float unit = plan.scores.exponent == kLog2e ? 1.0f : fabsf(forward.scale);
   alignas(64) float grad_room[kMaxDim], out_room[kMaxDim];
   bool poisoned = false;
@@ -153,8 +153,8 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
     scratch.poisoned[i] = !(logsumexp < INFINITY);
     poisoned |= scratch.poisoned[i] != 0;
     if (fabsf(logsumexp) < INFINITY) rows.reference[i] = logsumexp / unit;
-    const float* grad = float_row(element(grads, row * grad_strides[2], forward.dtype), forward.dtype,
-                                  forward.value_dim, grad_room);
+    const float* grad =
+        float_row(element(grads, row * grad_strides[2], forward.dtype), forward.dtype, forward.value_dim, grad_room);
     const float* out = float_row(element(outs, row * forward.out_strides[2], forward.dtype), forward.dtype,
                                  forward.value_dim, out_room);
     Vec sum = zero();
@@ -178,13 +178,16 @@ static void run_backward_block(const BackwardPlan& plan, const Section& section,
   product.scores = scratch.d_scores;
   product.rows.out = d_query;
   product.rows.out_stride = value_width(plan.product);
-  BackwardBlock block = {plan, section, scratch, {plan.scores, head, scratch.scores, batch, index, first, count, false, true},
+  BackwardBlock block = {plan,
+                         section,
+                         scratch,
+                         {plan.scores, head, scratch.scores, batch, index, first, count, false, true},
                          {plan.product, head, product, batch, index, first, count, false, true}};
 
-  const char* query = element(forward.query, batch * forward.query_strides[0] + index * forward.query_strides[1],
-                              forward.dtype);
-  const char* grad = element(args.grad_out, batch * args.grad_out_strides[0] + index * args.grad_out_strides[1],
-                             forward.dtype);
+  const char* query =
+      element(forward.query, batch * forward.query_strides[0] + index * forward.query_strides[1], forward.dtype);
+  const char* grad =
+      element(args.grad_out, batch * args.grad_out_strides[0] + index * args.grad_out_strides[1], forward.dtype);
   const float query_bound = pack_queries(plan.scores, query, first, count, scratch.scores.queries);
   const float grad_bound = pack_queries(plan.upstream, grad, first, count, scratch.grads);
   lay_block_rows(plan.product, element(query, first * forward.query_strides[2], forward.dtype),
@@ -289,9 +292,8 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   const double products = static_cast<double>(forward.q_len) * static_cast<double>(forward.kv_len) *
                           static_cast<double>(forward.head_dim + forward.value_dim) *
                           static_cast<double>(forward.batch * forward.heads);
-  const int threads = products < kSmallBackward
-                          ? 1
-                          : static_cast<int>(smaller<int64_t>(forward.threads, job.heads * job.parts));
+  const int threads =
+      products < kSmallBackward ? 1 : static_cast<int>(smaller<int64_t>(forward.threads, job.heads * job.parts));
   Layouter own = {0, 0};
   lay_thread(job, own);
   job.thread_bytes = own.used;

@@ -318,7 +318,8 @@ constexpr float kLargestScore = 1e37f;
 static inline void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
                              int64_t index, int64_t first) {
   const NMForwardArgs& args = *plan.args;
-  Block block = {plan, head,  scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first), false, false};
+  Block block = {plan,  head, scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first),
+                 false, false};
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1];
   const float query_bound =
       pack_queries(plan, element(args.query, at, args.dtype), first, block.count, scratch.queries);

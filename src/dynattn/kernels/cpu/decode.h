@@ -162,8 +162,7 @@ static bool make_few_biases(const Few& few, const FewScratch& scratch, int64_t h
 
 DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias) {
   const Vec multiplier = broadcast(plan.multiplier);
-  for (int i = 0; i < plan.tile; i += kWidth)
-    store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
+  for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
 }
 
 // Rows that cannot be read in place are converted once a tile, when the first row keeps them.

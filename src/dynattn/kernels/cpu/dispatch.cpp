@@ -19,13 +19,10 @@ struct Isa {
   double (*fma_chains)(int64_t rounds);
 };
 
-#define DYNATTN_ISA(name) \
-  { dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::fma_chains }
+#define DYNATTN_ISA(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
 
 #ifdef DYNATTN_X86_KERNELS
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable),
-                         DYNATTN_ISA(avx2),
-                         DYNATTN_ISA(avx512)};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), DYNATTN_ISA(avx2), DYNATTN_ISA(avx512)};
 
 bool runs(int32_t isa) {
   if (isa == DYNATTN_ISA_AVX512) {

@@ -23,7 +23,8 @@ static uint32_t dropout_stream(uint64_t seed, uint32_t batch, uint32_t head) {
   return c[0];
 }
 
-// The first words of Philox2x32-10 for one query and kWidth keys, in place. Plain loops, which compilers make vectors of.
+// The first words of Philox2x32-10 for one query and kWidth keys, in place. Plain loops, which compilers make vectors
+// of.
 DYNATTN_INLINE void dropout_words(uint32_t key, uint32_t query, uint32_t words[kWidth]) {
   uint32_t second[kWidth];
   for (int i = 0; i < kWidth; i++) second[i] = query;
@@ -73,8 +74,8 @@ static void dropout_row(const Block& block, int64_t row, int64_t tile, GroupKind
 // The factors of all rows that have weights in this tile, as the weights lie.
 static void dropout_tile(const Block& block, int64_t tile) {
   const Plan& plan = block.plan;
-  const uint32_t stream = dropout_stream(plan.args->seed, static_cast<uint32_t>(block.batch),
-                                         static_cast<uint32_t>(block.index));
+  const uint32_t stream =
+      dropout_stream(plan.args->seed, static_cast<uint32_t>(block.batch), static_cast<uint32_t>(block.index));
   for (int64_t row = 0; row < block.count; row++) {
     const int64_t group = row / plan.rows;
     const GroupKind kind = block.scratch.kinds[group];

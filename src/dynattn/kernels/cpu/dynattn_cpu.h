@@ -51,10 +51,10 @@ typedef struct {
   int32_t mask_dtype;  // bool (true = may be attended) or float32/bfloat16/float16 (added to the scores)
   int32_t n, m;
   int32_t window, sinks;
-  int32_t stride;   // between the members of a group; m · stride is at most 256
-  int32_t causal;   // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
-  int32_t isa;      // one of DYNATTN_ISA_*
-  int32_t threads;  // at most this many
+  int32_t stride;       // between the members of a group; m · stride is at most 256
+  int32_t causal;       // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
+  int32_t isa;          // one of DYNATTN_ISA_*
+  int32_t threads;      // at most this many
   int32_t needs_grad;   // the scores must round as the backward's will: nothing is taken by the path for few queries
   uint32_t drop_below;  // of 2^32: probability that a kept weight is dropped; 0 for no dropout
   float keep_factor;    // of the weights that are not

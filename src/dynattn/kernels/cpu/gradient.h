@@ -25,13 +25,13 @@ struct BackwardPlan {
 // A section of one head's keys as the kernels read them, and the gradients of its keys and values so far.
 struct Section {
   int64_t first_tile, end_tile;
-  int64_t room;      // keys it has memory for
-  float* keys;       // packed
-  float* values;     // packed as keys are
-  float* key_rows;   // [tile][chunk][tile keys][chunk vectors · kWidth], as values are packed
-  float* d_key;      // [chunk][room][chunk vectors · kWidth]
-  float* d_value;    // the same
-  float key_bound;   // largest magnitudes
+  int64_t room;     // keys it has memory for
+  float* keys;      // packed
+  float* values;    // packed as keys are
+  float* key_rows;  // [tile][chunk][tile keys][chunk vectors · kWidth], as values are packed
+  float* d_key;     // [chunk][room][chunk vectors · kWidth]
+  float* d_value;   // the same
+  float key_bound;  // largest magnitudes
   float value_bound;
 };
 
@@ -57,14 +57,12 @@ struct BackwardBlock {
   Block product;  // its rows' `out` is dQ
 };
 
-// `count` rows of `dim` floats as add_rows() reads them: cut into chunks, padded with zeros. Returns their range.
-static float lay_block_rows(const Plan& plan, const char* base, int64_t stride, int64_t dim, int64_t count, float* to) {
+// `count` rows of `dim` floats as add_rows() reads them: cut into chunks, padded with zeros.
+static void lay_block_rows(const Plan& plan, const char* base, int64_t stride, int64_t dim, int64_t count, float* to) {
   alignas(64) float room[kMaxDim];
   const int64_t width = int64_t{plan.chunk} * kWidth;
-  Range range;
   for (int64_t i = 0; i < count; i++) {
     const float* row = float_row(element(base, i * stride, plan.args->dtype), plan.args->dtype, dim, room);
-    see_row(row, dim, range);
     for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
       float* piece = to + (chunk * kBackwardBlock + i) * width;
       for (int64_t k = 0; k < width; k += kWidth) {
@@ -73,7 +71,6 @@ static float lay_block_rows(const Plan& plan, const char* base, int64_t stride, 
       }
     }
   }
-  return range.bound();
 }
 
 // dS of one group of 1:2 rows, where only the chosen of each pair is multiplied.

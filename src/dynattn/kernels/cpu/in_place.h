@@ -15,8 +15,8 @@ static void copy_row(float* to, const char* row, int32_t dtype, int64_t dim, int
   for (int64_t k = dim; k < width; k++) to[k] = 0.0f;
 }
 
-// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Lanes are summed for kWidth keys at once, each in the same order,
-// so that equal keys get equal scores, to the bit.
+// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Lanes are summed for kWidth keys at once, each in the same
+// order, so that equal keys get equal scores, to the bit.
 template <int kR>
 static void dot_rows(const float* queries, int64_t width, const float* const keys[kWidth], float* scores,
                      int64_t stride) {

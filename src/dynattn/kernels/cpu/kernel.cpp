@@ -65,7 +65,8 @@ static PackedHead pack_head(const Job& job, int64_t head) {
   }
   wait_for(slot.packed, end);
 
-  PackedHead packed = {0, keys, plan.value_in_place ? reinterpret_cast<const float*>(value) : values, values, true, 0.0f};
+  PackedHead packed = {0,      keys, plan.value_in_place ? reinterpret_cast<const float*>(value) : values,
+                       values, true, 0.0f};
   for (int64_t step = 0; step < plan.pack_steps; step++) {
     packed.key_bound = larger(packed.key_bound, bounds[step * 2]);
     packed.finite &= bounds[step * 2] < INFINITY && bounds[step * 2 + 1] < INFINITY;
@@ -112,7 +113,8 @@ int32_t nm_forward(const NMForwardArgs& args) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
-  if (are_few(args) && !args.needs_grad && args.drop_below == 0) return run_few(plan, products < kSmallWork ? 1 : args.threads);
+  if (are_few(args) && !args.needs_grad && args.drop_below == 0)
+    return run_few(plan, products < kSmallWork ? 1 : args.threads);
   const int64_t wanted = smaller<int64_t>(args.threads, job.heads * job.tasks_per_head);
   const int threads = products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, wanted));
 

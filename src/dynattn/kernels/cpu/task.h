@@ -7,7 +7,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 // A head's keys and values as the kernels read them.
 struct PackedHead {
-  int64_t first_tile;        // of those packed
+  int64_t first_tile;  // of those packed
   const float* keys;
   const float* values;      // packed, or the caller's
   const float* value_tail;  // the partial last tile of the caller's values, padded
@@ -49,8 +49,8 @@ struct Block {
   const Scratch& scratch;
   int64_t batch, index;  // index of the query head
   int64_t first, count;  // rows
-  bool careful;  // scores, keys or values may be NaN or infinite
-  bool marked;   // weights by position of entries not kept are below zero; always so in careful blocks
+  bool careful;          // scores, keys or values may be NaN or infinite
+  bool marked;           // weights by position of entries not kept are below zero; always so in careful blocks
 };
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

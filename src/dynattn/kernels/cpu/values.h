@@ -79,8 +79,8 @@ constexpr int sparse_rows_at_once(int rows, int chunk) {
 }
 
 template <int kR, int kBits, int kChunk, bool kStrided>
-static void sparse_group(const Plan& plan, float* out, int64_t out_stride, const float* weights,
-                         const uint32_t* choice, const float* value) {
+static void sparse_group(const Plan& plan, float* out, int64_t out_stride, const float* weights, const uint32_t* choice,
+                         const float* value) {
   constexpr int kSurvivors = kTile / 2, kWords = kSurvivors / kWidth, kStep = sparse_rows_at_once(kR, kChunk);
   for (int r = 0; r < kR; r += kStep) {
     sparse_rows<kBits, kChunk, kStrided, kStep>(plan, out + r * out_stride, out_stride, weights + r * kSurvivors,

@@ -33,7 +33,8 @@ std::string compare(const char* name, const Tensor& got, const Sums& want, const
     for (int h = 0; h < heads; h++) {
       for (int i = 0; i < length; i++) {
         for (int d = 0; d < dim; d++, at++) {
-          if (close(got.get(got.at(b, h, i) + d), want.sum[at], 12 * unit_of(got.dtype) * (1 + want.size[at]))) continue;
+          if (close(got.get(got.at(b, h, i) + d), want.sum[at], 12 * unit_of(got.dtype) * (1 + want.size[at])))
+            continue;
           return std::string(name) + " of " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i) +
                  " at " + std::to_string(d) + ": got " + std::to_string(got.get(got.at(b, h, i) + d)) + ", want " +
                  std::to_string(want.sum[at]);
@@ -107,7 +108,8 @@ std::string run(const Case& c) {
   args.batch = s.batch, args.heads = s.heads, args.kv_heads = s.kv_heads, args.q_len = s.q_len, args.kv_len = s.kv_len;
   args.head_dim = s.head_dim, args.value_dim = s.value_dim, args.scale = c.scale, args.dtype = c.dtype;
   args.mask_dtype = p.mask_dtype(), args.n = c.pattern.n, args.m = c.pattern.m, args.window = c.pattern.window;
-  args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa, args.threads = c.threads;
+  args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
+  args.threads = c.threads;
   args.needs_grad = !c.aux;
   const int32_t status = dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
@@ -148,19 +150,21 @@ struct Counts {
     failed++;
     const Shape& s = c.shape;
     std::printf(
-        "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux %d "
+        "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux "
+        "%d "
         "dtype %d threads %d scale %g: %s\n",
-        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch, s.heads, s.kv_heads,
-        s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask), static_cast<int>(c.order),
-        static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), wrong.c_str());
+        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch,
+        s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
+        static_cast<int>(c.order), static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads,
+        static_cast<double>(c.scale), wrong.c_str());
   }
 };
 
 void check_isa(int isa, Counts& counts) {
-  const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0}, {2, 4, 0, 0},  {1, 4, 0, 0},   {3, 5, 0, 0},
-                              {7, 31, 0, 0}, {1, 2, 5, 3}, {2, 4, 20, 1}, {1, 3, 400, 0}, {2, 4, 0, 70},
-                              {1, 2, 0, 0, 16}, {2, 4, 0, 0, 16}, {1, 2, 5, 3, 16}, {2, 4, 20, 1, 3}, {1, 2, 0, 0, 32},
-                              {2, 5, 0, 0, 51}};
+  const Pattern patterns[] = {{1, 1, 0, 0},     {1, 2, 0, 0},     {2, 4, 0, 0},     {1, 4, 0, 0},
+                              {3, 5, 0, 0},     {7, 31, 0, 0},    {1, 2, 5, 3},     {2, 4, 20, 1},
+                              {1, 3, 400, 0},   {2, 4, 0, 70},    {1, 2, 0, 0, 16}, {2, 4, 0, 0, 16},
+                              {1, 2, 5, 3, 16}, {2, 4, 20, 1, 3}, {1, 2, 0, 0, 32}, {2, 5, 0, 0, 51}};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},     {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 32, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},
@@ -181,8 +185,11 @@ void check_isa(int isa, Counts& counts) {
         }
       }
     }
-    const Shape few[] = {{1, 2, 2, 1, 2300, 64, 64}, {2, 6, 2, 3, 1100, 20, 36}, {1, 2, 1, 6, 2049, 16, 80},
-                         {1, 2, 1, 7, 2049, 16, 80}, {1, 65, 1, 1, 70, 8, 8}};
+    const Shape few[] = {{1, 2, 2, 1, 2300, 64, 64},
+                         {2, 6, 2, 3, 1100, 20, 36},
+                         {1, 2, 1, 6, 2049, 16, 80},
+                         {1, 2, 1, 7, 2049, 16, 80},
+                         {1, 65, 1, 1, 70, 8, 8}};
     for (const Shape& shape : few) {
       for (int mask = 0; mask <= 4; mask++, turn++) {
         Case c;

@@ -33,8 +33,8 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     const double bias = p.bias(b, h, i, j);
     score[static_cast<size_t>(j)] = bias == -kInf ? bias : double{sum} * p.c.scale + bias;
   }
-  Row row = {std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0,
-             std::vector<double>(score.size())};
+  Row row = {
+      std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0, std::vector<double>(score.size())};
   double largest = -kInf, kept = 0, all = 0;
   bool nan = false, infinite = false;
   for (int j = 0; j < s.kv_len; j++) {

@@ -1,6 +1,6 @@
-// A case of the driver, and its tensors: every buffer is a heap block of exactly the elements that its strides reach, so
-// that a sanitizer sees a read or write one element outside. Outputs start as NaN. Queries, keys and biases are small
-// integers: scores are exact, ties are many, and the choice has one right answer.
+// A case of the driver, and its tensors: every buffer is a heap block of exactly the elements that its strides reach,
+// so that a sanitizer sees a read or write one element outside. Outputs start as NaN. Queries, keys and biases are
+// small integers: scores are exact, ties are many, and the choice has one right answer.
 #pragma once
 
 #include <cmath>
