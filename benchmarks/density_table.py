@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from density import PLANS, Density
+from marked import rewritten
 from plot_density import records
 
 from dynattn.evals.compare.results import BASELINE, TaskResult
@@ -33,11 +34,7 @@ def with_tables(page: str, found: Sequence[Density]) -> str:
     Raises:
         ValueError: the page has no place for them.
     """
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"density_table: the page must hold {START!r} and {END!r}: it does not")
-    return f"{before}{START}\n\n{tables(found)}\n\n{END}{after}"
+    return rewritten(page, START, tables(found), END, "density_table")
 
 
 def _is_whole(record: Density) -> bool:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from marked import rewritten
+
 from dynattn import NM
 from dynattn.bench.machine import machine
 from dynattn.evals.models import load
@@ -57,11 +59,7 @@ def with_table(page: str, record: dict[str, Any]) -> str:
     Raises:
         ValueError: the page has no place for it.
     """
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"real_scores: the page must hold {START!r} and {END!r}: it does not")
-    return f"{before}{START}\n\n{table(record)}\n\n{END}{after}"
+    return rewritten(page, START, table(record), END, "real_scores")
 
 
 def main(arguments: list[str]) -> int:

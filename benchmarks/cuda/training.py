@@ -121,7 +121,7 @@ def _by_kernels(method: NM, causal: bool, query: Tensor, key: Tensor, value: Ten
     cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     nothing = torch.zeros_like(logsumexp)
-    cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, pattern, *gradients, None)
+    cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, *gradients, None, pattern)
     return gradients
 
 

@@ -54,7 +54,7 @@ def by_kernels(
     gradients = [torch.full_like(x, math.nan, memory_format=torch.contiguous_format) for x in tensors]
     d_mask = torch.full((*query.shape[:3], key.shape[2]), math.nan, device="cuda") if mask_gradient else None
     d_query, d_key, d_value = gradients
-    cuda.nm_backward(*incoming, query, key, value, mask, out, logsumexp, pattern, d_query, d_key, d_value, d_mask)
+    cuda.nm_backward(*incoming, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, d_mask, pattern)
     return out, logsumexp, gradients if d_mask is None else [*gradients, d_mask]
 
 

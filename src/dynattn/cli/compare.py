@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dynattn.cli.options import Threads, listed
+
 
 def compare(
     model: Annotated[
@@ -35,7 +37,7 @@ def compare(
         typer.Option(help="Items at once where throughput and memory are measured; default: 2048 tokens' worth."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch; default: as it is set.")] = None,
+    threads: Threads = None,
     output: Annotated[Path, typer.Option(help="Folder for the report and the JSON.")] = Path("reports"),
 ) -> None:
     """Compare a model under dense attention with the same model under sparse attention: quality, speed, memory."""
@@ -46,8 +48,8 @@ def compare(
     run(
         {
             "model": model,
-            "methods": tuple(name.strip() for name in methods.split(",") if name.strip()),
-            "tasks": tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            "methods": listed(methods),
+            "tasks": listed(tasks),
             "text": text, "items": items, "tokens": tokens, "batch": batch, "seconds": seconds, "threads": threads,
         },
         output,

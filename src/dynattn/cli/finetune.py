@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dynattn.cli.options import LearningRate, Runs, Seeds, Threads, TrainedMethods, listed
+
 
 def finetune(
     model: Annotated[
@@ -17,21 +19,19 @@ def finetune(
         str | None,
         typer.Option(help="retrieval, manpages (encoders); perplexity (decoders). Default: the first that fits."),
     ] = None,
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4; dense attention is always trained beside them.")
-    ] = "nm-2-4,nm-1-2",
-    seeds: Annotated[int, typer.Option(help="Runs of each method; 3 or more for intervals that hold for others.")] = 3,
+    methods: TrainedMethods = "nm-2-4,nm-1-2",
+    seeds: Seeds = 3,
     steps: Annotated[int | None, typer.Option(help="Of the optimizer. Default: the task's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples a step, over all processes.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
+    learning_rate: LearningRate = None,
     items: Annotated[int | None, typer.Option(help="Items held out to judge by.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each text.")] = None,
     text: Annotated[
         Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Write the trained models, too.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch; default: as it is set.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the JSON and the runs.")] = Path("reports"),
+    threads: Threads = None,
+    output: Runs = Path("reports"),
 ) -> None:
     """Fine-tune a model with dense and with sparse attention by the same recipe; tell whether they end alike.
 
@@ -43,11 +43,10 @@ def finetune(
         from dynattn.report.finetune import present
     except ImportError as error:
         raise typer.BadParameter(f"finetune needs more packages ({error}): pip install 'dynattn[train]'") from error
-    named = tuple(name.strip() for name in methods.split(",") if name.strip())
     present(
         lambda stage: train(
             Settings(
-                model=model, task=task, methods=named, seeds=seeds, steps=steps, batch=batch,
+                model=model, task=task, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
                 learning_rate=learning_rate, items=items, tokens=tokens, text=text, keep_models=keep_models,
                 threads=threads,
             ),

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
+from dynattn.cli.options import LearningRate, Runs, Seeds, Threads, TrainedMethods, listed
+
 
 def lra(
     task: Annotated[str, typer.Option(help="listops, image, fashion or bytes.")] = "listops",
     size: Annotated[str, typer.Option(help="small (minutes on two cores) or published (a GPU's work).")] = "small",
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4; dense attention is always trained beside them.")
-    ] = "nm-1-2,nm-2-4",
-    seeds: Annotated[int, typer.Option(help="Runs of each method; 3 or more for intervals that hold for others.")] = 3,
+    methods: TrainedMethods = "nm-1-2,nm-2-4",
+    seeds: Seeds = 3,
     steps: Annotated[int | None, typer.Option(help="Of the optimizer. Default, here and below: the task's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences a step, over all processes.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch; default: as it is set.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the JSON and the runs.")] = Path("reports"),
+    learning_rate: LearningRate = None,
+    threads: Threads = None,
+    output: Runs = Path("reports"),
 ) -> None:
     """Train a small transformer from scratch on a task of the Long Range Arena's kind, dense and sparse, and compare.
 
@@ -30,11 +30,10 @@ def lra(
         from dynattn.report.finetune import present
     except ImportError as error:
         raise typer.BadParameter(f"lra needs more packages ({error}): pip install 'dynattn[train]'") from error
-    named = tuple(name.strip() for name in methods.split(",") if name.strip())
     present(
         lambda stage: lra(
             Settings(
-                task=task, size=size, methods=named, seeds=seeds, steps=steps, batch=batch,
+                task=task, size=size, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
                 learning_rate=learning_rate, threads=threads,
             ),
             output,

@@ -89,7 +89,8 @@ def _forward_fake(
     return buffers.outputs(query, value, aux)
 
 
-def _backward_cpu(
+def _backward(
+    kernel: Callable[[Pattern, str, int], Callable[..., None]],
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -99,31 +100,19 @@ def _backward_cpu(
         return plain.backward(
             grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
         )  # fmt: skip
-    run = partial(cpu.nm_backward, pattern=pattern, isa=_isa(backend), seed=_integer(seed))
-    grad_out, query, key, value = (_rows_contiguous(x) for x in (grad_out, query, key, value))
     return _run_backward(
-        run, grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, mask_needs_grad
+        kernel(pattern, backend, _integer(seed)),
+        _rows_contiguous(grad_out), grad_logsumexp, out, logsumexp,
+        _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), attn_mask, mask_needs_grad,
     )  # fmt: skip
 
 
-def _backward_cuda(
-    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    *arguments, mask_needs_grad, backend = rest
-    pattern = Pattern(*arguments)
-    if backend != "cuda" or (mask_needs_grad and _sums_over_queries(attn_mask, query, seed)):
-        return plain.backward(
-            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
-        )  # fmt: skip
+def _cpu_backward(pattern: Pattern, backend: str, seed: int) -> Callable[..., None]:
+    return partial(cpu.nm_backward, pattern=pattern, isa=_isa(backend), seed=seed)
 
-    def run(*tensors: Any) -> None:
-        arguments = [*tensors[:-4], pattern, *tensors[-4:]]
-        cuda.nm_backward(*arguments)
 
-    return _run_backward(
-        run, grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, mask_needs_grad
-    )  # fmt: skip
+def _cuda_backward(pattern: Pattern, _backend: str, _seed: int) -> Callable[..., None]:
+    return partial(cuda.nm_backward, pattern=pattern)
 
 
 def _sums_over_queries(attn_mask: Tensor | None, query: Tensor, seed: Tensor | None) -> bool:
@@ -209,8 +198,8 @@ def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
 
 library.impl("nm_attention", _forward_cpu, "CPU")
 library.impl("nm_attention", _forward_cuda, "CUDA")
-library.impl("nm_attention_backward", _backward_cpu, "CPU")
-library.impl("nm_attention_backward", _backward_cuda, "CUDA")
+library.impl("nm_attention_backward", partial(_backward, _cpu_backward), "CPU")
+library.impl("nm_attention_backward", partial(_backward, _cuda_backward), "CUDA")
 torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
 torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
 torch.library.register_autograd("dynattn::nm_attention", autograd_backward, setup_context=setup_context, lib=library)

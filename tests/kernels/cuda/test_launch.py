@@ -1,10 +1,8 @@
 """From a call to a launch, without a device: the parameters' bytes, the choice of the variant, the tensor maps."""
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
+import layout
 import pytest
 import torch
 from torch import Tensor
@@ -48,18 +46,7 @@ def tensors(
 
 
 def test_the_parameters_lie_as_the_kernels_read_them(tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    header = Path(launching.__file__).parent / "params.cuh"
-    lines = ["#include <cstddef>", f'#include "{header}"', "using P = dynattn::ForwardParams;"]
-    lines += [f"static_assert(sizeof(P) == {ctypes.sizeof(ForwardParams)});"]
-    for name, *_ in ForwardParams._fields_:
-        field = getattr(ForwardParams, name)
-        lines.append(f"static_assert(offsetof(P, {name}) == {field.offset} && sizeof(P::{name}) == {field.size});")
-    source = tmp_path / "layout.cpp"
-    source.write_text("\n".join(lines))
-    subprocess.run([compiler, "-std=c++17", "-fsyntax-only", str(source)], check=True)
+    layout.check(ForwardParams, Path(launching.__file__).parent / "params.cuh", tmp_path)
 
 
 def test_parameters_of_a_call() -> None:

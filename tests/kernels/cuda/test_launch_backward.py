@@ -1,10 +1,8 @@
 """From a call of the backward to its launches, without a device: bytes, variants, how the keys are dealt out."""
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
+import layout
 import pytest
 import torch
 from torch import Tensor
@@ -49,18 +47,7 @@ def main(*arguments, **options) -> tuple[BackwardVariant, BackwardLaunch]:
 
 
 def test_the_parameters_lie_as_the_kernels_read_them(tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    header = Path(launch_backward.__file__).parent / "backward_params.cuh"
-    lines = ["#include <cstddef>", f'#include "{header}"', "using P = dynattn::BackwardParams;"]
-    lines += [f"static_assert(sizeof(P) == {ctypes.sizeof(BackwardParams)});"]
-    for name, *_ in BackwardParams._fields_:
-        field = getattr(BackwardParams, name)
-        lines.append(f"static_assert(offsetof(P, {name}) == {field.offset} && sizeof(P::{name}) == {field.size});")
-    source = tmp_path / "layout.cpp"
-    source.write_text("\n".join(lines))
-    subprocess.run([compiler, "-std=c++17", "-fsyntax-only", str(source)], check=True)
+    layout.check(BackwardParams, Path(launch_backward.__file__).parent / "backward_params.cuh", tmp_path)
 
 
 def test_the_launches_of_a_call() -> None:

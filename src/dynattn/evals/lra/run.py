@@ -16,8 +16,8 @@ from dynattn.evals.lra.kept import kept
 from dynattn.evals.lra.recipes import find
 from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Study
+from dynattn.evals.training.settings import check
 from dynattn.evals.training.study import study
-from dynattn.methods import parse
 
 _POINTS = 4  # of a learning curve; each costs an evaluation, which for bytes takes as long as 13 steps
 _MOST_UNSAVED = 500  # steps that a kill may cost, where a quarter of the run would be more
@@ -54,12 +54,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         find(self.task, self.size)
-        for field in ("seeds", "steps", "batch", "threads"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"lra: {field} must be at least 1: got {value}; leave it out for the default")
-        for name in self.methods:
-            parse(name)
+        check("lra", self, ("seeds", "steps", "batch", "threads"))
 
 
 def lra(settings: Settings, output: Path, stage: Stage) -> Study:

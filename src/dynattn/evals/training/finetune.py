@@ -17,8 +17,8 @@ from dynattn.evals.tasks.texts import read
 from dynattn.evals.training.experiment import Experiment
 from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Study, slug
+from dynattn.evals.training.settings import check
 from dynattn.evals.training.study import study
-from dynattn.methods import parse
 
 
 class Recipe(NamedTuple):
@@ -82,14 +82,9 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("seeds", "steps", "batch", "items", "tokens", "threads"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"finetune: {field} must be at least 1: got {value}; leave it out for the default")
+        check("finetune", self, ("seeds", "steps", "batch", "items", "tokens", "threads"))
         if self.task is not None and self.task not in RECIPES:
             raise ValueError(f"finetune: task must be one of {', '.join(RECIPES)}: got {self.task!r}; see --task")
-        for name in self.methods:
-            parse(name)
 
 
 def finetune(settings: Settings, output: Path, stage: Stage) -> Study:

@@ -268,9 +268,6 @@ static void work_backward(void* data) {
   }
 }
 
-// Multiply-adds below which waking another thread costs more than it brings.
-constexpr double kSmallBackward = 3e6;
-
 int32_t nm_backward(const NMBackwardArgs& args) {
   const NMForwardArgs& forward = args.forward;
   BackwardPlan plan;
@@ -289,11 +286,7 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   job.parts = ceil_div(tiles, job.part_tiles);
   job.d_query_rows = round_up(forward.q_len, plan.scores.rows) + plan.scores.rows;
 
-  const double products = static_cast<double>(forward.q_len) * static_cast<double>(forward.kv_len) *
-                          static_cast<double>(forward.head_dim + forward.value_dim) *
-                          static_cast<double>(forward.batch * forward.heads);
-  const int threads =
-      products < kSmallBackward ? 1 : static_cast<int>(smaller<int64_t>(forward.threads, job.heads * job.parts));
+  const int threads = useful_threads(forward, job.heads * job.parts);
   Layouter own = {0, 0};
   lay_thread(job, own);
   job.thread_bytes = own.used;

@@ -98,16 +98,22 @@ static void add_rows(int chunk, float* to, const float* rows, const float* facto
   }
 }
 
-// Vector `at` of every row of the set, transposed into `to`.
-static void transpose_strip(const RowSet& set, const float* const rows[kBackwardBlock], int at, float* to) {
+// One vector of each row of the set, row(i), transposed into `to`.
+template <class Row>
+DYNATTN_INLINE void transpose_rows(const RowSet& set, Row row, float* to) {
   for (int first = 0; first < set.count; first += kWidth) {
     Vec block[kWidth];
 #pragma GCC unroll 16
-    for (int i = 0; i < kWidth; i++) block[i] = first + i < set.count ? load(rows[first + i] + at) : zero();
+    for (int i = 0; i < kWidth; i++) block[i] = first + i < set.count ? row(first + i) : zero();
     transpose(block);
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; i++) store(to + i * kBackwardBlock + first, block[i]);
   }
+}
+
+// Vector `at` of every row of the set, transposed.
+static void transpose_strip(const RowSet& set, const float* const rows[kBackwardBlock], int at, float* to) {
+  transpose_rows(set, [&](int i) { return load(rows[i] + at); }, to);
 }
 
 // The places that the choice words number `word` hold, as floats, transposed.
@@ -115,16 +121,7 @@ template <int kBits>
 static void transpose_places(const RowSet& set, int word, float* to) {
   Vec numbers[1 << kBits];
   for (int place = 0; place < 1 << kBits; place++) numbers[place] = broadcast(static_cast<float>(place));
-  for (int first = 0; first < set.count; first += kWidth) {
-    Vec block[kWidth];
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; i++) {
-      block[i] = pick<kBits>(numbers, first + i < set.count ? set.choice[first + i][word] : 0);
-    }
-    transpose(block);
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; i++) store(to + i * kBackwardBlock + first, block[i]);
-  }
+  transpose_rows(set, [&](int i) { return pick<kBits>(numbers, set.choice[i][word]); }, to);
 }
 
 DYNATTN_INLINE void append(KeyList& list, uint32_t kept, Vec weights, Vec gradients, Vec ids) {

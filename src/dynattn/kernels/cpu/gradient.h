@@ -63,13 +63,7 @@ static void lay_block_rows(const Plan& plan, const char* base, int64_t stride, i
   const int64_t width = int64_t{plan.chunk} * kWidth;
   for (int64_t i = 0; i < count; i++) {
     const float* row = float_row(element(base, i * stride, plan.args->dtype), plan.args->dtype, dim, room);
-    for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
-      float* piece = to + (chunk * kBackwardBlock + i) * width;
-      for (int64_t k = 0; k < width; k += kWidth) {
-        const int64_t at = chunk * width + k;
-        store(piece + k, at < dim ? load_part(row + at, dim - at) : zero());
-      }
-    }
+    cut_row(plan, row, dim, to + i * width, kBackwardBlock * width);
   }
 }
 
@@ -175,19 +169,21 @@ static void sort_rows(const BackwardBlock& block) {
   }
 }
 
+// Σ factors · rows over a key's list, in every chunk of the key's place in `sums`.
+static void add_list_to(const Plan& plan, float* sums, int64_t room, int64_t key, const float* rows,
+                        const float* factors, const KeyList& list) {
+  const int64_t width = int64_t{plan.chunk} * kWidth;
+  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
+    add_rows(plan.chunk, sums + (chunk * room + key) * width, rows + chunk * kBackwardBlock * width, factors, list.rows,
+             list.count);
+  }
+}
+
 // A key's list: added to its dV and dK.
 static void add_list(const BackwardBlock& block, const KeyList& list, int64_t key) {
-  const Plan &value = block.plan.scores, &product = block.plan.product;
-  for (int64_t chunk = 0; chunk < value.chunks; chunk++) {
-    const int64_t width = int64_t{value.chunk} * kWidth;
-    add_rows(value.chunk, block.section.d_value + (chunk * block.section.room + key) * width,
-             block.scratch.grad_rows + chunk * kBackwardBlock * width, list.weights, list.rows, list.count);
-  }
-  for (int64_t chunk = 0; chunk < product.chunks; chunk++) {
-    const int64_t width = int64_t{product.chunk} * kWidth;
-    add_rows(product.chunk, block.section.d_key + (chunk * block.section.room + key) * width,
-             block.scratch.query_rows + chunk * kBackwardBlock * width, list.gradients, list.rows, list.count);
-  }
+  const Section& section = block.section;
+  add_list_to(block.plan.scores, section.d_value, section.room, key, block.scratch.grad_rows, list.weights, list);
+  add_list_to(block.plan.product, section.d_key, section.room, key, block.scratch.query_rows, list.gradients, list);
 }
 
 // dK and dV of the groups whose survivors are `word`, and `word` + 1 where two of a group survive.

@@ -98,8 +98,6 @@ static void work(void* data) {
 
 // Memory for packed heads stays below this, except that two slots are always there.
 constexpr int64_t kSlotBytes = int64_t{64} << 20;
-// Multiply-adds below which waking another thread costs more than it brings.
-constexpr double kSmallWork = 3e6;
 
 int32_t nm_forward(const NMForwardArgs& args) {
   Plan plan;
@@ -110,13 +108,9 @@ int32_t nm_forward(const NMForwardArgs& args) {
   job.tasks_per_head = plan.blocks * (args.heads / args.kv_heads);
   if (job.heads * job.tasks_per_head == 0) return DYNATTN_OK;
 
-  const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
-                          static_cast<double>(args.head_dim + args.value_dim) *
-                          static_cast<double>(args.batch * args.heads);
   if (are_few(args) && !args.needs_grad && args.drop_below == 0)
-    return run_few(plan, products < kSmallWork ? 1 : args.threads);
-  const int64_t wanted = smaller<int64_t>(args.threads, job.heads * job.tasks_per_head);
-  const int threads = products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, wanted));
+    return run_few(plan, useful_threads(args, args.threads));
+  const int threads = useful_threads(args, job.heads * job.tasks_per_head);
 
   const int64_t keys = plan.tiles * plan.tile;
   Layouter slot = {0, 0};

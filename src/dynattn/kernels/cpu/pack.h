@@ -95,6 +95,17 @@ static void see_row(const float* row, int64_t dim, Range& range) {
   for (int64_t k = 0; k < dim; k += kWidth) Range::see(range, load_part(row + k, dim - k));
 }
 
+// A row of `dim` floats cut into the plan's chunks, `apart` floats from one to the next, with zeros behind it.
+DYNATTN_INLINE void cut_row(const Plan& plan, const float* row, int64_t dim, float* to, int64_t apart) {
+  const int64_t width = int64_t{plan.chunk} * kWidth;
+  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
+    for (int64_t k = 0; k < width; k += kWidth) {
+      const int64_t at = chunk * width + k;
+      store(to + chunk * apart + k, at < dim ? load_part(row + at, dim - at) : zero());
+    }
+  }
+}
+
 // One tile of values, zeros behind the last key.
 static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, float* to, Range& range) {
   const NMForwardArgs& args = *plan.args;
@@ -106,12 +117,7 @@ static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, fl
     const char* at = element(head, key * args.value_strides[2], args.dtype);
     const float* row = inside ? float_row(at, args.dtype, args.value_dim, room) : kZeros;
     if (inside) see_row(row, args.value_dim, range);
-    for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
-      const int64_t start = chunk * width, count = inside ? larger<int64_t>(0, args.value_dim - start) : 0;
-      float* piece = to + (chunk * plan.tile + i) * width;
-      for (int64_t k = 0; k < width; k += kWidth)
-        store(piece + k, count > k ? load_part(row + start + k, count - k) : zero());
-    }
+    cut_row(plan, row, inside ? args.value_dim : 0, to + i * width, plan.tile * width);
   }
 }
 

@@ -113,6 +113,17 @@ static int tile_keys(const Plan& plan) {
   return static_cast<int>(round_up(kTile, int64_t{plan.m} * groups));
 }
 
+// Multiply-adds below which waking another thread costs more than it brings.
+constexpr double kSmallWork = 3e6;
+
+// Threads for a call of so many tasks.
+DYNATTN_INLINE int useful_threads(const NMForwardArgs& args, int64_t tasks) {
+  const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
+                          static_cast<double>(args.head_dim + args.value_dim) *
+                          static_cast<double>(args.batch * args.heads);
+  return products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, smaller<int64_t>(args.threads, tasks)));
+}
+
 static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.args = &args;
   plan.dense = args.n == args.m;

@@ -75,11 +75,11 @@ def nm_backward(
     mask: Tensor | None,
     out: Tensor,
     logsumexp: Tensor,
-    pattern: Pattern,
     d_query: Tensor,
     d_key: Tensor,
     d_value: Tensor,
     d_mask: Tensor | None,
+    pattern: Pattern,
 ) -> None:
     """Gradients of N:M attention into tensors that the caller gives, on torch's current stream. Checks nothing.
 

@@ -1,0 +1,16 @@
+"""Text between two marks of a page, which a script writes."""
+
+from __future__ import annotations
+
+
+def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:
+    """The page with ``text`` between the marks ``start`` and ``end``.
+
+    Raises:
+        ValueError: the page does not hold both marks; ``script`` is named.
+    """
+    before, found, rest = page.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{script}: the page must hold {start!r} and {end!r}: it does not")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"

@@ -1,0 +1,26 @@
+"""Checks that the settings of all trainings share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynattn.methods import parse
+
+
+def check(command: str, settings: Any, numbers: tuple[str, ...]) -> None:
+    """Refuse numbers below 1 and methods that there are not.
+
+    Args:
+        command: named in errors.
+        settings: with ``methods``, short names.
+        numbers: fields that are None or at least 1.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    for field in numbers:
+        value = getattr(settings, field)
+        if value is not None and value < 1:
+            raise ValueError(f"{command}: {field} must be at least 1: got {value}; leave it out for the default")
+    for name in settings.methods:
+        parse(name)
