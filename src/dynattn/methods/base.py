@@ -43,6 +43,11 @@ class Method(ABC):
         """True where the method is dense attention exactly."""
         return False
 
+    @property
+    def looks_at_positions(self) -> bool:
+        """Whether the choice depends on where queries stand among the keys, as a window does."""
+        return False
+
 
 class PairMethod(Method):
     """Keeps some of the pairs of query and key; the output is the softmax over the kept ones, times V.
@@ -67,11 +72,6 @@ class PairMethod(Method):
         Returns:
             bool, of the shape of ``scores``. What is not allowed is never kept, whatever this says.
         """
-
-    @property
-    def looks_at_positions(self) -> bool:
-        """Whether the choice depends on where queries stand among the keys, as a window does."""
-        return False
 
 
 class MixingMethod(Method):
