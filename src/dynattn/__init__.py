@@ -2,8 +2,20 @@
 
 from dynattn import integrations, nn
 from dynattn.functional import Aux, attention, explain
-from dynattn.methods import NM, Method
+from dynattn.methods import DSA, NM, EfficientAttention, Method, Scatterbrain
 from dynattn.ops.choose import Plan
 
 __version__ = "0.1.0"
-__all__ = ["NM", "Aux", "Method", "Plan", "attention", "explain", "integrations", "nn"]
+__all__ = [
+    "DSA",
+    "NM",
+    "Aux",
+    "EfficientAttention",
+    "Method",
+    "Plan",
+    "Scatterbrain",
+    "attention",
+    "explain",
+    "integrations",
+    "nn",
+]
