@@ -56,9 +56,9 @@ def of_mixing(
     Returns:
         The costs, all products counted as ``values``.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     with FlopCounterMode(display=False) as counter:
-        out = method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=scale)
+        out = method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
     read = sum(x.numel() * x.element_size() for x in (query, key, value))
     return Work(values=counter.get_total_flops() / 2, read=read, written=out.numel() * out.element_size())
 
