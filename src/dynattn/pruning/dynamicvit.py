@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, top
+from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import Layout, find
 from dynattn.pruning.policy import attend
@@ -81,7 +81,7 @@ class DynamicViT(Pruning):
     def course(self, start: Start) -> Course:
         """Gathered inference."""
         _check_layers(self.predictors, start.layers)
-        return _Gathered(self.predictors, self.ratio, start)
+        return _Gathered(self.predictors, self.ratio)
 
     @contextmanager
     def training(self, model: nn.Module, choose: Choose = draw) -> Iterator[Drawn]:
@@ -110,7 +110,7 @@ class DynamicViT(Pruning):
             _check_layers(self.predictors, start.layers)
             _check_training(layout, start, model.training)
             drawn.decisions = []
-            current[:] = [_Masked(self.predictors, choose, start.leading, drawn.decisions)]
+            current[:] = [_Masked(self.predictors, choose, layout.leading, drawn.decisions)]
             return current[0]
 
         def restore(layer: nn.Module, args: Any, output: Any) -> Any:
@@ -129,20 +129,21 @@ class DynamicViT(Pruning):
 class _Gathered(Course):
     """Inference: the tokens that a stage does not choose are gone."""
 
-    def __init__(self, predictors: Predictors, keep_ratio: float, start: Start) -> None:
+    def __init__(self, predictors: Predictors, keep_ratio: float) -> None:
         self.predictors, self.keep_ratio = predictors, keep_ratio
-        self.leading = start.alive & (start.alive.cumsum(1) <= start.leading)
-        self.counts = (start.alive & ~self.leading).sum(1).tolist()  # of each sample, before anything is dropped
+        self.counts: list[int] = []  # of each sample, before anything is dropped
 
     def after(self, seen: Seen) -> Decision:
+        candidates = seen.alive & ~seen.leading
+        if seen.layer == 0:
+            self.counts = candidates.sum(1).tolist()
         if seen.layer + 1 not in self.predictors.layers:
             return Decision()
         stage = self.predictors.layers.index(seen.layer + 1)
         _check_width(self.predictors, seen.hidden)
-        candidates = seen.alive & ~self.leading.gather(1, seen.position)
         keep = self.predictors.log_probabilities(stage, seen.hidden, candidates)[..., KEEP]
         counts = [left_after(count, self.keep_ratio, stage) for count in self.counts]
-        return Decision(top(keep, candidates, torch.tensor(counts, device=keep.device)))
+        return Decision(highest(keep, candidates, torch.tensor(counts, device=keep.device)))
 
 
 class _Masked(Course):

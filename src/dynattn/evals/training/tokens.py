@@ -44,9 +44,13 @@ class Student(nn.Module):
     def __init__(self, model: Any, predictors: Predictors, train_all: bool) -> None:
         super().__init__()
         self.model, self.predictors = model, predictors
-        self.teacher = copy.deepcopy(model) if train_all else model
+        self.copy = copy.deepcopy(model).requires_grad_(False) if train_all else None
         self.model.requires_grad_(train_all)
-        self.teacher.requires_grad_(False) if train_all else None
+
+    @property
+    def teacher(self) -> Any:
+        """The dense model: what the model was before any training."""
+        return self.model if self.copy is None else self.copy
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of (batch, 3, height, width)."""
