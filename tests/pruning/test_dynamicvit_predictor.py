@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from dynattn.pruning.predictor import KEEP, Predictor, Predictors, draw, left_af
 WIDTH = 8
 
 
-def steep(predictor: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def steep(predictor: Predictor, seed: int = 0) -> Predictor:
     """With weights so large that tokens are told apart, in float64."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in predictor.parameters():
@@ -32,15 +33,17 @@ def linear(layer: torch.nn.Linear, x: list[float]) -> list[float]:
 
 def loop(predictor: Predictor, hidden: Tensor, kept: Tensor) -> list[list[list[float]]]:
     """The equation, without a vector operation."""
-    norm, embed, _ = predictor.embed
+    norm, embed, _ = cast(Any, predictor.embed)
+    first, _, second, _, third, _ = cast(Any, predictor.score)
     out = []
     for sample, mask in zip(hidden.tolist(), kept.tolist(), strict=True):
         local, mixed = [], []
         for token in sample:
             mean = sum(token) / WIDTH
             deviation = math.sqrt(sum((v - mean) ** 2 for v in token) / WIDTH + norm.eps)
-            scaled = [(v - mean) / deviation * w + b for v, w, b in zip(token, norm.weight, norm.bias, strict=True)]
-            z = [gelu(v) for v in linear(embed, [float(v) for v in scaled])]
+            weights = zip(token, norm.weight.tolist(), norm.bias.tolist(), strict=True)
+            scaled = [(v - mean) / deviation * w + b for v, w, b in weights]
+            z = [gelu(v) for v in linear(embed, scaled)]
             local.append(z[: WIDTH // 2])
             mixed.append(z[WIDTH // 2 :])
         count = sum(mask)
@@ -50,9 +53,9 @@ def loop(predictor: Predictor, hidden: Tensor, kept: Tensor) -> list[list[list[f
         ]
         rows = []
         for z in local:
-            x = [gelu(v) for v in linear(predictor.score[0], z + whole)]
-            x = [gelu(v) for v in linear(predictor.score[2], x)]
-            x = linear(predictor.score[4], x)
+            x = [gelu(v) for v in linear(first, z + whole)]
+            x = [gelu(v) for v in linear(second, x)]
+            x = linear(third, x)
             total = max(x) + math.log(sum(math.exp(v - max(x)) for v in x))
             rows.append([v - total for v in x])
         out.append(rows)
@@ -121,9 +124,7 @@ def test_saved_predictors_come_back(tmp_path):
     assert (second.width, second.layers, second.keep_ratio, second.training) == (WIDTH, (1, 2), 0.6, False)
     hidden, kept = torch.randn(2, 3, WIDTH), torch.ones(2, 3)
     for stage in range(2):
-        assert torch.equal(
-            first.log_probabilities(stage, hidden, kept), second.log_probabilities(stage, hidden, kept)
-        )
+        assert torch.equal(first.log_probabilities(stage, hidden, kept), second.log_probabilities(stage, hidden, kept))
     assert not torch.equal(first.log_probabilities(0, hidden, kept), first.log_probabilities(1, hidden, kept))
     with pytest.raises(ValueError, match=r"must hold predictors\.json"):
         Predictors.load(tmp_path)
