@@ -3,7 +3,7 @@
 python benchmarks/train_dynamicvit.py FOLDER             # ρ = 0.9, 0.7 and 0.5, about four minutes each on two cores
 python benchmarks/train_dynamicvit.py FOLDER 0.7         # one of them; a stopped one is resumed
 
-DINOv2 is frozen: the predictors alone are trained. Pictures of 224 pixels, 257 tokens. FOLDER/ratio-0.7/sdpa-seed0
+DINOv2 is frozen: the predictors alone are trained. Pictures of 168 pixels, 145 tokens. FOLDER/ratio-0.7/sdpa-seed0
 holds the numbers, the loss of every step, the scores and, in ``model``, the predictors.
 """
 
@@ -22,10 +22,10 @@ from dynattn.evals.training.run import run
 from dynattn.evals.training.tokens import Tokens
 
 RATIOS = (0.9, 0.7, 0.5)
-PIXELS = 224
-PICTURES = 800
+PIXELS = 168
+PICTURES = 480
 HELD_OUT_PICTURES = 16
-JOB = Job("sdpa", seed=0, steps=100, batch=8, learning_rate=1e-3, evaluate_every=25, save_every=10)
+JOB = Job("sdpa", seed=0, steps=60, batch=8, learning_rate=1e-3, evaluate_every=20, save_every=10)
 
 
 def predictors(folder: Path, ratio: float) -> Path:

@@ -50,10 +50,13 @@ def test_photographs_are_held_apart(data):
     assert not any(held & set(np.unique(Crops(TRAIN, 50, PIXELS)[i][0, 0])) for i in range(50))
 
 
-def test_places_reach_every_edge(monkeypatch):
-    """Crops and digits may lie at any side of their picture."""
-    ramp = np.tile(np.arange(90, dtype=np.uint8)[None, :, None], (60, 1, 3))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_places_reach_every_edge(monkeypatch, axis):
+    """Crops may lie at any side of their photograph: of a ramp, both ends are seen."""
+    ramp = np.broadcast_to(np.expand_dims(np.arange(80, dtype=np.uint8), (1 - axis, 2)), (80, 80, 3))
     monkeypatch.setattr(pictures, "_photograph", lambda name: ramp)
-    columns = np.concatenate([Crops(("any",), 200, PIXELS)[i][-1, :, 0] for i in range(200)])
-    assert columns.min() <= 1
-    assert columns[columns < 90].max() >= 88
+    seen = np.concatenate([Crops(("any",), 200, PIXELS)[i].ravel() for i in range(200)])
+    assert seen.min() <= 1
+    assert seen[seen < 80].max() >= 78
+    narrow = [np.unique(Crops(("any",), 200, PIXELS)[i]).size for i in range(200)]
+    assert min(narrow) < PIXELS  # and they are crops, not the whole
