@@ -11,14 +11,16 @@ from __future__ import annotations
 from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
 from dynattn.pruning.baselines import FirstTokens, RandomTokens
 from dynattn.pruning.engine import pruned
+from dynattn.pruning.ltp import LTP
+from dynattn.pruning.spatten import SpAtten
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
-    "Attended", "Course", "Decision", "FirstTokens", "Forward", "LayerWork", "Pruning", "RandomTokens", "Seen", "Start",
-    "Trace", "parse", "pruned",
+    "LTP", "Attended", "Course", "Decision", "FirstTokens", "Forward", "LayerWork", "Pruning", "RandomTokens", "Seen",
+    "SpAtten", "Start", "Trace", "parse", "pruned",
 ]  # fmt: skip
 
-_METHODS: tuple[type[Pruning], ...] = (RandomTokens, FirstTokens)
+_METHODS: tuple[type[Pruning], ...] = (SpAtten, LTP, RandomTokens, FirstTokens)
 
 
 def parse(name: str) -> Pruning:
@@ -38,6 +40,6 @@ def parse(name: str) -> Pruning:
         if found is not None:
             return found
     raise ValueError(
-        f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'random-tokens-0.5' or "
-        "'first-tokens-0.5'"
+        f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'spatten-0.5', "
+        "'ltp-0.01', 'random-tokens-0.5' or 'first-tokens-0.5'"
     )

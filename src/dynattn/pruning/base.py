@@ -44,8 +44,8 @@ class Attended:
         scale: factor of the scores.
         alive: (batch, tokens left) bool; False where a sample has fewer tokens than the longest. None for all True.
         heads: (batch, heads left) int64: which of the model's heads these are; None for all of them.
-        run: the model's own attention: ``run()`` returns (batch, tokens left, heads left, head_dim). Other query, key
-            and value of the same shapes may be given.
+        dense: whether the model's own attention is plain softmax attention, without dropout.
+        run: the model's own attention: ``run()`` returns (batch, tokens left, heads left, head_dim).
     """
 
     layer: int
@@ -55,7 +55,8 @@ class Attended:
     scale: float
     alive: Tensor | None
     heads: Tensor | None
-    run: Callable[..., Tensor]
+    dense: bool
+    run: Callable[[], Tensor]
 
 
 class Seen(NamedTuple):

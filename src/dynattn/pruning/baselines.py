@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from dynattn.pruning.base import Course, Decision, Pruning, Seen, Start, top
+from dynattn.pruning.names import NUMBER, number
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
-_NAME = re.compile(r"(?P<kind>random|first)-tokens-(?P<keep>\d*\.?\d+)(?:-r(?P<seed>\d+))?")
+_NAME = re.compile(rf"(?P<kind>random|first)-tokens-(?P<keep>{NUMBER})(?:-r(?P<seed>\d+))?")
 
 
 @final
@@ -27,8 +28,8 @@ class RandomTokens(Pruning):
 
     Args:
         keep: keep ratio of the last layer, above 0 and at most 1.
-        seed: of the choice. The same tokens go in every forward: each place of the sequence has a fixed random rank,
-            so that a sample's choice does not depend on the batch it is in.
+        seed: of the choice. The same tokens go in every forward: each place among a sample's tokens has a fixed random
+            rank, so that the choice does not depend on the batch that a sample is in.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -45,7 +46,7 @@ class RandomTokens(Pruning):
     @property
     def name(self) -> str:
         """``random-tokens-KEEP``, with ``-rSEED`` where it is not 0."""
-        return f"random-tokens-{self.keep!r}" + (f"-r{self.seed}" if self.seed else "")
+        return f"random-tokens-{number(self.keep)}" + (f"-r{self.seed}" if self.seed else "")
 
     @classmethod
     def from_name(cls, name: str) -> RandomTokens | None:
@@ -57,7 +58,7 @@ class RandomTokens(Pruning):
     def course(self, start: Start) -> Course:
         generator = torch.Generator().manual_seed(self.seed)
         ranks = torch.rand(start.alive.shape[1], generator=generator).to(start.alive.device)
-        return _Ranked(schedule(self.keep, start.layers, FRONT), start, ranks.expand(start.alive.shape))
+        return _Ranked(schedule(self.keep, start.layers, FRONT), start, ranks[start.alive.cumsum(1) - 1])
 
 
 @final
@@ -82,7 +83,7 @@ class FirstTokens(Pruning):
     @property
     def name(self) -> str:
         """``first-tokens-KEEP``."""
-        return f"first-tokens-{self.keep!r}"
+        return f"first-tokens-{number(self.keep)}"
 
     @classmethod
     def from_name(cls, name: str) -> FirstTokens | None:

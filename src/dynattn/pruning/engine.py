@@ -24,6 +24,7 @@ from dynattn.pruning.tokens import Tokens, key_mask, padding
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 _IMPLEMENTATION = "dynattn-pruning"
+_DENSE = ("eager", "sdpa", "dynattn:dense")
 _active: dict[nn.Module, _Session] = {}  # by attention module
 
 
@@ -115,16 +116,15 @@ class _Session:
         if heads is not None:
             query, key, value = heads.select(query), heads.select(key), heads.select(value)
 
-        def run(query: Tensor = query, key: Tensor = key, value: Tensor = value) -> Tensor:
-            return inner(module, query, key, value, mask, **kwargs)[0]
-
         scale = kwargs.get("scaling")
         alive = None if bool(self.tokens.alive.all()) else self.tokens.alive
         out = self.course.attend(
             Attended(
                 layer=self.layer, query=query, key=key, value=value,
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
-                alive=alive, heads=None if heads is None else heads.left, run=run,
+                alive=alive, heads=None if heads is None else heads.left,
+                dense=self.implementation in _DENSE and not kwargs.get("dropout"),
+                run=lambda: inner(module, query, key, value, mask, **kwargs)[0],
             )
         )  # fmt: skip
         return (out if heads is None else heads.spread(out)), None

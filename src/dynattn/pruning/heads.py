@@ -49,7 +49,7 @@ class Heads(NamedTuple):
         kept = torch.sort(chosen.to(torch.int8), dim=1, descending=True, stable=True).indices[:, : int(count[0])]
         left = kept if before is None else before.left.gather(1, kept)
         union = left.unique()
-        return cls(left, union, torch.searchsorted(union, left))
+        return cls(left, union, torch.searchsorted(union, left.contiguous()))
 
     def select(self, x: Tensor) -> Tensor:
         """(batch, heads of the union, tokens, head_dim) to (batch, heads left, tokens, head_dim)."""

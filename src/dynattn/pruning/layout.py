@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 _TEXT = (
-    "bert", "camembert", "data2vec-text", "electra", "ernie", "layoutlm", "roberta", "roberta-prelayernorm",
+    "bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
 _VISION = ("deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn")

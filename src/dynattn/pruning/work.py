@@ -67,16 +67,26 @@ class Trace:
     """The forwards made inside a ``with method.apply(model) as trace``.
 
     Attributes:
-        last: what the newest forward did; None before the first.
         on_forward: called with each :class:`Forward`, for accounts over many; None for nobody.
     """
 
     def __init__(self) -> None:
-        self.last: Forward | None = None
         self.on_forward: Callable[[Forward], None] | None = None
+        self._last: Forward | None = None
+
+    @property
+    def last(self) -> Forward:
+        """What the newest forward did.
+
+        Raises:
+            RuntimeError: there was none yet.
+        """
+        if self._last is None:
+            raise RuntimeError("Trace: the model must have run inside the context: it has not; call it first")
+        return self._last
 
     def add(self, forward: Forward) -> None:
         """Record a forward."""
-        self.last = forward
+        self._last = forward
         if self.on_forward is not None:
             self.on_forward(forward)
