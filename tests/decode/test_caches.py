@@ -313,9 +313,9 @@ def test_what_cannot_be_done_is_refused(model, ids):
         FullCache(0)
     with pytest.raises(ValueError, match="WindowCache: window and every"):
         WindowCache(window=0)
-    for wrong in ({"keep": 0.0}, {"keep": (1.0, 0.5)}, {"keep": (0.5, 1.0, 0.5, 0.2)}):
+    for wrong in (0.0, (1.0, 0.5), (0.5, 1.0, 0.5, 0.2)):
         with pytest.raises(ValueError, match="SpAttenCache: keep must be above 0"):
-            SpAttenCache(model.config, **wrong)
+            SpAttenCache(model.config, wrong)
     with pytest.raises(ValueError, match="SpAttenCache: recent"):
         SpAttenCache(model.config, every=0)
     sliding = LlamaConfig(num_hidden_layers=2)
@@ -328,5 +328,7 @@ def test_what_cannot_be_done_is_refused(model, ids):
     mask[1, 0] = 0
     with pytest.raises(ValueError, match="a mask hides some"):
         _steps(model, WindowCache(window=7, sinks=2, every=1), ids, [PROMPT, 1, 1], "dynattn:dense", mask)
+    cache = FullCache()
+    _steps(model, cache, ids, [PROMPT], "sdpa")
     with pytest.raises(ValueError, match="cannot come back"):
-        FullCache().layer_class_to_replicate().crop(-1)
+        cache.layers[0].crop(-1)

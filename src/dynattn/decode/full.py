@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers.cache_utils import Cache
-
-from dynattn.decode.layer import Layer
+from dynattn.decode.layer import Layer, LayeredCache
 
 
-class FullCache(Cache):
+class FullCache(LayeredCache):
     """Every token, in buffers with room: the cache for methods that choose among all keys, and for dense attention.
 
         cache = FullCache()
@@ -23,8 +21,3 @@ class FullCache(Cache):
         if room < 1:
             raise ValueError(f"FullCache: room must be at least 1: got {room}")
         super().__init__(layer_class_to_replicate=partial(Layer, room))  # type: ignore[arg-type]
-
-    @property
-    def bytes(self) -> int:
-        """Memory of keys, values and positions, room included."""
-        return sum(layer.bytes for layer in self.layers)  # type: ignore[union-attr]

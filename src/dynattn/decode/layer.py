@@ -15,7 +15,7 @@ from torch import Tensor
 from dynattn.integrations.transformers import Call, follow
 
 try:
-    from transformers.cache_utils import DynamicLayer
+    from transformers.cache_utils import Cache, DynamicLayer
 except ImportError as error:
     raise ImportError("dynattn.decode: needs transformers 5 or newer: pip install 'dynattn[transformers]'") from error
 
@@ -172,3 +172,14 @@ class Layer(DynamicLayer):
     def _show(self, held: int) -> None:
         self.keys, self.values, positions = (buffer[:, :, :held] for buffer in self._buffers)
         self.positions = positions[:, 0, :, 0]
+
+
+class LayeredCache(Cache):
+    """A cache of such layers, for ``past_key_values``."""
+
+    layers: list[Layer]  # type: ignore[assignment]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of keys, values and positions, the buffers' room included."""
+        return sum(layer.bytes for layer in self.layers)

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from dynattn.decode.layer import Layer
+from dynattn.decode.layer import Layer, LayeredCache
 from dynattn.integrations.transformers import Call
 from dynattn.reference.pairs import scores
 
@@ -29,7 +28,7 @@ _WHOLE = 0.15  # of the layers, the first ones, which keep every token: the sour
 _ROWS = 128  # queries at once, so that memory is linear in the length of a prompt
 
 
-class SpAttenCache(Cache):
+class SpAttenCache(LayeredCache):
     """Tokens by the attention that they have received so far. Needs one of this project's attention implementations.
 
         model.set_attn_implementation("dynattn:dense")
@@ -51,6 +50,8 @@ class SpAttenCache(Cache):
             generating, the attention implementation is not one of this project's.
     """
 
+    layers: list[_SpAttenLayer]  # type: ignore[assignment]
+
     def __init__(self, config: Any, keep: float | Sequence[float] = 0.25, recent: int = 32, every: int = 32) -> None:
         text = config.get_text_config(decoder=True)
         other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
@@ -61,11 +62,6 @@ class SpAttenCache(Cache):
         self.ratios = _ratios(keep, text.num_hidden_layers)
         self.state = _Importance()
         super().__init__(layers=[_SpAttenLayer(self.state, ratio, recent, every) for ratio in self.ratios])
-
-    @property
-    def bytes(self) -> int:
-        """Memory of keys, values and positions, room included."""
-        return sum(layer.bytes for layer in self.layers)  # type: ignore[union-attr]
 
     def reset(self) -> None:
         """Forget everything."""
@@ -132,10 +128,19 @@ class _SpAttenLayer(Layer):
         return super().update(key_states, value_states)
 
     def attended(self, call: Call) -> None:
+        self.take(received(call), first=call.layer == 0)
+
+    def take(self, weights: Tensor, first: bool) -> None:
+        """Count what the tokens held have received of one attention, and cut where it is time.
+
+        Args:
+            weights: (batch, held).
+            first: whether this is the model's first layer.
+        """
         self._waiting = False
-        self.state.add(self.positions, _received(call), self.seen)
+        self.state.add(self.positions, weights, self.seen)
         if self.seen - self._cut_at >= self.every or self._cut_at == 0:
-            self._cut(first=call.layer == 0)
+            self._cut(first)
 
     def reset(self) -> None:
         super().reset()
@@ -157,8 +162,15 @@ class _SpAttenLayer(Layer):
 
 
 @torch.no_grad()
-def _received(call: Call) -> Tensor:
-    """(batch, kv_len) float32: the dense attention weights that each key receives, over all heads and queries."""
+def received(call: Call) -> Tensor:
+    """The dense attention weights that each key receives, over all heads and queries.
+
+    Args:
+        call: of attention.
+
+    Returns:
+        (batch, kv_len) float32.
+    """
     q_len, kv_len = call.query.shape[2], call.key.shape[2]
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
     total = call.query.new_zeros(call.query.shape[0], kv_len, dtype=torch.float32)

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from dynattn.decode.layer import Layer
+from dynattn.decode.layer import Layer, LayeredCache
 
 
-class WindowCache(Cache):
+class WindowCache(LayeredCache):
     """The first few tokens and the latest ones; all else is evicted. Works with any attention implementation.
 
         cache = WindowCache(window=1024, sinks=4)
@@ -44,11 +43,6 @@ class WindowCache(Cache):
                 f"WindowCache: window and every must be at least 1, sinks at least 0: got {window}, {every}, {sinks}"
             )
         super().__init__(layer_class_to_replicate=partial(_WindowLayer, window, sinks, every))  # type: ignore[arg-type]
-
-    @property
-    def bytes(self) -> int:
-        """Memory of keys, values and positions, room included."""
-        return sum(layer.bytes for layer in self.layers)  # type: ignore[union-attr]
 
 
 class _WindowLayer(Layer):
