@@ -164,7 +164,8 @@ class Layer(DynamicLayer):
         held = parts[0].shape[2]
         self._buffers = []
         for part in parts:
-            buffer = part.new_empty(*part.shape[:2], held + self.room, part.shape[3])
+            with torch.inference_mode(False):  # or it could only be written to in that mode
+                buffer = part.new_empty(*part.shape[:2], held + self.room, part.shape[3])
             buffer[:, :, :held] = part
             self._buffers.append(buffer)
         self._show(held)

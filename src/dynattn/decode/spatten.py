@@ -105,7 +105,7 @@ class _Importance:
         if known < seen:
             fresh = received.new_zeros(len(received), seen - known)
             self.received = torch.cat([self.received, fresh], 1) if batch else fresh
-        self.received.scatter_add_(1, positions, received)
+        self.received = self.received.scatter_add(1, positions, received)
 
     def samples(self, index: Tensor) -> None:
         self.received = self.received[index.to(self.received.device)]
