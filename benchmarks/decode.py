@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "decode"
 MODEL = "smollm2"
 BARE = "bare"
 BARE_TOKENS = 16
-ROUNDS = 5
+SECONDS, ROUNDS = 75.0, 3  # of timing at one length, and at least so many rounds
 ITEMS = 4
 CONTINUED = 128  # tokens of an article that follow the prompt
 LATER = 64  # tokens before the answer that are read after the cut, where the question comes later
@@ -71,7 +71,9 @@ def speed(pretrained: Pretrained, length: int) -> None:
     def elapsed(function: Callable[[], Any], _: int) -> float:
         return function()  # it times itself: making its cache does not count
 
-    timings = interleaved(timed, rounds=ROUNDS, min_sample=None, each=PIECE, elapsed=elapsed, on_round=print)
+    timings = interleaved(
+        timed, seconds=SECONDS, least=ROUNDS, min_sample=None, each=PIECE, elapsed=elapsed, on_round=print
+    )
     rows = []
     for name, timing in timings.items():
         step, ratio = timing.seconds, timing.speedup(timings[BASELINE])
@@ -161,7 +163,7 @@ def _article(pretrained: Pretrained, index: int, tokens: int) -> Tensor:
 @torch.inference_mode()
 def _bytes_after(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> int:
     cache = cache_of(model, prompt, way)
-    model.set_attn_implementation(way.implementation)
+    model.set_attn_implementation(way.together)
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache_bytes(cache)
 

@@ -246,6 +246,14 @@ def test_generation_runs_over_what_is_left(model, ids, make):
     assert (cache.get_seq_length(), cache.bytes) == (0, 0)
 
 
+def test_several_tokens_at_once_after_an_eviction_need_a_mask_that_fits(model, ids):
+    """Transformers' own attention gets the whole text's mask, and stops; nothing is silently wrong."""
+    cache = WindowCache(window=7, sinks=2, every=1)
+    _steps(model, cache, ids, [PROMPT, 1], "sdpa")
+    with pytest.raises(RuntimeError, match="size of tensor"), torch.no_grad():
+        model(ids[:, PROMPT + 1 : PROMPT + 4], past_key_values=cache)
+
+
 def test_beams_take_their_evictions_with_them(model, ids):
     """Reordering samples and going on is as going on and reordering."""
     a, b = (SpAttenCache(model.config, keep=0.3, recent=2, every=1) for _ in range(2))

@@ -19,10 +19,13 @@ from dynattn.decode.layer import Layer, LayeredCache
 
 
 class WindowCache(LayeredCache):
-    """The first few tokens and the latest ones; all else is evicted. Works with any attention implementation.
+    """The first few tokens and the latest ones; all else is evicted.
 
         cache = WindowCache(window=1024, sinks=4)
         model.generate(**prompt, past_key_values=cache)
+
+    Any attention implementation will do for one token at a time; several at once, after an eviction, and padded
+    batches need one of this project's, which cut masks to what is held: others fail on the mask's length.
 
     The first forward attends to all of its tokens; then the cache is cut. Memory and time of a step stay the same
     however long the text grows; what stood between is lost, and no question about it can be answered.

@@ -90,7 +90,7 @@ def score(model: Any, prompt: Prompt, way: Way, ids: Tensor, answer: int) -> tup
     if start + answer >= ids.shape[1]:
         raise ValueError(f"score: a token must stand between prompt and answer: got {start}, {answer}, {ids.shape[1]}")
     cache = cache_of(model, prompt, way)
-    model.set_attn_implementation(way.implementation)
+    model.set_attn_implementation(way.together)
     rest = ids[:, start:-1]
     logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest.split(PIECE, 1)]
     told, target = torch.cat(logits)[-answer:].float(), ids[0, -answer:]

@@ -36,6 +36,11 @@ class Way:
     implementation: str
     cache: Callable[[Any], Any]
 
+    @property
+    def together(self) -> str:
+        """The implementation by which several tokens are read at once: SDPA cannot, where tokens were evicted."""
+        return "dynattn:dense" if self.implementation == "sdpa" else self.implementation
+
 
 def find(name: str) -> Way:
     """A way by name.
@@ -47,6 +52,7 @@ def find(name: str) -> Way:
 
     from dynattn.decode import FullCache, SpAttenCache, WindowCache
 
+    register()
     if name == BASELINE:
         return Way(name, "sdpa", lambda config: DynamicCache(config=config))
     if name == "dense-in-place":
@@ -56,7 +62,6 @@ def find(name: str) -> Way:
         return Way(name, "sdpa", lambda config: WindowCache(window, sinks))
     if match := _SPATTEN.fullmatch(name):
         flat, keep = match[1], float(match[2])
-        register()
         return Way(name, "dynattn:dense", lambda config: SpAttenCache(config, _flat(config, keep) if flat else keep))
     (implementation, *_) = register(name)
     return Way(name, implementation, lambda config: FullCache())
