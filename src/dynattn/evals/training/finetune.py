@@ -98,7 +98,8 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
         stage: shows progress.
 
     Returns:
-        Scores without and with training, differences to dense, and curves.
+        Scores without training, with dense training and the method swapped in after, and with training; differences to
+        dense, and curves.
 
     Raises:
         ValueError: a name is unknown, a task does not fit the model, or the folder holds other runs.
@@ -123,7 +124,8 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
         save_every=max(1, steps // 6),
     )
     folder = output / f"finetune-{slug(experiment.name)}"
-    return study(experiment, settings.methods, range(settings.seeds), job, folder, stage, settings.keep_models)
+    seeds = range(settings.seeds)
+    return study(experiment, settings.methods, seeds, job, folder, stage, settings.keep_models, swap=True)
 
 
 def _default(settings: Settings, pretrained: Pretrained) -> str:
