@@ -20,7 +20,7 @@ from dynattn.evals.training.pairs import Pairs
 from dynattn.evals.training.restore import Restore, split
 from dynattn.evals.training.run import run
 
-RATES = {Restore.task: (2.5e-4, 5e-4, 1e-3, 2e-3), Retrieval.name: (3e-6, 1e-5, 3e-5, 1e-4)}
+RATES = {Restore.task: (5e-4, 1e-3, 2e-3), Retrieval.name: (3e-6, 1e-5, 3e-5, 1e-4)}
 EVERY = 10  # of the articles to train on, each tenth is judged on by retrieval
 
 
@@ -48,7 +48,7 @@ def main(name: str, folder: Path) -> None:
         start = trained.evaluate(trained.model("sdpa").eval(), lambda: None).mean()
         print(f"without training: {start:.4f}")
     for rate in RATES[name]:
-        job = Job("sdpa", 0, recipe.steps, recipe.batch, rate, evaluate_every=recipe.steps // 4, save_every=4)
+        job = Job("sdpa", 0, recipe.steps, recipe.batch, rate, evaluate_every=recipe.steps // 4, save_every=8)
         found = run(job, trained, folder / name / f"rate{rate:g}", lambda title, steps: lambda: None)
         curve = ", ".join(f"{point.value:.4f}" for point in found.curve)
         print(f"learning rate {rate:g}: {curve}", flush=True)
