@@ -109,17 +109,19 @@ def _curves(found: Study) -> Section:
 
 
 def _runs(found: Study) -> Section:
-    columns = ["method", "seed", found.metric.split(",")[0], "difference to dense, same seed", "last loss"]
+    metric, between = found.metric.split(",")[0], swapped_in(found)
+    columns = ["method", "seed", *(["swapped in"] * between), metric, "difference to dense, same seed", "last loss"]
     rows = []
     for method in found.methods:
-        arm = found.of(method, trained=True)
+        arm, swapped = found.of(method, trained=True), found.of(method, trained=True, swapped=True)
         if arm is None:
             continue
         differences = arm.difference.by_seed if arm.difference else [None] * len(arm.runs)
-        for run, difference in zip(arm.runs, differences, strict=True):
+        without = [f"{run.score:.4f}" for run in swapped.runs] if swapped else ["–"] * len(arm.runs)
+        for run, difference, score in zip(arm.runs, differences, without, strict=True):
             rows.append([
-                label(method), run.seed, f"{run.score:.4f}", "–" if difference is None else signed(difference),
-                f"{run.losses[-1].value:.4f}",
+                label(method), run.seed, *([score] * between), f"{run.score:.4f}",
+                "–" if difference is None else signed(difference), f"{run.losses[-1].value:.4f}",
             ])  # fmt: skip
     note = "Each run has a folder of its own, with its losses, step times and scores; a finished one is not repeated."
     return Section("Every run", table(columns, rows), note)
