@@ -97,13 +97,12 @@ def encode(tokenizer: Any, chosen: Sequence[Passage], tokens: int) -> tuple[Inpu
             texts, padding=True, truncation=True, max_length=tokens, return_offsets_mapping=True, return_tensors="pt"
         )
     )
-    spans = given.pop("offset_mapping").tolist()  # of characters; empty for padding and for added tokens
+    spans = given.pop("offset_mapping").tolist()  # of characters; (0, 0) for padding and for added tokens
     labels = torch.full(given["input_ids"].shape, IGNORED)
     for row, passage in enumerate(chosen):
         written = dict(zip(_ends(passage), passage.written, strict=True))
-        for column, (start, stop) in enumerate(spans[row]):
-            if start < stop:
-                labels[row, column] = written.get(stop, IGNORED)
+        for column, (_, stop) in enumerate(spans[row]):
+            labels[row, column] = written.get(stop, IGNORED)
     return given, labels
 
 
