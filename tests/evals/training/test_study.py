@@ -110,6 +110,23 @@ def _by_hand(folder: Path) -> list[Run]:
     return runs
 
 
+def test_a_study_that_was_stopped_while_it_judged_a_swapped_model_ends_alike(tmp_path: Path):
+    class Stopped(Tiny):
+        calls = 0
+
+        def evaluate(self, model, advance):
+            self.calls += 1
+            if self.calls == 3:  # after a dense and a sparse run
+                raise KeyboardInterrupt
+            return super().evaluate(model, advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        study(Stopped(), ["nm-1-2"], [0], _job, tmp_path / "stopped", silent, swap=True)
+    found = [study(Tiny(), ["nm-1-2"], [0], _job, tmp_path / name, silent, swap=True) for name in ("stopped", "not")]
+    for first, second in zip(found[0].arms, found[1].arms, strict=True):
+        assert first.runs == second.runs
+
+
 def test_a_dense_run_without_its_weights_is_told_to_go(tmp_path: Path):
     study(Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent)
     assert not list(tmp_path.glob("*/weights.pt"))
