@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, NoReturn, overload
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
 
-from dynattn.methods import NM, Method
-from dynattn.ops import transforms
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, parse
+from dynattn.ops import heads, transforms
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
+from dynattn.ops.pairs import pair_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_HEAD_DIM = 256
@@ -104,18 +105,29 @@ def attention(
     """
     query, key, value = _autocast(query, key, value)
     problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
-    nm, chosen = problem.method, route(problem, backend)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if isinstance(method, PerHead):
+        options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "backend": backend}
+        return _by_head(list(heads.parts(query, key, value, method, attn_mask, seed)), options, return_aux)
+    chosen = route(problem, backend)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, is_causal=causal, scale=factor, enable_gqa=query.shape[1] != key.shape[1]
         )
-    call = transforms.NMAttention.apply if transforms.active() else nm_attention
-    out, logsumexp, kept_mass, kept, allowed = call(
-        query, key, value, attn_mask, _seed(dropout_p, seed, query.device),
-        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, float(dropout_p),
-        return_aux, problem.needs_grad, chosen,
-    )  # fmt: skip
+    if isinstance(method, MixingMethod):
+        with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+            return method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
+    tensors = (query, key, value, attn_mask, _seed(dropout_p, seed, query.device))
+    if isinstance(method, NM):
+        call = transforms.NMAttention.apply if transforms.active() else nm_attention
+        out, logsumexp, kept_mass, kept, allowed = call(
+            *tensors, method.n, method.m, method.window, method.sinks, method.stride, causal, factor, float(dropout_p),
+            return_aux, problem.needs_grad, chosen,
+        )  # fmt: skip
+    else:
+        out, logsumexp, kept_mass, kept, allowed = pair_attention(
+            *tensors, method.name, causal, factor, float(dropout_p), return_aux
+        )
     if not return_aux:
         return out
     pairs = allowed.sum(-1)
@@ -150,7 +162,28 @@ def explain(
     """
     query, key, value = _autocast(query, key, value)
     problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    if isinstance(method, PerHead):
+        options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "return_aux": return_aux}
+        plans = {
+            f"{part.method.name}, {len(part.heads)} of {query.shape[1]} heads": explain(
+                *part[2:5], part.method, attn_mask=part.attn_mask, seed=part.seed, backend=backend, **options
+            )
+            for part in heads.parts(query, key, value, method, attn_mask, seed)
+        }
+        return Plan("perhead", "; ".join(f"{which}: {plan}" for which, plan in plans.items()))
     return explain_choice(problem, backend)
+
+
+def _by_head(of: list[heads.Part], options: dict[str, Any], return_aux: bool) -> Tensor | tuple[Tensor, Aux]:
+    """Each method on its heads; the results in the order of the heads."""
+    calls = [
+        (part[2:5], {"method": part.method, "attn_mask": part.attn_mask, "seed": part.seed, **options}) for part in of
+    ]
+    if not return_aux:
+        return heads.in_order([attention(*tensors, **its) for tensors, its in calls], of)
+    found = [attention(*tensors, **its, return_aux=True) for tensors, its in calls]
+    fields = zip(*(aux for _, aux in found), strict=True)
+    return heads.in_order([out for out, _ in found], of), Aux(*(heads.in_order(list(field), of) for field in fields))
 
 
 def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -180,8 +213,8 @@ def _check(
             "attention: query, key and value must be tensors: got "
             f"{type(query).__name__}, {type(key).__name__}, {type(value).__name__}; convert with torch.as_tensor()"
         )
-    if not isinstance(method, NM):
-        raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
+    if not isinstance(method, NM):  # which needs no further look
+        _check_method(method, aux, dropout_p)
     q, k, v = query.shape, key.shape, value.shape
     if not _shapes_fit(q, k, v):
         _refuse_shapes(q, k, v)
@@ -212,6 +245,31 @@ def _check(
         device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
         needs_grad,
     )  # fmt: skip
+
+
+def _check_method(method: Method, aux: bool, dropout_p: float) -> None:
+    if isinstance(method, PerLayer):
+        raise ValueError(
+            f"attention: method must be one layer's: got {method.name}; pass method.at(layer), or register the name "
+            "with dynattn.integrations.transformers, which does"
+        )
+    if not isinstance(method, (PairMethod, MixingMethod, PerHead)):
+        raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
+    if not torch.compiler.is_compiling() and parse(method.name) != method:
+        raise ValueError(
+            f"attention: parse(method.name) must be the method: got {parse(method.name)!r} for {method.name!r}, not "
+            f"{method!r}; make name and from_name() of {type(method).__name__} hold all of its fields"
+        )
+    if transforms.active() and not isinstance(method, PerHead):  # whose parts are asked in turn
+        raise NotImplementedError(
+            f"attention: torch.func takes N:M attention alone: got {method.name}; call backward() in its place"
+        )
+    if isinstance(method, MixingMethod) and (aux or dropout_p != 0):
+        what = "return_aux=True" if aux else f"dropout_p={dropout_p}"
+        raise ValueError(
+            f"attention: {what} needs a method that keeps pairs: {method.name} keeps none; leave it out, and see "
+            "dynattn.metrics.relative_error for what such a method loses"
+        )
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
