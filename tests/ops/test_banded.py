@@ -44,11 +44,15 @@ def masks(q_len: int, kv_len: int) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("mask", ["none", "padding", "by head", "bias", "by query"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_definition(size: tuple[int, int], mask: str, causal: bool) -> None:
-    tensors, attn_mask = inputs(*size), masks(*size)[mask]
+    (query, key, value), attn_mask = inputs(*size), masks(*size)[mask]
     for window, sinks in itertools.product((1, 5, 40, 400), (0, 3, 10)):
-        options = {"method": Window(window, sinks), "attn_mask": attn_mask, "causal": causal, "scale": 0.4}
-        want = dynattn.attention(*tensors, **options, backend="reference")
-        torch.testing.assert_close(dynattn.attention(*tensors, **options, backend="blockwise"), want)
+        got, want = (
+            dynattn.attention(
+                query, key, value, Window(window, sinks), attn_mask=attn_mask, causal=causal, scale=0.4, backend=backend
+            )
+            for backend in ("blockwise", "reference")
+        )
+        torch.testing.assert_close(got, want)
 
 
 def test_gradients_also_of_a_bias() -> None:
@@ -56,9 +60,8 @@ def test_gradients_also_of_a_bias() -> None:
     found = []
     for backend in ("blockwise", "reference"):
         tensors = [x.clone().requires_grad_() for x in (*inputs(100, 100), bias)]
-        out = dynattn.attention(
-            *tensors[:3], Window(7, 2), attn_mask=tensors[3], causal=True, backend=backend
-        )  # fmt: skip
+        query, key, value, mask = tensors
+        out = dynattn.attention(query, key, value, Window(7, 2), attn_mask=mask, causal=True, backend=backend)
         found.append(torch.autograd.grad(out.square().sum(), tensors))
     torch.testing.assert_close(*found)
 
