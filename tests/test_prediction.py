@@ -64,7 +64,8 @@ def test_loss_is_the_mean_over_allowed_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "bits", "text"), [((4, 1, 5), 4, "rank at most width"), ((4, 0, 2), 4, "at least 1"), ((4, 1, 2), 5, "bits")]
+    ("sizes", "bits", "text"),
+    [((4, 1, 5), 4, "rank at most width"), ((4, 0, 2), 4, "at least 1"), ((4, 1, 2), 5, "bits")],
 )
 def test_wrong_values_are_refused(sizes: tuple[int, int, int], bits: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
