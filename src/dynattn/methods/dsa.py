@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.pairs import arithmetic_dtype
 from dynattn.reference.selection import largest
@@ -119,6 +119,15 @@ class DSA(PairMethod):
         """Queries that share their keys."""
         return self.together
 
+    def rank(self, head_dim: int) -> int:
+        """Dimensions that a head's queries and keys are projected to."""
+        return max(1, round(self.projection * head_dim))
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """The projected keys: their products, in few bits, and a step for each row."""
+        rank = self.rank(head_dim)
+        return Glance(rank, rank * self.bits / 8 + itemsize)
+
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The kept pairs. The exact scores tell which pairs are allowed, and nothing else.
 
@@ -144,7 +153,7 @@ class DSA(PairMethod):
             (batch, heads, q_len, kv_len), float32, or float64 for float64 inputs.
         """
         head_dim, dtype = query.shape[-1], arithmetic_dtype(query.dtype)
-        r = projection(head_dim, max(1, round(self.projection * head_dim)), self.seed).to(query.device, dtype)
+        r = projection(head_dim, self.rank(head_dim), self.seed).to(query.device, dtype)
         q, k = quantise(query.to(dtype) @ r, self.bits), quantise(key.to(dtype) @ r, self.bits)
         # Products of levels are whole numbers that the dtype holds exactly: no rounding decides a tie.
         return (q.levels @ k.levels.mT) * (scale * q.step * k.step.mT)
