@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn.methods import DSA, Rows, parse
+from dynattn.methods import DSA, Rows, TopK, parse
 from dynattn.methods.dsa import projection, quantise
 
 HEAD_DIM = 12
@@ -188,3 +188,10 @@ def test_everything_is_kept_at_a_ratio_of_one_only() -> None:
 def test_wrong_values_are_refused(arguments: dict, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         DSA(**arguments)
+
+
+def test_is_one_node_of_a_compiled_graph() -> None:
+    q, k, v = inputs(20, 20)
+    compiled = torch.compile(dynattn.attention, fullgraph=True, backend="aot_eager")
+    for method in (DSA(0.2), TopK(ratio=0.00002)):  # names of shares, small ones too, are made while tracing
+        assert torch.equal(compiled(q, k, v, method), dynattn.attention(q, k, v, method))
