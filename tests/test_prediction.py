@@ -14,7 +14,7 @@ def test_is_the_definition() -> None:
         for parameter in predictor.parameters():
             parameter.copy_(torch.randn_like(parameter))
     x = torch.randn(3, 5, 10)
-    found = predictor(x)
+    found = predictor(x).detach()
     r = projection(10, 4, 3).float()
 
     def rounded(row: torch.Tensor) -> torch.Tensor:
@@ -25,8 +25,8 @@ def test_is_the_definition() -> None:
         for h in range(2):
             for i in range(5):
                 for j in range(5):
-                    q = rounded(x[b, i] @ r @ predictor.query_map[h])
-                    k = rounded(x[b, j] @ r @ predictor.key_map[h])
+                    q = rounded(x[b, i] @ r @ predictor.query_map[h].detach())
+                    k = rounded(x[b, j] @ r @ predictor.key_map[h].detach())
                     assert math.isclose(float(found[b, h, i, j]), float(q @ k), rel_tol=1e-3, abs_tol=1e-3)
 
 

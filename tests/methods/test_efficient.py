@@ -117,3 +117,11 @@ def test_name_and_nature() -> None:
     assert not EFFICIENT.keeps_everything
     with pytest.raises(dataclasses.FrozenInstanceError):
         EFFICIENT.x = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_compiles_without_a_break(causal: bool) -> None:
+    q, k, v = inputs(20, 20)
+    compiled = torch.compile(dynattn.attention, fullgraph=True, backend="aot_eager")
+    found = compiled(q, k, v, EFFICIENT, causal=causal)
+    torch.testing.assert_close(found, dynattn.attention(q, k, v, EFFICIENT, causal=causal))

@@ -144,7 +144,7 @@ def fit(
             if schedule is not None:
                 schedule.step()
             if on_step is not None:
-                on_step(step, float(loss) / len(losses))
+                on_step(step, loss.item() / len(losses))
             losses.clear()
 
 

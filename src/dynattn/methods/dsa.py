@@ -15,16 +15,17 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.pairs import arithmetic_dtype
+from dynattn.reference.selection import largest
 
 BITS = (4, 8)
 TOGETHER = (1, 4, 8, 16)
 
-_NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _NAME = re.compile(
-    rf"dsa-(?P<ratio>{_NUMBER})(?:-k(?P<projection>{_NUMBER}))?(?:-int(?P<bits>\d+))?(?:-v(?P<together>\d+))?"
+    rf"dsa-(?P<ratio>{share.NUMBER})(?:-k(?P<projection>{share.NUMBER}))?(?:-int(?P<bits>\d+))?(?:-v(?P<together>\d+))?"
     r"(?:-seed(?P<seed>\d+))?"
 )
 
@@ -48,8 +49,8 @@ class DSA(PairMethod):
     """Keep, for a run of queries, the keys that score best by a projection to few dimensions and few bits.
 
         x̂ = x R,    x̂ ≈ step · levels, per row, levels of so many bits,    s̃_ij = scale · q̂_i · k̂_j
-        share_j = Σ over the run's queries i of softmax(s̃_i)_j
-        kept(i, j) ⇔ share_j among the ⌈ratio · allowed keys⌉ largest, and the pair is allowed
+        p_j = Σ over the run's queries i of softmax(s̃_i)_j
+        kept(i, j) ⇔ p_j among the ⌈ratio · allowed keys⌉ largest, and the pair is allowed
 
     A run (a column vector of the attention matrix) is ``together`` consecutive queries, counted from the first,
     which share their keys, so that a kept key is fetched once for all of them. The shared choice is the one that keeps
@@ -60,8 +61,8 @@ class DSA(PairMethod):
     input and is trained: :mod:`dynattn.prediction`.
 
     Args:
-        ratio: keep ratio, above 0 and at most 1; 1 is dense attention.
-        projection: k over head_dim, above 0 and at most 1; k is at least 1.
+        ratio: keep ratio, a float above 0 and at most 1; 1.0 is dense attention.
+        projection: k over head_dim, a float above 0 and at most 1; k is at least 1.
         bits: of the levels, 4 or 8.
         together: queries that share their keys: 1, 4, 8 or 16.
         seed: of R; one seed gives one R, on every device.
@@ -80,13 +81,9 @@ class DSA(PairMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("ratio", "projection"):
-            value = getattr(self, field)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"DSA: {field} must be a number: got {value!r}; pass a share, as in DSA(0.1)")
-            if not 0 < value <= 1:
-                raise ValueError(f"DSA: {field} must be above 0 and at most 1: got {value}; try 0.25")
-            object.__setattr__(self, field, float(value))
+        share.check("DSA", self.ratio)
+        if not isinstance(self.projection, float) or not 1e-6 <= self.projection <= 1:
+            raise ValueError(f"DSA: projection must be a float between 1e-6 and 1: got {self.projection!r}; try 0.25")
         for field, known in (("bits", BITS), ("together", TOGETHER), ("seed", None)):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -100,7 +97,7 @@ class DSA(PairMethod):
     def name(self) -> str:
         """``dsa-RATIO-kPROJECTION-intBITS-vROWS`` with ``-seedSEED`` where it is set."""
         seed = f"-seed{self.seed}" if self.seed else ""
-        return f"dsa-{self.ratio!r}-k{self.projection!r}-int{self.bits}-v{self.together}{seed}"
+        return f"dsa-{share.text(self.ratio)}-k{share.text(self.projection)}-int{self.bits}-v{self.together}{seed}"
 
     @property
     def keeps_everything(self) -> bool:
@@ -209,10 +206,6 @@ def _runs(x: Tensor, length: int) -> Tensor:
 
 
 def _top(x: Tensor, ratio: float) -> Tensor:
-    """True for the ⌈ratio · allowed⌉ largest of each row; -inf is not allowed. Ties go to the lower index."""
+    """True for the ⌈ratio · allowed⌉ largest of each row; -inf is not allowed."""
     allowed = x != -math.inf
-    # Less a little: 0.1 · 30 is above 3 in floating point.
-    count = (ratio * allowed.sum(-1, keepdim=True, dtype=torch.float64) - 1e-9).ceil()
-    order = x.sort(dim=-1, descending=True, stable=True).indices
-    rank = torch.arange(x.shape[-1], device=x.device).expand_as(order)
-    return torch.zeros_like(allowed).scatter_(-1, order, rank < count) & allowed
+    return largest(x, share.ceil(ratio, allowed.sum(-1))) & allowed
