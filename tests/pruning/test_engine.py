@@ -176,6 +176,22 @@ def test_pruned_tokens_keep_their_state_and_hidden_states_are_whole():
         assert torch.equal(states[depth][left], states[-1][left])
 
 
+def test_zeros_for_pruned_tokens():
+    model, given = make("bert"), inputs("bert")
+    with torch.no_grad():
+        with Thirds().apply(model) as trace:
+            states = model(**given).last_hidden_state
+        with Thirds().apply(model, zero_pruned=True):
+            zeroed = model(**given).last_hidden_state
+        with RandomTokens(1.0).apply(model, zero_pruned=True):
+            whole = model(**given).last_hidden_state
+        assert torch.equal(whole, model(**given).last_hidden_state)
+    survivors = trace.last.survivors
+    assert torch.equal(zeroed[survivors], states[survivors])
+    assert not zeroed[~survivors].any()
+    assert states[~survivors].any()
+
+
 def test_a_head_on_top_and_a_batch_of_nothing_pruned():
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, vocab_size=60)

@@ -138,7 +138,7 @@ class Pruning(ABC):
     def course(self, start: Start) -> Course:
         """The state for one forward."""
 
-    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+    def apply(self, model: nn.Module, *, zero_pruned: bool = False) -> AbstractContextManager[Trace]:
         """While active, the model's layers see only the tokens that this method leaves.
 
             with SpAtten(0.7).apply(model) as trace:
@@ -151,6 +151,9 @@ class Pruning(ABC):
 
         Args:
             model: a Transformers encoder or vision transformer, with or without a head on top.
+            zero_pruned: put 0 in the place of pruned tokens after the last layer, where their last state stands
+                otherwise. For sentence encoders, which average: the mean over all tokens is then that over the
+                survivors, times their share, which normalising takes away.
 
         Returns:
             A context manager, whose value records what each forward did.
@@ -160,7 +163,7 @@ class Pruning(ABC):
         """
         from dynattn.pruning.engine import pruned
 
-        return pruned(model, self.course, prunes_heads=self.prunes_heads)
+        return pruned(model, self.course, prunes_heads=self.prunes_heads, zero_pruned=zero_pruned)
 
 
 def top(importance: Tensor, seen: Seen, count: Tensor) -> Tensor:

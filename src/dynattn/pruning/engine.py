@@ -29,7 +29,9 @@ _active: dict[nn.Module, _Session] = {}  # by attention module
 
 
 @contextmanager
-def pruned(model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: bool = False) -> Iterator[Trace]:
+def pruned(
+    model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: bool = False, zero_pruned: bool = False
+) -> Iterator[Trace]:
     """While active, the model's layers see only the tokens that a course leaves; what ``Pruning.apply`` returns.
 
     For methods that hold modules or parameters of their own; others inherit ``apply``.
@@ -38,6 +40,7 @@ def pruned(model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: 
         model: a Transformers encoder or vision transformer.
         begin: makes a new course for each forward.
         prunes_heads: whether courses ever drop heads.
+        zero_pruned: as :meth:`~dynattn.pruning.Pruning.apply` takes it.
 
     Yields:
         Records what each forward did.
@@ -48,7 +51,7 @@ def pruned(model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: 
     layout = find(model)
     if any(block.attention in _active for block in layout.blocks):
         raise ValueError("pruning: the model is being pruned already: leave that context first; methods do not nest")
-    session = _Session(layout, begin)
+    session = _Session(layout, begin, zero_pruned)
     with ExitStack() as undo:
         for index, block in enumerate(layout.blocks):
             session.attach(index, block, undo, prunes_heads)
@@ -58,9 +61,10 @@ def pruned(model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: 
 class _Session:
     """The hooks of one context, and the state of the forward that is under way."""
 
-    def __init__(self, layout: Layout, begin: Callable[[Start], Course]) -> None:
+    def __init__(self, layout: Layout, begin: Callable[[Start], Course], zero_pruned: bool) -> None:
         self.layout = layout
         self.begin = begin
+        self.zero_pruned = zero_pruned
         self.trace = Trace()
         self.signature = inspect.signature(layout.blocks[0].layer.forward)
         self.implementation = ""  # the model's own, while a layer of it runs
@@ -147,7 +151,10 @@ class _Session:
         if index + 1 < len(self.layout.blocks):
             self._go_on(decision)
         else:
-            self.trace.add(Forward(tuple(self.work), self.depth))
+            done = Forward(tuple(self.work), self.depth)
+            self.trace.add(done)
+            if self.zero_pruned and not tokens.whole:
+                full = full * done.survivors.unsqueeze(-1)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _record(self, index: int, left: Tensor) -> None:
