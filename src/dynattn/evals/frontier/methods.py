@@ -1,0 +1,102 @@
+"""The methods that take part, and their names at a budget: one table.
+
+A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
+density. What they keep is measured; a method whose density follows the data, or that adds a window, lands beside the
+budget, and the report shows where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dynattn.evals.frontier.cell import Entry
+from dynattn.evals.models import Kind
+from dynattn.methods import parse
+
+BUDGETS = (1 / 2, 1 / 4, 1 / 8)
+"""Densities at which methods are compared by default."""
+
+BASELINES = ("random", "fixed")
+"""Families that look at nothing: a method that chooses has to beat them at the same budget."""
+
+_LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
+
+
+class _Place(NamedTuple):
+    """What a name may depend on."""
+
+    budget: float
+    length: int
+    causal: bool
+
+
+def _nm(suffix: str) -> Callable[[_Place], str]:
+    return lambda place: f"nm-1-{round(1 / place.budget)}{suffix}"
+
+
+def _nm_window(place: _Place) -> str:
+    """A window of 1/16 of the keys (1/32 to each side), and the first keys."""
+    return f"nm-1-{round(1 / place.budget)}-w{max(4, place.length // 32)}-s{4 if place.causal else 1}"
+
+
+FAMILIES: dict[str, Callable[[_Place], str]] = {
+    "N:M": _nm(""),
+    "N:M, stride 16": _nm("-x16"),
+    "N:M, window": _nm_window,
+}
+"""Name of each family's method at a budget."""
+
+
+def entries(kind: Kind, tokens: int | None, budgets: Sequence[float], families: Sequence[str] = ()) -> list[Entry]:
+    """The methods of the table for one exam.
+
+    Args:
+        kind: the model's.
+        tokens: of the exam's texts; None where its inputs have one size.
+        budgets: shares of the pairs, each 1 over a whole number of at least 2.
+        families: of the table; all where empty.
+
+    Returns:
+        One entry a family and budget.
+
+    Raises:
+        ValueError: a budget is not 1 over a whole number, or there is no such family.
+    """
+    for budget in budgets:
+        if not 0 < budget <= 0.5 or abs(1 / budget - round(1 / budget)) > 1e-9:
+            raise ValueError(
+                f"frontier: a budget must be 1 over a whole number of at least 2: got {budget:g}; try 0.5, 0.25 or 0.125"
+            )
+    for family in families:
+        if family not in FAMILIES:
+            raise ValueError(f"frontier: family must be one of {'; '.join(FAMILIES)}: got {family!r}")
+    length = _LENGTHS[kind] if tokens is None else tokens
+    return [
+        Entry(
+            name=parse(FAMILIES[family](_Place(budget, length, kind == "decoder"))).name, family=family, budget=budget
+        )
+        for family in families or FAMILIES
+        for budget in budgets
+    ]
+
+
+def named(names: Sequence[str]) -> list[Entry]:
+    """Methods that were asked for by name: each a family of its own.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    chosen = dict.fromkeys(parse(name).name for name in names)
+    return [Entry(name=name, family=name, budget=None) for name in chosen]
+
+
+def window(budget: float, length: int, causal: bool) -> int:
+    """The window of this library's methods (each key less than so far away) that holds a share of the allowed pairs.
+
+    Without a causal mask 2w - 1 keys of n are within it; with one, w of the keys before the query, and fewer at the
+    start: w/n · (2 - w/n) of the pairs.
+    """
+    share = 1 - math.sqrt(1 - budget) if causal else budget / 2
+    return max(1, round(share * length))
