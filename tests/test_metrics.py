@@ -5,7 +5,8 @@ import torch
 
 import dynattn
 from dynattn import NM, metrics
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 
 def inputs(seed=0, heads=4, kv_heads=2, length=37, dim=8, dtype=torch.float32):
@@ -21,7 +22,7 @@ def test_kept_mass_and_density_agree_with_the_method():
     mask[0, 0, 5] = False  # an empty row
     _, aux = dynattn.attention(query, key, value, NM(2, 4), attn_mask=mask, causal=True, return_aux=True)
     s = reference.scores(query, key, mask, True, 8**-0.5)
-    kept = reference.choose(s, NM(2, 4))
+    kept = choose(s, NM(2, 4))
     assert torch.allclose(metrics.kept_mass(s, kept), aux.kept_mass, atol=1e-5)
     assert torch.allclose(metrics.density(s, kept), aux.density, atol=1e-6)
 

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dynattn
 from dynattn import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 BACKENDS = ("cpu", "reference")
 
@@ -211,7 +212,7 @@ def test_the_kernels_gradient_is_the_references() -> None:
     """And the reference's is autograd's through its own forward, the choice held fixed."""
     query, key, value = (x.detach().double().requires_grad_() for x in inputs(9, 14))
     s = reference.scores(query, key, None, False, 0.25)
-    kept = reference.choose(s.detach(), NM(1, 2))
+    kept = choose(s.detach(), NM(1, 2))
     out = reference.forward(query, key, value, NM(1, 2), scale=0.25, kept=kept).out
     want = torch.autograd.grad(out.sin().sum(), (query, key, value))
     close(torch.autograd.grad(loss(query, key, value, scale=0.25), (query, key, value)), want, 1e-12)

@@ -19,7 +19,8 @@ from dynattn.bench.peers import peers
 from dynattn.bench.timing import interleaved
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=64, sinks=4))
 TINY = Workload(heads=2, q_len=64, head_dim=64, dtype="bfloat16", causal=True)  # for a run without a device
@@ -128,7 +129,7 @@ def _by_kernels(method: NM, causal: bool, query: Tensor, key: Tensor, value: Ten
 def _defined(method: NM, causal: bool, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Unfused, in the element type, with the exact choice: the same computation by plain PyTorch."""
     q, k = query.detach().double(), key.detach().double()
-    kept = reference.choose(reference.scores(q, k, None, causal, q.shape[-1] ** -0.5), method)
+    kept = choose(reference.scores(q, k, None, causal, q.shape[-1] ** -0.5), method)
     scores = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~kept, -math.inf)
     return scores.softmax(-1) @ value
 

@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from dynattn.methods import NM, Method
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, parse
 from dynattn.ops import transforms
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
+from dynattn.ops.pairs import pair_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_HEAD_DIM = 256
@@ -104,18 +105,26 @@ def attention(
     """
     query, key, value = _autocast(query, key, value)
     problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
-    nm, chosen = problem.method, route(problem, backend)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    chosen = route(problem, backend)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, is_causal=causal, scale=factor, enable_gqa=query.shape[1] != key.shape[1]
         )
-    call = transforms.NMAttention.apply if transforms.active() else nm_attention
-    out, logsumexp, kept_mass, kept, allowed = call(
-        query, key, value, attn_mask, _seed(dropout_p, seed, query.device),
-        nm.n, nm.m, nm.window, nm.sinks, nm.stride, causal, scale, float(dropout_p),
-        return_aux, problem.needs_grad, chosen,
-    )  # fmt: skip
+    if isinstance(method, MixingMethod):
+        with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+            return method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
+    tensors = (query, key, value, attn_mask, _seed(dropout_p, seed, query.device))
+    if isinstance(method, NM):
+        call = transforms.NMAttention.apply if transforms.active() else nm_attention
+        out, logsumexp, kept_mass, kept, allowed = call(
+            *tensors, method.n, method.m, method.window, method.sinks, method.stride, causal, factor, float(dropout_p),
+            return_aux, problem.needs_grad, chosen,
+        )  # fmt: skip
+    else:
+        out, logsumexp, kept_mass, kept, allowed = pair_attention(
+            *tensors, method.name, causal, factor, float(dropout_p), return_aux
+        )
     if not return_aux:
         return out
     pairs = allowed.sum(-1)
@@ -180,8 +189,8 @@ def _check(
             "attention: query, key and value must be tensors: got "
             f"{type(query).__name__}, {type(key).__name__}, {type(value).__name__}; convert with torch.as_tensor()"
         )
-    if not isinstance(method, NM):
-        raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
+    if not isinstance(method, NM):  # which needs no further look
+        _check_method(method, aux, dropout_p)
     q, k, v = query.shape, key.shape, value.shape
     if not _shapes_fit(q, k, v):
         _refuse_shapes(q, k, v)
@@ -212,6 +221,26 @@ def _check(
         device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
         needs_grad,
     )  # fmt: skip
+
+
+def _check_method(method: Method, aux: bool, dropout_p: float) -> None:
+    if not isinstance(method, (PairMethod, MixingMethod)):
+        raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
+    if not torch.compiler.is_compiling() and parse(method.name) != method:
+        raise ValueError(
+            f"attention: parse(method.name) must be the method: got {parse(method.name)!r} for {method.name!r}, not "
+            f"{method!r}; make name and from_name() of {type(method).__name__} hold all of its fields"
+        )
+    if transforms.active():
+        raise NotImplementedError(
+            f"attention: torch.func takes N:M attention alone: got {method.name}; call backward() in its place"
+        )
+    if isinstance(method, MixingMethod) and (aux or dropout_p != 0):
+        what = "return_aux=True" if aux else f"dropout_p={dropout_p}"
+        raise ValueError(
+            f"attention: {what} needs a method that keeps pairs: {method.name} keeps none; leave it out, and see "
+            "dynattn.metrics.relative_error for what such a method loses"
+        )
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:

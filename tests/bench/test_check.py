@@ -12,7 +12,7 @@ from dynattn.bench.cases import Workload
 from dynattn.bench.check import Checker
 from dynattn.bench.peers import peers
 from dynattn.methods import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 WORKLOADS = [
     Workload(heads=2, q_len=40, head_dim=16),

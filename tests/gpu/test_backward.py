@@ -15,7 +15,8 @@ from torch import Tensor
 from dynattn import NM, attention
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, stride=16))
 LENGTHS = ((1, 1), (63, 65), (65, 1), (111, 384), (384, 111), (130, 129), (1, 1024), (5, 0))
@@ -90,7 +91,7 @@ def check(
     want = reference.backward(grad_out, grad_logsumexp, *exact, method, exact_mask, causal, scale)
     offset = key.shape[2] - query.shape[2]
     s = reference.scores(exact[0], exact[1], exact_mask, causal, scale, offset)
-    near = plain(tensors, incoming, reference.choose(s, method, offset), s, out, logsumexp, scale)
+    near = plain(tensors, incoming, choose(s, method, offset), s, out, logsumexp, scale)
     for name, mine, right, of_plain in zip(("query", "key", "value", "mask"), got, want, near, strict=False):
         bound = 2 * largest(of_plain.double() - right) + torch.finfo(mine.dtype).eps / 2 * largest(right)
         assert largest(mine.double() - right) <= bound, name

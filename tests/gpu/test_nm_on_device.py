@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dynattn import NM, attention, explain
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 HALF = (torch.bfloat16, torch.float16)
 METHODS = (
@@ -70,7 +71,7 @@ def check(
     right = reference.forward(query.double(), key.double(), value.double(), method, exact_mask, causal)
     offset = key.shape[2] - query.shape[2]
     s = reference.scores(query.double(), key.double(), exact_mask, causal, query.shape[-1] ** -0.5, offset)
-    of_plain = plain(query, key, value, reference.choose(s, method, offset), mask, causal)
+    of_plain = plain(query, key, value, choose(s, method, offset), mask, causal)
     bound = 2 * largest(of_plain.double() - right.out) + torch.finfo(query.dtype).eps / 2 * largest(right.out)
     assert largest(out.double() - right.out) <= bound
     assert largest(alone.double() - right.out) <= bound

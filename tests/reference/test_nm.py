@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dynattn import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 CASES = [
     NM(2, 4), NM(1, 2), NM(3, 7), NM(1, 32), NM(4, 4),
@@ -73,20 +74,20 @@ def test_equals_the_loop(method: NM, causal: bool, mask_kind: str) -> None:
     torch.testing.assert_close(result.logsumexp, logsumexp)
     torch.testing.assert_close(result.kept_mass, mass)
     assert torch.equal(result.kept, kept.sum(-1, dtype=torch.int32))
-    chosen = reference.choose(reference.scores(query, key, mask, causal, -0.7, offset=6), method, offset=6)
+    chosen = choose(reference.scores(query, key, mask, causal, -0.7, offset=6), method, offset=6)
     assert torch.equal(chosen, kept)
 
 
 def test_ties_go_to_the_lower_index() -> None:
-    kept = reference.choose(torch.zeros(1, 1, 1, 10), NM(2, 4))
+    kept = choose(torch.zeros(1, 1, 1, 10), NM(2, 4))
     assert kept.flatten().nonzero().flatten().tolist() == [0, 1, 4, 5, 8, 9]
-    kept = reference.choose(torch.zeros(1, 1, 1, 17), NM(1, 2, stride=3))  # groups 0 3, 1 4, 2 5; …; 12 15, 13 16, 14
+    kept = choose(torch.zeros(1, 1, 1, 17), NM(1, 2, stride=3))  # groups 0 3, 1 4, 2 5; …; 12 15, 13 16, 14
     assert kept.flatten().nonzero().flatten().tolist() == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
 def test_masked_keys_never_win_and_tails_keep_what_they_have() -> None:
     s = torch.tensor([-math.inf, -5.0, -math.inf, -math.inf, 1.0])
-    assert reference.choose(s.view(1, 1, 1, 5), NM(2, 4)).flatten().tolist() == [False, True, False, False, True]
+    assert choose(s.view(1, 1, 1, 5), NM(2, 4)).flatten().tolist() == [False, True, False, False, True]
 
 
 def test_kept_mass_of_rows_under_the_lowest_bias() -> None:
@@ -108,7 +109,7 @@ def test_nan_in_a_value_reaches_only_the_rows_that_keep_it() -> None:
     query, key, value = torch.randn(3, 1, 1, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
     value[0, 0, 2] = math.nan
     s = reference.scores(query, key, None, False, 8**-0.5)
-    keeps = reference.choose(s, NM(1, 2))[0, 0, :, 2]
+    keeps = choose(s, NM(1, 2))[0, 0, :, 2]
     assert 0 < keeps.sum() < 8
     out = reference.forward(query, key, value, NM(1, 2)).out[0, 0]
     assert torch.equal(out.isnan().all(-1), keeps)

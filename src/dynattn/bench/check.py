@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dynattn.bench.cases import Workload
 from dynattn.methods.nm import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 _BLOCKS, _ROWS = 5, 5  # rows are checked in blocks, no multiple of a kernel's tile; first and last row included
 
@@ -88,7 +89,7 @@ class Checker:
         offset = workload.kv_len - workload.q_len + rows.start
         query, key, value = self._exact
         query = query[:, :, rows]
-        kept = reference.choose(reference.scores(query, key, None, workload.causal, scale, offset), method, offset)
+        kept = choose(reference.scores(query, key, None, workload.causal, scale, offset), method, offset)
         want = reference.forward(query, key, value, method, None, workload.causal, scale, offset, kept).out
         query, key, value = self._inputs
         key, value = (x.repeat_interleave(workload.heads // workload.kv_heads, dim=1) for x in (key, value))

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynattn.bench.cases import Workload
 from dynattn.bench.check import Check
 from dynattn.methods.nm import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 _UNITS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}  # sums round in float32, half types once more
 _MAX_PAIRS = 1 << 24  # of the heads compared: beyond, float64 scores would not fit

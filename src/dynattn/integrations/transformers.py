@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.functional import attention
-from dynattn.methods import NM, Method, parse
+from dynattn.methods import Method, PairMethod, parse
 
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
@@ -137,7 +137,7 @@ def _mask(
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
     may_skip = kwargs.get("allow_is_bidirectional_skip")  # None where the mask is causal
-    if may_skip is None and isinstance(method, NM) and method.window:
+    if may_skip is None and isinstance(method, PairMethod) and method.looks_at_positions:
         _refuse_free_slots(q_offset, q_length, kv_offset + kv_length, method)
     if q_length not in (1, kv_length):
         kwargs["allow_is_causal_skip"] = False
@@ -146,7 +146,7 @@ def _mask(
     return mask[:, :, :1] if mask is not None and per_key else mask
 
 
-def _refuse_free_slots(q_offset: Any, q_length: int, end: int, method: NM) -> None:
+def _refuse_free_slots(q_offset: Any, q_length: int, end: int, method: Method) -> None:
     """A static cache ends in free slots, and a window that is counted from its end would lie on those."""
     if (torch.compiler.is_compiling() and isinstance(q_offset, Tensor)) or int(q_offset) + q_length != end:
         raise ValueError(

@@ -1,19 +1,99 @@
-"""What every method shares: a name that round-trips, and being immutable."""
+"""What methods share: a name that round-trips, and the two kinds there are."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+from typing_extensions import Self
+
+
+class Rows(NamedTuple):
+    """A block of queries, and what a choice may look at besides their scores.
+
+    Attributes:
+        query: (batch, heads, rows, head_dim), the block.
+        key: (batch, heads, kv_len, head_dim), all keys, each repeated for the query heads that share it.
+        offset: position of the first query of the block on the key axis.
+        scale: factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    offset: int
+    scale: float
 
 
 class Method(ABC):
-    """What to keep of the attention weights. Subclasses are frozen dataclasses, one file each."""
+    """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """Short form, as in ``nm-2-4``; :func:`dynattn.methods.parse` turns it back into the method."""
 
-    @property
+    @classmethod
     @abstractmethod
+    def from_name(cls, name: str) -> Self | None:
+        """The method that ``name`` stands for, or None where it is not a name of this class."""
+
+    @property
     def keeps_everything(self) -> bool:
         """True where the method is dense attention exactly."""
+        return False
+
+
+class PairMethod(Method):
+    """Keeps some of the pairs of query and key; the output is the softmax over the kept ones, times V.
+
+    Attributes:
+        rows_together: the choice is made for aligned runs of so many consecutive queries; 1 for each query by itself.
+    """
+
+    rows_together: ClassVar[int] | property = 1
+
+    @abstractmethod
+    def choose(self, scores: Tensor, rows: Rows) -> Tensor:
+        """The kept pairs of a block of queries: the method's definition.
+
+        A block begins at a multiple of ``rows_together`` queries. The choice must not depend on how queries are cut
+        into blocks, nor on anything but the arguments: the gradient makes it again.
+
+        Args:
+            scores: ``scale · QKᵀ + bias``, (batch, heads, rows, kv_len), -inf where the pair is not allowed.
+            rows: the queries and keys themselves, and where they stand.
+
+        Returns:
+            bool, of the shape of ``scores``. What is not allowed is never kept, whatever this says.
+        """
+
+    @property
+    def looks_at_positions(self) -> bool:
+        """Whether the choice depends on where queries stand among the keys, as a window does."""
+        return False
+
+
+class MixingMethod(Method):
+    """Computes something else than a softmax over kept pairs: linear attention, sparse plus low rank."""
+
+    @abstractmethod
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        """The method's definition, differentiable; arguments are checked, as :func:`dynattn.attention` takes them.
+
+        Args:
+            query: (batch, heads, q_len, head_dim).
+            key: (batch, kv_heads, kv_len, head_dim).
+            value: (batch, kv_heads, kv_len, value_dim).
+            attn_mask: broadcasts to (batch, heads, q_len, kv_len): bool (True: allowed) or float (added), or None.
+            causal: forbid keys after the query, aligned bottom-right.
+            scale: factor of the scores.
+
+        Returns:
+            (batch, heads, q_len, value_dim), in the dtype of ``query``.
+
+        Raises:
+            ValueError: the method is not defined for such a mask.
+        """

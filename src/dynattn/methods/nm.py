@@ -11,7 +11,11 @@ import re
 from dataclasses import dataclass
 from typing import final
 
-from dynattn.methods.base import Method
+from torch import Tensor
+
+from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.registry import register
+from dynattn.reference import nm as reference
 
 MAX_M = 32
 MAX_STRIDE = 64
@@ -21,8 +25,9 @@ _NAME = re.compile(r"nm-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?:-w(?P<wind
 
 
 @final
+@register
 @dataclass(frozen=True)
-class NM(Method):
+class NM(PairMethod):
     """Keep the N largest scores of every group of M keys, chosen per query.
 
     The key axis is cut into blocks of M·stride keys, ``[0, M·stride), [M·stride, 2M·stride), …``, and each block into
@@ -95,3 +100,12 @@ class NM(Method):
             return cls(1, 1)
         match = _NAME.fullmatch(name)
         return cls(**{field: int(part) for field, part in match.groupdict().items() if part}) if match else None
+
+    def choose(self, scores: Tensor, rows: Rows) -> Tensor:
+        """As :func:`dynattn.reference.nm.choose`."""
+        return reference.choose(scores, self, rows.offset)
+
+    @property
+    def looks_at_positions(self) -> bool:
+        """True where there is a window."""
+        return self.window > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 
 def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from dynattn.kernels import cpu, cuda
-from dynattn.methods.nm import NM
+from dynattn.methods import NM, Method, MixingMethod
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FASTEST_FIRST = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "sdpa")}
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    method: NM
+    method: Method
     masked: bool
     square_or_not_causal: bool
     aux: bool
@@ -119,7 +119,13 @@ class _Backend(NamedTuple):
     cannot: Callable[[Problem], str | None]
 
 
+def _no_kernel(method: Method) -> str:
+    return f"its kernels compute N:M attention, and {method.name} is another method"
+
+
 def _cpu_cannot(problem: Problem) -> str | None:
+    if not isinstance(problem.method, NM):
+        return _no_kernel(problem.method)
     if problem.device.type != "cpu":
         return f"tensors are on {problem.device}"
     if problem.dtype not in _KERNEL_DTYPES:
@@ -140,6 +146,8 @@ def _isa_cannot(isa: str) -> Callable[[Problem], str | None]:
 
 
 def _cuda_cannot(problem: Problem) -> str | None:
+    if not isinstance(problem.method, NM):
+        return _no_kernel(problem.method)
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
     if problem.dropout:
@@ -150,7 +158,7 @@ def _cuda_cannot(problem: Problem) -> str | None:
 
 def _cuda_what(problem: Problem) -> str:
     rounded = problem.dtype == torch.float32
-    dense = problem.method.keeps_everything or (rounded and problem.method.m == 4)
+    dense = problem.method.keeps_everything or (rounded and cast(NM, problem.method).m == 4)
     what = f"fused CUDA kernel on {'' if dense else 'sparse '}tensor cores"
     return f"{what}, float32 rounded to TF32" if rounded else what
 
@@ -169,6 +177,11 @@ def _sdpa_cannot(problem: Problem) -> str | None:
     return None
 
 
+def _reference_what(problem: Problem) -> str:
+    mixing = isinstance(problem.method, MixingMethod)
+    return "plain PyTorch" if mixing else "plain PyTorch, a block of queries at a time"
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -181,5 +194,5 @@ _BACKENDS = {
     },
     "cuda": _Backend(_cuda_what, _cuda_cannot),
     "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
-    "reference": _Backend(lambda _: "plain PyTorch, a block of queries at a time", lambda _: None),
+    "reference": _Backend(_reference_what, lambda _: None),
 }

@@ -1,7 +1,7 @@
 """``torch.ops.dynattn.nm_attention``: schema, fake, device implementations and gradient.
 
 Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backend of the operator computes
-:mod:`dynattn.reference.nm`; memory stays linear in length in all of them.
+:mod:`dynattn.reference.pairs` of :mod:`dynattn.reference.nm`'s choice; memory stays linear in length in all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _forward_cpu(
 ) -> tuple[Tensor, ...]:
     *pattern, aux, needs_grad, backend = rest
     if backend == "reference":
-        return plain.forward(query, key, value, attn_mask, seed, Pattern(*pattern), aux)
+        return plain.forward(query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
     outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     cpu.nm_forward(
@@ -47,6 +47,10 @@ def _forward_cpu(
         Pattern(*pattern), _isa(backend), seed=_integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
+
+
+def _call(pattern: Pattern) -> plain.Call:
+    return plain.Call(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
 
 
 def _isa(backend: str) -> str:
@@ -71,7 +75,7 @@ def _forward_cuda(
     *pattern, aux, needs_grad, backend = rest
     # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
-        return plain.forward(query, key, value, attn_mask, seed, Pattern(*pattern), aux)
+        return plain.forward(query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
     outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     cuda.nm_forward(
@@ -98,7 +102,7 @@ def _backward(
     pattern = Pattern(*arguments)
     if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query, seed)):
         return plain.backward(
-            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, pattern, mask_needs_grad
+            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(pattern), mask_needs_grad
         )  # fmt: skip
     return _run_backward(
         kernel(pattern, backend, _integer(seed)),

@@ -1,24 +1,42 @@
-"""The operator in plain PyTorch: the definition, a block of queries at a time, so that memory is linear in length."""
+"""The operators in plain PyTorch: the definition, a block of queries at a time, so that memory is linear in length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from dynattn.kernels.pattern import Pattern
+from dynattn.methods.base import PairMethod
 from dynattn.ops import buffers
 from dynattn.reference import dropout
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 _BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MB of float32 a temporary
 
 
-def _rows_at_a_time(query: Tensor, key: Tensor) -> Iterator[range]:
-    """Blocks of queries whose scores fit in ``_BLOCK_SCORES``."""
+class Call(NamedTuple):
+    """What a call computes besides its tensors.
+
+    Attributes:
+        method: what to keep.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores.
+        dropout_p: probability of dropping a kept weight.
+    """
+
+    method: PairMethod
+    causal: bool
+    scale: float
+    dropout_p: float
+
+
+def _rows_at_a_time(query: Tensor, key: Tensor, method: PairMethod) -> Iterator[range]:
+    """Blocks of queries whose scores fit in ``_BLOCK_SCORES``, cut where the method allows it."""
     batch, heads, q_len, _ = query.shape
-    step = max(1, _BLOCK_SCORES // max(1, batch * heads * key.shape[2]))
+    together = cast(int, method.rows_together)
+    step = max(1, _BLOCK_SCORES // max(1, batch * heads * key.shape[2] * together)) * together
     return (range(start, min(start + step, q_len)) for start in range(0, q_len, step))
 
 
@@ -36,18 +54,18 @@ def _drops(query: Tensor, key: Tensor, seed: Tensor | None, rows: range, dropout
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, pattern: Pattern,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, call: Call,
     aux: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """``nm_attention`` by the definition; arguments and results are the operator's."""
+    """The operator's forward by the definition; tensors and results are the operator's."""
     outputs = buffers.outputs(query, value, aux)
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
-        for block in _rows_at_a_time(query, key):
+        for block in _rows_at_a_time(query, key, call.method):
             rows = slice(block.start, block.stop)
             result = reference.forward(
-                query[:, :, rows], key, value, pattern.method, _mask_rows(attn_mask, rows), pattern.causal,
-                pattern.scale, offset=key.shape[2] - query.shape[2] + block.start,
-                drops=_drops(query, key, seed, block, pattern.dropout_p),
+                query[:, :, rows], key, value, call.method, _mask_rows(attn_mask, rows), call.causal,
+                call.scale, offset=key.shape[2] - query.shape[2] + block.start,
+                drops=_drops(query, key, seed, block, call.dropout_p),
             )  # fmt: skip
             for output, part in zip(outputs if aux else outputs[:2], result, strict=False):
                 output[:, :, rows] = part
@@ -56,21 +74,21 @@ def forward(
 
 def backward(
     grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    seed: Tensor | None, pattern: Pattern, mask_needs_grad: bool,
+    seed: Tensor | None, call: Call, mask_needs_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """``nm_attention_backward`` by the definition; arguments and results are the operator's."""
+    """The operator's backward by the definition; tensors and results are the operator's."""
     dtype = reference.arithmetic_dtype(query.dtype)
     gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
     d_query, *rest = gradients
     d_key, d_value, d_mask = (torch.zeros_like(x, dtype=dtype) for x in rest)  # summed in the arithmetic's dtype
     with torch.autocast(query.device.type, enabled=False):
-        for block in _rows_at_a_time(query, key):
+        for block in _rows_at_a_time(query, key, call.method):
             rows = slice(block.start, block.stop)
             grad = reference.backward(
-                grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, pattern.method,
-                _mask_rows(attn_mask, rows), pattern.causal, pattern.scale,
+                grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, call.method,
+                _mask_rows(attn_mask, rows), call.causal, call.scale,
                 offset=key.shape[2] - query.shape[2] + block.start,
-                drops=_drops(query, key, seed, block, pattern.dropout_p),
+                drops=_drops(query, key, seed, block, call.dropout_p),
             )  # fmt: skip
             d_query[:, :, rows] = grad.query
             d_key += grad.key

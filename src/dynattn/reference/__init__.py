@@ -1,1 +1,1 @@
-"""The definitions in plain PyTorch, one file a method: what the kernels are tested against."""
+"""The definitions in plain PyTorch: what the kernels are tested against."""

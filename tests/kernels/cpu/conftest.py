@@ -13,7 +13,7 @@ from torch import Tensor
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 ISAS = ("avx512", "avx2", "portable")
 

@@ -13,7 +13,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.reference import dropout
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
 
 PATTERNS = (
     NM(1, 2), NM(2, 4), NM(1, 2, stride=16), NM(2, 4, stride=16), NM(1, 2, window=9, sinks=3), NM(2, 4, stride=3),

@@ -15,7 +15,8 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 SCHEDULES = [Schedule(reversed, eager) for reversed in (False, True) for eager in (False, True)]
 GUARD = 64  # elements before and after each output that must stay as they are
@@ -135,7 +136,7 @@ def plain(problem: Problem) -> Tensor:
     p = problem
     rounded = tf32 if p.query.dtype == torch.float32 else lambda x: x.to(p.query.dtype).float()
     s = reference.scores(rounded(p.query), rounded(p.key), p.mask, p.causal, p.scale, p.key.shape[2] - p.query.shape[2])
-    kept = reference.choose(s, p.method, p.key.shape[2] - p.query.shape[2])
+    kept = choose(s, p.method, p.key.shape[2] - p.query.shape[2])
     s = s.masked_fill(~kept, -math.inf)
     top = s.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     weights = (s - top).exp()

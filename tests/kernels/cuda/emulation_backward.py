@@ -17,7 +17,8 @@ from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, prepare_backward
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are
@@ -144,7 +145,7 @@ def plain(problem: BackwardProblem, out: Tensor, logsumexp: Tensor) -> reference
     p = problem.forward
     offset, heads, kv_heads = p.key.shape[2] - p.query.shape[2], p.query.shape[1], p.key.shape[1]
     s = reference.scores(p.query, p.key, p.mask, p.causal, p.scale, offset)
-    kept = reference.choose(s, p.method, offset)
+    kept = choose(s, p.method, offset)
     weights = (s - logsumexp.unsqueeze(-1)).exp().where(kept, 0.0)
     repeat = lambda x: x.float().repeat_interleave(heads // kv_heads, 1)  # noqa: E731
     q, k, v, d_out = p.query.float(), repeat(p.key), repeat(p.value), problem.grad_out.float()

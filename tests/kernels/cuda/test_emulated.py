@@ -14,7 +14,8 @@ from emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, ru
 from dynattn import NM
 from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 
@@ -188,7 +189,7 @@ def test_chosen_keys(method: NM) -> None:
     s = reference.scores(problem.query, problem.key, None, False, problem.scale)
     s = s / 1024  # of rounded weights none is 0
     shown = run(replace(problem, scale=problem.scale / 1024)).out > 0
-    assert torch.equal(shown, reference.choose(s, method))
+    assert torch.equal(shown, choose(s, method))
     groups = s.unflatten(-1, (-1, method.m, method.stride)).transpose(-1, -2)
     ties = (groups.unsqueeze(-1) == groups.unsqueeze(-2)).sum((-1, -2)) > method.m
     assert ties.float().mean() > 0.05, "the case must have ties"

@@ -13,7 +13,8 @@ import dynattn
 from dynattn import metrics, theory
 from dynattn.integrations.transformers import Call
 from dynattn.methods.nm import NM
-from dynattn.reference import nm as reference
+from dynattn.reference import pairs as reference
+from dynattn.reference.nm import choose
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def scores(call: Call, head: int) -> Tensor:
 
 def choice(s: Tensor, method: NM) -> Tensor:
     """The pairs that the method keeps of scores (q_len, kv_len)."""
-    return reference.choose(s[None, None], method, offset=s.shape[1] - s.shape[0])[0, 0]
+    return choose(s[None, None], method, offset=s.shape[1] - s.shape[0])[0, 0]
 
 
 def spread(s: Tensor, allowed: Tensor) -> float:

@@ -1,0 +1,65 @@
+"""Methods by name: what :func:`parse` knows, and how a method of one's own joins it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TypeVar
+
+from dynattn.methods.base import Method
+
+_Class = TypeVar("_Class", bound=type[Method])
+
+_classes: list[type[Method]] = []
+_parsed: dict[str, Method] = {}
+
+
+def register(cls: _Class) -> _Class:
+    """Make a class of methods known by its names, everywhere that methods are named. A class decorator.
+
+        @dynattn.methods.register
+        @dataclass(frozen=True)
+        class Nearest(PairMethod): ...
+
+    Args:
+        cls: a subclass of :class:`~dynattn.methods.Method`. Registering it again, as a notebook does, replaces it.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: it is no such class.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise TypeError(f"register: cls must be a subclass of dynattn.methods.Method: got {cls!r}")
+    _classes[:] = [known for known in _classes if (known.__module__, known.__qualname__) != _path(cls)] + [cls]
+    _parsed.clear()
+    return cls
+
+
+def _path(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
+@cache
+def parse(name: str) -> Method:
+    """The method that a short name stands for.
+
+    Args:
+        name: ``dense``, ``nm-2-4``, ``nm-1-2-x16-w64-s4`` (stride 16, window 64, 4 sinks), …
+
+    Returns:
+        The method; ``parse(method.name)`` computes what ``method`` computes.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    if name in _parsed:
+        return _parsed[name]
+    for cls in _classes:
+        method = cls.from_name(name)
+        if method is not None:
+            return _parsed.setdefault(name, method)
+    raise ValueError(
+        f"parse: name must be a method's short name: got {name!r}; use 'dense', 'nm-N-M' or 'nm-N-M-xX-wW-sS', "
+        "as in 'nm-2-4' or 'nm-1-2-x16-w64-s4', and register() for a method of your own"
+    )
