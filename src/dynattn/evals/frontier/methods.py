@@ -67,7 +67,7 @@ def entries(kind: Kind, tokens: int | None, budgets: Sequence[float], families: 
     for budget in budgets:
         if not 0 < budget <= 0.5 or abs(1 / budget - round(1 / budget)) > 1e-9:
             raise ValueError(
-                f"frontier: a budget must be 1 over a whole number of at least 2: got {budget:g}; try 0.5, 0.25 or 0.125"
+                f"frontier: a budget must be 1 over a whole number of at least 2: got {budget:g}; try 0.5 or 0.25"
             )
     for family in families:
         if family not in FAMILIES:

@@ -60,14 +60,15 @@ class Store:
             | found
         )
         self.found = merge([base, more])
-        self.save()
+        save(self.found, self._path)
 
-    def save(self) -> None:
-        """Write the file; a kill leaves the one before or this one, whole."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        part.write_text(self.found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(part, self._path)
+
+def save(found: Frontier, path: Path) -> None:
+    """Write a record; a kill leaves the one before or this one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def load(path: Path) -> Frontier:

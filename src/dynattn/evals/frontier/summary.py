@@ -123,11 +123,11 @@ def exams(found: Frontier, phase: Phase) -> list[Sheet]:
     return sorted(chosen, key=lambda sheet: (sheet.exam.task, sheet.exam.tokens or 0, len(sheet.items)))
 
 
-def titles(sheets: Sequence[Sheet]) -> dict[Exam, str]:
-    """Titles that tell exams apart: with the number of items where a task was asked in two sizes."""
+def titles(sheets: Sequence[Sheet]) -> dict[str, str]:
+    """Titles that tell exams apart, by address: with the number of items where a task was asked in two sizes."""
     given = [sheet.exam.title for sheet in sheets]
     return {
-        sheet.exam: sheet.exam.title + (f" ({len(sheet.items)} items)" if given.count(sheet.exam.title) > 1 else "")
+        sheet.exam.key: sheet.exam.title + (f" ({len(sheet.items)} items)" if given.count(sheet.exam.title) > 1 else "")
         for sheet in sheets
     }
 
@@ -199,7 +199,7 @@ def _leads(found: Frontier, own: Sequence[Result], grouped: dict[str, list[Resul
         label = Entry(name=family, family=family, budget=entry.budget).label
         others = {result.sheet.exam: result.grade.scores for result in grouped.get(label, ())}
         over = [
-            lead(mine.grade.scores, others[exam], _dense(found, exam).scores, mine.sheet.higher_is_better)  # fmt: skip
+            lead(mine.grade.scores, others[exam], _dense(found, exam).scores, mine.sheet.higher_is_better)
             for mine in own
             if (exam := mine.sheet.exam) in others
         ]

@@ -4,12 +4,14 @@
                                                                scored = kept    for one that goes by position
 
 A method that keeps the largest scores has to know them all: its choosing is the product QKᵀ that dense attention pays
-as well. What a kernel really executes, and how fast, is another matter: time is measured beside it.
+as well. A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how
+fast, is another matter: time is measured beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,18 +21,18 @@ from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
-from dynattn.methods import Method
+from dynattn.methods import Method, MixingMethod
 
 BY_POSITION: tuple[type[Method], ...] = ()
 """Methods that choose without looking at the scores."""
 
 
 class _Seen(NamedTuple):
-    """One attention call: pairs kept, FLOPs, kept mass of each query."""
+    """One attention call: FLOPs; pairs kept and kept mass of each query, where there are pairs."""
 
-    pairs: float
     flops: float
-    mass: torch.Tensor
+    pairs: float | None
+    mass: torch.Tensor | None
 
 
 @torch.inference_mode()
@@ -47,8 +49,6 @@ def look(pretrained: Pretrained, examples: Sequence[Inputs]) -> Work:
     Raises:
         ValueError: the model made no call of dynattn.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     seen: list[_Seen] = []
     with observing(lambda call: seen.append(_see(call))):
         for inputs in examples:
@@ -58,14 +58,14 @@ def look(pretrained: Pretrained, examples: Sequence[Inputs]) -> Work:
             f"look: the model must call dynattn: {type(pretrained.model).__name__} made no call; take a model whose "
             "attention comes from Transformers' interface"
         )
-    with FlopCounterMode(display=False) as counter:
-        for inputs in examples:
-            pretrained.model(**inputs)
-    rest = sum(flops for operator, flops in counter.get_flop_counts()["Global"].items() if not _attends(operator))
+    rest = sum(_counted(lambda inputs=inputs: pretrained.model(**inputs)) for inputs in examples)
+    rest -= sum(call.flops for call in seen if call.pairs is None)  # counted there, too
     inside = sum(call.flops for call in seen)
+    kept = [call.pairs for call in seen if call.pairs is not None]
+    mass = [call.mass for call in seen if call.mass is not None]
     return Work(
-        pairs=sum(call.pairs for call in seen) / len(examples),
-        kept_mass=torch.cat([call.mass for call in seen]).mean().item(),
+        pairs=sum(kept) / len(examples) if kept else None,
+        kept_mass=torch.cat(mass).mean().item() if mass else None,
         attention=inside / len(examples),
         total=(inside + rest) / len(examples),
     )
@@ -99,23 +99,30 @@ def flops(allowed: float, kept: float, head_dim: int, value_dim: int, by_positio
 
 
 def _see(call: Call) -> _Seen:
-    _, aux = attention(
-        call.query, call.key, call.value, call.method,
-        attn_mask=call.attn_mask, causal=call.causal, scale=call.scale, return_aux=True,
+    run = partial(
+        attention, call.query, call.key, call.value, call.method,
+        attn_mask=call.attn_mask, causal=call.causal, scale=call.scale,
     )  # fmt: skip
+    if isinstance(call.method, MixingMethod):
+        return _Seen(_counted(run), None, None)
+    _, aux = run(return_aux=True)
     allowed = pairs(call)
     kept = aux.density.double().mean().item() * allowed
-    return _Seen(
-        kept,
-        flops(allowed, kept, call.query.shape[-1], call.value.shape[-1], _by_position(call.method)),
-        aux.kept_mass.float().flatten(),
-    )
+    cost = flops(
+        allowed, kept, call.query.shape[-1], call.value.shape[-1], isinstance(call.method, BY_POSITION)
+    )  # fmt: skip
+    return _Seen(cost, kept, aux.kept_mass.float().flatten())
+
+
+def _counted(run: Callable[[], object]) -> float:
+    """FLOPs that PyTorch's counter sees: all products but those inside an attention operator."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return sum(flops for operator, flops in counter.get_flop_counts()["Global"].items() if not _attends(operator))
 
 
 def _attends(operator: Any) -> bool:
-    """Whether PyTorch's counter counted a fused attention operator, as it does on a GPU: its pairs are counted here."""
+    """Whether this is a fused attention operator, of which the counter knows those on a GPU: pairs are counted here."""
     return "attention" in str(operator)
-
-
-def _by_position(method: Method) -> bool:
-    return isinstance(method, BY_POSITION)
