@@ -52,7 +52,8 @@ def frontier(
         torch.set_num_threads(threads)
     try:
         settings = terminal.Settings(
-            model=model, methods=listed(methods), tasks=listed(tasks), items=items, phases=cast(Any, listed(phases)), text=text,
+            model=model, methods=listed(methods), tasks=listed(tasks), items=items,
+            phases=cast(Any, listed(phases)), text=text,
             seconds=seconds, tokens=tuple(int(length) for length in listed(tokens)),
             **({"budgets": tuple(float(budget) for budget in listed(budgets))} if budgets else {}),
         )  # fmt: skip

@@ -49,37 +49,37 @@ FAMILIES: dict[str, Callable[[_Place], str]] = {
 """Name of each family's method at a budget."""
 
 
-def entries(kind: Kind, tokens: int | None, budgets: Sequence[float], families: Sequence[str] = ()) -> list[Entry]:
-    """The methods of the table for one exam.
-
-    Args:
-        kind: the model's.
-        tokens: of the exam's texts; None where its inputs have one size.
-        budgets: shares of the pairs, each 1 over a whole number of at least 2.
-        families: of the table; all where empty.
-
-    Returns:
-        One entry a family and budget.
+def check(budgets: Sequence[float]) -> None:
+    """Raise unless every budget is one that all families can have.
 
     Raises:
-        ValueError: a budget is not 1 over a whole number, or there is no such family.
+        ValueError: a budget is not 1 over a whole number, as that of 1:M is.
     """
     for budget in budgets:
         if not 0 < budget <= 0.5 or abs(1 / budget - round(1 / budget)) > 1e-9:
             raise ValueError(
                 f"frontier: a budget must be 1 over a whole number of at least 2: got {budget:g}; try 0.5 or 0.25"
             )
-    for family in families:
-        if family not in FAMILIES:
-            raise ValueError(f"frontier: family must be one of {'; '.join(FAMILIES)}: got {family!r}")
+
+
+def entries(kind: Kind, tokens: int | None, budgets: Sequence[float]) -> list[Entry]:
+    """The methods of the table for one exam.
+
+    Args:
+        kind: the model's.
+        tokens: of the exam's texts; None where its inputs have one size.
+        budgets: shares of the pairs, see :func:`check`.
+
+    Returns:
+        One entry a family and budget.
+    """
     length = _LENGTHS[kind] if tokens is None else tokens
-    return [
-        Entry(
-            name=parse(FAMILIES[family](_Place(budget, length, kind == "decoder"))).name, family=family, budget=budget
-        )
-        for family in families or FAMILIES
-        for budget in budgets
-    ]
+    found = []
+    for family, name in FAMILIES.items():
+        for budget in budgets:
+            method = parse(name(_Place(budget, length, kind == "decoder")))
+            found.append(Entry(name=method.name, family=family, budget=budget))
+    return found
 
 
 def named(names: Sequence[str]) -> list[Entry]:

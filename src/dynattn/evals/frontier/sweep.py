@@ -15,7 +15,7 @@ from dynattn.evals.compare.run import Stage
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
 from dynattn.evals.frontier.clock import race
 from dynattn.evals.frontier.measure import EXPECTED, Answer, Job
-from dynattn.evals.frontier.methods import BUDGETS, entries, named
+from dynattn.evals.frontier.methods import BUDGETS, check, entries, named
 from dynattn.evals.frontier.results import Failure, Frontier, address
 from dynattn.evals.frontier.store import Store
 from dynattn.evals.models import Kind, load
@@ -71,6 +71,7 @@ class Settings:
         for phase in self.phases:
             if phase not in get_args(Phase):
                 raise ValueError(f"frontier: phase must be one of {', '.join(get_args(Phase))}: got {phase!r}")
+        check(self.budgets)
         for name in self.methods:
             parse(name)
         for name in self.tasks:

@@ -51,10 +51,10 @@ def page(found: Frontier) -> str:
 
 
 def share(found: Interval) -> str:
-    """A share with its bounds: ``97.1% [95.0%, 99.2%]``."""
+    """A share with its bounds, in percent: ``97.1% [95.0, 99.2]``."""
     if found.low is None or found.high is None:
         return f"{found.mean:.1%} (too few items for an interval)"
-    return f"{found.mean:.1%} [{found.low:.1%}, {found.high:.1%}]"
+    return f"{found.mean:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def judged(found: Interval) -> str:
@@ -136,23 +136,22 @@ def _failing(chosen: Sequence[Contender]) -> list[str]:
 def _table(chosen: Sequence[Contender], several: str) -> Section:
     frontier = {name: {c.label for c in undominated(chosen, cost)} for name, cost in COSTS.items()}
     compared = any(contender.leads for contender in chosen)
-    columns = ["method", "short name", "pairs kept", "kept mass", "FLOPs: model", "attention", "time", "worst exam"]
-    columns += ["", "mean", *(["against baselines"] if compared else []), "on the frontier of"]
+    columns = ["method", "pairs kept", "kept mass", "FLOPs (attention)", "time", "worst exam", "mean"]
+    columns += [*(["against baselines"] if compared else []), "on the frontier of"]
     rows = []
     for contender in sorted(chosen, key=lambda c: -c.worst.retained.mean):
         worst, mean = contender.worst.retained, contender.retained
-        verdict = against_baselines(contender)
         on = [name for name, labels in frontier.items() if contender.label in labels]
         rows.append([
-            contender.label, _names(contender), _percent(contender.density, 1), _number(contender.kept_mass),
-            _percent(contender.flops), _percent(contender.attention), _percent(contender.time),
-            colored(judged(worst), share(worst)), contender.worst.sheet.exam.title, colored(judged(mean), share(mean)),
-            *([colored("better" if verdict == "better" else "worse" if "than" in verdict else "", verdict)]
-              if compared else []),
-            ", ".join(on) or "–",
+            _named(contender), _percent(contender.density), _number(contender.kept_mass),
+            f"{_percent(contender.flops)} ({_percent(contender.attention)})", _percent(contender.time),
+            colored(judged(worst), share(worst)) + _below(contender.worst.sheet.exam.title),
+            colored(judged(mean), share(mean)),
+            *([_standing(contender)] if compared else []), ", ".join(on) or "–",
         ])  # fmt: skip
     note = (
-        "Sorted by the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the means of the "
+        "Shares of dense attention's pairs, FLOPs of the model (in brackets of attention alone), and time. Sorted by "
+        "the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the means of the "
         "exams' bounds, which hold even if all exams err together. Against baselines: whether more is retained than by "
         f"{' and '.join(BASELINES)} keys of the same budget, beyond noise. On the frontier: no other method is at once "
         "cheaper and better in its worst exam."
@@ -229,12 +228,23 @@ def _cell(result: Result | None) -> str | Markup:
     return colored(judged(result.retained), f"{mean:.3f}, {result.retained.mean:.1%}")
 
 
-def _names(contender: Contender) -> Markup:
-    return Markup(", ").join(Markup("<code>{}</code>").format(name) for name in contender.names)
+def _standing(contender: Contender) -> Markup:
+    verdict = against_baselines(contender)
+    return colored("better" if verdict == "better" else "worse" if "than" in verdict else "", verdict)
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:.{digits}%}"
+def _named(contender: Contender) -> Markup:
+    """The label over the short names that it stands for."""
+    names = Markup("<br>").join(Markup("<code>{}</code>").format(name) for name in contender.names)
+    return Markup("{}").format(contender.label) + _below(names)
+
+
+def _below(text: str) -> Markup:
+    return Markup("<br><span class='soft'>{}</span>").format(text)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _number(value: float | None) -> str:

@@ -54,11 +54,10 @@ def overview(contenders: Sequence[Contender], first: bool) -> str:
         ("worst exam", lambda contender: contender.worst.retained),
         ("mean of the exams", lambda contender: contender.retained),
     )
-    for view, (title, quality) in enumerate(views):
+    for view, (_, quality) in enumerate(views):
         for number, (family, members) in enumerate(_families(contenders).items()):
             for column, name in enumerate(names, start=1):
                 points = [(cost, member) for member in members if (cost := COSTS[name](member)) is not None]
-                points.sort(key=lambda point: point[0])
                 figure.add_trace(
                     _line(
                         family, number, [cost for cost, _ in points], [quality(member) for _, member in points],
@@ -114,24 +113,23 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
         }
         for view, name in enumerate(names)
     ]
-    return _html(figure, buttons, 120 + _PANEL * rows, first=False)
+    return _html(figure, buttons, _height(rows), first=False)
 
 
 def _points(members: Sequence[Contender], exam: str, axis: _Axis) -> list[tuple[float, Result, Contender]]:
-    """Of a family in one exam, from left to right."""
-    found = [
+    """Of a family in one exam."""
+    return [
         (x, result, member)
         for member in members
         for result in member.results
         if result.sheet.exam.key == exam and (x := axis.of_result(result)) is not None
     ]
-    return sorted(found, key=lambda point: point[0])
 
 
 def _families(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """Methods that differ in the budget alone."""
+    """Methods that differ in the budget alone, the smallest budget first."""
     found: dict[str, list[Contender]] = {}
-    for contender in contenders:
+    for contender in sorted(contenders, key=lambda one: one.entry.budget or 0):
         found.setdefault(contender.entry.family, []).append(contender)
     return found
 
@@ -189,16 +187,20 @@ def _subplots(rows: int, columns: int, titles: Sequence[str], titled: bool = Fal
     except ImportError as error:
         raise ImportError("report: plotly is needed to draw this page; pip install 'dynattn[cli]'") from error
     figure = make_subplots(
-        rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.16 / rows,
+        rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=90 / _height(rows),
         subplot_titles=titles if titled else None,
     )  # fmt: skip
     for index, title in enumerate(titles):
         row, column = index // columns + 1, index % columns + 1
-        figure.update_xaxes(title_text=None if titled else title, tickformat=".0%", row=row, col=column)
-    figure.update_yaxes(tickformat=".0%")
+        figure.update_xaxes(title_text=None if titled else title, tickformat=".3~p", row=row, col=column)
+    figure.update_yaxes(tickformat=".3~p")
     figure.update_yaxes(title_text="quality retained", col=1)
-    figure.add_hline(1.0, line={"width": 1, "dash": "dash"})
     return figure
+
+
+def _height(rows: int) -> int:
+    """Pixels of a figure of several panels."""
+    return 140 + _PANEL * rows
 
 
 def _html(figure: Any, buttons: list[dict[str, Any]], height: int, first: bool) -> str:
@@ -206,6 +208,7 @@ def _html(figure: Any, buttons: list[dict[str, Any]], height: int, first: bool) 
         "type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left",
         "y": 1 + 70 / height, "yanchor": "bottom", "showactive": False, "pad": {"t": 0},
     }  # fmt: skip
+    figure.add_hline(1.0, line={"width": 1, "dash": "dash"})  # only where there are traces, so last
     figure.update_layout(
         height=height, updatemenus=[menu], paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 10, "t": 90, "b": 50}, hovermode="closest", font={"family": "inherit", "size": 12},
