@@ -130,7 +130,7 @@ def _failing(chosen: Sequence[Contender]) -> list[str]:
     failing = [c.label for c in chosen if c.beats_baselines is False]
     if not failing:
         return []
-    return [f"No better than keeping random or every so-manieth keys at the same budget: {', '.join(failing)}."]
+    return [f"No better than keeping random or evenly spaced keys at the same budget: {', '.join(failing)}."]
 
 
 def _table(chosen: Sequence[Contender], several: str) -> Section:
