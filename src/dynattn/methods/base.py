@@ -25,6 +25,18 @@ class Rows(NamedTuple):
     scale: float
 
 
+class Glance(NamedTuple):
+    """What a choice is made from where it is not made from the exact scores.
+
+    Attributes:
+        multiply_adds: for each allowed pair.
+        key_bytes: read of each key, besides what the kept pairs need.
+    """
+
+    multiply_adds: float
+    key_bytes: float
+
+
 class Method(ABC):
     """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each."""
 
@@ -67,6 +79,17 @@ class PairMethod(Method):
         Returns:
             bool, of the shape of ``scores``. What is not allowed is never kept, whatever this says.
         """
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance | None:
+        """What an implementation that computes no more than it must makes the choice from; None: the exact scores.
+
+        :mod:`dynattn.account` counts by it. Where it is None, all allowed pairs are scored; else the kept ones alone.
+
+        Args:
+            head_dim: of queries and keys.
+            itemsize: bytes of an element.
+        """
+        return None
 
     @property
     def looks_at_positions(self) -> bool:

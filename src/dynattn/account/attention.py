@@ -1,0 +1,124 @@
+"""What one call of attention costs: counted from the pairs that its method really keeps.
+
+The machine is stated, not measured: a fused kernel that takes ``QUERIES`` queries at a time, for these one after
+another the heads that share keys, reads the rows of K and V that they need, in order, through a cache of so many bytes,
+and writes the output. Nothing of size q_len × kv_len touches memory, unless attention is *unfused*, where scores and
+weights are written and read again.
+
+    rows of K that a block of queries reads = those of all allowed pairs, or, where the choice is made from something
+                                              else than the scores (``PairMethod.glance``), those of kept pairs
+    rows of V                               = those of kept pairs
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynattn.account.cache import misses
+from dynattn.account.work import Work
+from dynattn.methods.base import Glance, PairMethod
+from dynattn.reference import pairs as reference
+
+QUERIES = 64
+"""Queries of a head that the kernel has in hand at once."""
+
+MEGABYTE = 1 << 20
+
+
+class _Layout(NamedTuple):
+    """Sizes of a call."""
+
+    kv_len: int
+    head_dim: int
+    value_dim: int
+    itemsize: int
+    group: int
+
+
+@torch.inference_mode()
+def of_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    method: PairMethod,
+    *,
+    attn_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    cache_bytes: int = MEGABYTE,
+    fused: bool = True,
+) -> Work:
+    """Costs of one call of :func:`dynattn.attention` with these inputs.
+
+    Args:
+        query, key, value, method, attn_mask, causal, scale: as :func:`dynattn.attention` takes them.
+        cache_bytes: size of the cache; the same for every method that is compared.
+        fused: False: scores and weights go through memory, as in attention written in three steps.
+
+    Returns:
+        The costs, of all heads and the whole batch.
+    """
+    batch, heads, q_len, head_dim = query.shape
+    kv_heads, kv_len = key.shape[1:3]
+    factor = head_dim**-0.5 if scale is None else scale
+    layout = _Layout(kv_len, head_dim, value.shape[3], query.element_size(), heads // kv_heads)
+    glance = method.glance(head_dim, layout.itemsize)
+    rows = QUERIES * max(1, math.ceil(int(method.rows_together) / QUERIES))
+    total = Work()
+    for b in range(batch):
+        for h in range(kv_heads):
+            q, k = query[b : b + 1, h * layout.group : (h + 1) * layout.group], key[b : b + 1, h : h + 1]
+            mask = None if attn_mask is None else attn_mask.expand(batch, heads, q_len, kv_len)[b : b + 1]
+            if mask is not None:
+                mask = mask[:, h * layout.group : (h + 1) * layout.group]
+            total += _of_head(q, k, method, mask, causal, factor, glance, layout, cache_bytes, rows)
+    streamed = batch * heads * q_len * layout.itemsize
+    total += Work(read=streamed * head_dim, written=streamed * layout.value_dim)
+    return total if fused else total + _unfused(batch * heads * q_len * kv_len * layout.itemsize)
+
+
+def _unfused(scores: int) -> Work:
+    """The softmax reads scores and writes weights; the products write the ones and read the others."""
+    return Work(read=2 * scores, written=2 * scores)
+
+
+def _of_head(
+    query: Tensor, key: Tensor, method: PairMethod, mask: Tensor | None, causal: bool, scale: float,
+    glance: Glance | None, layout: _Layout, cache_bytes: int, rows: int,
+) -> Work:  # fmt: skip
+    """Query heads that share a key head; all tensors are of batch 1."""
+    q_len, offset = query.shape[2], layout.kv_len - query.shape[2]
+    allowed_pairs = kept_pairs = 0
+    reads: list[np.ndarray] = []
+    for start in range(0, q_len, rows):
+        block = query[:, :, start : start + rows]
+        part = None if mask is None else mask[:, :, start : start + rows]
+        s = reference.scores(block, key, part, causal, scale, offset + start)
+        kept = reference.select(s, method, block, key, offset + start, scale)
+        allowed = s != -math.inf
+        allowed_pairs += int(allowed.sum())
+        kept_pairs += int(kept.sum())
+        needed = (allowed if glance is None else kept).any(2)[0]  # [group, kv_len]
+        reads += [_rows(needed, kept.any(2)[0], head, layout.kv_len) for head in range(layout.group)]
+    # A row of K and one of V count as equally large: they are, in all models measured here.
+    row = (layout.head_dim + layout.value_dim) / 2 * layout.itemsize
+    read = misses(reads, int(cache_bytes // row)) * row
+    scored = allowed_pairs if glance is None else kept_pairs
+    glanced = glance or Glance(0, 0)
+    return Work(
+        scores=scored * layout.head_dim,
+        choosing=allowed_pairs * glanced.multiply_adds,
+        values=kept_pairs * layout.value_dim,
+        exponentials=kept_pairs,
+        read=read + glanced.key_bytes * layout.kv_len,
+    )
+
+
+def _rows(keys: Tensor, values: Tensor, head: int, kv_len: int) -> np.ndarray:
+    """Indices of the rows that one block of one head reads: keys first, values after them."""
+    return torch.cat([keys[head].nonzero().flatten(), values[head].nonzero().flatten() + kv_len]).numpy()

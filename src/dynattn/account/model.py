@@ -1,0 +1,107 @@
+"""What a model's forward pass costs: its real attention calls, its real tokens, with and without a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.account.attention import MEGABYTE, of_call
+from dynattn.account.work import Work
+from dynattn.integrations.transformers import Call, observing
+from dynattn.methods import PairMethod
+
+
+class Account:
+    """Costs of all forward passes in a :func:`counting` context.
+
+    Attributes:
+        attention: of attention alone.
+        linear: of the linear layers; reading their weights included, once for each time that a layer runs.
+        calls: of attention that were counted.
+    """
+
+    def __init__(self) -> None:
+        self.attention = Work()
+        self.linear = Work()
+        self.calls = 0
+
+    @property
+    def total(self) -> Work:
+        """Of the model."""
+        return self.attention + self.linear
+
+
+@contextmanager
+def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True) -> Iterator[Account]:
+    """While active, count what the model's forward passes cost.
+
+    Whatever is active besides counts as it really runs: a pruning method that shortens the sequence, a cache that drops
+    keys. Attention must be dynattn's (``dynattn:dense`` for the baseline). Masks, activations between layers,
+    normalisations and embeddings are not counted. Each call's choice is made again in order to count it, which is slow.
+
+    Args:
+        model: a Transformers model with ``attn_implementation="dynattn:..."``.
+        cache_bytes: see :func:`dynattn.account.of_call`.
+        fused: likewise.
+
+    Yields:
+        The account, filled as the model runs.
+
+    Raises:
+        ValueError: on a call, if its method keeps no pairs that could be counted.
+    """
+    account = Account()
+
+    def attended(call: Call) -> None:
+        if not isinstance(call.method, PairMethod):
+            raise ValueError(
+                f"counting: attention must keep pairs: {call.method.name} keeps none; its costs do not depend on inputs"
+            )
+        account.calls += 1
+        account.attention += of_call(
+            call.query, call.key, call.value, call.method, attn_mask=call.attn_mask, causal=call.causal,
+            scale=call.scale, cache_bytes=cache_bytes, fused=fused,
+        )  # fmt: skip
+
+    def multiplied(layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+        weight, tokens = layer.weight, args[0]
+        if isinstance(weight, Tensor):
+            rows = tokens.numel() // tokens.shape[-1]
+            account.linear += Work(linear=rows * weight.numel(), read=weight.numel() * weight.element_size())
+
+    with ExitStack() as stack:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                stack.callback(layer.register_forward_hook(multiplied).remove)
+        stack.enter_context(observing(attended))
+        yield account
+
+
+@torch.inference_mode()
+def of_model(
+    model: nn.Module, inputs: Mapping[str, Any], *, cache_bytes: int = MEGABYTE, fused: bool = True
+) -> Account:
+    """What one forward pass costs.
+
+    Args:
+        model, cache_bytes, fused: as for :func:`counting`.
+        inputs: keyword arguments of the forward.
+
+    Returns:
+        The account.
+
+    Raises:
+        ValueError: the model made no call of dynattn.
+    """
+    with counting(model, cache_bytes=cache_bytes, fused=fused) as account:
+        model(**inputs)
+    if account.calls == 0:
+        raise ValueError(
+            f"of_model: the model must call dynattn: {type(model).__name__} made no call; "
+            "call set_attn_implementation('dynattn:dense') first"
+        )
+    return account
