@@ -24,8 +24,10 @@ from dynattn.cli.frontier import frontier as command
 from dynattn.evals.frontier import Settings, measure, store, sweep, workers
 from dynattn.evals.frontier.cell import DENSE, Cell
 from dynattn.evals.frontier.measure import Answer, Job
-from dynattn.evals.frontier.results import Frontier
+from dynattn.evals.frontier.results import Frontier, Work
 from dynattn.evals.frontier.sweep import plan
+from dynattn.evals.models import Pretrained
+from dynattn.evals.tasks.base import Inputs
 
 APP = typer.Typer()
 APP.command()(command)
@@ -116,20 +118,20 @@ def test_going_on_measures_what_is_missing_and_nothing_else(
 def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
     tiny_encoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def broken(name: str) -> str:
+    def broken(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
         if name == "nm-1-2":
             raise ValueError("not for this model")
-        return implementation(name)
+        return look(pretrained, name, examples)
 
-    implementation = measure.implementation
-    monkeypatch.setattr(measure, "implementation", broken)
+    look = measure.look
+    monkeypatch.setattr(measure, "look", broken)
     settings = _settings(tiny_encoder, texts, tokens=(32,))
     found = sweep(settings, tmp_path / "record.json", _silent, _here)
     (why,) = found.failures.values()
     assert (why.entry.name, why.reason) == ("nm-1-2", "not for this model")
     assert {grade.cell.entry.name for grade in found.grades.values()} == {"sdpa", "nm-1-4"}
     assert {time.race.entry.name for time in found.times.values()} == {"nm-1-4"}
-    monkeypatch.setattr(measure, "implementation", implementation)
+    monkeypatch.setattr(measure, "look", look)
     again = sweep(settings, tmp_path / "record.json", _silent, _here)
     assert again.failures == {}
     assert len(again.grades) == 3

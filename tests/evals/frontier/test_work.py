@@ -10,10 +10,12 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
+from dynattn.account import counting
 from dynattn.evals.frontier.work import flops, look, pairs
 from dynattn.evals.models import Pretrained, load
-from dynattn.integrations.transformers import Call, register
-from dynattn.methods import NM
+from dynattn.integrations.transformers import Call
+from dynattn.methods import NM, PairMethod, Rows
+from dynattn.methods.base import Glance
 
 HEADS, HEAD_DIM, HIDDEN, LAYERS = 2, 16, 32, 2  # of the tiny encoder; its feed-forward blocks are as wide
 
@@ -32,17 +34,46 @@ def test_pairs_are_those_that_may_be_attended():
     assert pairs(_call(3, 5, torch.zeros(1, 1, 1, 5).masked_fill(~mask, -torch.inf))) == 6 * 12
 
 
-def test_a_choice_by_score_pays_for_all_scores_and_one_by_position_does_not():
-    assert flops(100, 25, 8, 4, by_position=False) == 2 * (100 * 8 + 25 * 4)
-    assert flops(100, 25, 8, 4, by_position=True) == 2 * 25 * 12
+class _Glancing(PairMethod):
+    """Chooses by something that costs three multiply-adds a pair."""
+
+    name = "glancing"  # pyright: ignore[reportAssignmentType]
+
+    @classmethod
+    def from_name(cls, name: str) -> None:
+        return None
+
+    def choose(self, scores: torch.Tensor, rows: Rows) -> torch.Tensor:
+        raise NotImplementedError
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        return Glance(3, 0)
+
+
+def test_a_choice_by_score_pays_for_all_scores_and_another_for_its_glances():
+    assert flops(NM(1, 4), 100, 25, 8, 4, 4) == 2 * (100 * 8 + 25 * 4)
+    assert flops(_Glancing(), 100, 25, 8, 4, 4) == 2 * (25 * 8 + 100 * 3 + 25 * 4)
 
 
 def _looked(pretrained: Pretrained, method: str, length: int):
-    register(method)
-    pretrained.model.set_attn_implementation(f"dynattn:{method}")
     generator = torch.Generator().manual_seed(0)
     inputs = [{"input_ids": torch.randint(0, 60, (1, length), generator=generator)} for _ in range(2)]
-    return look(pretrained, inputs)
+    return look(pretrained, method, inputs)
+
+
+@pytest.mark.parametrize("method", ["dense", "nm-1-4", "nm-2-4-w8-s1"])
+@pytest.mark.parametrize("model", ["tiny_encoder", "tiny_decoder"])
+def test_the_work_is_that_of_the_account(model: str, method: str, request: pytest.FixtureRequest):
+    pretrained = load(str(request.getfixturevalue(model)))
+    found = _looked(pretrained, method, 48)
+    pretrained.model.set_attn_implementation(f"dynattn:{method}")
+    with counting(pretrained.model) as account:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            pretrained.model(input_ids=torch.randint(0, 60, (1, 48), generator=generator))
+    assert found.pairs == pytest.approx(account.attention.exponentials / 2)
+    assert found.attention == pytest.approx(account.attention.multiply_adds)  # twice, of two inputs
+    assert found.total == pytest.approx(account.total.multiply_adds)
 
 
 def test_the_work_of_a_model_is_its_matrices_and_its_pairs(tiny_encoder: Path):
@@ -64,5 +95,6 @@ def test_the_work_of_a_model_is_its_matrices_and_its_pairs(tiny_encoder: Path):
 
 def test_a_model_that_makes_no_call_is_refused(tiny_encoder: Path):
     pretrained = load(str(tiny_encoder))
+    pretrained.model.set_attn_implementation = lambda _: None
     with pytest.raises(ValueError, match="look: the model must call dynattn"):
-        look(pretrained, [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])
+        look(pretrained, "nm-1-2", [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])

@@ -6,32 +6,43 @@ between two methods. Times of several machines stay apart: each belongs to its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from dynattn.evals.compare import speed
+import torch
+
+from dynattn.bench.timing import interleaved
 from dynattn.evals.compare.results import BASELINE
+from dynattn.evals.compare.speed import LEAST_ROUNDS, spread
+from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.cell import Race
-from dynattn.evals.frontier.measure import Job, implementation, prepare
+from dynattn.evals.frontier.measure import Job, prepare
 from dynattn.evals.frontier.results import Time
 
 
-def race(job: Job, wanted: Race, seconds: float, on_round: Callable[[int], None] = lambda _: None) -> Time:
+@torch.inference_mode()
+def race(job: Job, wanted: Race, seconds: float) -> Time:
     """Time a method against dense attention: the model's forward on one input.
 
     Args:
         job: of the sweep.
         wanted: which method and exam.
         seconds: to spend; three rounds at least.
-        on_round: told how many rounds are done.
 
     Returns:
         Seconds and the speed-up over dense.
     """
     pretrained, _, data = prepare(job, wanted.exam)
-    functions = {BASELINE: BASELINE, wanted.entry.name: implementation(wanted.entry.name)}
-    timed, _ = speed.end_to_end(pretrained, functions, data.examples[0], data.length, seconds, on_round)
-    dense, own = timed.rows
+
+    def forward(name: str) -> None:
+        with applied(pretrained, name):  # takes about 0.1 ms
+            pretrained.model(**data.examples[0])
+
+    timings = interleaved(
+        {name: partial(forward, name) for name in (BASELINE, wanted.entry.name)},
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None,
+    )  # fmt: skip
+    dense, own = timings[BASELINE], timings[wanted.entry.name]
     return Time(
-        race=wanted, length=data.length, dense=dense.seconds, seconds=own.seconds, speedup=own.speedup,
-        samples=own.samples, disturbed=own.disturbed,
+        race=wanted, length=data.length, dense=spread(dense.seconds), seconds=spread(own.seconds),
+        speedup=spread(own.speedup(dense)), samples=len(own.samples), disturbed=own.disturbed if own.waited else None,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.compare.run import evaluate, task_result
 from dynattn.evals.compare.statistics import cosines
+from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.cell import Cell, Exam
 from dynattn.evals.frontier.results import Failure, Grade, Sheet, address
 from dynattn.evals.frontier.work import look
@@ -83,29 +84,17 @@ def prepare(job: Job, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
     return pretrained, *_prepared(job, exam.task, exam.tokens, exam.items)
 
 
-def implementation(name: str) -> str:
-    """Transformers' name of a method's attention; it is made known to Transformers."""
-    from dynattn.integrations.transformers import register
-
-    if name == BASELINE:
-        return BASELINE
-    register(name)
-    return f"dynattn:{name}"
-
-
 def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     start = time.perf_counter()
     pretrained, task, data = prepare(job, cell.exam)
-    outcome = evaluate(task, data, pretrained, implementation(cell.entry.name), lambda: None)
+    with applied(pretrained, cell.entry.name) as implementation:
+        outcome = evaluate(task, data, pretrained, implementation, lambda: None)
     scores = outcome.scores
     if scores is None:
         scores = cosines(outcome, _dense(job, cell.exam.task, cell.exam.tokens, cell.exam.items))
     if scores is None:
         raise ValueError(f"measure: a task must give scores or outputs: {task.name} gives neither")
-    pretrained.model.set_attn_implementation(
-        implementation("dense" if cell.entry.name == BASELINE else cell.entry.name)
-    )
-    work = look(pretrained, data.examples)
+    work = look(pretrained, cell.entry.name, data.examples)
     described = task_result(task, data, [], 0.0).model_dump(exclude={"name", "seconds", "results"})
     sheet = Sheet(exam=cell.exam, **described)
     seconds = time.perf_counter() - start

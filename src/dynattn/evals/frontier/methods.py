@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dynattn.evals.frontier.apply import canonical
 from dynattn.evals.frontier.cell import Entry
 from dynattn.evals.models import Kind
-from dynattn.methods import parse
 
 BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 """Densities at which methods are compared by default."""
@@ -77,8 +77,8 @@ def entries(kind: Kind, tokens: int | None, budgets: Sequence[float]) -> list[En
     found = []
     for family, name in FAMILIES.items():
         for budget in budgets:
-            method = parse(name(_Place(budget, length, kind == "decoder")))
-            found.append(Entry(name=method.name, family=family, budget=budget))
+            method = canonical(name(_Place(budget, length, kind == "decoder")))
+            found.append(Entry(name=method, family=family, budget=budget))
     return found
 
 
@@ -88,7 +88,7 @@ def named(names: Sequence[str]) -> list[Entry]:
     Raises:
         ValueError: no method has this name.
     """
-    chosen = dict.fromkeys(parse(name).name for name in names)
+    chosen = dict.fromkeys(canonical(name) for name in names)
     return [Entry(name=name, family=name, budget=None) for name in chosen]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.run import Stage
+from dynattn.evals.frontier.apply import canonical
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
 from dynattn.evals.frontier.clock import race
 from dynattn.evals.frontier.measure import EXPECTED, Answer, Job
@@ -21,7 +22,6 @@ from dynattn.evals.frontier.store import Store
 from dynattn.evals.models import Kind, load
 from dynattn.evals.tasks import default, find
 from dynattn.evals.tasks.texts import read
-from dynattn.methods import parse
 
 Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
 """Measures cells somewhere: in processes here, or on a cluster."""
@@ -73,7 +73,7 @@ class Settings:
                 raise ValueError(f"frontier: phase must be one of {', '.join(get_args(Phase))}: got {phase!r}")
         check(self.budgets)
         for name in self.methods:
-            parse(name)
+            canonical(name)
         for name in self.tasks:
             find(name)
 

@@ -1,30 +1,31 @@
 """How much work a method is, by its definition: FLOPs of attention and of the whole forward, from the pairs kept.
 
-    attention = 2 · (scored · head_dim + kept · value_dim),    scored = allowed for a choice that looks at the scores,
-                                                               scored = kept    for one that goes by position
+    attention = 2 · (scored · head_dim + allowed · glance + kept · value_dim)
 
-A method that keeps the largest scores has to know them all: its choosing is the product QKᵀ that dense attention pays
-as well. A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how
-fast, is another matter: time is measured beside it.
+    scored = allowed, glance = 0     for a choice by the exact scores: it has to know them all, as dense attention does
+    scored = kept                    for a choice by something else, which costs so many multiply-adds a pair
+
+A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how fast, is
+another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from dynattn.account import counting
+from dynattn.evals.compare.results import BASELINE
+from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.results import Work
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
-from dynattn.methods import Method, MixingMethod
-
-BY_POSITION: tuple[type[Method], ...] = ()
-"""Methods that choose without looking at the scores."""
+from dynattn.methods import PairMethod
 
 
 class _Seen(NamedTuple):
@@ -36,11 +37,12 @@ class _Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def look(pretrained: Pretrained, examples: Sequence[Inputs]) -> Work:
-    """Run the examples and count.
+def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
+    """Run the examples with a method and count.
 
     Args:
-        pretrained: a model that is set to one of dynattn's implementations.
+        pretrained: a model; its attention implementation is set.
+        name: the method's short name, or ``sdpa``.
         examples: model inputs without padding.
 
     Returns:
@@ -49,8 +51,11 @@ def look(pretrained: Pretrained, examples: Sequence[Inputs]) -> Work:
     Raises:
         ValueError: the model made no call of dynattn.
     """
+    with applied(pretrained, BASELINE), counting(pretrained.model) as account:
+        for inputs in examples:
+            pretrained.model(**inputs)
     seen: list[_Seen] = []
-    with observing(lambda call: seen.append(_see(call))):
+    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.append(_see(call))):
         for inputs in examples:
             pretrained.model(**inputs)
     if not seen:
@@ -58,16 +63,14 @@ def look(pretrained: Pretrained, examples: Sequence[Inputs]) -> Work:
             f"look: the model must call dynattn: {type(pretrained.model).__name__} made no call; take a model whose "
             "attention comes from Transformers' interface"
         )
-    rest = sum(_counted(lambda inputs=inputs: pretrained.model(**inputs)) for inputs in examples)
-    rest -= sum(call.flops for call in seen if call.pairs is None)  # counted there, too
-    inside = sum(call.flops for call in seen)
+    attention = sum(call.flops for call in seen)
     kept = [call.pairs for call in seen if call.pairs is not None]
     mass = [call.mass for call in seen if call.mass is not None]
     return Work(
         pairs=sum(kept) / len(examples) if kept else None,
         kept_mass=torch.cat(mass).mean().item() if mass else None,
-        attention=inside / len(examples),
-        total=(inside + rest) / len(examples),
+        attention=attention / len(examples),
+        total=(attention + 2 * account.linear.linear) / len(examples),
     )
 
 
@@ -84,18 +87,20 @@ def pairs(call: Call) -> int:
     return batch * heads * int(last.sum())
 
 
-def flops(allowed: float, kept: float, head_dim: int, value_dim: int, by_position: bool) -> float:
+def flops(method: PairMethod, allowed: float, kept: float, head_dim: int, value_dim: int, itemsize: int) -> float:
     """Of one attention call.
 
     Args:
+        method: tells what its choice is made from.
         allowed: pairs that may be attended.
         kept: pairs that are.
         head_dim: of queries and keys.
         value_dim: of values.
-        by_position: the choice does not look at the scores.
+        itemsize: bytes of an element.
     """
-    scored = kept if by_position else allowed
-    return 2.0 * (scored * head_dim + kept * value_dim)
+    glance = method.glance(head_dim, itemsize)
+    scoring = allowed * head_dim if glance is None else kept * head_dim + allowed * glance.multiply_adds
+    return 2.0 * (scoring + kept * value_dim)
 
 
 def _see(call: Call) -> _Seen:
@@ -103,26 +108,19 @@ def _see(call: Call) -> _Seen:
         attention, call.query, call.key, call.value, call.method,
         attn_mask=call.attn_mask, causal=call.causal, scale=call.scale,
     )  # fmt: skip
-    if isinstance(call.method, MixingMethod):
+    if not isinstance(call.method, PairMethod):
         return _Seen(_counted(run), None, None)
     _, aux = run(return_aux=True)
     allowed = pairs(call)
     kept = aux.density.double().mean().item() * allowed
-    cost = flops(
-        allowed, kept, call.query.shape[-1], call.value.shape[-1], isinstance(call.method, BY_POSITION)
-    )  # fmt: skip
-    return _Seen(cost, kept, aux.kept_mass.float().flatten())
+    sizes = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
+    return _Seen(flops(call.method, allowed, kept, *sizes), kept, aux.kept_mass.float().flatten())
 
 
 def _counted(run: Callable[[], object]) -> float:
-    """FLOPs that PyTorch's counter sees: all products but those inside an attention operator."""
+    """FLOPs of all products that PyTorch's counter sees."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         run()
-    return sum(flops for operator, flops in counter.get_flop_counts()["Global"].items() if not _attends(operator))
-
-
-def _attends(operator: Any) -> bool:
-    """Whether this is a fused attention operator, of which the counter knows those on a GPU: pairs are counted here."""
-    return "attention" in str(operator)
+    return float(counter.get_total_flops())
