@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TypeVar
 
 from dynattn.methods.base import Method
@@ -21,7 +20,8 @@ def register(cls: _Class) -> _Class:
         class Nearest(PairMethod): ...
 
     Args:
-        cls: a subclass of :class:`~dynattn.methods.Method`. Registering it again, as a notebook does, replaces it.
+        cls: a subclass of :class:`~dynattn.methods.Method`. Registering it again, as a notebook does, replaces it. Its
+            names are made of letters, digits, points and hyphens.
 
     Returns:
         The class.
@@ -40,12 +40,12 @@ def _path(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-@cache
 def parse(name: str) -> Method:
     """The method that a short name stands for.
 
     Args:
-        name: ``dense``, ``nm-2-4``, ``nm-1-2-x16-w64-s4`` (stride 16, window 64, 4 sinks), …
+        name: ``dense``, ``nm-2-4``, ``nm-1-2-x16-w64-s4`` (stride 16, window 64, 4 sinks), ``topk-0.25``, …, or
+            several joined as :mod:`dynattn.methods.grammar` says.
 
     Returns:
         The method; ``parse(method.name)`` computes what ``method`` computes.
@@ -60,6 +60,6 @@ def parse(name: str) -> Method:
         if method is not None:
             return _parsed.setdefault(name, method)
     raise ValueError(
-        f"parse: name must be a method's short name: got {name!r}; use 'dense', 'nm-N-M' or 'nm-N-M-xX-wW-sS', "
-        "as in 'nm-2-4' or 'nm-1-2-x16-w64-s4', and register() for a method of your own"
+        f"parse: name must be a method's short name: got {name!r}; use 'dense', 'nm-2-4', 'nm-1-2-x16-w64-s4', "
+        "'topk-0.25', 'window-64-s4', … (docs/methods/README.md lists them), and register() for a method of your own"
     )
