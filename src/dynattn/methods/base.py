@@ -96,6 +96,7 @@ class PairMethod(Method):
         """
         return None
 
+
 class MixingMethod(Method):
     """Computes something else than a softmax over kept pairs: linear attention, sparse plus low rank."""
 
