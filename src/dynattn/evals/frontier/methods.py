@@ -67,6 +67,12 @@ def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
     return lambda place: f"{prefix}-{place.budget}{suffix}"
 
 
+def _scatterbrain(place: _Place) -> str:
+    """One hash into as many buckets as the budget's pairs are of all: about so many are computed exactly, and 64 random
+    features for the others."""
+    return f"scatterbrain-f64-b{2 * max(1, round(0.5 / place.budget))}-r1"
+
+
 FAMILIES: dict[str, Callable[[_Place], str]] = {
     "N:M": _nm(""),
     "N:M, stride 16": _nm("-x16"),
@@ -75,10 +81,15 @@ FAMILIES: dict[str, Callable[[_Place], str]] = {
     "threshold": _threshold,
     "block top-k": _ratio("blocktopk", "-b16"),
     "window": _window,
+    "DSA": _ratio("dsa"),
+    "Scatterbrain": _scatterbrain,
     "random": _ratio("random"),
     "fixed": _ratio("fixed"),
 }
 """Name of each family's method at a budget."""
+
+WITHOUT_BUDGET = ("efficient",)
+"""Methods that have no such size."""
 
 
 def check(budgets: Sequence[float]) -> None:
@@ -111,7 +122,7 @@ def entries(kind: Kind, tokens: int | None, budgets: Sequence[float]) -> list[En
         for budget in budgets:
             method = canonical(name(_Place(budget, length, kind == "decoder")))
             found.append(Entry(name=method, family=family, budget=budget))
-    return found
+    return [*found, *named(WITHOUT_BUDGET)]
 
 
 def named(names: Sequence[str]) -> list[Entry]:
