@@ -12,6 +12,7 @@ text keeps.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -94,6 +95,16 @@ def observing(callback: Callable[[Call], None]) -> Iterator[None]:
         _observers.remove(observe)
 
 
+def follow(key: Tensor, layer: Any) -> None:
+    """Tell the layer of a cache about the attention over the keys that it returned.
+
+    Args:
+        key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
+        layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
+    """
+    key._dynattn_layer = weakref.ref(layer)  # type: ignore[attr-defined]  # weak, so that keys are freed when replaced
+
+
 def register(*methods: Method | str) -> tuple[str, ...]:
     """Make ``attn_implementation="dynattn:<method>"`` known to Transformers. May be called again at any time.
 
@@ -173,6 +184,9 @@ def _forward(
     _refuse_unsupported(module, kwargs)
     method = _of_layer(module, method) if isinstance(method, PerLayer) else method
     causal = _is_causal(module, query, key, attention_mask, is_causal)
+    layer = getattr(key, "_dynattn_layer", lambda: None)()
+    if layer is not None:
+        attention_mask = layer.fit(attention_mask)
     attn_mask = _merge(attention_mask, position_bias)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
@@ -181,6 +195,8 @@ def _forward(
     out = attention(
         query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
     )  # fmt: skip
+    if layer is not None:
+        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
     return out.transpose(1, 2).contiguous(), None
 
 
