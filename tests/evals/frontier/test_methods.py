@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("pydantic")
 
 from dynattn import attention
-from dynattn.evals.frontier.methods import BASELINES, BUDGETS, FAMILIES, check, entries, named
+from dynattn.evals.frontier.apply import canonical, pruner
+from dynattn.evals.frontier.methods import BUDGETS, FAMILIES, baselines, check, entries, is_baseline, named
 from dynattn.evals.models import Kind
 from dynattn.methods import PairMethod, parse
 
@@ -21,9 +22,11 @@ def test_every_name_is_a_methods_own_and_keeps_the_budget(kind: Kind, length: in
     torch.manual_seed(0)
     size = length or 1370
     query, key = torch.randn(1, 1, size, 16), torch.randn(1, 1, size, 16)
-    for entry in entries(kind, length, BUDGETS):
+    for entry in entries(kind, "prefill", length, BUDGETS):
+        assert canonical(entry.name) == entry.name
+        if pruner(entry.name) is not None:
+            continue
         method = parse(entry.name)
-        assert method.name == entry.name
         if not isinstance(method, PairMethod) or entry.budget is None:
             continue
         _, aux = attention(query, key, key, method, causal=kind == "decoder", return_aux=True)
@@ -33,14 +36,21 @@ def test_every_name_is_a_methods_own_and_keeps_the_budget(kind: Kind, length: in
 
 
 def test_every_family_is_there_at_every_budget_and_so_are_the_baselines():
-    found = entries("encoder", 128, (0.25, 0.125))
-    expected = [(family, budget) for family in FAMILIES for budget in (0.25, 0.125)]
+    found = entries("encoder", "prefill", 128, (0.25, 0.125))
+    there = [name for name, family in FAMILIES.items() if "prefill" in family.phases]
+    expected = [(family, budget) for family in there for budget in (0.25, 0.125)]
     assert [(entry.family, entry.budget) for entry in found] == [*expected, ("efficient", None)]
-    assert set(BASELINES) <= set(FAMILIES)
+    for name, family in FAMILIES.items():
+        assert set(family.baselines) <= set(FAMILIES)
+        assert is_baseline(name) == (baselines(name) == ())
+    assert "SpAtten" not in {entry.family for entry in entries("decoder", "prefill", 128, (0.25,))}
+    decoding = {entry.name for entry in entries("decoder", "decode", 1024, (0.25,))}
+    assert {"cache-window-256-s4", "cache-spatten-flat-0.25", "nm-1-4"} <= decoding
+    assert not any(name.startswith(("scatterbrain", "blocktopk", "spatten")) for name in decoding)
 
 
 def test_windows_follow_the_length():
-    names = {length: {e.name for e in entries("encoder", length, (0.25,))} for length in (128, 512)}
+    names = {length: {e.name for e in entries("encoder", "prefill", length, (0.25,))} for length in (128, 512)}
     assert "window-16-s1" in names[128]
     assert "window-64-s1" in names[512]
 

@@ -20,7 +20,7 @@ from dynattn.report.frontier.document import judged, page, share
 from tests.evals.frontier.records import dense, entry, exam, grade, record, sheet, time
 
 DRAW = np.random.default_rng(0)
-SHARES = {"good": 0.97, "bad": 0.6, "random": 0.65, "fixed": 0.6}
+SHARES = {"top-k": 0.97, "window": 0.6, "random": 0.65, "fixed": 0.6}
 
 
 def _record(phase: Phase = "prefill") -> Frontier:
@@ -52,13 +52,13 @@ def _text(html: str) -> str:
 def test_the_page_says_which_method_to_take(html: str):
     text = _text(html)
     assert "To retain at least 99% of the quality in the worst exam: nothing measured here costs less" in text
-    assert "at least 95% of the quality in the worst exam: fastest good 1/2 (83% of dense)" in text
+    assert "at least 95% of the quality in the worst exam: fastest top-k 1/2 (83% of dense)" in text
 
 
 def test_the_page_marks_what_does_not_beat_the_baselines(html: str):
     text = _text(html)
-    assert "No better than keeping random or evenly spaced keys at the same budget: bad 1/2, bad 1/4" in text
-    row = re.search(r"bad 1/2.*?</tr>", html[html.index("Every method") :], flags=re.DOTALL)
+    assert "No better than looking at nothing, at the same budget: window 1/2, window 1/4" in text
+    row = re.search(r"window 1/2.*?</tr>", html[html.index("Every method") :], flags=re.DOTALL)
     assert row is not None
     assert "worse than random" in row.group()
 
@@ -83,7 +83,7 @@ def test_both_phases_stand_apart():
 
 def test_what_failed_is_told_and_a_page_of_nothing_is_refused():
     found = _record()
-    found.failures["0"] = Failure(exam=exam("manpages"), entry=entry("good", 0.5), reason="no pages here")
+    found.failures["0"] = Failure(exam=exam("manpages"), entry=entry("top-k", 0.5), reason="no pages here")
     assert "no pages here" in _text(page(found))
     with pytest.raises(ValueError, match=r"page: methods must be measured.*no pages here"):
         page(found.model_copy(update={"grades": {}}))
@@ -107,4 +107,4 @@ def test_a_browser_without_a_network_draws_every_plot(html: str, tmp_path: Path)
     done = subprocess.run([*browser, *offline], capture_output=True, text=True, timeout=120, check=False)
     drawn = done.stdout
     assert drawn.count('class="main-svg"') >= 2 * 2  # plotly lays two sheets for each plot
-    assert {"good", "bad", "random", "fixed"} <= set(re.findall(r'data-unformatted="(\w+)"', drawn))
+    assert {"top-k", "window", "random", "fixed"} <= set(re.findall(r'data-unformatted="([\w-]+)"', drawn))

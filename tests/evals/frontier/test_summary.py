@@ -58,7 +58,7 @@ def test_means_of_exams_have_bounds_that_hold_when_all_err_together():
 def _sweep():
     """Two lengths; a good method, a bad one that is cheap and a linear one, and both baselines, at 1/2."""
     short, long = exam(tokens=64), exam(tokens=128)
-    good, bad, linear = entry("good", 0.5), entry("bad", 0.5), entry("", None, "linear")
+    good, bad, linear = entry("top-k", 0.5), entry("window", 0.5), entry("", None, "linear")
     random, fixed = entry("random", 0.5), entry("fixed", 0.5)
     shares = {good.label: (0.98, 0.96), bad.label: (0.5, 0.7), linear.label: (0.92, 0.94)}
     shares |= {random.label: (0.6, 0.6), fixed.label: (0.8, 0.7)}
@@ -75,7 +75,7 @@ def _sweep():
 def test_a_contender_has_its_worst_exam_its_mean_and_its_costs():
     found = _sweep()
     good, bad, linear, *_ = contenders(found, "prefill")
-    assert (good.label, bad.label, linear.label) == ("good 1/2", "bad 1/2", "linear")
+    assert (good.label, bad.label, linear.label) == ("top-k 1/2", "window 1/2", "linear")
     assert good.worst.sheet.exam.tokens == 128
     assert good.worst.retained.mean == pytest.approx(0.96, abs=0.002)
     assert good.retained.mean == pytest.approx(0.97, abs=0.002)
@@ -100,16 +100,16 @@ def test_the_pick_is_the_cheapest_that_retains_enough_and_costs_less_than_dense(
     chosen = contenders(_sweep(), "prefill")
     found = {(pick.least, pick.cost): pick.contender and pick.contender.label for pick in picks(chosen)}
     assert found[0.99, "time"] is None
-    assert found[0.95, "time"] == found[0.95, "FLOPs"] == "good 1/2"
-    assert found[0.90, "FLOPs"] in ("good 1/2", "linear")
-    assert found[0.90, "time"] == "good 1/2"  # the linear one is slower than dense
-    assert found[0.90, "pairs"] == "good 1/2"
+    assert found[0.95, "time"] == found[0.95, "FLOPs"] == "top-k 1/2"
+    assert found[0.90, "FLOPs"] in ("top-k 1/2", "linear")
+    assert found[0.90, "time"] == "top-k 1/2"  # the linear one is slower than dense
+    assert found[0.90, "pairs"] == "top-k 1/2"
 
 
 def test_the_frontier_leaves_out_what_another_method_beats_in_both():
     chosen = contenders(_sweep(), "prefill")
-    assert [one.label for one in undominated(chosen, lambda one: one.time)] == ["good 1/2"]
-    assert [one.label for one in undominated(chosen, lambda one: one.flops)] == ["bad 1/2", "good 1/2"]
+    assert [one.label for one in undominated(chosen, lambda one: one.time)] == ["top-k 1/2"]
+    assert [one.label for one in undominated(chosen, lambda one: one.flops)] == ["window 1/2", "top-k 1/2"]
 
 
 def test_exams_in_which_dense_attention_scores_nothing_are_left_out_and_titles_are_told_apart():

@@ -78,7 +78,9 @@ def test_every_method_is_measured_at_every_length_beside_dense_attention(measure
 
 
 def test_a_decoder_has_its_tasks_and_its_allowed_pairs(tiny_decoder: Path, texts: Path, tmp_path: Path):
-    settings = _settings(tiny_decoder, texts, tasks=(), tokens=(64,), items=2, methods=("nm-1-4",), seconds=0)
+    settings = _settings(
+        tiny_decoder, texts, tasks=("perplexity", "passkey"), tokens=(64,), items=2, methods=("nm-1-4",), seconds=0
+    )
     found = sweep(settings, tmp_path / "record.json", _silent, _here)
     assert [sheet.exam.task for sheet in found.sheets.values()] == ["perplexity", "passkey"]
     assert found.times == {}
@@ -89,6 +91,54 @@ def test_a_decoder_has_its_tasks_and_its_allowed_pairs(tiny_decoder: Path, texts
         assert dense.work.pairs is not None
         assert 0.25 < sparse.work.pairs / dense.work.pairs < 0.3  # groups that the diagonal cuts keep more
         assert sparse.scores != dense.scores
+
+
+def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path: Path):
+    methods = ("nm-1-4", "cache-window-16-s1", "cache-spatten-flat-0.25")
+    settings = _settings(
+        tiny_decoder, texts, tasks=("passkey",), tokens=(128,), items=2, methods=methods, phases=("prefill", "decode")
+    )
+    cells = [cell for cell in plan(settings, "decoder")[0] if cell.exam.phase == "decode"]
+    found = sweep(settings, tmp_path / "record.json", _silent, lambda job, _: _here(job, cells))
+    assert found.failures == {}
+    (sheet,) = found.sheets.values()
+    dense, nm, window, spatten = (found.grades[cell.key] for cell in cells)
+    heads = 2 * 4  # layers, heads
+    prompt = dense.work.pairs
+    assert prompt is not None
+    assert prompt % heads == 0
+    assert 0 < prompt / heads <= sheet.length - 64  # the first token after the prompt is among its own keys
+    assert nm.work.pairs == heads * -(-prompt // heads // 4)
+    assert window.work.pairs is not None
+    assert window.work.pairs < heads * (16 + 1 + 33)  # evicted in pieces of 32
+    assert window.work.kept_mass is None
+    assert spatten.work.pairs is not None
+    assert spatten.work.pairs < prompt
+    assert nm.scores != dense.scores != window.scores
+    assert {time.race.entry.name for time in found.times.values()} == set(methods)
+    assert all(0 < time.seconds.median < 1 for time in found.times.values())
+
+
+def test_decoding_asks_for_a_decoder_and_for_answers(tiny_encoder: Path, tiny_decoder: Path, texts: Path):
+    with pytest.raises(ValueError, match="only decoders decode"):
+        plan(_settings(tiny_encoder, texts, phases=("decode",)), "encoder")
+    with pytest.raises(ValueError, match="tasks that ask for an answer: got perplexity"):
+        plan(_settings(tiny_decoder, texts, phases=("decode",), tasks=("perplexity",)), "decoder")
+
+
+def test_methods_that_take_tokens_away_leave_the_model_as_it_was(
+    measured: tuple[Frontier, Path], tiny_encoder: Path, texts: Path, tmp_path: Path
+):
+    settings = _settings(tiny_encoder, texts, tokens=(64,), methods=("spatten-0.25", "nm-1-2"))
+    found = sweep(settings, tmp_path / "record.json", _silent, _here)
+    assert found.failures == {}
+    dense, spatten, nm = found.grades.values()
+    assert dense.work.pairs is not None
+    assert spatten.work.pairs == 2 * (64**2 + 16**2)  # heads, layers of 64 and of 16 tokens
+    assert dense.work.attention > spatten.work.attention
+    assert dense.work.total - dense.work.attention > spatten.work.total - spatten.work.attention
+    assert nm.scores == next(grade.scores for grade in measured[0].grades.values() if grade.cell.key == nm.cell.key)
+    assert len(found.times) == 2
 
 
 def test_going_on_measures_what_is_missing_and_nothing_else(
@@ -150,7 +200,7 @@ def test_by_default_every_family_runs_at_every_budget_on_several_tasks_and_lengt
     assert len({cell.key for cell in cells}) == len(cells)
     for length in {cell.exam.tokens for cell in cells}:
         entries = {cell.entry.label for cell in cells if cell.exam.tokens == length}
-        assert {"sdpa", "N:M 1/2", "N:M 1/4", "N:M 1/8"} <= entries
+        assert {"sdpa", "N:M 1/4", "N:M 1/8", "SpAtten 1/4", "efficient"} <= entries
         assert len([who for exam, who in timed if exam.tokens == length]) == len(entries) - 1
     assert cells[0].exam.tokens == max(cell.exam.tokens or 0 for cell in cells)  # the longest first
 

@@ -10,18 +10,21 @@ from functools import partial
 
 import torch
 
-from dynattn.bench.timing import interleaved
+from dynattn.bench.timing import Timing, interleaved
 from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.compare.speed import LEAST_ROUNDS, spread
+from dynattn.evals.frontier import decode
 from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.cell import Race
 from dynattn.evals.frontier.measure import Job, prepare
 from dynattn.evals.frontier.results import Time
+from dynattn.evals.models import Pretrained
+from dynattn.evals.tasks import Prepared
 
 
 @torch.inference_mode()
 def race(job: Job, wanted: Race, seconds: float) -> Time:
-    """Time a method against dense attention: the model's forward on one input.
+    """Time a method against dense attention: the model's forward on one input, or a step of decoding after it.
 
     Args:
         job: of the sweep.
@@ -32,17 +35,23 @@ def race(job: Job, wanted: Race, seconds: float) -> Time:
         Seconds and the speed-up over dense.
     """
     pretrained, _, data = prepare(job, wanted.exam)
-
-    def forward(name: str) -> None:
-        with applied(pretrained, name):  # takes about 0.1 ms
-            pretrained.model(**data.examples[0])
-
-    timings = interleaved(
-        {name: partial(forward, name) for name in (BASELINE, wanted.entry.name)},
-        seconds=seconds, least=LEAST_ROUNDS, min_sample=None,
-    )  # fmt: skip
-    dense, own = timings[BASELINE], timings[wanted.entry.name]
+    timed = decode.race if wanted.exam.phase == "decode" else _forward
+    dense, own = timed(pretrained, wanted.entry.name, data, seconds)
     return Time(
         race=wanted, length=data.length, dense=spread(dense.seconds), seconds=spread(own.seconds),
         speedup=spread(own.speedup(dense)), samples=len(own.samples), disturbed=own.disturbed if own.waited else None,
     )  # fmt: skip
+
+
+def _forward(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> tuple[Timing, Timing]:
+    """The model's forward on the first example, with dense attention and with a method."""
+
+    def forward(name: str) -> None:
+        with applied(pretrained, name):
+            pretrained.model(**data.examples[0])
+
+    timings = interleaved(
+        {each: partial(forward, each) for each in (BASELINE, name)},
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None,
+    )  # fmt: skip
+    return timings[BASELINE], timings[name]

@@ -7,16 +7,19 @@ import time
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.compare.run import evaluate, task_result
 from dynattn.evals.compare.statistics import cosines
+from dynattn.evals.decode.prompt import Prompt
+from dynattn.evals.frontier import decode
 from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.cell import Cell, Exam
-from dynattn.evals.frontier.results import Failure, Grade, Sheet, address
-from dynattn.evals.frontier.work import look
+from dynattn.evals.frontier.results import Failure, Grade, Sheet, Work, address
+from dynattn.evals.frontier.work import LOOKED, look
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.packages import PackageUnavailableError
 from dynattn.evals.tasks import DataMissingError, Outcome, Prepared, Task, make
@@ -79,13 +82,23 @@ def measure(job: Job, cell: Cell) -> Answer:
 
 
 def prepare(job: Job, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
-    """Model, task and data of an exam; kept for the next cell of the same exam."""
+    """Model, task and data of an exam; kept for the next cell of the same task and length."""
     pretrained = _loaded(job.model)
     return pretrained, *_prepared(job, exam.task, exam.tokens, exam.items)
 
 
 def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     start = time.perf_counter()
+    _, task, data = prepare(job, cell.exam)
+    scores, work = _decoded(job, cell) if cell.exam.phase == "decode" else _prefilled(job, cell)
+    described = task_result(task, data, [], 0.0).model_dump(exclude={"name", "seconds", "results"})
+    sheet = Sheet(exam=cell.exam, **described)
+    seconds = time.perf_counter() - start
+    grade = Grade(cell=cell, scores=[float(score) for score in scores], work=work, seconds=seconds, machine=machine)
+    return sheet, grade
+
+
+def _prefilled(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
     pretrained, task, data = prepare(job, cell.exam)
     with applied(pretrained, cell.entry.name) as implementation:
         outcome = evaluate(task, data, pretrained, implementation, lambda: None)
@@ -94,12 +107,19 @@ def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
         scores = cosines(outcome, _dense(job, cell.exam.task, cell.exam.tokens, cell.exam.items))
     if scores is None:
         raise ValueError(f"measure: a task must give scores or outputs: {task.name} gives neither")
-    work = look(pretrained, cell.entry.name, data.examples)
-    described = task_result(task, data, [], 0.0).model_dump(exclude={"name", "seconds", "results"})
-    sheet = Sheet(exam=cell.exam, **described)
-    seconds = time.perf_counter() - start
-    grade = Grade(cell=cell, scores=[float(score) for score in scores], work=work, seconds=seconds, machine=machine)
-    return sheet, grade
+    return scores, look(pretrained, cell.entry.name, data.examples[:LOOKED])
+
+
+def _decoded(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
+    pretrained, _, data = prepare(job, cell.exam)
+    before = _prompts(job, cell.exam.task, cell.exam.tokens, cell.exam.items)
+    scores = decode.examine(pretrained, cell.entry.name, data, before)
+    return np.array(scores), decode.look(pretrained, cell.entry.name, data, before)
+
+
+@lru_cache(maxsize=1)
+def _prompts(job: Job, name: str, tokens: int | None, items: int | None) -> list[Prompt]:
+    return decode.prompts(_loaded(job.model), _prepared(job, name, tokens, items)[1])
 
 
 @lru_cache(maxsize=1)

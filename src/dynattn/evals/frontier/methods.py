@@ -1,8 +1,8 @@
 """The methods that take part, and their names at a budget: one table.
 
 A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
-density. What they keep is measured; a method whose density follows the data, or that adds a window, lands beside the
-budget, and the report shows where.
+density; of methods that take tokens away, the share of the tokens in the last layer. What they keep is measured; a
+method whose density follows the data, or that adds a window, lands beside the budget, and the report shows where.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dynattn.evals.frontier.apply import canonical
-from dynattn.evals.frontier.cell import Entry
+from dynattn.evals.frontier.cell import Entry, Phase
 from dynattn.evals.models import Kind
 
-BUDGETS = (1 / 2, 1 / 4, 1 / 8)
+BUDGETS = (1 / 4, 1 / 8)
 """Densities at which methods are compared by default."""
-
-BASELINES = ("random", "fixed")
-"""Families that look at nothing: a method that chooses has to beat them at the same budget."""
 
 _LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
 
@@ -73,23 +70,59 @@ def _scatterbrain(place: _Place) -> str:
     return f"scatterbrain-f64-b{2 * max(1, round(0.5 / place.budget))}-r1"
 
 
-FAMILIES: dict[str, Callable[[_Place], str]] = {
-    "N:M": _nm(""),
-    "N:M, stride 16": _nm("-x16"),
-    "N:M, window": _nm_window,
-    "top-k": _ratio("topk"),
-    "threshold": _threshold,
-    "block top-k": _ratio("blocktopk", "-b16"),
-    "window": _window,
-    "DSA": _ratio("dsa"),
-    "Scatterbrain": _scatterbrain,
-    "random": _ratio("random"),
-    "fixed": _ratio("fixed"),
+def _cache_window(place: _Place) -> str:
+    return f"cache-window-{max(1, round(place.budget * place.length))}-s{place.sinks}"
+
+
+def _ltp(place: _Place) -> str:
+    """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
+    MiniLM's tokens in the last layer."""
+    return f"ltp-{float(f'{-0.7 * math.log(place.budget) / place.length:.2g}'):.8f}"
+
+
+class Family(NamedTuple):
+    """Methods that differ in the budget alone.
+
+    Attributes:
+        name: of the family's method for a place.
+        phases: that it takes part in.
+        kinds: of models that it fits.
+        baselines: families that look at nothing and take away the same: this one has to beat them at the same budget.
+    """
+
+    name: Callable[[_Place], str]
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    kinds: tuple[Kind, ...] = ("encoder", "decoder", "vision", "speech")
+    baselines: tuple[str, ...] = ("random", "fixed")
+
+
+_PREFILL: tuple[Phase, ...] = ("prefill",)
+_DECODE: tuple[Phase, ...] = ("decode",)
+_SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
+_TOKENS = ("random tokens",)
+
+FAMILIES = {
+    "N:M": Family(_nm("")),
+    "N:M, stride 16": Family(_nm("-x16")),
+    "N:M, window": Family(_nm_window),
+    "top-k": Family(_ratio("topk")),
+    "threshold": Family(_threshold),
+    "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
+    "window": Family(_window),
+    "DSA": Family(_ratio("dsa")),
+    "Scatterbrain": Family(_scatterbrain, _PREFILL),
+    "random": Family(_ratio("random"), baselines=()),
+    "fixed": Family(_ratio("fixed"), baselines=()),
+    "SpAtten": Family(_ratio("spatten"), _PREFILL, _SHORTENED, _TOKENS),
+    "LTP": Family(_ltp, _PREFILL, _SHORTENED, _TOKENS),
+    "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
+    "cache: window": Family(_cache_window, _DECODE),
+    "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
 }
-"""Name of each family's method at a budget."""
+"""Every family by its name."""
 
 WITHOUT_BUDGET = ("efficient",)
-"""Methods that have no such size."""
+"""Methods of the prefill phase that have no such size."""
 
 
 def check(budgets: Sequence[float]) -> None:
@@ -105,24 +138,38 @@ def check(budgets: Sequence[float]) -> None:
             )
 
 
-def entries(kind: Kind, tokens: int | None, budgets: Sequence[float]) -> list[Entry]:
+def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float]) -> list[Entry]:
     """The methods of the table for one exam.
 
     Args:
         kind: the model's.
+        phase: the exam's.
         tokens: of the exam's texts; None where its inputs have one size.
         budgets: shares of the pairs, see :func:`check`.
 
     Returns:
-        One entry a family and budget.
+        One entry a family and budget, and those without a budget.
     """
     length = _LENGTHS[kind] if tokens is None else tokens
     found = []
-    for family, name in FAMILIES.items():
-        for budget in budgets:
-            method = canonical(name(_Place(budget, length, kind == "decoder")))
-            found.append(Entry(name=method, family=family, budget=budget))
-    return [*found, *named(WITHOUT_BUDGET)]
+    for label, family in FAMILIES.items():
+        if phase in family.phases and kind in family.kinds:
+            names = (family.name(_Place(budget, length, kind == "decoder")) for budget in budgets)
+            found += [
+                Entry(name=canonical(name), family=label, budget=budget)
+                for name, budget in zip(names, budgets, strict=True)
+            ]
+    return [*found, *named(WITHOUT_BUDGET)] if phase == "prefill" else found
+
+
+def baselines(family: str) -> tuple[str, ...]:
+    """Families that a family has to beat; none for the baselines themselves, and for methods without a family."""
+    return FAMILIES[family].baselines if family in FAMILIES else ()
+
+
+def is_baseline(family: str) -> bool:
+    """Whether a family looks at nothing, and others are held against it."""
+    return any(family in other.baselines for other in FAMILIES.values())
 
 
 def named(names: Sequence[str]) -> list[Entry]:

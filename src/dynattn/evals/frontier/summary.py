@@ -11,7 +11,7 @@ import numpy as np
 
 from dynattn.evals.compare.results import Interval
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase
-from dynattn.evals.frontier.methods import BASELINES
+from dynattn.evals.frontier.methods import baselines
 from dynattn.evals.frontier.results import Frontier, Grade, Sheet, Time
 from dynattn.evals.frontier.shares import lead, retained, together
 
@@ -192,10 +192,10 @@ def _times(found: Frontier, phase: Phase) -> dict[tuple[int | None, str], Time]:
 def _leads(found: Frontier, own: Sequence[Result], grouped: dict[str, list[Result]]) -> dict[str, Interval]:
     """Over each baseline of the same budget, in the exams that both took."""
     entry = own[0].grade.cell.entry
-    if entry.budget is None or entry.family in BASELINES:
+    if entry.budget is None:
         return {}
     leads = {}
-    for family in BASELINES:
+    for family in baselines(entry.family):
         label = Entry(name=family, family=family, budget=entry.budget).label
         others = {result.sheet.exam: result.grade.scores for result in grouped.get(label, ())}
         over = [

@@ -15,6 +15,7 @@ from dynattn.evals.compare.run import Stage
 from dynattn.evals.frontier.apply import canonical
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
 from dynattn.evals.frontier.clock import race
+from dynattn.evals.frontier.decode import answers
 from dynattn.evals.frontier.measure import EXPECTED, Answer, Job
 from dynattn.evals.frontier.methods import BUDGETS, check, entries, named
 from dynattn.evals.frontier.results import Failure, Frontier, address
@@ -26,13 +27,18 @@ from dynattn.evals.tasks.texts import read
 Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
 """Measures cells somewhere: in processes here, or on a cluster."""
 
-_TASKS: dict[Kind, tuple[str, ...]] = {"encoder": ("retrieval", "manpages")}  # else those of dynattn compare
+_TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
+    ("encoder", "prefill"): ("retrieval", "manpages"),
+    ("decoder", "prefill"): ("perplexity", "needle"),
+    ("decoder", "decode"): ("needle", "multi-needle"),
+}
 _TOKENS: dict[Kind, tuple[int | None, ...]] = {
-    "encoder": (128, 512),
+    "encoder": (128, 256),
     "decoder": (512, 1024),
     "vision": (None,),
     "speech": (None,),
 }
+_ITEMS: dict[Kind, int] = {"encoder": 24}  # else the task's: what a default sweep of ten minutes has time for
 
 
 @dataclass(frozen=True)
@@ -90,19 +96,32 @@ def plan(settings: Settings, kind: Kind) -> tuple[list[Cell], list[tuple[Exam, E
         every method at every length, with the input of the first task.
     """
     texts = None if settings.text is None else digest([list(text) for text in read(settings.text)])
-    tasks = settings.tasks or _TASKS.get(kind) or default(kind, settings.model)
     lengths = sorted(settings.tokens or _TOKENS[kind], key=lambda tokens: -(tokens or 0))
+    items = settings.items or _ITEMS.get(kind)
     cells, timed = [], []
     for phase in settings.phases:
+        tasks = _tasks(settings, kind, phase)
         for tokens in lengths:
-            chosen = named(settings.methods) or entries(kind, tokens, settings.budgets)
+            chosen = named(settings.methods) or entries(kind, phase, tokens, settings.budgets)
             for task in tasks:
-                exam = Exam(
-                    model=settings.model, phase=phase, task=task, tokens=tokens, items=settings.items, texts=texts
-                )
+                exam = Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
                 cells += [Cell(exam=exam, entry=entry) for entry in (DENSE, *chosen)]
                 timed += [(exam, entry) for entry in chosen if task == tasks[0]]
     return cells, timed
+
+
+def _tasks(settings: Settings, kind: Kind, phase: Phase) -> tuple[str, ...]:
+    """Those of a phase."""
+    if phase == "decode" and kind != "decoder":
+        raise ValueError(f"frontier: only decoders decode: {settings.model} is of kind {kind}; leave --phases out")
+    tasks = settings.tasks or _TASKS.get((kind, phase)) or default(kind, settings.model)
+    fitting = tuple(task for task in tasks if phase == "prefill" or answers(task))
+    if not fitting:
+        raise ValueError(
+            f"frontier: the decode phase takes tasks that ask for an answer: got {', '.join(tasks)}; try "
+            f"{', '.join(_TASKS['decoder', 'decode'])}"
+        )
+    return fitting
 
 
 def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Frontier:

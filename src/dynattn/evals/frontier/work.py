@@ -18,17 +18,22 @@ from typing import NamedTuple
 import torch
 
 from dynattn.account import counting
+from dynattn.account.pruned import of_forward
 from dynattn.evals.compare.results import BASELINE
-from dynattn.evals.frontier.apply import applied
+from dynattn.evals.frontier.apply import applied, pruner
 from dynattn.evals.frontier.results import Work
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
 from dynattn.methods import PairMethod
+from dynattn.pruning import Forward, Pruning
+
+LOOKED = 2
+"""Examples that suffice: they are of full length, and means over all layers and heads."""
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """One attention call: FLOPs; pairs kept and kept mass of each query, where there are pairs."""
 
     flops: float
@@ -51,11 +56,14 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
     Raises:
         ValueError: the model made no call of dynattn.
     """
+    shortening = None if name == BASELINE else pruner(name)
+    if shortening is not None:
+        return _shortened(pretrained, shortening, examples)
     with applied(pretrained, BASELINE), counting(pretrained.model) as account:
         for inputs in examples:
             pretrained.model(**inputs)
-    seen: list[_Seen] = []
-    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.append(_see(call))):
+    seen: list[Seen] = []
+    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.append(see(call))):
         for inputs in examples:
             pretrained.model(**inputs)
     if not seen:
@@ -63,12 +71,43 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
             f"look: the model must call dynattn: {type(pretrained.model).__name__} made no call; take a model whose "
             "attention comes from Transformers' interface"
         )
+    return tally(seen, account.linear.linear, len(examples))
+
+
+def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
+    """The work of one input.
+
+    Args:
+        seen: all attention calls.
+        linear: multiply-adds of all linear layers.
+        inputs: how many there were.
+    """
     attention = sum(call.flops for call in seen)
     kept = [call.pairs for call in seen if call.pairs is not None]
     mass = [call.mass for call in seen if call.mass is not None]
     return Work(
-        pairs=sum(kept) / len(examples) if kept else None,
+        pairs=sum(kept) / inputs if kept else None,
         kept_mass=torch.cat(mass).mean().item() if mass else None,
+        attention=attention / inputs,
+        total=(attention + 2 * linear) / inputs,
+    )
+
+
+def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> Work:
+    """Of a method that takes tokens out: dense attention among those that are left, and fewer rows for all layers."""
+    forwards: list[Forward] = []
+    pretrained.model.set_attn_implementation(BASELINE)
+    with method.apply(pretrained.model) as trace, counting(pretrained.model) as account:
+        trace.on_forward = forwards.append
+        for inputs in examples:
+            pretrained.model(**inputs)
+    config = pretrained.model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inside = [of_forward(forward, head_dim=head_dim, itemsize=4) for forward in forwards]
+    attention = 2 * sum(work.multiply_adds for work in inside)
+    return Work(
+        pairs=sum(work.exponentials for work in inside) / len(examples),
+        kept_mass=None,
         attention=attention / len(examples),
         total=(attention + 2 * account.linear.linear) / len(examples),
     )
@@ -103,18 +142,19 @@ def flops(method: PairMethod, allowed: float, kept: float, head_dim: int, value_
     return 2.0 * (scoring + kept * value_dim)
 
 
-def _see(call: Call) -> _Seen:
+def see(call: Call) -> Seen:
+    """What an attention call costs and keeps."""
     run = partial(
         attention, call.query, call.key, call.value, call.method,
         attn_mask=call.attn_mask, causal=call.causal, scale=call.scale,
     )  # fmt: skip
     if not isinstance(call.method, PairMethod):
-        return _Seen(_counted(run), None, None)
+        return Seen(_counted(run), None, None)
     _, aux = run(return_aux=True)
     allowed = pairs(call)
     kept = aux.density.double().mean().item() * allowed
     sizes = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
-    return _Seen(flops(call.method, allowed, kept, *sizes), kept, aux.kept_mass.float().flatten())
+    return Seen(flops(call.method, allowed, kept, *sizes), kept, aux.kept_mass.float().flatten())
 
 
 def _counted(run: Callable[[], object]) -> float:

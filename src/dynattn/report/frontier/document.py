@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from dynattn.evals.compare.results import Interval
 from dynattn.evals.frontier.choice import COSTS, LEAST, picks, undominated
-from dynattn.evals.frontier.methods import BASELINES
+from dynattn.evals.frontier.methods import is_baseline
 from dynattn.evals.frontier.results import Frontier, Sheet
 from dynattn.evals.frontier.summary import Contender, Result, contenders, exams, phases, timing_machine, titles
 from dynattn.report.compare import colored
@@ -66,7 +66,7 @@ def judged(found: Interval) -> str:
 
 def against_baselines(contender: Contender) -> str:
     """What its leads over random and fixed choices say, in a word or two."""
-    if contender.entry.family in BASELINES:
+    if is_baseline(contender.entry.family):
         return "baseline"
     beats = contender.beats_baselines
     if beats is None:
@@ -130,7 +130,7 @@ def _failing(chosen: Sequence[Contender]) -> list[str]:
     failing = [c.label for c in chosen if c.beats_baselines is False]
     if not failing:
         return []
-    return [f"No better than keeping random or evenly spaced keys at the same budget: {', '.join(failing)}."]
+    return [f"No better than looking at nothing, at the same budget: {', '.join(failing)}."]
 
 
 def _table(chosen: Sequence[Contender], several: str) -> Section:
@@ -152,8 +152,9 @@ def _table(chosen: Sequence[Contender], several: str) -> Section:
     note = (
         "Shares of dense attention's pairs, FLOPs of the model (in brackets of attention alone), and time. Sorted by "
         "the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the means of the "
-        "exams' bounds, which hold even if all exams err together. Against baselines: whether more is retained than by "
-        f"{' and '.join(BASELINES)} keys of the same budget, beyond noise. On the frontier: no other method is at once "
+        "exams' bounds, which hold even if all exams err together. Against baselines: whether more is retained, beyond "
+        "noise, than by random and by evenly spaced keys of the same budget (by random tokens, for methods that take "
+        "tokens away). On the frontier: no other method is at once "
         "cheaper and better in its worst exam."
     )
     return Section(f"Every method{several}", table(columns, rows), note)
