@@ -26,7 +26,7 @@ def frontier(
     text: Annotated[
         Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="To time each method at each length; 0 times nothing.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="To time each method at each length; 0 times nothing.")] = 1.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a thread, 8 at most.")] = None,
     threads: Threads = None,
     ray: Annotated[bool, typer.Option("--ray", help="Measure quality on a Ray cluster.")] = False,

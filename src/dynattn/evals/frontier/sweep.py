@@ -65,7 +65,7 @@ class Settings:
     items: int | None = None
     phases: tuple[Phase, ...] = ("prefill",)
     text: Path | None = None
-    seconds: float = 2.0
+    seconds: float = 1.0
 
     def __post_init__(self) -> None:
         for field, values in (("items", (self.items,)), ("tokens", self.tokens)):
