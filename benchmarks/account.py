@@ -39,7 +39,8 @@ ATTENTION = (
     "nm-2-4", "nm-1-2", "nm-1-4", "topk-0.25", "threshold-0.01", "blocktopk-0.25-b16", "window-64-s4", "random-0.25",
     "fixed-0.25", "dsa-0.25", "scatterbrain", "efficient",
 )  # fmt: skip
-PRUNING = ("spatten-0.5", "spatten-0.5-h0.75", "spatten-0.5-v0.25", "spatten-0.5-q8+4", "ltp-0.01")
+PRUNING = ("spatten-0.5", "spatten-0.5-h0.75", "spatten-0.5-v0.25", "spatten-0.5-q8+4")
+THRESHOLD = {"minilm": "ltp-0.002", "dinov2": "ltp-0.0005"}  # importances are 1/n in the mean
 INSIDE = "nm-1-2"
 DECODE = (
     "dense-in-place", "nm-2-4", "nm-1-2", "topk-0.25", "window-256-s4", "cache-window-256-s4", "cache-spatten-0.25",
@@ -71,7 +72,7 @@ def encoder(name: str) -> dict[str, Any]:
         return of_model(pretrained.model, subject.inputs, cache_bytes=CACHE, **options)
 
     rows = {UNFUSED: under("dense", fused=False), **{method: under(method) for method in ("dense", *ATTENTION)}}
-    rows |= {method: pruned(pretrained, subject.inputs, method) for method in PRUNING}
+    rows |= {method: pruned(pretrained, subject.inputs, method) for method in (*PRUNING, THRESHOLD[name])}
     with parse(PRUNING[0]).apply(pretrained.model):
         rows[f"{PRUNING[0]} with {INSIDE} inside"] = under(INSIDE)
     return {"tokens": len(subject.labels), "rows": {k: costs(v) for k, v in rows.items()}}
