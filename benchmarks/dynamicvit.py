@@ -1,21 +1,24 @@
 """DynamicViT on DINOv2-small: quality, arithmetic and time of the dense model and with tokens dropped.
 
-python benchmarks/dynamicvit.py FOLDER             # of train_dynamicvit.py: quality, then time; about ten minutes
-python benchmarks/dynamicvit.py FOLDER quality     # needs no idle machine
-python benchmarks/dynamicvit.py FOLDER time        # does
+python benchmarks/dynamicvit.py FOLDER             # of train_dynamicvit.py: all that follows, about eight minutes
+python benchmarks/dynamicvit.py FOLDER baselines   # quality of the arms that need no training
+python benchmarks/dynamicvit.py FOLDER quality     # of all arms, and the arithmetic
+python benchmarks/dynamicvit.py FOLDER time        # needs an idle machine, the others do not
 
 Writes benchmarks/results/pruning/dynamicvit.json after every arm: a run that was killed goes on where it stopped.
 
 An arm is who chooses the tokens (trained predictors, untrained ones, or chance), the keep ratio of a stage, and the
-attention of the layers. Everything is measured with tokens really gathered; floating point operations are counted by
-PyTorch's own counter in a real forward, predictors included.
+attention of the layers. The predictors are those trained for a keep ratio of 0.7, at the other ratios too. Everything
+is measured with tokens really gathered; floating point operations are counted by PyTorch's own counter in a real
+forward, predictors included.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +27,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from train_dynamicvit import JOB, PIXELS, RATIOS, predictors
+from train_dynamicvit import JOB, PIXELS, RATIO, predictors
 
 from dynattn.bench.machine import machine
 from dynattn.bench.timing import interleaved
@@ -32,7 +35,7 @@ from dynattn.evals.compare.results import Quality, Record, Speed, Spread
 from dynattn.evals.compare.run import evaluate
 from dynattn.evals.compare.statistics import quality
 from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Features, Outcome, Prepared, Saliency, Task
+from dynattn.evals.tasks import Outcome, Prepared, Saliency
 from dynattn.evals.tasks.base import Inputs
 from dynattn.evals.training.checkpoints import write_json
 from dynattn.evals.training.results import Run
@@ -42,10 +45,11 @@ from dynattn.pruning.predictor import Predictors
 
 RESULT = Path(__file__).parent / "results" / "pruning" / "dynamicvit.json"
 ATTENTION = {"sdpa": "sdpa", "nm-1-2": "dynattn:nm-1-2"}
-CHOOSERS = ("trained", "untrained", "random")
-TASKS: tuple[Task, ...] = (Saliency(items=8), Features(items=8))
-SHAPES = ((518, 1), (224, 8))  # pixels and pictures at once
-SECONDS = 60.0
+RATIOS = (0.9, 0.7, 0.5)
+TASK = Saliency(items=8, pixels=322)
+SHAPES = ((518, 1), (224, 4))  # pixels and pictures at once
+SECONDS = 30.0  # of a shape
+LEAST = 3  # rounds; quartiles and rounds are told
 
 
 class Arm(NamedTuple):
@@ -63,7 +67,8 @@ class Arm(NamedTuple):
 
 ARMS = (
     *(Arm("dense", 1.0, attention) for attention in ATTENTION),
-    *(Arm(*parts) for parts in itertools.product(CHOOSERS, RATIOS, ATTENTION)),
+    *(Arm(chooser, ratio, "sdpa") for chooser in ("random", "untrained") for ratio in RATIOS),
+    *(Arm("trained", ratio, attention) for ratio in RATIOS for attention in ATTENTION),
 )
 
 
@@ -72,13 +77,15 @@ class Found(Record):
 
     Attributes:
         arm: its name.
-        tasks: by name of the task: scores, and differences to the dense model with ``sdpa``.
-        class_token: cosine of the class token to the dense model's, one an item of the features task.
+        saliency: scores, and differences to the dense model with ``sdpa``.
+        class_token: cosine of the class token to the dense model's, one a picture.
+        features: cosine of all tokens' features, as the features task takes it.
     """
 
     arm: str
-    tasks: dict[str, Quality]
+    saliency: Quality
     class_token: list[float]
+    features: list[float]
 
 
 class Work(Record):
@@ -107,15 +114,27 @@ class Times(Record):
 
 
 class DynamicViTRecord(Record):
-    """Everything; ``losses`` are the training's by ratio, a value a step."""
+    """Everything.
+
+    Attributes:
+        model: what it is.
+        machine: where the record was begun.
+        training: settings of the training.
+        losses: of the training, one a step; empty before there was one.
+        held_out: steps, and the mean cosine to the dense features on the pictures held out.
+        data: what quality is measured on, a line.
+        arms: quality.
+        work: arithmetic.
+        times: time.
+    """
 
     schema_version: Literal[1] = 1
     model: str
     machine: dict[str, Any]
     training: dict[str, Any]
-    losses: dict[str, list[float]]
-    held_out: dict[str, list[tuple[int, float]]]
-    data: dict[str, str]
+    losses: list[float]
+    held_out: list[tuple[int, float]]
+    data: str
     arms: list[Found]
     work: list[Work]
     times: list[Times]
@@ -139,11 +158,11 @@ def context(arm: Arm, folder: Path, model: Any) -> AbstractContextManager[Any]:
     torch.manual_seed(0)
     width = model.config.hidden_size
     made = {
-        "trained": lambda: Predictors.load(predictors(folder, arm.ratio)),
+        "trained": lambda: Predictors.load(predictors(folder, RATIO)),
         "untrained": lambda: Predictors(width, keep_ratio=arm.ratio).eval(),
         "random": lambda: Chance(width, arm.ratio),
     }[arm.chooser]()
-    return DynamicViT(made).apply(model)
+    return DynamicViT(made, arm.ratio).apply(model)
 
 
 def save(found: DynamicViTRecord) -> None:
@@ -153,54 +172,63 @@ def save(found: DynamicViTRecord) -> None:
 
 
 def begin(folder: Path, pretrained: Pretrained) -> DynamicViTRecord:
-    """The record there is, or a new one with what the trainings left."""
+    """The record there is, or a new one; with the training's curves once there are any."""
     if RESULT.exists():
-        return DynamicViTRecord.model_validate_json(RESULT.read_text(encoding="utf-8"))
-    paths = {f"{ratio:g}": predictors(folder, ratio).parent / "result.json" for ratio in RATIOS}
-    runs = {ratio: Run.model_validate_json(path.read_text(encoding="utf-8")) for ratio, path in paths.items()}
-    return DynamicViTRecord(
-        model=pretrained.description,
-        machine=machine(),
-        training={"pixels": PIXELS, "steps": JOB.steps, "batch": JOB.batch, "learning_rate": JOB.learning_rate},
-        losses={ratio: [point.value for point in run.losses] for ratio, run in runs.items()},
-        held_out={ratio: [(point.step, point.value) for point in run.curve] for ratio, run in runs.items()},
-        data={}, arms=[], work=[], times=[],
-    )  # fmt: skip
+        found = DynamicViTRecord.model_validate_json(RESULT.read_text(encoding="utf-8"))
+    else:
+        training = {"pixels": PIXELS, "keep_ratio": RATIO, **dataclasses.asdict(JOB)}
+        found = DynamicViTRecord(
+            model=pretrained.description, machine=machine(), training=training,
+            losses=[], held_out=[], data="", arms=[], work=[], times=[],
+        )  # fmt: skip
+    path = predictors(folder, RATIO).parent / "result.json"
+    if not path.exists():
+        return found
+    run = Run.model_validate_json(path.read_text(encoding="utf-8"))
+    curves = {"losses": [p.value for p in run.losses], "held_out": [(p.step, p.value) for p in run.curve]}
+    return found.model_copy(update=curves)
 
 
-def measure_quality(found: DynamicViTRecord, folder: Path, pretrained: Pretrained) -> DynamicViTRecord:
-    """Add the arms that the record lacks."""
+def measure_quality(
+    found: DynamicViTRecord, folder: Path, pretrained: Pretrained, arms: Sequence[Arm]
+) -> DynamicViTRecord:
+    """Add those of the arms that the record lacks."""
     there = {each.arm for each in found.arms}
-    missing = [arm for arm in ARMS if arm.name not in there]
+    missing = [arm for arm in arms if arm.name not in there]
     if not missing:
         return found
-    prepared = [(task, task.prepare(pretrained)) for task in TASKS]
-    found = found.model_copy(update={"data": {task.name: data.summary for task, data in prepared}})
-    dense = {task.name: evaluate(task, data, pretrained, "sdpa", lambda: None) for task, data in prepared}
+    data = TASK.prepare(pretrained)
+    found = found.model_copy(update={"data": data.summary})
+    dense = _seen(pretrained, data, ATTENTION["sdpa"])
     for arm in track(missing, "quality"):
         with context(arm, folder, pretrained.model):
-            outcomes = {task.name: _outcome(task, data, pretrained, arm, dense) for task, data in prepared}
-        qualities = {
-            task.name: quality(arm.name, outcomes[task.name], dense[task.name], data, task.higher_is_better)
-            for task, data in prepared
-        }
-        pruned, whole = (_class_tokens(each["features"], pretrained) for each in (outcomes, dense))
-        row = Found(arm=arm.name, tasks=qualities, class_token=torch.cosine_similarity(pruned, whole, dim=1).tolist())
+            seen = dense if arm == ARMS[0] else _seen(pretrained, data, ATTENTION[arm.attention])
+        row = Found(
+            arm=arm.name,
+            saliency=quality(arm.name, seen.outcome, dense.outcome, data, TASK.higher_is_better),
+            class_token=torch.cosine_similarity(seen.hidden[:, 0], dense.hidden[:, 0]).tolist(),
+            features=torch.cosine_similarity(seen.hidden.flatten(1), dense.hidden.flatten(1)).tolist(),
+        )
         found = found.model_copy(update={"arms": [*found.arms, row]})
         save(found)
     return found
 
 
-def _outcome(task: Task, data: Prepared, pretrained: Pretrained, arm: Arm, dense: dict[str, Outcome]) -> Outcome:
-    """Of one arm; the dense model with ``sdpa`` ran already."""
-    if (arm.chooser, arm.attention) == ("dense", "sdpa"):
-        return dense[task.name]
-    return evaluate(task, data, pretrained, ATTENTION[arm.attention], lambda: None)
+class Look(NamedTuple):
+    """What a model made of the task's pictures; ``hidden`` is (pictures, length, width), float64."""
+
+    outcome: Outcome
+    hidden: Tensor
 
 
-def _class_tokens(outcome: Outcome, pretrained: Pretrained) -> Tensor:
-    """(items, width): they come first in the features task's outputs."""
-    return torch.from_numpy(outcome.outputs).double()[:, : pretrained.model.config.hidden_size]
+def _seen(pretrained: Pretrained, data: Prepared, implementation: str) -> Look:
+    hidden: list[Tensor] = []
+    handle = pretrained.model.register_forward_hook(lambda _, args, output: hidden.append(output.last_hidden_state))
+    try:
+        outcome = evaluate(TASK, data, pretrained, implementation, lambda: None)
+    finally:
+        handle.remove()
+    return Look(outcome, torch.cat(hidden).double())
 
 
 @torch.inference_mode()
@@ -221,13 +249,12 @@ def measure_work(found: DynamicViTRecord, folder: Path, pretrained: Pretrained) 
 
 @torch.inference_mode()
 def measure_times(found: DynamicViTRecord, folder: Path, pretrained: Pretrained) -> DynamicViTRecord:
-    """Time the dense model and the trained arms against each other."""
+    """Time the dense model and the trained arms against each other, at the shapes that the record lacks."""
     arms = [arm for arm in ARMS if arm.chooser in ("dense", "trained")]
-    times = []
-    for pixels, batch in SHAPES:
+    for pixels, batch in SHAPES[len(found.times) :]:
         inputs = _picture(pixels, batch)
         functions = {arm.name: _forward(arm, folder, pretrained.model, inputs) for arm in arms}
-        timings = interleaved(functions, seconds=SECONDS, min_sample=None)
+        timings = interleaved(functions, seconds=SECONDS, least=LEAST, min_sample=None)
         baseline = timings[ARMS[0].name]
         rows = [
             Speed(
@@ -236,15 +263,15 @@ def measure_times(found: DynamicViTRecord, folder: Path, pretrained: Pretrained)
             )
             for name, timing in timings.items()
         ]  # fmt: skip
-        times.append(Times(pixels=pixels, batch=batch, machine=machine(), rows=rows))
-    found = found.model_copy(update={"times": times})
-    save(found)
+        times = Times(pixels=pixels, batch=batch, machine=machine(), rows=rows)
+        found = found.model_copy(update={"times": [*found.times, times]})
+        save(found)
     return found
 
 
 def _forward(arm: Arm, folder: Path, model: Any, inputs: Inputs) -> Callable[[], object]:
     """One forward of an arm. The predictors are read beforehand; setting attention and hooks takes under 1 ms."""
-    kept = None if arm.chooser == "dense" else DynamicViT(Predictors.load(predictors(folder, arm.ratio)))
+    kept = None if arm.chooser == "dense" else DynamicViT(Predictors.load(predictors(folder, RATIO)), arm.ratio)
 
     @contextmanager
     def applied() -> Iterator[None]:
@@ -269,14 +296,16 @@ def main(folder: Path, part: str) -> None:
     pretrained = load("dinov2")
     register()
     found = begin(folder, pretrained)
+    if part in ("all", "baselines"):
+        found = measure_quality(found, folder, pretrained, [arm for arm in ARMS if arm.chooser != "trained"])
     if part in ("all", "quality"):
-        found = measure_quality(found, folder, pretrained)
+        found = measure_quality(found, folder, pretrained, ARMS)
         found = measure_work(found, folder, pretrained)
     if part in ("all", "time"):
         measure_times(found, folder, pretrained)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["quality"], ["time"]):
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["baselines"], ["quality"], ["time"]):
         sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) == 3 else "all")

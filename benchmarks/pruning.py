@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py quality minilm          # 10 minutes on one idle core; dinov2 as long
     python benchmarks/pruning.py speed minilm            # 3 minutes
-    python benchmarks/pruning.py table minilm            # prints what docs/methods show
+    python benchmarks/pruning_table.py                   # the tables of docs/methods/spatten.md and ltp.md
 
 Writes benchmarks/results/pruning/<model>-quality.json and <model>-speed.json. Every quality result is written as soon
 as it is there: a run that was killed goes on where it stopped. Speed is interleaved: each round runs every
@@ -46,6 +46,7 @@ class Plan(NamedTuple):
         zero_pruned: whether the task averages over tokens, so that pruned ones must not count.
         methods: with dense attention inside.
         composed: those that run with N:M attention inside too.
+        rounds: of the timing.
     """
 
     task: str
@@ -53,25 +54,25 @@ class Plan(NamedTuple):
     zero_pruned: bool
     methods: tuple[str, ...]
     composed: tuple[str, ...]
+    rounds: int
 
 
 PLANS = {
     "minilm": Plan(
         "retrieval", 36, True,
         (
-            "spatten-0.7", "random-tokens-0.7", "first-tokens-0.7", "spatten-0.5", "random-tokens-0.5",
-            "first-tokens-0.5", "spatten-0.25", "random-tokens-0.25", "first-tokens-0.25", "spatten-0.5-h0.75",
-            "ltp-0.001", "ltp-0.002", "ltp-0.004",
+            "spatten-0.7", "random-tokens-0.7", "first-tokens-0.7", "spatten-0.5", "random-tokens-0.5", "ltp-0.002",
+            "first-tokens-0.5", "ltp-0.001", "spatten-0.25", "random-tokens-0.25", "spatten-0.5-h0.75",
         ),
-        ("spatten-0.7", "spatten-0.5", "spatten-0.25", "ltp-0.002"),
+        ("spatten-0.5", "ltp-0.002"), 7,
     ),
     "dinov2": Plan(
         "saliency", 8, False,
         (
-            "spatten-0.7", "random-tokens-0.7", "spatten-0.5", "random-tokens-0.5", "first-tokens-0.5", "spatten-0.25",
-            "random-tokens-0.25", "spatten-0.5-h0.75", "ltp-0.0002", "ltp-0.0005", "ltp-0.001",
+            "spatten-0.7", "random-tokens-0.7", "spatten-0.5", "random-tokens-0.5", "ltp-0.0005", "ltp-0.0002",
+            "first-tokens-0.5",
         ),
-        ("spatten-0.7", "spatten-0.5", "ltp-0.0005"),
+        ("spatten-0.7",), 5,
     ),
 }  # fmt: skip
 
@@ -203,7 +204,7 @@ def measure_quality(name: str) -> None:
 
 
 @torch.inference_mode()
-def measure_speed(name: str, rounds: int = 7) -> None:
+def measure_speed(name: str) -> None:
     """Time a forward of one full-length item under each configuration."""
     plan = PLANS[name]
     pretrained = load(name)
@@ -218,7 +219,7 @@ def measure_speed(name: str, rounds: int = 7) -> None:
     functions = {pair: (lambda pair=pair: forward(*pair)) for pair in configurations(plan)}
     before = machine()
     timings = interleaved(
-        {" ".join(pair): function for pair, function in functions.items()}, rounds=rounds, min_sample=None
+        {" ".join(pair): function for pair, function in functions.items()}, rounds=plan.rounds, min_sample=None
     )  # fmt: skip
     dense = timings[f"sdpa {DENSE}"]
     timed = []
@@ -232,30 +233,8 @@ def measure_speed(name: str, rounds: int = 7) -> None:
                 speedup=Spread(median=speedup.median, q1=speedup.q1, q3=speedup.q3),
             )
         )  # fmt: skip
-    record = SpeedRecord(model=name, length=data.length, batch=1, rounds=rounds, machine=before, timed=timed)
+    record = SpeedRecord(model=name, length=data.length, batch=1, rounds=plan.rounds, machine=before, timed=timed)
     save(record, RESULTS / f"{name}-speed.json")
-
-
-def table(name: str) -> str:
-    """Markdown of both records: a row a configuration."""
-    scores = QualityRecord.model_validate_json((RESULTS / f"{name}-quality.json").read_text())
-    times = SpeedRecord.model_validate_json((RESULTS / f"{name}-speed.json").read_text())
-    of = {(point.implementation, point.method): point for point in times.timed}
-    rows = [
-        f"| method | attention | tokens seen | {scores.metric} | difference to dense | speed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for point in scores.scored:
-        difference = point.quality.difference
-        change = "" if difference is None else f"{difference.mean:+.3f}"
-        if difference is not None and difference.low is not None and difference.high is not None:
-            change += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
-        speedup = of[point.implementation, point.method].speedup
-        rows.append(
-            f"| {point.method} | {point.implementation.removeprefix('dynattn:')} | {point.keep_ratio:.2f} | "
-            f"{point.quality.score:.3f} | {change} | {speedup.median:.2f}× ({speedup.q1:.2f}–{speedup.q3:.2f}) |"
-        )
-    return "\n".join(rows)
 
 
 def save(record: Record, path: Path) -> None:
@@ -268,17 +247,15 @@ def save(record: Record, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run one of the commands above."""
-    if len(arguments) != 2 or arguments[0] not in ("quality", "speed", "table") or arguments[1] not in PLANS:
-        raise SystemExit(f"pruning: usage: pruning.py quality|speed|table {'|'.join(PLANS)}")
+    if len(arguments) != 2 or arguments[0] not in ("quality", "speed") or arguments[1] not in PLANS:
+        raise SystemExit(f"pruning: usage: pruning.py quality|speed {'|'.join(PLANS)}")
     register("nm-1-2")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     command, name = arguments
     if command == "quality":
         measure_quality(name)
-    elif command == "speed":
-        measure_speed(name)
     else:
-        print(table(name))
+        measure_speed(name)
 
 
 if __name__ == "__main__":

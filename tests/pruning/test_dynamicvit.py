@@ -271,3 +271,31 @@ def test_padding_counts_for_nothing():
     assert tokens.tolist() == [[26, 20], [18, 14], [18, 14], [13, 10], [13, 10]]
     torch.testing.assert_close(changed[0], both[0])
     torch.testing.assert_close(changed[1, :20], both[1, :20])
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_on_dinov2():
+    """The real one, at 140 pixels: masked as gathered, with its own attention and with N:M attention inside."""
+    from dynattn.evals.models import load
+
+    vit = load("dinov2").model
+    torch.manual_seed(0)
+    method = DynamicViT(Predictors(384).eval())
+    pixels = torch.rand(2, 3, 140, 140, generator=torch.Generator().manual_seed(1))
+    dense = vit(pixels).last_hidden_state
+    with method.apply(vit) as trace:
+        gathered = vit(pixels).last_hidden_state
+    assert trace.last is not None
+    assert trace.last.tokens[:, 0].tolist() == [101] * 3 + [71] * 3 + [50] * 3 + [35] * 3
+    stages = iter((0, 1, 2))
+    with method.training(vit, lambda p, before: best(p, before, next(stages))):
+        masked = vit(pixels).last_hidden_state
+    torch.testing.assert_close(masked, gathered, rtol=1e-3, atol=1e-3 * float(gathered.abs().max()))
+    register()
+    vit.set_attn_implementation("dynattn:nm-1-2")
+    with method.apply(vit):
+        sparse = vit(pixels).last_hidden_state
+    similar = torch.nn.functional.cosine_similarity(sparse[:, 0], dense[:, 0])
+    assert bool((similar > 0.9).all())
+    assert not torch.allclose(sparse, gathered, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from dynattn.account.attention import MEGABYTE, of_call, of_mixing
 from dynattn.account.model import Account, counting, of_model
+from dynattn.account.pruned import of_forward
 from dynattn.account.work import Work
 
-__all__ = ["MEGABYTE", "Account", "Work", "counting", "of_call", "of_mixing", "of_model"]
+__all__ = ["MEGABYTE", "Account", "Work", "counting", "of_call", "of_forward", "of_mixing", "of_model"]

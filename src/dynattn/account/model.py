@@ -64,11 +64,11 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
             method = cast(MixingMethod, call.method)
             account.attention += of_mixing(call.query, call.key, call.value, method, **given)
 
-    def multiplied(layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-        weight, tokens = layer.weight, args[0]
-        if isinstance(weight, Tensor):
-            rows = tokens.numel() // tokens.shape[-1]
-            account.linear += Work(linear=rows * weight.numel(), read=weight.numel() * weight.element_size())
+    def multiplied(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # By what goes in and comes out: a layer may run on fewer heads than it has weights for.
+        weights = args[0].shape[-1] * output.shape[-1]
+        rows = output.numel() // output.shape[-1]
+        account.linear += Work(linear=rows * weights, read=weights * output.element_size())
 
     with ExitStack() as stack:
         for layer in model.modules():

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import Layout, find
+from dynattn.pruning.names import number
 from dynattn.pruning.policy import attend
-from dynattn.pruning.predictor import KEEP, Predictors, check_ratio, draw, left_after
+from dynattn.pruning.predictor import KEEP, Predictors, draw, left_after
+from dynattn.pruning.schedule import check_ratio
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 """From log-probabilities (batch, tokens, 2) and the decisions before (batch, tokens) to the new decisions."""
@@ -53,7 +55,8 @@ class DynamicViT(Pruning):
             one may be given: predictors rank the tokens.
 
     Raises:
-        ValueError: the ratio is not above 0 and at most 1.
+        TypeError: the ratio is not a number.
+        ValueError: it is not above 0 and at most 1.
 
     Source: arXiv:2106.02034.
     """
@@ -62,7 +65,7 @@ class DynamicViT(Pruning):
     keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        check_ratio("DynamicViT", self.ratio)
+        check_ratio("DynamicViT", "keep_ratio", self.ratio)
 
     @property
     def ratio(self) -> float:
@@ -72,7 +75,7 @@ class DynamicViT(Pruning):
     @property
     def name(self) -> str:
         """``dynamicvit-RATIO``."""
-        return f"dynamicvit-{self.ratio:g}"
+        return f"dynamicvit-{number(self.ratio)}"
 
     @classmethod
     def from_name(cls, name: str) -> None:

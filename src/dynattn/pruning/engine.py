@@ -24,7 +24,7 @@ from dynattn.pruning.tokens import Tokens, key_mask, padding
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 _IMPLEMENTATION = "dynattn-pruning"
-_DENSE = ("eager", "sdpa", "dynattn:dense")
+_DENSE = ("eager", "sdpa")  # dynattn:dense is not replaced, so that whoever observes its calls sees them
 _active: dict[nn.Module, _Session] = {}  # by attention module
 
 

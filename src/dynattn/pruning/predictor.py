@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dynattn.pruning.schedule import check_ratio
+
 KEEP = 0
 """Index of the log-probability that a token is kept."""
 
@@ -85,7 +87,7 @@ class Predictors(nn.Module):
         layers = tuple(layers)
         if not layers or layers[0] < 1 or list(layers) != sorted(set(layers)):
             raise ValueError(f"Predictors: layers must ascend from 1: got {layers}; (3, 6, 9) suits 12 layers")
-        check_ratio("Predictors", keep_ratio)
+        check_ratio("Predictors", "keep_ratio", keep_ratio)
         self.width, self.layers, self.keep_ratio = width, layers, keep_ratio
         self.stages = nn.ModuleList(Predictor(width) for _ in layers)
 
@@ -116,12 +118,6 @@ class Predictors(nn.Module):
         found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
         found.load_state_dict(load_file(folder / _WEIGHTS))
         return found.eval()
-
-
-def check_ratio(function: str, keep_ratio: float) -> None:
-    """Raise unless it is a share of tokens that a stage may leave."""
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"{function}: keep_ratio must be above 0 and at most 1: got {keep_ratio}; 0.7 is usual")
 
 
 def left_after(tokens: int, keep_ratio: float, stage: int) -> int:

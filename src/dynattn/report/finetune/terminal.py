@@ -73,7 +73,7 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
     console = console or Console()
     try:
         main = processes().is_main_process
-        with _stages(console if main else Console(quiet=True)) as stage:
+        with stages(console if main else Console(quiet=True)) as stage:
             found = work(stage)
     except (ValueError, OSError, ImportError, DataMissingError, PackageUnavailableError) as error:
         console.print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
@@ -106,7 +106,8 @@ def _colored(found: Study, contrast: Contrast | None) -> Text:
 
 
 @contextmanager
-def _stages(console: Console) -> Iterator[Stage]:
+def stages(console: Console) -> Iterator[Stage]:
+    """Show the stages of some work as bars, the last few of them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # Transformers' own bars would break ours

@@ -1,0 +1,96 @@
+"""Learn LTP's thresholds for MiniLM on passages that the quality benchmark never shows, then judge them hard.
+
+    python benchmarks/pruning_learn.py STRENGTH        # 2 minutes on two idle cores
+
+Adds to benchmarks/results/pruning/minilm-learnt.json: for each strength λ, the way of the training, the thresholds, and
+their quality without training the model's weights.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any, Literal
+
+from dynattn.bench.machine import machine
+from dynattn.evals.compare.results import Record
+from dynattn.evals.compare.statistics import quality
+from dynattn.evals.models import load
+from dynattn.evals.tasks import Retrieval
+from dynattn.evals.training.pairs import PairModel, Pairs
+from dynattn.pruning import LTP
+from dynattn.pruning.learn import learn
+
+from pruning import DENSE, PLANS, RESULTS, Scored, save, score  # isort: skip  # the script beside this one
+
+STEPS = 20
+BATCH = 6
+START = LTP(0.002)
+TEMPERATURE = 5e-4
+RATE = 0.1
+
+
+class Learning(Record):
+    """One training: numbers, what it saw on the way, and what came of it."""
+
+    strength: float
+    losses: list[float]
+    kept: list[float]
+    scored: Scored
+
+
+class LearntRecord(Record):
+    """All trainings of a model's thresholds."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    data: str
+    steps: int
+    batch: int
+    start: str
+    temperature: float
+    rate: float
+    machine: dict[str, Any]
+    learnt: list[Learning]
+
+
+def main(strength: float) -> None:
+    """Learn, judge, record."""
+    path, plan = RESULTS / "minilm-learnt.json", PLANS["minilm"]
+    pretrained = load("minilm")
+    task = Retrieval(items=plan.items)
+    experiment = Pairs(pretrained, task)
+    examples, model = list(experiment.examples), PairModel(pretrained.model)
+    random.Random(0).shuffle(examples)
+    batches = [experiment.collate(examples[i * BATCH : (i + 1) * BATCH]) for i in range(STEPS)]
+    found = learn(
+        pretrained.model, lambda batch: model(**batch)["loss"], batches, start=START, temperature=TEMPERATURE,
+        strength=strength, rate=RATE,
+    )  # fmt: skip
+    print(f"{found.method.name}: loss {found.losses[0]:.3f} to {found.losses[-1]:.3f}", flush=True)
+    print(f"kept {found.kept[0]:.3f} to {found.kept[-1]:.3f}", flush=True)
+    baseline, _ = score(pretrained, task, experiment.data, plan, "sdpa", DENSE)
+    outcome, tokens = score(pretrained, task, experiment.data, plan, "sdpa", found.method.name)
+    judged = quality(found.method.name, outcome, baseline, experiment.data, task.higher_is_better)
+    scored = Scored(
+        implementation="sdpa", method=found.method.name, keep_ratio=sum(tokens) / len(tokens), tokens=tokens,
+        quality=judged,
+    )  # fmt: skip
+    print(f"keep ratio {scored.keep_ratio:.3f}, score {judged.score:.4f}", flush=True)
+    record = (
+        LearntRecord.model_validate_json(path.read_text())
+        if path.exists()
+        else LearntRecord(
+            model="minilm", data=experiment.summary, steps=STEPS, batch=BATCH, start=START.name,
+            temperature=TEMPERATURE, rate=RATE, machine=machine(), learnt=[],
+        )
+    )  # fmt: skip
+    learning = Learning(strength=strength, losses=found.losses, kept=found.kept, scored=scored)
+    others = [other for other in record.learnt if other.strength != strength]
+    save(record.model_copy(update={"learnt": [*others, learning]}), path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(float(sys.argv[1]))
