@@ -2,7 +2,7 @@
 
     python benchmarks/family_features.py minilm      # output error, kept mass; also smollm2, dinov2
     python benchmarks/family_features.py retrieval   # MiniLM's quality without training
-    python benchmarks/family_features.py budget      # Scatterbrain against either of its parts at equal budget
+    python benchmarks/family_features.py budget-minilm  # Scatterbrain against either of its parts at equal budget
     python benchmarks/family_features.py predictor   # DSA's trained predictor against untrained, true top-k and random
     python benchmarks/family_features.py time        # against SDPA, interleaved; wants an idle machine
     python benchmarks/family_features.py table       # the tables of docs/methods from the records
@@ -57,6 +57,8 @@ TASK_METHODS = (
 )  # fmt: skip
 ITEMS = 24  # passages of the retrieval task
 SEEDS = 3
+# Scatterbrain's features, buckets and rounds
+SIZES = {"minilm": ((64, 32, 2), (64, 16, 2), (128, 16, 2), (64, 8, 2)), "dinov2": ((64, 8, 2),)}
 STEPS = 80  # of training the predictors
 
 
@@ -153,18 +155,18 @@ def retrieval() -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def budget() -> dict[str, Any]:
+def budget(name: str) -> dict[str, Any]:
     """Scatterbrain and either part alone with the same numbers a query: features plus exact pairs."""
-    calls = _calls(load("minilm"))[1]
+    calls = _calls(load(name))[1]
     rows = []
-    for features, buckets, rounds in ((64, 32, 2), (64, 16, 2), (128, 16, 2), (64, 8, 2)):
+    for features, buckets, rounds in SIZES[name]:
         by_seed = [_budget(Scatterbrain(features, buckets, rounds, seed=seed), calls) for seed in range(SEEDS)]
         row: dict[str, Any] = {"features": features, "buckets": buckets, "rounds": rounds}
         for key in by_seed[0]:
             values = [found[key] for found in by_seed]
             row[key] = {"mean": fmean(values), "deviation": stdev(values)}
         rows.append(row)
-    return {"model": "minilm", "seeds": SEEDS, "rows": rows}
+    return {"model": name, "seeds": SEEDS, "rows": rows}
 
 
 def _budget(method: Scatterbrain, calls: Sequence[Call]) -> dict[str, float]:
@@ -304,7 +306,7 @@ def time() -> dict[str, Any]:
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(errors, name) for name in EVERY},
     "retrieval": retrieval,
-    "budget": budget,
+    **{f"budget-{name}": partial(budget, name) for name in SIZES},
     "predictor": predictor,
     "time": time,
 }

@@ -101,14 +101,12 @@ def _score(row: Mapping[str, Any] | None) -> list[str]:
 
 
 def _budget(records: Mapping[str, Any]) -> str:
-    if "budget" not in records:
-        return _WAITING
     rows = [
-        [f"{row['features']} + {row['pairs']['mean']:.0f}", f"{row['buckets']}, {row['rounds']}",
+        [model, f"{row['features']} + {row['pairs']['mean']:.0f}", f"{row['buckets']}, {row['rounds']}",
          *(f"{row[key]['mean']:.3f} ± {row[key]['deviation']:.3f}" for key in _ALONE)]
-        for row in records["budget"]["rows"]
+        for model in MODELS for row in records.get(f"budget-{model}", {"rows": []})["rows"]
     ]  # fmt: skip
-    return _table(["features + pairs", "buckets, rounds", *_ALONE.values()], rows)
+    return _table(["", "features + pairs", "buckets, rounds", *_ALONE.values()], rows) if rows else _WAITING
 
 
 def _predictor(records: Mapping[str, Any]) -> str:
