@@ -1,7 +1,7 @@
 """Methods that shorten the sequence, on real models: quality, tokens seen, and end-to-end time, beside dense.
 
-    python benchmarks/pruning.py quality minilm          # 10 minutes on one idle core; dinov2 as long
-    python benchmarks/pruning.py speed minilm            # 3 minutes
+    python benchmarks/pruning.py quality minilm          # 6 minutes on one idle core; dinov2 4
+    python benchmarks/pruning.py speed minilm            # 2 minutes; dinov2 3
     python benchmarks/pruning_table.py                   # the tables of docs/methods/spatten.md and ltp.md
 
 Writes benchmarks/results/pruning/<model>-quality.json and <model>-speed.json. Every quality result is written as soon
@@ -34,6 +34,7 @@ from dynattn.pruning import Trace, parse
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
 DENSE = "dense"
+THREADS = 1  # on a machine that is not idle, a neighbour then costs a share of a core, and no waiting at barriers
 _SPARSE = "dynattn:nm-1-2"
 
 
@@ -250,7 +251,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2 or arguments[0] not in ("quality", "speed") or arguments[1] not in PLANS:
         raise SystemExit(f"pruning: usage: pruning.py quality|speed {'|'.join(PLANS)}")
     register("nm-1-2")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch.set_num_threads(THREADS)
     command, name = arguments
     if command == "quality":
         measure_quality(name)

@@ -1,6 +1,6 @@
 """Learn LTP's thresholds for MiniLM on passages that the quality benchmark never shows, then judge them hard.
 
-    python benchmarks/pruning_learn.py STRENGTH        # 2 minutes on two idle cores
+    python benchmarks/pruning_learn.py STRENGTH        # 2 minutes on one idle core
 
 Adds to benchmarks/results/pruning/minilm-learnt.json: for each strength λ, the way of the training, the thresholds, and
 their quality without training the model's weights.
@@ -12,6 +12,8 @@ import random
 import sys
 from typing import Any, Literal
 
+import torch
+
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import Record
 from dynattn.evals.compare.statistics import quality
@@ -21,10 +23,10 @@ from dynattn.evals.training.pairs import PairModel, Pairs
 from dynattn.pruning import LTP
 from dynattn.pruning.learn import learn
 
-from pruning import DENSE, PLANS, RESULTS, Scored, save, score  # isort: skip  # the script beside this one
+from pruning import DENSE, PLANS, RESULTS, THREADS, Scored, save, score  # isort: skip  # the script beside this one
 
 STEPS = 20
-BATCH = 6
+BATCH = 4
 START = LTP(0.002)
 TEMPERATURE = 5e-4
 RATE = 0.1
@@ -56,6 +58,7 @@ class LearntRecord(Record):
 
 def main(strength: float) -> None:
     """Learn, judge, record."""
+    torch.set_num_threads(THREADS)
     path, plan = RESULTS / "minilm-learnt.json", PLANS["minilm"]
     pretrained = load("minilm")
     task = Retrieval(items=plan.items)
