@@ -2,8 +2,46 @@
 
 from dynattn import integrations, nn
 from dynattn.functional import Aux, attention, explain
-from dynattn.methods import NM, Method
+from dynattn.methods import (
+    DSA,
+    NM,
+    BlockTopK,
+    EfficientAttention,
+    Fixed,
+    Intersection,
+    Method,
+    PerHead,
+    PerLayer,
+    Random,
+    Scatterbrain,
+    Threshold,
+    TopK,
+    Union,
+    Window,
+)
 from dynattn.ops.choose import Plan
 
 __version__ = "0.1.0"
-__all__ = ["NM", "Aux", "Method", "Plan", "attention", "explain", "integrations", "nn"]
+__all__ = [
+    "DSA",
+    "NM",
+    "Aux",
+    "BlockTopK",
+    "EfficientAttention",
+    "Fixed",
+    "Intersection",
+    "Method",
+    "PerHead",
+    "PerLayer",
+    "Plan",
+    "Random",
+    "Scatterbrain",
+    "Threshold",
+    "TopK",
+    "Union",
+    "Window",
+    "attention",
+    "explain",
+    "integrations",
+    "nn",
+]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, NoReturn, overload
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn, cast, overload
 
 import torch
 from torch import Tensor
 
-from dynattn.methods import NM, Method, MixingMethod, PairMethod, parse
-from dynattn.ops import transforms
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, Window, parse
+from dynattn.ops import banded, heads, transforms
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
 from dynattn.ops.pairs import pair_attention
@@ -105,12 +106,20 @@ def attention(
     """
     query, key, value = _autocast(query, key, value)
     problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    if isinstance(method, PerHead):
+        options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "backend": backend}
+        return _by_head(list(heads.parts(query, key, value, method, attn_mask, seed)), options, return_aux)
     chosen = route(problem, backend)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "sdpa":
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=factor, enable_gqa=query.shape[1] != key.shape[1]
         )
+    if chosen == "blockwise":
+        return banded.attend(
+            partial(attention, method=NM(1, 1)),
+            query, key, value, cast(Window, method), attn_mask=attn_mask, causal=causal, scale=factor,
+        )  # fmt: skip
     if isinstance(method, MixingMethod):
         with torch.autocast(query.device.type, enabled=False):  # float32 means float32
             return method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
@@ -159,7 +168,28 @@ def explain(
     """
     query, key, value = _autocast(query, key, value)
     problem = _check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    if isinstance(method, PerHead):
+        options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "return_aux": return_aux}
+        plans = {
+            f"{part.method.name}, {len(part.heads)} of {query.shape[1]} heads": explain(
+                *part[2:5], part.method, attn_mask=part.attn_mask, seed=part.seed, backend=backend, **options
+            )
+            for part in heads.parts(query, key, value, method, attn_mask, seed)
+        }
+        return Plan("perhead", "; ".join(f"{which}: {plan}" for which, plan in plans.items()))
     return explain_choice(problem, backend)
+
+
+def _by_head(of: list[heads.Part], options: dict[str, Any], return_aux: bool) -> Tensor | tuple[Tensor, Aux]:
+    """Each method on its heads; the results in the order of the heads."""
+    calls = [
+        (part[2:5], {"method": part.method, "attn_mask": part.attn_mask, "seed": part.seed, **options}) for part in of
+    ]
+    if not return_aux:
+        return heads.in_order([attention(*tensors, **its) for tensors, its in calls], of)
+    found = [attention(*tensors, **its, return_aux=True) for tensors, its in calls]
+    fields = zip(*(aux for _, aux in found), strict=True)
+    return heads.in_order([out for out, _ in found], of), Aux(*(heads.in_order(list(field), of) for field in fields))
 
 
 def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -224,14 +254,19 @@ def _check(
 
 
 def _check_method(method: Method, aux: bool, dropout_p: float) -> None:
-    if not isinstance(method, (PairMethod, MixingMethod)):
+    if isinstance(method, PerLayer):
+        raise ValueError(
+            f"attention: method must be one layer's: got {method.name}; pass method.at(layer), or register the name "
+            "with dynattn.integrations.transformers, which does"
+        )
+    if not isinstance(method, (PairMethod, MixingMethod, PerHead)):
         raise TypeError(f"attention: method must be a method such as NM(2, 4): got {method!r}; see dynattn.methods")
     if not torch.compiler.is_compiling() and parse(method.name) != method:
         raise ValueError(
             f"attention: parse(method.name) must be the method: got {parse(method.name)!r} for {method.name!r}, not "
             f"{method!r}; make name and from_name() of {type(method).__name__} hold all of its fields"
         )
-    if transforms.active():
+    if transforms.active() and not isinstance(method, PerHead):  # whose parts are asked in turn
         raise NotImplementedError(
             f"attention: torch.func takes N:M attention alone: got {method.name}; call backward() in its place"
         )

@@ -21,8 +21,9 @@ def compare(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: retrieval, manpages (encoders); perplexity, passkey (decoders); saliency, features "
-            "(vision); speech. Default: those that fit the model."
+            help="Comma-separated: retrieval, manpages (encoders); perplexity, passkey, needle, "
+            "multi-needle, variables, common-words (decoders); saliency, features (vision); speech. Default: those "
+            "that fit the model."
         ),
     ] = "",
     text: Annotated[

@@ -12,6 +12,7 @@ text keeps.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.functional import attention
-from dynattn.methods import Method, PairMethod, parse
+from dynattn.methods import Method, PerLayer, parse
 
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
@@ -53,7 +54,7 @@ class Call(NamedTuple):
         query: (batch, heads, q_len, head_dim).
         key: (batch, kv_heads, kv_len, head_dim), the cache's included, not repeated for the heads.
         value: (batch, kv_heads, kv_len, value_dim).
-        method: what is kept.
+        method: what is kept, in this layer.
         attn_mask: as :func:`dynattn.attention` takes it, or None.
         causal: as :func:`dynattn.attention` takes it.
         scale: factor of the scores, or None.
@@ -92,6 +93,16 @@ def observing(callback: Callable[[Call], None]) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observe)
+
+
+def follow(key: Tensor, layer: Any) -> None:
+    """Tell the layer of a cache about the attention over the keys that it returned.
+
+    Args:
+        key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
+        layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
+    """
+    key._dynattn_layer = weakref.ref(layer)  # type: ignore[attr-defined]  # weak, so that keys are freed when replaced
 
 
 def register(*methods: Method | str) -> tuple[str, ...]:
@@ -137,7 +148,7 @@ def _mask(
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
     may_skip = kwargs.get("allow_is_bidirectional_skip")  # None where the mask is causal
-    if may_skip is None and isinstance(method, PairMethod) and method.looks_at_positions:
+    if may_skip is None and method.looks_at_positions:
         _refuse_free_slots(q_offset, q_length, kv_offset + kv_length, method)
     if q_length not in (1, kv_length):
         kwargs["allow_is_causal_skip"] = False
@@ -171,7 +182,11 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
     _refuse_unsupported(module, kwargs)
+    method = _of_layer(module, method) if isinstance(method, PerLayer) else method
     causal = _is_causal(module, query, key, attention_mask, is_causal)
+    layer = getattr(key, "_dynattn_layer", lambda: None)()
+    if layer is not None:
+        attention_mask = layer.fit(attention_mask)
     attn_mask = _merge(attention_mask, position_bias)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
@@ -180,7 +195,20 @@ def _forward(
     out = attention(
         query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
     )  # fmt: skip
+    if layer is not None:
+        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
     return out.transpose(1, 2).contiguous(), None
+
+
+def _of_layer(module: nn.Module, method: PerLayer) -> Method:
+    """What this layer keeps; decoders count their layers apart from the encoder's."""
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ValueError(
+            f"dynattn: {type(module).__name__} has no layer_idx, by which {method.name} tells layers apart; set "
+            "module.layer_idx on the attention modules of this model, counting from 0"
+        )
+    return method.at(layer)
 
 
 def _is_causal(

@@ -55,6 +55,11 @@ class Method(ABC):
         """True where the method is dense attention exactly."""
         return False
 
+    @property
+    def looks_at_positions(self) -> bool:
+        """Whether the choice depends on where queries stand among the keys, as a window does."""
+        return False
+
 
 class PairMethod(Method):
     """Keeps some of the pairs of query and key; the output is the softmax over the kept ones, times V.
@@ -90,11 +95,6 @@ class PairMethod(Method):
             itemsize: bytes of an element.
         """
         return None
-
-    @property
-    def looks_at_positions(self) -> bool:
-        """Whether the choice depends on where queries stand among the keys, as a window does."""
-        return False
 
 
 class MixingMethod(Method):

@@ -59,10 +59,11 @@ def forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The operator's forward by the definition; tensors and results are the operator's."""
     outputs = buffers.outputs(query, value, aux)
+    compute = reference.forward if aux else reference.attend
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
         for block in _rows_at_a_time(query, key, call.method):
             rows = slice(block.start, block.stop)
-            result = reference.forward(
+            result = compute(
                 query[:, :, rows], key, value, call.method, _mask_rows(attn_mask, rows), call.causal,
                 call.scale, offset=key.shape[2] - query.shape[2] + block.start,
                 drops=_drops(query, key, seed, block, call.dropout_p),

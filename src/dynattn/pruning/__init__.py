@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
 from dynattn.pruning.baselines import FirstTokens, RandomTokens
+from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.ltp import LTP
+from dynattn.pruning.predictor import Predictors
 from dynattn.pruning.spatten import SpAtten
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
-    "LTP", "Attended", "Course", "Decision", "FirstTokens", "Forward", "LayerWork", "Pruning", "RandomTokens", "Seen",
-    "SpAtten", "Start", "Trace", "parse", "pruned",
+    "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
+    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "parse", "pruned",
 ]  # fmt: skip
 
 _METHODS: tuple[type[Pruning], ...] = (SpAtten, LTP, RandomTokens, FirstTokens)

@@ -17,13 +17,22 @@ The functions take one block of queries and are quadratic in memory; :mod:`dynat
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynattn.methods.base import PairMethod, Rows
 from dynattn.reference.positions import distance
+
+
+class Attended(NamedTuple):
+    """Result of :func:`attend`."""
+
+    out: Tensor  # (batch, heads, q_len, value_dim)
+    logsumexp: Tensor  # (batch, heads, q_len)
+    scores: Tensor  # (batch, heads, q_len, kv_len)
+    kept: Tensor  # (batch, heads, q_len, kv_len), bool
 
 
 class Forward(NamedTuple):
@@ -89,7 +98,7 @@ def select(s: Tensor, method: PairMethod, query: Tensor, key: Tensor, offset: in
     return method.choose(s, Rows(query, _per_head(key, query.shape[1]), offset, scale)) & (s != -math.inf)
 
 
-def forward(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -100,7 +109,7 @@ def forward(
     offset: int | None = None,
     kept: Tensor | None = None,
     drops: Tensor | None = None,
-) -> Forward:
+) -> Attended:
     """Attention of one block of queries to the keys that a method keeps.
 
     Args:
@@ -121,18 +130,26 @@ def forward(
     offset, scale = _defaults(query, key, offset, scale)
     s = scores(query, key, attn_mask, causal, scale, offset)
     kept = select(s, method, query, key, offset, scale) if kept is None else kept
-    weights = _softmax(s, kept)
     v = _per_head(value, query.shape[1]).to(s.dtype)
-    logsumexp = s.masked_fill(~kept, -math.inf).logsumexp(-1)
+    out = _weighted_sum(_dropped(_softmax(s, kept), drops), kept, v).to(query.dtype)
+    return Attended(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, method: PairMethod, *rest: Any, **options: Any) -> Forward:
+    """Attention of one block of queries, and how much of dense attention it kept.
+
+    Args:
+        query, key, value, method, rest, options: as :func:`attend`.
+
+    Returns:
+        The output in the dtype of ``query``, the rest in the dtype of the arithmetic.
+    """
+    out, logsumexp, s, kept = attend(query, key, value, method, *rest, **options)
     allowed = s != -math.inf
     kept_mass = _softmax(s, allowed).where(kept, 0.0).sum(-1).where(allowed.any(-1), 1.0)
     return Forward(
-        _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype),
-        logsumexp,
-        kept_mass,
-        kept.sum(-1, dtype=torch.int32),
-        allowed.sum(-1, dtype=torch.int32),
-    )
+        out, logsumexp, kept_mass, kept.sum(-1, dtype=torch.int32), allowed.sum(-1, dtype=torch.int32)
+    )  # fmt: skip
 
 
 def backward(
@@ -153,7 +170,7 @@ def backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim).
         grad_logsumexp: (batch, heads, q_len).
-        query, key, value, method, attn_mask, causal, scale, offset, drops: as in :func:`forward`.
+        query, key, value, method, attn_mask, causal, scale, offset, drops: as in :func:`attend`.
 
     Returns:
         Gradients in the dtype of the arithmetic; keys' and values' summed over the queries of this block.

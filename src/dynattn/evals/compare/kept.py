@@ -22,7 +22,7 @@ def kept(pretrained: Pretrained, method: Method, examples: Sequence[Inputs]) -> 
 
     Args:
         pretrained: a model that is set to the method's implementation.
-        method: the method.
+        method: the method; where it differs by layer, each call has its layer's.
         examples: model inputs without padding.
 
     Returns:
@@ -34,7 +34,7 @@ def kept(pretrained: Pretrained, method: Method, examples: Sequence[Inputs]) -> 
 
     def look(call: Call) -> None:
         _, aux = attention(
-            call.query, call.key, call.value, method,
+            call.query, call.key, call.value, call.method,
             attn_mask=call.attn_mask, causal=call.causal, scale=call.scale, return_aux=True,
         )  # fmt: skip
         rows = aux.kept_mass.float()  # [batch, heads, q_len]

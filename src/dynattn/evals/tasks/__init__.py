@@ -7,18 +7,34 @@ from typing import Any
 
 from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.evals.tasks.common_words import CommonWords
 from dynattn.evals.tasks.features import Features
 from dynattn.evals.tasks.manpages import Manpages
+from dynattn.evals.tasks.needle import MultiNeedle, Needle
 from dynattn.evals.tasks.passkey import Passkey
 from dynattn.evals.tasks.perplexity import Perplexity
 from dynattn.evals.tasks.retrieval import Retrieval
 from dynattn.evals.tasks.saliency import Saliency
 from dynattn.evals.tasks.speech import Speech
+from dynattn.evals.tasks.variables import Variables
 
 __all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "make"]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Retrieval, Manpages, Perplexity, Passkey, Saliency, Features, Speech)
+    task.name: task
+    for task in (
+        Retrieval,
+        Manpages,
+        Perplexity,
+        Passkey,
+        Needle,
+        MultiNeedle,
+        Variables,
+        CommonWords,
+        Saliency,
+        Features,
+        Speech,
+    )
 }
 """Every task by name."""
 

@@ -34,10 +34,12 @@ class Outcome(NamedTuple):
         scores: (items,) float64; None where the agreement with the dense model is the score.
         outputs: (items, features) float32, to compare with the dense model's by cosine; None where there is nothing
             that a cosine would describe.
+        hits: (items,) float64, 1 where the answer is right; None where the task has no right and wrong.
     """
 
     scores: np.ndarray | None
     outputs: np.ndarray | None
+    hits: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

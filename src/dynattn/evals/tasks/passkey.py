@@ -15,11 +15,11 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from torch import nn
 
 from dynattn.evals.models import Kind, Pretrained
 from dynattn.evals.tasks.base import Outcome, Prepared, Task
 from dynattn.evals.tasks.perplexity import prefill
+from dynattn.evals.tasks.recall import score
 from dynattn.evals.tasks.texts import Text, wikipedia
 
 _NEEDLE = "\n\nThe secret pass key is {key}. Remember it. {key} is the pass key.\n\n"
@@ -66,14 +66,8 @@ class Passkey(Task):
             payload=built,
         )
 
-    @torch.inference_mode()
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
-        scores = []
-        for ids, answer in data.payload:
-            logits = pretrained.model(input_ids=ids, use_cache=False, logits_to_keep=answer + 1).logits[0, :-1]
-            scores.append(nn.functional.cross_entropy(logits.float(), ids[0, -answer:]).item())
-            advance()
-        return Outcome(np.array(scores), None)
+        return score(pretrained, data.payload, advance)
 
     def _hide(self, pretrained: Pretrained, text: Text, depth: float, key: int) -> tuple[torch.Tensor, int]:
         """Token ids (1, length) and how many of them, at the end, are the key."""

@@ -1,0 +1,190 @@
+"""Decoding with a key-value cache on SmolLM2: speed and quality of every way, after prompts that are read densely.
+
+    python benchmarks/decode.py speed 1024 2048 4096       # about 2, 3 and 4 minutes on two idle cores
+    python benchmarks/decode.py quality 1024 2048          # about 4 and 8 minutes; goes on after a kill
+
+Writes benchmarks/results/decode/{speed,quality}-<length>.json; benchmarks/decode_table.py puts them into
+docs/decode.md.
+
+- speed: every way decodes the same 32 tokens one by one after the same prompt; ways are interleaved. ``bare`` decodes
+  after 16 tokens: what a step costs when attention and its cache cost nothing, a bound on every way.
+- quality: the prompt is read densely, but for its last token; that token and the answer are read by the way. So the
+  way's attention sees each token of the answer, and the prompt's own reading is the same for all.
+  ``needle, asked later`` reads the last 64 tokens before the answer, the question among them, by the way as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from dynattn.bench.machine import machine
+from dynattn.bench.timing import interleaved
+from dynattn.evals.compare.results import Spread
+from dynattn.evals.decode.prompt import PIECE, Prompt, cache_bytes, cache_of, read, score, shortened, step_seconds
+from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
+from dynattn.evals.decode.ways import BASELINE, Way, find
+from dynattn.evals.models import Pretrained, load
+from dynattn.evals.tasks import make
+from dynattn.evals.tasks.recall import encode, excerpt
+from dynattn.evals.tasks.texts import wikipedia
+
+RESULTS = Path(__file__).parent / "results" / "decode"
+MODEL = "smollm2"
+BARE = "bare"
+BARE_TOKENS = 16
+SECONDS, ROUNDS = 75.0, 3  # of timing at one length, and at least so many rounds
+ITEMS = 4
+CONTINUED = 128  # tokens of an article that follow the prompt
+LATER = 64  # tokens before the answer that are read after the cut, where the question comes later
+
+
+def ways(length: int) -> list[Way]:
+    """What is compared; windows and ratios leave a quarter of the tokens, N:M half of them."""
+    quarter = length // 4
+    names = (
+        BASELINE, "dense-in-place", "nm-2-4", "nm-1-2-w64-s4", "topk-0.25", f"window-{quarter}-s4",
+        f"cache-window-{quarter}-s4", "cache-spatten-0.25", "cache-spatten-flat-0.25",
+    )  # fmt: skip
+    return [find(name) for name in names]
+
+
+def speed(pretrained: Pretrained, length: int) -> None:
+    """Time every way after one prompt, and write the record."""
+    ids = _article(pretrained, 0, length + PIECE)
+    model = pretrained.model
+    prompt, after = read(model, ids[:, :length]), ids[:, length:]
+    compared = ways(length)
+    timed: dict[str, Callable[[], float]] = {
+        way.name: partial(step_seconds, model, prompt, way, after) for way in compared
+    }
+    timed[BARE] = partial(step_seconds, model, shortened(prompt, BARE_TOKENS), find("dense-in-place"), after)
+
+    def elapsed(function: Callable[[], Any], _: int) -> float:
+        return function()  # it times itself: making its cache does not count
+
+    timings = interleaved(
+        timed, seconds=SECONDS, least=ROUNDS, min_sample=None, each=PIECE, elapsed=elapsed, on_round=print
+    )
+    rows = []
+    for name, timing in timings.items():
+        step, ratio = timing.seconds, timing.speedup(timings[BASELINE])
+        way, read_before = (find("dense-in-place"), shortened(prompt, BARE_TOKENS)) if name == BARE else (
+            next(way for way in compared if way.name == name), prompt)  # fmt: skip
+        rows.append(
+            WaySpeed(
+                way=name,
+                step=Spread(median=1e3 * step.median, q1=1e3 * step.q1, q3=1e3 * step.q3),
+                speedup=Spread(median=ratio.median, q1=ratio.q1, q3=ratio.q3),
+                samples=len(timing.samples),
+                disturbed=timing.disturbed if timing.waited else None,
+                cache=_bytes_after(model, read_before, way, after),
+            )
+        )
+    found = DecodeSpeed(
+        model=pretrained.name, description=pretrained.description, machine=machine(), length=length, steps=PIECE,
+        weights=sum(p.nbytes for p in model.parameters()), rows=rows,
+    )  # fmt: skip
+    _write(found, RESULTS / f"speed-{length}.json")
+
+
+def quality(pretrained: Pretrained, length: int) -> None:
+    """Score every way on every context that the record lacks, and write it after each."""
+    path = RESULTS / f"quality-{length}.json"
+    compared = [way for way in ways(length) if way.name != "dense-in-place"]  # the same function as dense
+    names = [way.name for way in compared]
+    found = DecodeQuality(
+        model=pretrained.name,
+        description=pretrained.description,
+        machine=machine(),
+        length=length,
+        ways=names,
+        items=[],
+    )
+    if path.exists():
+        found = DecodeQuality.model_validate_json(path.read_text())
+        if found.ways != names:
+            raise SystemExit(f"decode: a record must have the same ways: {path} has others; move it away")
+    done = {(item.task, item.item) for item in found.items}
+    for question in questions(pretrained, length):
+        if (question.task, question.label) in done:
+            continue
+        prompt = read(pretrained.model, question.ids[:, : question.prompt])
+        scores = {way.name: score(pretrained.model, prompt, way, question.ids, question.answer) for way in compared}
+        item = ItemScores(
+            task=question.task, item=question.label, nll={name: nll for name, (nll, _) in scores.items()},
+            hit={name: hit for name, (_, hit) in scores.items()},
+        )  # fmt: skip
+        found = found.model_copy(update={"items": [*found.items, item]})
+        _write(found, path)
+        print(item.task, item.item, {name: round(nll, 3) for name, nll in item.nll.items()}, flush=True)
+
+
+class Question(NamedTuple):
+    """A context; ``prompt`` tokens of it are read densely, ``answer`` tokens at its end are scored."""
+
+    task: str
+    label: str
+    ids: Tensor
+    prompt: int
+    answer: int
+
+
+def questions(pretrained: Pretrained, length: int) -> Iterator[Question]:
+    """Items of all tasks, in turns, so that a record that is not whole has something of each."""
+    made = {
+        name: make(name, pretrained, items=ITEMS, tokens=length).prepare(pretrained)
+        for name in ("needle", "multi-needle", "variables", "common-words")
+    }
+    for index in range(ITEMS):
+        ids = _article(pretrained, index, length + CONTINUED)
+        yield Question("continuation", wikipedia()[index].title, ids, length - 1, CONTINUED)
+        for name, data in made.items():
+            ids, answer = data.payload[index]
+            whole = ids.shape[1]
+            yield Question(name, data.labels[index], ids, whole - answer - 1, answer)
+            if name == "needle":
+                yield Question("needle, asked later", data.labels[index], ids, whole - answer - LATER, answer)
+
+
+def _article(pretrained: Pretrained, index: int, tokens: int) -> Tensor:
+    text = " ".join(excerpt(wikipedia(), index, tokens))
+    return torch.tensor([encode(pretrained.processor, text)[:tokens]])
+
+
+@torch.inference_mode()
+def _bytes_after(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> int:
+    cache = cache_of(model, prompt, way)
+    model.set_attn_implementation(way.together)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache_bytes(cache)
+
+
+def _write(found: DecodeSpeed | DecodeQuality, path: Path) -> None:
+    """Write a record; a kill leaves the one before or this one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(found.model_dump_json(indent=1) + "\n")
+    os.replace(part, path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the module."""
+    if len(arguments) < 2 or arguments[0] not in ("speed", "quality") or not all(a.isdigit() for a in arguments[1:]):
+        sys.exit(__doc__)
+    disable_progress_bar()
+    pretrained = load(MODEL)
+    for length in map(int, arguments[1:]):
+        (speed if arguments[0] == "speed" else quality)(pretrained, length)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

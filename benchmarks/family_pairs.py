@@ -1,0 +1,189 @@
+"""What the methods that choose pairs keep of real attention, and how long they take.
+
+    python benchmarks/family_pairs.py quality minilm   # smollm2, dinov2: benchmarks/results/family/pairs-minilm.json
+    python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json; on an idle machine
+    python benchmarks/family_pairs.py table            # the tables of docs/methods/*.md from the records
+
+Quality is measured on the queries, keys and values of the dense model, in every attention layer, on the text or image
+that ``dynattn inspect`` shows by default (texts of 512 tokens): each method gets the dense model's own inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from marked import rewritten
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+import dynattn
+from dynattn import metrics
+from dynattn.bench.machine import machine
+from dynattn.bench.timing import Timing, interleaved
+from dynattn.evals.models import load
+from dynattn.integrations.transformers import Call, observing, register
+from dynattn.methods import parse
+from dynattn.report.inspect import from_image, from_text
+
+RESULTS = Path(__file__).parent / "results" / "family"
+DOCS = Path(__file__).parent.parent / "docs" / "methods"
+MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2", "dinov2": "DINOv2"}
+START, END = "<!-- written by benchmarks/family_pairs.py -->", "<!-- end -->"
+BASELINES = ("nm-2-4", "fixed-0.5", "random-0.5")
+PAGES = {
+    "topk": ("topk-0.5", "topk-0.25", "topk-0.1", "topk-64", *BASELINES),
+    "threshold": ("threshold-0.001", "threshold-0.003", "threshold-0.01", "topk-0.5", "topk-0.25", "topk-0.1"),
+    "blocktopk": (
+        "blocktopk-0.5-b16", "blocktopk-0.25-b16", "blocktopk-0.5-b64", "blocktopk-0.25-b64", "topk-0.5", "topk-0.25",
+        *BASELINES,
+    ),
+    "window": ("window-64", "window-64-s4", "window-128-s4", *BASELINES),
+    "random": ("random-0.5", "random-0.25", "fixed-0.5", "nm-2-4", "topk-0.5"),
+    "fixed": ("fixed-0.5", "fixed-0.25", "random-0.5", "nm-2-4", "topk-0.5"),
+    "combinations": (
+        "nm-1-2", "nm-1-2+window-64-s4", "nm-1-2&window-128-s4", "blocktopk-0.25-b16",
+        "blocktopk-0.25-b16+window-16-s4", "topk-0.1", "topk-0.1+window-16-s4",
+    ),
+}  # fmt: skip
+METHODS = tuple(dict.fromkeys(name for names in PAGES.values() for name in names))
+LENGTHS = (512, 1024, 2048, 4096)
+TIMED = ("nm-2-4", "topk-0.25", "threshold-0.01", "blocktopk-0.25-b16", "window-64-s4", "fixed-0.5")
+
+
+class Look:
+    """Measures every method on each call of the dense model; sums over calls."""
+
+    def __init__(self) -> None:
+        self.heads = 0
+        self.sums = {name: {"kept_mass": 0.0, "density": 0.0, "output_error": 0.0} for name in METHODS}
+
+    def __call__(self, call: Call) -> None:
+        options: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
+        tensors = (call.query, call.key, call.value)
+        dense = dynattn.attention(*tensors, parse("dense"), **options)
+        self.heads += call.query.shape[1]
+        for name, sums in self.sums.items():
+            out, aux = dynattn.attention(*tensors, parse(name), **options, return_aux=True)
+            sums["kept_mass"] += float(aux.kept_mass.double().mean(-1).sum())
+            sums["density"] += float(aux.density.double().sum())
+            sums["output_error"] += float(metrics.relative_error(out, dense).sum())
+
+
+@torch.inference_mode()
+def quality(model: str) -> dict[str, Any]:
+    """Means over all heads of a model."""
+    pretrained = load(model)
+    vision = pretrained.kind == "vision"
+    subject = from_image(pretrained, None) if vision else from_text(pretrained, None, "A news article", 512)
+    register()
+    pretrained.model.set_attn_implementation("dynattn:dense")
+    look = Look()
+    with observing(look):
+        pretrained.model(**subject.inputs)
+    means = {name: {field: total / look.heads for field, total in sums.items()} for name, sums in look.sums.items()}
+    return {
+        "model": pretrained.description, "subject": subject.title, "tokens": len(subject.labels), "heads": look.heads,
+        "machine": machine(), "means": means,
+    }  # fmt: skip
+
+
+def parts_of_top_k(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Any]:
+    """The steps that any top-k attention takes whose scores are dense, each by PyTorch alone."""
+    length = query.shape[2]
+    scores = query @ key.mT
+    return {
+        "scores": lambda: query @ key.mT,
+        "select": lambda: torch.topk(scores, length // 4, sorted=False),
+        "half the product with V": lambda: scores[..., : length // 2] @ value[:, :, : length // 2],
+    }
+
+
+def seconds(timing: Timing, baseline: Timing) -> dict[str, Any]:
+    """A timing as it is recorded."""
+    ratio = timing.speedup(baseline)
+    return {
+        "seconds": timing.median, "speedup": ratio.median, "speedup_q1": ratio.q1, "speedup_q3": ratio.q3,
+        "samples": len(timing.samples), "disturbed": timing.disturbed,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def timings() -> dict[str, Any]:
+    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores."""
+    torch.manual_seed(0)
+    found = {}
+    for length in LENGTHS:
+        query, key, value = torch.randn(3, 1, length, 12, 64).transpose(2, 3)  # as models lay them out
+
+        def run(name: str, tensors: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
+            return dynattn.attention(*tensors, parse(name), causal=True)
+
+        names = TIMED if length <= 1024 else ("nm-2-4", "topk-0.25", "window-64-s4")
+        calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
+        calls |= {name: lambda name=name, run=run: run(name) for name in names}
+        if length == 2048:
+            calls |= parts_of_top_k(query, key, value)
+        taken = interleaved(calls, rounds=7, min_sample=None)
+        found[str(length)] = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
+    return {"threads": torch.get_num_threads(), "machine": machine(), "shape": "(1, 12, length, 64)", "lengths": found}
+
+
+def saved(name: str) -> dict[str, Any]:
+    """A record."""
+    return json.loads((RESULTS / f"pairs-{name}.json").read_text())
+
+
+def table(page: str) -> str:
+    """A page's methods on every model, in Markdown: kept mass, and in brackets density and output error."""
+    records = {title: saved(model) for model, title in MODELS.items() if (RESULTS / f"pairs-{model}.json").exists()}
+    heads = [f"{title}, {record['tokens']} tokens" for title, record in records.items()]
+    lines = [f"| method | {' | '.join(heads)} |"]
+    lines.append("|" + "---|" * (1 + len(records)))
+    for name in PAGES[page]:
+        cells = []
+        for record in records.values():
+            means = record["means"][name]
+            cells.append(f"{means['kept_mass']:.3f} ({means['density']:.1%}, {means['output_error']:.3f})")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def time_table() -> str:
+    """Milliseconds and speed-up over SDPA by length, in Markdown."""
+    record = saved("time")
+    lines = [f"| | {' | '.join(f'{length} tokens' for length in record['lengths'])} |"]
+    lines.append("|" + "---|" * (1 + len(record["lengths"])))
+    for name in ("sdpa", *TIMED):
+        cells = []
+        for found in record["lengths"].values():
+            one = found.get(name)
+            cells.append(f"{one['seconds'] * 1e3:.1f} ms, {one['speedup']:.2f}×" if one else "–")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, or write the pages."""
+    if arguments == ["table"]:
+        for page in PAGES:
+            path = DOCS / f"{page}.md"
+            path.write_text(rewritten(path.read_text(), START, table(page), END, "family_pairs"))
+        path = DOCS / "README.md"
+        path.write_text(rewritten(path.read_text(), START, time_table(), END, "family_pairs"))
+        return 0
+    if arguments == ["time"] or (len(arguments) == 2 and arguments[0] == "quality" and arguments[1] in MODELS):
+        name = arguments[-1]
+        record = timings() if name == "time" else quality(name)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"pairs-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        return 0
+    print(__doc__)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""Top-k attention: each query keeps the k keys with the largest scores, of all that it may attend.
+
+    kept(i, j) ⇔ s_ij among the k largest of row i,    k given, or k_i = ⌈ratio · allowed keys of row i⌉
+
+Source: hard attention of AxFormer, arXiv:2010.03688; of any choice of k pairs a row this one keeps the most mass.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dynattn.methods import share
+from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.registry import register
+from dynattn.reference.selection import largest
+
+_NAME = re.compile(rf"topk-(?:(?P<k>\d+)|(?P<ratio>{share.NUMBER}))")
+
+
+@final
+@register
+@dataclass(frozen=True)
+class TopK(PairMethod):
+    """Keep the k largest scores of every row, or a share of the row's allowed keys.
+
+    Ties go to the lower key index. A row with fewer than k allowed keys keeps them all. With ``ratio`` a row of a
+    allowed keys keeps ⌈ratio · a⌉, so that early rows of a causal mask and padded texts keep the same share.
+
+    Args:
+        k: pairs kept in each row, at least 1. Give this or ``ratio``.
+        ratio: share of the row's allowed keys, a float above 0, at most 1 (which is dense attention).
+
+    Raises:
+        TypeError: not exactly one of the two is given, or it is of a wrong type.
+        ValueError: it is out of its range.
+
+    Source: arXiv:2010.03688. The share of the allowed keys is this library's addition.
+    """
+
+    k: int | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.k is None) == (self.ratio is None):
+            raise TypeError(f"TopK: give one of k and ratio: got k={self.k}, ratio={self.ratio}; try TopK(ratio=0.25)")
+        if self.ratio is not None:
+            share.check("TopK", self.ratio)
+        elif not isinstance(self.k, int) or isinstance(self.k, bool):
+            raise TypeError(f"TopK: k must be an int: got {self.k!r}; pass a whole number, as in TopK(k=64)")
+        elif not 1 <= self.k < 2**31:
+            raise ValueError(f"TopK: k must be between 1 and 2**31 - 1: got {self.k}")
+
+    @property
+    def name(self) -> str:
+        """``topk-64`` or ``topk-0.25``; ``topk-1`` is one key, ``topk-1.0`` all."""
+        return f"topk-{self.k}" if self.ratio is None else f"topk-{share.text(self.ratio)}"
+
+    @property
+    def keeps_everything(self) -> bool:
+        """True where the share is 1."""
+        return self.ratio == 1
+
+    @classmethod
+    def from_name(cls, name: str) -> TopK | None:
+        """The method that ``name`` stands for, or None where it is not a top-k name."""
+        match = _NAME.fullmatch(name)
+        if not match:
+            return None
+        return cls(k=int(match["k"])) if match["k"] else cls(ratio=float(match["ratio"]))
+
+    def choose(self, scores: Tensor, rows: Rows) -> Tensor:
+        """The k largest of each row."""
+        return largest(scores, self.count((scores != -math.inf).sum(-1)))
+
+    def count(self, allowed: Tensor) -> Tensor:
+        """Pairs that a row keeps, given how many it may attend."""
+        if self.ratio is not None:
+            return share.ceil(self.ratio, allowed)
+        return torch.full_like(allowed, self.k or 0).minimum(allowed)

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+import dynattn
+from dynattn import Random, TopK
+from dynattn.reference import dropout
+from tests.methods.oracle import expected, inputs, padding
+
+
+def word(seed: int, batch: int, head: int, position: int, key: int) -> int:
+    """Philox2x32-10 in whole numbers of Python."""
+    first, second, stream = key, position & 0xFFFFFFFF, dropout.stream(seed, batch, head)
+    for _ in range(10):
+        product = 0xD256D193 * first
+        first, second = product >> 32 ^ stream ^ second, product & 0xFFFFFFFF
+        stream = stream + 0x9E3779B9 & 0xFFFFFFFF
+    return first
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("q_len", [9, 4])
+def test_definition(seed: int, causal: bool, q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynattn.ops.plain._BLOCK_SCORES", 200)
+    query, key, value = inputs(q_len, 9)
+    mask = padding(9, 9, 6)
+    heads = iter([(b, h) for b in range(2) for h in range(4)])
+
+    def rule(s, offset: int) -> list[set[int]]:
+        b, h = next(heads)
+        chosen = []
+        for i, row in enumerate(s):
+            allowed = [j for j, score in enumerate(row) if score != -math.inf]
+            drawn = sorted(allowed, key=lambda j: -word(seed, b, h, i + offset, j))
+            chosen.append(set(drawn[: math.ceil(len(allowed) * 0.4)]))
+        return chosen
+
+    want = expected(rule, query, key, value, mask, causal).out
+    out = dynattn.attention(query, key, value, Random(0.4, seed), attn_mask=mask, causal=causal, scale=0.5)
+    torch.testing.assert_close(out, want)
+
+
+def test_keeps_as_many_as_top_k_and_is_no_better_than_its_share() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 64, 8)
+    _, drawn = dynattn.attention(query, key, value, Random(0.25), causal=True, return_aux=True)
+    _, best = dynattn.attention(query, key, value, TopK(ratio=0.25), causal=True, return_aux=True)
+    torch.testing.assert_close(drawn.density, best.density)
+    assert 0.2 < drawn.kept_mass[:, :, 16:].mean() < 0.35  # a quarter, more in the first rows
+
+
+def test_a_query_keeps_the_same_whether_it_comes_alone_or_not() -> None:
+    query, key, value = inputs()
+    whole = dynattn.attention(query, key, value, Random(0.5))
+    torch.testing.assert_close(dynattn.attention(query[:, :, -1:], key, value, Random(0.5)), whole[:, :, -1:])
+    other = dynattn.attention(query, key, value, Random(0.5, seed=1))
+    assert (other != whole).any(-1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((1,), TypeError, "ratio must be a float"),
+        ((0.5, -1), ValueError, "seed must be at least 0"),
+        ((0.5, 1.0), TypeError, "seed must be an int"),
+    ],
+)
+def test_refusals(arguments: tuple, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"Random: {text}"):
+        Random(*arguments)
