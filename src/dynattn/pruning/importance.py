@@ -5,7 +5,7 @@
 Blocks of heads and queries are computed at a time, small enough for a core's cache, so memory is linear in length. The
 probabilities are needed in full, which no fused attention kernel gives: scores and exponentials are computed for the
 sums alone where the model's attention is not plain softmax attention; where it is, one pass gives the sums and the
-attention's output, for about a quarter more time than fused attention takes (docs/methods/spatten.md has figures).
+attention's output. docs/methods/spatten.md has what that costs.
 """
 
 from __future__ import annotations
