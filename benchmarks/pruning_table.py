@@ -89,7 +89,8 @@ def learnt() -> str:
         return "Not measured yet."
     record = LearntRecord.model_validate_json(path.read_text())
     lines = [
-        f"MiniLM, {record.steps} steps of {record.batch} pairs, from {record.start}, T = {record.temperature:g}:", "",
+        f"MiniLM, {record.steps} steps of {record.batch} passages, from {record.start}, T = {record.temperature:g}:",
+        "",
         "| λ | thresholds learnt | loss, first and last 5 steps | soft mask, first and last step | tokens seen, hard |"
         " score | difference to dense |",
         "|---|---|---|---|---|---|---|",
