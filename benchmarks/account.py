@@ -39,7 +39,7 @@ ATTENTION = (
     "nm-2-4", "nm-1-2", "nm-1-4", "topk-0.25", "threshold-0.01", "blocktopk-0.25-b16", "window-64-s4", "random-0.25",
     "fixed-0.25", "dsa-0.25", "scatterbrain", "efficient",
 )  # fmt: skip
-PRUNING = ("spatten-0.5", "spatten-0.5-h0.75", "spatten-0.5-v0.25", "spatten-0.5-q8+4")
+PRUNING = ("spatten-0.5", "spatten-0.5-h0.75", "spatten-0.5-v0.25", "spatten-0.5-q8.4")
 THRESHOLD = {"minilm": "ltp-0.002", "dinov2": "ltp-0.0005"}  # importances are 1/n in the mean
 INSIDE = "nm-1-2"
 DECODE = (

@@ -1,7 +1,7 @@
 """Methods that shorten the sequence, on real models: quality, tokens seen, and end-to-end time, beside dense.
 
-    python benchmarks/pruning.py quality minilm          # 10 minutes on one idle core; dinov2 as long
-    python benchmarks/pruning.py speed minilm            # 3 minutes
+    python benchmarks/pruning.py quality minilm          # 6 minutes on one idle core; dinov2 4
+    python benchmarks/pruning.py speed minilm            # 2 minutes; dinov2 3
     python benchmarks/pruning_table.py                   # the tables of docs/methods/spatten.md and ltp.md
 
 Writes benchmarks/results/pruning/<model>-quality.json and <model>-speed.json. Every quality result is written as soon
@@ -31,9 +31,11 @@ from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Outcome, Prepared, Task, make
 from dynattn.integrations.transformers import register
 from dynattn.pruning import Trace, parse
+from dynattn.pruning.importance import received
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
 DENSE = "dense"
+THREADS = 1  # on a machine that is not idle, a neighbour then costs a share of a core, and no waiting at barriers
 _SPARSE = "dynattn:nm-1-2"
 
 
@@ -120,7 +122,11 @@ class TimedPoint(Record):
 
 
 class SpeedRecord(Record):
-    """A model's time under each configuration; ``rounds`` interleaved samples each."""
+    """A model's time under each configuration; ``rounds`` interleaved samples each.
+
+    Attributes:
+        importance: seconds of one layer's attention at this length: fused, importance alone, both in one pass.
+    """
 
     schema_version: Literal[1] = 1
     model: str
@@ -129,6 +135,7 @@ class SpeedRecord(Record):
     rounds: int
     machine: dict[str, Any]
     timed: list[TimedPoint]
+    importance: dict[str, Spread]
 
 
 def configurations(plan: Plan) -> list[tuple[str, str]]:
@@ -203,6 +210,24 @@ def measure_quality(name: str) -> None:
         print(f"{implementation:15} {method:20} {sum(tokens) / len(tokens):.3f} {judged.score:.4f}", flush=True)
 
 
+def importance(config: Any, length: int) -> dict[str, Spread]:
+    """What importance costs one layer, on random inputs of the model's shape."""
+    torch.manual_seed(0)
+    head_dim = config.hidden_size // config.num_attention_heads
+    query, key, value = torch.randn(3, 1, config.num_attention_heads, length, head_dim)
+    scale = head_dim**-0.5
+    timings = interleaved(
+        {
+            "fused": lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value),
+            "importance": lambda: received(query, key, scale),
+            "both": lambda: received(query, key, scale, None, value),
+        },
+        seconds=3.0,
+    )
+    spreads = {name: timing.seconds for name, timing in timings.items()}
+    return {name: Spread(median=s.median, q1=s.q1, q3=s.q3) for name, s in spreads.items()}
+
+
 @torch.inference_mode()
 def measure_speed(name: str) -> None:
     """Time a forward of one full-length item under each configuration."""
@@ -233,7 +258,10 @@ def measure_speed(name: str) -> None:
                 speedup=Spread(median=speedup.median, q1=speedup.q1, q3=speedup.q3),
             )
         )  # fmt: skip
-    record = SpeedRecord(model=name, length=data.length, batch=1, rounds=plan.rounds, machine=before, timed=timed)
+    record = SpeedRecord(
+        model=name, length=data.length, batch=1, rounds=plan.rounds, machine=before, timed=timed,
+        importance=importance(pretrained.model.config, data.length),
+    )  # fmt: skip
     save(record, RESULTS / f"{name}-speed.json")
 
 
@@ -250,7 +278,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2 or arguments[0] not in ("quality", "speed") or arguments[1] not in PLANS:
         raise SystemExit(f"pruning: usage: pruning.py quality|speed {'|'.join(PLANS)}")
     register("nm-1-2")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch.set_num_threads(THREADS)
     command, name = arguments
     if command == "quality":
         measure_quality(name)

@@ -16,6 +16,7 @@ from dynattn.bench.machine import describe
 DOCS = Path(__file__).parent.parent / "docs" / "methods"
 START, END = "<!-- written by benchmarks/pruning_table.py -->", "<!-- end -->"
 LEARNT = "<!-- learnt thresholds, written by benchmarks/pruning_table.py -->"
+_COSTS = {"fused": "fused", "importance": "importance alone", "both": "output and importance in one pass"}
 _SHOWN = {
     "spatten.md": ("dense", "spatten", "random-tokens", "first-tokens"),
     "ltp.md": ("dense", "ltp", "random-tokens"),
@@ -54,6 +55,10 @@ def _table(scores: QualityRecord, times: SpeedRecord | None, kinds: tuple[str, .
             f"Speed: one item of {times.length} tokens, {times.rounds} interleaved rounds, median (quartiles); "
             f"{disturbed} of {times.rounds * len(times.timed)} samples were disturbed by other processes, load "
             f"{times.machine['load']} at the start. {describe(times.machine)}.",
+            "",
+            "One layer's attention at this length: "
+            + ", ".join(f"{_COSTS[name]} {spread.median * 1e3:.1f} ms" for name, spread in times.importance.items())
+            + ".",
         ]
     return "\n".join(lines)
 
@@ -84,7 +89,8 @@ def learnt() -> str:
         return "Not measured yet."
     record = LearntRecord.model_validate_json(path.read_text())
     lines = [
-        f"MiniLM, {record.steps} steps of {record.batch} pairs, from {record.start}, T = {record.temperature:g}:", "",
+        f"MiniLM, {record.steps} steps of {record.batch} passages, from {record.start}, T = {record.temperature:g}:",
+        "",
         "| λ | thresholds learnt | loss, first and last 5 steps | soft mask, first and last step | tokens seen, hard |"
         " score | difference to dense |",
         "|---|---|---|---|---|---|---|",

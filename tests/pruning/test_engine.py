@@ -247,6 +247,13 @@ def test_what_is_refused():
         model(input_ids=given["input_ids"], attention_mask=torch.ones(3, 1, 17, 17).tril().bool())
     with method.apply(model), pytest.raises(ValueError, match="given position_ids too"):
         model(**given, position_ids=torch.arange(17)[None])
+    model.config._attn_implementation = "eager"
+    with method.apply(model), pytest.raises(ValueError, match="weights cannot be returned"):
+        model(**given, output_attentions=True)
+    model.config.output_attentions = True
+    with method.apply(model), pytest.raises(ValueError, match="weights cannot be returned"):
+        model(**given)
+    model.config.output_attentions = False
     model.config._attn_implementation = "flex_attention"
     with method.apply(model), pytest.raises(ValueError, match="attn_implementation must be"):
         find(model).blocks[0].layer(torch.zeros(1, 4, 32))
@@ -264,7 +271,24 @@ def test_models_that_cannot_be_pruned():
         find(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="must be an encoder"):
         find(AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=40, is_decoder=True, **tiny)))
+    compiled = make("bert")
+    compiled.compile()
+    for model in (compiled, torch.compile(make("bert"))):
+        assert isinstance(model, nn.Module)
+        with pytest.raises(ValueError, match="must not be compiled"):
+            find(model)
     assert set(VISION) <= set(SUPPORTED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model, given = make("bert").to(dtype), inputs("bert")
+    for method in (SpAtten(0.5, heads=0.5), SpAtten(0.5, values=0.5, bits=(6, 4)), LTP(0.05)):
+        with torch.no_grad(), method.apply(model) as trace:
+            out = model(**given).last_hidden_state
+        assert out.dtype == dtype
+        assert torch.isfinite(out).all()
+        assert trace.last.tokens[-1, 0] < 17
 
 
 def test_a_wrong_decision():

@@ -84,6 +84,9 @@ def test_soft_mask():
             alone = model.encoder(before[None]).last_hidden_state[0]
         with torch.no_grad():
             close(alone, model.encoder.layer[1](layer(before[None]) * mask[:, None])[0])
+        fading = Soft(LTP(0.1), 2, temperature=0.02, zero_pruned=True)
+        with torch.no_grad(), pruned(model, fading.course):
+            close(model.encoder(before[None]).last_hidden_state[0], alone * mask[:, None])
     soft.masks = soft.masks[:1]
     assert float(soft.kept()) == pytest.approx(float(torch.cat(expected).mean()), rel=1e-5)
 

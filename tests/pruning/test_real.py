@@ -49,3 +49,10 @@ def test_minilm(minilm, method, implementation):
         torch.stack([state[kept].mean(0) for state, kept in zip(together, trace.last.survivors, strict=True)]), dim=1
     )
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    if isinstance(method, SpAtten):  # and not counting pruned tokens is what keeps an embedding in place
+        embedded, stale = (_mean(states, given["attention_mask"]) for states in (dense, together))
+        assert ((pooled * embedded).sum(1) > (stale * embedded).sum(1)).all()
+
+
+def _mean(states, mask):
+    return torch.nn.functional.normalize((states * mask.unsqueeze(-1)).sum(1), dim=1)

@@ -190,7 +190,7 @@ def test_names_round_trip(method):
 
 
 def test_names():
-    assert SpAtten(0.5, 0.75, 0.5, (8, 4), 0.2).name == "spatten-0.5-h0.75-v0.5-q8+4-t0.2"
+    assert SpAtten(0.5, 0.75, 0.5, (8, 4), 0.2).name == "spatten-0.5-h0.75-v0.5-q8.4-t0.2"
     assert SpAtten(0.7).name == "spatten-0.7"
 
 

@@ -91,7 +91,7 @@ class _Session:
         given = self.signature.bind(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         full, mask = given.pop("hidden_states"), given.pop("attention_mask", None)
-        _refuse(layer, given)
+        _refuse(layer, self.layout.config, given)
         if index == 0:
             self._start(full, mask)
         implementation = _accepted(self.layout.config._attn_implementation)
@@ -207,7 +207,7 @@ def _accepted(implementation: str | None) -> str:
     return implementation
 
 
-def _refuse(layer: nn.Module, given: dict[str, Any]) -> None:
+def _refuse(layer: nn.Module, config: Any, given: dict[str, Any]) -> None:
     """What else a layer is given may belong to its tokens, and nobody would shorten it."""
     more = [name for name, value in given.items() if value is not None and not isinstance(value, (bool, int, float))]
     if more:
@@ -215,7 +215,7 @@ def _refuse(layer: nn.Module, given: dict[str, Any]) -> None:
             f"pruning: a layer must take hidden states and a mask alone: {type(layer).__name__} is given "
             f"{', '.join(more)} too; call the model without"
         )
-    if given.get("output_attentions"):
+    if given.get("output_attentions") or getattr(config, "output_attentions", False):
         raise ValueError("pruning: attention weights cannot be returned: call the model without output_attentions")
     if getattr(layer, "gradient_checkpointing", False) and layer.training:
         raise ValueError(

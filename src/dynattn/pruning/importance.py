@@ -5,7 +5,7 @@
 Blocks of heads and queries are computed at a time, small enough for a core's cache, so memory is linear in length. The
 probabilities are needed in full, which no fused attention kernel gives: scores and exponentials are computed for the
 sums alone where the model's attention is not plain softmax attention; where it is, one pass gives the sums and the
-attention's output, for about a quarter more time than fused attention takes (docs/methods/spatten.md has figures).
+attention's output. docs/methods/spatten.md has what that costs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Received(NamedTuple):
     """What one pass over the probabilities gives.
 
     Attributes:
-        sums: (batch, heads, kv_len), what each key receives from all queries that are alive.
+        sums: (batch, heads, kv_len), what each key receives from all queries that are alive; float32 at least.
         out: (batch, q_len, heads, head_dim), ``P V``; None where no values were given.
     """
 
@@ -69,7 +69,7 @@ def received(
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return _plain(query, key, scale, alive, value)
     batch, heads, length, head_dim = query.shape
-    sums = query.new_zeros(batch, heads, length)
+    sums = query.new_zeros(batch, heads, length, dtype=_wide(query))
     out = None if value is None else query.new_zeros(batch, length, heads, head_dim)
     for sample in range(batch):
         if alive is None or bool(alive[sample].all()):
@@ -85,6 +85,11 @@ def received(
     return Received(sums, out)
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """What sums are taken in: thousands of small numbers are not added up in half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _sample(inputs: Sequence[Tensor], scale: float, sums: Tensor, out: Tensor | None) -> None:
     """One sample: adds to ``sums``, (heads, length), and fills ``out``, (length, heads, head_dim)."""
     query, key = inputs[:2]
@@ -96,7 +101,7 @@ def _sample(inputs: Sequence[Tensor], scale: float, sums: Tensor, out: Tensor | 
         for start in range(0, length, _BLOCK):
             rows = slice(start, start + _BLOCK)
             p = torch.bmm(q[:, rows], transposed).softmax(-1)  # [group, block, length]
-            sums[of] += p.sum(1)
+            sums[of] += p.sum(1, dtype=sums.dtype)
             if out is not None:
                 out[rows, of] = torch.bmm(p, inputs[2][of]).transpose(0, 1)
 
@@ -104,4 +109,4 @@ def _sample(inputs: Sequence[Tensor], scale: float, sums: Tensor, out: Tensor | 
 def _plain(query: Tensor, key: Tensor, scale: float, alive: Tensor | None, value: Tensor | None) -> Received:
     p = probabilities(query, key, scale, alive)
     counted = p if alive is None else p * alive[:, None, :, None]
-    return Received(counted.sum(2), None if value is None else (p @ value).transpose(1, 2))
+    return Received(counted.sum(2, dtype=_wide(query)), None if value is None else (p @ value).transpose(1, 2))

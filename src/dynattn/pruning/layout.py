@@ -67,6 +67,11 @@ def find(model: nn.Module) -> Layout:
     Raises:
         ValueError: it has no layers that tokens can be taken out of, or more than one stack of them.
     """
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ValueError(
+            "pruning: the model must not be compiled: a compiled graph looks at no hooks, and would prune nothing; "
+            "pass the model as it was before torch.compile"
+        )
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _is_stack(module)]
     if len(stacks) != 1:
         raise ValueError(

@@ -48,12 +48,13 @@ class Soft:
             which of them are tokens.
     """
 
-    def __init__(self, start: LTP, layers: int, temperature: float) -> None:
+    def __init__(self, start: LTP, layers: int, temperature: float, zero_pruned: bool = False) -> None:
         thresholds = start.of_layers(layers)[:-1]
         if any(threshold <= 0 for threshold in thresholds):
             raise ValueError(f"learn: thresholds must start above 0: got {start.thresholds}; try LTP(0.001)")
         self.logarithms = nn.Parameter(torch.tensor([math.log(threshold) for threshold in thresholds]))
         self.temperature = temperature
+        self.zero_pruned = zero_pruned
         self.masks: list[tuple[Tensor, Tensor]] = []
 
     def course(self, start: Start) -> Course:
@@ -65,8 +66,8 @@ class Soft:
         return torch.stack([(mask * alive).sum() / alive.sum() for mask, alive in self.masks]).mean()
 
     def hard(self) -> LTP:
-        """The thresholds as they are now; the last layer's, which decides nothing, is the one before it."""
-        thresholds = self.logarithms.detach().double().exp().tolist()
+        """The thresholds as they are now, to 4 digits. The last layer's decides nothing; it gets the one before it."""
+        thresholds = [float(f"{threshold:.4g}") for threshold in self.logarithms.detach().exp().tolist()]
         return LTP((*thresholds, thresholds[-1]))
 
 
@@ -74,13 +75,16 @@ class _Gated(Watching):
     def __init__(self, soft: Soft, layers: int) -> None:
         super().__init__(layers)
         self.soft = soft
+        self.product: Tensor | float = 1.0  # of the masks so far: how much of a token is left
 
     def after(self, seen: Seen) -> Decision:
-        if self.importance is None:
-            return Decision()
+        if self.importance is None:  # the last layer
+            left = self.product
+            return Decision(gate=left if self.soft.zero_pruned and isinstance(left, Tensor) else None)
         threshold = self.soft.logarithms[seen.layer].exp()
         mask = torch.sigmoid((self.importance - threshold) / self.soft.temperature).masked_fill(seen.leading, 1.0)
         self.soft.masks.append((mask, seen.alive))
+        self.product = self.product * mask
         return Decision(gate=mask)
 
 
@@ -93,6 +97,7 @@ def learn(
     temperature: float,
     strength: float,
     rate: float = 0.05,
+    zero_pruned: bool = False,
     parameters: Iterable[nn.Parameter] = (),
     parameters_rate: float = 2e-5,
 ) -> Learnt:
@@ -106,6 +111,8 @@ def learn(
         temperature: T, of the size of the differences between importances: the paper tries 1e-4 to 2e-3.
         strength: λ.
         rate: learning rate of ``log θ``, by Adam.
+        zero_pruned: for models whose outputs are averaged over tokens, as :meth:`~dynattn.pruning.Pruning.apply` takes
+            it: the last layer's output is multiplied by the product of all masks.
         parameters: weights to train along; none by default.
         parameters_rate: learning rate of those.
 
@@ -121,7 +128,7 @@ def learn(
     for name, value in given.items():
         if not value > 0:
             raise ValueError(f"learn: {name} must be positive: got {value}; see the paper's values in the docs")
-    soft = Soft(start, len(find(model).blocks), temperature)
+    soft = Soft(start, len(find(model).blocks), temperature, zero_pruned)
     device = next(model.parameters()).device
     soft.logarithms.data = soft.logarithms.data.to(device)
     trained = list(parameters)

@@ -33,7 +33,7 @@ HEAD_FRONT = 0.3
 
 _NAME = re.compile(
     rf"spatten-(?P<keep>{NUMBER})(?:-h(?P<heads>{NUMBER}))?(?:-v(?P<values>{NUMBER}))?"
-    rf"(?:-q(?P<high>\d+)\+(?P<low>\d+)(?:-t(?P<threshold>{NUMBER}))?)?"
+    rf"(?:-q(?P<high>\d+)\.(?P<low>\d+)(?:-t(?P<threshold>{NUMBER}))?)?"
 )
 
 
@@ -77,10 +77,10 @@ class SpAtten(Pruning):
 
     @property
     def name(self) -> str:
-        """``spatten-KEEP``, with ``-hHEADS``, ``-vVALUES``, ``-qHIGH+LOW`` and ``-tTHRESHOLD`` where they are set."""
+        """``spatten-KEEP``, with ``-hHEADS``, ``-vVALUES``, ``-qHIGH.LOW`` and ``-tTHRESHOLD`` where they are set."""
         heads = f"-h{number(self.heads)}" if self.heads != 1 else ""
         values = f"-v{number(self.values)}" if self.values != 1 else ""
-        bits = "" if self.bits is None else f"-q{self.bits[0]}+{self.bits[1]}"
+        bits = "" if self.bits is None else f"-q{self.bits[0]}.{self.bits[1]}"
         threshold = f"-t{number(self.threshold)}" if self.threshold != 0.1 else ""
         return f"spatten-{number(self.keep)}{heads}{values}{bits}{threshold}"
 

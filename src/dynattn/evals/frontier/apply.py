@@ -56,7 +56,7 @@ def applied(pretrained: Pretrained, name: str) -> Iterator[str]:
     if shortening is None:
         yield implementation
         return
-    with shortening.apply(pretrained.model):
+    with shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder"):  # whose tasks average
         yield implementation
 
 
