@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.evals.decode.prompt import PIECE, cache_bytes, cache_of, read, score, shortened, step_seconds
 from dynattn.evals.decode.ways import BASELINE, find
+from dynattn.evals.models import load
+from dynattn.integrations.transformers import register
 
 PROMPT = 80
 
@@ -114,3 +116,21 @@ def test_a_prompt_can_be_cut_and_its_bytes_told(model, ids, prompt):
 def test_the_answer_is_the_ways_to_tell(model, ids, prompt):
     with pytest.raises(ValueError, match="a token must stand between"):
         score(model, prompt, find(BASELINE), ids, ids.shape[1] - PROMPT)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("cache", "implementation"), [("full", "dynattn:dense"), ("full", "sdpa"), ("window", "sdpa")])
+def test_a_real_model_writes_what_transformers_writes(cache, implementation):
+    """Token by token, where nothing is evicted."""
+    pretrained = load("smollm2")
+    prompt = pretrained.processor("The history of the river Danube begins in", return_tensors="pt")
+    asked = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    pretrained.model.set_attn_implementation("sdpa")
+    expected = pretrained.model.generate(**prompt, **asked)
+    register()
+    pretrained.model.set_attn_implementation(implementation)
+    made = FullCache(room=5) if cache == "full" else WindowCache(window=64)
+    found = pretrained.model.generate(**prompt, **asked, past_key_values=made)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    for a, b in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)

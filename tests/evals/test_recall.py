@@ -179,12 +179,12 @@ def test_scores_are_of_the_answer_alone_and_hits_want_all_of_it(tiny_decoder):
         logits = pretrained.model(ids).logits[0]
         right = ids.clone()
         right[0, -1] = logits[-2].argmax()
-    outcome = score(pretrained, [(ids, 3), (right, 1)], lambda: None)
+    outcome = score(pretrained, [(ids, 3), (right, 1), (right, 20)], lambda: None)
     assert outcome.scores is not None
     assert outcome.hits is not None
     expected = torch.nn.functional.cross_entropy(logits[-4:-1], ids[0, -3:]).item()
     assert outcome.scores[0] == pytest.approx(expected, rel=1e-5)
-    assert outcome.hits.tolist() == [0, 1]
+    assert outcome.hits.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

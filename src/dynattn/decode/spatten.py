@@ -173,14 +173,21 @@ def received(call: Call) -> Tensor:
     """
     q_len, kv_len = call.query.shape[2], call.key.shape[2]
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+    if q_len == 1 and call.attn_mask is None:  # decoding: all heads of a key head at once, its keys not copied for each
+        grouped = call.query.unflatten(1, (call.key.shape[1], -1)).squeeze(3)
+        return scores(grouped, call.key, None, False, scale).softmax(-1).sum((1, 2))
     total = call.query.new_zeros(call.query.shape[0], kv_len, dtype=torch.float32)
     for start in range(0, q_len, _ROWS):
         rows = slice(start, min(start + _ROWS, q_len))
-        mask = call.attn_mask
-        if mask is not None and mask.shape[2] > 1:
-            mask = mask[:, :, rows]
-        s = scores(call.query[:, :, rows], call.key, mask, call.causal, scale, kv_len - q_len + start)
-        total += s.softmax(-1).nan_to_num(0.0).sum((1, 2))  # a row with nothing allowed gives nothing
+        mask, offset = call.attn_mask, kv_len - q_len + start
+        if mask is None:
+            visible = kv_len - q_len + rows.stop if call.causal else kv_len  # later keys are after every row
+            s = scores(call.query[:, :, rows], call.key[:, :, :visible], None, call.causal, scale, offset)
+            total[:, :visible] += s.softmax(-1).sum((1, 2))
+        else:
+            mask = mask[:, :, rows] if mask.shape[2] > 1 else mask
+            s = scores(call.query[:, :, rows], call.key, mask, call.causal, scale, offset)
+            total += s.softmax(-1).nan_to_num(0.0).sum((1, 2))  # a row with nothing allowed gives nothing
     return total
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dynattn.evals.decode.ways import Way
+from dynattn.evals.decode.ways import EVERY, Way
 from dynattn.integrations.transformers import Call, observing, register
 
-PIECE = 32
-"""Tokens read at once after the prompt: as many as caches evict at once, so that pieces end where evictions fall."""
+PIECE = EVERY
+"""Tokens read at once after the prompt; ways that evict do so at the end of each piece."""
 
 
 class Prompt(NamedTuple):
@@ -123,9 +122,17 @@ def cache_bytes(cache: Any) -> int:
 
 def shortened(prompt: Prompt, tokens: int) -> Prompt:
     """The prompt's first tokens alone: what attention costs, seen by leaving it out."""
-    cut: Sequence[tuple[Tensor, ...]] = (
-        tuple(k[:, :, :tokens] for k in prompt.keys),
-        tuple(v[:, :, :tokens] for v in prompt.values),
-        tuple(r[:, :tokens] for r in prompt.received),
+    return Prompt(
+        tuple(keys[:, :, :tokens] for keys in prompt.keys),
+        tuple(values[:, :, :tokens] for values in prompt.values),
+        tuple(received[:, :tokens] for received in prompt.received),
     )
-    return Prompt(*cut)
+
+
+def repeated(prompt: Prompt, times: int) -> Prompt:
+    """The prompt so many times: long enough to time, since what keys hold decides no time."""
+    return Prompt(
+        tuple(keys.repeat(1, 1, times, 1) for keys in prompt.keys),
+        tuple(values.repeat(1, 1, times, 1) for values in prompt.values),
+        tuple(received.repeat(1, times) for received in prompt.received),
+    )

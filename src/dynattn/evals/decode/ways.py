@@ -18,6 +18,8 @@ from typing import Any
 from dynattn.integrations.transformers import register
 
 BASELINE = "dense"
+EVERY = 16
+"""Tokens that come between evictions."""
 _WINDOW = re.compile(r"cache-window-(\d+)-s(\d+)")
 _SPATTEN = re.compile(r"cache-spatten-(flat-)?(0\.\d+)")
 
@@ -59,10 +61,14 @@ def find(name: str) -> Way:
         return Way(name, "sdpa", lambda config: FullCache())
     if match := _WINDOW.fullmatch(name):
         window, sinks = map(int, match.groups())
-        return Way(name, "sdpa", lambda config: WindowCache(window, sinks))
+        return Way(name, "sdpa", lambda config: WindowCache(window, sinks, every=EVERY))
     if match := _SPATTEN.fullmatch(name):
         flat, keep = match[1], float(match[2])
-        return Way(name, "dynattn:dense", lambda config: SpAttenCache(config, _flat(config, keep) if flat else keep))
+        return Way(
+            name,
+            "dynattn:dense",
+            lambda config: SpAttenCache(config, _flat(config, keep) if flat else keep, every=EVERY),
+        )
     (implementation, *_) = register(name)
     return Way(name, implementation, lambda config: FullCache())
 
