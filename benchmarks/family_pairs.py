@@ -1,7 +1,7 @@
 """What the methods that choose pairs keep of real attention, and how long they take.
 
     python benchmarks/family_pairs.py quality minilm   # smollm2, dinov2: benchmarks/results/family/pairs-minilm.json
-    python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json; on an idle machine
+    python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json
     python benchmarks/family_pairs.py steps            # benchmarks/results/family/pairs-steps.json
     python benchmarks/family_pairs.py table            # the tables of docs/methods/*.md from the records
 
@@ -131,7 +131,13 @@ def seconds(timing: Timing, baseline: Timing) -> dict[str, Any]:
 
 @torch.inference_mode()
 def timings() -> dict[str, Any]:
-    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores."""
+    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores.
+
+    One thread, in seconds of its processor time, as in :func:`steps`. Beyond the first length those alone whose memory
+    and time leave room for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     found = {}
     for length in LENGTHS:
@@ -140,12 +146,14 @@ def timings() -> dict[str, Any]:
         def run(name: str, tensors: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             return dynattn.attention(*tensors, parse(name), causal=True)
 
-        names = TIMED if length <= 1024 else ("nm-2-4", "topk-0.25", "window-64-s4")
+        names = TIMED if length == LENGTHS[0] else ("nm-2-4", "window-64-s4")
         calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
         calls |= {name: lambda name=name, run=run: run(name) for name in names}
-        taken = interleaved(calls, rounds=7, min_sample=None)
+        taken = interleaved(calls, rounds=5, min_sample=None, clock=time.process_time)
         found[str(length)] = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
-    return {"threads": torch.get_num_threads(), "machine": machine(), "shape": "(1, 12, length, 64)", "lengths": found}
+    record = {"shape": "(1, 12, length, 64)", "threads": 1, "clock": "process time", "machine": machine()}
+    torch.set_num_threads(threads)
+    return record | {"lengths": found}
 
 
 def saved(name: str) -> dict[str, Any]:
