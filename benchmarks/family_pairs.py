@@ -1,17 +1,19 @@
 """What the methods that choose pairs keep of real attention, and how long they take.
 
     python benchmarks/family_pairs.py quality minilm   # smollm2, dinov2: benchmarks/results/family/pairs-minilm.json
-    python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json; on an idle machine
+    python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json
+    python benchmarks/family_pairs.py steps            # benchmarks/results/family/pairs-steps.json
     python benchmarks/family_pairs.py table            # the tables of docs/methods/*.md from the records
 
 Quality is measured on the queries, keys and values of the dense model, in every attention layer, on the text or image
-that ``dynattn inspect`` shows by default (texts of 512 tokens): each method gets the dense model's own inputs.
+that ``dynattn inspect`` shows by default (texts of 256 tokens): each method gets the dense model's own inputs.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "family"
 DOCS = Path(__file__).parent.parent / "docs" / "methods"
 MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2", "dinov2": "DINOv2"}
 START, END = "<!-- written by benchmarks/family_pairs.py -->", "<!-- end -->"
+STEPS = "<!-- steps: written by benchmarks/family_pairs.py -->"
 BASELINES = ("nm-2-4", "fixed-0.5", "random-0.5")
 PAGES = {
     "topk": ("topk-0.5", "topk-0.25", "topk-0.1", "topk-64", *BASELINES),
@@ -50,6 +53,7 @@ PAGES = {
     ),
 }  # fmt: skip
 METHODS = tuple(dict.fromkeys(name for names in PAGES.values() for name in names))
+TOKENS = 256
 LENGTHS = (512, 1024, 2048, 4096)
 TIMED = ("nm-2-4", "topk-0.25", "threshold-0.01", "blocktopk-0.25-b16", "window-64-s4", "fixed-0.5")
 
@@ -78,7 +82,7 @@ def quality(model: str) -> dict[str, Any]:
     """Means over all heads of a model."""
     pretrained = load(model)
     vision = pretrained.kind == "vision"
-    subject = from_image(pretrained, None) if vision else from_text(pretrained, None, "A news article", 512)
+    subject = from_image(pretrained, None) if vision else from_text(pretrained, None, "A news article", TOKENS)
     register()
     pretrained.model.set_attn_implementation("dynattn:dense")
     look = Look()
@@ -91,15 +95,29 @@ def quality(model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def parts_of_top_k(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Any]:
-    """The steps that any top-k attention takes whose scores are dense, each by PyTorch alone."""
-    length = query.shape[2]
+@torch.inference_mode()
+def steps() -> dict[str, Any]:
+    """The steps of a top-k attention whose scores are dense, each by PyTorch alone, beside whole attentions.
+
+    One thread, in seconds of its processor time: what other processes do at the same time counts little.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 4, 1024, 64)
     scores = query @ key.mT
-    return {
+    calls = {
+        "sdpa": lambda: sdpa(query, key, value),
+        "nm-1-2": lambda: dynattn.attention(query, key, value, parse("nm-1-2")),
+        "topk-0.25": lambda: dynattn.attention(query, key, value, parse("topk-0.25")),
         "scores": lambda: query @ key.mT,
-        "select": lambda: torch.topk(scores, length // 4, sorted=False),
-        "half the product with V": lambda: scores[..., : length // 2] @ value[:, :, : length // 2],
+        "the largest quarter": lambda: torch.topk(scores, 256, sorted=False),
+        "stable sort": lambda: scores.sort(dim=-1, descending=True, stable=True),
     }
+    taken = interleaved(calls, rounds=7, min_sample=None, clock=time.process_time)
+    torch.set_num_threads(threads)
+    found = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
+    return {"shape": "(1, 4, 1024, 64)", "threads": 1, "clock": "process time", "machine": machine(), "steps": found}
 
 
 def seconds(timing: Timing, baseline: Timing) -> dict[str, Any]:
@@ -113,7 +131,13 @@ def seconds(timing: Timing, baseline: Timing) -> dict[str, Any]:
 
 @torch.inference_mode()
 def timings() -> dict[str, Any]:
-    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores."""
+    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores.
+
+    One thread, in seconds of its processor time, as in :func:`steps`. Beyond the first length those alone whose memory
+    and time leave room for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     found = {}
     for length in LENGTHS:
@@ -122,19 +146,31 @@ def timings() -> dict[str, Any]:
         def run(name: str, tensors: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             return dynattn.attention(*tensors, parse(name), causal=True)
 
-        names = TIMED if length <= 1024 else ("nm-2-4", "topk-0.25", "window-64-s4")
+        names = TIMED if length == LENGTHS[0] else ("nm-2-4", "window-64-s4")
         calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
         calls |= {name: lambda name=name, run=run: run(name) for name in names}
-        if length == 2048:
-            calls |= parts_of_top_k(query, key, value)
-        taken = interleaved(calls, rounds=7, min_sample=None)
+        taken = interleaved(calls, rounds=5, min_sample=None, clock=time.process_time)
         found[str(length)] = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
-    return {"threads": torch.get_num_threads(), "machine": machine(), "shape": "(1, 12, length, 64)", "lengths": found}
+    record = {"shape": "(1, 12, length, 64)", "threads": 1, "clock": "process time", "machine": machine()}
+    torch.set_num_threads(threads)
+    return record | {"lengths": found}
 
 
 def saved(name: str) -> dict[str, Any]:
     """A record."""
     return json.loads((RESULTS / f"pairs-{name}.json").read_text())
+
+
+def save(name: str, record: dict[str, Any]) -> None:
+    """Write a record."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"pairs-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write(page: str, start: str, text: str) -> None:
+    """Put a table into a page."""
+    path = DOCS / f"{page}.md"
+    path.write_text(rewritten(path.read_text(), start, text, END, "family_pairs"))
 
 
 def table(page: str) -> str:
@@ -166,20 +202,30 @@ def time_table() -> str:
     return "\n".join(lines)
 
 
+def steps_table() -> str:
+    """Milliseconds of each step, in Markdown."""
+    found = saved("steps")["steps"]
+    lines = ["| | ms | of SDPA |", "|---|---|---|"]
+    for name, one in found.items():
+        lines.append(f"| {name} | {one['seconds'] * 1e3:.1f} | {1 / one['speedup']:.2f}× |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
     """Measure, or write the pages."""
     if arguments == ["table"]:
         for page in PAGES:
-            path = DOCS / f"{page}.md"
-            path.write_text(rewritten(path.read_text(), START, table(page), END, "family_pairs"))
-        path = DOCS / "README.md"
-        path.write_text(rewritten(path.read_text(), START, time_table(), END, "family_pairs"))
+            write(page, START, table(page))
+        for name, page, start, text in (("steps", "topk", STEPS, steps_table), ("time", "README", START, time_table)):
+            if (RESULTS / f"pairs-{name}.json").exists():
+                write(page, start, text())
         return 0
-    if arguments == ["time"] or (len(arguments) == 2 and arguments[0] == "quality" and arguments[1] in MODELS):
-        name = arguments[-1]
-        record = timings() if name == "time" else quality(name)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"pairs-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    measures = {"time": timings, "steps": steps}
+    if len(arguments) == 1 and arguments[0] in measures:
+        save(arguments[0], measures[arguments[0]]())
+        return 0
+    if len(arguments) == 2 and arguments[0] == "quality" and arguments[1] in MODELS:
+        save(arguments[1], quality(arguments[1]))
         return 0
     print(__doc__)
     return 2

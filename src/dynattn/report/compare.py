@@ -13,7 +13,7 @@ _MINUS = "−"
 
 
 def label(method: str) -> str:
-    """A method's name, for people: ``nm-1-2-x16-w64-s1`` as ``1:2, stride 16, window 64, 1 sink``; others as they are."""
+    """A method's name, for people: ``nm-1-2-x16-w64`` as ``1:2, stride 16, window 64``; others as they are."""
     if method == BASELINE:
         return "SDPA (dense)"
     if method == UNFUSED:
