@@ -94,8 +94,12 @@ def test_merging_puts_together_what_machines_measured():
 
 def test_of_two_results_the_first_stands():
     a, b = (record([sheet(exam())], [grade(exam(), SOME, [score] * 8)]) for score in (0.5, 0.6))
-    (found,) = store.merge([b, a]).grades.values()
-    assert found.scores[0] == 0.6
+    for speedup, one in ((2.0, a), (3.0, b)):
+        timed = time(exam(), SOME, speedup)
+        one.times[timed.race.key] = timed
+    found = store.merge([b, a])
+    assert [grade.scores[0] for grade in found.grades.values()] == [0.6]
+    assert [timed.speedup.median for timed in found.times.values()] == [3.0]
 
 
 def test_records_that_are_not_of_the_same_data_are_refused():

@@ -61,7 +61,7 @@ def _sweep():
     good, bad, linear = entry("top-k", 0.5), entry("window", 0.5), entry("", None, "linear")
     random, fixed = entry("random", 0.5), entry("fixed", 0.5)
     shares = {good.label: (0.98, 0.96), bad.label: (0.5, 0.7), linear.label: (0.92, 0.94)}
-    shares |= {random.label: (0.6, 0.6), fixed.label: (0.8, 0.7)}
+    shares |= {random.label: (0.5, 0.5), fixed.label: (0.8, 0.7)}
     grades, times = [], []
     for place, of in enumerate((short, long)):
         grades.append(dense(of, FULL.tolist()))
@@ -90,7 +90,7 @@ def test_a_method_has_to_beat_every_baseline_of_its_budget():
     good, bad, linear, random, fixed = contenders(_sweep(), "prefill")
     assert good.beats_baselines is True
     assert set(bad.leads) == {"random", "fixed"}
-    assert bad.leads["random"].mean == pytest.approx(0, abs=0.01)
+    assert bad.leads["random"].mean == pytest.approx(0.1, abs=0.01)
     assert bad.leads["fixed"].mean == pytest.approx(-0.15, abs=0.01)
     assert bad.beats_baselines is False
     assert (linear.beats_baselines, random.beats_baselines, fixed.beats_baselines) == (None, None, None)
@@ -104,6 +104,8 @@ def test_the_pick_is_the_cheapest_that_retains_enough_and_costs_less_than_dense(
     assert found[0.90, "FLOPs"] in ("top-k 1/2", "linear")
     assert found[0.90, "time"] == "top-k 1/2"  # the linear one is slower than dense
     assert found[0.90, "pairs"] == "top-k 1/2"
+    (slow,) = [one for one in chosen if one.label == "linear"]
+    assert {pick.cost for pick in picks([slow]) if pick.contender} == {"FLOPs"}  # for time dense is better
 
 
 def test_the_frontier_leaves_out_what_another_method_beats_in_both():

@@ -46,11 +46,10 @@ def _nm_window(place: _Place) -> str:
 def _window(place: _Place) -> str:
     """Each key less than so far away that a share of the allowed pairs is within it, and the first keys.
 
-    Without a causal mask 2w - 1 keys of n are within it; with one, w of the keys before the query, and fewer at the
-    start: w/n · (2 - w/n) of the pairs.
+    With a causal mask and without one, a window of w = r · n keys holds r · (2 - r) of the pairs.
     """
-    share = 1 - math.sqrt(1 - place.budget) if place.causal else place.budget / 2
-    return f"window-{max(1, round(share * place.length))}-s{place.sinks}"
+    reach = 1 - math.sqrt(1 - place.budget)
+    return f"window-{max(1, round(reach * place.length))}-s{place.sinks}"
 
 
 def _threshold(place: _Place) -> str:

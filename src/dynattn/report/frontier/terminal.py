@@ -73,7 +73,7 @@ def merge(records: Sequence[Path], output: Path, console: Console | None = None)
 def summary(found: Frontier, phase: Phase) -> Table:
     """One row a method and budget, the best first."""
     table = Table(title=f"{found.model}, {phase}: shares of dense attention's", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for name in ("pairs", "FLOPs", "time"):
         table.add_column(name, justify="right")
     for name in ("quality retained\nin the worst exam [95%]", "quality retained\non average [95%]"):
