@@ -87,7 +87,7 @@ def test_dropout_draws_anew_for_each_method() -> None:
     out = dynattn.attention(query, key, value, two, dropout_p=0.5, seed=5)
     torch.testing.assert_close(dynattn.attention(query, key, value, two, dropout_p=0.5, seed=torch.tensor(5)), out)
     for h in range(1, 6):
-        assert (out[:, h] != out[:, 0]).any()
+        assert (out[:, h] - out[:, 0]).abs().max() > 1e-2  # more than two ways to compute the same
 
 
 def test_explain() -> None:
