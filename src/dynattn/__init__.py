@@ -3,14 +3,17 @@
 from dynattn import integrations, nn
 from dynattn.functional import Aux, attention, explain
 from dynattn.methods import (
+    DSA,
     NM,
     BlockTopK,
+    EfficientAttention,
     Fixed,
     Intersection,
     Method,
     PerHead,
     PerLayer,
     Random,
+    Scatterbrain,
     Threshold,
     TopK,
     Union,
@@ -20,9 +23,11 @@ from dynattn.ops.choose import Plan
 
 __version__ = "0.1.0"
 __all__ = [
+    "DSA",
     "NM",
     "Aux",
     "BlockTopK",
+    "EfficientAttention",
     "Fixed",
     "Intersection",
     "Method",
@@ -30,6 +35,7 @@ __all__ = [
     "PerLayer",
     "Plan",
     "Random",
+    "Scatterbrain",
     "Threshold",
     "TopK",
     "Union",

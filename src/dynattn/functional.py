@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, NoReturn, overload
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn, cast, overload
 
 import torch
 from torch import Tensor
 
-from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, parse
-from dynattn.ops import heads, transforms
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, Window, parse
+from dynattn.ops import banded, heads, transforms
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
 from dynattn.ops.pairs import pair_attention
@@ -114,6 +115,11 @@ def attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=factor, enable_gqa=query.shape[1] != key.shape[1]
         )
+    if chosen == "blockwise":
+        return banded.attend(
+            partial(attention, method=NM(1, 1)),
+            query, key, value, cast(Window, method), attn_mask=attn_mask, causal=causal, scale=factor,
+        )  # fmt: skip
     if isinstance(method, MixingMethod):
         with torch.autocast(query.device.type, enabled=False):  # float32 means float32
             return method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynattn import NM
-from dynattn.account import Work, of_call
+from dynattn import NM, EfficientAttention
+from dynattn.account import Work, of_call, of_mixing
 from dynattn.account.cache import misses
+from dynattn.methods import parse
 from dynattn.methods.base import Glance, PairMethod, Rows
 
 
@@ -113,3 +115,24 @@ def test_work_adds_up() -> None:
     assert (total.multiply_adds, total.bytes) == (6, 12)
     with pytest.raises(TypeError):
         total + 1  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+
+
+def test_mixing_methods_count_the_products_that_they_compute() -> None:
+    work = of_mixing(*tensors(40, 50), EfficientAttention())
+    assert work.multiply_adds == 4 * (40 + 50) * 8 * 8
+    assert work.bytes == 4 * (40 + 50 + 50 + 40) * ROW
+
+
+@pytest.mark.parametrize(
+    ("name", "per_pair", "key_bytes"),
+    [("window-5", 0, 0), ("fixed-0.5", 0, 0), ("random-0.5", 0, 0), ("blocktopk-0.5-b4", 8 / 16, 8 * 4 / 4),
+     ("dsa-0.5-k0.25-int4", 2, 2 / 2 + 4), ("window-5+blocktopk-0.5-b4", 8 / 16, 8 * 4 / 4)],
+)  # fmt: skip
+def test_methods_that_need_no_exact_scores(name: str, per_pair: float, key_bytes: float) -> None:
+    glance = cast(PairMethod, parse(name)).glance(head_dim=8, itemsize=4)
+    assert glance == Glance(per_pair, key_bytes)
+
+
+@pytest.mark.parametrize("name", ["nm-1-2", "topk-0.5", "threshold-0.1", "topk-3+window-4"])
+def test_methods_that_need_the_exact_scores(name: str) -> None:
+    assert cast(PairMethod, parse(name)).glance(8, 4) is None

@@ -86,3 +86,16 @@ def test_an_installed_package_is_used_where_it_lies(index):
     assert folder("pytest", version) == Path(pytest.__file__).parent
     with pytest.raises(PackageUnavailableError):
         folder("pytest", "0.0.1")
+
+
+def test_a_module_may_have_another_name(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "other_name-3-py3-none-any.whl", "w") as archive:
+        archive.writestr("inner/values.txt", "8")
+
+    def pip(command, **_):
+        wheel = tmp_path / "other_name-3-py3-none-any.whl"
+        Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(packages.subprocess, "run", pip)
+    assert (folder("other-name", "3", module="inner") / "values.txt").read_text() == "8"

@@ -90,3 +90,24 @@ def test_what_looks_at_positions_needs_a_cache_without_free_slots(method: str) -
     model, inputs = with_attention(tiny("llama"), f"dynattn:{method}"), text()
     with pytest.raises(ValueError, match="static cache with room to spare"):
         chunks_of(model, inputs, [9, 1], cache_of("static", model))
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_a_real_model_with_its_first_layers_dense() -> None:
+    from dynattn.evals.models import load
+
+    (implementation, *_) = register(PerLayer({range(3): DENSE}, HALF))
+    model = load("minilm").model
+    inputs = {"input_ids": torch.arange(1000, 1100).unsqueeze(0)}
+    by_method = {}
+    for name in (implementation, "dynattn:dense", "dynattn:nm-1-2"):
+        model.set_attn_implementation(name)
+        by_method[name] = seen(model, inputs)
+    methods = [call.method for call in by_method[implementation]]
+    assert methods == [DENSE] * 3 + [HALF] * (len(methods) - 3)
+    assert len(methods) in (6, 12)
+    layers, dense, sparse = by_method.values()
+    torch.testing.assert_close(layers[3].query, dense[3].query)
+    off = [float((calls[-1].query - dense[-1].query).norm() / dense[-1].query.norm()) for calls in (layers, sparse)]
+    assert 1e-3 < off[0] < off[1]

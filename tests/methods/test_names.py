@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dynattn
-from dynattn import NM, BlockTopK, Fixed, Intersection, PerHead, PerLayer, Random, Threshold, TopK, Union, Window
+from dynattn import DSA, NM, BlockTopK, Fixed, Intersection, PerHead, PerLayer, Random, Threshold, TopK, Union, Window
 from dynattn.methods import PairMethod, Rows, parse, register
 
 counts = st.integers(1, 2**31 - 1)
@@ -26,6 +26,7 @@ pairs = st.one_of(
     st.builds(Window, counts, st.integers(0, 2**31 - 1)),
     st.builds(Random, shares, st.integers(0, 2**63 - 1)),
     st.builds(Fixed, shares),
+    st.builds(DSA, shares, shares, st.sampled_from((4, 8)), st.sampled_from((1, 4, 8, 16)), st.integers(0, 99)),
 )
 combined = st.recursive(
     pairs,

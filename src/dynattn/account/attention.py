@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynattn.account.cache import misses
 from dynattn.account.work import Work
-from dynattn.methods.base import Glance, PairMethod
+from dynattn.methods.base import Glance, MixingMethod, PairMethod
 from dynattn.reference import pairs as reference
 
 QUERIES = 64
@@ -38,6 +39,28 @@ class _Layout(NamedTuple):
     value_dim: int
     itemsize: int
     group: int
+
+
+@torch.no_grad()
+def of_mixing(
+    query: Tensor, key: Tensor, value: Tensor, method: MixingMethod, *, attn_mask: Tensor | None = None,
+    causal: bool = False, scale: float | None = None,
+) -> Work:  # fmt: skip
+    """Costs of one call with a method that keeps no pairs: the products that it really computes.
+
+    Its inputs are read once and its output written once, which is the least that any implementation moves.
+
+    Args:
+        As :func:`of_call`.
+
+    Returns:
+        The costs, all products counted as ``values``.
+    """
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    with FlopCounterMode(display=False) as counter:
+        out = method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
+    read = sum(x.numel() * x.element_size() for x in (query, key, value))
+    return Work(values=counter.get_total_flops() / 2, read=read, written=out.numel() * out.element_size())
 
 
 @torch.inference_mode()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dynattn.account.attention import MEGABYTE, of_call
+from dynattn.account.attention import MEGABYTE, of_call, of_mixing
 from dynattn.account.work import Work
 from dynattn.integrations.transformers import Call, observing
-from dynattn.methods import PairMethod
+from dynattn.methods import MixingMethod, PairMethod
 
 
 class Account:
@@ -50,28 +50,25 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
 
     Yields:
         The account, filled as the model runs.
-
-    Raises:
-        ValueError: on a call, if its method keeps no pairs that could be counted.
     """
     account = Account()
 
     def attended(call: Call) -> None:
-        if not isinstance(call.method, PairMethod):
-            raise ValueError(
-                f"counting: attention must keep pairs: {call.method.name} keeps none; its costs do not depend on inputs"
-            )
         account.calls += 1
-        account.attention += of_call(
-            call.query, call.key, call.value, call.method, attn_mask=call.attn_mask, causal=call.causal,
-            scale=call.scale, cache_bytes=cache_bytes, fused=fused,
-        )  # fmt: skip
+        given: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
+        if isinstance(call.method, PairMethod):
+            account.attention += of_call(
+                call.query, call.key, call.value, call.method, cache_bytes=cache_bytes, fused=fused, **given
+            )
+        else:
+            method = cast(MixingMethod, call.method)
+            account.attention += of_mixing(call.query, call.key, call.value, method, **given)
 
-    def multiplied(layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-        weight, tokens = layer.weight, args[0]
-        if isinstance(weight, Tensor):
-            rows = tokens.numel() // tokens.shape[-1]
-            account.linear += Work(linear=rows * weight.numel(), read=weight.numel() * weight.element_size())
+    def multiplied(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # By what goes in and comes out: a layer may run on fewer heads than it has weights for.
+        weights = args[0].shape[-1] * output.shape[-1]
+        rows = output.numel() // output.shape[-1]
+        account.linear += Work(linear=rows * weights, read=weights * output.element_size())
 
     with ExitStack() as stack:
         for layer in model.modules():

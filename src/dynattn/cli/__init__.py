@@ -7,6 +7,7 @@ import typer
 from dynattn.cli.bench import bench
 from dynattn.cli.compare import compare
 from dynattn.cli.finetune import finetune
+from dynattn.cli.frontier import frontier
 from dynattn.cli.inspect import inspect
 from dynattn.cli.lra import lra
 from dynattn.cli.warmup import warmup
@@ -21,5 +22,6 @@ app.command()(compare)
 app.command()(bench)
 app.command()(inspect)
 app.command()(finetune)
+app.command()(frontier)
 app.command()(lra)
 app.command()(warmup)

@@ -17,7 +17,7 @@ def finetune(
     ] = "minilm",
     task: Annotated[
         str | None,
-        typer.Option(help="retrieval, manpages (encoders); perplexity (decoders). Default: the first that fits."),
+        typer.Option(help="restore, retrieval, manpages (encoders); perplexity (decoders). Default: the first fit."),
     ] = None,
     methods: TrainedMethods = "nm-2-4,nm-1-2",
     seeds: Seeds = 3,

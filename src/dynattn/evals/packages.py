@@ -53,13 +53,14 @@ def once(key: str, build: Callable[[Path], None]) -> Path:
     return target
 
 
-def folder(name: str, version: str, sha256: str | None = None) -> Path:
+def folder(name: str, version: str, sha256: str | None = None, module: str | None = None) -> Path:
     """The folder of a package's files, without importing the package.
 
     Args:
-        name: the package's name on the index; its module is named alike, with ``_`` for ``-``.
+        name: the package's name on the index.
         version: the exact version. An installed package of another version is passed over.
         sha256: of the wheel, checked when it is fetched; None for packages whose wheel depends on the platform.
+        module: its module; None where it is named like the package, with ``_`` for ``-``.
 
     Returns:
         The folder that holds the module.
@@ -68,7 +69,7 @@ def folder(name: str, version: str, sha256: str | None = None) -> Path:
         PackageUnavailableError: the package is not installed and could not be fetched; the text has pip's reason.
         ValueError: the wheel's sha256 is another one.
     """
-    module = name.replace("-", "_")
+    module = module or name.replace("-", "_")
     try:
         installed = importlib.metadata.version(name) == version
     except importlib.metadata.PackageNotFoundError:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dynattn.methods.base import Method, MixingMethod, PairMethod, Rows
 from dynattn.methods.block_topk import BlockTopK
 from dynattn.methods.combine import Intersection, Union
+from dynattn.methods.dsa import DSA
+from dynattn.methods.efficient import EfficientAttention
 from dynattn.methods.fixed import Fixed
 from dynattn.methods.nm import NM
 from dynattn.methods.perhead import PerHead
 from dynattn.methods.perlayer import PerLayer
 from dynattn.methods.random_keys import Random
 from dynattn.methods.registry import parse, register
+from dynattn.methods.scatterbrain import Scatterbrain
 from dynattn.methods.threshold import Threshold
 from dynattn.methods.topk import TopK
 from dynattn.methods.window import Window
 
 __all__ = [
+    "DSA",
     "NM",
     "BlockTopK",
+    "EfficientAttention",
     "Fixed",
     "Intersection",
     "Method",
@@ -27,6 +32,7 @@ __all__ = [
     "PerLayer",
     "Random",
     "Rows",
+    "Scatterbrain",
     "Threshold",
     "TopK",
     "Union",

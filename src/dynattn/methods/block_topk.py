@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.selection import largest
 
@@ -81,6 +81,10 @@ class BlockTopK(PairMethod):
     def rows_together(self) -> int:
         """The block."""
         return self.block
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """Pooled queries times pooled keys."""
+        return Glance(head_dim / self.block**2, head_dim * itemsize / self.block)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The blocks with the largest mean scores, each with all its pairs."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dynattn.methods import grammar
-from dynattn.methods.base import Method, PairMethod, Rows
+from dynattn.methods.base import Glance, Method, PairMethod, Rows
 from dynattn.methods.registry import register
 
 
@@ -74,6 +74,14 @@ class _Combination(PairMethod):
     @property
     @abstractmethod
     def keeps_everything(self) -> bool: ...
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance | None:
+        """All that the parts look at; the exact scores where one of them needs those."""
+        parts = [part.glance(head_dim, itemsize) for part in self.parts]
+        glances = [part for part in parts if part is not None]
+        if len(glances) < len(parts):
+            return None
+        return Glance(sum(each.multiply_adds for each in glances), sum(each.key_bytes for each in glances))
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The parts' choices, joined."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 
 _NAME = re.compile(rf"fixed-(?P<ratio>{share.NUMBER})")
@@ -61,6 +61,10 @@ class Fixed(PairMethod):
         """The method that ``name`` stands for, or None where it is not a fixed pattern's name."""
         match = _NAME.fullmatch(name)
         return cls(float(match["ratio"])) if match else None
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """Nothing: the choice needs no score."""
+        return Glance(0, 0)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """By the key's position alone."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference import dropout
 from dynattn.reference.selection import largest
@@ -75,6 +75,10 @@ class Random(PairMethod):
     def looks_at_positions(self) -> bool:
         """True: the lot is drawn by position, so that decoding with a cache keeps what one pass keeps."""
         return True
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """Nothing: the choice needs no score."""
+        return Glance(0, 0)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """By lot, of the allowed keys of each row."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TypeVar
 
 from dynattn.methods.base import Method
+
+PLUGINS = "DYNATTN_METHODS"
+"""Environment variable: modules, separated by commas, that :func:`parse` imports before it gives a name up.
+
+Processes that a command starts inherit it, so that they know the same methods.
+"""
 
 _Class = TypeVar("_Class", bound=type[Method])
 
@@ -40,6 +48,24 @@ def _path(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
+def _find(name: str) -> Method | None:
+    return next((method for cls in _classes if (method := cls.from_name(name)) is not None), None)
+
+
+def _import_plugins() -> bool:
+    """Import what the environment names; whether there is anything."""
+    modules = [module for module in os.environ.get(PLUGINS, "").split(",") if module]
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"parse: {PLUGINS} must name modules that can be imported: got {module!r}: {error}; "
+                "put their folder into PYTHONPATH"
+            ) from error
+    return bool(modules)
+
+
 def parse(name: str) -> Method:
     """The method that a short name stands for.
 
@@ -52,13 +78,15 @@ def parse(name: str) -> Method:
 
     Raises:
         ValueError: no method has this name.
+        ImportError: a module that ``DYNATTN_METHODS`` names cannot be imported.
     """
     if name in _parsed:
         return _parsed[name]
-    for cls in _classes:
-        method = cls.from_name(name)
-        if method is not None:
-            return _parsed.setdefault(name, method)
+    method = _find(name)
+    if method is None and _import_plugins():
+        method = _find(name)
+    if method is not None:
+        return _parsed.setdefault(name, method)
     raise ValueError(
         f"parse: name must be a method's short name: got {name!r}; use 'dense', 'nm-2-4', 'nm-1-2-x16-w64-s4', "
         "'topk-0.25', 'window-64-s4', … (docs/methods/README.md lists them), and register() for a method of your own"

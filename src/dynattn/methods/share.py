@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from fractions import Fraction
 from typing import TypeVar
 
@@ -30,9 +29,14 @@ def check(method: str, ratio: float) -> None:
 
 
 def text(ratio: float) -> str:
-    """As it stands in a name: decimal, without exponent; ``float(text(ratio)) == ratio``."""
-    plain = format(Decimal(repr(ratio)), "f")
-    return plain if "." in plain else f"{plain}.0"
+    """As it stands in a name: decimal, without exponent; ``float(text(ratio)) == ratio``.
+
+    By hand, since the compiler, which passes methods by their names, cannot trace ``decimal``.
+    """
+    digits, _, exponent = repr(ratio).partition("e-")
+    if not exponent:
+        return digits
+    return "0." + "0" * (int(exponent) - 1) + digits.replace(".", "")
 
 
 def ceil(ratio: float, length: _Count) -> _Count:

@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.positions import distance
 
@@ -69,6 +69,10 @@ class Window(PairMethod):
     def looks_at_positions(self) -> bool:
         """True."""
         return True
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """Nothing: the choice needs no score."""
+        return Glance(0, 0)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """By position alone."""

@@ -12,11 +12,11 @@ from typing import NamedTuple, cast
 import torch
 
 from dynattn.kernels import cpu, cuda
-from dynattn.methods import NM, Method, MixingMethod
+from dynattn.methods import NM, Method, MixingMethod, Window
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FASTEST_FIRST = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "sdpa")}
-_ANYWHERE = ("sdpa",)
+_FASTEST_FIRST = {"cpu": ("cpu", "blockwise", "sdpa"), "cuda": ("cuda", "blockwise", "sdpa")}
+_ANYWHERE = ("blockwise", "sdpa")
 
 
 class Problem(NamedTuple):
@@ -163,6 +163,16 @@ def _cuda_what(problem: Problem) -> str:
     return f"{what}, float32 rounded to TF32" if rounded else what
 
 
+def _blockwise_cannot(problem: Problem) -> str | None:
+    if not isinstance(problem.method, Window):
+        return f"it computes windows, and {problem.method.name} is another method"
+    if problem.aux:
+        return "the kept mass needs the scores of all pairs"
+    if problem.dropout:
+        return "it draws its dropout otherwise"
+    return None
+
+
 def _sdpa_cannot(problem: Problem) -> str | None:
     if not problem.method.keeps_everything:
         return f"it is dense, and {problem.method.name} is not"
@@ -193,6 +203,7 @@ _BACKENDS = {
         for isa in ("avx512", "avx2", "portable")
     },
     "cuda": _Backend(_cuda_what, _cuda_cannot),
+    "blockwise": _Backend(lambda _: "dense attention of blocks of queries to the keys near them", _blockwise_cannot),
     "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),
     "reference": _Backend(_reference_what, lambda _: None),
 }

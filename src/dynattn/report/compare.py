@@ -13,13 +13,15 @@ _MINUS = "−"
 
 
 def label(method: str) -> str:
-    """A method's short name, for people: ``nm-1-2-x16-w64-s1`` as ``1:2, stride 16, window 64, 1 sink``."""
+    """A method's name, for people: ``nm-1-2-x16-w64`` as ``1:2, stride 16, window 64``; others as they are."""
     if method == BASELINE:
         return "SDPA (dense)"
     if method == UNFUSED:
         return "unfused (eager)"
     if method == "dense":
         return "dense, own kernel"
+    if NM.from_name(method) is None:
+        return method
     _, n, m, *rest = parse(method).name.split("-")
     words = [f"{n}:{m}"]
     for part in rest:

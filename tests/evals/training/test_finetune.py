@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from dynattn.report.finetune import page
 APP = typer.Typer()
 APP.command()(command)
 
+RETRIEVAL = ["--task", "retrieval"]
 SIZES = ["--steps", "4", "--batch", "8", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
 
 
@@ -35,7 +37,7 @@ SIZES = ["--steps", "4", "--batch", "8", "--tokens", "64", "--threads", "1", "--
 def written(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, many_texts: Path) -> tuple[str, Path]:
     """What the command printed, and the folder it wrote."""
     output = tmp_path_factory.mktemp("reports")
-    arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
+    arguments = [*RETRIEVAL, "--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
     arguments += ["--methods", "nm-1-2", "--keep-models", "--output", str(output)]
     result = CliRunner().invoke(APP, [*arguments, *SIZES], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
@@ -52,6 +54,7 @@ def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[
     text, folder = written
     assert "gain" in text
     assert "1:2, fine-tuned, less dense, fine-tuned" in text
+    assert "1:2, put into the dense fine-tuned model, less dense, fine-tuned" in text.replace("\n", " ")
     (report,) = folder.glob("*.html")
     assert report.name in text.replace("\n", "")
     (runs,) = (path for path in folder.iterdir() if path.is_dir())
@@ -95,6 +98,7 @@ def test_the_page_refers_to_nothing_outside_and_names_everything(written: tuple[
     assert text.count("<svg") == 2
     for method in found.methods:
         assert label(method) in text
+    assert "dense fine-tuned, swapped in" in text
     for title in ("Summary", "Learning curves", "Every run", "Time of a step", "Conditions"):
         assert title in text
     for arm in found.arms:
@@ -104,10 +108,75 @@ def test_the_page_refers_to_nothing_outside_and_names_everything(written: tuple[
 
 
 def test_the_page_of_a_study_from_scratch_has_no_word_of_pretraining(found: Study):
-    arms = [arm.model_copy(update={"gain": None}) for arm in found.arms if arm.trained]
+    trained = [arm for arm in found.arms if arm.trained and not arm.swapped]
+    arms = [arm.model_copy(update={"gain": None, "recovered": None}) for arm in trained]
     text = page(found.model_copy(update={"arms": arms}))
-    assert "without training" not in text.split("Summary")[1].split("Learning curves")[0].split("</figure>")[1]
+    summary = text.split("Summary")[1].split("Learning curves")[0].split("</figure>")[1]
+    assert "without training" not in summary
+    assert "swapped in" not in summary.lower()
     assert "fine-tuned" not in text
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, many_texts: Path) -> Path:
+    """The folder that the command wrote for its default task."""
+    output = tmp_path_factory.mktemp("restored")
+    arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
+    arguments += ["--methods", "nm-1-2", "--keep-models", "--output", str(output)]
+    result = CliRunner().invoke(APP, [*arguments, *SIZES, "--steps", "8"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def _study(folder: Path) -> Study:
+    (path,) = folder.glob("*.json")
+    return Study.model_validate_json(path.read_text())
+
+
+def test_the_default_task_of_an_encoder_is_one_it_cannot_do_yet(restored: Path, tmp_path: Path):
+    found = _study(restored)
+    assert found.name.endswith("on restore")
+    states = [(arm.method, arm.trained, arm.swapped) for arm in found.arms]
+    assert states == [("nm-1-2", True, True), ("sdpa", True, False), ("nm-1-2", True, False)]
+    losses = [[point.value for point in run.losses] for arm in found.arms for run in arm.runs if run.losses]
+    assert all(each[-1] < each[0] for each in losses)
+    text = next(restored.glob("*.html")).read_text()
+    assert "gain over swapped in" in text
+    assert "without training</th>" not in text
+
+
+def test_a_kept_tagger_is_loaded_by_transformers_and_gives_the_scores_of_the_report(
+    restored: Path, tiny_encoder: Path, many_texts: Path
+):
+    from transformers import AutoModelForTokenClassification
+
+    from dynattn.evals.training.restore import Restore, Tagger
+
+    (kept,) = restored.glob("*/nm-1-2-seed1/model")
+    model = AutoModelForTokenClassification.from_pretrained(kept)
+    assert list(model.config.id2label.values()) == ["a", "A", "a,", "A,", "a.", "A."]
+    model.set_attn_implementation("dynattn:nm-1-2")
+    experiment = Restore(load(str(tiny_encoder)), 6, 64, read(many_texts))
+    scores = experiment.evaluate(Tagger(model).eval(), lambda: None)
+    arm = _study(restored).of("nm-1-2", trained=True)
+    assert arm is not None
+    assert arm.runs[1].scores == pytest.approx(scores.tolist(), abs=1e-9)
+
+
+def test_a_method_that_is_added_later_is_put_into_the_dense_models_that_are_there(
+    restored: Path, tiny_encoder: Path, many_texts: Path, tmp_path: Path
+):
+    shutil.copytree(restored, tmp_path, dirs_exist_ok=True)
+    arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
+    arguments += ["--methods", "nm-1-2,nm-1-4", "--output", str(tmp_path), *SIZES, "--steps", "8"]
+    result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    found, before = _study(tmp_path), _study(restored)
+    assert found.dense == before.dense
+    assert found.of("nm-1-2", trained=True, swapped=True) == before.of("nm-1-2", trained=True, swapped=True)
+    arm = found.of("nm-1-4", trained=True, swapped=True)
+    assert arm is not None
+    assert [run.seed for run in arm.runs] == [0, 1]
 
 
 def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, tmp_path: Path):
@@ -128,14 +197,22 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
 
 
 @pytest.mark.model
-def test_a_real_encoder_is_trained_on_real_texts(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("task", "summary", "untrained"),
+    [
+        ("restore", "8 passages of 128 tokens from 8 Wikipedia articles, in lower case and without punctuation", 0.0),
+        ("retrieval", "8 passages of 128 tokens from 1 Wikipedia article", 0.5),
+    ],
+)
+def test_a_real_encoder_is_trained_on_real_texts(task: str, summary: str, untrained: float, tmp_path: Path):
     arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "8", "--seeds", "1", "--threads", "1"]
-    result = CliRunner().invoke(APP, [*arguments, "--methods", "nm-1-2", "--output", str(tmp_path)])
+    arguments += ["--task", task, "--methods", "nm-1-2", "--output", str(tmp_path)]
+    result = CliRunner().invoke(APP, arguments)
     assert result.exit_code == 0, result.output
-    found = Study.model_validate_json((tmp_path / "finetune-minilm-on-retrieval.json").read_text())
-    assert "8 passages of 128 tokens from 1 Wikipedia article" in found.summary
+    found = _study(tmp_path)
+    assert summary in found.summary
     for arm in found.arms:
-        assert 0.5 < arm.score.mean <= 1
+        assert untrained <= arm.score.mean <= 1
     sparse = found.of("nm-1-2", trained=True)
     assert sparse is not None
     losses = [[point.value for point in arm.runs[0].losses] for arm in (found.dense, sparse)]
@@ -185,7 +262,7 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
     ("arguments", "message"),
     [
         (["--methods", "nm-9-4"], "n must be between 1 and m"),
-        (["--task", "passkey"], "task must be one of manpages, retrieval, perplexity"),
+        (["--task", "passkey"], "task must be one of restore, manpages, retrieval, perplexity"),
         (["--task", "perplexity"], "takes a model that is decoder"),
         (["--task", "manpages", "--text", "TEXTS"], "takes no texts"),
         (["--text", "/nonexistent"], "must be a file or a folder"),
@@ -194,7 +271,8 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
             ["--learning-rate", "-1", "--text", "TEXTS", "--tokens", "64", "--items", "6"],
             "learning_rate must be positive",
         ),
-        (["--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
+        ([*RETRIEVAL, "--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
+        (["--text", "TEXTS", "--tokens", "64", "--batch", "1000"], "must fill a batch of 1000"),
     ],
 )
 def test_wrong_options_end_with_a_reason(
@@ -220,7 +298,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_another_recipe_in_the_same_folder_is_refused(written: tuple[str, Path], tiny_encoder: Path, many_texts: Path):
-    arguments = ["--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
+    arguments = [*RETRIEVAL, "--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
     arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES, "--batch", "16"]
     result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
     assert result.exit_code == 2
@@ -233,7 +311,7 @@ def test_other_texts_in_the_same_folder_are_refused(
 ):
     for path in many_texts.iterdir():
         (tmp_path / path.name).write_text(path.read_text().replace("moon", "mill"))
-    arguments = ["--model", str(tiny_encoder), "--text", str(tmp_path), "--items", "6", "--seeds", "2"]
+    arguments = [*RETRIEVAL, "--model", str(tiny_encoder), "--text", str(tmp_path), "--items", "6", "--seeds", "2"]
     arguments += ["--methods", "nm-1-2", "--output", str(written[1]), *SIZES]
     result = CliRunner().invoke(APP, arguments, env={"COLUMNS": "400"})
     assert result.exit_code == 2

@@ -146,6 +146,17 @@ def test_the_trained_model_is_kept_on_request(undisturbed: tuple[Path, Run], tmp
     assert experiment.evaluate(model, lambda: None).tolist() == found.scores
 
 
+def test_weights_are_kept_on_request_before_the_result_is_there(tmp_path: Path):
+    experiment = Tiny()
+    found = run(JOB(METHOD, 3), experiment, tmp_path, silent, keep_weights=True)
+    home = tmp_path / "nm-1-2-seed3"
+    assert {path.name for path in home.iterdir()} == {"job.json", "metrics.jsonl", "result.json", "weights.pt"}
+    assert (home / "weights.pt").stat().st_mtime_ns <= (home / "result.json").stat().st_mtime_ns
+    model = experiment.model(METHOD).eval()
+    model.load_state_dict(torch.load(home / "weights.pt"))
+    assert experiment.evaluate(model, lambda: None).tolist() == found.scores
+
+
 def test_data_that_does_not_fill_a_batch_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=rf"fill a batch of {EXAMPLES + 1}: tiny has {EXAMPLES} examples"):
         run(replace(JOB(METHOD, 0), batch=EXAMPLES + 1), Tiny(), tmp_path, silent)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("accelerate")
 
-from dynattn.evals.training.results import Study
+from dynattn.evals.training.results import Run, Study
 from dynattn.evals.training.statistics import contrast
 from dynattn.evals.training.study import study
 from tests.evals.training.tiny import ITEMS, JOB, Pretend, Tiny, silent
@@ -75,6 +76,62 @@ def test_what_is_there_is_not_repeated_and_a_new_seed_adds_to_it(pretrained: tup
     more = study(experiment, ["nm-1-2"], [*SEEDS, 5], _job, folder, silent)
     assert experiment.models == 2
     assert more.dense.runs[:3] == found.dense.runs
+
+
+def test_a_method_put_into_the_dense_model_is_paired_with_it_by_seed(tmp_path: Path):
+    experiment = Tiny()
+    found = study(experiment, ["nm-1-2"], SEEDS, _job, tmp_path, silent, swap=True)
+    assert [(arm.method, arm.trained, arm.swapped) for arm in found.arms] == [
+        ("nm-1-2", True, True), ("sdpa", True, False), ("nm-1-2", True, False),
+    ]  # fmt: skip
+    arm, sparse = found.of("nm-1-2", trained=True, swapped=True), found.of("nm-1-2", trained=True)
+    assert arm is not None
+    assert sparse is not None
+    assert arm.runs == _by_hand(tmp_path)
+    table = np.array([run.scores for run in arm.runs])
+    assert arm.difference == contrast(table - _scores(found, "sdpa", True))
+    assert sparse.recovered == contrast(_scores(found, "nm-1-2", True) - table)
+    assert (found.dense.recovered, arm.recovered, arm.gain, arm.seconds) == (None, None, None, None)
+    made = experiment.models
+    again = study(experiment, ["nm-1-2"], SEEDS, _job, tmp_path, silent, swap=True)
+    assert experiment.models == made
+    assert again.arms == found.arms
+
+
+def _by_hand(folder: Path) -> list[Run]:
+    """1:2 with the weights of each dense run."""
+    runs = []
+    for seed in SEEDS:
+        model = Tiny().model("sdpa")
+        model.load_state_dict(torch.load(folder / f"sdpa-seed{seed}" / "weights.pt"))
+        model.encoder.set_attn_implementation("dynattn:nm-1-2")  # type: ignore[union-attr, operator]
+        scores = Tiny().evaluate(model.eval(), lambda: None).tolist()
+        runs.append(Run(seed=seed, scores=scores, curve=[], losses=[]))
+    return runs
+
+
+def test_a_study_that_was_stopped_while_it_judged_a_swapped_model_ends_alike(tmp_path: Path):
+    class Stopped(Tiny):
+        calls = 0
+
+        def evaluate(self, model, advance):
+            self.calls += 1
+            if self.calls == 3:  # after a dense and a sparse run
+                raise KeyboardInterrupt
+            return super().evaluate(model, advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        study(Stopped(), ["nm-1-2"], [0], _job, tmp_path / "stopped", silent, swap=True)
+    found = [study(Tiny(), ["nm-1-2"], [0], _job, tmp_path / name, silent, swap=True) for name in ("stopped", "not")]
+    for first, second in zip(found[0].arms, found[1].arms, strict=True):
+        assert first.runs == second.runs
+
+
+def test_a_dense_run_without_its_weights_is_told_to_go(tmp_path: Path):
+    study(Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent)
+    assert not list(tmp_path.glob("*/weights.pt"))
+    with pytest.raises(ValueError, match=r"has no weights\.pt; delete the folder"):
+        study(Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent, swap=True)
 
 
 def test_from_scratch_there_is_nothing_to_judge_before_training(tmp_path: Path):

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynattn.bench.timing import Spread as Quartiles
 from dynattn.bench.timing import Timing, interleaved
 from dynattn.evals.compare.results import BASELINE, Share, Speed, Spread, Timed
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs, first_tensor
 
 _PROBE = "dynattn-probe-"
-_LEAST_ROUNDS = 3  # of the whole model: a round of a long text takes half a minute; quartiles and rounds are told
+LEAST_ROUNDS = 3  # of the whole model: a round of a long text takes half a minute; quartiles and rounds are told
 _MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
 
 
@@ -64,7 +65,7 @@ def end_to_end(
 
     timings = interleaved(
         {method: lambda method=method: forward(method) for method in implementations},
-        seconds=seconds, least=_LEAST_ROUNDS, min_sample=None, on_round=on_round,
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, on_round=on_round,
     )  # fmt: skip
     shares = [
         Share(method=method, attention=statistics.median(a), forward=statistics.median(f))
@@ -103,6 +104,11 @@ def attention_alone(
         seconds=seconds, on_round=on_round,
     )  # fmt: skip
     return _timed(timings, len(first_tensor(inputs)), length, len(calls))
+
+
+def spread(of: Quartiles) -> Spread:
+    """A spread, as it is written to JSON."""
+    return Spread(median=of.median, q1=of.q1, q3=of.q3)
 
 
 class _Probe:
@@ -152,12 +158,11 @@ def _timed(timings: Mapping[str, Timing], batch: int, length: int, calls: int | 
     baseline = timings[BASELINE]
     rows = []
     for method, timing in timings.items():
-        seconds, speedup = timing.seconds, timing.speedup(baseline)
         rows.append(
             Speed(
                 method=method,
-                seconds=Spread(median=seconds.median, q1=seconds.q1, q3=seconds.q3),
-                speedup=Spread(median=speedup.median, q1=speedup.q1, q3=speedup.q3),
+                seconds=spread(timing.seconds),
+                speedup=spread(timing.speedup(baseline)),
                 samples=len(timing.samples),
                 disturbed=timing.disturbed if timing.waited else None,
             )

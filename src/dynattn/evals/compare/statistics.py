@@ -46,7 +46,7 @@ def quality(method: str, outcome: Outcome, baseline: Outcome, data: Prepared, hi
         data: names the items.
         higher_is_better: which way is good.
     """
-    agreement = _cosines(outcome, baseline)
+    agreement = cosines(outcome, baseline)
     scores = agreement if outcome.scores is None else outcome.scores
     expected = np.ones(len(data.labels)) if baseline.scores is None else baseline.scores
     if scores is None:
@@ -69,7 +69,7 @@ def _worst(label: str, difference: float) -> Worst:
     return Worst(item=label, difference=difference)
 
 
-def _cosines(outcome: Outcome, baseline: Outcome) -> np.ndarray | None:
+def cosines(outcome: Outcome, baseline: Outcome) -> np.ndarray | None:
     """(items,): cosine of each item's outputs to the baseline's."""
     if outcome.outputs is None or baseline.outputs is None:
         return None

@@ -16,6 +16,7 @@ from dynattn.evals.tasks import Manpages, Perplexity, Retrieval, make
 from dynattn.evals.tasks.texts import read
 from dynattn.evals.training.experiment import Experiment
 from dynattn.evals.training.job import Job
+from dynattn.evals.training.restore import Restore
 from dynattn.evals.training.results import Study, slug
 from dynattn.evals.training.settings import check
 from dynattn.evals.training.study import study
@@ -40,13 +41,14 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[str, Recipe] = {
+    Restore.task: Recipe(steps=64, batch=4, learning_rate=1e-3, items=64, tokens=256),
     Manpages.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
     Retrieval.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
     Perplexity.name: Recipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
 }
 """Tasks that a model can be trained on."""
 
-_DEFAULT = {"encoder": Retrieval.name, "decoder": Perplexity.name}
+_DEFAULT = {"encoder": Restore.task, "decoder": Perplexity.name}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
         stage: shows progress.
 
     Returns:
-        Scores without and with training, differences to dense, and curves.
+        Scores without training, with dense training and the method swapped in after, and with training; differences to
+        dense, and curves.
 
     Raises:
         ValueError: a name is unknown, a task does not fit the model, or the folder holds other runs.
@@ -121,7 +124,8 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
         save_every=max(1, steps // 6),
     )
     folder = output / f"finetune-{slug(experiment.name)}"
-    return study(experiment, settings.methods, range(settings.seeds), job, folder, stage, settings.keep_models)
+    seeds = range(settings.seeds)
+    return study(experiment, settings.methods, seeds, job, folder, stage, settings.keep_models, swap=True)
 
 
 def _default(settings: Settings, pretrained: Pretrained) -> str:
@@ -139,5 +143,7 @@ def _experiment(settings: Settings, name: str, recipe: Recipe, pretrained: Pretr
 
     texts = None if settings.text is None else read(settings.text)
     items, tokens = settings.items or recipe.items, settings.tokens or recipe.tokens
+    if name == Restore.task:
+        return Restore(pretrained, items, tokens, texts)
     task = make(name, pretrained, items=items, tokens=tokens, texts=texts)
     return Language(pretrained, task) if isinstance(task, Perplexity) else Pairs(pretrained, task)  # type: ignore[arg-type]

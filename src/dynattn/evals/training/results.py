@@ -56,16 +56,19 @@ class Contrast(Interval):
 
 
 class Arm(Record):
-    """One method, with training or without.
+    """One method: without training, put into what dense attention was trained to, or trained itself.
 
     Attributes:
         method: short name.
-        trained: whether it was.
+        trained: whether the model was.
         score: over its runs.
-        difference: to dense attention in the same state, paired by seed and item; None for dense.
+        difference: to dense attention, paired by seed and item: to the untrained one without training, else to the
+            trained one; None for dense.
         gain: over the same method without training, paired by item; None without training.
         seconds: of a training step.
         runs: one a seed.
+        swapped: whether the model was trained with dense attention, of the same seed, and the method put in after.
+        recovered: by training with the method: over the swapped arm, paired by seed and item; None where there is none.
     """
 
     method: str
@@ -75,6 +78,8 @@ class Arm(Record):
     gain: Contrast | None
     seconds: Spread | None
     runs: list[Run]
+    swapped: bool = False  # records of before there was such an arm have neither
+    recovered: Contrast | None = None
 
 
 class Study(Record):
@@ -92,7 +97,7 @@ class Study(Record):
         seeds: of the runs.
         processes: that shared each step.
         machine: where it ran.
-        arms: without training first.
+        arms: without training first, then swapped, then trained.
         seconds: of this call; runs that were finished before cost nothing.
     """
 
@@ -111,9 +116,10 @@ class Study(Record):
     arms: list[Arm]
     seconds: float
 
-    def of(self, method: str, trained: bool) -> Arm | None:
+    def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
         """A method's arm, if there is one."""
-        return next((arm for arm in self.arms if (arm.method, arm.trained) == (method, trained)), None)
+        wanted = (method, trained, swapped)
+        return next((arm for arm in self.arms if (arm.method, arm.trained, arm.swapped) == wanted), None)
 
     @property
     def dense(self) -> Arm:

@@ -20,11 +20,19 @@ from dynattn.evals.training import checkpoints
 from dynattn.evals.training.experiment import Experiment
 from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Point, Run
+from dynattn.evals.training.swapped import keep
 
 _KEPT_CHECKPOINTS = 2  # the newest may be half-written
 
 
-def run(job: Job, experiment: Experiment, folder: Path, stage: Stage, keep_model: bool = False) -> Run:
+def run(
+    job: Job,
+    experiment: Experiment,
+    folder: Path,
+    stage: Stage,
+    keep_model: bool = False,
+    keep_weights: bool = False,
+) -> Run:
     """Train, or go on where a killed run stopped, or read the result of a finished one.
 
     Args:
@@ -34,7 +42,8 @@ def run(job: Job, experiment: Experiment, folder: Path, stage: Stage, keep_model
             ``metrics.jsonl`` (a line a step, as it goes), ``checkpoint-*`` (until it ends) and ``result.json`` (last,
             whole or not at all).
         stage: shows progress.
-        keep_model: write the trained model into ``model`` there.
+        keep_model: write the trained model into ``model`` there, for its user.
+        keep_weights: write its weights there, for :func:`dynattn.evals.training.swapped.swapped`.
 
     Returns:
         The scores of the trained model and its curves. On a CPU a resumed run gives bit by bit what an undisturbed one
@@ -62,6 +71,8 @@ def run(job: Job, experiment: Experiment, folder: Path, stage: Stage, keep_model
     if trainer.is_world_process_zero():
         if keep_model:
             experiment.save(model, home / "model")
+        if keep_weights:
+            keep(model, home)
         checkpoints.write_json(path, found.model_dump())
         checkpoints.discard(home)
     return found

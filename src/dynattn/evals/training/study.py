@@ -20,6 +20,7 @@ from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Arm, Run, Study
 from dynattn.evals.training.run import processes, run, seconds_a_step
 from dynattn.evals.training.statistics import contrast
+from dynattn.evals.training.swapped import swapped
 
 _VARIES = ("method", "seed")
 
@@ -32,6 +33,7 @@ def study(
     folder: Path,
     stage: Stage,
     keep_models: bool = False,
+    swap: bool = False,
 ) -> Study:
     """Train every method with every seed, dense attention included. What ``folder`` holds already is not repeated.
 
@@ -43,6 +45,7 @@ def study(
         folder: a folder a run, see :func:`dynattn.evals.training.run.run`.
         stage: shows progress.
         keep_models: write the trained models there too.
+        swap: judge each method also with the weights that dense attention was trained to, which are kept for it.
 
     Returns:
         Scores, paired differences with intervals, and curves.
@@ -57,10 +60,14 @@ def study(
     jobs = {(method, seed): job(method, seed) for seed in dict.fromkeys(seeds) for method in methods}
     before = {method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained}
     after: dict[str, list[Run]] = {method: [] for method in methods}
+    between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
     times: dict[str, list[float]] = {method: [] for method in methods}
-    for (method, _), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
-        after[method].append(run(each, experiment, folder, stage, keep_models))
+    for (method, seed), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
+        after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
         times[method] += seconds_a_step(each, folder)
+        if method in between:
+            dense = folder / jobs[BASELINE, seed].name
+            between[method].append(swapped(method, seed, experiment, dense, stage))
     numbers = dataclasses.asdict(next(iter(jobs.values())))
     return Study(
         name=experiment.name,
@@ -74,7 +81,7 @@ def study(
         seeds=list(dict.fromkeys(seeds)),
         processes=processes().num_processes,
         machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
-        arms=[*_arms(before, None, {}), *_arms(after, before, times)],
+        arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],
         seconds=time.perf_counter() - began,
     )
 
@@ -95,26 +102,54 @@ def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) 
     return found
 
 
-def _arms(
-    runs: Mapping[str, list[Run]], before: Mapping[str, list[Run]] | None, times: Mapping[str, list[float]]
+def _untrained_arms(before: Mapping[str, list[Run]]) -> list[Arm]:
+    return [
+        _arm(method, runs, None if method == BASELINE else before[BASELINE], trained=False)
+        for method, runs in before.items()
+    ]
+
+
+def _swapped_arms(between: Mapping[str, list[Run]], after: Mapping[str, list[Run]]) -> list[Arm]:
+    return [_arm(method, runs, after[BASELINE], trained=True, swapped=True) for method, runs in between.items()]
+
+
+def _trained_arms(
+    after: Mapping[str, list[Run]],
+    before: Mapping[str, list[Run]],
+    between: Mapping[str, list[Run]],
+    times: Mapping[str, list[float]],
 ) -> list[Arm]:
-    tables = {method: np.array([each.scores for each in found]) for method, found in runs.items()}
     arms = []
-    for method, table in tables.items():
-        gain = table - np.array(before[method][0].scores) if before else None
-        spent = times.get(method)
-        arms.append(
-            Arm(
-                method=method,
-                trained=before is not None,
-                score=contrast(table),
-                difference=None if method == BASELINE else contrast(table - tables[BASELINE]),
-                gain=None if gain is None else contrast(gain),
-                seconds=_spread(spent) if spent else None,
-                runs=runs[method],
-            )
-        )
+    for method, runs in after.items():
+        spent = times[method]
+        arm = _arm(method, runs, None if method == BASELINE else after[BASELINE], trained=True)
+        found = {
+            "gain": contrast(_table(runs) - _table(before[method])) if before else None,
+            "recovered": contrast(_table(runs) - _table(between[method])) if method in between else None,
+            "seconds": _spread(spent) if spent else None,
+        }
+        arms.append(arm.model_copy(update=found))
     return arms
+
+
+def _arm(method: str, runs: list[Run], dense: list[Run] | None, trained: bool, swapped: bool = False) -> Arm:
+    """What all arms have; ``dense`` is what its runs are compared with."""
+    table = _table(runs)
+    return Arm(
+        method=method,
+        trained=trained,
+        score=contrast(table),
+        difference=None if dense is None else contrast(table - _table(dense)),
+        gain=None,
+        seconds=None,
+        runs=runs,
+        swapped=swapped,
+    )
+
+
+def _table(runs: list[Run]) -> np.ndarray:
+    """(seeds, items); one row without training."""
+    return np.array([each.scores for each in runs])
 
 
 def _spread(values: Sequence[float]) -> Spread:

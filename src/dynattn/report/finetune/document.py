@@ -13,23 +13,23 @@ from dynattn.report.page import Section, facts, render, table
 
 def trained(found: Study) -> str:
     """What the training is called."""
-    return "fine-tuned" if found.of(BASELINE, trained=False) else "trained"
+    return "fine-tuned" if any(arm.swapped or not arm.trained for arm in found.arms) else "trained"
+
+
+def swapped_in(found: Study) -> bool:
+    """Whether methods were put into the model that dense attention was trained to."""
+    return any(arm.swapped for arm in found.arms)
 
 
 def sentences(found: Study) -> list[str]:
-    """The findings, one a method: the difference to dense attention after the same training, and its reading."""
+    """The findings: each method, swapped in and trained, less trained dense attention, and how to read it."""
     lines = []
     for method in found.methods[1:]:
-        arm = found.of(method, trained=True)
-        if arm is None or arm.difference is None:
-            continue
-        word = reading(arm.difference, found.higher_is_better)
-        line = f"{label(method)}, {trained(found)}, less dense, {trained(found)}: {interval(arm.difference)}"
-        line += "" if word == "–" else f": {word}"
-        loss = _possible_loss(arm.difference, found.higher_is_better)
-        if word == "within noise" and loss is not None:
-            line += f"; the interval leaves room for a loss of at most {loss:.4f}"
-        lines.append(line + ".")
+        states = [
+            (f"put into the dense {trained(found)} model", found.of(method, trained=True, swapped=True)),
+            (trained(found), found.of(method, trained=True)),
+        ]
+        lines += [_sentence(found, f"{label(method)}, {state}", arm.difference) for state, arm in states if arm]
     return lines
 
 
@@ -44,8 +44,8 @@ def how_sure(found: Study) -> str:
         f"{len(found.seeds)} seeds and {len(found.items)} items. Differences are paired by seed (the same order of the "
         "data) and by item. Intervals of trained models are 95% intervals over both, for other seeds and other items: "
         "a two-way table with random seeds and random items, Student's t with Satterthwaite's degrees of freedom. "
-        "Without training there is no seed: a bootstrap over the items. No correction is made for looking at several "
-        "methods."
+        "Without any training there is no seed: a bootstrap over the items. No correction is made for looking at "
+        "several methods."
     )
 
 
@@ -72,21 +72,26 @@ def _summary(found: Study) -> Section:
     rows = []
     for method in found.methods:
         before, after = found.of(method, trained=False), found.of(method, trained=True)
-        cells = [*_cells(found, before), *_cells(found, after)]
-        gain = after.gain if after else None
-        rows.append([
-            label(method), *cells, *([colored(reading(gain, found.higher_is_better), interval(gain))] if gain else []),
-        ])  # fmt: skip
-    columns = ["method"]
-    columns += ["without training", "difference to dense"] if found.of(BASELINE, trained=False) else []
-    columns += [trained(found), "difference to dense"]
-    columns += ["gain by training"] if found.of(BASELINE, trained=False) else []
+        between = _cells(found, found.of(method, trained=True, swapped=True)) or ["–"] * 2 * swapped_in(found)
+        changes = [after.gain] * bool(before) + [after.recovered] * swapped_in(found) if after else []
+        shown = [colored(reading(change, found.higher_is_better), interval(change)) for change in changes]
+        rows.append([label(method), *_cells(found, before), *between, *_cells(found, after), *shown])
+    untrained, less = found.of(BASELINE, trained=False) is not None, "less dense"
+    columns = ["method", *(["without training", less] if untrained else [])]
+    columns += [f"dense {trained(found)}, swapped in", f"{less} {trained(found)}"] if swapped_in(found) else []
+    columns += [trained(found), f"{less} {trained(found)}"]
+    columns += ["gain by training"] * untrained + ["gain over swapped in"] * swapped_in(found)
     lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in sentences(found))
     body = Markup("<ul>{}</ul>\n<figure>{}<figcaption>{}</figcaption></figure>\n{}").format(
         lines, Markup(plots.standing(found)), plots.STANDING_CAPTION, Markup(table(columns, rows))
     )
     better = "higher" if found.higher_is_better else "lower"
-    return Section("Summary", str(body), f"{found.metric}, {better} is better. {how_sure(found)}")
+    note = f"{found.metric}, {better} is better. {how_sure(found)}"
+    if swapped_in(found):
+        note += (
+            f" Swapped in: the model that was {trained(found)} with dense attention, run with the method afterwards."
+        )
+    return Section("Summary", str(body), note)
 
 
 def _cells(found: Study, arm: Arm | None) -> list[object]:
@@ -104,17 +109,19 @@ def _curves(found: Study) -> Section:
 
 
 def _runs(found: Study) -> Section:
-    columns = ["method", "seed", found.metric.split(",")[0], "difference to dense, same seed", "last loss"]
+    metric, between = found.metric.split(",")[0], swapped_in(found)
+    columns = ["method", "seed", *(["swapped in"] * between), metric, "difference to dense, same seed", "last loss"]
     rows = []
     for method in found.methods:
-        arm = found.of(method, trained=True)
+        arm, swapped = found.of(method, trained=True), found.of(method, trained=True, swapped=True)
         if arm is None:
             continue
         differences = arm.difference.by_seed if arm.difference else [None] * len(arm.runs)
-        for run, difference in zip(arm.runs, differences, strict=True):
+        without = [f"{run.score:.4f}" for run in swapped.runs] if swapped else ["–"] * len(arm.runs)
+        for run, difference, score in zip(arm.runs, differences, without, strict=True):
             rows.append([
-                label(method), run.seed, f"{run.score:.4f}", "–" if difference is None else signed(difference),
-                f"{run.losses[-1].value:.4f}",
+                label(method), run.seed, *([score] * between), f"{run.score:.4f}",
+                "–" if difference is None else signed(difference), f"{run.losses[-1].value:.4f}",
             ])  # fmt: skip
     note = "Each run has a folder of its own, with its losses, step times and scores; a finished one is not repeated."
     return Section("Every run", table(columns, rows), note)
@@ -149,6 +156,16 @@ def _conditions(found: Study) -> Section:
         f"methods. The call that wrote this page took {found.seconds:.0f} s; what was finished before cost nothing."
     )
     return Section("Conditions", str(body), note)
+
+
+def _sentence(found: Study, state: str, difference: Contrast | None) -> str:
+    word = reading(difference, found.higher_is_better)
+    line = f"{state}, less dense, {trained(found)}: {interval(difference)}"
+    line += "" if word == "–" else f": {word}"
+    loss = None if difference is None else _possible_loss(difference, found.higher_is_better)
+    if word == "within noise" and loss is not None:
+        line += f"; the interval leaves room for a loss of at most {loss:.4f}"
+    return line + "."
 
 
 def _possible_loss(found: Contrast, higher_is_better: bool) -> float | None:

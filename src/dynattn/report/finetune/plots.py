@@ -11,28 +11,34 @@ from dynattn.report.compare import label
 from dynattn.report.page import COLORS, new_figure, svg
 
 STANDING_CAPTION = (
-    "Left: the score of each method, with a dot for each seed. Right: its difference to dense attention in the same "
-    "state, paired, with 95% intervals; a bar that crosses the line is no difference that these seeds and items can "
-    "tell from noise."
+    "Left: the score of each method, with a dot for each seed. Right: its difference to dense attention, paired, with "
+    "95% intervals: to the untrained one where nothing was trained, else to the trained one. A bar that crosses the "
+    "line is no difference that these seeds and items can tell from noise."
 )
 CURVES_CAPTION = (
     "Left: training loss, mean over the seeds, a running mean over the last steps. Right: score on the held-out items, "
     "a thin line a seed and a thick one for their mean; where it starts is the model without training."
 )
 _GREY = "#8a8f98"
+_STATES = (
+    (0.22, False, False, _GREY, "without training"),
+    (0.0, True, True, COLORS[1], "dense trained, swapped in"),
+    (-0.22, True, False, COLORS[0], "trained"),
+)
+"""Height, whether trained, whether swapped in, colour and name."""
 _SMOOTH = 10  # of all steps, the share that the running mean of the loss takes: a tenth
 
 
 def standing(found: Study) -> str:
-    """Scores, and differences to dense, without and with training."""
-    figure, axes = new_figure(9.0, 1.2 + 0.55 * len(found.methods), 1, 2)
+    """Scores, and differences to dense: without training, swapped in, trained."""
+    figure, axes = new_figure(9.0, 1.2 + 0.65 * len(found.methods), 1, 2)
     left, right = axes
     names = [label(method) for method in found.methods]
     right.axvline(0, color=_GREY, linewidth=0.8)
-    for shift, state, color, name in ((0.14, False, _GREY, "without training"), (-0.14, True, COLORS[0], "trained")):
+    for shift, is_trained, is_swapped, color, name in _STATES:
         drawn = False
         for y, method in enumerate(reversed(found.methods)):
-            arm = found.of(method, state)
+            arm = found.of(method, is_trained, is_swapped)
             if arm is None:
                 continue
             title = None if drawn else name
@@ -53,8 +59,8 @@ def standing(found: Study) -> str:
     right.set_xlabel("difference to dense")
     right.locator_params(axis="x", nbins=5)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return svg(figure, "score and difference to dense by method, without and with training")
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return svg(figure, "score and difference to dense by method, without training, swapped in and trained")
 
 
 def curves(found: Study) -> str:

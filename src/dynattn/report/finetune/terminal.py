@@ -21,7 +21,7 @@ from dynattn.evals.tasks import DataMissingError
 from dynattn.evals.training.results import Arm, Contrast, Study, slug
 from dynattn.evals.training.run import processes
 from dynattn.report.compare import interval, label, reading
-from dynattn.report.finetune.document import how_sure, page, sentences, trained
+from dynattn.report.finetune.document import how_sure, page, sentences, swapped_in, trained
 
 _BARS = 8  # shown at a time; a study has dozens, more than a terminal has lines
 _WIDTH = 9  # of a signed number with four digits and a bracket
@@ -29,22 +29,27 @@ _STYLES = {"worse": "red", "better": "green"}
 
 
 def summary(found: Study) -> Table:
-    """One row a method: scores without and with training, differences to dense, gain, time of a step."""
-    before = found.of(BASELINE, trained=False) is not None
+    """One row a method: scores and differences to dense in each state, what training gained, time of a step.
+
+    The gain is over the untrained model; where there is none, over dense weights with the method swapped in.
+    """
+    before, between = found.of(BASELINE, trained=False) is not None, swapped_in(found)
     table = Table(title=f"{found.name}: {found.metric}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("method")
-    for name in (["without\ntraining"] if before else []) + [trained(found).replace("-", "-\n")]:
+    names = ["without\ntraining"] * before + ["swapped\nin"] * between + [trained(found).replace("-", "-\n")]
+    for name in names:
         table.add_column(name, justify="right")
         table.add_column("less dense\n[95%]", justify="right", min_width=_WIDTH)
-    if before:
+    if before or between:
         table.add_column("gain\n[95%]", justify="right", min_width=_WIDTH)
     table.add_column("s a\nstep", justify="right")
     for method in found.methods:
         after = found.of(method, trained=True)
-        arms = [arm for arm in (found.of(method, trained=False), after) if arm is not None]
-        cells = [cell for arm in arms for cell in _cells(found, arm)]
-        if after and after.gain:
-            cells.append(_colored(found, after.gain))
+        cells = _cells(found, found.of(method, trained=False)) if before else []
+        cells += _cells(found, found.of(method, trained=True, swapped=True)) if between else []
+        cells += _cells(found, after)
+        if after and (before or between):
+            cells.append(_colored(found, after.gain or after.recovered))
         seconds = f"{after.seconds.median:.2f}" if after and after.seconds else "–"
         table.add_row(label(method), *cells, seconds)
     return table
@@ -68,7 +73,7 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
     console = console or Console()
     try:
         main = processes().is_main_process
-        with _stages(console if main else Console(quiet=True)) as stage:
+        with stages(console if main else Console(quiet=True)) as stage:
             found = work(stage)
     except (ValueError, OSError, ImportError, DataMissingError, PackageUnavailableError) as error:
         console.print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
@@ -87,7 +92,9 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
     console.print(f"\nreport  {output / f'{stem}.html'}\nfigures {output / f'{stem}.json'}", highlight=False)
 
 
-def _cells(found: Study, arm: Arm) -> list[str | Text]:
+def _cells(found: Study, arm: Arm | None) -> list[str | Text]:
+    if arm is None:
+        return ["–", "–"]
     return [f"{arm.score.mean:.4f}", _colored(found, arm.difference)]
 
 
@@ -99,7 +106,8 @@ def _colored(found: Study, contrast: Contrast | None) -> Text:
 
 
 @contextmanager
-def _stages(console: Console) -> Iterator[Stage]:
+def stages(console: Console) -> Iterator[Stage]:
+    """Show the stages of some work as bars, the last few of them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # Transformers' own bars would break ours

@@ -1,0 +1,80 @@
+"""Write the tables of docs/frontier.md from the records of benchmarks/record_frontier.py.
+
+python benchmarks/frontier_table.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from marked import rewritten
+
+from dynattn.evals.compare.results import Interval
+from dynattn.evals.frontier.results import Frontier
+from dynattn.evals.frontier.store import load
+from dynattn.evals.frontier.summary import Contender, contenders, phases, timing_machine
+from dynattn.report.frontier.document import against_baselines, judged, share
+
+PAGE = Path(__file__).parent.parent / "docs" / "frontier.md"
+RESULTS = Path(__file__).parent / "results" / "frontier"
+START, END = "<!-- written by benchmarks/frontier_table.py -->", "<!-- end -->"
+
+
+def records() -> list[Frontier]:
+    """Those there are, by name."""
+    return [load(path) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def with_tables(page: str, found: Sequence[Frontier]) -> str:
+    """The page with the tables in their place.
+
+    Raises:
+        ValueError: the page has no place for them.
+    """
+    text = "\n\n".join(_table(record, phase) for record in found for phase in phases(record))
+    return rewritten(page, START, text, END, "frontier_table")
+
+
+def _table(found: Frontier, phase: str) -> str:
+    machine = found.machines.get(timing_machine(found) or "", {})
+    head = f"**{found.model}, {phase}**"
+    if machine:
+        head += f": {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    columns = ("method", "short name", "pairs", "FLOPs", "time", "worst exam", "", "mean", "against baselines")
+    rows = [_row(columns), "|" + "---|" * len(columns)]
+    rows += [_row(_cells(one)) for one in sorted(contenders(found, phase), key=lambda c: -c.worst.retained.mean)]  # type: ignore[arg-type]
+    return "\n".join([head, "", *rows])
+
+
+def _cells(contender: Contender) -> list[str]:
+    """Shares of dense attention's; bold where the interval of what is retained leaves 100% out."""
+    worst = contender.worst
+    return [
+        contender.label, "<br>".join(f"`{name}`" for name in contender.names), _percent(contender.density),
+        _percent(contender.flops), _percent(contender.time), _share(worst.retained), worst.sheet.exam.title,
+        _share(contender.retained), against_baselines(contender),
+    ]  # fmt: skip
+
+
+def _share(found: Interval) -> str:
+    return share(found) if judged(found) == "within noise" else f"**{share(found)}**"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(with_tables(PAGE.read_text(), records()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

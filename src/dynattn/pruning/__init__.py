@@ -1,0 +1,27 @@
+"""Methods that shorten the sequence across layers: pruned tokens are gone, later layers are shorter.
+
+from dynattn.pruning import SpAtten
+
+with SpAtten(0.5).apply(model) as trace:
+    output = model(**inputs)
+"""
+
+from __future__ import annotations
+
+from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
+from dynattn.pruning.baselines import FirstTokens, RandomTokens
+from dynattn.pruning.dynamicvit import DynamicViT
+from dynattn.pruning.engine import pruned
+from dynattn.pruning.ltp import LTP
+from dynattn.pruning.predictor import Predictors
+from dynattn.pruning.registry import parse, register
+from dynattn.pruning.spatten import SpAtten
+from dynattn.pruning.work import Forward, LayerWork, Trace
+
+__all__ = [
+    "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
+    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "parse", "pruned", "register",
+]  # fmt: skip
+
+for _method in (SpAtten, LTP, RandomTokens, FirstTokens):
+    register(_method)

@@ -1,0 +1,139 @@
+"""Where a model keeps its layers, attention modules and projections.
+
+A token may only be taken out of the sequence where nothing else in the layer depends on where it stood: rotary or
+relative positions, windows and convolutions would be computed for the wrong places, and say nothing. So models are
+known by their type, each of them tested, and their modules are checked on top.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+from torch import nn
+
+_TEXT = (
+    "bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+_VISION = ("deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn")
+
+SUPPORTED = (*_TEXT, *_VISION)
+"""``config.model_type`` of the models that can be pruned."""
+
+
+class Block(NamedTuple):
+    """One layer.
+
+    Attributes:
+        layer: the module.
+        attention: the module that calls the attention function.
+        query: its projections, to be cut where heads are pruned.
+        key: likewise.
+        value: likewise.
+        output: the projection of the heads' outputs.
+    """
+
+    layer: nn.Module
+    attention: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+
+
+class Layout(NamedTuple):
+    """A model's layers, and what all of them share.
+
+    Attributes:
+        blocks: in order.
+        config: whose ``_attn_implementation`` says how attention is computed.
+        heads: of a layer.
+        leading: tokens at the start of each sample that are not of its content: class token, registers.
+    """
+
+    blocks: tuple[Block, ...]
+    config: Any
+    heads: int
+    leading: int
+
+
+def find(model: nn.Module) -> Layout:
+    """The layers of a model.
+
+    Args:
+        model: a Transformers model, with or without a head on top.
+
+    Raises:
+        ValueError: it has no layers that tokens can be taken out of, or more than one stack of them.
+    """
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ValueError(
+            "pruning: the model must not be compiled: a compiled graph looks at no hooks, and would prune nothing; "
+            "pass the model as it was before torch.compile"
+        )
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _is_stack(module)]
+    if len(stacks) != 1:
+        raise ValueError(
+            f"pruning: the model must have one stack of encoder layers: {type(model).__name__} has {len(stacks)}; "
+            f"models that can be pruned are of type {', '.join(SUPPORTED)}"
+        )
+    blocks = tuple(_block(layer) for layer in stacks[0])
+    config: Any = blocks[0].attention.config
+    _check(model, blocks, config)
+    leading = 1 + (getattr(config, "num_register_tokens", None) or 0)
+    if config.model_type == "deit":  # the distillation token
+        leading = 2
+    return Layout(blocks, config, config.num_attention_heads, leading)
+
+
+def _is_stack(modules: nn.ModuleList) -> bool:
+    """Layers with self-attention of one of the two forms; :func:`_block` takes them apart."""
+    return len(modules) > 0 and all(_inner(layer) is not None for layer in modules)
+
+
+def _inner(layer: nn.Module) -> nn.Module | None:
+    """The module of a layer that calls the attention function."""
+    attention = getattr(layer, "attention", None)
+    inner = getattr(attention, "self", attention)
+    return inner if isinstance(inner, nn.Module) and hasattr(inner, "config") else None
+
+
+def _block(layer: nn.Module) -> Block:
+    inner: Any = _inner(layer)
+    if hasattr(inner, "q_proj"):
+        projections = inner.q_proj, inner.k_proj, inner.v_proj, getattr(inner, "o_proj", None)
+    else:
+        output = getattr(layer.get_submodule("attention"), "output", None)
+        projections = (
+            *(getattr(inner, name, None) for name in ("query", "key", "value")),
+            getattr(output, "dense", None),
+        )
+    found = [projection for projection in projections if isinstance(projection, nn.Module)]
+    if len(found) < 4:
+        raise ValueError(
+            f"pruning: a layer's attention must have projections of query, key, value and output: "
+            f"{type(inner).__name__} has not; models that can be pruned are of type {', '.join(SUPPORTED)}"
+        )
+    return Block(layer, inner, *found)
+
+
+def _check(model: nn.Module, blocks: tuple[Block, ...], config: Any) -> None:
+    kind = getattr(config, "model_type", None)
+    if kind not in SUPPORTED:
+        raise ValueError(
+            f"pruning: the model must be of a type whose layers do not look at where a token stands: "
+            f"{type(model).__name__} is a {kind}; models that can be pruned are {', '.join(SUPPORTED)}"
+        )
+    if getattr(config, "is_decoder", False):
+        raise ValueError(
+            "pruning: the model must be an encoder: this one is set up as a decoder; load it with is_decoder=False"
+        )
+    for block in blocks:
+        names = list(inspect.signature(block.layer.forward).parameters)[:2]
+        if names != ["hidden_states", "attention_mask"]:
+            raise ValueError(
+                "pruning: a layer must take hidden_states and attention_mask first: "
+                f"{type(block.layer).__name__} takes {', '.join(names)}; use the transformers version that "
+                "constraints.txt names"
+            )

@@ -1,0 +1,118 @@
+r"""Learned token pruning: a token goes on while it receives enough attention.
+
+    importance_j = 1 / (heads · n) · Σ_h Σ_i P_hij            n: tokens left
+    hard         j goes on from layer l  ⇔  importance_j > θ_l
+    soft         M_lj = sigmoid((importance_j - θ_l) / T),    layer output ∘ M_l,    loss = task + λ · mean_l,j M_lj
+
+How many tokens go on depends on the input, and nothing is sorted. Thresholds are learnt with the soft mask, then fixed
+and used hard: :mod:`dynattn.pruning.learn`. The importances of n tokens are 1/n in the mean, so thresholds fit the
+lengths that they were learnt on.
+
+Source: arXiv:2107.00910, KDD 2022. One threshold for all layers, rising in proportion to the layer up to the last, is
+the initial value in the authors' published code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
+from dynattn.pruning.importance import received
+from dynattn.pruning.names import NUMBER, number
+
+_NAME = re.compile(rf"ltp-({NUMBER}(?:-{NUMBER})*)")
+
+
+@final
+@dataclass(frozen=True)
+class LTP(Pruning):
+    """Tokens go on while their importance is above a threshold.
+
+    Args:
+        thresholds: one for each layer; or one alone, θ, for ``θ_l = θ · l / layers``, l from 1. At least 0; 0 prunes
+            nothing but tokens that receive no attention at all.
+
+    Raises:
+        TypeError: not a tuple of numbers, nor a number.
+        ValueError: a threshold is negative or not finite.
+    """
+
+    thresholds: tuple[float, ...]
+
+    def __init__(self, thresholds: float | tuple[float, ...]) -> None:
+        given = thresholds if isinstance(thresholds, tuple) else (thresholds,)
+        if not given or any(not isinstance(t, (int, float)) or isinstance(t, bool) for t in given):
+            raise TypeError(f"LTP: thresholds must be a number or a tuple of numbers: got {thresholds!r}; try 0.01")
+        if any(not math.isfinite(t) or t < 0 for t in given):
+            raise ValueError(f"LTP: thresholds must be finite and at least 0: got {thresholds!r}; try 0.01")
+        object.__setattr__(self, "thresholds", tuple(float(t) for t in given))
+
+    @property
+    def name(self) -> str:
+        """``ltp-THRESHOLD``, or ``ltp-`` and the thresholds of all layers."""
+        return "ltp-" + "-".join(map(number, self.thresholds))
+
+    @classmethod
+    def from_name(cls, name: str) -> LTP | None:
+        match = _NAME.fullmatch(name)
+        return cls(tuple(map(float, match[1].split("-")))) if match else None
+
+    def of_layers(self, layers: int) -> tuple[float, ...]:
+        """The threshold of each layer.
+
+        Args:
+            layers: of the model.
+
+        Raises:
+            ValueError: the method has thresholds for another number of layers.
+        """
+        if len(self.thresholds) == 1:
+            return tuple(self.thresholds[0] * (i + 1) / layers for i in range(layers))
+        if len(self.thresholds) != layers:
+            raise ValueError(
+                f"LTP: there must be one threshold for each layer: the model has {layers}, the method "
+                f"{len(self.thresholds)}; learn them on this model, or give one"
+            )
+        return self.thresholds
+
+    def course(self, start: Start) -> Course:
+        return _Hard(self.of_layers(start.layers))
+
+
+class Watching(Course):
+    """Notes each token's mean attention probability, for hard and for soft masks.
+
+    Attributes:
+        importance: of the layer at work, (batch, tokens left); None before its attention, and in the last layer.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.importance: Tensor | None = None
+
+    def attend(self, attended: Attended) -> Tensor:
+        self.importance = None
+        if attended.layer + 1 == self.layers:  # what the last layer's tokens receive decides nothing
+            return attended.run()
+        value = attended.value if attended.dense else None
+        sums, out = received(attended.query, attended.key, attended.scale, attended.alive, value)
+        _, heads, length, _ = attended.query.shape
+        tokens = length if attended.alive is None else attended.alive.sum(1, keepdim=True)
+        self.importance = sums.sum(1) / (heads * tokens)
+        return attended.run() if out is None else out
+
+
+class _Hard(Watching):
+    def __init__(self, thresholds: tuple[float, ...]) -> None:
+        super().__init__(len(thresholds))
+        self.thresholds = thresholds
+
+    def after(self, seen: Seen) -> Decision:
+        if self.importance is None:
+            return Decision()
+        return Decision(self.importance > self.thresholds[seen.layer])

@@ -1,0 +1,60 @@
+"""Methods that shorten the sequence, by name."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from dynattn.pruning.base import Pruning
+
+_Class = TypeVar("_Class", bound=type[Pruning])
+
+_classes: list[type[Pruning]] = []
+
+
+def register(cls: _Class) -> _Class:
+    """Make a class of pruning methods known by its names to :func:`parse`. A class decorator.
+
+        @dynattn.pruning.register
+        @dataclass(frozen=True)
+        class Newest(Pruning): ...
+
+    Args:
+        cls: a subclass of :class:`~dynattn.pruning.Pruning`. Registering it again, as a notebook does, replaces it. Its
+            names are made of letters, digits, points and hyphens.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: it is no such class.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Pruning)):
+        raise TypeError(f"register: cls must be a subclass of dynattn.pruning.Pruning: got {cls!r}; inherit from it")
+    _classes[:] = [known for known in _classes if _path(known) != _path(cls)] + [cls]
+    return cls
+
+
+def parse(name: str) -> Pruning:
+    """The method that a short name stands for.
+
+    Args:
+        name: as a method's ``name`` gives it.
+
+    Returns:
+        The method; ``parse(method.name) == method``.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    for cls in _classes:
+        found = cls.from_name(name)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'spatten-0.5', 'ltp-0.01', "
+        "'random-tokens-0.5' or 'first-tokens-0.5', and register() for a method of your own"
+    )
+
+
+def _path(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
