@@ -309,6 +309,20 @@ def test_memory_of_what_is_evicted_is_free_at_once(model, ids, make):
     assert cache.bytes < full.bytes
 
 
+@pytest.mark.parametrize("make", [_window(2), _spatten(2), lambda config: FullCache()])
+def test_a_cache_that_is_dropped_is_free_at_once(model, ids, make):
+    gc.collect()
+    gc.disable()
+    try:
+        cache = make(model.config)
+        _steps(model, cache, ids, [PROMPT, 1], "dynattn:dense")
+        keys = weakref.ref(cache.layers[0].keys)
+        del cache
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("make", [_window(2), _spatten(2)])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_tokens_stay_in_the_order_of_the_text(model, ids, make, batch):

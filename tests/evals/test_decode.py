@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.evals.decode.prompt import PIECE, cache_bytes, cache_of, read, score, shortened, step_seconds
+from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed
 from dynattn.evals.decode.ways import BASELINE, find
 from dynattn.evals.models import load
 from dynattn.integrations.transformers import register
@@ -134,3 +139,52 @@ def test_a_real_model_writes_what_transformers_writes(cache, implementation):
     assert found.sequences.tolist() == expected.sequences.tolist()
     for a, b in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    """benchmarks/decode.py and decode_table.py, which write to a folder of the test's."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    decode, table = importlib.import_module("decode"), importlib.import_module("decode_table")
+    for script in (decode, table):
+        monkeypatch.setattr(script, "RESULTS", tmp_path)
+    return decode, table
+
+
+def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, ids, monkeypatch, tmp_path):
+    """A record that was begun is gone on with; what is not plain is not bold."""
+    decode, table = scripts
+    pretrained = SimpleNamespace(name="tiny", description="a tiny model", model=model)
+    monkeypatch.setattr(decode, "READ", 64)
+    monkeypatch.setattr(decode, "SECONDS", 0.01)
+    monkeypatch.setattr(decode, "_article", lambda pretrained, index, tokens: ids[:, :tokens])
+    decode.speed(pretrained, 128)
+    asked = [decode.Question("needle", f"depth {i}", ids.roll(i, 1), PROMPT, 15) for i in range(5)]
+    monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked[:2])
+    decode.quality(pretrained, 128)
+    monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked)
+    decode.quality(pretrained, 128)
+    speed = DecodeSpeed.model_validate_json((tmp_path / "speed-128.json").read_text())
+    quality = DecodeQuality.model_validate_json((tmp_path / "quality-128.json").read_text())
+    assert [row.way for row in speed.rows] == [way.name for way in decode.ways(128)] + ["bare"]
+    assert speed.of("cache-window-32-s4").cache < speed.of("dense").cache < speed.of("dense-in-place").cache
+    assert [item.item for item in quality.items] == [f"depth {i}" for i in range(5)]
+    assert quality.items[3].nll["dense"] == pytest.approx(
+        score(model, read(model, asked[3].ids[:, :PROMPT]), find("dense"), asked[3].ids, 15)[0]
+    )
+    worse = {"dense": 1.0, "nm-2-4": 1.5, "topk-0.25": 1.0}
+    plain = quality.model_copy(
+        update={
+            "ways": list(worse),
+            "items": [i.model_copy(update={"nll": {k: v + 0.01 * n for k, v in worse.items()}}) for n, i in
+                      enumerate(quality.items)],
+        }
+    )  # fmt: skip
+    text = table.tables([speed], [plain])
+    assert "| `dense` | 1.020 |" in text
+    assert "| `nm-2-4` | **+0.500 [+0.500, +0.500]** |" in text
+    assert "| `topk-0.25` | +0.000 [+0.000, +0.000] |" in text
+    assert text.index("`dense`") < text.index("`nm-2-4`") < text.index("`bare`")
+    monkeypatch.setattr(decode, "ways", lambda length: [find("dense")])
+    with pytest.raises(SystemExit, match="move it away"):
+        decode.quality(pretrained, 128)

@@ -46,7 +46,10 @@ TEXTS = _texts()
 def _read(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
     """Context with question, and answer, of each item."""
     data = task.prepare(SimpleNamespace(processor=tokenizer, kind="decoder"))  # type: ignore[arg-type]
-    return [(tokenizer.decode(ids[0, :-answer]), tokenizer.decode(ids[0, -answer:])) for ids, answer in data.payload]
+    return [
+        (str(tokenizer.decode(ids[0, :-answer])), str(tokenizer.decode(ids[0, -answer:])))
+        for ids, answer in data.payload
+    ]
 
 
 @pytest.mark.parametrize("tokens", [2500, 6001])
