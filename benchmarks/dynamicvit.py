@@ -1,6 +1,6 @@
 """DynamicViT on DINOv2-small: quality, arithmetic and time of the dense model and with tokens dropped.
 
-python benchmarks/dynamicvit.py FOLDER             # of train_dynamicvit.py: all that follows, about eight minutes
+python benchmarks/dynamicvit.py FOLDER             # of train_dynamicvit.py: all that follows, a few minutes
 python benchmarks/dynamicvit.py FOLDER baselines   # quality of the arms that need no training
 python benchmarks/dynamicvit.py FOLDER quality     # of all arms, and the arithmetic
 python benchmarks/dynamicvit.py FOLDER time        # needs an idle machine, the others do not
