@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from dynamicvit import RESULT, DynamicViTRecord, Times, Work
+from dynamicvit import RESULT, DynamicViTRecord, Judged, Times, Work
 from marked import rewritten
 
 from dynattn.bench.machine import describe
@@ -21,12 +21,12 @@ START, END = "<!-- written by benchmarks/dynamicvit_table.py -->", "<!-- end -->
 
 def tables(found: DynamicViTRecord) -> str:
     """Quality, arithmetic and time, in Markdown."""
-    parts = [_quality(found), _work(found.work)]
+    parts = [*(_quality(judged) for judged in found.quality), _work(found.work)]
     parts += [_times(times) for times in found.times]
     return "\n\n".join(part for part in parts if part)
 
 
-def _quality(found: DynamicViTRecord) -> str:
+def _quality(found: Judged) -> str:
     head = ["tokens chosen by", "ρ", "attention", "area under ROC", "less dense [95%]", "map's correlation to dense"]
     lines = [f"Quality, on {found.data}:", "", *_head([*head, "class token's cosine", "all features' cosine"])]
     for arm in found.arms:
@@ -54,7 +54,8 @@ def _work(rows: Sequence[Work]) -> str:
 
 def _times(times: Times) -> str:
     shape = f"{times.pixels} pixels, {times.batch} {'pictures' if times.batch > 1 else 'picture'} at once"
-    lines = [f"Time of a forward, {shape} ({describe(times.machine)}; load {times.machine['load']} as it ended):", ""]
+    kind = {"wall": "Time", "cpu": "CPU time"}[times.clock]
+    lines = [f"{kind} of a forward, {shape} ({describe(times.machine)}; load {times.machine['load']} as it ended):", ""]
     lines += _head(["model", "attention", "ms [quartiles]", "times as fast [quartiles]", "rounds, disturbed"])
     lines += [_timed(row) for row in times.rows]
     return "\n".join(lines)

@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 class Sums(Task):
     """Sum of the features; an item is a picture."""
 
+    pixels: int = 28
+
     name: ClassVar[str] = "sums"
     metric: ClassVar[str] = "sum"
     higher_is_better: ClassVar[bool] = True
@@ -45,7 +47,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Pretrain
     """The script with a tiny model, and predictors where a training would have put them."""
     monkeypatch.syspath_prepend(str(FOLDER))
     script = importlib.import_module("dynamicvit")
-    monkeypatch.setattr(script, "TASK", Sums())
     monkeypatch.setattr(script, "RESULT", tmp_path / "results" / "dynamicvit.json")
     monkeypatch.setattr(script, "SHAPES", ((28, 1), (56, 2)))
     monkeypatch.setattr(script, "SECONDS", 0.01)
@@ -65,16 +66,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Pretrain
 def test_every_arm_is_measured_once(tiny: tuple[Any, Pretrained], tmp_path: Path):
     script, pretrained = tiny
     found = script.begin(tmp_path, pretrained)
-    first = script.measure_quality(found, tmp_path, pretrained, script.ARMS[:3])
-    assert [row.arm for row in first.arms] == ["dense 1 sdpa", "dense 1 nm-1-2", "random 0.9 sdpa"]
+    first = script.measure_quality(found, tmp_path, pretrained, Sums(), script.ARMS[:3])
+    assert [row.arm for row in first.quality[0].arms] == ["dense 1 sdpa", "dense 1 nm-1-2", "random 0.9 sdpa"]
     again = script.begin(tmp_path, pretrained)
     assert again == first
-    whole = script.measure_quality(again, tmp_path, pretrained, script.ARMS)
-    assert [row.arm for row in whole.arms] == [arm.name for arm in script.ARMS]
-    assert len({tuple(row.saliency.scores) for row in whole.arms}) == len(script.ARMS)  # no arm ran as another
-    assert whole.arms[0].class_token == pytest.approx([1.0] * 5)
-    assert whole.arms[0].saliency.difference is None
-    closeness = {row.arm: float(np.mean(row.features)) for row in whole.arms}
+    whole = script.measure_quality(again, tmp_path, pretrained, Sums(), script.ARMS)
+    assert [row.arm for row in whole.quality[0].arms] == [arm.name for arm in script.ARMS]
+    assert len({tuple(row.saliency.scores) for row in whole.quality[0].arms}) == len(
+        script.ARMS
+    )  # no arm ran as another
+    assert whole.quality[0].arms[0].class_token == pytest.approx([1.0] * 5)
+    assert whole.quality[0].arms[0].saliency.difference is None
+    closeness = {row.arm: float(np.mean(row.features)) for row in whole.quality[0].arms}
     for chooser in ("random", "untrained", "trained"):
         assert closeness[f"{chooser} 0.9 sdpa"] > closeness[f"{chooser} 0.5 sdpa"]
 
@@ -86,8 +89,10 @@ def test_work_and_times(tiny: tuple[Any, Pretrained], tmp_path: Path):
     dense, *pruned = found.work[:4]
     assert dense.tokens == [50] * 12
     assert pruned[1].tokens == [50] * 3 + [1 + 34] * 3 + [1 + 24] * 3 + [1 + 16] * 3
+    matrices, attention, patches = 4 * 16**2 + 2 * 16 * 32, 2 * 50 * 16, 49 * 16 * 3 * 4**2
+    assert dense.flops == 2 * (12 * 50 * (matrices + attention) + patches)
     assert dense.flops > pruned[0].flops > pruned[1].flops > pruned[2].flops
-    found = script.measure_times(found, tmp_path, pretrained)
+    found = script.measure_times(found, tmp_path, pretrained, "wall")
     assert [(times.pixels, times.batch) for times in found.times] == [(28, 1), (56, 2)]
     names = [row.method for row in found.times[0].rows]
     assert names == [arm.name for arm in script.ARMS if arm.chooser in ("dense", "trained")]
@@ -96,14 +101,15 @@ def test_work_and_times(tiny: tuple[Any, Pretrained], tmp_path: Path):
 
 def test_the_page_is_written_from_the_record(tiny: tuple[Any, Pretrained], tmp_path: Path):
     script, pretrained = tiny
-    found = script.measure_quality(script.begin(tmp_path, pretrained), tmp_path, pretrained, script.ARMS[:4])
-    found = script.measure_times(script.measure_work(found, tmp_path, pretrained), tmp_path, pretrained)
+    found = script.measure_quality(script.begin(tmp_path, pretrained), tmp_path, pretrained, Sums(), script.ARMS[:4])
+    found = script.measure_times(script.measure_work(found, tmp_path, pretrained), tmp_path, pretrained, "cpu")
     text = importlib.import_module("dynamicvit_table").tables(found)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert [row[:3] for row in rows[2:6]] == [
         ["dense", "1", "sdpa"], ["dense", "1", "nm-1-2"], ["random", "0.9", "sdpa"], ["random", "0.7", "sdpa"],
     ]  # fmt: skip
-    assert float(rows[4][3]) == pytest.approx(found.arms[2].saliency.score, abs=6e-4)
+    assert float(rows[4][3]) == pytest.approx(found.quality[0].arms[2].saliency.score, abs=6e-4)
     saved = 1 - found.work[1].flops / found.work[0].flops
     assert next(row for row in rows if row[:2] == ["28", "0.9"])[4] == f"{saved:.0%}"
+    assert text.count("CPU time of a forward") == 2
     assert sum("DynamicViT, ρ = 0.5" in row for row in rows) == 4
