@@ -143,8 +143,8 @@ def timings() -> dict[str, Any]:
     for length in LENGTHS:
         query, key, value = torch.randn(3, 1, length, 12, 64).transpose(2, 3)  # as models lay them out
 
-        def run(name: str, tensors: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
-            return dynattn.attention(*tensors, parse(name), causal=True)
+        def run(name: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
+            return dynattn.attention(q, k, v, parse(name), causal=True)
 
         names = TIMED if length == LENGTHS[0] else ("nm-2-4", "window-64-s4")
         calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
