@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[str, Recipe] = {
-    Restore.task: Recipe(steps=64, batch=4, learning_rate=1e-3, items=64, tokens=256),
+    Restore.task: Recipe(steps=64, batch=4, learning_rate=5e-4, items=64, tokens=256),
     Manpages.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
     Retrieval.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
     Perplexity.name: Recipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
