@@ -77,7 +77,7 @@ def against_baselines(contender: Contender) -> str:
     if beaten:
         return f"worse than {' and '.join(beaten)}"
     unclear = [family for family, lead in contender.leads.items() if lead.low is None or lead.low <= 0]
-    return f"not better than {' and '.join(unclear)}"
+    return f"unclear: {', '.join(unclear)}"
 
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
@@ -154,11 +154,11 @@ def _table(chosen: Sequence[Contender], several: str) -> Section:
         ])  # fmt: skip
     note = (
         "Shares of dense attention's pairs (in brackets the softmax weight on them), FLOPs of the model (of attention "
-        "alone), and time. Sorted by the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the means of the "
-        "exams' bounds, which hold even if all exams err together. Against baselines: whether more is retained, beyond "
-        "noise, than by random and by evenly spaced keys of the same budget (by random tokens, for methods that take "
-        "tokens away). On the frontier: no other method is at once "
-        "cheaper and better in its worst exam."
+        "alone), and time. Sorted by the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the "
+        "means of the exams' bounds, which hold even if all exams err together. Against baselines: whether more is "
+        "retained, beyond noise, than by random and by evenly spaced keys of the same budget (by random tokens, for "
+        "methods that take tokens away). On the frontier: no other method is at once cheaper and better in its worst "
+        "exam."
     )
     return Section(f"Every method{several}", table(columns, rows), note)
 
