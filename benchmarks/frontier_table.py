@@ -33,7 +33,8 @@ def with_tables(page: str, found: Sequence[Frontier]) -> str:
     Raises:
         ValueError: the page has no place for them.
     """
-    text = "\n\n".join(_table(record, phase) for record in found for phase in phases(record))
+    tables = [_table(record, phase) for record in found for phase in phases(record)]
+    text = "\n\n".join(tables) or "Not recorded yet."
     return rewritten(page, START, text, END, "frontier_table")
 
 

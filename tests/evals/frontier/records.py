@@ -8,7 +8,7 @@ from dynattn.evals.compare.results import Spread
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race
 from dynattn.evals.frontier.results import Frontier, Grade, Sheet, Time, Work
 
-MACHINE = {"processor": "a", "date": "today", "load": 0.5}
+MACHINE = {"processor": "a", "threads": 2, "torch": "1", "date": "today", "load": 0.5}
 
 
 def exam(task: str = "retrieval", tokens: int | None = 64, phase: Phase = "prefill", items: int | None = None) -> Exam:

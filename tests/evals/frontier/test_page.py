@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -57,7 +58,7 @@ def test_the_page_says_which_method_to_take(html: str):
 
 def test_the_page_marks_what_does_not_beat_the_baselines(html: str):
     text = _text(html)
-    assert "No better than looking at nothing, at the same budget: window 1/2, window 1/4" in text
+    assert "Worse than looking at nothing, at the same budget: window 1/2, window 1/4." in text
     row = re.search(r"window 1/2.*?</tr>", html[html.index("Every method") :], flags=re.DOTALL)
     assert row is not None
     assert "worse than random" in row.group()
@@ -95,6 +96,16 @@ def test_shares_are_read_by_their_bounds():
     assert share(Interval(mean=0.97, low=None, high=None)) == "97.0% (too few items for an interval)"
     words = [judged(Interval(mean=1, low=low, high=high)) for low, high in ((0.9, 0.99), (0.9, 1.1), (1.01, 1.1))]
     assert words == ["worse", "within noise", "better"]
+
+
+def test_the_documentation_shows_the_records(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    script = importlib.import_module("frontier_table")
+    text = script.PAGE.read_text()
+    assert text == script.with_tables(text, script.records())
+    shown = script.with_tables(text, [_record()])
+    assert "| top-k 1/2 | `top-k-0.5-<64>`<br>`top-k-0.5-<128>` | 50% | 90% | 83% | **9" in shown
+    assert "worse than random" in shown
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def against_baselines(contender: Contender) -> str:
     if beaten:
         return f"worse than {' and '.join(beaten)}"
     unclear = [family for family, lead in contender.leads.items() if lead.low is None or lead.low <= 0]
-    return f"not better than {' and '.join(unclear)}"
+    return f"unclear: {', '.join(unclear)}"
 
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
@@ -126,36 +126,39 @@ def _choice(chosen: Sequence[Contender], sheets: Sequence[Sheet], several: str, 
 
 
 def _failing(chosen: Sequence[Contender]) -> list[str]:
-    """Those that do not beat looking at nothing."""
-    failing = [c.label for c in chosen if c.beats_baselines is False]
-    if not failing:
-        return []
-    return [f"No better than looking at nothing, at the same budget: {', '.join(failing)}."]
+    """Those that do not beat looking at nothing: for certain, and as far as these items can tell."""
+    failing = [c for c in chosen if c.beats_baselines is False]
+    worse = [c.label for c in failing if against_baselines(c).startswith("worse")]
+    unclear = [c.label for c in failing if c.label not in worse]
+    lines = [f"Worse than looking at nothing, at the same budget: {', '.join(worse)}."] if worse else []
+    if unclear:
+        lines.append(f"Not better than looking at nothing, as far as these items can tell: {', '.join(unclear)}.")
+    return lines
 
 
 def _table(chosen: Sequence[Contender], several: str) -> Section:
     frontier = {name: {c.label for c in undominated(chosen, cost)} for name, cost in COSTS.items()}
     compared = any(contender.leads for contender in chosen)
-    columns = ["method", "pairs kept", "kept mass", "FLOPs (attention)", "time", "worst exam", "mean"]
+    columns = ["method", "pairs (mass)", "FLOPs (attention)", "time", "worst exam", "mean"]
     columns += [*(["against baselines"] if compared else []), "on the frontier of"]
     rows = []
     for contender in sorted(chosen, key=lambda c: -c.worst.retained.mean):
         worst, mean = contender.worst.retained, contender.retained
         on = [name for name, labels in frontier.items() if contender.label in labels]
         rows.append([
-            _named(contender), _percent(contender.density), _number(contender.kept_mass),
+            _named(contender), _pairs(contender),
             f"{_percent(contender.flops)} ({_percent(contender.attention)})", _percent(contender.time),
             colored(judged(worst), share(worst)) + _below(contender.worst.sheet.exam.title),
             colored(judged(mean), share(mean)),
             *([_standing(contender)] if compared else []), ", ".join(on) or "–",
         ])  # fmt: skip
     note = (
-        "Shares of dense attention's pairs, FLOPs of the model (in brackets of attention alone), and time. Sorted by "
-        "the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the means of the "
-        "exams' bounds, which hold even if all exams err together. Against baselines: whether more is retained, beyond "
-        "noise, than by random and by evenly spaced keys of the same budget (by random tokens, for methods that take "
-        "tokens away). On the frontier: no other method is at once "
-        "cheaper and better in its worst exam."
+        "Shares of dense attention's pairs (in brackets the softmax weight on them), FLOPs of the model (of attention "
+        "alone), and time. Sorted by the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the "
+        "means of the exams' bounds, which hold even if all exams err together. Against baselines: whether more is "
+        "retained, beyond noise, than by random and by evenly spaced keys of the same budget (by random tokens, for "
+        "methods that take tokens away). On the frontier: no other method is at once cheaper and better in its worst "
+        "exam."
     )
     return Section(f"Every method{several}", table(columns, rows), note)
 
@@ -231,7 +234,7 @@ def _cell(result: Result | None) -> str | Markup:
 
 def _standing(contender: Contender) -> Markup:
     verdict = against_baselines(contender)
-    return colored("better" if verdict == "better" else "worse" if "than" in verdict else "", verdict)
+    return colored(verdict.partition(" ")[0], verdict)
 
 
 def _named(contender: Contender) -> Markup:
@@ -248,8 +251,10 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _pairs(contender: Contender) -> str:
+    """Kept pairs, and the mass on them."""
+    mass = "" if contender.kept_mass is None else f" ({contender.kept_mass:.2f})"
+    return _percent(contender.density) + mass
 
 
 def _first_failure(found: Frontier) -> str:

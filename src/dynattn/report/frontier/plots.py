@@ -54,17 +54,20 @@ def overview(contenders: Sequence[Contender], first: bool) -> str:
         ("worst exam", lambda contender: contender.worst.retained),
         ("mean of the exams", lambda contender: contender.retained),
     )
+    shown: set[tuple[int, str]] = set()
     for view, (_, quality) in enumerate(views):
         for number, (family, members) in enumerate(_families(contenders).items()):
             for column, name in enumerate(names, start=1):
                 points = [(cost, member) for member in members if (cost := COSTS[name](member)) is not None]
+                named = not points or (view, family) in shown  # a family may lack points in the first panel
                 figure.add_trace(
                     _line(
                         family, number, [cost for cost, _ in points], [quality(member) for _, member in points],
-                        [_hover(member) for _, member in points], legend=column == 1, visible=view == 0,
+                        [_hover(member) for _, member in points], legend=not named, visible=view == 0,
                     ),
                     row=1, col=column,
                 )  # fmt: skip
+                shown |= {(view, family)} if points else set()
     per_view = len(figure.data) // len(views)
     buttons = [
         {
@@ -92,18 +95,21 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
         for name, axis in AXES.items()
         if any(axis.of_result(result) is not None for contender in contenders for result in contender.results)
     ]
+    shown: set[tuple[int, str]] = set()
     for view, name in enumerate(names):
         for number, (family, members) in enumerate(_families(contenders).items()):
             for panel, exam in enumerate(titles):
                 points = _points(members, exam, AXES[name])
+                named = not points or (view, family) in shown
                 figure.add_trace(
                     _line(
                         family, number, [x for x, _, _ in points], [result.retained for _, result, _ in points],
                         [_hover_result(member, result) for _, result, member in points],
-                        legend=panel == 0, visible=view == 0,
+                        legend=not named, visible=view == 0,
                     ),
                     row=panel // columns + 1, col=panel % columns + 1,
                 )  # fmt: skip
+                shown |= {(view, family)} if points else set()
     per_view = len(figure.data) // len(names)
     buttons = [
         {
@@ -129,7 +135,7 @@ def _points(members: Sequence[Contender], exam: str, axis: _Axis) -> list[tuple[
 def _families(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
     """Methods that differ in the budget alone, the smallest budget first."""
     found: dict[str, list[Contender]] = {}
-    for contender in sorted(contenders, key=lambda one: one.entry.budget or 0):
+    for contender in sorted(contenders, key=lambda one: one.entry.budget or 1):
         found.setdefault(contender.entry.family, []).append(contender)
     return found
 
