@@ -15,7 +15,7 @@ from dynattn.evals.frontier.apply import canonical
 from dynattn.evals.frontier.cell import Entry, Phase
 from dynattn.evals.models import Kind
 
-BUDGETS = (1 / 4, 1 / 8)
+BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 """Densities at which methods are compared by default."""
 
 _LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
