@@ -14,7 +14,6 @@ that SpAtten has at the same keep ratio.
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,6 +26,7 @@ from dynattn.bench.timing import interleaved
 from dynattn.evals.compare.results import Quality, Record, Spread
 from dynattn.evals.compare.run import evaluate
 from dynattn.evals.compare.statistics import quality
+from dynattn.evals.files import write_whole
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Outcome, Prepared, Task, make
 from dynattn.integrations.transformers import register
@@ -266,11 +266,8 @@ def measure_speed(name: str) -> None:
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record; a kill leaves the one before or this one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(record.model_dump_json(indent=1) + "\n")
-    os.replace(part, path)
+    """Write a record."""
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> None:
