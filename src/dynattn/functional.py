@@ -132,7 +132,7 @@ def attention(
         )  # fmt: skip
     else:
         out, logsumexp, kept_mass, kept, allowed = pair_attention(
-            *tensors, method.name, causal, factor, float(dropout_p), return_aux
+            *tensors, method.known_as, causal, factor, float(dropout_p), return_aux
         )
     if not return_aux:
         return out

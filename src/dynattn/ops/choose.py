@@ -93,7 +93,7 @@ def explain_choice(problem: Problem, backend: str) -> Plan:
     first = problem.fastest_first
     passed_over = first[: first.index(chosen)] if chosen in first else first
     rejected = {name: _BACKENDS[name].cannot(problem) or "" for name in passed_over}
-    return Plan(chosen, f"{what}; the fastest here that computes {problem.method.name}", rejected)
+    return Plan(chosen, f"{what}; the fastest here that computes {problem.method.known_as}", rejected)
 
 
 def backends() -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class _Backend(NamedTuple):
 
 
 def _no_kernel(method: Method) -> str:
-    return f"its kernels compute N:M attention, and {method.name} is another method"
+    return f"its kernels compute N:M attention, and {method.known_as} is another method"
 
 
 def _cpu_cannot(problem: Problem) -> str | None:
@@ -165,7 +165,7 @@ def _cuda_what(problem: Problem) -> str:
 
 def _blockwise_cannot(problem: Problem) -> str | None:
     if not isinstance(problem.method, Window):
-        return f"it computes windows, and {problem.method.name} is another method"
+        return f"it computes windows, and {problem.method.known_as} is another method"
     if problem.aux:
         return "the kept mass needs the scores of all pairs"
     if problem.dropout:
@@ -175,7 +175,7 @@ def _blockwise_cannot(problem: Problem) -> str | None:
 
 def _sdpa_cannot(problem: Problem) -> str | None:
     if not problem.method.keeps_everything:
-        return f"it is dense, and {problem.method.name} is not"
+        return f"it is dense, and {problem.method.known_as} is not"
     if problem.aux:
         return "it returns no logsumexp"
     if problem.dropout:
