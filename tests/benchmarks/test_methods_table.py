@@ -1,4 +1,4 @@
-"""The page of all methods and figures shows the records, and leaves no method out."""
+"""The tables of all methods and of real models show the records, and leave no method out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[2]
 NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations"}
 
 
-def test_the_page_shows_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "written"), [("methods_table", "with_tables"), ("quality_table", "with_table")])
+def test_the_page_shows_the_records(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("methods_table")
+    script = importlib.import_module(name)
     page = script.PAGE.read_text()
-    assert script.with_tables(page) == page
-    with pytest.raises(ValueError, match="methods_table: the page must hold"):
-        script.with_tables("# Nothing")
+    assert getattr(script, written)(page) == page
+    with pytest.raises(ValueError, match=f"{name}: the page must hold"):
+        getattr(script, written)("# Nothing")
 
 
 def test_every_method_has_figures() -> None:
