@@ -123,8 +123,9 @@ def emulated_backward(*arguments: Any, pattern: Pattern, seed: torch.Tensor | No
     """In place of ``cuda.nm_backward``."""
     *call, d_query, d_key, d_value, d_mask = arguments
     device = driver.Device(0, "sm_80", 1, 163 * 1024)
-    gradients = d_query, d_key, d_value, d_mask
-    for one in launch_backward.prepare_backward(*call, pattern, *gradients, device, seed):
+    for one in launch_backward.prepare_backward(
+        *call, pattern=pattern, d_query=d_query, d_key=d_key, d_value=d_value, d_mask=d_mask, device=device, seed=seed
+    ):
         emulator.run(one)
 
 
@@ -143,7 +144,7 @@ def test_the_operator_hands_dropout_to_both_kernels(monkeypatch: pytest.MonkeyPa
     backward = partial(nm._backward, nm._cuda_backward)
     mine, wanted = (backward(*incoming, *call, False, backend)[:3] for backend in ("cuda", "reference"))
     for a, b in zip(mine, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=2**-5, atol=2**-4)
+        assert (a.float() - b.float()).norm() / b.float().norm() < 1e-2
 
 
 @pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
