@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.method.name + (f", dropout {self.dropout_p}" if self.dropout_p else "")
+        return self.method.name + (f" dropout {self.dropout_p}" if self.dropout_p else "")
 
 
 CASES = (Case(NM(1, 2)), Case(NM(2, 4)), Case(NM(1, 2, window=64, sinks=4)))
