@@ -2,8 +2,8 @@
 
     python benchmarks/cuda/instructions.py --output benchmarks/results/cuda/dropout-instructions.json
 
-Needs NVRTC, and cuobjdump with nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm). A loop is counted with
-all that stands in it, edges and rescaling too; of loops inside it, one turn.
+Needs NVRTC, and cuobjdump with nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm). A loop is counted
+with all that stands in it, edges and rescaling too; of loops inside it, one turn.
 """
 
 from __future__ import annotations
