@@ -150,8 +150,6 @@ def _cuda_cannot(problem: Problem) -> str | None:
         return _no_kernel(problem.method)
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
-    if problem.dropout:
-        return "the kernels have no dropout"
     cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
     return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
@@ -160,6 +158,8 @@ def _cuda_what(problem: Problem) -> str:
     rounded = problem.dtype == torch.float32
     dense = problem.method.keeps_everything or (rounded and cast(NM, problem.method).m == 4)
     what = f"fused CUDA kernel on {'' if dense else 'sparse '}tensor cores"
+    if problem.dropout:
+        what += " (the one for sm_80, which alone draws dropout)"
     return f"{what}, float32 rounded to TF32" if rounded else what
 
 
