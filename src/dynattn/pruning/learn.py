@@ -121,7 +121,7 @@ def learn(
 
     Raises:
         TypeError: ``start`` is not LTP.
-        ValueError: a number is not positive, the model cannot be pruned, ``loss`` does not run it, or there is no batch.
+        ValueError: a number is not positive, the model cannot be pruned or the loss does not run it, or no batch came.
 
     Source: arXiv:2107.00910.
     """
