@@ -120,7 +120,11 @@ static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBi
   if (kind == kChosenInRegisters) {
     weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
   } else if (plan.dense && !plan.counts && !block.careful) {
-    weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
+    if (plan.tile == kTile) {
+      weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
+    } else {
+      weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
+    }
   } else {
     for (int r = 0; r < kR; r++) {
       const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
@@ -276,6 +280,7 @@ static bool run_tiles(const Block& block) {
     case Layout::kPositions:
       break;
   }
+  if (block.plan.rows == kRowsCells) return run_tiles<kRowsCells, kPanel, 0>(block);
   return single ? run_tiles<1, kPanel, 0>(block) : run_tiles<kRows, kPanel, 0>(block);
 }
 

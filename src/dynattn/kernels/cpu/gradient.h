@@ -320,6 +320,7 @@ static void backward_tiles(BackwardBlock& block) {
     case Layout::kPositions:
       break;
   }
+  if (block.plan.scores.rows == kRowsCells) return backward_tiles<kRowsCells, kPanel, 0>(block);
   return single ? backward_tiles<1, kPanel, 0>(block) : backward_tiles<kRows, kPanel, 0>(block);
 }
 

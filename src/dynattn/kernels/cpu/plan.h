@@ -24,6 +24,7 @@ constexpr int kRows = kRegisters == 32 ? 12 : 6;  // with panels of 2 vectors
 constexpr int kPanel = 2;
 constexpr int kRowsWide = kRows / 2;  // with panels of 4 vectors, for 2:4
 constexpr int kPanelWide = 4;
+constexpr int kRowsCells = kRegisters == 32 ? 8 : 4;  // dense with cells: most sides are whole groups of so many
 
 constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
 constexpr int kMaxTile = 512 * kWidth;  // generic patterns round up to whole blocks of M · stride, and to panels
@@ -105,12 +106,12 @@ static void plan_positions(Plan& plan) {
   }
 }
 
-// Keys a tile: whole blocks of M · stride, whose groups fill whole vectors and panels.
-static int tile_keys(const Plan& plan) {
+// Keys a tile, at least `least`: whole blocks of M · stride, whose groups fill whole vectors and panels.
+static int tile_keys(const Plan& plan, int least) {
   const int step = plan.m % plan.panel ? kWidth * plan.panel : kWidth;
   int groups = step;
   while (groups % plan.stride != 0) groups += step;
-  return static_cast<int>(round_up(kTile, int64_t{plan.m} * groups));
+  return static_cast<int>(round_up(least, int64_t{plan.m} * groups));
 }
 
 // Multiply-adds below which waking another thread costs more than it brings.
@@ -140,13 +141,15 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
   plan.panel = plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
+  const bool cells = plan.dense && args.cells != nullptr;
+  if (cells) plan.rows = kRowsCells;
   if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
-  plan.tile = tile_keys(plan);
+  plan.tile = tile_keys(plan, cells && args.cell < kTile ? kTile / 2 : kTile);  // what holds no kept cell is skipped
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 
   // Blocks of even size, so that none of them is a small rest; shapes alone decide, so that threads change no bit.
-  int most = plan.tile == kTile ? kBlock : kBlockGeneric;
+  int most = plan.tile <= kTile ? kBlock : kBlockGeneric;
   while (most > kLeastBlock && ceil_div(args.q_len, most) * args.batch * args.heads < kLeastTasks) most /= 2;
   const int64_t row_groups = ceil_div(args.q_len, plan.rows);
   plan.blocks = ceil_div(row_groups * plan.rows, most);
