@@ -88,9 +88,7 @@ class PairMethod(Method):
             bool, of the shape of ``scores``. What is not allowed is never kept, whatever this says.
         """
 
-    def choose_blocks(
-        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
         """The same choice as :meth:`choose` makes, in whole blocks and without the scores of all pairs.
 
         Only sums may round in another order. Called where ``whole_blocks`` is not 0.

@@ -98,14 +98,12 @@ class BlockTopK(PairMethod):
         """The block, from 8 on."""
         return self.block if self.block >= _LEAST_WHOLE else 0
 
-    def choose_blocks(
-        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
         """The blocks with the largest mean scores, by pooled queries and keys."""
-        batch, heads, q_len, _ = query.shape
-        kept = query.new_empty((batch, heads, -(-q_len // self.block), -(-key.shape[2] // self.block)), dtype=torch.bool)
-        for rows, mean, some in pooled.means(query, key, attn_mask, causal, scale, self.block):
-            kept[:, :, rows] = self.best(mean, some.expand_as(mean))
+        rows, columns = (-(-x.shape[2] // self.block) for x in (query, key))
+        kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        for at, mean, some in pooled.means(query, key, attn_mask, causal, scale, self.block):
+            kept[:, :, at] = self.best(mean, some.expand_as(mean))
         return kept
 
     def best(self, mean: Tensor, some: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ def _run(
     **options: Any,
 ) -> None:  # fmt: skip
     out, logsumexp, *counts = outputs
-    cpu.nm_forward(query, key, value, mask, out, logsumexp, *(counts if aux else (None, None, None)), **options)
+    kept_mass, kept, allowed = counts if aux else (None, None, None)
+    cpu.nm_forward(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, **options)
 
 
 def _certify(outputs: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> None:

@@ -211,10 +211,7 @@ def _short(dtype: torch.dtype) -> str:
 
 _BACKENDS = {
     "cpu": _Backend(lambda problem: _cpu_what(problem, cpu.best_isa()), _cpu_cannot),
-    **{
-        f"cpu-{isa}": _Backend(partial(_cpu_what, isa=isa), _isa_cannot(isa))
-        for isa in ("avx512", "avx2", "portable")
-    },
+    **{f"cpu-{isa}": _Backend(partial(_cpu_what, isa=isa), _isa_cannot(isa)) for isa in ("avx512", "avx2", "portable")},
     "cuda": _Backend(_cuda_what, _cuda_cannot),
     "blockwise": _Backend(lambda _: "dense attention of blocks of queries to the keys near them", _blockwise_cannot),
     "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),

@@ -119,8 +119,8 @@ def test_gradients(method: NM, lengths: tuple, dropout_p: float, isa: str, grid,
         mask = within(cells, cell, None, q_len, kv_len)
         exact, plain = (
             reference.backward(
-                *(convert(x) for x in (grad_out, grad_logsumexp, query, key, value)), method, mask, causal, 0.25,
-                drops=drops,
+                convert(grad_out), convert(grad_logsumexp), convert(query), convert(key), convert(value), method, mask,
+                causal, 0.25, drops=drops,
             )
             for convert in (Tensor.double, lambda x: x)
         )  # fmt: skip
@@ -138,12 +138,13 @@ def run_backward(
     out, logsumexp = torch.full((*rows, value.shape[3]), math.nan), torch.full(rows, math.nan)
     options = {"seed": 11, "cells": cells, "cell": cell}
     cpu.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, isa, needs_grad=True, **options)
-    gradients = [torch.full_like(x, math.nan) for x in (query, key, value)]
+    d_query, d_key, d_value = (torch.full_like(x, math.nan) for x in (query, key, value))
     d_scores = torch.zeros(*rows, key.shape[2])
     cpu.nm_backward(
-        grad_out, grad_logsumexp, query, key, value, None, out, logsumexp, *gradients, d_scores, pattern, isa, **options
-    )
-    return *gradients, d_scores
+        grad_out, grad_logsumexp, query, key, value, None, out, logsumexp, d_query, d_key, d_value, d_scores, pattern,
+        isa, **options,
+    )  # fmt: skip
+    return d_query, d_key, d_value, d_scores
 
 
 @pytest.mark.parametrize("cell", [0, 1025])

@@ -67,8 +67,8 @@ def nm_forward(
         isa: ``avx512``, ``avx2`` or ``portable``.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
-        cells: bool (batch, heads, ⌈q_len / cell⌉, ⌈kv_len / cell⌉), contiguous: False where a square of queries and keys
-            is forbidden whole, before N:M chooses; or None. What no query of a few keeps of 64 keys is not read.
+        cells: bool (batch, heads, ⌈q_len / cell⌉, ⌈kv_len / cell⌉), contiguous: False where a square of queries and
+            keys is forbidden whole, before N:M chooses; or None. Tiles of keys that a group of rows drops are skipped.
         cell: side of the squares, between 1 and 1024.
 
     Raises:
