@@ -123,7 +123,7 @@ static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBi
     if (plan.tile == kTile) {
       weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
     } else {
-      weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
+      weigh_rows<kTileFine / kWidth>(plan, rows, group * kR, kR, scores, kTileFine);
     }
   } else {
     for (int r = 0; r < kR; r++) {
@@ -281,6 +281,7 @@ static bool run_tiles(const Block& block) {
       break;
   }
   if (block.plan.rows == kRowsCells) return run_tiles<kRowsCells, kPanel, 0>(block);
+  if (block.plan.rows == kRowsFine) return run_tiles<kRowsFine, 1, 0>(block);
   return single ? run_tiles<1, kPanel, 0>(block) : run_tiles<kRows, kPanel, 0>(block);
 }
 

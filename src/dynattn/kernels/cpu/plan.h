@@ -24,9 +24,13 @@ constexpr int kRows = kRegisters == 32 ? 12 : 6;  // with panels of 2 vectors
 constexpr int kPanel = 2;
 constexpr int kRowsWide = kRows / 2;  // with panels of 4 vectors, for 2:4
 constexpr int kPanelWide = 4;
-constexpr int kRowsCells = kRegisters == 32 ? 8 : 4;  // dense with cells: most sides are whole groups of so many
+// Dense with cells: groups that whole cells of 16, 64 and most other sides are cut into. Dropped cells are skipped by
+// whole groups and tiles.
+constexpr int kRowsCells = kRegisters == 32 ? 8 : 4;  // with panels of 2 vectors
+constexpr int kRowsFine = 2 * kRowsCells;             // with panels of 1, whose tiles are kTileFine
 
 constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
+constexpr int kTileFine = 16;           // with cells of fewer keys than kTile
 constexpr int kMaxTile = 512 * kWidth;  // generic patterns round up to whole blocks of M · stride, and to panels
 constexpr int kMaxM = 32;
 constexpr int kMaxDim = 256;
@@ -125,6 +129,16 @@ DYNATTN_INLINE int useful_threads(const NMForwardArgs& args, int64_t tasks) {
   return products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, smaller<int64_t>(args.threads, tasks)));
 }
 
+// Vectors a panel, rows a group and keys a tile.
+static void plan_groups(Plan& plan) {
+  const NMForwardArgs& args = *plan.args;
+  const bool cells = plan.dense && args.cells != nullptr && args.q_len > 1, fine = cells && args.cell < kTile;
+  plan.panel = fine ? 1 : plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
+  plan.rows = fine ? kRowsFine : cells ? kRowsCells : plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
+  if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
+  plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
+}
+
 static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.args = &args;
   plan.dense = args.n == args.m;
@@ -139,12 +153,7 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
                 : aligned && plan.n == 2 && plan.m == 4 ? Layout::kTwoOfFour
                                                         : Layout::kPositions;
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
-  plan.panel = plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
-  plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
-  const bool cells = plan.dense && args.cells != nullptr;
-  if (cells) plan.rows = kRowsCells;
-  if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
-  plan.tile = tile_keys(plan, cells && args.cell < kTile ? kTile / 2 : kTile);  // what holds no kept cell is skipped
+  plan_groups(plan);
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 
