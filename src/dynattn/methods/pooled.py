@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from dynattn.reference import pairs as reference
 
 _AT_ONCE = 1 << 22  # scores, or mean scores, held at a time: 16 MB of float32 a temporary
+_CUT_AT_ONCE = 1 << 18  # elements of queries in the sums along the diagonal: temporaries that stay in the cache
 
 
 class Means(NamedTuple):
@@ -151,17 +152,25 @@ def _cut(call: _Call, shift: int) -> _Cut:
     """Sums over the allowed pairs of the blocks (I, I + shift)."""
     rows, columns = call.query.shape[2], call.key.shape[2]
     first, last = max(0, -shift), max(0, -shift, min(rows, columns - shift))
-    query = call.by_kv_head(call.query[:, :, first:last])
-    # Sums of a block's keys up to each; one pass, where products with a triangle take three times as long.
-    upto = call.key[:, :, first + shift : last + shift].cumsum(-2).unsqueeze(2)
     ahead = call.offset - shift * call.size  # query i of the block may attend keys up to i + ahead
-    low, high = max(0, -ahead), min(call.size, call.size - ahead)
-    sums = (query[..., low:high, :] * upto[..., low + ahead : high + ahead, :]).sum((-2, -1))
-    sums += (query[..., high:, :].sum(-2) * upto[..., -1, :]).sum(-1)  # those that may attend all of them
+    query = call.by_kv_head(call.query[:, :, first:last])
+    key = call.key[:, :, first + shift : last + shift]
+    step = max(1, _CUT_AT_ONCE // max(1, query[:, :1].numel()))  # key heads
+    parts = zip(query.split(step, 1), key.split(step, 1), strict=True)
+    sums = torch.cat([_cut_sums(q, k, ahead) for q, k in parts], 1)
     position = torch.arange(call.size, device=call.key.device)
     allowed = (position <= position.unsqueeze(-1) + ahead).to(call.key.dtype)  # [i, j]
     counts = ((call.keys[:, :, first + shift : last + shift] @ allowed.mT) * call.queries[first:last]).sum(-1)
     return _Cut(shift, first, sums.flatten(1, 2), counts)
+
+
+def _cut_sums(query: Tensor, key: Tensor, ahead: int) -> Tensor:
+    """Σ_i q_i · (Σ_{j <= i + ahead} k_j) of every block: (batch, key heads, group, blocks)."""
+    size = key.shape[-2]
+    upto = key.cumsum(-2).unsqueeze(2)  # one pass, where products with a triangle take three times as long
+    low, high = max(0, -ahead), min(size, size - ahead)
+    sums = (query[..., low:high, :] * upto[..., low + ahead : high + ahead, :]).sum((-2, -1))
+    return sums + (query[..., high:, :].sum(-2) * upto[..., -1, :]).sum(-1)  # those that may attend all of them
 
 
 def _diagonal(x: Tensor, start: int, cut: _Cut) -> Tensor:
