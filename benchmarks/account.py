@@ -1,6 +1,7 @@
 """Record what methods cost in multiply-adds and DRAM bytes on real inputs, and write the tables of docs/account.md.
 
     python benchmarks/account.py            # some ten minutes: benchmarks/results/account.json
+    python benchmarks/account.py frontier   # a minute: account-frontier.json, the methods of dynattn frontier
     python benchmarks/account.py table      # docs/account.md from the record
 
 Nothing is timed, so the machine need not be idle. Every method of a model runs on the same input.
@@ -22,6 +23,8 @@ from dynattn.account import MEGABYTE, Account, Work, counting, of_forward, of_mo
 from dynattn.bench.machine import machine
 from dynattn.evals.decode.prompt import cache_of, read
 from dynattn.evals.decode.ways import find
+from dynattn.evals.frontier.apply import pruner
+from dynattn.evals.frontier.methods import BUDGETS, entries
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks.recall import encode
 from dynattn.evals.tasks.texts import wikipedia
@@ -30,6 +33,8 @@ from dynattn.pruning import SpAtten, parse
 from dynattn.report.inspect import from_image, from_text
 
 RECORD = Path(__file__).parent / "results" / "account.json"
+FRONTIER = Path(__file__).parent / "results" / "account-frontier.json"
+FRONTIER_TOKENS = 256  # the longest texts of the recorded frontier
 PAGE = Path(__file__).parent.parent / "docs" / "account.md"
 CACHE = MEGABYTE
 PROMPT, STEPS = 1024, 8
@@ -52,12 +57,18 @@ def main(arguments: list[str]) -> int:
     if arguments == ["table"]:
         PAGE.write_text(with_tables(PAGE.read_text(), json.loads(RECORD.read_text())))
         return 0
+    if arguments == ["frontier"]:
+        _save(FRONTIER, {"minilm": contenders("minilm")})
+        return 0
     if arguments:
         print(__doc__)
         return 2
-    found = {"minilm": encoder("minilm"), "dinov2": encoder("dinov2"), "smollm2": decoder("smollm2")}
-    RECORD.write_text(json.dumps({"machine": machine(), "cache_bytes": CACHE, "models": found}, indent=1) + "\n")
+    _save(RECORD, {"minilm": encoder("minilm"), "dinov2": encoder("dinov2"), "smollm2": decoder("smollm2")})
     return 0
+
+
+def _save(path: Path, models: dict[str, Any]) -> None:
+    path.write_text(json.dumps({"machine": machine(), "cache_bytes": CACHE, "models": models}, indent=1) + "\n")
 
 
 def encoder(name: str) -> dict[str, Any]:
@@ -65,17 +76,30 @@ def encoder(name: str) -> dict[str, Any]:
     pretrained = load(name)
     vision = pretrained.kind == "vision"
     subject = from_image(pretrained, None) if vision else from_text(pretrained, None, "A news article", 512)
-
-    def under(method: str, **options: Any) -> Account:
-        register(method)
-        pretrained.model.set_attn_implementation(f"dynattn:{method}")
-        return of_model(pretrained.model, subject.inputs, cache_bytes=CACHE, **options)
-
-    rows = {UNFUSED: under("dense", fused=False), **{method: under(method) for method in ("dense", *ATTENTION)}}
+    rows = {UNFUSED: under(pretrained, subject.inputs, "dense", fused=False)}
+    rows |= {method: under(pretrained, subject.inputs, method) for method in ("dense", *ATTENTION)}
     rows |= {method: pruned(pretrained, subject.inputs, method) for method in (*PRUNING, THRESHOLD[name])}
     with parse(PRUNING[0]).apply(pretrained.model):
-        rows[f"{PRUNING[0]} with {INSIDE} inside"] = under(INSIDE)
+        rows[f"{PRUNING[0]} with {INSIDE} inside"] = under(pretrained, subject.inputs, INSIDE)
     return {"tokens": len(subject.labels), "rows": {k: costs(v) for k, v in rows.items()}}
+
+
+def contenders(name: str) -> dict[str, Any]:
+    """Every method of ``dynattn frontier`` at its budgets, in one pass over a text of the frontier's length."""
+    pretrained = load(name)
+    inputs = from_text(pretrained, None, "A news article", FRONTIER_TOKENS).inputs
+    rows = {"dense": under(pretrained, inputs, "dense")}
+    for entry in entries(pretrained.kind, "prefill", FRONTIER_TOKENS, BUDGETS):
+        count = under if pruner(entry.name) is None else pruned
+        rows[entry.name] = count(pretrained, inputs, entry.name)
+    return {"tokens": FRONTIER_TOKENS, "rows": {k: costs(v) for k, v in rows.items()}}
+
+
+def under(pretrained: Pretrained, inputs: Mapping[str, Any], method: str, **options: Any) -> Account:
+    """An attention method; further arguments are those of :func:`dynattn.account.of_model`."""
+    register(method)
+    pretrained.model.set_attn_implementation(f"dynattn:{method}")
+    return of_model(pretrained.model, inputs, cache_bytes=CACHE, **options)
 
 
 def pruned(pretrained: Pretrained, inputs: Mapping[str, Any], name: str) -> Account:

@@ -16,7 +16,6 @@ docs/decode.md.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -43,6 +42,7 @@ from dynattn.evals.decode.prompt import (
 )
 from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
 from dynattn.evals.decode.ways import BASELINE, Way, find
+from dynattn.evals.files import write_whole
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import make
 from dynattn.evals.tasks.recall import encode, excerpt
@@ -183,11 +183,8 @@ def _bytes_after(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> int:
 
 
 def _write(found: DecodeSpeed | DecodeQuality, path: Path) -> None:
-    """Write a record; a kill leaves the one before or this one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(found.model_dump_json(indent=1) + "\n")
-    os.replace(part, path)
+    """Write a record."""
+    write_whole(path, found.model_dump_json(indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ What is measured, for each method N:M at each density, without and with a narrow
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import BASELINE, Quality, Record, TaskResult
 from dynattn.evals.compare.run import evaluate, task_result
 from dynattn.evals.compare.statistics import quality
+from dynattn.evals.files import write_whole
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Prepared, Task, find
 from dynattn.integrations.transformers import Call, observing, register
@@ -272,11 +272,8 @@ def _check_unchanged(dense: Quality, before: TaskResult, model: str) -> None:
 
 
 def save(found: Density, path: Path) -> None:
-    """Write a record; a kill leaves the one before or this one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(found.model_dump_json(indent=1) + "\n")
-    os.replace(part, path)
+    """Write a record."""
+    write_whole(path, found.model_dump_json(indent=1) + "\n")
 
 
 def main(models: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from density import PLANS, Density
-from marked import rewritten
+from marked import markdown, rewritten
 from plot_density import records
 
 from dynattn.evals.compare.results import BASELINE, TaskResult
@@ -54,11 +54,8 @@ def _table(record: Density) -> str:
         rows.append(
             (label(mass.method), f"{mass.density:.3f}", f"{mass.kept:.3f}", f"{mass.expected:.3f}", mass.method)
         )
-    lines = [f"**{record.model}** ({'; '.join(task.data for task in record.tasks)})", "", _row(columns)]
-    lines.append("|" + "---|" * len(columns))
-    for *cells, method in rows:
-        lines.append(_row([*cells, *(part for task in record.tasks for part in _cells(task, method))]))
-    return "\n".join(lines)
+    lines = [[*cells, *(part for task in record.tasks for part in _cells(task, method))] for *cells, method in rows]
+    return f"**{record.model}** ({'; '.join(task.data for task in record.tasks)})\n\n{markdown(columns, lines)}"
 
 
 def _cells(task: TaskResult, method: str) -> list[str]:
@@ -77,10 +74,6 @@ def _cells(task: TaskResult, method: str) -> list[str]:
 def _has_outputs(task: TaskResult) -> bool:
     """Whether the task compares outputs too."""
     return task.results[0].agreement is not None
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 from dynamicvit import RESULT, DynamicViTRecord, Judged, Times, Work
-from marked import rewritten
+from marked import markdown, rewritten
 
 from dynattn.bench.machine import describe
 from dynattn.evals.compare.results import Interval, Speed
@@ -28,59 +28,50 @@ def tables(found: DynamicViTRecord) -> str:
 
 def _quality(found: Judged) -> str:
     head = ["tokens chosen by", "ρ", "attention", "area under ROC", "less dense [95%]", "map's correlation to dense"]
-    lines = [f"Quality, on {found.data}:", "", *_head([*head, "class token's cosine", "all features' cosine"])]
+    columns, rows = [*head, "class token's cosine", "all features' cosine"], []
     for arm in found.arms:
         chooser, ratio, attention = arm.arm.split(" ")
         quality = arm.saliency
         agreement = "" if quality.agreement is None else f"{quality.agreement:.3f}"
         cells = [chooser, ratio, attention, f"{quality.score:.3f}", _interval(quality.difference), agreement]
-        lines.append(_row([*cells, f"{mean(arm.class_token):.4f}", f"{mean(arm.features):.3f}"]))
-    return "\n".join(lines)
+        rows.append([*cells, f"{mean(arm.class_token):.4f}", f"{mean(arm.features):.3f}"])
+    return f"Quality, on {found.data}:\n\n{markdown(columns, rows)}"
 
 
-def _work(rows: Sequence[Work]) -> str:
-    if not rows:
+def _work(found: Sequence[Work]) -> str:
+    if not found:
         return ""
-    lines = ["Arithmetic, predictors included, with dense attention:", ""]
-    lines += _head(["pixels", "ρ", "tokens in layers 1, 4, 7, 10", "operations", "saved"])
-    for row in rows:
-        dense = next(other for other in rows if other.pixels == row.pixels and other.ratio == 1)
+    rows = []
+    for row in found:
+        dense = next(other for other in found if other.pixels == row.pixels and other.ratio == 1)
         tokens = ", ".join(str(row.tokens[layer]) for layer in (0, 3, 6, 9))
         saved = 1 - row.flops / dense.flops
         cells = [str(row.pixels), "dense" if row.ratio == 1 else f"{row.ratio:g}", tokens, f"{row.flops / 1e9:.1f} G"]
-        lines.append(_row([*cells, f"{saved:.0%}"]))
-    return "\n".join(lines)
+        rows.append([*cells, f"{saved:.0%}"])
+    columns = ["pixels", "ρ", "tokens in layers 1, 4, 7, 10", "operations", "saved"]
+    return f"Arithmetic, predictors included, with dense attention:\n\n{markdown(columns, rows)}"
 
 
 def _times(times: Times) -> str:
     shape = f"{times.pixels} pixels, {times.batch} {'pictures' if times.batch > 1 else 'picture'} at once"
     kind = {"wall": "Time", "cpu": "CPU time"}[times.clock]
-    lines = [f"{kind} of a forward, {shape} ({describe(times.machine)}; load {times.machine['load']} as it ended):", ""]
-    lines += _head(["model", "attention", "ms [quartiles]", "times as fast [quartiles]", "rounds, disturbed"])
-    lines += [_timed(row) for row in times.rows]
-    return "\n".join(lines)
+    head = f"{kind} of a forward, {shape} ({describe(times.machine)}; load {times.machine['load']} as it ended):"
+    columns = ["model", "attention", "ms [quartiles]", "times as fast [quartiles]", "rounds, disturbed"]
+    return f"{head}\n\n{markdown(columns, [_timed(row) for row in times.rows])}"
 
 
-def _timed(row: Speed) -> str:
+def _timed(row: Speed) -> list[str]:
     chooser, ratio, attention = row.method.split(" ")
     s, x = row.seconds, row.speedup
     name = "dense" if chooser == "dense" else f"DynamicViT, ρ = {ratio}"
     spent = f"{1e3 * s.median:.0f} [{1e3 * s.q1:.0f}, {1e3 * s.q3:.0f}]"
-    return _row([name, attention, spent, f"{x.median:.2f} [{x.q1:.2f}, {x.q3:.2f}]", f"{row.samples}, {row.disturbed}"])
+    return [name, attention, spent, f"{x.median:.2f} [{x.q1:.2f}, {x.q3:.2f}]", f"{row.samples}, {row.disturbed}"]
 
 
 def _interval(found: Interval | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), "|" + "---|" * len(cells)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

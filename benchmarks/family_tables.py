@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marked import rewritten
+from marked import markdown, rewritten
 
 PAGES = Path(__file__).parent.parent / "docs" / "methods"
 END = "<!-- end -->"
@@ -56,17 +56,12 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
     return page
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _errors(records: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     found = {model: records[model]["methods"] for model in MODELS if model in records}
     names = [name for name in next(iter(found.values())) if name.startswith(kinds)] if found else []
     rows = [[f"`{name}`" if "-" in name or name == "efficient" else name,
              *(_error(methods.get(name)) for methods in found.values())] for name in names]  # fmt: skip
-    return _table(["method", *found], rows) if rows else _WAITING
+    return markdown(["method", *found], rows) if rows else _WAITING
 
 
 def _error(row: Mapping[str, Any] | None) -> str:
@@ -86,7 +81,7 @@ def _quality(records: Mapping[str, Any]) -> Any:
             for name in names if name == "sdpa" or name.startswith(kinds)
         ]  # fmt: skip
         columns = ["method", "MiniLM: MRR@10", "difference to dense", "cosine", "SmolLM2: nats a token"]
-        return _table(columns, rows) if rows else _WAITING
+        return markdown(columns, rows) if rows else _WAITING
 
     return table
 
@@ -106,7 +101,7 @@ def _budget(records: Mapping[str, Any]) -> str:
          *(f"{row[key]['mean']:.3f} ± {row[key]['deviation']:.3f}" for key in _ALONE)]
         for model in MODELS for row in records.get(f"budget-{model}", {"rows": []})["rows"]
     ]  # fmt: skip
-    return _table(["", "features + pairs", "buckets, rounds", *_ALONE.values()], rows) if rows else _WAITING
+    return markdown(["", "features + pairs", "buckets, rounds", *_ALONE.values()], rows) if rows else _WAITING
 
 
 def _predictor(records: Mapping[str, Any]) -> str:
@@ -117,7 +112,7 @@ def _predictor(records: Mapping[str, Any]) -> str:
     for before, after in zip(record["untrained"], record["trained"], strict=True):
         values = after | {"untrained": before["predictor"], "trained": after["predictor"]}
         rows.append([f"{after['ratio']}", f"{after['together']}", *(f"{values[key]:.3f}" for key in _GUESSES)])
-    return _table(["ratio", "queries together", *_GUESSES.values()], rows)
+    return markdown(["ratio", "queries together", *_GUESSES.values()], rows)
 
 
 def _speed(records: Mapping[str, Any]) -> Any:
@@ -128,6 +123,6 @@ def _speed(records: Mapping[str, Any]) -> Any:
              f"{row['speedup'][1]:.3f} ({row['speedup'][0]:.3f} to {row['speedup'][2]:.3f})"]
             for row in found if row["method"].startswith(kinds)
         ]  # fmt: skip
-        return _table(["method", "length", "", "ms", "speed-up over SDPA"], rows) if rows else _WAITING
+        return markdown(["method", "length", "", "ms", "speed-up over SDPA"], rows) if rows else _WAITING
 
     return table

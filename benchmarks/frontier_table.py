@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from marked import rewritten
+from marked import markdown, rewritten
 
 from dynattn.evals.compare.results import Interval
 from dynattn.evals.frontier.results import Frontier
@@ -44,9 +44,8 @@ def _table(found: Frontier, phase: str) -> str:
     if machine:
         head += f": {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
     columns = ("method", "short name", "pairs", "FLOPs", "time", "worst exam", "", "mean", "against baselines")
-    rows = [_row(columns), "|" + "---|" * len(columns)]
-    rows += [_row(_cells(one)) for one in sorted(contenders(found, phase), key=lambda c: -c.worst.retained.mean)]  # type: ignore[arg-type]
-    return "\n".join([head, "", *rows])
+    best_first = sorted(contenders(found, phase), key=lambda one: -one.worst.retained.mean)  # type: ignore[arg-type]
+    return f"{head}\n\n{markdown(columns, [_cells(one) for one in best_first])}"
 
 
 def _cells(contender: Contender) -> list[str]:
@@ -65,10 +64,6 @@ def _share(found: Interval) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:

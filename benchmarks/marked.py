@@ -1,6 +1,8 @@
-"""Text between two marks of a page, which a script writes."""
+"""Text between two marks of a page, which a script writes, and tables in Markdown."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:
@@ -14,3 +16,9 @@ def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:
     if not (found and closed):
         raise ValueError(f"{script}: the page must hold {start!r} and {end!r}: it does not")
     return f"{before}{start}\n\n{text}\n\n{end}{after}"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under their columns, in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -14,9 +14,10 @@ that SpAtten has at the same keep ratio.
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +28,10 @@ from dynattn.bench.timing import interleaved
 from dynattn.evals.compare.results import Quality, Record, Spread
 from dynattn.evals.compare.run import evaluate
 from dynattn.evals.compare.statistics import quality
+from dynattn.evals.files import write_whole
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Outcome, Prepared, Task, make
+from dynattn.evals.tasks.base import Inputs
 from dynattn.integrations.transformers import register
 from dynattn.pruning import Trace, parse
 from dynattn.pruning.importance import received
@@ -229,48 +232,46 @@ def importance(config: Any, length: int) -> dict[str, Spread]:
 
 
 @torch.inference_mode()
-def measure_speed(name: str) -> None:
-    """Time a forward of one full-length item under each configuration."""
-    plan = PLANS[name]
-    pretrained = load(name)
-    data = make(plan.task, pretrained, items=max(2, plan.items // 9)).prepare(pretrained)
-    inputs = data.examples[0]
+def race(pretrained: Pretrained, inputs: Inputs, plan: Plan, contenders: Sequence[tuple[str, str]]) -> list[TimedPoint]:
+    """Time a forward under each (attention inside, method), interleaved, against the first of them."""
 
     def forward(implementation: str, method: str) -> None:
         pretrained.model.set_attn_implementation(implementation)
         with pruning(pretrained, method, plan):
             pretrained.model(**inputs)
 
-    functions = {pair: (lambda pair=pair: forward(*pair)) for pair in configurations(plan)}
-    before = machine()
-    timings = interleaved(
-        {" ".join(pair): function for pair, function in functions.items()}, rounds=plan.rounds, min_sample=None
-    )  # fmt: skip
-    dense = timings[f"sdpa {DENSE}"]
+    functions = {" ".join(pair): partial(forward, *pair) for pair in contenders}
+    timings = list(interleaved(functions, rounds=plan.rounds, min_sample=None).values())
     timed = []
-    for pair in functions:
-        timing = timings[" ".join(pair)]
-        seconds, speedup = timing.seconds, timing.speedup(dense)
+    for (implementation, method), timing in zip(contenders, timings, strict=True):
+        seconds, speedup = timing.seconds, timing.speedup(timings[0])
         timed.append(
             TimedPoint(
-                implementation=pair[0], method=pair[1], disturbed=timing.disturbed,
+                implementation=implementation, method=method, disturbed=timing.disturbed,
                 seconds=Spread(median=seconds.median, q1=seconds.q1, q3=seconds.q3),
                 speedup=Spread(median=speedup.median, q1=speedup.q1, q3=speedup.q3),
             )
         )  # fmt: skip
+    return timed
+
+
+def measure_speed(name: str) -> None:
+    """Time a forward of one full-length item under each configuration."""
+    plan = PLANS[name]
+    pretrained = load(name)
+    data = make(plan.task, pretrained, items=max(2, plan.items // 9)).prepare(pretrained)
+    before = machine()
     record = SpeedRecord(
-        model=name, length=data.length, batch=1, rounds=plan.rounds, machine=before, timed=timed,
+        model=name, length=data.length, batch=1, rounds=plan.rounds, machine=before,
+        timed=race(pretrained, data.examples[0], plan, configurations(plan)),
         importance=importance(pretrained.model.config, data.length),
     )  # fmt: skip
     save(record, RESULTS / f"{name}-speed.json")
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record; a kill leaves the one before or this one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(record.model_dump_json(indent=1) + "\n")
-    os.replace(part, path)
+    """Write a record."""
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> None:

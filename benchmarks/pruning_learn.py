@@ -5,31 +5,35 @@ passages, is near 0 from the start and says nothing.
 
     loss = mean over passages of 1 - cos(embedding, dense embedding) + λ · mean of the soft masks
 
-    python benchmarks/pruning_learn.py STRENGTH        # 2 minutes on one idle core
+    python benchmarks/pruning_learn.py 0.3 0.5 0.7 1    # strengths λ, each a minute on one idle core
+    python benchmarks/pruning_learn.py time             # all that was learnt, beside dense; a few seconds, idle
 
-Adds to benchmarks/results/pruning/minilm-learnt.json: for each strength λ, the way of the training, the thresholds, and
-their quality without training the model's weights.
+Writes benchmarks/results/pruning/minilm-learnt.json: for each strength the way of the training, the thresholds, and
+their quality and time without training the model's weights.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import Record
 from dynattn.evals.compare.statistics import quality
-from dynattn.evals.models import load
+from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Retrieval, embedding
 from dynattn.evals.training.pairs import Pairs
 from dynattn.pruning import LTP
 from dynattn.pruning.learn import learn
 
-from pruning import DENSE, PLANS, RESULTS, THREADS, Scored, save, score  # isort: skip  # the script beside this one
+from pruning import DENSE, PLANS, RESULTS, THREADS, Scored, TimedPoint, race, save, score  # isort: skip  # beside this one
 
+PATH, PLAN = RESULTS / "minilm-learnt.json", PLANS["minilm"]
 STEPS = 20
 BATCH = 4
 START = LTP(0.002)
@@ -59,14 +63,21 @@ class LearntRecord(Record):
     rate: float
     machine: dict[str, Any]
     learnt: list[Learning]
+    timed: list[TimedPoint] = Field(default_factory=list)
 
 
-def main(strength: float) -> None:
+def measure_times(pretrained: Pretrained) -> None:
+    """Time dense attention and every learnt method."""
+    record = LearntRecord.model_validate_json(PATH.read_text())
+    data = Retrieval(items=2).prepare(pretrained)
+    contenders = [("sdpa", DENSE), *(("sdpa", found.scored.method) for found in record.learnt)]
+    timed = race(pretrained, data.examples[0], PLAN, contenders)
+    save(record.model_copy(update={"timed": timed, "machine": machine()}), PATH)
+
+
+def measure(pretrained: Pretrained, strength: float) -> None:
     """Learn, judge, record."""
-    torch.set_num_threads(THREADS)
-    path, plan = RESULTS / "minilm-learnt.json", PLANS["minilm"]
-    pretrained = load("minilm")
-    task = Retrieval(items=plan.items)
+    task = Retrieval(items=PLAN.items)
     experiment = Pairs(pretrained, task)
     texts = [example.document for example in experiment.examples]
     random.Random(0).shuffle(texts)
@@ -82,12 +93,12 @@ def main(strength: float) -> None:
 
     found = learn(
         pretrained.model, loss, batches, start=START, temperature=TEMPERATURE, strength=strength, rate=RATE,
-        zero_pruned=plan.zero_pruned,
+        zero_pruned=PLAN.zero_pruned,
     )  # fmt: skip
     print(f"{found.method.name}: loss {found.losses[0]:.3f} to {found.losses[-1]:.3f}", flush=True)
     print(f"kept {found.kept[0]:.3f} to {found.kept[-1]:.3f}", flush=True)
-    baseline, _ = score(pretrained, task, experiment.data, plan, "sdpa", DENSE)
-    outcome, tokens = score(pretrained, task, experiment.data, plan, "sdpa", found.method.name)
+    baseline, _ = score(pretrained, task, experiment.data, PLAN, "sdpa", DENSE)
+    outcome, tokens = score(pretrained, task, experiment.data, PLAN, "sdpa", found.method.name)
     judged = quality(found.method.name, outcome, baseline, experiment.data, task.higher_is_better)
     scored = Scored(
         implementation="sdpa", method=found.method.name, keep_ratio=sum(tokens) / len(tokens), tokens=tokens,
@@ -95,8 +106,8 @@ def main(strength: float) -> None:
     )  # fmt: skip
     print(f"keep ratio {scored.keep_ratio:.3f}, score {judged.score:.4f}", flush=True)
     record = (
-        LearntRecord.model_validate_json(path.read_text())
-        if path.exists()
+        LearntRecord.model_validate_json(PATH.read_text())
+        if PATH.exists()
         else LearntRecord(
             model="minilm", data=experiment.summary, steps=STEPS, batch=BATCH, start=START.name,
             temperature=TEMPERATURE, rate=RATE, machine=machine(), learnt=[],
@@ -104,10 +115,22 @@ def main(strength: float) -> None:
     )  # fmt: skip
     learning = Learning(strength=strength, losses=found.losses, kept=found.kept, scored=scored)
     others = [other for other in record.learnt if other.strength != strength]
-    save(record.model_copy(update={"learnt": [*others, learning]}), path)
+    every = sorted([*others, learning], key=lambda one: one.strength)
+    save(record.model_copy(update={"learnt": every}), PATH)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of the commands above."""
+    if not arguments:
+        sys.exit(__doc__)
+    torch.set_num_threads(THREADS)
+    pretrained = load("minilm")
+    if list(arguments) == ["time"]:
+        measure_times(pretrained)
+        return
+    for strength in map(float, arguments):
+        measure(pretrained, strength)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(float(sys.argv[1]))
+    main(sys.argv[1:])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from marked import rewritten
+from marked import markdown, rewritten
 from pruning import PLANS, RESULTS, QualityRecord, Scored, SpeedRecord, TimedPoint
 from pruning_learn import LearntRecord
 
@@ -21,6 +21,10 @@ _SHOWN = {
     "spatten.md": ("dense", "spatten", "random-tokens", "first-tokens"),
     "ltp.md": ("dense", "ltp", "random-tokens"),
 }
+_LEARNT_COLUMNS = (
+    "λ", "thresholds learnt", "loss, first and last 5 steps", "soft mask, first and last step", "tokens seen, hard",
+    "score", "difference to dense", "times as fast as dense",
+)  # fmt: skip
 
 
 def tables(kinds: tuple[str, ...]) -> str:
@@ -88,24 +92,22 @@ def learnt() -> str:
     if not path.exists():
         return "Not measured yet."
     record = LearntRecord.model_validate_json(path.read_text())
-    lines = [
-        f"MiniLM, {record.steps} steps of {record.batch} passages, from {record.start}, T = {record.temperature:g}:",
-        "",
-        "| λ | thresholds learnt | loss, first and last 5 steps | soft mask, first and last step | tokens seen, hard |"
-        " score | difference to dense |",
-        "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    timed = {point.method: point.speedup for point in record.timed}
+    rows = []
     for found in record.learnt:
+        method, quality = found.scored.method, found.scored.quality
         first, last = (sum(part) / len(part) for part in (found.losses[:5], found.losses[-5:]))
-        thresholds = ", ".join(
-            f"{float(part):.4f}" for part in found.scored.method.removeprefix("ltp-").split("-")[:-1]
-        )
-        losses, masks = f"{first:.3f}, {last:.3f}", f"{found.kept[0]:.2f}, {found.kept[-1]:.2f}"
-        lines.append(
-            f"| {found.strength:g} | {thresholds} | {losses} | {masks} | "
-            f"{found.scored.keep_ratio:.2f} | {found.scored.quality.score:.3f} | {_difference(found.scored)} |"
-        )
-    return "\n".join(lines)
+        thresholds = ", ".join(f"{float(part):.4f}" for part in method.removeprefix("ltp-").split("-")[:-1])
+        times = f"{timed[method].median:.2f}" if method in timed else "not measured"
+        rows.append(
+            [
+                f"{found.strength:g}", thresholds, f"{first:.3f}, {last:.3f}",
+                f"{found.kept[0]:.2f}, {found.kept[-1]:.2f}", f"{found.scored.keep_ratio:.2f}", f"{quality.score:.3f}",
+                _difference(found.scored), times,
+            ]
+        )  # fmt: skip
+    head = f"MiniLM, {record.steps} steps of {record.batch} passages, from {record.start}, T = {record.temperature:g}:"
+    return f"{head}\n\n{markdown(_LEARNT_COLUMNS, rows)}"
 
 
 def main() -> None:

@@ -1,37 +1,62 @@
-"""Print the README's table of quality, in Markdown, from records of ``dynattn compare``.
+"""Write the README's table of real models from the records of benchmarks/record_compare.py.
 
-python benchmarks/quality_table.py benchmarks/results/compare/*.json
+python benchmarks/quality_table.py
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from dynattn.evals.compare.results import Comparison
+from marked import markdown, rewritten
+
+from dynattn.evals.compare.results import Comparison, Interval
 from dynattn.report.compare import label
 
+PAGE = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results" / "compare"
+START, END = "<!-- written by benchmarks/quality_table.py -->", "<!-- end -->"
+MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2-135M", "dinov2": "DINOv2-small", "whisper": "Whisper-tiny"}
+METHODS = ("nm-1-2", "nm-1-2-x16", "nm-2-4", "nm-1-2-w64-s4")
+COLUMNS = ("model", "method", "kept mass", "task: dense score", "difference to dense", "attention", "model")
 
-def main(paths: list[str]) -> None:
-    """A row for each model, task and method; the difference is to dense attention, with its 95% interval."""
-    print("| model | task | method | kept mass | score | difference to dense |")
-    print("|---|---|---|---|---|---|")
-    for path in paths:
-        found = Comparison.model_validate_json(Path(path).read_text())
-        masses = {kept.method: statistics.fmean(mass for layer in kept.mass for mass in layer) for kept in found.kept}
-        for task in found.tasks:
-            for result in task.results:
-                if result.method == "dense":
-                    continue
-                mass = f"{masses[result.method]:.3f}" if result.method in masses else "1"
-                change = result.difference
-                cell = "" if change is None else f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
-                name = "dense (SDPA)" if change is None else label(result.method)
-                print(f"| {found.model} | {task.metric} | {name} | {mass} | {result.score:.4f} | {cell} |")
+
+def with_table(page: str) -> str:
+    """The page with the table in its place.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    rows: list[Sequence[str]] = []
+    for name in MODELS:
+        found = Comparison.model_validate_json((RESULTS / f"{name}.json").read_text())
+        rows += [_row(found, method) for method in METHODS if method in found.methods]
+    return rewritten(page, START, markdown(COLUMNS, rows), END, "quality_table")
+
+
+def _row(found: Comparison, method: str) -> list[str]:
+    """The first task, which is the model's own; times as fast as dense attention by SDPA."""
+    task = found.tasks[0]
+    scores = {result.method: result for result in task.results}
+    kept = next(kept for kept in found.kept if kept.method == method)
+    mass = statistics.fmean(mass for layer in kept.mass for mass in layer)
+    attention, model = (
+        next(row.speedup.median for row in timed.rows if row.method == method)
+        for timed in (found.attention, found.latency)
+    )
+    return [
+        f"{MODELS[found.model]}, {found.latency.length} tokens", label(method), f"{mass:.2f}",
+        f"{task.metric.split(',')[0]}: {scores['sdpa'].score:.3f}", _difference(scores[method].difference),
+        f"{attention:.2f}×", f"{model:.2f}×",
+    ]  # fmt: skip
+
+
+def _difference(found: Interval | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(sys.argv[1:])
+    PAGE.write_text(with_table(PAGE.read_text()))

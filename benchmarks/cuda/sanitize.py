@@ -30,7 +30,8 @@ def run(device: str = "cuda") -> int:
         call = partial(attention, method=method, attn_mask=mask, causal=aux, backend=backend)
         call(query, key, value, return_aux=aux)
         leaves = [x.requires_grad_() for x in (query, key, value)]
-        torch.autograd.grad(call(*leaves), leaves, torch.randn_like(query))  # the backward's kernels
+        dropped = call(*leaves, dropout_p=0.1 * aux)
+        torch.autograd.grad(dropped, leaves, torch.randn_like(query))  # the backward's kernels
         calls += 1
     calls += _tf32(device)
     if device == "cuda":

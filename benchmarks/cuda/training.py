@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +20,27 @@ from dynattn.bench.peers import peers
 from dynattn.bench.timing import interleaved
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
-METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=64, sinks=4))
+
+class Case(NamedTuple):
+    """What is computed: what is kept, and with which probability of that is dropped."""
+
+    method: NM
+    dropout_p: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.method.name + (f" dropout {self.dropout_p}" if self.dropout_p else "")
+
+
+CASES = (Case(NM(1, 2)), Case(NM(2, 4)), Case(NM(1, 2, window=64, sinks=4)))
+WITH_DROPOUT = (Case(NM(1, 2), 0.1), Case(NM(2, 4), 0.1))  # at one shape
+DROPOUT_SHAPE = (64, 2048, True)  # head_dim, length, causal
 TINY = Workload(heads=2, q_len=64, head_dim=64, dtype="bfloat16", causal=True)  # for a run without a device
+_SEED = 7  # of dropout
 _DENSE = ("sdpa", "sdpa-cudnn", "sdpa-flash")
 _SECONDS = 0.8  # for a workload, all functions together; never less than the least number of rounds
 
@@ -47,17 +64,19 @@ def measure(workload: Workload, device: str = "cuda") -> list[dict]:
     """One record a function: whether its gradients were right, and, on a device, forward's and backward's time."""
     inputs = timing.input_sets(workload) if device == "cuda" else [workload.inputs()]
     sets = [(*tensors, torch.randn_like(tensors[2])) for tensors in inputs]
-    steps: dict[str, tuple[NM, _Step]] = {
-        name: (NM(1, 1), partial(_by_autograd, partial(_call, workload, peer)))
+    steps: dict[str, tuple[Case, _Step]] = {
+        name: (Case(NM(1, 1)), partial(_by_autograd, partial(_call, workload, peer)))
         for name, peer in peers(workload, device).items()
         if name in _DENSE
     }
-    steps |= {method.name: (method, _step(method, workload.causal, device)) for method in METHODS}
+    dropped = (workload.head_dim, workload.q_len, workload.causal) == DROPOUT_SHAPE or device != "cuda"
+    cases = CASES + (WITH_DROPOUT if dropped else ())
+    steps |= {case.name: (case, _step(case, workload.causal, device)) for case in cases}
     records = {name: {"label": workload.label, "function": name} for name in steps}
     right = {}
-    for name, (method, step) in steps.items():
+    for name, (case, step) in steps.items():
         try:
-            records[name] |= _judge(workload, step(*sets[0]), sets[0], method)
+            records[name] |= _judge(workload, step(*sets[0]), sets[0], case)
         except (RuntimeError, ImportError, TypeError) as error:
             records[name]["failed"] = str(error).strip().splitlines()[0][:200]
         if records[name].get("right"):
@@ -109,39 +128,53 @@ def _by_autograd(call: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor,
     return torch.autograd.grad(call(*leaves), leaves, grad_out)
 
 
-def _step(method: NM, causal: bool, device: str) -> _Step:
+def _step(case: Case, causal: bool, device: str) -> _Step:
+    seed = torch.tensor(_SEED, device=device) if case.dropout_p else None
     if device == "cuda":
-        return partial(_by_kernels, method, causal)
-    return partial(_by_autograd, partial(_defined, method, causal))  # a dry run
+        return partial(_by_kernels, case, seed, causal)
+    return partial(_by_autograd, partial(_defined, case, causal))  # a dry run
 
 
-def _by_kernels(method: NM, causal: bool, query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor) -> tuple:
-    pattern = Pattern.of(method, causal, query.shape[-1] ** -0.5)
+def _by_kernels(
+    case: Case, seed: Tensor | None, causal: bool, query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor
+) -> tuple[Tensor, ...]:
+    pattern = Pattern.of(case.method, causal, query.shape[-1] ** -0.5)._replace(dropout_p=case.dropout_p)
     out = torch.empty_like(query)
     logsumexp = torch.empty(query.shape[:3], device=query.device)
-    cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True)
+    cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True, seed=seed)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     nothing = torch.zeros_like(logsumexp)
-    cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, *gradients, None, pattern)
+    cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, *gradients, None, pattern, seed)
     return gradients
 
 
-def _defined(method: NM, causal: bool, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _defined(case: Case, causal: bool, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Unfused, in the element type, with the exact choice: the same computation by plain PyTorch."""
     q, k = query.detach().double(), key.detach().double()
-    kept = choose(reference.scores(q, k, None, causal, q.shape[-1] ** -0.5), method)
+    kept = choose(reference.scores(q, k, None, causal, q.shape[-1] ** -0.5), case.method)
     scores = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~kept, -math.inf)
-    return scores.softmax(-1) @ value
+    weights = scores.softmax(-1)
+    drops = _drops(case, query, key)
+    return (weights if drops is None else (weights * drops).to(weights.dtype)) @ value
 
 
-def _judge(workload: Workload, got: tuple[Tensor, ...], tensors: tuple[Tensor, ...], method: NM) -> dict:
+def _drops(case: Case, query: Tensor, key: Tensor) -> Tensor | None:
+    """Factors of dropout: of these heads, counted from the first."""
+    if not case.dropout_p:
+        return None
+    batch, heads, q_len, _ = query.shape
+    return dropout.factors(_SEED, case.dropout_p, batch, heads, range(q_len), key.shape[2], query.device)
+
+
+def _judge(workload: Workload, got: tuple[Tensor, ...], tensors: tuple[Tensor, ...], case: Case) -> dict:
     """The first head's gradients against the definition in float64; twice the error of plain PyTorch is allowed."""
     query, key, value, grad_out = (x[:1, :1] for x in tensors)
     nothing = torch.zeros(query.shape[:3], dtype=torch.float64, device=query.device)
     want = reference.backward(
-        grad_out.double(), nothing, query.double(), key.double(), value.double(), method, None, workload.causal
-    )
-    near = _by_autograd(partial(_defined, method, workload.causal), query, key, value, grad_out)
+        grad_out.double(), nothing, query.double(), key.double(), value.double(), case.method, None, workload.causal,
+        drops=_drops(case, query, key),
+    )  # fmt: skip
+    near = _by_autograd(partial(_defined, case, workload.causal), query, key, value, grad_out)
     errors, right = {}, all(bool(x.isfinite().all()) for x in got)
     for name, mine, exactly, plain in zip(("query", "key", "value"), got, want, near, strict=False):
         error, of_plain = ((x[:1, :1].double() - exactly).abs().max().item() for x in (mine, plain))

@@ -133,11 +133,11 @@ def attention(
         )  # fmt: skip
     elif chosen == "reference":
         out, logsumexp, kept_mass, kept, allowed = pair_attention(
-            *tensors, method.name, causal, factor, float(dropout_p), return_aux
+            *tensors, method.known_as, causal, factor, float(dropout_p), return_aux
         )
     else:
         out, logsumexp, kept_mass, kept, allowed, _ = block_attention(
-            *tensors, method.name, causal, factor, float(dropout_p), return_aux, problem.needs_grad, chosen
+            *tensors, method.known_as, causal, factor, float(dropout_p), return_aux, problem.needs_grad, chosen
         )
     if not return_aux:
         return out

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import dynattn
 from dynattn import NM, EfficientAttention
-from dynattn.account import Work, of_call, of_mixing
+from dynattn.account import Work, of_call, of_mixing, of_pairs
 from dynattn.account.cache import misses
 from dynattn.methods import parse
 from dynattn.methods.base import Glance, PairMethod, Rows
@@ -44,6 +45,21 @@ def tensors(q_len: int, kv_len: int, heads: int = 2, kv_heads: int = 2) -> tuple
 
 
 ROW = 8 * 4  # bytes of a row of K or V
+
+
+def test_a_choice_by_score_pays_for_all_scores_and_another_for_its_glances() -> None:
+    assert of_pairs(None, 100, 25, 8, 4) == Work(scores=100 * 8, values=25 * 4, exponentials=25)
+    glancing = of_pairs(Glance(3, 0), 100, 25, 8, 4)
+    assert glancing == Work(scores=25 * 8, choosing=100 * 3, values=25 * 4, exponentials=25)
+
+
+@pytest.mark.parametrize("block", [5, 48, 64, 100])
+def test_choices_for_rows_together_are_not_cut(block: int) -> None:
+    query, key, value = tensors(200, 200)
+    method = parse(f"blocktopk-0.5-b{block}")
+    _, aux = dynattn.attention(query, key, value, method, return_aux=True)
+    kept = aux.density.double().sum().item() * 200 * 200
+    assert of_call(query, key, value, cast(PairMethod, method)).exponentials == pytest.approx(kept)
 
 
 def test_dense_in_a_large_cache_reads_everything_once() -> None:

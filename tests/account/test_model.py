@@ -34,6 +34,18 @@ def test_counts_every_layer(model: torch.nn.Module) -> None:
     assert found.total.multiply_adds == found.attention.multiply_adds + found.linear.linear
 
 
+def test_heads_of_different_methods_are_counted_by_theirs(model: torch.nn.Module) -> None:
+    from dynattn.integrations.transformers import register
+
+    register("perhead(nm-1-2_nm-1-4)")
+    inputs = {"input_ids": torch.arange(40).view(1, 40)}
+    model.set_attn_implementation("dynattn:perhead(nm-1-2_nm-1-4)")  # pyright: ignore[reportCallIssue]
+    found = of_model(model, inputs)
+    assert found.calls == 3
+    assert found.attention.scores == 3 * 40 * 40 * 16
+    assert found.attention.values == 3 * 40 * 40 * (8 / 2 + 8 / 4)
+
+
 def test_leaves_no_hook_and_needs_dynattn(model: torch.nn.Module) -> None:
     inputs = {"input_ids": torch.arange(40).view(1, 40)}
     with pytest.raises(ValueError, match="the model must call dynattn: BertModel made no call"):

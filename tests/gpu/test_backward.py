@@ -15,11 +15,13 @@ from torch import Tensor
 from dynattn import NM, attention
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, stride=16))
 LENGTHS = ((1, 1), (63, 65), (65, 1), (111, 384), (384, 111), (130, 129), (1, 1024), (5, 0))
+SEED = -(3 << 40) - 5  # of dropout; both of its words matter
 HEAD_DIMS = ((8, 8), (32, 32), (64, 64), (80, 96), (128, 128), (192, 192), (256, 256))
 
 
@@ -44,24 +46,25 @@ def inputs(
 
 def by_kernels(
     tensors: tuple[Tensor, Tensor, Tensor], incoming: tuple[Tensor, Tensor], method: NM, mask: Tensor | None = None,
-    causal: bool = False, scale: float = 0.125, mask_gradient: bool = False,
+    causal: bool = False, scale: float = 0.125, mask_gradient: bool = False, dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """out, logsumexp and the gradients, into memory that held NaN."""
     query, key, value = tensors
-    pattern = Pattern.of(method, causal, scale)
+    pattern = Pattern.of(method, causal, scale)._replace(dropout_p=dropout_p)
+    seed = torch.tensor(SEED, device="cuda") if dropout_p else None
     out = torch.full((*query.shape[:3], value.shape[3]), math.nan, dtype=query.dtype, device="cuda")
     logsumexp = torch.full(query.shape[:3], math.nan, device="cuda")
-    cuda.nm_forward(query, key, value, mask, out, logsumexp, None, None, None, pattern, for_backward=True)
+    cuda.nm_forward(query, key, value, mask, out, logsumexp, None, None, None, pattern, for_backward=True, seed=seed)
     gradients = [torch.full_like(x, math.nan, memory_format=torch.contiguous_format) for x in tensors]
     d_mask = torch.full((*query.shape[:3], key.shape[2]), math.nan, device="cuda") if mask_gradient else None
     d_query, d_key, d_value = gradients
-    cuda.nm_backward(*incoming, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, d_mask, pattern)
+    cuda.nm_backward(*incoming, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, d_mask, pattern, seed)
     return out, logsumexp, gradients if d_mask is None else [*gradients, d_mask]
 
 
 def plain(
     tensors: tuple[Tensor, Tensor, Tensor], incoming: tuple[Tensor, Tensor], kept: Tensor, s: Tensor, out: Tensor,
-    logsumexp: Tensor, scale: float,
+    logsumexp: Tensor, scale: float, drops: Tensor | float,
 ) -> list[Tensor]:  # fmt: skip
     """The same computation by plain PyTorch: P and dS rounded to the element type, sums in float32."""
     query, key, value = tensors
@@ -70,31 +73,41 @@ def plain(
     weights = (s.float() - logsumexp.unsqueeze(-1)).exp().where(kept, 0.0)
     k, v = (x.float().repeat_interleave(heads // kv_heads, 1) for x in (key, value))
     row = (grad_out.float() * out.float()).sum(-1) - grad_logsumexp
-    d_scores = (weights * (grad_out.float() @ v.mT - row.unsqueeze(-1))).where(kept, 0.0)
+    d_scores = (weights * (drops * (grad_out.float() @ v.mT) - row.unsqueeze(-1))).where(kept, 0.0)
     rounded = d_scores.to(dtype).float()
-    d_key, d_value = scale * (rounded.mT @ query.float()), weights.to(dtype).float().mT @ grad_out.float()
+    d_key, d_value = scale * (rounded.mT @ query.float()), (weights * drops).to(dtype).float().mT @ grad_out.float()
     grouped = [x.unflatten(1, (kv_heads, -1)).sum(2).to(dtype) for x in (d_key, d_value)]
     return [(scale * (rounded @ k)).to(dtype), *grouped, d_scores]
 
 
 def check(
     tensors: tuple[Tensor, Tensor, Tensor], method: NM, mask: Tensor | None = None, causal: bool = False,
-    scale: float = 0.125, mask_gradient: bool = False,
+    scale: float = 0.125, mask_gradient: bool = False, dropout_p: float = 0.0,
 ) -> None:  # fmt: skip
     query, key, value = tensors
     shape = (*query.shape[:3], value.shape[3])
     incoming = normal(*shape, seed=5, dtype=query.dtype), normal(*shape[:3], seed=6, dtype=torch.float32)
-    out, logsumexp, got = by_kernels(tensors, incoming, method, mask, causal, scale, mask_gradient)
+    out, logsumexp, got = by_kernels(tensors, incoming, method, mask, causal, scale, mask_gradient, dropout_p)
+    drops = factors(query, key, dropout_p)
     exact_mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
     exact = query.double(), key.double(), value.double()
     grad_out, grad_logsumexp = (x.double() for x in incoming)
-    want = reference.backward(grad_out, grad_logsumexp, *exact, method, exact_mask, causal, scale)
+    want = reference.backward(grad_out, grad_logsumexp, *exact, method, exact_mask, causal, scale, drops=drops)
     offset = key.shape[2] - query.shape[2]
     s = reference.scores(exact[0], exact[1], exact_mask, causal, scale, offset)
-    near = plain(tensors, incoming, choose(s, method, offset), s, out, logsumexp, scale)
+    kept = choose(s, method, offset)
+    near = plain(tensors, incoming, kept, s, out, logsumexp, scale, 1.0 if drops is None else drops)
     for name, mine, right, of_plain in zip(("query", "key", "value", "mask"), got, want, near, strict=False):
         bound = 2 * largest(of_plain.double() - right) + torch.finfo(mine.dtype).eps / 2 * largest(right)
         assert largest(mine.double() - right) <= bound, name
+
+
+def factors(query: Tensor, key: Tensor, dropout_p: float) -> Tensor | None:
+    """Of dropout, (batch, heads, q_len, kv_len)."""
+    if not dropout_p:
+        return None
+    batch, heads, q_len, _ = query.shape
+    return dropout.factors(SEED, dropout_p, batch, heads, range(q_len), key.shape[2], query.device)
 
 
 def largest(x: Tensor) -> float:
@@ -173,6 +186,53 @@ def test_the_choice_is_the_forwards(method: NM, near_ties: bool) -> None:
     assert torch.equal(gradients[2].mT > 0, out > 0)
     if near_ties:
         assert (out[..., :: method.m] == 0).any(), "in exact arithmetic the first of a group is kept"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("kind", ["none", "bool", "float32"])
+def test_dropout(method: NM, head_dim: int, kind: str) -> None:
+    bias = torch.randint(-8, 9, (1, 4, 130, 201), generator=torch.Generator().manual_seed(5)).cuda() / 4
+    mask = {"none": None, "bool": bias > -1, "float32": bias}[kind]
+    check(inputs(130, 201, head_dim), method, mask, causal=True, mask_gradient=kind == "float32", dropout_p=0.3)
+
+
+@pytest.mark.parametrize("method", [*METHODS, NM(1, 1)], ids=lambda method: method.name)
+def test_the_dropped_pairs_are_the_definitions(method: NM) -> None:
+    """With unit matrices for the values and the output's gradient, out is P and the value's gradient its transpose."""
+    query, key = (integers(2, 4, 127, 128, seed=seed, dtype=torch.bfloat16) for seed in (0, 1))
+    eye = torch.eye(127, 128, dtype=torch.bfloat16, device="cuda").expand(2, 4, -1, -1).contiguous()
+    drops = factors(query, key, 0.3)
+    assert drops is not None
+    right = reference.attend(query, key, eye, method, None, True, 1 / 512).kept & (drops > 0)
+    incoming = eye, torch.zeros(2, 4, 127, device="cuda")
+    out, _, gradients = by_kernels((query, key, eye), incoming, method, causal=True, scale=1 / 512, dropout_p=0.3)
+    assert torch.equal(out[..., :127] > 0, right)
+    assert torch.equal(gradients[2][..., :127].mT > 0, right)
+
+
+def test_dropout_in_a_cuda_graph() -> None:
+    """The seed is read when the graph is replayed."""
+    query, key, value = inputs(128, 256)
+    leaves, seed = [x.requires_grad_() for x in (query, key, value)], torch.tensor(1, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        out = attention(query, key, value, NM(1, 2), backend="cuda", dropout_p=0.2, seed=seed)
+        return out, *torch.autograd.grad(out, leaves, torch.ones_like(query))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for number in (2, 3):
+        seed.fill_(number)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(got, want) for got, want in zip(captured, step(), strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS[:2], ids=lambda method: method.name)

@@ -213,6 +213,18 @@ def test_compiles_whole() -> None:
 
 
 @needs_kernels
+def test_compiled_functions_take_one_method_after_another() -> None:
+    query, key, value = inputs(100, 100)
+
+    def step(method: BlockTopK) -> Tensor:
+        return dynattn.attention(query, key, value, method)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for method in (BlockTopK(0.25, 16), BlockTopK(0.5, 16), BlockTopK(0.5, 32), BlockTopK(0.5, 4)):
+        torch.testing.assert_close(compiled(method), step(method))
+
+
+@needs_kernels
 def test_autocast_and_second_derivatives() -> None:
     query, key, value = (x.requires_grad_() for x in inputs(40, 40))
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,5 +1,6 @@
 """The way of a call with CUDA tensors, without a device: what is chosen and why, and the operator onto the emulator."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from dynattn import NM, explain
 from dynattn.kernels import cuda
-from dynattn.kernels.cuda import driver, emulator, launch
+from dynattn.kernels.cuda import driver, emulator, launch, launch_backward
+from dynattn.kernels.pattern import Pattern
 from dynattn.ops import nm
 from dynattn.ops.choose import Problem, explain_choice, route
 
@@ -37,6 +39,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
         (problem(NM(1, 1, stride=3), square_or_not_causal=False), "cuda", ""),
         (problem(NM(1, 2, stride=16, window=64)), "cuda", ""),
         (problem(NM(2, 4, stride=2)), "cuda", ""),
+        (problem(dropout=True), "cuda", ""),
+        (problem(NM(1, 1), dropout=True), "cuda", ""),
         (problem(NM(2, 4, stride=3)), "reference", "the kernels take strides of 1, 2, 4, 8 and 16, not 3"),
         (problem(NM(1, 2, stride=64)), "reference", "the kernels take strides of 1, 2, 4, 8 and 16, not 64"),
         (problem(NM(3, 8)), "reference", "the kernels compute 1:2 and 2:4, not 3:8"),
@@ -47,6 +51,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_route(case: Problem, backend: str, why: str) -> None:
     assert route(case, "auto") == backend
     assert explain_choice(case, "auto").rejected.get("cuda", "") == why
+
+
+@pytest.mark.usefixtures("device")
+def test_the_plan_says_which_kernel_draws_dropout() -> None:
+    words = "fused CUDA kernel on sparse tensor cores (the one for sm_80, which alone draws dropout)"
+    assert explain_choice(problem(dropout=True), "auto").reason.startswith(words)
+    assert "dropout" not in explain_choice(problem(), "auto").reason
+    dense = explain_choice(problem(NM(1, 1), dropout=True), "auto")
+    assert dense.rejected == {"sdpa": "it draws its dropout otherwise"}
 
 
 @pytest.mark.usefixtures("device")
@@ -99,14 +112,44 @@ def test_cuda_by_name_refuses_tensors_elsewhere_and_cpu_plans_do_not_mention_it(
     assert "cuda" not in explain(x.double(), x.double(), x.double(), NM(1, 2)).rejected
 
 
+def emulated(*arguments: Any) -> None:
+    """In place of ``cuda.nm_forward``."""
+    *call, pattern, for_backward, seed = arguments
+    device = driver.Device(0, "sm_80", 1, 163 * 1024)
+    emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward, seed=seed))
+
+
+def emulated_backward(*arguments: Any, pattern: Pattern, seed: torch.Tensor | None) -> None:
+    """In place of ``cuda.nm_backward``."""
+    *call, d_query, d_key, d_value, d_mask = arguments
+    device = driver.Device(0, "sm_80", 1, 163 * 1024)
+    for one in launch_backward.prepare_backward(
+        *call, pattern=pattern, d_query=d_query, d_key=d_key, d_value=d_value, d_mask=d_mask, device=device, seed=seed
+    ):
+        emulator.run(one)
+
+
+@pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
+def test_the_operator_hands_dropout_to_both_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "nm_forward", emulated)
+    monkeypatch.setattr(cuda, "nm_backward", emulated_backward)
+    monkeypatch.setattr(nm, "integer", lambda seed: pytest.fail("on a device it would wait for the seed"))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randint(-3, 4, (1, 2, 70, 32), generator=generator).bfloat16() for _ in range(3))
+    inputs = (query, key, value, None, torch.tensor(11))
+    call = (*inputs, 1, 2, 0, 0, 1, True, 0.25, 0.5)
+    got, right = (nm._forward_cuda(*call, False, True, backend) for backend in ("cuda", "reference"))
+    torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)
+    incoming = (torch.randn(query.shape, generator=generator).bfloat16(), torch.zeros(1, 2, 70), *got[:2])
+    backward = partial(nm._backward, nm._cuda_backward)
+    mine, wanted = (backward(*incoming, *call, False, backend)[:3] for backend in ("cuda", "reference"))
+    for a, b in zip(mine, wanted, strict=True):
+        assert (a.float() - b.float()).norm() / b.float().norm() < 1e-2
+
+
 @pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 @pytest.mark.parametrize("aux", [False, True])
 def test_the_operator_fills_its_outputs_by_the_kernel(aux: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def emulated(*arguments: Any) -> None:
-        *call, pattern, for_backward = arguments
-        device = driver.Device(0, "sm_80", 1, 163 * 1024)
-        emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward))
-
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import NM, metrics
+from dynattn import NM, TopK, metrics
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import MixingMethod, PairMethod, Rows, parse, register
 from dynattn.ops import plain
@@ -227,3 +227,32 @@ def test_nm_is_a_pair_method_too(method: NM, causal: bool) -> None:
     pattern = Pattern.of(method, causal, 0.4)
     nm = torch.ops.dynattn.nm_attention(query, key, value, None, None, *pattern, True, False, "reference")
     torch.testing.assert_close(through, nm, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("topk-0.25", "topk-0.5", "topk-4", "topk-3"),
+        ("threshold-0.1", "threshold-0.2"),
+        ("blocktopk-0.25-b4", "blocktopk-0.5-b8"),
+        ("window-3", "window-5-s2"),
+        ("perhead(topk-0.25_dense)", "perhead(topk-0.5_dense)"),
+        ("topk-0.25+window-2", "topk-0.5+window-3"),
+    ],
+)
+def test_a_compiled_function_takes_one_method_of_a_class_after_another(names: tuple[str, ...]) -> None:
+    torch.compiler.reset()  # it counts how often a function was compiled
+    query = torch.randn(1, 2, 16, 8)
+    compiled = torch.compile(dynattn.attention, fullgraph=True, backend="aot_eager")
+    for method in map(parse, names):
+        torch.testing.assert_close(
+            compiled(query, query, query, method), dynattn.attention(query, query, query, method), rtol=0, atol=0
+        )
+
+
+def test_a_method_may_be_made_in_a_compiled_function() -> None:
+    def step(query: Tensor, ratio: float) -> Tensor:
+        return dynattn.attention(query, query, query, TopK(ratio=ratio))
+
+    query = torch.randn(1, 2, 16, 8)
+    assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(query, 0.25), step(query, 0.25))

@@ -63,6 +63,30 @@ def of_mixing(
     return Work(values=counter.get_total_flops() / 2, read=read, written=out.numel() * out.element_size())
 
 
+def of_pairs(glance: Glance | None, allowed: float, kept: float, head_dim: int, value_dim: int) -> Work:
+    """Arithmetic of attention over chosen pairs.
+
+        scores = allowed · head_dim, or kept · head_dim where the choice is made from something else
+        values = kept · value_dim
+
+    Args:
+        glance: what the choice is made from; None: the exact scores.
+        allowed: pairs that may be attended.
+        kept: pairs that are.
+        head_dim: of queries and keys.
+        value_dim: of values.
+
+    Returns:
+        The costs, without bytes.
+    """
+    return Work(
+        scores=(allowed if glance is None else kept) * head_dim,
+        choosing=0 if glance is None else allowed * glance.multiply_adds,
+        values=kept * value_dim,
+        exponentials=kept,
+    )
+
+
 @torch.inference_mode()
 def of_call(
     query: Tensor,
@@ -91,7 +115,8 @@ def of_call(
     factor = head_dim**-0.5 if scale is None else scale
     layout = _Layout(kv_len, head_dim, value.shape[3], query.element_size(), heads // kv_heads)
     glance = method.glance(head_dim, layout.itemsize)
-    rows = QUERIES * max(1, math.ceil(int(method.rows_together) / QUERIES))
+    together = int(method.rows_together)
+    rows = math.ceil(QUERIES / together) * together  # a choice made for rows together is not to be cut
     total = Work()
     for b in range(batch):
         for h in range(kv_heads):
@@ -131,15 +156,9 @@ def _of_head(
     # A row of K and one of V count as equally large: they are, in all models measured here.
     row = (layout.head_dim + layout.value_dim) / 2 * layout.itemsize
     read = misses(reads, int(cache_bytes // row)) * row
-    scored = allowed_pairs if glance is None else kept_pairs
-    glanced = glance or Glance(0, 0)
-    return Work(
-        scores=scored * layout.head_dim,
-        choosing=allowed_pairs * glanced.multiply_adds,
-        values=kept_pairs * layout.value_dim,
-        exponentials=kept_pairs,
-        read=read + glanced.key_bytes * layout.kv_len,
-    )
+    seen = 0 if glance is None else glance.key_bytes * layout.kv_len
+    work = of_pairs(glance, allowed_pairs, kept_pairs, layout.head_dim, layout.value_dim)
+    return work + Work(read=read + seen)
 
 
 def _rows(keys: Tensor, values: Tensor, head: int, kv_len: int) -> np.ndarray:

@@ -35,6 +35,14 @@ class Account:
         return self.attention + self.linear
 
 
+def _of_part(call: Call, cache_bytes: int, fused: bool) -> Work:
+    tensors = call.query, call.key, call.value
+    given: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
+    if isinstance(call.method, PairMethod):
+        return of_call(*tensors, call.method, cache_bytes=cache_bytes, fused=fused, **given)
+    return of_mixing(*tensors, cast(MixingMethod, call.method), **given)
+
+
 @contextmanager
 def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True) -> Iterator[Account]:
     """While active, count what the model's forward passes cost.
@@ -55,14 +63,8 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
 
     def attended(call: Call) -> None:
         account.calls += 1
-        given: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
-        if isinstance(call.method, PairMethod):
-            account.attention += of_call(
-                call.query, call.key, call.value, call.method, cache_bytes=cache_bytes, fused=fused, **given
-            )
-        else:
-            method = cast(MixingMethod, call.method)
-            account.attention += of_mixing(call.query, call.key, call.value, method, **given)
+        for part in call.by_method():
+            account.attention += _of_part(part, cache_bytes, fused)
 
     def multiplied(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         # By what goes in and comes out: a layer may run on fewer heads than it has weights for.

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.functional import attention
-from dynattn.methods import Method, PerLayer, parse
+from dynattn.methods import Method, PerHead, PerLayer, parse
+from dynattn.ops import heads
 
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
@@ -69,6 +70,18 @@ class Call(NamedTuple):
     attn_mask: Tensor | None
     causal: bool
     scale: float | None
+
+    def by_method(self) -> list[Call]:
+        """The calls of one method each that it is made of: itself, or where heads differ one for each of theirs."""
+        if not isinstance(self.method, PerHead):
+            return [self]
+        parts = heads.parts(self.query, self.key, self.value, self.method, self.attn_mask, None)
+        return [
+            self._replace(
+                method=part.method, query=part.query, key=part.key, value=part.value, attn_mask=part.attn_mask
+            )
+            for part in parts
+        ]
 
 
 _observers: list[Callable[..., None]] = []

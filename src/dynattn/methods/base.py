@@ -38,7 +38,13 @@ class Glance(NamedTuple):
 
 
 class Method(ABC):
-    """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each."""
+    """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each.
+
+    Attributes:
+        known_as: ``name`` as it was when the object was made; registered classes have it.
+    """
+
+    known_as: str
 
     @property
     @abstractmethod

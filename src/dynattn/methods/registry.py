@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import wraps
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dynattn.methods.base import Method
 
@@ -39,9 +40,26 @@ def register(cls: _Class) -> _Class:
     """
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise TypeError(f"register: cls must be a subclass of dynattn.methods.Method: got {cls!r}")
+    _remember_names(cls)
     _classes[:] = [known for known in _classes if (known.__module__, known.__qualname__) != _path(cls)] + [cls]
     _parsed.clear()
     return cls
+
+
+def _remember_names(cls: type[Method]) -> None:
+    """Let every object of the class form its name when it is made.
+
+    A function under torch.compile that meets a second object takes its numbers for symbols, and a name cannot be made
+    of those; a name that is there is a constant.
+    """
+    init = cls.__init__
+
+    @wraps(init)
+    def named(self: Method, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        object.__setattr__(self, "known_as", self.name)
+
+    cls.__init__ = named
 
 
 def _path(cls: type) -> tuple[str, str]:

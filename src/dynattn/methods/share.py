@@ -29,7 +29,7 @@ def check(method: str, ratio: float) -> None:
 
 
 def text(ratio: float) -> str:
-    """As it stands in a name: decimal, without exponent; ``float(text(ratio)) == ratio``.
+    """A number as it stands in a name: decimal, without exponent; ``float(text(ratio)) == ratio``.
 
     By hand, since the compiler, which passes methods by their names, cannot trace ``decimal``.
     """

@@ -95,7 +95,7 @@ def explain_choice(problem: Problem, backend: str) -> Plan:
     first = problem.fastest_first
     passed_over = first[: first.index(chosen)] if chosen in first else first
     rejected = {name: _BACKENDS[name].cannot(problem) or "" for name in passed_over}
-    return Plan(chosen, f"{what}; the fastest here that computes {problem.method.name}", rejected)
+    return Plan(chosen, f"{what}; the fastest here that computes {problem.method.known_as}", rejected)
 
 
 def backends() -> tuple[str, ...]:
@@ -122,7 +122,7 @@ class _Backend(NamedTuple):
 
 
 def _no_kernel(method: Method) -> str:
-    return f"its kernels compute N:M attention, and {method.name} is another method"
+    return f"its kernels compute N:M attention, and {method.known_as} is another method"
 
 
 def _whole_blocks(method: Method) -> bool:
@@ -132,7 +132,7 @@ def _whole_blocks(method: Method) -> bool:
 def _cpu_cannot(problem: Problem) -> str | None:
     blocks = _whole_blocks(problem.method)
     if not blocks and not isinstance(problem.method, NM):
-        return f"its kernels compute N:M attention and large blocks, and {problem.method.name} is another method"
+        return f"its kernels compute N:M attention and large blocks, and {problem.method.known_as} is another method"
     if blocks and problem.mask_by_query:
         return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
     if problem.device.type != "cpu":
@@ -159,8 +159,6 @@ def _cuda_cannot(problem: Problem) -> str | None:
         return _no_kernel(problem.method)
     if problem.device.type != "cuda":
         return f"tensors are on {problem.device}"
-    if problem.dropout:
-        return "the kernels have no dropout"
     cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
     return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
 
@@ -173,12 +171,14 @@ def _cuda_what(problem: Problem) -> str:
     rounded = problem.dtype == torch.float32
     dense = problem.method.keeps_everything or (rounded and cast(NM, problem.method).m == 4)
     what = f"fused CUDA kernel on {'' if dense else 'sparse '}tensor cores"
+    if problem.dropout:
+        what += " (the one for sm_80, which alone draws dropout)"
     return f"{what}, float32 rounded to TF32" if rounded else what
 
 
 def _blockwise_cannot(problem: Problem) -> str | None:
     if not isinstance(problem.method, Window):
-        return f"it computes windows, and {problem.method.name} is another method"
+        return f"it computes windows, and {problem.method.known_as} is another method"
     if problem.aux:
         return "the kept mass needs the scores of all pairs"
     if problem.dropout:
@@ -188,7 +188,7 @@ def _blockwise_cannot(problem: Problem) -> str | None:
 
 def _sdpa_cannot(problem: Problem) -> str | None:
     if not problem.method.keeps_everything:
-        return f"it is dense, and {problem.method.name} is not"
+        return f"it is dense, and {problem.method.known_as} is not"
     if problem.aux:
         return "it returns no logsumexp"
     if problem.dropout:

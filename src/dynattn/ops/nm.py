@@ -81,7 +81,7 @@ def _forward_cuda(
     cuda.nm_forward(
         query, key, value, attn_mask, out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern), needs_grad,
+        Pattern(*pattern), needs_grad, seed,
     )  # fmt: skip
     return outputs
 
@@ -94,7 +94,7 @@ def _forward_fake(
 
 
 def _backward(
-    kernel: Callable[[Pattern, str, int], Callable[..., None]],
+    kernel: Callable[[Pattern, str, Tensor | None], Callable[..., None]],
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -105,18 +105,18 @@ def _backward(
             grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(pattern), mask_needs_grad
         )  # fmt: skip
     return _run_backward(
-        kernel(pattern, backend, integer(seed)),
+        kernel(pattern, backend, seed),
         rows_contiguous(grad_out), grad_logsumexp, out, logsumexp,
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), attn_mask, mask_needs_grad,
     )  # fmt: skip
 
 
-def _cpu_backward(pattern: Pattern, backend: str, seed: int) -> Callable[..., None]:
-    return partial(cpu.nm_backward, pattern=pattern, isa=isa_of(backend), seed=seed)
+def _cpu_backward(pattern: Pattern, backend: str, seed: Tensor | None) -> Callable[..., None]:
+    return partial(cpu.nm_backward, pattern=pattern, isa=isa_of(backend), seed=integer(seed))
 
 
-def _cuda_backward(pattern: Pattern, _backend: str, _seed: int) -> Callable[..., None]:
-    return partial(cuda.nm_backward, pattern=pattern)
+def _cuda_backward(pattern: Pattern, _backend: str, seed: Tensor | None) -> Callable[..., None]:
+    return partial(cuda.nm_backward, pattern=pattern, seed=seed)  # not its number: that would wait for the device
 
 
 def _sums_over_queries(attn_mask: Tensor | None, query: Tensor, seed: Tensor | None) -> bool:

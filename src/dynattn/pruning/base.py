@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.pruning.work import Trace
+from dynattn.reference.selection import largest
+
+NUMBER = r"\d+(?:\.\d+)?"
+"""A number in a name, as a regular expression; :func:`dynattn.methods.share.text` writes it."""
 
 
 class Start(NamedTuple):
@@ -184,14 +188,11 @@ def highest(values: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """The ``count`` highest entries of each row; ties go to the lower index.
 
     Args:
-        values: (batch, n).
-        allowed: (batch, n) bool: others are never taken.
-        count: (batch,) int64, how many to take; more than are allowed takes all of those.
+        values: (..., n).
+        allowed: broadcasts to (..., n), bool: others are never taken.
+        count: broadcasts to (...,), int64, how many to take; more than are allowed takes all of those.
 
     Returns:
-        (batch, n) bool.
+        (..., n) bool.
     """
-    order = torch.sort(values.masked_fill(~allowed, -torch.inf), dim=-1, descending=True, stable=True).indices
-    rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
-    return (rank < count.unsqueeze(-1)) & allowed
+    return largest(values.masked_fill(~allowed, -torch.inf), count.expand(values.shape[:-1])) & allowed

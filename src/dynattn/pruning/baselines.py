@@ -14,8 +14,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from dynattn.pruning.base import Course, Decision, Pruning, Seen, Start, top
-from dynattn.pruning.names import NUMBER, number
+from dynattn.methods import share
+from dynattn.pruning.base import NUMBER, Course, Decision, Pruning, Seen, Start, top
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
 _NAME = re.compile(rf"(?P<kind>random|first)-tokens-(?P<keep>{NUMBER})(?:-r(?P<seed>\d+))?")
@@ -46,7 +46,7 @@ class RandomTokens(Pruning):
     @property
     def name(self) -> str:
         """``random-tokens-KEEP``, with ``-rSEED`` where it is not 0."""
-        return f"random-tokens-{number(self.keep)}" + (f"-r{self.seed}" if self.seed else "")
+        return f"random-tokens-{share.text(self.keep)}" + (f"-r{self.seed}" if self.seed else "")
 
     @classmethod
     def from_name(cls, name: str) -> RandomTokens | None:
@@ -83,7 +83,7 @@ class FirstTokens(Pruning):
     @property
     def name(self) -> str:
         """``first-tokens-KEEP``."""
-        return f"first-tokens-{number(self.keep)}"
+        return f"first-tokens-{share.text(self.keep)}"
 
     @classmethod
     def from_name(cls, name: str) -> FirstTokens | None:

@@ -20,10 +20,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from dynattn.methods import share
 from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import Layout, find
-from dynattn.pruning.names import number
 from dynattn.pruning.policy import attend
 from dynattn.pruning.predictor import KEEP, Predictors, draw, left_after
 from dynattn.pruning.schedule import check_ratio
@@ -75,7 +75,7 @@ class DynamicViT(Pruning):
     @property
     def name(self) -> str:
         """``dynamicvit-RATIO``."""
-        return f"dynamicvit-{number(self.ratio)}"
+        return f"dynamicvit-{share.text(self.ratio)}"
 
     @classmethod
     def from_name(cls, name: str) -> None:

@@ -21,9 +21,9 @@ from typing import final
 
 from torch import Tensor
 
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
+from dynattn.methods import share
+from dynattn.pruning.base import NUMBER, Attended, Course, Decision, Pruning, Seen, Start
 from dynattn.pruning.importance import received
-from dynattn.pruning.names import NUMBER, number
 
 _NAME = re.compile(rf"ltp-({NUMBER}(?:-{NUMBER})*)")
 
@@ -55,7 +55,7 @@ class LTP(Pruning):
     @property
     def name(self) -> str:
         """``ltp-THRESHOLD``, or ``ltp-`` and the thresholds of all layers."""
-        return "ltp-" + "-".join(map(number, self.thresholds))
+        return "ltp-" + "-".join(map(share.text, self.thresholds))
 
     @classmethod
     def from_name(cls, name: str) -> LTP | None:

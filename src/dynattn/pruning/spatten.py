@@ -22,10 +22,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.methods import share
 from dynattn.pruning import quantise
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest, top
+from dynattn.pruning.base import NUMBER, Attended, Course, Decision, Pruning, Seen, Start, highest, top
 from dynattn.pruning.importance import probabilities, received
-from dynattn.pruning.names import NUMBER, number
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
 HEAD_FRONT = 0.3
@@ -78,11 +78,11 @@ class SpAtten(Pruning):
     @property
     def name(self) -> str:
         """``spatten-KEEP``, with ``-hHEADS``, ``-vVALUES``, ``-qHIGH.LOW`` and ``-tTHRESHOLD`` where they are set."""
-        heads = f"-h{number(self.heads)}" if self.heads != 1 else ""
-        values = f"-v{number(self.values)}" if self.values != 1 else ""
+        heads = f"-h{share.text(self.heads)}" if self.heads != 1 else ""
+        values = f"-v{share.text(self.values)}" if self.values != 1 else ""
         bits = "" if self.bits is None else f"-q{self.bits[0]}.{self.bits[1]}"
-        threshold = f"-t{number(self.threshold)}" if self.threshold != 0.1 else ""
-        return f"spatten-{number(self.keep)}{heads}{values}{bits}{threshold}"
+        threshold = f"-t{share.text(self.threshold)}" if self.threshold != 0.1 else ""
+        return f"spatten-{share.text(self.keep)}{heads}{values}{bits}{threshold}"
 
     @classmethod
     def from_name(cls, name: str) -> SpAtten | None:

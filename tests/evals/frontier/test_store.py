@@ -71,7 +71,7 @@ def test_a_half_written_file_leaves_the_one_before(tmp_path: Path, monkeypatch: 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.os, "replace", killed)
+    monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         store.save(record([sheet(exam())], []), path)
     assert path.read_text() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
 from dynattn.account import counting
-from dynattn.evals.frontier.work import flops, look, pairs
+from dynattn.evals.frontier.work import look, pairs
 from dynattn.evals.models import Pretrained, load
 from dynattn.integrations.transformers import Call
-from dynattn.methods import NM, PairMethod, Rows
-from dynattn.methods.base import Glance
+from dynattn.methods import NM
 
 HEADS, HEAD_DIM, HIDDEN, LAYERS = 2, 16, 32, 2  # of the tiny encoder; its feed-forward blocks are as wide
 
@@ -34,35 +34,20 @@ def test_pairs_are_those_that_may_be_attended():
     assert pairs(_call(3, 5, torch.zeros(1, 1, 1, 5).masked_fill(~mask, -torch.inf))) == 6 * 12
 
 
-class _Glancing(PairMethod):
-    """Chooses by something that costs three multiply-adds a pair."""
-
-    name = "glancing"  # pyright: ignore[reportAssignmentType]
-
-    @classmethod
-    def from_name(cls, name: str) -> None:
-        return None
-
-    def choose(self, scores: torch.Tensor, rows: Rows) -> torch.Tensor:
-        raise NotImplementedError
-
-    def glance(self, head_dim: int, itemsize: int) -> Glance:
-        return Glance(3, 0)
-
-
-def test_a_choice_by_score_pays_for_all_scores_and_another_for_its_glances():
-    assert flops(NM(1, 4), 100, 25, 8, 4, 4) == 2 * (100 * 8 + 25 * 4)
-    assert flops(_Glancing(), 100, 25, 8, 4, 4) == 2 * (25 * 8 + 100 * 3 + 25 * 4)
-
-
 def _looked(pretrained: Pretrained, method: str, length: int):
     generator = torch.Generator().manual_seed(0)
     inputs = [{"input_ids": torch.randint(0, 60, (1, length), generator=generator)} for _ in range(2)]
     return look(pretrained, method, inputs)
 
 
-@pytest.mark.parametrize("method", ["dense", "nm-1-4", "nm-2-4-w8-s1"])
-@pytest.mark.parametrize("model", ["tiny_encoder", "tiny_decoder"])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        *itertools.product(["tiny_encoder", "tiny_decoder"], ["dense", "nm-1-4", "nm-2-4-w8-s1", "dsa-0.5"]),
+        ("tiny_encoder", "perhead(efficient_nm-1-2)"),
+        ("tiny_decoder", "perhead(3*nm-1-4_dense)"),
+    ],
+)
 def test_the_work_is_that_of_the_account(model: str, method: str, request: pytest.FixtureRequest):
     pretrained = load(str(request.getfixturevalue(model)))
     found = _looked(pretrained, method, 48)

@@ -15,6 +15,7 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
@@ -35,6 +36,25 @@ class Problem:
     scale: float = 0.125
     aux: bool = False
     kernel: str = "mma2"
+    dropout_p: float = 0.0
+    dropout_seed: int = -(3 << 40) - 5  # both of its words matter
+
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern.of(self.method, self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+
+    @property
+    def seed(self) -> Tensor | None:
+        return torch.tensor(self.dropout_seed) if self.dropout_p else None
+
+    @property
+    def drops(self) -> Tensor | None:
+        """Factors of dropout, (batch, heads, q_len, kv_len)."""
+        batch, heads, q_len, _ = self.query.shape
+        if not self.dropout_p:
+            return None
+        rows, kv_len = range(q_len), self.key.shape[2]
+        return dropout.factors(self.dropout_seed, self.dropout_p, batch, heads, rows, kv_len, self.query.device)
 
 
 class Result(NamedTuple):
@@ -106,7 +126,7 @@ def run(problem: Problem, schedule: Schedule = SCHEDULES[0], sources: Path = emu
     prepared = launch.prepare(
         p.query, p.key, p.value, p.mask, asked["out"], asked["logsumexp"],
         asked["kept_mass"], asked["kept"], asked["allowed"],
-        Pattern.of(p.method, p.causal, p.scale), device(p.kernel),
+        p.pattern, device(p.kernel), seed=p.seed,
     )  # fmt: skip
     assert prepared.variant.kernel == p.kernel.rstrip("12"), prepared.variant
     counts = emulator.run(prepared, schedule, sources)
@@ -123,7 +143,9 @@ def expected(problem: Problem) -> reference.Forward:
     """The definition, in float64 from the very inputs."""
     p = problem
     mask = p.mask if p.mask is None or p.mask.dtype == torch.bool else p.mask.double()
-    return reference.forward(p.query.double(), p.key.double(), p.value.double(), p.method, mask, p.causal, p.scale)
+    return reference.forward(
+        p.query.double(), p.key.double(), p.value.double(), p.method, mask, p.causal, p.scale, drops=p.drops
+    )  # fmt: skip
 
 
 def tf32(x: Tensor) -> Tensor:
@@ -142,7 +164,8 @@ def plain(problem: Problem) -> Tensor:
     weights = (s - top).exp()
     value = rounded(p.value.where(p.value.isfinite(), 0.0))  # under a mask: the kernels must not see them
     value = value.repeat_interleave(p.query.shape[1] // p.value.shape[1], 1)
-    out = rounded(weights) @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+    drops = 1.0 if p.drops is None else p.drops
+    out = (rounded(weights) * drops) @ value / weights.sum(-1, keepdim=True).clamp(min=1e-30)
     return out.to(p.query.dtype)
 
 

@@ -16,7 +16,6 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, prepare_backward
-from dynattn.kernels.pattern import Pattern
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
@@ -96,7 +95,7 @@ def run(problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Pa
     gradients = Gradients(inside["query"], inside["key"], inside["value"], inside.get("mask"))
     launches = prepare_backward(
         problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp,
-        Pattern.of(p.method, p.causal, p.scale), *gradients, problem.device,
+        p.pattern, *gradients, problem.device, p.seed,
     )  # fmt: skip
     _, counts, _ = (emulator.run(one, schedule, _folder(one.variant.source, sources)) for one in launches)
     for name, buffer in buffers.items():
@@ -117,8 +116,8 @@ def run_forward(problem: BackwardProblem) -> tuple[Tensor, Tensor]:
     out = torch.full((*p.query.shape[:3], p.value.shape[3]), math.nan, dtype=p.query.dtype)
     logsumexp = torch.full(p.query.shape[:3], math.nan)
     prepared = launch.prepare(
-        p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, Pattern.of(p.method, p.causal, p.scale),
-        problem.device, for_backward=True,
+        p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, p.pattern, problem.device,
+        for_backward=True, seed=p.seed,
     )  # fmt: skip
     assert prepared.variant.kernel == "mma"
     emulator.run(prepared)
@@ -126,7 +125,7 @@ def run_forward(problem: BackwardProblem) -> tuple[Tensor, Tensor]:
 
 
 def _defined_forward(p: Problem) -> tuple[Tensor, Tensor]:
-    forward = reference.forward(p.query, p.key, p.value, p.method, p.mask, p.causal, p.scale)
+    forward = reference.forward(p.query, p.key, p.value, p.method, p.mask, p.causal, p.scale, drops=p.drops)
     return forward.out, forward.logsumexp
 
 
@@ -136,7 +135,7 @@ def expected(problem: BackwardProblem) -> reference.Gradients:
     mask = p.mask if p.mask is None or p.mask.dtype == torch.bool else p.mask.double()
     return reference.backward(
         problem.grad_out.double(), problem.grad_logsumexp.double(), p.query.double(), p.key.double(), p.value.double(),
-        p.method, mask, p.causal, p.scale,
+        p.method, mask, p.causal, p.scale, drops=p.drops,
     )  # fmt: skip
 
 
@@ -150,14 +149,15 @@ def plain(problem: BackwardProblem, out: Tensor, logsumexp: Tensor) -> reference
     repeat = lambda x: x.float().repeat_interleave(heads // kv_heads, 1)  # noqa: E731
     q, k, v, d_out = p.query.float(), repeat(p.key), repeat(p.value), problem.grad_out.float()
     row = (d_out * out.float()).sum(-1) - problem.grad_logsumexp
-    d_scores = (weights * (d_out @ v.mT - row.unsqueeze(-1))).where(kept, 0.0)
+    drops = 1.0 if p.drops is None else p.drops
+    d_scores = (weights * (drops * (d_out @ v.mT) - row.unsqueeze(-1))).where(kept, 0.0)
     dtype = p.query.dtype
     rounded = d_scores.to(dtype).float()
     group = lambda x: x.unflatten(1, (kv_heads, heads // kv_heads)).sum(2).to(dtype)  # noqa: E731
     return reference.Gradients(
         (p.scale * (rounded @ k)).to(dtype),
         group(p.scale * (rounded.mT @ q)),
-        group(weights.to(dtype).float().mT @ d_out),
+        group((weights * drops).to(dtype).float().mT @ d_out),
         d_scores,
     )
 

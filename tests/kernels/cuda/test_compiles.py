@@ -2,8 +2,9 @@
 registers, and ptxas has nothing to say.
 
 All of the instantiations would take hours, so a cover is compiled: every pair of choices (say, head_dim 96 with an
-additive mask) stands in one of them for ``sm_80`` and for the ``wgmma`` kernel; every single choice for the others,
-and for looking at the machine code, which takes as long as making it. ``dynattn warmup --all`` compiles the rest.
+additive mask) stands in one of them for ``sm_80`` and for the ``wgmma`` kernel; every single choice for the others, for
+those with dropout, and for looking at the machine code, which takes as long as making it. ``dynattn warmup --all``
+compiles the rest.
 """
 
 import itertools
@@ -51,12 +52,15 @@ def cover(pool: Iterable[V], strength: int) -> list[V]:
     return chosen
 
 
-MMA = [variant for variant in variants() if variant.kernel == "mma"]
+MMA = [variant for variant in variants() if variant.kernel == "mma" and not variant.dropout]
+DROPOUT = [variant for variant in variants() if variant.dropout]
 WGMMA = [variant for variant in variants() if variant.kernel == "wgmma"]
 CASES = [
     *((variant, "sm_80") for variant in cover(MMA, 2)),
     *((variant, "sm_89") for variant in cover(MMA, 1)),
     *((variant, "sm_90a") for variant in cover(MMA, 1)),
+    *((variant, "sm_80") for variant in cover(DROPOUT, 1)),
+    *((variant, "sm_90a") for variant in cover(DROPOUT, 1)[:1]),
     *((variant, "sm_90a") for variant in cover(WGMMA, 2)),
 ]
 

@@ -1,6 +1,7 @@
 """The backward kernels' machine code: it is made, it keeps to its registers, and dQ comes from sparse tensor cores."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from test_compiles import cover, disassembled
@@ -18,9 +19,13 @@ from dynattn.kernels.cuda.variants_backward import (
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
 
 _LITTLE, _AT_MOST = 128, 448  # bytes of a thread that may lie outside its registers: of 1020
+WITHOUT = [variant for variant in main_variants() if not variant.dropout]
+DROPOUT = [variant for variant in main_variants() if variant.dropout]
 PLAIN = BackwardVariant("bfloat16", 64, 1, 2, row_tiles=2)
 CASES: list[tuple[AnyBackwardVariant, str]] = [
-    *((variant, "sm_80") for variant in cover(main_variants(), 1)),
+    *((variant, "sm_80") for variant in cover(WITHOUT, 1)),
+    *((variant, "sm_80") for variant in cover(DROPOUT, 1)),
+    (replace(PLAIN, dropout=True), "sm_80"),
     (PLAIN, "sm_80"),
     (PLAIN, "sm_89"),
     (PLAIN, "sm_90a"),

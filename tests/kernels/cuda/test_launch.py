@@ -1,5 +1,6 @@
 """From a call to a launch, without a device: the parameters' bytes, the choice of the variant, the tensor maps."""
 
+import ctypes
 from pathlib import Path
 
 import layout
@@ -23,6 +24,7 @@ needs_wgmma = pytest.mark.skipif(not WGMMA_HEAD_DIMS, reason="this build has no 
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, device: Device = AMPERE,
     aux: bool = False, n: int = 2, m: int = 4, window: int = 0, sinks: int = 0, stride: int = 1, causal: bool = False,
+    dropout_p: float = 0.0, seed: Tensor | None = None,
 ) -> Launch:  # fmt: skip
     rows = query.shape[:3]
     out = torch.empty(*rows, value.shape[3], dtype=query.dtype)
@@ -30,7 +32,7 @@ def prepare(
     asked = (floats[1], ints[0], ints[1]) if aux else (None, None, None)
     return launching.prepare(
         query, key, value, mask, out, floats[0], *asked,
-        Pattern(n, m, window, sinks, stride, causal, 0.5), device,
+        Pattern(n, m, window, sinks, stride, causal, 0.5, dropout_p), device, seed=seed,
     )  # fmt: skip
 
 
@@ -74,7 +76,23 @@ def test_parameters_of_a_call() -> None:
 
 def test_without_mask_and_aux_their_pointers_are_null() -> None:
     params = prepare(*tensors()).params
-    assert (params.mask, params.kept_mass, params.kept, params.allowed) == (None, None, None, None)
+    assert (params.mask, params.kept_mass, params.kept, params.allowed, params.seed) == (None, None, None, None, None)
+    assert (params.drop_below, params.keep_factor) == (0, 1.0)
+
+
+def test_dropouts_seed_stays_where_it_is() -> None:
+    """The kernel reads it: its number here would make the host wait, and a captured graph drop the same for ever."""
+    seed = torch.tensor(5)
+    launch = prepare(*tensors(), dropout_p=0.25, seed=seed)
+    params = launch.params
+    assert (params.seed, params.drop_below, params.keep_factor) == (
+        seed.data_ptr(),
+        1 << 30,
+        ctypes.c_float(4 / 3).value,
+    )
+    assert any(tensor is seed for tensor in launch.tensors)  # it lives until the kernel is on the stream
+    assert launch.variant.dropout
+    assert not prepare(*tensors()).variant.dropout
 
 
 def test_rows_that_are_not_aligned_are_copied_and_no_others() -> None:
@@ -83,7 +101,7 @@ def test_rows_that_are_not_aligned_are_copied_and_no_others() -> None:
     off_by_one = wide.flatten()[1 : 1 + key.numel()].view(key.shape)  # contiguous, but 2 bytes off
     transposed = torch.randn(2, 2, 64, 60).to(torch.bfloat16).mT  # last dimension not contiguous
     for key_in in (wide[..., :64], off_by_one, transposed):
-        _, copy, kept, _ = prepare(query, key_in, value).tensors
+        _, copy, kept, *_ = prepare(query, key_in, value).tensors
         assert copy is not None
         assert kept is value
         assert copy.data_ptr() % 16 == 0
@@ -172,11 +190,12 @@ def test_hopper_takes_wgmma_where_it_can(change: dict, kernel: str, why: str) ->
 
 
 @needs_wgmma
-def test_hopper_takes_mma_for_kept_mass_with_a_window_and_for_expanded_heads() -> None:
+def test_hopper_takes_mma_for_kept_mass_with_a_window_for_dropout_and_for_expanded_heads() -> None:
     query, key, value = tensors()
     assert prepare(query, key, value, device=HOPPER, aux=True).variant.kernel == "wgmma"
     assert prepare(query, key, value, device=HOPPER, window=3).variant.kernel == "wgmma"
     assert prepare(query, key, value, device=HOPPER, aux=True, window=3).variant.kernel == "mma"
+    assert prepare(query, key, value, device=HOPPER, dropout_p=0.1, seed=torch.tensor(0)).variant.kernel == "mma"
     one = key[:, :1].expand(-1, 2, -1, -1)
     assert prepare(query, one, value, device=HOPPER).variant.kernel == "mma"
     assert prepare(query, key, one, device=HOPPER).variant.kernel == "mma"

@@ -30,12 +30,13 @@ def tensors(
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, d_mask: Tensor | None = None, *,
     device: Device = AMPERE, method: NM = NM(2, 4), scale: float = 0.5, grad_out: Tensor | None = None,
+    dropout_p: float = 0.0, seed: Tensor | None = None,
 ) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:  # fmt: skip
     out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
     return prepare_backward(
         torch.empty_like(out) if grad_out is None else grad_out, torch.empty_like(logsumexp), query, key, value, mask,
-        out, logsumexp, Pattern.of(method, True, scale), torch.empty_like(query), torch.empty_like(key),
-        torch.empty_like(value), d_mask, device,
+        out, logsumexp, Pattern.of(method, True, scale)._replace(dropout_p=dropout_p), torch.empty_like(query),
+        torch.empty_like(key), torch.empty_like(value), d_mask, device, seed,
     )  # fmt: skip
 
 
@@ -131,6 +132,16 @@ def test_a_negative_scale_goes_into_the_query() -> None:
     assert main(query, key, value)[1].tensors[0] is query
 
 
+def test_dropout_is_told_what_the_forward_was() -> None:
+    query, key, value = tensors()
+    seed = torch.tensor(5)
+    variant, one = main(query, key, value, dropout_p=0.25, seed=seed)
+    assert variant.dropout
+    assert (one.params.forward.seed, one.params.forward.drop_below) == (seed.data_ptr(), 1 << 30)
+    assert any(tensor is seed for tensor in one.tensors)
+    assert not main(query, key, value)[0].dropout
+
+
 def test_rows_that_are_not_aligned_are_copied() -> None:
     query, key, value = tensors()
     everywhere = torch.ones((), dtype=torch.bfloat16).expand_as(query)  # the gradient of a sum
@@ -153,6 +164,7 @@ def test_what_is_compiled_ahead_for_training() -> None:
     main_ones = [variant for variant in common if isinstance(variant, BackwardVariant)]
     assert {variant.head_dim for variant in main_ones} == {64, 128}
     assert {variant.mask for variant in main_ones} == {"none", "bool"}
+    assert not any(variant.dropout for variant in main_ones)
     assert len(common) == len(main_ones) + 4  # before and after, for both types
     query, key, value = tensors()
     assert {one.variant for one in prepare(query, key, value)} <= set(common)

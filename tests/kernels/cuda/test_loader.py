@@ -31,7 +31,8 @@ constexpr float FACTOR = 2.0f;
 _SOURCE = """
 #include "tiny.cuh"
 namespace dynattn {
-template <class Element, int head_dim, Pattern pattern, MaskKind mask, bool aux, bool band, int row_tiles, int stride>
+template <class Element, int head_dim, Pattern pattern, MaskKind mask, bool aux, bool band, int row_tiles, int stride,
+          bool dropout>
 __global__ void nm_forward_mma(float* out) { out[threadIdx.x] = FACTOR * head_dim; }
 }
 """

@@ -39,6 +39,10 @@ def unwritten_slots() -> BackwardProblem:
     return changed(problem, value=value)
 
 
+def drops() -> BackwardProblem:
+    return backward_problem(40, 102, 32, heads=2, kv_heads=1, method=NM(2, 4), dropout_p=0.4)
+
+
 MAIN, WEIGHTS = "nm_backward.cu", "backward_weights.cuh"
 BUGS = [
     ("copies not waited for", MAIN, "copies_wait();\n", "\n", plain),
@@ -52,6 +56,9 @@ BUGS = [
     ("upper pairs", MAIN, "_packed(packed[1], UPPER_PAIRS)", "_packed(packed[1], LOWER_PAIRS)", band),
     ("product of the second", WEIGHTS, "second == 2 ? group[2] : group[1]", "group[2]", fours),
     ("weights of 0", WEIGHTS, "weight == 0.0f ? 0.0f : ", "", unwritten_slots),
+    ("dropout forgotten in dP", WEIGHTS, "z * pair[i]", "pair[i]", drops),
+    ("dropout forgotten in dV", WEIGHTS, "weight *= z;", "", drops),
+    ("dropout of another head", MAIN, "dropout(f, place.batch, place.head)", "dropout(f, place.batch, 0)", drops),
     ("splits left out", ROWS, "split < p.splits", "split < 1", plain),
 ]  # fmt: skip
 

@@ -93,6 +93,16 @@ def unwritten_slots(kernel: str) -> Problem:
     return problem
 
 
+def drops(kernel: str) -> Problem:
+    return simple(kernel, 40, 102, 32, 4, 2, method=NM(2, 4, stride=16), causal=True, dropout_p=0.4)
+
+
+def unwritten_slots_and_drops(kernel: str) -> Problem:
+    problem = replace(drops(kernel), mask=(torch.arange(102) < 60).view(1, 1, 1, 102))
+    problem.value[:, :, 60:] = math.nan
+    return problem
+
+
 # fmt: off
 MMA_BUGS = [
     Bug("K rows not permuted", "mma_tiles.cuh", pairs,
@@ -135,6 +145,17 @@ MMA_BUGS = [
         "2 * (product >> 1) + 4 * (t >> 1)", "4 * (product >> 1) + 2 * (t >> 1)"),
     Bug("TF32: fours as if they had a sparse form", "nm_mma.cu", words_of_fours,
         "WORDS == 2 && PATTERN == Pattern::two_of_four", "false"),
+    Bug("dropout: order of the counter", "dropout.cuh", drops,
+        "first = key, second = query", "first = query, second = key"),
+    Bug("dropout: half of the seed", "dropout.cuh", drops, "key_c = upper_word(seed)", "key_c = 0"),
+    Bug("dropout: key by position", "choice.cuh", drops,
+        "key_at<STRIDE>(4 * (lane & 3)) + member * STRIDE", "4 * (lane & 3) + member"),
+    Bug("dropout: member of another row's group", "choice.cuh", drops,
+        "4 * chunk + 16 * row + 2 * second", "2 * second"),
+    Bug("dropout: head of keys", "nm_mma.cu", drops, "{p, place.batch, place.head}", "{p, place.batch, place.kv_head}"),
+    Bug("dropout: what is left not scaled", "output.cuh", drops, "DROPOUT ? p.keep_factor : 1.0f", "1.0f"),
+    Bug("dropout: not in repaired rows", "careful.cuh", unwritten_slots_and_drops,
+        "if (dropout.drops(query, of_owner)) w = 0.0f;", ""),
 ]
 
 WGMMA_BUGS = [

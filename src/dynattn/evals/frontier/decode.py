@@ -83,7 +83,7 @@ def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequenc
         linear += account.linear.linear
         pretrained.model.set_attn_implementation(way.together)
         cache = cache_of(pretrained.model, prompt, way)
-        with observing(lambda call: seen.append(see(call))):
+        with observing(lambda call: seen.extend(see(call))):
             pretrained.model(**step, past_key_values=cache)
     work = tally(seen, linear, len(chosen))
     # of what a cache has forgotten nobody knows the weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynattn.evals.compare.results import BASELINE
+from dynattn.evals.files import write_whole
 from dynattn.evals.frontier.cell import Cell, Race
 from dynattn.evals.frontier.results import Failure, Frontier, Grade, Sheet, Time
 
@@ -65,10 +65,7 @@ class Store:
 
 def save(found: Frontier, path: Path) -> None:
     """Write a record; a kill leaves the one before or this one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, found.model_dump_json(indent=1) + "\n")
 
 
 def load(path: Path) -> Frontier:

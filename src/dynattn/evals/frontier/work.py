@@ -11,14 +11,12 @@ another matter: time is measured beside it. :mod:`dynattn.account` counts the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from dynattn.account import counting
-from dynattn.account.pruned import of_forward
+from dynattn.account import counting, of_forward, of_mixing, of_pairs
 from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.frontier.apply import applied, pruner
 from dynattn.evals.frontier.results import Work
@@ -26,7 +24,7 @@ from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
-from dynattn.methods import PairMethod
+from dynattn.methods import MixingMethod, PairMethod
 from dynattn.pruning import Forward, Pruning
 
 LOOKED = 2
@@ -63,7 +61,7 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
         for inputs in examples:
             pretrained.model(**inputs)
     seen: list[Seen] = []
-    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.append(see(call))):
+    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.extend(see(call))):
         for inputs in examples:
             pretrained.model(**inputs)
     if not seen:
@@ -126,41 +124,20 @@ def pairs(call: Call) -> int:
     return batch * heads * int(last.sum())
 
 
-def flops(method: PairMethod, allowed: float, kept: float, head_dim: int, value_dim: int, itemsize: int) -> float:
-    """Of one attention call.
-
-    Args:
-        method: tells what its choice is made from.
-        allowed: pairs that may be attended.
-        kept: pairs that are.
-        head_dim: of queries and keys.
-        value_dim: of values.
-        itemsize: bytes of an element.
-    """
-    glance = method.glance(head_dim, itemsize)
-    scoring = allowed * head_dim if glance is None else kept * head_dim + allowed * glance.multiply_adds
-    return 2.0 * (scoring + kept * value_dim)
+def see(call: Call) -> list[Seen]:
+    """What an attention call costs and keeps; where heads differ, of each method's heads."""
+    return [_seen(part) for part in call.by_method()]
 
 
-def see(call: Call) -> Seen:
-    """What an attention call costs and keeps."""
-    run = partial(
-        attention, call.query, call.key, call.value, call.method,
-        attn_mask=call.attn_mask, causal=call.causal, scale=call.scale,
-    )  # fmt: skip
-    if not isinstance(call.method, PairMethod):
-        return Seen(_counted(run), None, None)
-    _, aux = run(return_aux=True)
+def _seen(call: Call) -> Seen:
+    tensors = call.query, call.key, call.value
+    options: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
+    if isinstance(call.method, MixingMethod):
+        return Seen(2 * of_mixing(*tensors, call.method, **options).multiply_adds, None, None)
+    method = cast(PairMethod, call.method)
+    _, aux = attention(*tensors, method, **options, return_aux=True)
     allowed = pairs(call)
     kept = aux.density.double().mean().item() * allowed
-    sizes = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
-    return Seen(flops(call.method, allowed, kept, *sizes), kept, aux.kept_mass.float().flatten())
-
-
-def _counted(run: Callable[[], object]) -> float:
-    """FLOPs of all products that PyTorch's counter sees."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
+    head_dim, value_dim, itemsize = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
+    work = of_pairs(method.glance(head_dim, itemsize), allowed, kept, head_dim, value_dim)
+    return Seen(2 * work.multiply_adds, kept, aux.kept_mass.float().flatten())

@@ -7,22 +7,18 @@ are not. A checkpoint counts once a seal has been put into it, last and atomical
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+from dynattn.evals.files import write_whole
 
 _SEAL = "complete.json"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is there whole or not at all."""
-    work = path.with_name(f".{path.name}-{os.getpid()}")
-    with work.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    work.replace(path)
+    write_whole(path, json.dumps(value, indent=1))
 
 
 def seal(checkpoint: Path) -> None:

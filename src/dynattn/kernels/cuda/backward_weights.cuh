@@ -2,13 +2,15 @@
 //
 //     P = exp(s - logsumexp),   dS = P ∘ (dP - D),   D = Σ dO · O - grad_logsumexp = Σ P ∘ dP - grad_logsumexp
 //
+// With dropout's factors Z, 0 or 1 / (1 - p), dP becomes Z ∘ dP in both, and dV sums P ∘ Z.
+//
 // Only survivors are exponentiated and differentiated. A survivor's place in its group of four comes from the same
 // nibble that is the metadata of the sparse product; a tile that window or sinks touch is two sets of survivors, all lower
 // and all upper pairs, as in the forward.
 #pragma once
 
 #include "backward_params.cuh"
-#include "mask.cuh"
+#include "dropout.cuh"
 #include "softmax.cuh"
 
 namespace dynattn {
@@ -70,9 +72,12 @@ DYNATTN_DEVICE void products_of_survivors(const float (&group)[4], u32 nibble, f
   }
 }
 
-// dS of the survivors. A forbidden key's product may be anything, NaN too: a weight of 0 has gradient 0.
-template <Pattern PATTERN>
-DYNATTN_DEVICE void differentiate(const Kept& kept, const Scores& products, const RowTerms& terms, Survivors& gradients) {
+// dS of the survivors, 16 queries from `query` by 64 keys from `key0`; P becomes P ∘ Z. A forbidden key's product may be
+// anything, NaN too: a weight of 0 has gradient 0.
+template <Pattern PATTERN, bool DROPOUT, int STRIDE>
+DYNATTN_DEVICE void differentiate(Kept& kept, const Scores& products, const RowTerms& terms,
+                                  const Dropout<DROPOUT, STRIDE>& dropout, int query, int key0, int lane,
+                                  Survivors& gradients) {
 #pragma unroll
   for (int chunk = 0; chunk < 4; ++chunk) {
 #pragma unroll
@@ -83,8 +88,11 @@ DYNATTN_DEVICE void differentiate(const Kept& kept, const Scores& products, cons
       products_of_survivors<PATTERN>(group, nibble_of(kept.nibbles, chunk, row), pair);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float weight = kept.s[chunk][row][i];
-        gradients[chunk][row][i] = weight == 0.0f ? 0.0f : weight * (pair[i] - terms.product[row]);
+        float& weight = kept.s[chunk][row][i];
+        const int key = key0 + survivor_key<STRIDE>(kept.nibbles, chunk, row, i, lane);
+        const float z = dropout.factor(query + 8 * row, key);
+        gradients[chunk][row][i] = weight == 0.0f ? 0.0f : weight * (z * pair[i] - terms.product[row]);
+        weight *= z;
       }
     }
   }
@@ -150,10 +158,9 @@ DYNATTN_DEVICE void write_mask_gradients(const BackwardParams& p, const Kept& ke
     for (int row = 0; row < 2; ++row) {
       if (query + 8 * row >= p.forward.q_len) continue;
       float* out = p.d_mask + (row0 + (query + 8 * row - first_query)) * p.forward.kv_len;
-      const u32 nibble = nibble_of(kept.nibbles, chunk, row);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int key = key0 + key_at<STRIDE>(16 * chunk + 4 * (lane & 3) + static_cast<int>((nibble >> 2 * i) & 3));
+        const int key = key0 + survivor_key<STRIDE>(kept.nibbles, chunk, row, i, lane);
         if (key < p.forward.kv_len) out[key] = gradients[chunk][row][i];
       }
     }

@@ -6,6 +6,7 @@
 // in a row whose sum of weights is a number. Only these rows come here: the definition, a warp a row, from global memory.
 #pragma once
 
+#include "dropout.cuh"
 #include "softmax.cuh"
 
 namespace dynattn {
@@ -34,12 +35,13 @@ DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, 
 }
 
 // Called by a whole warp; writes the row of `out` anew.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE, bool DROPOUT>
 DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, int query, int lane) {
   constexpr int COLUMNS = HEAD_DIM / 32;  // of a lane: lane, lane + 32, …
   constexpr float NOT_KEPT = -1.0f;
   using Raw = typename Format<Element>::Raw;
   const Raw* value = rows_of(static_cast<const Raw*>(p.value), p.value_strides, place.batch, place.kv_head);
+  const Dropout<DROPOUT, STRIDE> dropout(p, place.batch, place.head);
   float sum = 0.0f, base = -INFINITY_F, o[COLUMNS] = {};
   for (int key0 = 0; key0 <= last_key(p, query); key0 += 128) {
     const int key = key0 + key_at<STRIDE>(4 * lane);
@@ -67,10 +69,12 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
     for (int owner = 0; owner < 32; ++owner) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float w = shuffle(s[i], owner);
+        float w = shuffle(s[i], owner);
         if (w == NOT_KEPT) continue;
         sum += w;
-        const Raw* row = value + (key0 + key_at<STRIDE>(4 * owner + i)) * p.value_strides[2];
+        const int of_owner = key0 + key_at<STRIDE>(4 * owner + i);
+        if (dropout.drops(query, of_owner)) w = 0.0f;
+        const Raw* row = value + of_owner * p.value_strides[2];
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
           if (lane + 32 * c < p.value_dim) o[c] += w * Format<Element>::value(row[lane + 32 * c]);
@@ -78,10 +82,11 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
       }
     }
   }
+  const float factor = DROPOUT ? p.keep_factor : 1.0f;
   Raw* out = rows_of(static_cast<Raw*>(p.out), p.out_strides, place.batch, place.head) + query * p.out_strides[2];
 #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
-    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = Format<Element>::raw(o[c] / sum);
+    if (lane + 32 * c < p.value_dim) out[lane + 32 * c] = Format<Element>::raw(factor * o[c] / sum);
   }
 }
 
@@ -99,13 +104,13 @@ DYNATTN_DEVICE u32 leaked_bits(const bool (&leaked)[2], int tile) {
 }
 
 // Recomputes the rows whose bits are set, of a warp whose queries start at `first_query`.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE, bool DROPOUT>
 DYNATTN_DEVICE void repair_rows(const ForwardParams& p, const Place& place, int first_query, u32 leaked, int lane) {
 #pragma unroll 1
   for (int bit = 0; bit < 32; ++bit) {
     if (!(leaked >> bit & 1)) continue;
     const int row = 8 * (bit & 1) + 16 * (bit >> 1 & 1) + (bit >> 2);
-    recompute_row<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query + row, lane);
+    recompute_row<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE, DROPOUT>(p, place, first_query + row, lane);
   }
 }
 

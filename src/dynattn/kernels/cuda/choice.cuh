@@ -69,6 +69,15 @@ DYNATTN_DEVICE u32 finish(HalfMetadata m, QuadLane lane) {
 constexpr u32 ONE_OF_TWO_BASE = 0x88888888u;  // first in {0, 1}: bit 0; second in {2, 3}: bit 2
 constexpr u32 LOWER_PAIRS = 0x44444444u;      // first = 0, second = 1 in every group
 constexpr u32 UPPER_PAIRS = 0xEEEEEEEEu;      // first = 2, second = 3
+constexpr u32 FIRST_OF_PAIRS = 0x88888888u;   // first = 0, second = 2
+constexpr u32 SECOND_OF_PAIRS = 0xDDDDDDDDu;  // first = 1, second = 3
+
+// The key, counted from the tile's first, of the first or second survivor of a group of four.
+template <int STRIDE>
+DYNATTN_DEVICE int survivor_key(u32 nibbles, int chunk, int row, int second, int lane) {
+  const int member = static_cast<int>((nibbles >> (4 * chunk + 16 * row + 2 * second)) & 3);
+  return key_at<STRIDE>(16 * chunk) + key_at<STRIDE>(4 * (lane & 3)) + member * STRIDE;
+}
 
 // One of every two: 1 instruction for the survivor, 2 for its bit. The bit is the sign of x0 - x1: set where the second
 // is larger, clear at ties. NaN becomes the survivor, and makes its whole row NaN whatever its bit says.

@@ -19,6 +19,7 @@ from dynattn.kernels.cuda import driver
 from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, WGMMA_STRIDES, Variant, row_tiles
 from dynattn.kernels.pattern import Pattern
+from dynattn.reference.dropout import threshold
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "tf32"}
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
@@ -37,12 +38,14 @@ class ForwardParams(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
-        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed")),
+        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed", "seed")),
         *((name, _Strides3) for name in ("query_strides", "key_strides", "value_strides", "out_strides")),
         ("mask_strides", _Strides4),
         *((name, ctypes.c_int) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len")),
         *((name, ctypes.c_int) for name in ("head_dim", "value_dim", "window", "sinks", "causal")),
         ("scale", ctypes.c_float),
+        ("drop_below", ctypes.c_uint32),
+        ("keep_factor", ctypes.c_float),
     )
 
 
@@ -76,10 +79,13 @@ def nm_forward(
     allowed: Tensor | None,
     pattern: Pattern,
     for_backward: bool = False,
+    seed: Tensor | None = None,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives, on torch's current stream. Checks nothing.
 
-        out = softmax(scale · QKᵀ + mask, over the pairs that N:M keeps) V
+        out = (Z ∘ softmax(scale · QKᵀ + mask, over the pairs that N:M keeps)) V
+
+    with Z dropout's factors (:mod:`dynattn.reference.dropout`), 1 without.
 
     Args:
         query: (batch, heads, q_len, head_dim), bfloat16, float16, or float32, which is rounded to TF32; head_dim and
@@ -92,6 +98,8 @@ def nm_forward(
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score: 1:2 or 2:4, stride 1, 2, 4, 8 or 16; or N == M.
         for_backward: :func:`dynattn.kernels.cuda.nm_backward` will follow: take the kernel whose choice it repeats.
+        seed: of dropout, one int64 on the device, which the kernel reads when it runs; None where the pattern's
+            ``dropout_p`` is 0.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
@@ -103,7 +111,7 @@ def nm_forward(
     with torch.cuda.device(device.index):  # the caller's current device may be another one
         launch = prepare(
             query, key, value, mask, out, logsumexp, kept_mass, kept, allowed,
-            pattern, device, for_backward,
+            pattern, device, for_backward, seed,
         )  # fmt: skip
         if launch.blocks:
             stream = torch.cuda.current_stream(device.index).cuda_stream
@@ -123,6 +131,7 @@ def prepare(
     pattern: Pattern,
     device: Device,
     for_backward: bool = False,
+    seed: Tensor | None = None,
 ) -> Launch:
     """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
     query, key, value = aligned(query), aligned(key), aligned(value)
@@ -130,26 +139,27 @@ def prepare(
     mask_kind, mask = mask_of(mask, query, value.shape[2])
     pattern = of_kernels(pattern)
     variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
-    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern)
+    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern, seed)
     maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
-    return Launch(variant, blocks, params, maps, (query, key, value, mask))
+    return Launch(variant, blocks, params, maps, (query, key, value, mask, seed))
 
 
 def forward_params(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
-    kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern,
+    kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern, seed: Tensor | None,
 ) -> ForwardParams:  # fmt: skip
     """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave."""
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
     return ForwardParams(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
-        logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed)),
+        logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed, seed)),
         query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
         (0, 0, 0, 0) if mask is None else mask.stride(),
         batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
         pattern.window, pattern.sinks, pattern.causal, pattern.scale,
+        threshold(pattern.dropout_p), 1 / (1 - pattern.dropout_p),
     )  # fmt: skip
 
 
@@ -161,7 +171,7 @@ def choose_variant(
     batch, heads, q_len, head_dim = query.shape
     return _select(
         device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
-        pattern.window > 0 or pattern.sinks > 0, pattern.stride, q_len, batch * heads,
+        pattern.window > 0 or pattern.sinks > 0, pattern.stride, pattern.dropout_p > 0, q_len, batch * heads,
         tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
     )  # fmt: skip
 
@@ -176,17 +186,18 @@ def of_kernels(pattern: Pattern) -> Pattern:
 @lru_cache(maxsize=4096)
 def _select(
     device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool, stride: int,
-    q_len: int, rows: int, *, tma: bool,
+    dropout: bool, q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
     """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
     # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
     in_registers = dtype != "tf32" and not (aux and band) and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
-    if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES:
+    if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES and not dropout:
         padded = next(size for size in WGMMA_HEAD_DIMS if size >= head_dim)
         return Variant("wgmma", dtype, padded, n, m, mask, aux, band, stride=stride)
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
     choices = [
-        Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride) for tiles in row_tiles(padded, dtype)
+        Variant("mma", dtype, padded, n, m, mask, aux, band, tiles, stride, dropout)
+        for tiles in row_tiles(padded, dtype)
     ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     enough = _BLOCKS_A_MULTIPROCESSOR * device.multiprocessors

@@ -80,18 +80,19 @@ def nm_backward(
     d_value: Tensor,
     d_mask: Tensor | None,
     pattern: Pattern,
+    seed: Tensor | None = None,
 ) -> None:
     """Gradients of N:M attention into tensors that the caller gives, on torch's current stream. Checks nothing.
 
     The forward must have been :func:`dynattn.kernels.cuda.nm_forward` with ``for_backward=True``: then the choice is
     the same, bit for bit.
 
-        dV = Pᵀ dO,   dS = P ∘ (dO Vᵀ - Σ dO ∘ O + grad_logsumexp),   dQ = scale · dS K,   dK = scale · dSᵀ Q
+        dV = (Z ∘ P)ᵀ dO,   dS = P ∘ (Z ∘ dO Vᵀ - Σ dO ∘ O + grad_logsumexp),   dQ = scale · dS K,   dK = scale · dSᵀ Q
 
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``.
         grad_logsumexp: (batch, heads, q_len), float32.
-        query, key, value, mask, pattern: what the forward was given.
+        query, key, value, mask, pattern, seed: what the forward was given.
         out, logsumexp: what it gave.
         d_query, d_key, d_value: shaped and typed like the inputs; last dimension contiguous, rows at multiples of
             4 bytes.
@@ -109,7 +110,7 @@ def nm_backward(
         stream = torch.cuda.current_stream(device.index).cuda_stream
         for one in prepare_backward(
             grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, pattern,
-            d_query, d_key, d_value, d_mask, device,
+            d_query, d_key, d_value, d_mask, device, seed,
         ):  # fmt: skip
             if one.blocks:
                 driver.launch(one.variant, device, one.blocks, one.params, one.tensor_maps, stream)
@@ -130,6 +131,7 @@ def prepare_backward(
     d_value: Tensor,
     d_mask: Tensor | None,
     device: Device,
+    seed: Tensor | None = None,
 ) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:
     """The launches for a call of :func:`nm_backward` on ``device``, in order; launches nothing, but clears ``d_mask``.
 
@@ -155,14 +157,14 @@ def prepare_backward(
         d_mask.zero_()
     params = BackwardParams(
         launch.forward_params(
-            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale))
+            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale)), seed
         ),
         grad_out.data_ptr(), grad_logsumexp.data_ptr(), row_terms.data_ptr(), sums.data_ptr(),
         d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), None if d_mask is None else d_mask.data_ptr(),
         grad_out.stride()[:3], d_query.stride()[:3], d_key.stride()[:3], d_value.stride()[:3],
         splits, variant.head_dim, pattern.scale,
     )  # fmt: skip
-    tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums)
+    tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums, seed)
     before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype)
     return (
         BackwardLaunch(before, before.blocks(batch * heads * q_len), params, tensors),
@@ -184,7 +186,9 @@ def _select(
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
     band = pattern.window > 0 or pattern.sinks > 0
     choices = [
-        BackwardVariant(launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles, pattern.stride)
+        BackwardVariant(
+            launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles, pattern.stride, pattern.dropout_p > 0
+        )
         for tiles in row_tiles(padded, mask, band)
     ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]

@@ -8,7 +8,8 @@
 //
 //     S, choice, P, dP, dS (registers) -> P and dS to shared memory | dV += Pᵀ dO, dK += dSᵀ Q | dQ += dS K
 //
-// S comes from the forward's own code, so the choice is the forward's, bit for bit. dQ is a sparse product: dS stands in
+// S comes from the forward's own code, so the choice is the forward's, bit for bit. Dropout draws again what the forward
+// drew (dropout.cuh): dP and the P of dV are multiplied by its factors. dQ is a sparse product: dS stands in
 // registers as the forward's weights do, and the forward's metadata serves it. In dV and dK keys are rows of the result
 // and queries are summed over, an axis along which nothing is regular: P and dS go in spread out, with zeros, densely.
 //
@@ -218,7 +219,7 @@ DYNATTN_DEVICE Operand operand_of_packed(const PackedSurvivors& packed, u32 meta
 
 // One warp's part of a tile: the choice, P and dS of 16 · ROW_TILES queries and 64 keys, into shared memory and, for dQ,
 // into operands. `upper` is filled where `dense`.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE, bool DROPOUT>
 DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& place, int first_query, int key0,
                                           unsigned char* shared_pointer, u32 shared, bool dense, int warp, int lane,
                                           Operand (&gradients)[ROW_TILES], Operand (&upper)[ROW_TILES]) {
@@ -227,6 +228,7 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
   const ForwardParams& f = p.forward;
   const float factor = IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E;
   const QuadLane quad = quad_lane(lane);
+  const Dropout<DROPOUT, STRIDE> dropout(f, place.batch, place.head);
   const int warp_row = 16 * ROW_TILES * warp;
   const u32 warp_rows = shared + warp_row * TileLayout<HEAD_DIM>::PITCH;
 
@@ -268,12 +270,12 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
       if (set > 0 && !dense) continue;
-      const Kept& one = kept[tile][set];
+      Kept& one = kept[tile][set];
       Survivors ds;
       if (dense) {
-        differentiate<Pattern::two_of_four>(one, products[tile][0], terms[tile], ds);
+        differentiate<Pattern::two_of_four>(one, products[tile][0], terms[tile], dropout, query, key0, lane, ds);
       } else {
-        differentiate<PATTERN>(one, products[tile][0], terms[tile], ds);
+        differentiate<PATTERN>(one, products[tile][0], terms[tile], dropout, query, key0, lane, ds);
       }
       if (IS_BIAS<MASK> && p.d_mask != nullptr) {
         write_mask_gradients<STRIDE>(p, one, ds, place.row0, place.first_query, query, key0, lane);
@@ -325,7 +327,7 @@ struct Copies {
   }
 };
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int ROW_TILES, int STRIDE, bool DROPOUT>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const BackwardParams p) {
   using Tiles = BackwardTiles<HEAD_DIM, ROW_TILES>;
   constexpr int QUERIES = Tiles::QUERIES, COLUMNS = Tiles::COLUMNS, WARP_ROWS = 16 * ROW_TILES;
@@ -354,7 +356,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_backward_mma(const Backward
       copies_wait();
       block_barrier();  // queries and gradients are there
       Operand gradients[ROW_TILES], upper[ROW_TILES];
-      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND, ROW_TILES, STRIDE>(
+      weights_and_gradients<Element, HEAD_DIM, PATTERN, MASK, BAND, ROW_TILES, STRIDE, DROPOUT>(
           p, place, first_query, key0, shared_pointer, shared, dense, warp, lane, gradients, upper);
       QueryGradients<HEAD_DIM, COLUMNS, ROW_TILES> d_query(p, block, place.head, first_query, lane);
       block_barrier();  // P and dS are there

@@ -4,7 +4,7 @@
 //
 // A block of 4 warps holds 64 · ROW_TILES queries, 16 · ROW_TILES a warp, and walks over the keys in tiles of 64:
 //
-//     scores of the tile (registers) -> masks -> choice -> weights of the survivors -> O += weights · V
+//     scores of the tile (registers) -> masks -> choice -> weights of the survivors (-> dropout) -> O += weights · V
 //
 // Copies overlap with arithmetic in one buffer each for keys and values: values of the tile arrive while its scores are
 // computed, keys of the next while its values are summed. One buffer, because it is occupancy that hides the rest.
@@ -122,13 +122,15 @@ struct OperandOf<TensorFloat32> {
 };
 
 // What a warp holds of its 16 · ROW_TILES queries.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE,
+          bool DROPOUT>
 struct QueryRows {
   const ForwardParams& p;
   const Place& place;
   const int first_query, lane;
   const float scale, factor;  // `factor` turns differences of scores into exponents of 2
   const QuadLane quad;
+  const Dropout<DROPOUT, STRIDE> dropout;
   RunningSoftmax state[ROW_TILES];
   float o[ROW_TILES][HEAD_DIM / 8][4];
 
@@ -153,12 +155,17 @@ struct QueryRows {
       Survivors pairs[2][1];
       moved = band_weights<PATTERN, IS_BIAS<MASK>, AUX, STRIDE, WORDS>(s, state[tile], factor, p, query, key0, lane,
                                                                        pairs, correction);
+      dropout.drop(pairs[0][0], WORDS == 1 ? LOWER_PAIRS : FIRST_OF_PAIRS, query, key0, lane);
+      dropout.drop(pairs[1][0], WORDS == 1 ? UPPER_PAIRS : SECOND_OF_PAIRS, query, key0, lane);
       set(weights, pairs[0][0], LOWER_PAIRS);
       set(upper, pairs[1][0], UPPER_PAIRS);
     } else {
       Survivors kept[1];
       HalfMetadata metadata[1][WORDS];
-      moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state[tile], factor, quad, kept, metadata, correction);
+      u32 nibbles[1];
+      moved = sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state[tile], factor, quad, kept, nibbles, metadata,
+                                                          correction);
+      dropout.drop(kept[0], nibbles[0], query, key0, lane);
       u32 words[WORDS];
 #pragma unroll
       for (int word = 0; word < WORDS; ++word) words[word] = finish(metadata[0][word], quad);
@@ -185,14 +192,17 @@ struct QueryRows {
     u32 leaked = 0;
 #pragma unroll
     for (int tile = 0; tile < ROW_TILES; ++tile) {
-      leaked |=
-          write_rows<Element, AUX>(p, place, state[tile], o[tile], first_query + 16 * tile, tile, score_scale, lane);
+      leaked |= write_rows<Element, AUX, DROPOUT>(p, place, state[tile], o[tile], first_query + 16 * tile, tile,
+                                                  score_scale, lane);
     }
-    if (leaked) repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query, leaked, lane);
+    if (leaked) {
+      repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE, DROPOUT>(p, place, first_query, leaked, lane);
+    }
   }
 };
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool AUX, bool BAND, int ROW_TILES, int STRIDE,
+          bool DROPOUT>
 __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardParams p) {
   constexpr int WARP_ROWS = 16 * ROW_TILES, COLUMNS = HEAD_DIM * Format<Element>::HALVES;
   DYNATTN_SHARED_MEMORY(shared, 128);
@@ -204,8 +214,9 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardPa
   Queries<Element, COLUMNS, ROW_TILES> queries;
   queries.load(p, place, tiles.values + tiles.BYTES, shared + 2 * tiles.BYTES, warp, lane);
   const float scale = p.scale < 0.0f ? -p.scale : p.scale, score_scale = IS_BIAS<MASK> ? 1.0f : scale;
-  QueryRows<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, ROW_TILES, STRIDE> rows = {
-      p, place, place.first_query + WARP_ROWS * warp, lane, scale, score_scale * LOG2_E, quad_lane(lane)};
+  QueryRows<Element, HEAD_DIM, PATTERN, MASK, AUX, BAND, ROW_TILES, STRIDE, DROPOUT> rows = {
+      p, place, place.first_query + WARP_ROWS * warp, lane, scale, score_scale * LOG2_E, quad_lane(lane),
+      {p, place.batch, place.head}};
 
 #pragma unroll 1
   for (int key0 = 0; key0 < key_end; key0 += MMA_KEYS) {

@@ -256,7 +256,8 @@ struct Consumer {
     Scores s[WGMMA_UNITS];
     get_scores(s);
     if constexpr (MASK != MaskKind::none) mask_scores(s, key0);
-    return sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, metadata, correction);
+    u32 nibbles[WGMMA_UNITS];
+    return sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, nibbles, metadata, correction);
   }
   DYNATTN_DEVICE void finish_weights(Weights& weights) const {
     pack(kept, weights);
@@ -328,7 +329,8 @@ struct Consumer {
         pack(pairs[1], weights);
         set_metadata(weights, UPPER_PAIRS);
       } else {
-        if (sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, metadata, correction)) {
+        u32 nibbles[WGMMA_UNITS];
+        if (sparse_weights<PATTERN, IS_BIAS<MASK>, AUX>(s, state, factor, quad, kept, nibbles, metadata, correction)) {
           rescale(o, correction);
         }
         finish_weights(weights);
@@ -369,10 +371,10 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
         scale, score_scale * LOG2_E, quad_lane(lane)};
     consumer.load_queries();
     consumer.edge_tiles(order, consumer.plain_tiles(order));
-    const u32 leaked = write_rows<Element, AUX>(p, place, consumer.state, consumer.o, first_query + warp_row, 0,
+    const u32 leaked = write_rows<Element, AUX, false>(p, place, consumer.state, consumer.o, first_query + warp_row, 0,
                                                   score_scale, lane);
     if (leaked) {
-      repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE>(p, place, first_query + warp_row, leaked, lane);
+      repair_rows<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE, false>(p, place, first_query + warp_row, leaked, lane);
     }
   }
 }

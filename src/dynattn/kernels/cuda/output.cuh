@@ -5,8 +5,8 @@
 
 namespace dynattn {
 
-// Writes the rows from `first_query` on; returns the bits of those into which a value leaked (careful.cuh).
-template <class Element, bool AUX, int FRAGMENTS>
+// Writes the rows from `first_query` on, times what dropout makes of the weights it leaves; returns the bits of those into which a value leaked (careful.cuh).
+template <class Element, bool AUX, bool DROPOUT, int FRAGMENTS>
 DYNATTN_DEVICE u32 write_rows(const ForwardParams& p, const Place& place, const RunningSoftmax& state,
                               const float (&o)[FRAGMENTS][4], int first_query, int tile, float score_scale, int lane) {
   RunningSoftmax total = state;
@@ -23,7 +23,8 @@ DYNATTN_DEVICE u32 write_rows(const ForwardParams& p, const Place& place, const 
     }
     const int query = first_query + (lane >> 2) + 8 * row;
     if (query >= p.q_len) continue;
-    const float sum = total.sum[row], inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float sum = total.sum[row], whole = DROPOUT ? p.keep_factor : 1.0f;
+    const float inverse = sum == 0.0f ? 0.0f : whole / sum;
 #pragma unroll
     for (int n = 0; n < FRAGMENTS; ++n) {
       const float low = o[n][2 * row] * inverse, high = o[n][2 * row + 1] * inverse;

@@ -1,8 +1,9 @@
 """The kernels' instantiations: what each one takes, and what its launch needs.
 
 A variant fixes what the compiler must know: element type, padded head dimension, pattern, kind of mask, whether kept
-mass and counts are asked for (``aux``) and whether window or sinks widen the choice (``band``). Lengths, strides,
-causality, groups of heads and the scale are launch parameters (``params.cuh``).
+mass and counts are asked for (``aux``), whether window or sinks widen the choice (``band``) and whether kept weights
+are dropped (``dropout``). Lengths, strides, causality, groups of heads, the scale, and dropout's seed and probability
+are launch parameters (``params.cuh``).
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Variant:
         row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
             memory, 1 makes twice as many thread blocks, for problems too small to fill the device.
         stride: how far apart the keys of a group stand.
+        dropout: drop kept weights; mma only.
     """
 
     kernel: str
@@ -70,6 +72,7 @@ class Variant:
     band: bool = False
     row_tiles: int = 1
     stride: int = 1
+    dropout: bool = False
 
     @property
     def source(self) -> str:
@@ -88,6 +91,7 @@ class Variant:
         arguments += [str(self.aux).lower(), str(self.band).lower()]
         arguments += [str(self.row_tiles)] if self.kernel == "mma" else []
         arguments.append(str(self.stride))
+        arguments += [str(self.dropout).lower()] if self.kernel == "mma" else []
         return f"dynattn::nm_forward_{self.kernel}<{', '.join(arguments)}>"
 
     @property
@@ -129,15 +133,15 @@ def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
 
 def variants() -> Iterator[Variant]:
     """Every variant there is, but for strides that are neither 1 nor 16."""
-    for dtype, head_dim, (n, m), mask, aux, band, stride in product(
-        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES
+    for dtype, head_dim, (n, m), mask, aux, band, stride, dropout in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES, (False, True)
     ):
         for tiles in row_tiles(head_dim):
-            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride)
-    for head_dim, (n, m), mask, aux, band, stride in product(
-        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES
+            yield Variant("mma", dtype, head_dim, n, m, mask, aux, band, tiles, stride, dropout)
+    for head_dim, (n, m), mask, aux, band, stride, dropout in product(
+        TF32_HEAD_DIMS, PATTERNS, MASKS[:-1], (False, True), (False, True), COMMON_STRIDES, (False, True)
     ):
-        yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride)
+        yield Variant("mma", "tf32", head_dim, n, m, mask, aux, band, 1, stride, dropout)
     for dtype, head_dim, (n, m), mask, (aux, band), stride in product(
         DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, ((False, False), (False, True), (True, False)), WGMMA_STRIDES
     ):

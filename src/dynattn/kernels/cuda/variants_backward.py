@@ -91,6 +91,7 @@ class BackwardVariant:
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp works on.
         stride: how far apart the keys of a group stand.
+        dropout: the forward dropped kept weights.
     """
 
     dtype: str
@@ -101,6 +102,7 @@ class BackwardVariant:
     band: bool = False
     row_tiles: int = 1
     stride: int = 1
+    dropout: bool = False
 
     kernel = "backward"
     source = "nm_backward.cu"
@@ -117,6 +119,7 @@ class BackwardVariant:
             str(self.band).lower(),
             str(self.row_tiles),
             str(self.stride),
+            str(self.dropout).lower(),
         ]
         return f"dynattn::nm_backward_mma<{', '.join(arguments)}>"
 
@@ -148,11 +151,11 @@ def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
 
 def main_variants() -> Iterator[BackwardVariant]:
     """Every variant of the main kernel, but for strides that are neither 1 nor 16."""
-    for dtype, head_dim, (n, m), mask, band, stride in product(
-        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), COMMON_STRIDES
+    for dtype, head_dim, (n, m), mask, band, stride, dropout in product(
+        DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), COMMON_STRIDES, (False, True)
     ):
         for tiles in row_tiles(head_dim, mask, band):
-            yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles, stride)
+            yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles, stride, dropout)
 
 
 def small_variants() -> Iterator[RowTermsVariant | QueryVariant]:

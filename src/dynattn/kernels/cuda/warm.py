@@ -21,8 +21,8 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
     Args:
         archs: ``sm_80``, ``sm_90a``, …
         head_dims: of the models to come; () for 64 and 128.
-        every: all masks, kept mass and counts too; else no mask and boolean masks, without them, stride 16 without
-            window and sinks, and no TF32.
+        every: all masks, kept mass and counts, dropout too; else no mask and boolean masks, without them, stride 16
+            without window and sinks, and no TF32.
 
     Raises:
         ValueError: no kernel takes an architecture or a head_dim.
@@ -81,7 +81,7 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
 
 def _common(variant: Variant | BackwardVariant) -> bool:
     aux = isinstance(variant, Variant) and variant.aux
-    if variant.mask not in _COMMON_MASKS or aux or variant.dtype == "tf32":
+    if variant.mask not in _COMMON_MASKS or aux or variant.dropout or variant.dtype == "tf32":
         return False
     return variant.stride == 1 or not variant.band
 

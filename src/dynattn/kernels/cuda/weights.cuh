@@ -9,18 +9,19 @@
 
 namespace dynattn {
 
-// Both functions leave exponentiated weights, and say whether the base moved: then O is multiplied by `correction`.
+// Both functions leave exponentiated weights, and say whether the base moved: then O is multiplied by `correction`. The
+// sparse one also leaves the nibbles of this thread's own groups.
 template <Pattern PATTERN, bool SUBTRACT_FIRST, bool AUX, int UNITS, int WORDS>
 DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& state, float factor, QuadLane quad,
-                                   Survivors (&kept)[UNITS], HalfMetadata (&metadata)[UNITS][WORDS],
-                                   float (&correction)[2]) {
+                                   Survivors (&kept)[UNITS], u32 (&nibbles)[UNITS],
+                                   HalfMetadata (&metadata)[UNITS][WORDS], float (&correction)[2]) {
   float largest[2] = {-INFINITY_F, -INFINITY_F};
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
-    const u32 nibbles = choose<PATTERN>(s[unit], kept[unit]);
+    nibbles[unit] = choose<PATTERN>(s[unit], kept[unit]);
 #pragma unroll
     for (int word = 0; word < WORDS; ++word) {
-      metadata[unit][word] = exchange(metadata_word<WORDS>(nibbles, word), quad);
+      metadata[unit][word] = exchange(metadata_word<WORDS>(nibbles[unit], word), quad);
     }
     include_in_maximum(kept[unit], largest);
   }

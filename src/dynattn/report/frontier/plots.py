@@ -157,15 +157,13 @@ def _line(
 
 
 def _hover(member: Contender) -> str:
-    worst, mean = member.worst, member.retained
+    worst = member.worst
     lines = [
         f"<b>{member.label}</b> ({', '.join(member.names)})",
         f"worst, {worst.sheet.exam.title}: {_bounds(worst.retained)}",
-        f"mean: {_bounds(mean)}",
-        f"FLOPs {member.flops:.0%} of dense",
+        f"mean: {_bounds(member.retained)}",
+        *_costs(member),
     ]
-    lines += [] if member.density is None else [f"pairs kept {member.density:.1%}"]
-    lines += [] if member.time is None else [f"time {member.time:.0%} of dense"]
     return "<br>".join(lines)
 
 
@@ -174,11 +172,16 @@ def _hover_result(member: Contender, result: Result) -> str:
         f"<b>{member.label}</b> ({result.grade.cell.entry.name})",
         f"{result.sheet.metric}: {sum(result.grade.scores) / len(result.grade.scores):.4f}",
         f"retained {_bounds(result.retained)}",
-        f"FLOPs {result.flops:.0%} of dense",
+        *_costs(result),
     ]
-    lines += [] if result.density is None else [f"pairs kept {result.density:.1%}"]
-    lines += [] if result.time is None else [f"time {result.time:.0%} of dense"]
     return "<br>".join(lines)
+
+
+def _costs(found: Contender | Result) -> list[str]:
+    lines = [f"FLOPs {found.flops:.0%} of dense"]
+    lines += [] if found.density is None else [f"pairs kept {found.density:.1%}"]
+    lines += [] if found.time is None else [f"time {found.time:.0%} of dense"]
+    return lines
 
 
 def _bounds(found: Interval) -> str:

@@ -1,0 +1,31 @@
+"""The tables of all methods and of real models show the records, and leave no method out."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydantic")
+pytest.importorskip("markupsafe")
+
+ROOT = Path(__file__).parents[2]
+NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations"}
+
+
+@pytest.mark.parametrize(("name", "written"), [("methods_table", "with_tables"), ("quality_table", "with_table")])
+def test_the_page_shows_the_records(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module(name)
+    page = script.PAGE.read_text()
+    assert getattr(script, written)(page) == page
+    with pytest.raises(ValueError, match=f"{name}: the page must hold"):
+        getattr(script, written)("# Nothing")
+
+
+def test_every_method_has_figures() -> None:
+    folder = ROOT / "docs" / "methods"
+    linked = set(re.findall(r"\]\((\w+)\.md\)", (folder / "figures.md").read_text()))
+    assert {path.stem for path in folder.glob("*.md")} - NO_FIGURES_OF_THEIR_OWN <= linked
