@@ -150,7 +150,8 @@ def timings() -> dict[str, Any]:
         names = TIMED if length == LENGTHS[0] else FAST
         calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
         calls |= {name: lambda name=name, run=run: run(name) for name in names}
-        taken = interleaved(calls, rounds=5, min_sample=None, clock=time.process_time)
+        # Samples of 50 ms: processor time of one short call can be a tick of 4 ms off.
+        taken = interleaved(calls, rounds=7, min_sample=0.05, clock=time.process_time)
         found[str(length)] = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
     record = {"shape": "(1, 12, length, 64)", "threads": 1, "clock": "process time", "machine": machine()}
     torch.set_num_threads(threads)
