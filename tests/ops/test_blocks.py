@@ -264,6 +264,20 @@ def test_routes() -> None:
     assert dynattn.explain(query.double(), key.double(), value.double(), BlockTopK(0.5, 8)).backend == "reference"
 
 
+@needs_kernels
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_empty(shape: tuple[int, int, int, int], causal: bool) -> None:
+    batch, heads, q_len, kv_len = shape
+    query = torch.randn(batch, heads, q_len, 8, requires_grad=True)
+    key = torch.randn(batch, heads, kv_len, 8, requires_grad=True)
+    out, aux = dynattn.attention(query, key, key, BlockTopK(0.5, 8), causal=causal, return_aux=True, backend="cpu")
+    assert torch.equal(out, torch.zeros(batch, heads, q_len, 8))
+    assert torch.equal(aux.kept_mass, torch.ones(batch, heads, q_len))
+    for gradient in torch.autograd.grad(out.sum(), (query, key)):
+        assert not gradient.any()
+
+
 def test_a_method_of_whole_blocks_must_choose_them() -> None:
     query, key, _ = inputs(8, 8)
     with pytest.raises(NotImplementedError, match=r"topk-3 has no choice of whole blocks; define choose_blocks\(\)"):
