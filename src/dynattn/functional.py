@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, Window, parse
 from dynattn.ops import banded, heads, transforms
+from dynattn.ops.blocks import block_attention
 from dynattn.ops.choose import Plan, Problem, explain_choice, route
 from dynattn.ops.nm import nm_attention
 from dynattn.ops.pairs import pair_attention
@@ -130,9 +131,13 @@ def attention(
             *tensors, method.n, method.m, method.window, method.sinks, method.stride, causal, factor, float(dropout_p),
             return_aux, problem.needs_grad, chosen,
         )  # fmt: skip
-    else:
+    elif chosen == "reference":
         out, logsumexp, kept_mass, kept, allowed = pair_attention(
             *tensors, method.known_as, causal, factor, float(dropout_p), return_aux
+        )
+    else:
+        out, logsumexp, kept_mass, kept, allowed, _ = block_attention(
+            *tensors, method.known_as, causal, factor, float(dropout_p), return_aux, problem.needs_grad, chosen
         )
     if not return_aux:
         return out
@@ -249,8 +254,12 @@ def _check(
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     return Problem(
         device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
-        needs_grad,
+        needs_grad, attn_mask is not None and _by_query(attn_mask),
     )  # fmt: skip
+
+
+def _by_query(mask: Tensor) -> bool:
+    return mask.dtype != torch.bool or (mask.dim() > 1 and mask.shape[-2] != 1)
 
 
 def _check_method(method: Method, aux: bool, dropout_p: float) -> None:

@@ -26,7 +26,8 @@ def test_dry_run(tmp_path: Path) -> None:
     assert results["warm"] == {"kernels": 2, "compiled": 2}
     assert {record["function"] for record in results["attention"]} == {"sdpa", "unfused", "nm-1-2", "nm-2-4"}
     assert all(record["right"] for record in results["attention"])
-    assert {record["function"] for record in results["training"]} == {"sdpa", "nm-1-2", "nm-2-4", "nm-1-2-w64-s4"}
+    trained = {"sdpa", "nm-1-2", "nm-2-4", "nm-1-2-w64-s4", "nm-1-2 dropout 0.1", "nm-2-4 dropout 0.1"}
+    assert {record["function"] for record in results["training"]} == trained
     assert all(record["right"] for record in results["training"])
     assert load(tmp_path / "results" / "tiny.json").suite == "tiny"
     assert not any(record["serialised"] for record in results["rates"])

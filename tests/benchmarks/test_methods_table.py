@@ -1,4 +1,4 @@
-"""The tables of all methods and of real models show the records, and leave no method out."""
+"""The tables of all methods, of real models and of dropout show the records, and leave no method out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations"}
 
 
-@pytest.mark.parametrize(("name", "written"), [("methods_table", "with_tables"), ("quality_table", "with_table")])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("methods_table", "with_tables"), ("quality_table", "with_table"), ("dropout", "with_table")],
+)
 def test_the_page_shows_the_records(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module(name)

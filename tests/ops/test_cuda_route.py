@@ -133,7 +133,7 @@ def emulated_backward(*arguments: Any, pattern: Pattern, seed: torch.Tensor | No
 def test_the_operator_hands_dropout_to_both_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     monkeypatch.setattr(cuda, "nm_backward", emulated_backward)
-    monkeypatch.setattr(nm, "_integer", lambda seed: pytest.fail("on a device it would wait for the seed"))
+    monkeypatch.setattr(nm, "integer", lambda seed: pytest.fail("on a device it would wait for the seed"))
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randint(-3, 4, (1, 2, 70, 32), generator=generator).bfloat16() for _ in range(3))
     inputs = (query, key, value, None, torch.tensor(11))

@@ -6,7 +6,7 @@ import torch
 from dynattn.reference.selection import largest
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int32, torch.int64])
 def test_the_first_of_a_stable_sort(dtype: torch.dtype) -> None:
     scores = torch.randint(-3, 4, (5, 7, 23), generator=torch.Generator().manual_seed(0)).to(dtype)
     count = torch.randint(0, 30, (5, 7), generator=torch.Generator().manual_seed(1))

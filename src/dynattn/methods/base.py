@@ -72,9 +72,12 @@ class PairMethod(Method):
 
     Attributes:
         rows_together: the choice is made for aligned runs of so many consecutive queries; 1 for each query by itself.
+        whole_blocks: where :meth:`choose_blocks` gives the choice, the queries and keys of a block, between 1 and 1024,
+            counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
     """
 
     rows_together: ClassVar[int] | property = 1
+    whole_blocks: ClassVar[int] | property = 0
 
     @abstractmethod
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -90,6 +93,24 @@ class PairMethod(Method):
         Returns:
             bool, of the shape of ``scores``. What is not allowed is never kept, whatever this says.
         """
+
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        """The same choice as :meth:`choose` makes, in whole blocks and without the scores of all pairs.
+
+        Only sums may round in another order. Called where ``whole_blocks`` is not 0.
+
+        Args:
+            query: (batch, heads, q_len, head_dim).
+            key: (batch, kv_heads, kv_len, head_dim).
+            attn_mask: bool, the same for all queries: broadcasts to (batch, heads, 1, kv_len), True may be attended; or
+                None. With other masks :meth:`choose` is asked.
+            causal: forbid keys after the query, aligned bottom-right.
+            scale: factor of the scores.
+
+        Returns:
+            bool (batch, heads, ⌈q_len / whole_blocks⌉, ⌈kv_len / whole_blocks⌉): blocks whose allowed pairs are kept.
+        """
+        raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
         """What an implementation that computes no more than it must makes the choice from; None: the exact scores.

@@ -20,13 +20,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.methods import share
+from dynattn.methods import pooled, share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+)")
 _MAX_BLOCK = 1024
+_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs is no more than queries and keys take at length 64k
 
 
 @final
@@ -89,8 +90,21 @@ class BlockTopK(PairMethod):
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The blocks with the largest mean scores, each with all its pairs."""
         length, kv_len = scores.shape[-2:]
-        kept = self.best(*self._pooled(scores))
+        kept = self.best(*pooled.of_scores(scores, self.block))
         return kept.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)[..., :length, :kv_len]
+
+    @property
+    def whole_blocks(self) -> int:
+        """The block, from 8 on."""
+        return self.block if self.block >= _LEAST_WHOLE else 0
+
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        """The blocks with the largest mean scores, by pooled queries and keys."""
+        rows, columns = (-(-x.shape[2] // self.block) for x in (query, key))
+        kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        for at, mean, some in pooled.means(query, key, attn_mask, causal, scale, self.block):
+            kept[:, :, at] = self.best(mean, some.expand_as(mean))
+        return kept
 
     def best(self, mean: Tensor, some: Tensor) -> Tensor:
         """The blocks kept of every row of blocks.
@@ -103,14 +117,3 @@ class BlockTopK(PairMethod):
             bool, same shape.
         """
         return largest(mean.masked_fill(~some, -math.inf), share.ceil(self.ratio, some.sum(-1))) & some
-
-    def _pooled(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean score of each block's allowed pairs, and whether there are any; (batch, heads, blocks, blocks)."""
-        size = self.block
-        queries, keys = (-(-length // size) for length in scores.shape[-2:])
-        padding = (0, -scores.shape[-1] % size, 0, -scores.shape[-2] % size)
-        blocks = torch.nn.functional.pad(scores, padding, value=-math.inf)
-        blocks = blocks.unflatten(-1, (keys, size)).unflatten(-3, (queries, size))  # [batch, heads, I, i, J, j]
-        allowed = blocks != -math.inf
-        count = allowed.sum((-3, -1))
-        return blocks.masked_fill(~allowed, 0.0).sum((-3, -1)) / count.clamp(min=1), count > 0

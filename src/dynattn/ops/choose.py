@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 
 from dynattn.kernels import cpu, cuda
-from dynattn.methods import NM, Method, MixingMethod, Window
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, Window
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FASTEST_FIRST = {"cpu": ("cpu", "blockwise", "sdpa"), "cuda": ("cuda", "blockwise", "sdpa")}
@@ -32,6 +33,7 @@ class Problem(NamedTuple):
     value_dim: int
     dropout: bool = False
     needs_grad: bool = False
+    mask_by_query: bool = False  # a mask that is added, or that is not the same for all queries
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
@@ -123,9 +125,16 @@ def _no_kernel(method: Method) -> str:
     return f"its kernels compute N:M attention, and {method.known_as} is another method"
 
 
+def _whole_blocks(method: Method) -> bool:
+    return isinstance(method, PairMethod) and method.whole_blocks != 0
+
+
 def _cpu_cannot(problem: Problem) -> str | None:
-    if not isinstance(problem.method, NM):
-        return _no_kernel(problem.method)
+    blocks = _whole_blocks(problem.method)
+    if not blocks and not isinstance(problem.method, NM):
+        return f"its kernels compute N:M attention and large blocks, and {problem.method.known_as} is another method"
+    if blocks and problem.mask_by_query:
+        return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
     if problem.device.type != "cpu":
         return f"tensors are on {problem.device}"
     if problem.dtype not in _KERNEL_DTYPES:
@@ -152,6 +161,10 @@ def _cuda_cannot(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}"
     cannot = cuda.cannot_backward if problem.needs_grad else cuda.cannot
     return cannot(problem.dtype, problem.method, problem.head_dim, problem.value_dim, problem.device)
+
+
+def _cpu_what(problem: Problem, isa: str) -> str:
+    return f"fused C++ kernel ({isa})" + (", dropped blocks skipped" if _whole_blocks(problem.method) else "")
 
 
 def _cuda_what(problem: Problem) -> str:
@@ -197,11 +210,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 _BACKENDS = {
-    "cpu": _Backend(lambda _: f"fused C++ kernel ({cpu.best_isa()})", _cpu_cannot),
-    **{
-        f"cpu-{isa}": _Backend(lambda _, isa=isa: f"fused C++ kernel ({isa})", _isa_cannot(isa))
-        for isa in ("avx512", "avx2", "portable")
-    },
+    "cpu": _Backend(lambda problem: _cpu_what(problem, cpu.best_isa()), _cpu_cannot),
+    **{f"cpu-{isa}": _Backend(partial(_cpu_what, isa=isa), _isa_cannot(isa)) for isa in ("avx512", "avx2", "portable")},
     "cuda": _Backend(_cuda_what, _cuda_cannot),
     "blockwise": _Backend(lambda _: "dense attention of blocks of queries to the keys near them", _blockwise_cannot),
     "sdpa": _Backend(lambda _: "torch.nn.functional.scaled_dot_product_attention", _sdpa_cannot),

@@ -42,9 +42,9 @@ def _forward_cpu(
     outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs
     cpu.nm_forward(
-        _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), _expanded(attn_mask, query, key),
+        rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
         out, logsumexp, kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern), _isa(backend), seed=_integer(seed), needs_grad=needs_grad,
+        Pattern(*pattern), isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
 
@@ -53,19 +53,19 @@ def _call(pattern: Pattern) -> plain.Call:
     return plain.Call(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
 
 
-def _isa(backend: str) -> str:
+def isa_of(backend: str) -> str:
     return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
 
 
-def _integer(seed: Tensor | None) -> int:
+def integer(seed: Tensor | None) -> int:
     return 0 if seed is None else int(seed)
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+def expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     return None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
 
 
@@ -106,13 +106,13 @@ def _backward(
         )  # fmt: skip
     return _run_backward(
         kernel(pattern, backend, seed),
-        _rows_contiguous(grad_out), grad_logsumexp, out, logsumexp,
-        _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value), attn_mask, mask_needs_grad,
+        rows_contiguous(grad_out), grad_logsumexp, out, logsumexp,
+        rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), attn_mask, mask_needs_grad,
     )  # fmt: skip
 
 
 def _cpu_backward(pattern: Pattern, backend: str, seed: Tensor | None) -> Callable[..., None]:
-    return partial(cpu.nm_backward, pattern=pattern, isa=_isa(backend), seed=_integer(seed))
+    return partial(cpu.nm_backward, pattern=pattern, isa=isa_of(backend), seed=integer(seed))
 
 
 def _cuda_backward(pattern: Pattern, _backend: str, seed: Tensor | None) -> Callable[..., None]:
@@ -136,7 +136,7 @@ def _run_backward(
     """Gradients by a kernel; a mask's from those of the scores, a few heads at a time, summed up to its shape."""
     gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
     d_query, d_key, d_value, d_mask = gradients
-    grad_logsumexp, mask = grad_logsumexp.contiguous(), _expanded(attn_mask, query, key)
+    grad_logsumexp, mask = grad_logsumexp.contiguous(), expanded(attn_mask, query, key)
     if mask is None or not mask_needs_grad:
         run(grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, None)
         return gradients

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_SORTED_BY_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)  # with vectors, since NumPy 1.25
 
 
 def largest(scores: Tensor, count: Tensor | int) -> Tensor:
@@ -27,12 +30,19 @@ def largest(scores: Tensor, count: Tensor | int) -> Tensor:
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     ranked = scores.masked_fill(scores.isnan(), torch.inf) if scores.is_floating_point() else scores
-    # The last value that is kept, and of its equals the first few: a stable sort of 4 x 1024 rows of 1024 takes 207 ms,
-    # topk for a quarter of them 44 ms.
-    last = ranked.topk(most, dim=-1).values.gather(-1, (count - 1).clamp(min=0))
+    last = _last(ranked, count, most)  # value that is kept; of its equals the first few
     kept = (ranked >= last) & (count > 0)
     if torch.equal(kept.sum(-1, keepdim=True), count):
         return kept
     above, equal = ranked > last, ranked == last
     left = count - above.sum(-1, keepdim=True)
     return (above | (equal & (equal.cumsum(-1) <= left))) & (count > 0)
+
+
+def _last(ranked: Tensor, count: Tensor, most: int) -> Tensor:
+    """The ``count``-th largest of each row, (..., 1); any value of the row where the count is 0."""
+    if ranked.device.type == "cpu" and ranked.dtype in _SORTED_BY_NUMPY:
+        # 12 x 512 rows of 512, a quarter of them: 4 ms, where topk takes 57 and a stable sort 138 (AVX-512)
+        ascending = torch.from_numpy(np.sort(ranked.detach().numpy(), axis=-1))
+        return ascending.gather(-1, (ranked.shape[-1] - count).clamp(max=ranked.shape[-1] - 1))
+    return ranked.topk(most, dim=-1).values.gather(-1, (count - 1).clamp(min=0))

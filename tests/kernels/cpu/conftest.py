@@ -53,13 +53,18 @@ def grid() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 @pytest.fixture
+def within() -> Callable[..., Tensor]:
+    return _within
+
+
+@pytest.fixture
 def check() -> Callable[..., None]:
     return _check
 
 
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, method: NM, isa: str, *, mask: Tensor | None = None,
-    causal: bool = False, scale: float | None = None, aux: bool = True,
+    causal: bool = False, scale: float | None = None, aux: bool = True, cells: Tensor | None = None, cell: int = 0,
 ) -> Result:  # fmt: skip
     rows = query.shape[:3]
     out = torch.full((*rows, value.shape[-1]), math.nan, dtype=query.dtype)
@@ -68,7 +73,7 @@ def _forward(
     cpu.nm_forward(
         query, key, value, None if mask is None else mask.expand(*rows, key.shape[2]), out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern.of(method, causal, query.shape[-1] ** -0.5 if scale is None else scale), isa,
+        Pattern.of(method, causal, query.shape[-1] ** -0.5 if scale is None else scale), isa, cells=cells, cell=cell,
     )  # fmt: skip
     return Result(out, logsumexp, kept_mass, kept, allowed)
 
@@ -85,21 +90,32 @@ def _grid(
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, method: NM, isa: str, *, mask: Tensor | None = None,
-    causal: bool = False, scale: float = 0.25, counts: bool = True,
+    causal: bool = False, scale: float = 0.25, counts: bool = True, cells: Tensor | None = None, cell: int = 0,
 ) -> None:  # fmt: skip
     """Kernel, with and without counts, against the reference in float64: error at most twice that of plain PyTorch."""
-    exact = _reference(query.double(), key.double(), value.double(), method, mask, causal, scale)
-    plain = _reference(query, key, value, method, mask, causal, scale)
+    whole = mask if cells is None else _within(cells, cell, mask, query.shape[2], key.shape[2])
+    exact = _reference(query.double(), key.double(), value.double(), method, whole, causal, scale)
+    plain = _reference(query, key, value, method, whole, causal, scale)
     size = max(value.nan_to_num(0.0, 0.0, 0.0).abs().max().item(), 1.0)
     floor = size * {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[query.dtype]
     for aux in (False, True) if counts else (False,):
-        got = _forward(query, key, value, method, isa, mask=mask, causal=causal, scale=scale, aux=aux)
+        got = _forward(
+            query, key, value, method, isa, mask=mask, causal=causal, scale=scale, aux=aux, cells=cells, cell=cell
+        )
         assert _error(got.out, exact.out) <= 2 * _error(plain.out, exact.out) + floor
         assert _error(got.logsumexp, exact.logsumexp) <= 2 * _error(plain.logsumexp, exact.logsumexp) + 4e-6
         if aux:
             assert _error(got.kept_mass, exact.kept_mass) <= 2 * _error(plain.kept_mass, exact.kept_mass) + 4e-6
             assert torch.equal(got.kept, exact.kept)
             assert torch.equal(got.allowed, exact.allowed)
+
+
+def _within(cells: Tensor, cell: int, mask: Tensor | None, q_len: int, kv_len: int) -> Tensor:
+    """A mask of what both cells and mask allow."""
+    kept = cells.repeat_interleave(cell, 2)[:, :, :q_len].repeat_interleave(cell, 3)[..., :kv_len]
+    if mask is None:
+        return kept
+    return kept & mask if mask.dtype == torch.bool else mask.where(kept, -math.inf)
 
 
 def _reference(

@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
 # NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("9P 16q 7q P Q f 11i I f 0q")
+_NM_FORWARD_ARGS = struct.Struct("10P 16q 7q P Q f 12i I f 0q")
 # What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
 _NM_BACKWARD_ARGS = struct.Struct("6P 12q")
 _NO_STRIDES = (0, 0, 0, 0)
@@ -48,6 +48,8 @@ def nm_forward(
     *,
     seed: int = 0,
     needs_grad: bool = False,
+    cells: Tensor | None = None,
+    cell: int = 0,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -65,6 +67,9 @@ def nm_forward(
         isa: ``avx512``, ``avx2`` or ``portable``.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
+        cells: bool (batch, heads, ⌈q_len / cell⌉, ⌈kv_len / cell⌉), contiguous: False where a square of queries and
+            keys is forbidden whole, before N:M chooses; or None. Tiles of keys that a group of rows drops are skipped.
+        cell: side of the squares, between 1 and 1024.
 
     Raises:
         ImportError: the library is not there.
@@ -74,8 +79,9 @@ def nm_forward(
     Source: arXiv:2203.00091.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad
-    )
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad,
+        cells, cell,
+    )  # fmt: skip
     status = _library().dynattn_nm_forward(args)
     if status != 0:
         _raise("nm_forward", status)
@@ -98,6 +104,8 @@ def nm_backward(
     isa: str,
     *,
     seed: int = 0,
+    cells: Tensor | None = None,
+    cell: int = 0,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
 
@@ -108,7 +116,7 @@ def nm_backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
         grad_logsumexp: (batch, heads, q_len), float32, contiguous.
-        query, key, value, mask, pattern, isa, seed: as the forward had them.
+        query, key, value, mask, pattern, isa, seed, cells, cell: as the forward had them.
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
@@ -118,7 +126,9 @@ def nm_backward(
 
     Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
     """
-    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True)
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell
+    )
     args += _NM_BACKWARD_ARGS.pack(
         grad_out.data_ptr(),
         grad_logsumexp.data_ptr(),
@@ -181,7 +191,7 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
 def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
-    seed: int, needs_grad: bool,
+    seed: int, needs_grad: bool, cells: Tensor | None, cell: int,
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
@@ -193,6 +203,7 @@ def _forward_args(
         out.data_ptr(),
         logsumexp.data_ptr(),
         *(0 if x is None else x.data_ptr() for x in counts),
+        0 if cells is None else cells.data_ptr(),
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -219,6 +230,7 @@ def _forward_args(
         _ISAS[isa],
         torch.get_num_threads(),
         needs_grad,
+        cell,
         dropout.threshold(pattern.dropout_p),
         1 / (1 - pattern.dropout_p),
     )

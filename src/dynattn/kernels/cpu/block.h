@@ -5,8 +5,8 @@
 // place there.
 #pragma once
 
+#include "cells.h"
 #include "dropout.h"
-#include "mask.h"
 #include "pack.h"
 #include "scores.h"
 #include "softmax.h"
@@ -52,15 +52,23 @@ static GroupBias make_shared_bias(const Block& block, int64_t first_key) {
   return summarize(bias_row(plan, mask, allowed, block.scratch.shared_bias), plan, block.scratch.shared_bias, 0);
 }
 
-// The bias of rows [first, last]; rows of padding repeat the last.
-static GroupBias make_group_bias(const Block& block, int64_t first, int64_t last, int64_t first_key) {
+// The bias of rows [first, last]; rows of padding repeat the last. `cells`: NULL where all of them are kept.
+static GroupBias make_group_bias(const Block& block, int64_t first, int64_t last, int64_t first_key,
+                                 const KeyCells* cells) {
   const Plan& plan = block.plan;
   BiasSummary all = {false, true, false};
+  const uint8_t* laid = nullptr;
   for (int64_t r = 0; r < plan.rows; r++) {
     const int64_t query = smaller(first + r, last);
     const int64_t allowed = allowed_keys(plan, query, first_key);
-    const BiasSummary row =
-        bias_row(plan, mask_entries(block, query, first_key), allowed, block.scratch.bias + r * plan.tile);
+    float* bias = block.scratch.bias + r * plan.tile;
+    BiasSummary row = bias_row(plan, mask_entries(block, query, first_key), allowed, bias);
+    if (cells != nullptr) {
+      const uint8_t* own = cells_of(*cells, query);
+      if (own != laid) lay_cells(plan, *cells, own, first_key, block.scratch.cells);
+      laid = own;
+      row = forbid_cells(plan, row, block.scratch.cells, bias);
+    }
     all = {all.any || row.any, all.neutral && row.neutral, all.unsafe || row.unsafe};
   }
   return summarize(all, plan, block.scratch.bias, plan.tile);
@@ -112,7 +120,11 @@ static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBi
   if (kind == kChosenInRegisters) {
     weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
   } else if (plan.dense && !plan.counts && !block.careful) {
-    weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
+    if (plan.tile == kTile) {
+      weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
+    } else {
+      weigh_rows<kTileFine / kWidth>(plan, rows, group * kR, kR, scores, kTileFine);
+    }
   } else {
     for (int r = 0; r < kR; r++) {
       const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
@@ -127,6 +139,7 @@ static bool weigh_tile(const Block& block, int64_t tile, bool* any) {
   const Plan& plan = block.plan;
   const int64_t first_key = tile * plan.tile;
   const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
+  const KeyCells cells = key_cells(*plan.args, block.batch, block.index, first_key, keys);
   const bool positions = block.careful || plan.generic || plan.layout == Layout::kPositions;
   GroupBias shared = {};
   bool shared_made = false;
@@ -136,16 +149,18 @@ static bool weigh_tile(const Block& block, int64_t tile, bool* any) {
     GroupKind& kind = block.scratch.kinds[group];
     kind = kSkipped;
     if (allowed_keys(plan, last, first_key) == 0) continue;
+    const Cells kept = kept_cells(cells, first, last);
+    if (kept == Cells::kNone) continue;
     const bool whole = allowed_keys(plan, first, first_key) == keys;
     GroupBias bias = {nullptr, 0, true, false};
-    if (whole && has_shared_mask(*plan.args)) {
+    if (whole && has_shared_mask(*plan.args) && kept == Cells::kAll) {
       if (plan.args->mask != nullptr || keys < plan.tile) {
         if (!shared_made) shared = make_shared_bias(block, first_key);
         shared_made = true;
         bias = shared;
       }
     } else {
-      bias = make_group_bias(block, first, last, first_key);
+      bias = make_group_bias(block, first, last, first_key, kept == Cells::kSome ? &cells : nullptr);
     }
     if (bias.unsafe && !block.careful) return false;
     if (!bias.any) continue;
@@ -265,6 +280,8 @@ static bool run_tiles(const Block& block) {
     case Layout::kPositions:
       break;
   }
+  if (block.plan.rows == kRowsCells) return run_tiles<kRowsCells, kPanel, 0>(block);
+  if (block.plan.rows == kRowsFine) return run_tiles<kRowsFine, 1, 0>(block);
   return single ? run_tiles<1, kPanel, 0>(block) : run_tiles<kRows, kPanel, 0>(block);
 }
 

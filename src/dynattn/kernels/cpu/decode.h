@@ -30,6 +30,7 @@ struct FewScratch {
   float* scores;          // [row][tile], then weights; negative where not kept
   float* bias;            // [row][tile]
   const float** bias_of;  // [row]: its bias, or NULL
+  float* cells;           // [tile]: a row of them by position
   float* values;          // [tile][value width]: rows that cannot be read in place
   RowStates rows;         // unless ranges have states of their own
 };
@@ -81,6 +82,7 @@ static FewScratch lay_few_scratch(const Few& few, Layouter& layouter) {
   s.scores = layouter.take<float>(few.rows * plan.tile);
   s.bias = layouter.take<float>(few.rows * plan.tile);
   s.bias_of = layouter.take<const float*>(few.rows);
+  s.cells = layouter.take<float>(plan.args->cells != nullptr ? plan.tile : 0);
   s.values = layouter.take<float>(few.values_in_place ? 0 : plan.tile * value_width(plan));
   s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.rows, layouter);
   return s;
@@ -139,23 +141,32 @@ static void score_in_place(const Few& few, const FewScratch& scratch, const char
 static bool make_few_biases(const Few& few, const FewScratch& scratch, int64_t head, int64_t first_key) {
   const Plan& plan = *few.plan;
   const int64_t q_len = plan.args->q_len;
+  const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
   const char* last_mask = nullptr;
+  const uint8_t* last_cells = nullptr;
   int64_t last_allowed = -1;
   bool any = false;
   for (int64_t r = 0; r < few.rows; r++) {
     const FewHead at(few, scratch.rows, head, r / q_len);
     const char* mask = mask_entries(at.block, r % q_len, first_key);
     const int64_t allowed = allowed_keys(plan, r % q_len, first_key);
-    if (r > 0 && mask == last_mask && allowed == last_allowed) {
+    const KeyCells cells = key_cells(*plan.args, at.block.batch, at.block.index, first_key, keys);
+    const uint8_t* own = cells.at == nullptr ? nullptr : cells_of(cells, r % q_len);
+    if (r > 0 && mask == last_mask && allowed == last_allowed && own == last_cells) {
       scratch.bias_of[r] = scratch.bias_of[r - 1];
     } else {
       float* row = scratch.bias + r * plan.tile;
-      const bool whole = mask == nullptr && allowed == plan.tile;
-      const BiasSummary all = whole ? BiasSummary{true, true, false} : bias_row(plan, mask, allowed, row);
+      const bool uncut = kept_cells(cells, r % q_len, r % q_len) == Cells::kAll;
+      const bool whole = mask == nullptr && allowed == plan.tile && uncut;
+      BiasSummary all = whole ? BiasSummary{true, true, false} : bias_row(plan, mask, allowed, row);
+      if (!uncut) {
+        lay_cells(plan, cells, own, first_key, scratch.cells);
+        all = forbid_cells(plan, all, scratch.cells, row);
+      }
       scratch.bias_of[r] = summarize(all, plan, row, 0).rows;
       any |= all.any;
     }
-    last_mask = mask, last_allowed = allowed;
+    last_mask = mask, last_allowed = allowed, last_cells = own;
   }
   return any;
 }

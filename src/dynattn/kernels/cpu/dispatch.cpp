@@ -12,6 +12,7 @@ constexpr int64_t kMaxDim = 256;
 constexpr int32_t kMaxM = 32;
 constexpr int32_t kMaxStride = 64;
 constexpr int32_t kMaxBlock = 256;  // m · stride
+constexpr int32_t kMaxCell = 1024;
 
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
@@ -52,9 +53,10 @@ bool is_sound(const NMForwardArgs& args) {
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
   const bool counts =
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
+  const bool cells = args.cells == nullptr || (args.cell >= 1 && args.cell <= kMaxCell);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
   const bool dropout = args.drop_below == 0 || args.keep_factor >= 1.0f;
-  return sizes && pattern && dtypes && counts && scale && dropout && args.threads >= 1;
+  return sizes && pattern && dtypes && counts && cells && scale && dropout && args.threads >= 1;
 }
 
 struct Peak {

@@ -33,6 +33,9 @@ typedef struct {
   float* kept_mass;   // [batch, heads, q_len] contiguous, or NULL when not asked for
   int32_t* kept;      // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
   int32_t* allowed;   // [batch, heads, q_len] contiguous: pairs allowed, or NULL
+  // [batch, heads, ceil(q_len / cell), ceil(kv_len / cell)] contiguous: 0 where all pairs of a square of queries and
+  // keys are forbidden, before anything is chosen; or NULL
+  const uint8_t* cells;
 
   int64_t query_strides[3];  // batch, head, length
   int64_t key_strides[3];
@@ -56,6 +59,7 @@ typedef struct {
   int32_t isa;          // one of DYNATTN_ISA_*
   int32_t threads;      // at most this many
   int32_t needs_grad;   // the scores must round as the backward's will: nothing is taken by the path for few queries
+  int32_t cell;         // side of the squares, between 1 and 1024, where there are any
   uint32_t drop_below;  // of 2^32: probability that a kept weight is dropped; 0 for no dropout
   float keep_factor;    // of the weights that are not
 } NMForwardArgs;

@@ -320,6 +320,8 @@ static void backward_tiles(BackwardBlock& block) {
     case Layout::kPositions:
       break;
   }
+  if (block.plan.scores.rows == kRowsCells) return backward_tiles<kRowsCells, kPanel, 0>(block);
+  if (block.plan.scores.rows == kRowsFine) return backward_tiles<kRowsFine, 1, 0>(block);
   return single ? backward_tiles<1, kPanel, 0>(block) : backward_tiles<kRows, kPanel, 0>(block);
 }
 

@@ -24,8 +24,13 @@ constexpr int kRows = kRegisters == 32 ? 12 : 6;  // with panels of 2 vectors
 constexpr int kPanel = 2;
 constexpr int kRowsWide = kRows / 2;  // with panels of 4 vectors, for 2:4
 constexpr int kPanelWide = 4;
+// Dense with cells: groups that whole cells of 16, 64 and most other sides are cut into. Dropped cells are skipped by
+// whole groups and tiles.
+constexpr int kRowsCells = kRegisters == 32 ? 8 : 4;  // with panels of 2 vectors
+constexpr int kRowsFine = 2 * kRowsCells;             // with panels of 1, whose tiles are kTileFine
 
 constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
+constexpr int kTileFine = 16;           // with cells of fewer keys than kTile
 constexpr int kMaxTile = 512 * kWidth;  // generic patterns round up to whole blocks of M · stride, and to panels
 constexpr int kMaxM = 32;
 constexpr int kMaxDim = 256;
@@ -105,12 +110,12 @@ static void plan_positions(Plan& plan) {
   }
 }
 
-// Keys a tile: whole blocks of M · stride, whose groups fill whole vectors and panels.
-static int tile_keys(const Plan& plan) {
+// Keys a tile, at least `least`: whole blocks of M · stride, whose groups fill whole vectors and panels.
+static int tile_keys(const Plan& plan, int least) {
   const int step = plan.m % plan.panel ? kWidth * plan.panel : kWidth;
   int groups = step;
   while (groups % plan.stride != 0) groups += step;
-  return static_cast<int>(round_up(kTile, int64_t{plan.m} * groups));
+  return static_cast<int>(round_up(least, int64_t{plan.m} * groups));
 }
 
 // Multiply-adds below which waking another thread costs more than it brings.
@@ -122,6 +127,16 @@ DYNATTN_INLINE int useful_threads(const NMForwardArgs& args, int64_t tasks) {
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
   return products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, smaller<int64_t>(args.threads, tasks)));
+}
+
+// Vectors a panel, rows a group and keys a tile.
+static void plan_groups(Plan& plan) {
+  const NMForwardArgs& args = *plan.args;
+  const bool cells = plan.dense && args.cells != nullptr && args.q_len > 1, fine = cells && args.cell < kTile;
+  plan.panel = fine ? 1 : plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
+  plan.rows = fine ? kRowsFine : cells ? kRowsCells : plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
+  if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
+  plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
 }
 
 static void make_plan(Plan& plan, const NMForwardArgs& args) {
@@ -138,15 +153,12 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
                 : aligned && plan.n == 2 && plan.m == 4 ? Layout::kTwoOfFour
                                                         : Layout::kPositions;
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
-  plan.panel = plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
-  plan.rows = plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
-  if (args.q_len == 1) plan.rows = 1;  // decoding: a group of its own size, and no padding to compute
-  plan.tile = tile_keys(plan);
+  plan_groups(plan);
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 
   // Blocks of even size, so that none of them is a small rest; shapes alone decide, so that threads change no bit.
-  int most = plan.tile == kTile ? kBlock : kBlockGeneric;
+  int most = plan.tile <= kTile ? kBlock : kBlockGeneric;
   while (most > kLeastBlock && ceil_div(args.q_len, most) * args.batch * args.heads < kLeastTasks) most /= 2;
   const int64_t row_groups = ceil_div(args.q_len, plan.rows);
   plan.blocks = ceil_div(row_groups * plan.rows, most);

@@ -129,10 +129,10 @@ static void score_group(const Plan& plan, const float* query, const float* key, 
         const float* bias = to.bias + r * to.bias_stride + panel * kPanelKeys;
         for (int v = 0; v < kV; v++) acc[r][v] = fmadd(acc[r][v], multiplier, load(bias + v * kWidth));
       }
-      if (kChosen && kV == 2) {
+      if constexpr (kChosen && kV == kPanel) {
         constexpr int kWords = kTile / 2 / kWidth;
         choose_one_of_two(acc[r], to.scores + r * (kTile / 2) + panel * kWidth, to.choice + r * kWords + panel);
-      } else if (kChosen) {
+      } else if constexpr (kChosen && kV == kPanelWide) {
         constexpr int kWords = kTile / 2 / kWidth;
         choose_two_of_four(acc[r], to.scores + r * (kTile / 2) + panel * 2 * kWidth,
                            to.choice + r * kWords + panel * 2);

@@ -24,6 +24,7 @@ struct Scratch {
   uint32_t* choice;    // [group][rows][kTile / 2 / kWidth]
   float* shared_bias;  // [tile]
   float* bias;         // [rows][tile]
+  float* cells;        // [tile]: a row of them by position; NULL without
   float* drops;        // factors of dropout, as the weights lie; NULL without
   GroupKind* kinds;
   RowStates rows;
@@ -37,6 +38,7 @@ static Scratch lay_scratch(const Plan& plan, Layouter& layouter) {
   s.choice = layouter.take<uint32_t>(rows * (kTile / 2 / kWidth));
   s.shared_bias = layouter.take<float>(plan.tile);
   s.bias = layouter.take<float>(int64_t{plan.rows} * plan.tile);
+  s.cells = plan.args->cells != nullptr ? layouter.take<float>(plan.tile) : nullptr;
   s.drops = plan.args->drop_below > 0 ? layouter.take<float>(rows * plan.tile) : nullptr;
   s.kinds = layouter.take<GroupKind>(rows);
   s.rows = lay_rows(plan, rows, layouter);

@@ -17,7 +17,7 @@ STANDING_CAPTION = (
 )
 CURVES_CAPTION = (
     "Left: training loss, mean over the seeds, a running mean over the last steps. Right: score on the held-out items, "
-    "a thin line a seed and a thick one for their mean; where it starts is the model without training."
+    "a thin line a seed and a thick one for their mean; at step 0 the model without training, where it has a score."
 )
 _GREY = "#8a8f98"
 _STATES = (

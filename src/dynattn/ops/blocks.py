@@ -1,0 +1,144 @@
+"""``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
+
+The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense attention skips what
+they drop. The blocks are a result of the operator: the gradient gets them back, and chooses nothing anew. Inputs are
+taken as checked: :func:`dynattn.attention` checks them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
+from dynattn.methods.base import PairMethod
+from dynattn.methods.nm import NM
+from dynattn.methods.registry import parse
+from dynattn.ops import buffers
+from dynattn.ops.nm import expanded, integer, isa_of, library, refuse_second_derivatives, rows_contiguous
+
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
+_CALL = "str method, bool causal, float scale, float dropout_p"
+
+library.define(
+    f"block_attention({_INPUTS}, {_CALL}, bool aux, bool needs_grad, str backend) "
+    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed, Tensor blocks)"
+)
+library.define(
+    "block_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, Tensor blocks, "
+    f"{_INPUTS}, {_CALL}, str backend) -> (Tensor, Tensor, Tensor)"
+)
+
+
+class _Call(NamedTuple):
+    """The operator's arguments after its tensors, in order."""
+
+    method: str
+    causal: bool
+    scale: float
+    dropout_p: float
+
+    @property
+    def pairs(self) -> PairMethod:
+        return cast(PairMethod, parse(self.method))
+
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern.of(NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    *arguments, aux, needs_grad, backend = rest
+    call = _Call(*arguments)
+    method = call.pairs
+    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+        blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
+    run = partial(
+        _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
+        pattern=call.pattern, isa=isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+    )  # fmt: skip
+    outputs = buffers.outputs(query, value, aux)
+    run(outputs, aux, cells=blocks, cell=int(method.whole_blocks))
+    if aux:
+        dense = buffers.outputs(query, value, aux)
+        run(dense, aux)
+        _certify(outputs, dense)
+    return *outputs, blocks
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, outputs: tuple[Tensor, ...], aux: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    out, logsumexp, *counts = outputs
+    kept_mass, kept, allowed = counts if aux else (None, None, None)
+    cpu.nm_forward(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, **options)
+
+
+def _certify(outputs: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> None:
+    """Kept mass and allowed pairs as they are beside dense attention: exp(logsumexp of the kept less that of all)."""
+    _, logsumexp, kept_mass, _, allowed = outputs
+    _, whole, _, _, all_allowed = dense
+    mass = (logsumexp - whole).exp().clamp(max=1.0)  # two sums that round apart
+    kept_mass.copy_(mass.where(all_allowed > 0, 1.0))
+    allowed.copy_(all_allowed)
+
+
+def _backward(
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, blocks: Tensor, query: Tensor,
+    key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    *arguments, backend = rest
+    call = _Call(*arguments)
+    d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
+    cpu.nm_backward(
+        rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
+        rows_contiguous(value), expanded(attn_mask, query, key), out, logsumexp, d_query, d_key, d_value, None,
+        call.pattern, isa_of(backend), seed=integer(seed), cells=blocks, cell=int(call.pairs.whole_blocks),
+    )  # fmt: skip
+    return d_query, d_key, d_value
+
+
+def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, name, _causal, _scale, _dropout_p, aux, _needs_grad, _backend = rest
+    size = int(cast(PairMethod, parse(name)).whole_blocks)
+    batch, heads, q_len, _ = query.shape
+    shape = (batch, heads, -(-q_len // size), -(-key.shape[2] // size))
+    return *buffers.outputs(query, value, aux), query.new_empty(shape, dtype=torch.bool)
+
+
+def _backward_fake(
+    _grad_out: Tensor, _grad_logsumexp: Tensor, _out: Tensor, _logsumexp: Tensor, _blocks: Tensor, query: Tensor,
+    key: Tensor, value: Tensor, *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return buffers.gradients(query, key, value, None, False)[:3]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    query, key, value, attn_mask, seed, *call, _aux, _needs_grad, backend = inputs
+    out, logsumexp, *counts, blocks = output
+    ctx.save_for_backward(out, logsumexp, blocks, query, key, value, attn_mask, seed)
+    ctx.call = (*call, backend)
+    ctx.mark_non_differentiable(*counts, blocks)
+    ctx.set_materialize_grads(True)
+
+
+def _gradients(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.dynattn.block_attention_backward(grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.call)
+    return *gradients, *[None] * 9
+
+
+library.impl("block_attention", _forward, "CPU")
+library.impl("block_attention_backward", _backward, "CPU")
+torch.library.register_fake("dynattn::block_attention", _forward_fake, lib=library)
+torch.library.register_fake("dynattn::block_attention_backward", _backward_fake, lib=library)
+torch.library.register_autograd("dynattn::block_attention", _gradients, setup_context=_setup_context, lib=library)
+torch.library.register_autograd("dynattn::block_attention_backward", refuse_second_derivatives, lib=library)
+
+block_attention = torch.ops.dynattn.block_attention.default

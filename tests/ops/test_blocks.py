@@ -1,0 +1,284 @@
+"""Block top-k by the kernels against its definition: the choice by pooled sums, the route, gradients, compilers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynattn
+from dynattn import BlockTopK
+from dynattn.kernels import cpu
+from dynattn.methods import Rows, pooled
+from dynattn.ops.blocks import block_attention
+from dynattn.reference import pairs as reference
+
+LENGTHS = [(1, 1), (15, 16), (17, 64), (64, 17), (65, 63), (130, 130), (63, 130), (5, 300), (200, 72)]
+SIDES = [8, 16, 48, 64, 100]
+MASKS = ["none", "padding", "by head", "one for all"]
+
+needs_kernels = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
+
+
+def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Small whole numbers: sums are exact in any order, and ties are many."""
+    generator = torch.Generator().manual_seed(q_len * 1000 + kv_len)
+    shapes = ((2, 4, q_len, 8), (2, 2, kv_len, 8), (2, 2, kv_len, 6))
+    return [torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def padding(kind: str, kv_len: int) -> Tensor | None:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "none": None,
+        "padding": torch.arange(kv_len) < torch.tensor([kv_len, kv_len // 2])[:, None, None, None],
+        "by head": torch.rand(2, 4, 1, kv_len, generator=generator) < 0.6,
+        "one for all": torch.rand(kv_len, generator=generator) < 0.3,
+    }[kind]
+
+
+def defined(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, method: BlockTopK) -> Tensor:
+    """The choice by the scores of all pairs, in float64: (batch, heads, q_len, kv_len)."""
+    offset, key = key.shape[2] - query.shape[2], key.repeat_interleave(2, 1).double()
+    s = reference.scores(query.double(), key, mask, causal, 0.5, offset)
+    return method.choose(s, Rows(query, key, offset, 0.5)) & (s != -math.inf)
+
+
+def spread(blocks: Tensor, size: int, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Blocks as the pairs that they keep."""
+    allowed = reference.scores(query, key, mask, causal, 0.0, key.shape[2] - query.shape[2]) != -math.inf
+    pairs = blocks.repeat_interleave(size, 2).repeat_interleave(size, 3)
+    return pairs[:, :, : query.shape[2], : key.shape[2]] & allowed
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("at_once", [pooled._AT_ONCE, 100])
+def test_pooled_sums_choose_what_the_scores_choose(
+    lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled, "_AT_ONCE", at_once)  # a few rows of blocks at a time
+    query, key, _ = inputs(*lengths)
+    mask = padding(kind, lengths[1])
+    for size, ratio in itertools.product(SIDES, (0.25, 0.5, 1e-6)):
+        method = BlockTopK(ratio, size)
+        blocks = method.choose_blocks(query, key, mask, causal, 0.5)
+        got = spread(blocks, size, query, key, mask, causal)
+        assert torch.equal(got, defined(query, key, mask, causal, method)), (size, ratio)
+
+
+def test_pooled_sums_are_the_means_of_the_scores() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 4, 70, 8, dtype=torch.float64), torch.randn(1, 2, 131, 8, dtype=torch.float64)
+    for mask, causal in itertools.product((None, torch.rand(131) < 0.5), (False, True)):
+        s = reference.scores(query, key, mask, causal, 0.3, 61)
+        for size in (8, 16, 64):
+            want, some = pooled.of_scores(s, size)
+            for rows, mean, its in pooled.means(query, key, mask, causal, 0.3, size):
+                assert torch.equal(its.expand_as(mean), some[:, :, rows])
+                torch.testing.assert_close(mean.where(its, 0.0), want[:, :, rows])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at_once", [pooled._AT_ONCE, 100])
+def test_inputs_that_are_not_finite_go_by_the_scores(bad: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled, "_AT_ONCE", at_once)
+    query, key, _ = inputs(70, 90)
+    key[0, 1, 33, 2] = bad
+    method, mask = BlockTopK(0.25, 16), torch.arange(90) != 60
+    key[1, 1, 60] = math.nan  # which nobody may attend
+    for causal in (False, True):
+        blocks = method.choose_blocks(query, key, mask, causal, 0.5)
+        got = spread(blocks, 16, query, key.nan_to_num(0, 0, 0), mask, causal)
+        want = defined(query, key, mask, causal, method)
+        allowed = reference.scores(query, key, mask, causal, 0.5, 20) != -math.inf  # a score may be -inf itself
+        assert torch.equal(got & allowed, want)
+
+
+@needs_kernels
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_definition_with_the_certificate(lengths: tuple[int, int], kind: str, causal: bool) -> None:
+    (query, key, value), mask = inputs(*lengths), padding(kind, lengths[1])
+    exactly = [x.double() for x in (query, key, value)]
+    for size in SIDES:
+        method = BlockTopK(0.25, size)
+        (out, aux), (want, exact) = (
+            dynattn.attention(
+                q, k, v, method, attn_mask=mask, causal=causal, scale=0.5, return_aux=True, backend=backend
+            )
+            for backend, (q, k, v) in (("cpu", (query, key, value)), ("reference", exactly))
+        )
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(aux.logsumexp.double(), exact.logsumexp, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(aux.kept_mass.double(), exact.kept_mass, rtol=1e-5, atol=1e-5)
+        assert torch.equal(aux.density, exact.density)
+        alone = dynattn.attention(query, key, value, method, attn_mask=mask, causal=causal, scale=0.5, backend="cpu")
+        torch.testing.assert_close(alone, out)
+
+
+@needs_kernels
+def test_rows_that_keep_nothing_give_zero() -> None:
+    """The second block of keys scores higher than the first, and the first 16 queries see none of its keys."""
+    query, key, value = (torch.ones(1, 1, 64, 8) for _ in range(3))
+    key[:, :, :32] = -1.0
+    key[:, :, 48:] = 2.0
+    out, aux = dynattn.attention(query[:, :, :48], key, value, BlockTopK(0.1, 32), causal=True, return_aux=True)
+    none = aux.logsumexp[0, 0] == -math.inf
+    assert none.tolist() == [i < 16 for i in range(32)] + [False] * 16
+    assert not out[0, 0, none].any()
+    assert not aux.kept_mass[0, 0, none].any()
+    assert out[0, 0, ~none].all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_that_of_the_same_arithmetic(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 4, 200, 32, generator=generator).to(dtype) for _ in range(3))
+    method = BlockTopK(0.25, 16)
+    exact, plain = (
+        dynattn.attention(query.to(kind), key.to(kind), value.to(kind), method, causal=True, backend="reference")
+        for kind in (torch.float64, dtype)
+    )
+    got = dynattn.attention(query.mT.contiguous().mT, key, value, method, causal=True)
+    assert got.dtype == dtype
+    assert (got.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max() + 1e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize("lengths", [(130, 130), (63, 130), (5, 300), (200, 72)], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_gradients(lengths: tuple[int, int], dropout_p: float) -> None:
+    for size, causal, kind in itertools.product((16, 64), (False, True), ("none", "padding")):
+        found = []
+        for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+            query, key, value = (x.requires_grad_() for x in inputs(*lengths, dtype))
+            out, aux = dynattn.attention(
+                query, key, value, BlockTopK(0.3, size), attn_mask=padding(kind, lengths[1]), causal=causal, scale=0.5,
+                backend=backend, dropout_p=dropout_p, seed=5 if dropout_p else None, return_aux=True,
+            )  # fmt: skip
+            loss = out.sin().sum() + aux.logsumexp.clamp(min=-1e3).square().sum() / 100
+            found.append([x.double() for x in torch.autograd.grad(loss, (query, key, value))])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_the_gradient_holds_the_forwards_blocks() -> None:
+    """Near ties, which rounding decides: dV is nonzero for the very blocks that the output was made of."""
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(1, 1, 16, 32, generator=generator)
+    key = torch.cat([base * (1 + 2e-7 * torch.randn(base.shape, generator=generator)) for _ in range(12)], 2)
+    for _ in range(10):
+        query = torch.randn(1, 1, 32, 32, generator=generator, requires_grad=True)
+        value = torch.eye(192)[None, None].requires_grad_()
+        out = dynattn.attention(query, key, value, BlockTopK(0.25, 16))
+        (d_value,) = torch.autograd.grad(out.sum(), value)
+        kept = out[0, 0].unflatten(1, (12, 16)).any(-1).any(0)
+        assert torch.equal(d_value[0, 0].sum(-1).unflatten(0, (12, 16)).any(-1), kept)
+
+
+@needs_kernels
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("aux", [False, True])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_opcheck(masked: bool, aux: bool, dropout_p: float) -> None:
+    tensors = [x.requires_grad_() for x in inputs(40, 50)]
+    seed, mask = torch.tensor(3) if dropout_p else None, padding("padding", 50) if masked else None
+    call = ("blocktopk-0.3-b16", False, 0.25, dropout_p)  # not causal: no row is empty, whose -inf opcheck adds up
+    torch.library.opcheck(block_attention, (*tensors, mask, seed, *call, aux, True, "cpu"))
+    query, key, value = (x.detach() for x in tensors)
+    out, logsumexp, *_, blocks = block_attention(query, key, value, mask, seed, *call, False, True, "cpu")
+    torch.library.opcheck(
+        torch.ops.dynattn.block_attention_backward.default,
+        (torch.ones_like(out), logsumexp, out, logsumexp, blocks, query, key, value, mask, seed, *call, "cpu"),
+    )
+
+
+@needs_kernels
+def test_compiles_whole() -> None:
+    tensors = [x.requires_grad_() for x in inputs(100, 100)]
+
+    def step(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return dynattn.attention(query, key, value, BlockTopK(0.25, 16), causal=True).square().sum()
+
+    want = torch.autograd.grad(step(*tensors), tensors)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(*tensors), tensors), want)
+
+
+@needs_kernels
+def test_compiled_functions_take_one_method_after_another() -> None:
+    query, key, value = inputs(100, 100)
+
+    def step(method: BlockTopK) -> Tensor:
+        return dynattn.attention(query, key, value, method)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for method in (BlockTopK(0.25, 16), BlockTopK(0.5, 16), BlockTopK(0.5, 32), BlockTopK(0.5, 4)):
+        torch.testing.assert_close(compiled(method), step(method))
+
+
+@needs_kernels
+def test_autocast_and_second_derivatives() -> None:
+    query, key, value = (x.requires_grad_() for x in inputs(40, 40))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dynattn.attention(query, key, value, BlockTopK(0.5, 8)).dtype == torch.bfloat16
+    (first,) = torch.autograd.grad(
+        dynattn.attention(query, key, value, BlockTopK(0.5, 8)).sin().sum(), query, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match="second derivatives are not offered"):
+        first.sum().backward()
+
+
+@needs_kernels
+def test_what_autograd_saves_is_linear_but_for_the_blocks() -> None:
+    query, key, value = (torch.randn(1, 2, 512, 16, requires_grad=True) for _ in range(3))
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        dynattn.attention(query, key, value, BlockTopK(0.25, 16))
+    assert sum(saved) == 4 * query.numel() + 2 * 512 + 2 * 32 * 32
+
+
+@needs_kernels
+def test_routes() -> None:
+    query, key, value = inputs(40, 40)
+    plan = dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=padding("by head", 40))
+    assert plan.backend == "cpu"
+    assert "dropped blocks skipped" in plan.reason
+    for mask in (torch.ones(40, 40, dtype=torch.bool), torch.zeros(40)):
+        plan = dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=mask)
+        assert plan.backend == "reference"
+        assert "only under a mask that is bool and the same for all queries" in plan.rejected["cpu"]
+        with pytest.raises(RuntimeError, match="only under a mask that is bool"):
+            dynattn.attention(query, key, value, BlockTopK(0.5, 8), attn_mask=mask, backend="cpu")
+    plan = dynattn.explain(query, key, value, BlockTopK(0.5, 7))
+    assert plan.rejected["cpu"] == (
+        "its kernels compute N:M attention and large blocks, and blocktopk-0.5-b7 is another method"
+    )
+    assert dynattn.explain(query.double(), key.double(), value.double(), BlockTopK(0.5, 8)).backend == "reference"
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_empty(shape: tuple[int, int, int, int], causal: bool) -> None:
+    batch, heads, q_len, kv_len = shape
+    query = torch.randn(batch, heads, q_len, 8, requires_grad=True)
+    key = torch.randn(batch, heads, kv_len, 8, requires_grad=True)
+    out, aux = dynattn.attention(query, key, key, BlockTopK(0.5, 8), causal=causal, return_aux=True, backend="cpu")
+    assert torch.equal(out, torch.zeros(batch, heads, q_len, 8))
+    assert torch.equal(aux.kept_mass, torch.ones(batch, heads, q_len))
+    for gradient in torch.autograd.grad(out.sum(), (query, key)):
+        assert not gradient.any()
+
+
+def test_a_method_of_whole_blocks_must_choose_them() -> None:
+    query, key, _ = inputs(8, 8)
+    with pytest.raises(NotImplementedError, match=r"topk-3 has no choice of whole blocks; define choose_blocks\(\)"):
+        dynattn.TopK(k=3).choose_blocks(query, key, None, False, 1.0)
