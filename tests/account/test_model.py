@@ -50,6 +50,8 @@ def test_leaves_no_hook_and_needs_dynattn(model: torch.nn.Module) -> None:
     inputs = {"input_ids": torch.arange(40).view(1, 40)}
     with pytest.raises(ValueError, match="the model must call dynattn: BertModel made no call"):
         of_model(model, inputs)
+    with pytest.raises(TypeError, match="inputs must be keyword arguments of the forward: got Tensor"):
+        of_model(model, inputs["input_ids"])  # type: ignore[arg-type]
     with counting(model) as account:
         pass
     model.set_attn_implementation("dynattn:dense")  # pyright: ignore[reportCallIssue]

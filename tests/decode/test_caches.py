@@ -350,6 +350,10 @@ def test_what_cannot_be_done_is_refused(model, ids):
         FullCache(0)
     with pytest.raises(ValueError, match="WindowCache: window and every"):
         WindowCache(window=0)
+    with pytest.raises(TypeError, match=r"WindowCache: window must be an int: got 4\.5"):
+        WindowCache(window=4.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="SpAttenCache: config must be a model's configuration: got LlamaForCausalLM"):
+        SpAttenCache(model)
     for wrong in (0.0, (1.0, 0.5), (0.5, 1.0, 0.5, 0.2)):
         with pytest.raises(ValueError, match="SpAttenCache: keep must be above 0"):
             SpAttenCache(model.config, wrong)

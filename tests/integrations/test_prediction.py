@@ -140,6 +140,8 @@ def test_wrong_arguments_are_refused() -> None:
         prediction.new(model, inputs("bert"), share=0)
     with pytest.raises(ValueError, match="ratio must be above 0"), prediction.predicting(model, predictors, ratio=0):
         pass
+    with pytest.raises(ValueError, match="batches must hold at least one"):
+        prediction.fit(model, predictors, [])
     wrong = {"nowhere": next(iter(predictors.values()))}
     with pytest.raises(ValueError, match="has no 'nowhere'"), prediction.predicting(model, wrong, ratio=0.5):
         pass

@@ -76,6 +76,12 @@ def test_is_the_definition(method: DSA, q_len: int, kv_len: int, causal: bool) -
     torch.testing.assert_close(out, weights @ v)
 
 
+@pytest.mark.parametrize("method", [DSA(0.5), DSA(0.5, together=4)], ids=lambda method: method.name)
+def test_no_keys_give_0(method: DSA) -> None:
+    q, k, v = inputs(5, 0)
+    assert torch.equal(dynattn.attention(q, k, v, method), torch.zeros(2, 2, 5, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("together", [1, 8])
 def test_masks_and_grouped_queries(together: int) -> None:
     q, k, v = inputs(21, 30, heads=4)

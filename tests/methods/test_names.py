@@ -102,6 +102,13 @@ def test_unknown_names_are_refused(name: str) -> None:
         parse(name)
 
 
+def test_an_unknown_name_is_told_how_names_are_written() -> None:
+    with pytest.raises(ValueError, match=r"got 'random-0'.*shares have a point"):
+        parse("random-0")
+    with pytest.raises(ValueError, match=r"got 'spatten-0\.5'.*goes around a model: dynattn\.pruning"):
+        parse("spatten-0.5")
+
+
 def test_registering_a_class_again_replaces_it() -> None:
     def define(keeps: bool) -> type[PairMethod]:
         @register

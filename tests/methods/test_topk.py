@@ -70,6 +70,7 @@ def test_keeps_the_most_mass_of_its_density() -> None:
         ({"k": 3, "ratio": 0.5}, TypeError, "give one of k and ratio"),
         ({"k": 0}, ValueError, "k must be between 1 and"),
         ({"k": 2.0}, TypeError, "k must be an int"),
+        ({"k": 0.25}, TypeError, r"k must be an int: got 0.25; try .*, or TopK\(ratio=0.25\) for a share"),
         ({"k": True}, TypeError, "k must be an int"),
         ({"ratio": 1}, TypeError, "ratio must be a float"),
         ({"ratio": 0.0}, ValueError, "ratio must be between 1e-6 and 1"),

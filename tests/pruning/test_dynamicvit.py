@@ -232,6 +232,16 @@ def test_the_ratio_is_the_predictors_own_unless_another_is_given():
 
 def test_what_cannot_work_is_refused():
     vit, pixels = model("vit"), pictures()
+    with pytest.raises(TypeError, match="predictors must be Predictors: got None"):
+        DynamicViT(None)  # type: ignore[arg-type]
+    half = predictors().half()
+    with pytest.raises(TypeError, match=r"torch.float16, it computes in torch.float64"), DynamicViT(half).apply(vit):
+        vit(pixels)
+    single = DynamicViT(predictors().float())  # under autocast dtypes differ and fit
+    whole = model("vit").float()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), single.apply(whole) as trace:
+        whole(pixels.float())
+    assert trace.last.tokens[-1, 0] < trace.last.tokens[0, 0]
     with pytest.raises(ValueError, match="keep_ratio must be above 0"):
         DynamicViT(predictors(), 0.0)
     deep = steep(Predictors(32, (1, 5)), 1)

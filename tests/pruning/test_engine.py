@@ -203,6 +203,25 @@ def test_a_head_on_top_and_a_batch_of_nothing_pruned():
     assert trace.last.keep_ratio[0] == pytest.approx((17 + 13 + 9) / 51)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [SpAtten(0.5), SpAtten(0.5, values=0.5, bits=(8, 4)), LTP(0.05), RandomTokens(0.5)],
+    ids=lambda method: method.name,
+)
+def test_a_sample_that_is_all_padding(method):
+    model, given = make("bert"), inputs("bert", lengths=(9, 0, 5))
+    with torch.no_grad():
+        with method.apply(model) as trace:
+            out = model(**given).last_hidden_state
+        tokens = trace.last.tokens
+        with method.apply(model):
+            others = model(**{name: x[[0, 2]] for name, x in given.items()}).last_hidden_state
+    assert torch.isfinite(out).all()
+    assert tokens[:, 1].eq(0).all()
+    close(out[0], others[0])
+    close(out[2, :5], others[1, :5])
+
+
 def test_gradients_flow_through():
     model, given = make("bert"), inputs("bert")
     with SpAtten(0.4).apply(model):
@@ -269,6 +288,8 @@ def test_models_that_cannot_be_pruned():
         find(AutoModel.from_config(AutoConfig.for_model("esm", vocab_size=40, pad_token_id=1, **tiny)))
     with pytest.raises(ValueError, match="must have one stack"):
         find(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="model must be a Transformers model: got str"), SpAtten(0.5).apply("bert"):  # type: ignore[arg-type]
+        pass
     with pytest.raises(ValueError, match="must be an encoder"):
         find(AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=40, is_decoder=True, **tiny)))
     compiled = make("bert")

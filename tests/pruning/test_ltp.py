@@ -129,3 +129,9 @@ def test_learning_refuses():
         learn(model, lambda batch: batch, [], start=LTP(0.1), temperature=0, strength=1)
     with pytest.raises(ValueError, match="must start above 0"):
         learn(model, lambda batch: batch, [], start=LTP(0.0), temperature=1, strength=1)
+    with pytest.raises(ValueError, match="batches must hold at least one"):
+        learn(model, lambda batch: batch, [], start=LTP(0.1), temperature=1, strength=1)
+    with pytest.raises(ValueError, match="loss must run the model"):
+        learn(model, lambda batch: torch.zeros(()), [1], start=LTP(0.1), temperature=1, strength=1)
+    with pytest.raises(TypeError, match="start must be LTP"):
+        learn(model, lambda batch: batch, [], start=0.1, temperature=1, strength=1)  # type: ignore[arg-type]

@@ -48,7 +48,8 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
     """While active, count what the model's forward passes cost.
 
     Whatever is active besides counts as it really runs: a pruning method that shortens the sequence, a cache that drops
-    keys. Attention must be dynattn's (``dynattn:dense`` for the baseline). Masks, activations between layers,
+    keys. Attention must be dynattn's (``dynattn:dense`` for the baseline), else linear layers alone are counted and
+    ``calls`` stays 0. Masks, activations between layers,
     normalisations and embeddings are not counted. Each call's choice is made again in order to count it, which is slow.
 
     Args:
@@ -94,8 +95,14 @@ def of_model(
         The account.
 
     Raises:
+        TypeError: the inputs are no mapping.
         ValueError: the model made no call of dynattn.
     """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"of_model: inputs must be keyword arguments of the forward: got {type(inputs).__name__}; pass a mapping, "
+            "as in {'input_ids': ids}"
+        )
     with counting(model, cache_bytes=cache_bytes, fused=fused) as account:
         model(**inputs)
     if account.calls == 0:

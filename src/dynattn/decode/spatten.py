@@ -46,6 +46,7 @@ class SpAttenCache(LayeredCache):
         every: cut when so many tokens have come since the last cut; a cut copies the cache, so 1 is slow.
 
     Raises:
+        TypeError: ``config`` is no configuration.
         ValueError: an argument is out of range, or the model has layers that do not attend to the whole text; while
             generating, the attention implementation is not one of this project's.
     """
@@ -53,6 +54,10 @@ class SpAttenCache(LayeredCache):
     layers: list[_SpAttenLayer]  # type: ignore[assignment]
 
     def __init__(self, config: Any, keep: float | Sequence[float] = 0.25, recent: int = 32, every: int = 32) -> None:
+        if not hasattr(config, "get_text_config"):
+            raise TypeError(
+                f"SpAttenCache: config must be a model's configuration: got {type(config).__name__}; pass model.config"
+            )
         text = config.get_text_config(decoder=True)
         other = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
         if other:

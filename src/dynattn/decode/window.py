@@ -36,11 +36,15 @@ class WindowCache(LayeredCache):
         every: evict when so many more are held than ``window + sinks``; eviction copies the cache, so 1 is slow.
 
     Raises:
+        TypeError: an argument is not an int.
         ValueError: an argument is out of range; while generating, a batch is padded on the left and sinks are held,
             since the first tokens would be padding.
     """
 
     def __init__(self, window: int = 1024, sinks: int = 4, every: int = 32) -> None:
+        for name, value in (("window", window), ("sinks", sinks), ("every", every)):
+            if not isinstance(value, int):
+                raise TypeError(f"WindowCache: {name} must be an int: got {value!r}; pass a number of tokens")
         if window < 1 or sinks < 0 or every < 1:
             raise ValueError(
                 f"WindowCache: window and every must be at least 1, sinks at least 0: got {window}, {every}, {sinks}"

@@ -129,7 +129,11 @@ def fit(
         batches: keyword arguments of the model's forward.
         learning_rate: at the first step; it falls to 0 along a half cosine where the number of batches is known.
         on_step: told each step's number and loss, the mean over layers.
+
+    Raises:
+        ValueError: there is no batch.
     """
+    step = -1
     parameters = [p for predictor in predictors.values() for p in predictor.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     steps = len(batches) if hasattr(batches, "__len__") else None  # pyright: ignore[reportArgumentType]
@@ -146,6 +150,8 @@ def fit(
             if on_step is not None:
                 on_step(step, loss.item() / len(losses))
             losses.clear()
+    if step < 0:
+        raise ValueError("fit: batches must hold at least one: there is none; a generator can be read only once")
 
 
 def _attend(

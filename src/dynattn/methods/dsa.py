@@ -190,7 +190,7 @@ def top_of_runs(predicted: Tensor, allowed: Tensor, ratio: float, together: int)
         bool, same shape.
     """
     predicted = predicted.masked_fill(~allowed, -math.inf)
-    if together == 1:
+    if together == 1 or predicted.shape[-1] == 0:  # no keys: nothing to be the best of
         return _top(predicted, ratio)
     seen = allowed.any(-1, keepdim=True)
     weights = predicted.masked_fill(~seen, 0.0).softmax(-1).where(allowed, 0.0)

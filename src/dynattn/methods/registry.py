@@ -107,5 +107,7 @@ def parse(name: str) -> Method:
         return _parsed.setdefault(name, method)
     raise ValueError(
         f"parse: name must be a method's short name: got {name!r}; use 'dense', 'nm-2-4', 'nm-1-2-x16-w64-s4', "
-        "'topk-0.25', 'window-64-s4', … (docs/methods/README.md lists them), and register() for a method of your own"
+        "'topk-0.25', 'window-64-s4', … (docs/methods/README.md lists them; shares have a point, as 0.25), and "
+        "register() for a method of your own; what shortens the sequence, as 'spatten-0.5' does, goes around a model: "
+        "dynattn.pruning"
     )

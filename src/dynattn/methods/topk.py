@@ -52,9 +52,9 @@ class TopK(PairMethod):
         if self.ratio is not None:
             share.check("TopK", self.ratio)
         elif not isinstance(self.k, int) or isinstance(self.k, bool):
-            raise TypeError(f"TopK: k must be an int: got {self.k!r}; pass a whole number, as in TopK(k=64)")
+            raise TypeError(f"TopK: k must be an int: got {self.k!r}; try TopK(k=64), or TopK(ratio=0.25) for a share")
         elif not 1 <= self.k < 2**31:
-            raise ValueError(f"TopK: k must be between 1 and 2**31 - 1: got {self.k}")
+            raise ValueError(f"TopK: k must be between 1 and 2**31 - 1: got {self.k}; try TopK(k=64)")
 
     @property
     def name(self) -> str:

@@ -52,7 +52,7 @@ class Window(PairMethod):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"Window: {field} must be an int: got {value!r}; pass a whole number, as in Window(64)")
             if not least <= value < 2**31:
-                raise ValueError(f"Window: {field} must be between {least} and 2**31 - 1: got {value}")
+                raise ValueError(f"Window: {field} must be between {least} and 2**31 - 1: got {value}; try Window(64)")
 
     @property
     def name(self) -> str:

@@ -55,7 +55,7 @@ class DynamicViT(Pruning):
             one may be given: predictors rank the tokens.
 
     Raises:
-        TypeError: the ratio is not a number.
+        TypeError: the predictors are none, or the ratio is not a number.
         ValueError: it is not above 0 and at most 1.
 
     Source: arXiv:2106.02034.
@@ -65,6 +65,11 @@ class DynamicViT(Pruning):
     keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.predictors, Predictors):
+            raise TypeError(
+                f"DynamicViT: predictors must be Predictors: got {self.predictors!r}; train some, or read them by "
+                "Predictors.load(folder)"
+            )
         check_ratio("DynamicViT", "keep_ratio", self.ratio)
 
     @property
@@ -143,7 +148,7 @@ class _Gathered(Course):
         if seen.layer + 1 not in self.predictors.layers:
             return Decision()
         stage = self.predictors.layers.index(seen.layer + 1)
-        _check_width(self.predictors, seen.hidden)
+        _check_hidden(self.predictors, seen.hidden)
         keep = self.predictors.log_probabilities(stage, seen.hidden, candidates)[..., KEEP]
         counts = [left_after(count, self.keep_ratio, stage) for count in self.counts]
         return Decision(highest(keep, candidates, torch.tensor(counts, device=keep.device)))
@@ -165,7 +170,7 @@ class _Masked(Course):
 
     def after(self, seen: Seen) -> Decision:
         if seen.layer + 1 in self.predictors.layers:
-            _check_width(self.predictors, seen.hidden)
+            _check_hidden(self.predictors, seen.hidden)
             tokens = seen.hidden[:, self.leading :]
             before = self.decisions[-1] if self.decisions else torch.ones_like(tokens[..., 0])
             probabilities = self.predictors.log_probabilities(len(self.decisions), tokens, before)
@@ -191,11 +196,17 @@ def _check_layers(predictors: Predictors, layers: int) -> None:
         )
 
 
-def _check_width(predictors: Predictors, hidden: Tensor) -> None:
+def _check_hidden(predictors: Predictors, hidden: Tensor) -> None:
     if predictors.width != hidden.shape[-1]:
         raise ValueError(
             f"DynamicViT: predictors must be of the model's width: they have {predictors.width}, it has "
             f"{hidden.shape[-1]}; make Predictors(model.config.hidden_size)"
+        )
+    dtype = next(predictors.parameters()).dtype
+    if dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise TypeError(
+            f"DynamicViT: predictors must be of the model's dtype: they are {dtype}, it computes in {hidden.dtype}; "
+            f"convert them with predictors.to({hidden.dtype})"
         )
 
 

@@ -46,7 +46,8 @@ def probabilities(query: Tensor, key: Tensor, scale: float, alive: Tensor | None
     """
     scores = scale * query @ key.transpose(-1, -2)
     if alive is not None:
-        scores = scores.masked_fill(~alive[:, None, None], -torch.inf)
+        # Not -inf: of a sample that is all padding the softmax would be NaN.
+        scores = scores.masked_fill(~alive[:, None, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
 
@@ -59,7 +60,7 @@ def received(
         query: (batch, heads, length, head_dim).
         key: likewise.
         scale: factor of the scores.
-        alive: (batch, length) bool: keys and queries that count; None for all True. At least one a sample.
+        alive: (batch, length) bool: keys and queries that count; None for all True. A sample without any gets 0.
         value: (batch, heads, length, head_dim) to compute the output too.
 
     Returns:
@@ -76,6 +77,8 @@ def received(
             _sample([x[sample] for x in inputs], scale, sums[sample], None if out is None else out[sample])
             continue
         places = alive[sample].nonzero().squeeze(1)  # without padding: no mask, and no work on it
+        if len(places) == 0:  # nothing but padding, as fills up a last batch
+            continue
         part = sums.new_zeros(heads, len(places))
         part_out = None if out is None else out.new_empty(len(places), heads, head_dim)
         _sample([x[sample, :, places] for x in inputs], scale, part, part_out)

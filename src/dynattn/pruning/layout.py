@@ -65,8 +65,11 @@ def find(model: nn.Module) -> Layout:
         model: a Transformers model, with or without a head on top.
 
     Raises:
+        TypeError: it is no module.
         ValueError: it has no layers that tokens can be taken out of, or more than one stack of them.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"pruning: model must be a Transformers model: got {type(model).__name__}; load one first")
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
         raise ValueError(
             "pruning: the model must not be compiled: a compiled graph looks at no hooks, and would prune nothing; "

@@ -120,10 +120,13 @@ def learn(
         The learnt method, and the way there.
 
     Raises:
-        ValueError: a number is not positive, or the model cannot be pruned.
+        TypeError: ``start`` is not LTP.
+        ValueError: a number is not positive, the model cannot be pruned or the loss does not run it, or no batch came.
 
     Source: arXiv:2107.00910.
     """
+    if not isinstance(start, LTP):
+        raise TypeError(f"learn: start must be LTP, whose thresholds are learnt: got {start!r}; try LTP(0.002)")
     given = {"temperature": temperature, "strength": strength, "rate": rate}
     for name, value in given.items():
         if not value > 0:
@@ -147,6 +150,8 @@ def learn(
             for batch in batches:
                 soft.masks.clear()
                 task = loss(batch)
+                if not soft.masks:
+                    raise ValueError("learn: loss must run the model: it made no forward; call model(...) inside of it")
                 share = soft.kept()
                 optimizer.zero_grad()
                 (task + strength * share).backward()
@@ -156,4 +161,6 @@ def learn(
     finally:
         for weight, want in zip(frozen, wanted, strict=True):
             weight.requires_grad_(want)
+    if not losses:
+        raise ValueError("learn: batches must hold at least one: there is none; a generator can be read only once")
     return Learnt(soft.hard(), losses, kept)

@@ -64,6 +64,14 @@ def test_the_page_marks_what_does_not_beat_the_baselines(html: str):
     assert "worse than random" in row.group()
 
 
+def test_methods_that_missed_exams_are_named(html: str):
+    assert "Not measured in every exam" not in _text(html)
+    whole = _record()
+    missing = next(one for one in whole.grades.values() if one.cell.entry.label == "top-k 1/4")
+    part = record(list(whole.sheets.values()), [one for one in whole.grades.values() if one is not missing])
+    assert "not those of the same exams: top-k 1/4 (1 of 2)." in _text(page(part))
+
+
 def test_the_page_refers_to_nothing_outside_itself(html: str):
     without = re.sub(r"<script[^>]*>.*?</script>", "", html, flags=re.DOTALL)
     assert "http" not in without

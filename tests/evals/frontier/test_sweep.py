@@ -194,6 +194,11 @@ def test_a_record_of_another_model_is_not_gone_on_with(
         sweep(_settings(tiny_decoder, texts, tasks=("passkey",)), measured[1], _silent, _here)
 
 
+def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"tokens must be as many as the model takes: got 200, .* takes 128"):
+        sweep(_settings(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", _silent, _here)
+
+
 def test_by_default_every_family_runs_at_every_budget_on_several_tasks_and_lengths():
     cells, timed = plan(Settings(), "encoder")
     assert {cell.exam.task for cell in cells} == {"retrieval", "manpages"}

@@ -75,7 +75,13 @@ def load(path: Path) -> Frontier:
         ValueError: the file is not one.
         OSError: there is no such file.
     """
-    return Frontier.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return Frontier.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"frontier: {path} must be a record that dynattn frontier wrote: {error}; check the name, or give another "
+            "--output"
+        ) from error
 
 
 def merge(records: Sequence[Frontier]) -> Frontier:

@@ -20,8 +20,9 @@ from dynattn.evals.frontier.measure import EXPECTED, Answer, Job
 from dynattn.evals.frontier.methods import BUDGETS, check, entries, named
 from dynattn.evals.frontier.results import Failure, Frontier, address
 from dynattn.evals.frontier.store import Store
-from dynattn.evals.models import Kind, load
+from dynattn.evals.models import Kind, Pretrained, load
 from dynattn.evals.tasks import default, find
+from dynattn.evals.tasks.embedding import longest
 from dynattn.evals.tasks.texts import read
 
 Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
@@ -124,6 +125,17 @@ def _tasks(settings: Settings, kind: Kind, phase: Phase) -> tuple[str, ...]:
     return fitting
 
 
+def _check_length(settings: Settings, pretrained: Pretrained) -> None:
+    """Refuse what tasks would cut to the model's length, and the record would call by the length asked for."""
+    if settings.tokens and pretrained.kind in ("encoder", "decoder"):
+        most = max(settings.tokens)
+        if (takes := longest(pretrained, most)) < most:
+            raise ValueError(
+                f"frontier: tokens must be as many as the model takes: got {most}, {settings.model} takes {takes}; "
+                "leave out longer texts"
+            )
+
+
 def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Frontier:
     """Measure what the record at ``path`` lacks, and write it after every result.
 
@@ -137,11 +149,12 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
         The whole record.
 
     Raises:
-        ValueError: a name is unknown, or the record there does not fit.
+        ValueError: a name is unknown, a length is more than the model takes, or the record there does not fit.
     """
     advance = stage(f"load {settings.model}", 1)
     pretrained = load(settings.model)
     advance()
+    _check_length(settings, pretrained)
     job = Job(settings.model, None if settings.text is None else read(settings.text))
     cells, timed = plan(settings, pretrained.kind)
     store = Store(path, Frontier(

@@ -81,7 +81,7 @@ def against_baselines(contender: Contender) -> str:
 
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
-    """The choice in words, one sentence a bound."""
+    """The choice in words, one sentence a bound; and which methods it compares unfairly."""
     lines = []
     for least in LEAST:
         named = [
@@ -91,7 +91,16 @@ def sentences(chosen: Sequence[Contender]) -> list[str]:
         ]
         text = "; ".join(named) or "nothing measured here costs less than dense attention"
         lines.append(f"To retain at least {least:.0%} of the quality in the worst exam: {text}.")
-    return lines
+    return [*lines, *_incomplete(chosen)]
+
+
+def _incomplete(chosen: Sequence[Contender]) -> list[str]:
+    """Those that did not take every exam, as in merged sweeps of other lengths or items."""
+    asked = {result.sheet.exam.key for contender in chosen for result in contender.results}
+    short = [f"{c.label} ({len(c.results)} of {len(asked)})" for c in chosen if len(c.results) < len(asked)]
+    if not short:
+        return []
+    return [f"Not measured in every exam, so that worst and mean are not those of the same exams: {', '.join(short)}."]
 
 
 def _of_phase(

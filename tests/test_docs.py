@@ -1,0 +1,85 @@
+"""What the documentation shows runs word for word, on tiny models in place of pretrained ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from dynattn.pruning import Predictors
+
+ROOT = Path(__file__).parents[1]
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def _tensors() -> dict[str, Any]:
+    query, key, value = (torch.randn(2, 4, 32, 16, requires_grad=True) for _ in range(3))
+    return {"query": query, "key": key, "value": value}
+
+
+def _encoder(layers: int = 4) -> dict[str, Any]:
+    config = AutoConfig.for_model("bert", vocab_size=60, num_hidden_layers=layers, **SIZES)
+    inputs = {"input_ids": torch.arange(24).reshape(2, 12)}
+    model = AutoModel.from_config(config).eval()
+    loss: Callable[[Any], torch.Tensor] = lambda batch: model(**batch).last_hidden_state.square().mean()  # noqa: E731
+    return {"model": model, "inputs": inputs, "batches": [inputs], "loss": loss}
+
+
+def _classifier() -> dict[str, Any]:
+    config = AutoConfig.for_model("bert", vocab_size=60, num_hidden_layers=2, **SIZES)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    given = _encoder()
+    return {**_tensors(), **given, "model": model, "labels": torch.tensor([0, 1])}
+
+
+def _decoder() -> dict[str, Any]:
+    config = AutoConfig.for_model("llama", vocab_size=60, num_hidden_layers=2, num_key_value_heads=2, **SIZES)
+    prompt = {"input_ids": torch.arange(10).unsqueeze(0), "max_new_tokens": 2}
+    return {"model": AutoModelForCausalLM.from_config(config).eval(), "prompt": prompt}
+
+
+def _vision() -> dict[str, Any]:
+    Predictors(32).save(Path("predictors"))
+    config = AutoConfig.for_model("vit", image_size=28, patch_size=7, num_hidden_layers=12, **SIZES)
+    pixels = torch.randn(2, 3, 28, 28)
+    return {"model": AutoModel.from_config(config).eval(), "pixel_values": pixels, "batches": [pixels]}
+
+
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": _encoder,
+    "docs/account.md": _encoder,
+    "docs/decode.md": _decoder,
+    "docs/integrations/transformers.md": _encoder,
+    "docs/methods/README.md": _encoder,
+    "docs/methods/dsa.md": _classifier,
+    "docs/methods/dynamicvit.md": _vision,
+    "docs/methods/efficient.md": _tensors,
+    "docs/methods/fixed.md": _tensors,
+    "docs/methods/ltp.md": _encoder,
+    "docs/methods/nm.md": _tensors,
+    "docs/methods/random.md": _tensors,
+    "docs/methods/scatterbrain.md": _tensors,
+    "docs/methods/spatten.md": _encoder,
+    "docs/methods/threshold.md": _tensors,
+    "docs/methods/topk.md": _tensors,
+    "docs/methods/window.md": _tensors,
+    "docs/training.md": _tensors,
+}
+"""Pages, and what they leave to the reader: a model, its inputs, tensors."""
+
+
+@pytest.mark.parametrize("page", GIVEN)
+def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks of Python, in their order, in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = GIVEN[page]()
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+    assert blocks
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
