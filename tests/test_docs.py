@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dynattn.pruning import Predictors
@@ -56,6 +58,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/decode.md": _decoder,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
+    "docs/methods/blocktopk.md": _tensors,
     "docs/methods/dsa.md": _classifier,
     "docs/methods/dynamicvit.md": _vision,
     "docs/methods/efficient.md": _tensors,

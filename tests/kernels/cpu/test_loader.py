@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ctypes
+import struct
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,16 @@ def test_a_broken_library_names_the_remedy(no_cached_library, monkeypatch, tmp_p
     path.write_bytes(b"not a library")
     monkeypatch.setattr(cpu, "_library_path", lambda: path)
     with pytest.raises(ImportError, match=r"do not load.*pip install"):
+        cpu.best_isa()
+
+
+def test_a_library_of_another_version_names_the_remedy(no_cached_library, monkeypatch):
+    monkeypatch.setattr(cpu, "_NM_BACKWARD_ARGS", struct.Struct("6P 13q"))
+    with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
+        cpu.best_isa()
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu, "_library_path", lambda: Path(_ctypes.__file__))  # which has no such function
+    with pytest.raises(ImportError, match=r"must be of this version"):
         cpu.best_isa()
 
 

@@ -260,6 +260,12 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
+    expected = _NM_FORWARD_ARGS.size + _NM_BACKWARD_ARGS.size
+    if not hasattr(library, "dynattn_args_bytes") or library.dynattn_args_bytes() != expected:
+        raise ImportError(
+            f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
+            "again with `pip install .`"
+        )
     library.dynattn_nm_forward.argtypes = [ctypes.c_char_p]
     library.dynattn_nm_forward.restype = ctypes.c_int32
     library.dynattn_nm_backward.argtypes = [ctypes.c_char_p]

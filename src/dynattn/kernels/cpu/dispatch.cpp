@@ -76,6 +76,8 @@ void run_peak(void* data) {
 
 extern "C" {
 
+int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs)); }
+
 int32_t dynattn_isa_available(int32_t isa) { return runs(isa) ? 1 : 0; }
 
 int32_t dynattn_best_isa(void) {

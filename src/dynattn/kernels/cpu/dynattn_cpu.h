@@ -85,6 +85,9 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
+// Size of NMBackwardArgs, which holds the other: tells a caller that was built for other arguments.
+DYNATTN_API int32_t dynattn_args_bytes(void);
+
 // The fastest instruction set that this library holds and this processor runs.
 DYNATTN_API int32_t dynattn_best_isa(void);
 DYNATTN_API int32_t dynattn_isa_available(int32_t isa);
