@@ -69,7 +69,7 @@ def test_methods_that_missed_exams_are_named(html: str):
     whole = _record()
     missing = next(one for one in whole.grades.values() if one.cell.entry.label == "top-k 1/4")
     part = record(list(whole.sheets.values()), [one for one in whole.grades.values() if one is not missing])
-    assert "not those of the same exams: top-k 1/4 (1 of 2)." in _text(page(part))
+    assert "left out of this choice where others took more: top-k 1/4 (1 of 2)." in _text(page(part))
 
 
 def test_the_page_refers_to_nothing_outside_itself(html: str):

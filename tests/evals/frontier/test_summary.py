@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_the_frontier_leaves_out_what_another_method_beats_in_both():
     chosen = contenders(_sweep(), "prefill")
     assert [one.label for one in undominated(chosen, lambda one: one.time)] == ["top-k 1/2"]
     assert [one.label for one in undominated(chosen, lambda one: one.flops)] == ["window 1/2", "top-k 1/2"]
+
+
+def test_methods_that_missed_exams_are_not_chosen():
+    chosen = contenders(_sweep(), "prefill")
+    best = picks(chosen)[3].contender
+    assert best is not None
+    short = dataclasses.replace(best, results=best.results[:1])
+    rest = [short if one is best else one for one in chosen]
+    assert short not in [pick.contender for pick in picks(rest)]
+    assert short not in undominated(rest, lambda one: one.flops)
+    assert short in undominated([short], lambda one: one.flops)
+    assert not any(pick.contender for pick in picks([]))
+    assert undominated([], lambda one: one.flops) == []
 
 
 def test_exams_in_which_dense_attention_scores_nothing_are_left_out_and_titles_are_told_apart():

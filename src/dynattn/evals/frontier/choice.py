@@ -26,15 +26,25 @@ class Pick(NamedTuple):
     contender: Contender | None
 
 
+def comparable(contenders: Sequence[Contender]) -> list[Contender]:
+    """Those that took the most exams: worst and mean of others, as merged sweeps hold them, are of other exams.
+
+    Args:
+        contenders: of one phase.
+    """
+    most = max((len(contender.results) for contender in contenders), default=0)
+    return [contender for contender in contenders if len(contender.results) == most]
+
+
 def picks(contenders: Sequence[Contender]) -> list[Pick]:
-    """For every bound and every cost, the cheapest method whose worst exam stays above the bound.
+    """For every bound and every cost, the cheapest comparable method whose worst exam stays above the bound.
 
     Args:
         contenders: of one phase.
     """
     found = []
     for least in LEAST:
-        enough = [contender for contender in contenders if contender.worst.retained.mean >= least]
+        enough = [contender for contender in comparable(contenders) if contender.worst.retained.mean >= least]
         for name, cost in COSTS.items():
             cheaper = [(value, one) for one in enough if (value := cost(one)) is not None and value < 1]
             best = min(cheaper, key=lambda pair: pair[0], default=None)
@@ -43,13 +53,13 @@ def picks(contenders: Sequence[Contender]) -> list[Pick]:
 
 
 def undominated(contenders: Sequence[Contender], cost: Callable[[Contender], float | None]) -> list[Contender]:
-    """Those that no other one beats in both the worst exam and the cost: the frontier, the cheapest first.
+    """Comparable ones that no other one beats in both the worst exam and the cost: the frontier, the cheapest first.
 
     Args:
         contenders: of one phase.
         cost: as in :data:`COSTS`; what has none is left out.
     """
-    priced = [(value, contender) for contender in contenders if (value := cost(contender)) is not None]
+    priced = [(value, contender) for contender in comparable(contenders) if (value := cost(contender)) is not None]
     found: list[Contender] = []
     best = -float("inf")
     for _, contender in sorted(priced, key=lambda pair: (pair[0], -pair[1].worst.retained.mean)):

@@ -81,7 +81,7 @@ def against_baselines(contender: Contender) -> str:
 
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
-    """The choice in words, one sentence a bound; and which methods it compares unfairly."""
+    """The choice in words, one sentence a bound; and which methods cannot be compared."""
     lines = []
     for least in LEAST:
         named = [
@@ -100,7 +100,10 @@ def _incomplete(chosen: Sequence[Contender]) -> list[str]:
     short = [f"{c.label} ({len(c.results)} of {len(asked)})" for c in chosen if len(c.results) < len(asked)]
     if not short:
         return []
-    return [f"Not measured in every exam, so that worst and mean are not those of the same exams: {', '.join(short)}."]
+    return [
+        "Not measured in every exam, so that worst and mean are not those of the same exams, and left out of this "
+        f"choice where others took more: {', '.join(short)}."
+    ]
 
 
 def _of_phase(
