@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from marked import rewritten
 
+from dynattn import pruning
 from dynattn.account import MEGABYTE, Account, Work, counting, of_forward, of_model
 from dynattn.bench.machine import machine
 from dynattn.evals.decode.prompt import cache_of, read
 from dynattn.evals.decode.ways import find
-from dynattn.evals.frontier.apply import pruner
 from dynattn.evals.frontier.methods import BUDGETS, entries
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks.recall import encode
@@ -90,7 +90,7 @@ def contenders(name: str) -> dict[str, Any]:
     inputs = from_text(pretrained, None, "A news article", FRONTIER_TOKENS).inputs
     rows = {"dense": under(pretrained, inputs, "dense")}
     for entry in entries(pretrained.kind, "prefill", FRONTIER_TOKENS, BUDGETS):
-        count = under if pruner(entry.name) is None else pruned
+        count = under if pruning.find(entry.name) is None else pruned
         rows[entry.name] = count(pretrained, inputs, entry.name)
     return {"tokens": FRONTIER_TOKENS, "rows": {k: costs(v) for k, v in rows.items()}}
 

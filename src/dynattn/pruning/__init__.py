@@ -14,13 +14,13 @@ from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.ltp import LTP
 from dynattn.pruning.predictor import Predictors
-from dynattn.pruning.registry import parse, register
+from dynattn.pruning.registry import find, parse, register
 from dynattn.pruning.spatten import SpAtten
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
     "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
-    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "parse", "pruned", "register",
+    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "find", "parse", "pruned", "register",
 ]  # fmt: skip
 
 for _method in (SpAtten, LTP, RandomTokens, FirstTokens):

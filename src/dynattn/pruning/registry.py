@@ -34,6 +34,11 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
+def find(name: str) -> Pruning | None:
+    """As :func:`parse`, but None where no method has this name."""
+    return next((found for cls in _classes if (found := cls.from_name(name)) is not None), None)
+
+
 def parse(name: str) -> Pruning:
     """The method that a short name stands for.
 
@@ -44,12 +49,11 @@ def parse(name: str) -> Pruning:
         The method; ``parse(method.name) == method``.
 
     Raises:
-        ValueError: no method has this name.
+        ValueError: no method has this name, or the method refuses what the name says.
     """
-    for cls in _classes:
-        found = cls.from_name(name)
-        if found is not None:
-            return found
+    found = find(name)
+    if found is not None:
+        return found
     raise ValueError(
         f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'spatten-0.5', 'ltp-0.01', "
         "'random-tokens-0.5' or 'first-tokens-0.5', and register() for a method of your own"

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("pydantic")
 pytest.importorskip("transformers")
 
-from dynattn import attention
-from dynattn.evals.frontier.apply import applied, canonical, pruner
+from dynattn import attention, pruning
+from dynattn.evals.frontier.apply import applied, canonical
 from dynattn.evals.frontier.methods import BUDGETS, FAMILIES, baselines, check, entries, is_baseline, named
 from dynattn.evals.models import Kind, load
 from dynattn.methods import PairMethod, parse
@@ -27,7 +27,7 @@ def test_every_name_is_a_methods_own_and_keeps_the_budget(kind: Kind, length: in
     query, key = torch.randn(1, 1, length, 16), torch.randn(1, 1, length, 16)
     for entry in entries(kind, "prefill", length, BUDGETS):
         assert canonical(entry.name) == entry.name
-        if pruner(entry.name) is not None:
+        if pruning.find(entry.name) is not None:
             continue
         method = parse(entry.name)
         if not isinstance(method, PairMethod) or entry.budget is None:
@@ -87,3 +87,8 @@ def test_a_method_works_while_it_is_applied_and_not_after(tiny_encoder: Path):
     assert not torch.equal(states("spatten-0.25"), dense)
     assert not torch.equal(states("nm-1-4"), dense)
     assert torch.equal(states("sdpa"), dense)
+
+
+def test_a_method_that_refuses_its_name_says_why() -> None:
+    with pytest.raises(ValueError, match=r"SpAtten: keep must be"):
+        canonical("spatten-1.5")

@@ -21,22 +21,14 @@ def canonical(name: str) -> str:
         name: of a method of :mod:`dynattn.methods`, of :mod:`dynattn.pruning`, or of a way to decode.
 
     Raises:
-        ValueError: no method has this name.
+        ValueError: no method has this name, or the method refuses what the name says.
     """
     if name.startswith(_CACHE):
         from dynattn.evals.decode.ways import find
 
         return find(name).name
-    shortening = pruner(name)
+    shortening = pruning.find(name)
     return parse(name).name if shortening is None else shortening.name
-
-
-def pruner(name: str) -> pruning.Pruning | None:
-    """The method that shortens the sequence, or None where the name is of another kind."""
-    try:
-        return pruning.parse(name)
-    except ValueError:
-        return None
 
 
 @contextmanager
@@ -50,7 +42,7 @@ def applied(pretrained: Pretrained, name: str) -> Iterator[str]:
     Yields:
         Transformers' name of the attention.
     """
-    shortening = None if name == BASELINE else pruner(name)
+    shortening = None if name == BASELINE else pruning.find(name)
     implementation = BASELINE if name == BASELINE or shortening else _registered(name)
     pretrained.model.set_attn_implementation(implementation)
     if shortening is None:

@@ -18,14 +18,14 @@ import torch
 
 from dynattn.account import counting, of_forward, of_mixing, of_pairs
 from dynattn.evals.compare.results import BASELINE
-from dynattn.evals.frontier.apply import applied, pruner
+from dynattn.evals.frontier.apply import applied
 from dynattn.evals.frontier.results import Work
 from dynattn.evals.models import Pretrained
 from dynattn.evals.tasks.base import Inputs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
 from dynattn.methods import MixingMethod, PairMethod
-from dynattn.pruning import Forward, Pruning
+from dynattn.pruning import Forward, Pruning, find
 
 LOOKED = 2
 """Examples that suffice: they are of full length, and means over all layers and heads."""
@@ -54,7 +54,7 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
     Raises:
         ValueError: the model made no call of dynattn.
     """
-    shortening = None if name == BASELINE else pruner(name)
+    shortening = None if name == BASELINE else find(name)
     if shortening is not None:
         return _shortened(pretrained, shortening, examples)
     with applied(pretrained, BASELINE), counting(pretrained.model) as account:
