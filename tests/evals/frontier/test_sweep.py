@@ -199,6 +199,16 @@ def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts
         sweep(_settings(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", _silent, _here)
 
 
+def test_caches_that_forget_take_part_while_decoding_alone():
+    both = Settings(model="smollm2", methods=("nm-1-2", "cache-window-32-s4"), phases=("prefill", "decode"))
+    found = {phase: set() for phase in both.phases}
+    for cell in plan(both, "decoder")[0]:
+        found[cell.exam.phase].add(cell.entry.name)
+    assert found == {"prefill": {"sdpa", "nm-1-2"}, "decode": {"sdpa", "nm-1-2", "cache-window-32-s4"}}
+    with pytest.raises(ValueError, match="caches that forget take part in the decode phase alone"):
+        plan(Settings(model="smollm2", methods=("cache-window-32-s4",)), "decoder")
+
+
 def test_by_default_every_family_runs_at_every_budget_on_several_tasks_and_lengths():
     cells, timed = plan(Settings(), "encoder")
     assert {cell.exam.task for cell in cells} == {"retrieval", "manpages"}

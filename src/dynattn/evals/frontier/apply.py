@@ -11,7 +11,8 @@ from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.models import Pretrained
 from dynattn.methods import parse
 
-_CACHE = "cache-"  # ways to decode that forget begin so
+CACHE = "cache-"
+"""Names of ways to decode that forget begin so."""
 
 
 def canonical(name: str) -> str:
@@ -23,7 +24,7 @@ def canonical(name: str) -> str:
     Raises:
         ValueError: no method has this name, or the method refuses what the name says.
     """
-    if name.startswith(_CACHE):
+    if name.startswith(CACHE):
         from dynattn.evals.decode.ways import find
 
         return find(name).name

@@ -12,7 +12,7 @@ import torch
 
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.run import Stage
-from dynattn.evals.frontier.apply import canonical
+from dynattn.evals.frontier.apply import CACHE, canonical
 from dynattn.evals.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
 from dynattn.evals.frontier.clock import race
 from dynattn.evals.frontier.decode import answers
@@ -103,12 +103,24 @@ def plan(settings: Settings, kind: Kind) -> tuple[list[Cell], list[tuple[Exam, E
     for phase in settings.phases:
         tasks = _tasks(settings, kind, phase)
         for tokens in lengths:
-            chosen = named(settings.methods) or entries(kind, phase, tokens, settings.budgets)
+            chosen = _asked(settings, phase) or entries(kind, phase, tokens, settings.budgets)
             for task in tasks:
                 exam = Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
                 cells += [Cell(exam=exam, entry=entry) for entry in (DENSE, *chosen)]
                 timed += [(exam, entry) for entry in chosen if task == tasks[0]]
     return cells, timed
+
+
+def _asked(settings: Settings, phase: Phase) -> list[Entry]:
+    """Methods that were named, of those that take part in a phase: caches that forget do so while decoding."""
+    every = named(settings.methods)
+    chosen = [entry for entry in every if phase == "decode" or not entry.name.startswith(CACHE)]
+    if every and not chosen:
+        raise ValueError(
+            f"frontier: caches that forget take part in the decode phase alone: got {', '.join(settings.methods)}; "
+            "pass --phases decode"
+        )
+    return chosen
 
 
 def _tasks(settings: Settings, kind: Kind, phase: Phase) -> tuple[str, ...]:
