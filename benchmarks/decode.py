@@ -42,7 +42,7 @@ from dynattn.evals.decode.prompt import (
 )
 from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
 from dynattn.evals.decode.ways import BASELINE, Way, find
-from dynattn.evals.files import write_whole
+from dynattn.evals.files import write_record
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import make
 from dynattn.evals.tasks.recall import encode, excerpt
@@ -107,7 +107,7 @@ def speed(pretrained: Pretrained, length: int) -> None:
         model=pretrained.name, description=pretrained.description, machine=machine(), length=length, steps=PIECE,
         weights=sum(p.nbytes for p in model.parameters()), rows=rows,
     )  # fmt: skip
-    _write(found, RESULTS / f"speed-{length}.json")
+    write_record(found, RESULTS / f"speed-{length}.json")
 
 
 def quality(pretrained: Pretrained, length: int) -> None:
@@ -138,7 +138,7 @@ def quality(pretrained: Pretrained, length: int) -> None:
             hit={name: hit for name, (_, hit) in scores.items()},
         )  # fmt: skip
         found = found.model_copy(update={"items": [*found.items, item]})
-        _write(found, path)
+        write_record(found, path)
         print(item.task, item.item, {name: round(nll, 3) for name, nll in item.nll.items()}, flush=True)
 
 
@@ -180,11 +180,6 @@ def _bytes_after(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> int:
     model.set_attn_implementation(way.together)
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache_bytes(cache)
-
-
-def _write(found: DecodeSpeed | DecodeQuality, path: Path) -> None:
-    """Write a record."""
-    write_whole(path, found.model_dump_json(indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import BASELINE, Quality, Record, TaskResult
 from dynattn.evals.compare.run import evaluate, task_result
 from dynattn.evals.compare.statistics import quality
-from dynattn.evals.files import write_whole
+from dynattn.evals.files import write_record
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Prepared, Task, find
 from dynattn.integrations.transformers import Call, observing, register
@@ -229,7 +229,7 @@ def _begin(path: Path, plan: Plan, pretrained: Pretrained, chosen: Sequence[NM],
             sizes=plan.tasks, sigma=_by_head(look.sigma, len(data.examples)).tolist(),
             masses=[look.mass(method, len(data.examples)) for method in chosen], tasks=[],
         )  # fmt: skip
-        save(found, path)
+        write_record(found, path)
     bars.done()
     return found
 
@@ -256,7 +256,7 @@ def _score(
         results.append(quality(name, outcome, dense, data, task.higher_is_better))
         part = task_result(task, data, results, time.perf_counter() - start)
         found = found.model_copy(update={"tasks": [*others, part]})
-        save(found, path)
+        write_record(found, path)
         bars.done()
     return found
 
@@ -269,11 +269,6 @@ def _check_unchanged(dense: Quality, before: TaskResult, model: str) -> None:
             f"density: dense attention must score as it did when the record was begun: {model} on {before.name} does "
             "not; the data or the packages have changed: move the record away and begin anew"
         )
-
-
-def save(found: Density, path: Path) -> None:
-    """Write a record."""
-    write_whole(path, found.model_dump_json(indent=1) + "\n")
 
 
 def main(models: Sequence[str]) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import mean
 
 from dynamicvit import RESULT, DynamicViTRecord, Judged, Times, Work
-from marked import markdown, rewritten
+from marked import difference, markdown, rewritten
 
 from dynattn.bench.machine import describe
-from dynattn.evals.compare.results import Interval, Speed
+from dynattn.evals.compare.results import Speed
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "dynamicvit.md"
 START, END = "<!-- written by benchmarks/dynamicvit_table.py -->", "<!-- end -->"
@@ -33,7 +33,7 @@ def _quality(found: Judged) -> str:
         chooser, ratio, attention = arm.arm.split(" ")
         quality = arm.saliency
         agreement = "" if quality.agreement is None else f"{quality.agreement:.3f}"
-        cells = [chooser, ratio, attention, f"{quality.score:.3f}", _interval(quality.difference), agreement]
+        cells = [chooser, ratio, attention, f"{quality.score:.3f}", difference(quality.difference), agreement]
         rows.append([*cells, f"{mean(arm.class_token):.4f}", f"{mean(arm.features):.3f}"])
     return f"Quality, on {found.data}:\n\n{markdown(columns, rows)}"
 
@@ -66,12 +66,6 @@ def _timed(row: Speed) -> list[str]:
     name = "dense" if chooser == "dense" else f"DynamicViT, ρ = {ratio}"
     spent = f"{1e3 * s.median:.0f} [{1e3 * s.q1:.0f}, {1e3 * s.q3:.0f}]"
     return [name, attention, spent, f"{x.median:.2f} [{x.q1:.2f}, {x.q3:.2f}]", f"{row.samples}, {row.disturbed}"]
-
-
-def _interval(found: Interval | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return ""
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -52,17 +52,19 @@ def _cells(contender: Contender) -> list[str]:
     """Shares of dense attention's; bold where the interval of what is retained leaves 100% out."""
     worst = contender.worst
     return [
-        contender.label, "<br>".join(f"`{name}`" for name in contender.names), _percent(contender.density),
-        _percent(contender.flops), _percent(contender.time), _share(worst.retained), worst.sheet.exam.title,
-        _share(contender.retained), against_baselines(contender),
+        contender.label, "<br>".join(f"`{name}`" for name in contender.names), percent(contender.density),
+        percent(contender.flops), percent(contender.time), emphasized(worst.retained), worst.sheet.exam.title,
+        emphasized(contender.retained), against_baselines(contender),
     ]  # fmt: skip
 
 
-def _share(found: Interval) -> str:
+def emphasized(found: Interval) -> str:
+    """A share; bold where the interval leaves 100% out."""
     return share(found) if judged(found) == "within noise" else f"**{share(found)}**"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Without digits after the point; a dash for nothing."""
     return "–" if value is None else f"{value:.0%}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynattn.evals.compare.results import Interval
+
 
 def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:
     """The page with ``text`` between the marks ``start`` and ``end``.
@@ -22,3 +24,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under their columns, in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def difference(found: Interval | None) -> str:
+    """``+0.012 [-0.003, +0.027]``, without bounds where there are none; nothing of what is compared with itself."""
+    if found is None:
+        return ""
+    bounds = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.mean:+.3f}{bounds}"

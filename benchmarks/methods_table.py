@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marked import markdown, rewritten
+from frontier_table import emphasized, percent
+from marked import difference, markdown, rewritten
 
 from dynattn.account import Work
 from dynattn.evals.compare.results import Interval
@@ -22,7 +23,6 @@ from dynattn.evals.frontier.methods import FAMILIES
 from dynattn.evals.frontier.results import Frontier
 from dynattn.evals.frontier.store import load
 from dynattn.evals.frontier.summary import Contender, contenders
-from dynattn.report.frontier.document import judged, share
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "figures.md"
 RESULTS = Path(__file__).parent / "results"
@@ -63,9 +63,9 @@ def of_encoder(found: Frontier, account: Mapping[str, Mapping[str, Any]]) -> str
         work = Work(**account[one.names[-1]]["attention"])
         rows.append(
             [
-                _link(one), _budget(one), _percent(one.density), _number(one.kept_mass), _share(one.worst.retained),
-                _share(one.retained), _percent(work.multiply_adds / dense.multiply_adds),
-                _percent(work.bytes / dense.bytes), _percent(one.flops), _percent(one.time),
+                _link(one), _budget(one), percent(one.density), _number(one.kept_mass), emphasized(one.worst.retained),
+                emphasized(one.retained), percent(work.multiply_adds / dense.multiply_adds),
+                percent(work.bytes / dense.bytes), percent(one.flops), percent(one.time),
             ]
         )  # fmt: skip
     return markdown(columns, rows)
@@ -82,7 +82,7 @@ def of_decoder(found: Frontier) -> str:
     for one in _ordered(list(every.values())):
         cells = [_of_exam(phases[phase].get(one.label), title) for phase, title in exams]
         reading = phases["prefill"].get(one.label)
-        times = [_percent(None if its is None else its.time) for its in (reading, phases["decode"].get(one.label))]
+        times = [percent(None if its is None else its.time) for its in (reading, phases["decode"].get(one.label))]
         rows.append([_link(one), _budget(one), _number(None if reading is None else reading.kept_mass), *cells, *times])
     return markdown(columns, rows)
 
@@ -98,7 +98,7 @@ def of_vision() -> str:
     rows = []
     for name in DROPPED:
         lost = Interval(**scored[name]["quality"]["difference"])
-        rows.append([f"`{name}`", f"{scored[name]['keep_ratio']:.0%}", _lost(lost), _times(timed.get(name))])
+        rows.append([f"`{name}`", f"{scored[name]['keep_ratio']:.0%}", difference(lost), _times(timed.get(name))])
     record = json.loads((RESULTS / "pruning" / "dynamicvit.json").read_text())
     arm = f"trained {DYNAMICVIT:g} sdpa"
     for at in record["quality"]:
@@ -108,7 +108,7 @@ def of_vision() -> str:
         row = next(r for r in times["rows"] if r["method"] == arm)
         name = f"[DynamicViT](dynamicvit.md) {DYNAMICVIT:g}, {at['pixels']} pixels"
         seen = sum(tokens) / len(tokens) / tokens[0]
-        rows.append([name, f"{seen:.0%}", _lost(Interval(**found["saliency"]["difference"])), _times(row)])
+        rows.append([name, f"{seen:.0%}", difference(Interval(**found["saliency"]["difference"])), _times(row)])
     return markdown(columns, rows)
 
 
@@ -131,7 +131,7 @@ def _titles(found: Any) -> list[str]:
 
 def _of_exam(one: Contender | None, title: str) -> str:
     found = None if one is None else next((r for r in one.results if r.sheet.exam.title == title), None)
-    return "–" if found is None else _share(found.retained)
+    return "–" if found is None else emphasized(found.retained)
 
 
 def _link(one: Contender) -> str:
@@ -143,23 +143,8 @@ def _budget(one: Contender) -> str:
     return "–" if one.entry.budget is None else f"1/{round(1 / one.entry.budget)}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
-
-
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _share(found: Interval) -> str:
-    """Bold where the interval leaves 100% out."""
-    return share(found) if judged(found) == "within noise" else f"**{share(found)}**"
-
-
-def _lost(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _times(timed: Mapping[str, Any] | None) -> str:

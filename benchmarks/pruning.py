@@ -28,7 +28,7 @@ from dynattn.bench.timing import interleaved
 from dynattn.evals.compare.results import Quality, Record, Spread
 from dynattn.evals.compare.run import evaluate
 from dynattn.evals.compare.statistics import quality
-from dynattn.evals.files import write_whole
+from dynattn.evals.files import write_record
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Outcome, Prepared, Task, make
 from dynattn.evals.tasks.base import Inputs
@@ -209,7 +209,7 @@ def measure_quality(name: str) -> None:
                 quality=judged,
             )
         )  # fmt: skip
-        save(found, path)
+        write_record(found, path)
         print(f"{implementation:15} {method:20} {sum(tokens) / len(tokens):.3f} {judged.score:.4f}", flush=True)
 
 
@@ -266,12 +266,7 @@ def measure_speed(name: str) -> None:
         timed=race(pretrained, data.examples[0], plan, configurations(plan)),
         importance=importance(pretrained.model.config, data.length),
     )  # fmt: skip
-    save(record, RESULTS / f"{name}-speed.json")
-
-
-def save(record: Record, path: Path) -> None:
-    """Write a record."""
-    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    write_record(record, RESULTS / f"{name}-speed.json")
 
 
 def main(arguments: list[str]) -> None:

@@ -25,13 +25,14 @@ from pydantic import Field
 from dynattn.bench.machine import machine
 from dynattn.evals.compare.results import Record
 from dynattn.evals.compare.statistics import quality
+from dynattn.evals.files import write_record
 from dynattn.evals.models import Pretrained, load
 from dynattn.evals.tasks import Retrieval, embedding
 from dynattn.evals.training.pairs import Pairs
 from dynattn.pruning import LTP
 from dynattn.pruning.learn import learn
 
-from pruning import DENSE, PLANS, RESULTS, THREADS, Scored, TimedPoint, race, save, score  # isort: skip  # beside this one
+from pruning import DENSE, PLANS, RESULTS, THREADS, Scored, TimedPoint, race, score  # isort: skip  # beside this one
 
 PATH, PLAN = RESULTS / "minilm-learnt.json", PLANS["minilm"]
 STEPS = 20
@@ -72,7 +73,7 @@ def measure_times(pretrained: Pretrained) -> None:
     data = Retrieval(items=2).prepare(pretrained)
     contenders = [("sdpa", DENSE), *(("sdpa", found.scored.method) for found in record.learnt)]
     timed = race(pretrained, data.examples[0], PLAN, contenders)
-    save(record.model_copy(update={"timed": timed, "machine": machine()}), PATH)
+    write_record(record.model_copy(update={"timed": timed, "machine": machine()}), PATH)
 
 
 def measure(pretrained: Pretrained, strength: float) -> None:
@@ -116,7 +117,7 @@ def measure(pretrained: Pretrained, strength: float) -> None:
     learning = Learning(strength=strength, losses=found.losses, kept=found.kept, scored=scored)
     others = [other for other in record.learnt if other.strength != strength]
     every = sorted([*others, learning], key=lambda one: one.strength)
-    save(record.model_copy(update={"learnt": every}), PATH)
+    write_record(record.model_copy(update={"learnt": every}), PATH)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from marked import markdown, rewritten
+from marked import difference, markdown, rewritten
 from pruning import PLANS, RESULTS, QualityRecord, Scored, SpeedRecord, TimedPoint
 from pruning_learn import LearntRecord
 
@@ -73,17 +73,9 @@ def _row(point: Scored, timed: TimedPoint | None) -> str:
         speed = f"{timed.speedup.median:.2f} ({timed.speedup.q1:.2f}–{timed.speedup.q3:.2f})"
     cells = [
         point.method, point.implementation.removeprefix("dynattn:"), f"{point.keep_ratio:.2f}",
-        f"{point.quality.score:.3f}", _difference(point), speed,
+        f"{point.quality.score:.3f}", difference(point.quality.difference), speed,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def _difference(point: Scored) -> str:
-    found = point.quality.difference
-    if found is None:
-        return ""
-    bounds = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.mean:+.3f}{bounds}"
 
 
 def learnt() -> str:
@@ -103,7 +95,7 @@ def learnt() -> str:
             [
                 f"{found.strength:g}", thresholds, f"{first:.3f}, {last:.3f}",
                 f"{found.kept[0]:.2f}, {found.kept[-1]:.2f}", f"{found.scored.keep_ratio:.2f}", f"{quality.score:.3f}",
-                _difference(found.scored), times,
+                difference(found.scored.quality.difference), times,
             ]
         )  # fmt: skip
     head = f"MiniLM, {record.steps} steps of {record.batch} passages, from {record.start}, T = {record.temperature:g}:"

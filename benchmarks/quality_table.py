@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from marked import markdown, rewritten
+from marked import difference, markdown, rewritten
 
-from dynattn.evals.compare.results import Comparison, Interval
+from dynattn.evals.compare.results import Comparison
 from dynattn.report.compare import label
 
 PAGE = Path(__file__).parent.parent / "README.md"
@@ -47,15 +47,9 @@ def _row(found: Comparison, method: str) -> list[str]:
     )
     return [
         f"{MODELS[found.model]}, {found.latency.length} tokens", label(method), f"{mass:.2f}",
-        f"{task.metric.split(',')[0]}: {scores['sdpa'].score:.3f}", _difference(scores[method].difference),
+        f"{task.metric.split(',')[0]}: {scores['sdpa'].score:.3f}", difference(scores[method].difference),
         f"{attention:.2f}×", f"{model:.2f}×",
     ]  # fmt: skip
-
-
-def _difference(found: Interval | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return ""
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 if __name__ == "__main__":

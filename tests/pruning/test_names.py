@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynattn.pruning import LTP, Course, Decision, FirstTokens, Pruning, RandomTokens, SpAtten, Start, parse, register
-from dynattn.pruning.registry import _classes
+from dynattn.pruning.registry import _known
 from tests.pruning.models import inputs, make
 
 
@@ -39,14 +39,14 @@ class Newest(Pruning):
 def test_a_method_of_ones_own():
     with pytest.raises(ValueError, match=r"'newest-4'.*register\(\)"):
         parse("newest-4")
-    before = list(_classes)
+    before = list(_known.known)
     try:
         assert register(Newest) is Newest
         register(Newest)
-        assert len(_classes) == len(before) + 1
+        assert len(_known.known) == len(before) + 1
         method = parse("newest-4")
     finally:
-        _classes[:] = before
+        _known.known[:] = before
     assert method == Newest(4)
     model = make("bert")
     with torch.no_grad(), method.apply(model) as trace:

@@ -49,8 +49,8 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
 
     Whatever is active besides counts as it really runs: a pruning method that shortens the sequence, a cache that drops
     keys. Attention must be dynattn's (``dynattn:dense`` for the baseline), else linear layers alone are counted and
-    ``calls`` stays 0. Masks, activations between layers,
-    normalisations and embeddings are not counted. Each call's choice is made again in order to count it, which is slow.
+    ``calls`` stays 0. Masks, activations between layers, normalisations and embeddings are not counted. Each call's
+    choice is made again in order to count it, which is slow.
 
     Args:
         model: a Transformers model with ``attn_implementation="dynattn:..."``.

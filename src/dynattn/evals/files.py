@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import BaseModel
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, and its folder where there is none; a kill leaves the file before or this one, whole.
@@ -20,3 +22,8 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     work.replace(path)
+
+
+def write_record(record: BaseModel, path: Path) -> None:
+    """Write a record as JSON; a kill leaves the one before or this one, whole."""
+    write_whole(path, record.model_dump_json(indent=1) + "\n")

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from dynattn.methods.base import Method
+from dynattn.methods.classes import Classes
 
 PLUGINS = "DYNATTN_METHODS"
 """Environment variable: modules, separated by commas, that :func:`parse` imports before it gives a name up.
@@ -17,7 +18,7 @@ Processes that a command starts inherit it, so that they know the same methods.
 
 _Class = TypeVar("_Class", bound=type[Method])
 
-_classes: list[type[Method]] = []
+_known: Classes[Method] = Classes(Method, "dynattn.methods.Method")
 _parsed: dict[str, Method] = {}
 
 
@@ -38,10 +39,8 @@ def register(cls: _Class) -> _Class:
     Raises:
         TypeError: it is no such class.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise TypeError(f"register: cls must be a subclass of dynattn.methods.Method: got {cls!r}")
+    _known.add(cls)
     _remember_names(cls)
-    _classes[:] = [known for known in _classes if (known.__module__, known.__qualname__) != _path(cls)] + [cls]
     _parsed.clear()
     return cls
 
@@ -60,14 +59,6 @@ def _remember_names(cls: type[Method]) -> None:
         object.__setattr__(self, "known_as", self.name)
 
     cls.__init__ = named
-
-
-def _path(cls: type) -> tuple[str, str]:
-    return cls.__module__, cls.__qualname__
-
-
-def _find(name: str) -> Method | None:
-    return next((method for cls in _classes if (method := cls.from_name(name)) is not None), None)
 
 
 def _import_plugins() -> bool:
@@ -100,9 +91,9 @@ def parse(name: str) -> Method:
     """
     if name in _parsed:
         return _parsed[name]
-    method = _find(name)
+    method = _known.find(name)
     if method is None and _import_plugins():
-        method = _find(name)
+        method = _known.find(name)
     if method is not None:
         return _parsed.setdefault(name, method)
     raise ValueError(

@@ -19,7 +19,8 @@ from dynattn.methods.base import PairMethod
 from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.nm import expanded, integer, isa_of, library, refuse_second_derivatives, rows_contiguous
+from dynattn.ops.library import complete, library
+from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 _CALL = "str method, bool causal, float scale, float dropout_p"
@@ -136,9 +137,6 @@ def _gradients(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -
 
 library.impl("block_attention", _forward, "CPU")
 library.impl("block_attention_backward", _backward, "CPU")
-torch.library.register_fake("dynattn::block_attention", _forward_fake, lib=library)
-torch.library.register_fake("dynattn::block_attention_backward", _backward_fake, lib=library)
-torch.library.register_autograd("dynattn::block_attention", _gradients, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("dynattn::block_attention_backward", refuse_second_derivatives, lib=library)
+complete("block_attention", _forward_fake, _backward_fake, _gradients, _setup_context)
 
 block_attention = torch.ops.dynattn.block_attention.default

@@ -16,13 +16,13 @@ from torch import Tensor
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import batching, buffers, plain
+from dynattn.ops.library import complete, library
 
 _SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 _PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
 
-library = torch.library.Library("dynattn", "DEF")
 library.define(
     f"nm_attention({_INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend) "
     "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
@@ -192,22 +192,11 @@ def autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Te
     return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 12
 
 
-def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
-    """In place of a gradient of the gradient: an error that says so."""
-    raise NotImplementedError(
-        "attention: second derivatives are not offered; call backward() without create_graph, "
-        "or use torch.nn.functional.scaled_dot_product_attention for this part of the model"
-    )
-
-
 library.impl("nm_attention", _forward_cpu, "CPU")
 library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", partial(_backward, _cpu_backward), "CPU")
 library.impl("nm_attention_backward", partial(_backward, _cuda_backward), "CUDA")
-torch.library.register_fake("dynattn::nm_attention", _forward_fake, lib=library)
-torch.library.register_fake("dynattn::nm_attention_backward", _backward_fake, lib=library)
-torch.library.register_autograd("dynattn::nm_attention", autograd_backward, setup_context=setup_context, lib=library)
-torch.library.register_autograd("dynattn::nm_attention_backward", refuse_second_derivatives, lib=library)
+complete("nm_attention", _forward_fake, _backward_fake, autograd_backward, setup_context)
 torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
 torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
 

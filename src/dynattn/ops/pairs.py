@@ -15,7 +15,7 @@ from torch import Tensor
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers, plain
-from dynattn.ops.nm import library, refuse_second_derivatives
+from dynattn.ops.library import complete, library
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 _CALL = "str method, bool causal, float scale, float dropout_p"
@@ -80,9 +80,6 @@ def _gradients(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -
 
 library.impl("pair_attention", _forward, "CompositeExplicitAutograd")
 library.impl("pair_attention_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("dynattn::pair_attention", _forward_fake, lib=library)
-torch.library.register_fake("dynattn::pair_attention_backward", _backward_fake, lib=library)
-torch.library.register_autograd("dynattn::pair_attention", _gradients, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("dynattn::pair_attention_backward", refuse_second_derivatives, lib=library)
+complete("pair_attention", _forward_fake, _backward_fake, _gradients, _setup_context)
 
 pair_attention = torch.ops.dynattn.pair_attention.default

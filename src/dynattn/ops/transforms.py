@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynattn.ops import batching, nm
+from dynattn.ops.library import refuse_second_derivatives
 
 
 def active() -> bool:
@@ -30,7 +31,7 @@ class _Gradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         pass
 
-    backward = staticmethod(nm.refuse_second_derivatives)
+    backward = staticmethod(refuse_second_derivatives)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from dynattn.methods.classes import Classes
 from dynattn.pruning.base import Pruning
 
 _Class = TypeVar("_Class", bound=type[Pruning])
 
-_classes: list[type[Pruning]] = []
+_known: Classes[Pruning] = Classes(Pruning, "dynattn.pruning.Pruning")
 
 
 def register(cls: _Class) -> _Class:
@@ -28,15 +29,13 @@ def register(cls: _Class) -> _Class:
     Raises:
         TypeError: it is no such class.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Pruning)):
-        raise TypeError(f"register: cls must be a subclass of dynattn.pruning.Pruning: got {cls!r}; inherit from it")
-    _classes[:] = [known for known in _classes if _path(known) != _path(cls)] + [cls]
+    _known.add(cls)
     return cls
 
 
 def find(name: str) -> Pruning | None:
     """As :func:`parse`, but None where no method has this name."""
-    return next((found for cls in _classes if (found := cls.from_name(name)) is not None), None)
+    return _known.find(name)
 
 
 def parse(name: str) -> Pruning:
@@ -58,7 +57,3 @@ def parse(name: str) -> Pruning:
         f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'spatten-0.5', 'ltp-0.01', "
         "'random-tokens-0.5' or 'first-tokens-0.5', and register() for a method of your own"
     )
-
-
-def _path(cls: type) -> tuple[str, str]:
-    return cls.__module__, cls.__qualname__

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynattn.evals.compare.results import BASELINE
-from dynattn.evals.files import write_whole
+from dynattn.evals.files import write_record
 from dynattn.evals.frontier.cell import Cell, Race
 from dynattn.evals.frontier.results import Failure, Frontier, Grade, Sheet, Time
 
@@ -65,7 +65,7 @@ class Store:
 
 def save(found: Frontier, path: Path) -> None:
     """Write a record; a kill leaves the one before or this one, whole."""
-    write_whole(path, found.model_dump_json(indent=1) + "\n")
+    write_record(found, path)
 
 
 def load(path: Path) -> Frontier:
