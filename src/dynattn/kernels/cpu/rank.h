@@ -1,0 +1,184 @@
+// What a row keeps by its own scores: the k largest, or those of more than a least weight. Scores lie in key order, in
+// whole tiles, -inf where a key is forbidden; none is NaN.
+//
+// The k-th largest is found by counting. A pass that counts the scores below a value is one comparison and one
+// addition a vector, far less than sorting them or making a histogram; so values are guessed, each from the counts
+// before it, until few scores are left between one that is too low and one that is too high. Those are ranked.
+#pragma once
+
+#include "convert.h"
+#include "cut.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// Scores of `length` that are less than `value`.
+static int64_t count_below(const float* row, int64_t length, float value) {
+  static_assert(kTile % (4 * kWidth) == 0, "four vectors at once");
+  const Vec limit = broadcast(value), one = broadcast(1.0f);
+  Vec below[4] = {zero(), zero(), zero(), zero()};  // of a lane far fewer than 2^24
+  for (int64_t at = 0; at < length; at += 4 * kWidth) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      below[i] = select(greater(limit, load(row + at + i * kWidth)), add(below[i], one), below[i]);
+    }
+  }
+  return static_cast<int64_t>(reduce_add(add(add(below[0], below[1]), add(below[2], below[3]))));
+}
+
+// Floats in order as whole numbers: neighbours differ by one.
+DYNATTN_INLINE int64_t ordinal(float x) {
+  const uint32_t bits = to_bits(x);
+  return bits >> 31 ? -static_cast<int64_t>(bits & 0x7fffffffu) : static_cast<int64_t>(bits);
+}
+
+DYNATTN_INLINE float of_ordinal(int64_t number) {
+  return number < 0 ? from_bits(static_cast<uint32_t>(-number) | 0x80000000u) : from_bits(static_cast<uint32_t>(number));
+}
+
+DYNATTN_INLINE void sort_pair(Vec& first, Vec& second) {
+  const Vec high = max(first, second);
+  second = min(first, second);
+  first = high;
+}
+
+// Each lane of eight vectors sorted by itself, largest first, by the network of 19 comparators.
+DYNATTN_INLINE void sort_eight(Vec s[8]) {
+  sort_pair(s[0], s[2]), sort_pair(s[1], s[3]), sort_pair(s[4], s[6]), sort_pair(s[5], s[7]);
+  sort_pair(s[0], s[4]), sort_pair(s[1], s[5]), sort_pair(s[2], s[6]), sort_pair(s[3], s[7]);
+  sort_pair(s[0], s[1]), sort_pair(s[2], s[3]), sort_pair(s[4], s[5]), sort_pair(s[6], s[7]);
+  sort_pair(s[2], s[4]), sort_pair(s[3], s[5]);
+  sort_pair(s[1], s[4]), sort_pair(s[3], s[6]);
+  sort_pair(s[1], s[2]), sort_pair(s[3], s[4]), sort_pair(s[5], s[6]);
+}
+
+// Where the k-th largest may lie, and by how much a score changes from one rank to the next there.
+struct Guess {
+  float value, step;
+};
+
+// From eight vectors of the row: the scores of a lane in order stand, on average, at ninths of the ranks.
+static Guess guess_rank(const float* row, int64_t length, int64_t wanted) {
+  constexpr int kSample = 8;
+  const int64_t vectors = length / kWidth;
+  const Vec forbidden = broadcast(-INFINITY);
+  Vec s[kSample], above = forbidden;
+  for (int i = 0; i < kSample; i++) {
+    s[i] = load(row + (2 * i + 1) * vectors / (2 * kSample) * kWidth);
+    above = max(above, select(greater(s[i], forbidden), sub(zero(), s[i]), forbidden));
+  }
+  const Vec least = broadcast(-reduce_max(above));  // of those allowed, which stands for those that are not
+  for (int i = 0; i < kSample; i++) s[i] = max(s[i], least);
+  sort_eight(s);
+  const float rank = static_cast<float>(wanted) / static_cast<float>(length) * (kSample + 1) - 1.0f;
+  const int place = smaller(larger(static_cast<int>(rank), 0), kSample - 2);
+  const Vec apart = sub(s[place], s[place + 1]);
+  const Vec value = fmadd(broadcast(static_cast<float>(place) - rank), apart, s[place]);
+  return {reduce_add(value) / kWidth, reduce_add(apart) / kWidth * (kSample + 1) / static_cast<float>(length)};
+}
+
+// The k-th largest lies in [low, high); so many scores are low or more, and high or more.
+struct Bracket {
+  float low, high;
+  int64_t from_low, from_high;
+};
+
+// The key of the `count`-th score that equals `value`.
+static int32_t key_of_tie(const float* row, float value, int64_t count) {
+  const Vec wanted = broadcast(value);
+  for (int64_t at = 0;; at += kWidth) {
+    const Vec x = load(row + at);
+    uint32_t ties = ((uint32_t{1} << kWidth) - 1) & ~(bits(greater(x, wanted)) | bits(greater(wanted, x)));
+    const int here = __builtin_popcount(ties);
+    if (here < count) {
+      count -= here;
+      continue;
+    }
+    while (--count > 0) ties &= ties - 1;
+    return static_cast<int32_t>(at) + __builtin_ctz(ties);
+  }
+}
+
+// The cut at `value`, which so many scores exceed, and so many reach.
+static Cut cut_at(const float* row, float value, int64_t above, int64_t reach, int64_t wanted) {
+  return {value, reach == wanted ? kAllTies : key_of_tie(row, value, wanted - above)};
+}
+
+// The cut among the few scores of a bracket.
+static Cut cut_within(const float* row, int64_t length, const Bracket& b, int64_t wanted) {
+  alignas(64) float few[2 * kWidth];
+  const Vec low = broadcast(b.low), high = broadcast(b.high);
+  int count = 0;
+  for (int64_t at = 0; at < length; at += kWidth) {
+    const Vec x = load(row + at);
+    const uint32_t inside = bits(greater(high, x)) & ~bits(greater(low, x));
+    if (inside == 0) continue;
+    store_any(few + count, compress(inside, x));
+    count += __builtin_popcount(inside);
+  }
+  for (int i = count; i < kWidth; i++) few[i] = -INFINITY;
+  const Vec all = load(few);
+  for (int i = 0;; i++) {
+    const Vec one = broadcast(few[i]);
+    const int64_t above = b.from_high + __builtin_popcount(bits(greater(all, one)));
+    const int64_t reach = b.from_high + kWidth - __builtin_popcount(bits(greater(one, all)));
+    if (above < wanted && wanted <= reach) return cut_at(row, few[i], above, reach, wanted);
+  }
+}
+
+// Pivots that are guessed before the bracket is halved in earnest: halving ends after 32 at the latest.
+constexpr int kGuesses = 12;
+
+// The `wanted` largest of the row's `allowed` scores.
+static Cut cut_by_rank(const float* row, int64_t length, int64_t allowed, int64_t wanted) {
+  if (wanted >= allowed) return kAllAllowed;
+  Bracket b = {-FLT_MAX, INFINITY, allowed, 0};
+  Guess guess = guess_rank(row, length, wanted);
+  for (int turn = 0; b.from_low - b.from_high > kWidth; turn++) {
+    const int64_t low = ordinal(b.low), high = ordinal(b.high);
+    if (high - low == 1) return cut_at(row, b.low, b.from_high, b.from_low, wanted);
+    if (turn >= kGuesses || !(b.low < guess.value && guess.value < b.high)) {
+      guess.value = of_ordinal(low + (high - low) / 2);
+    }
+    const int64_t from = length - count_below(row, length, guess.value);
+    if (from == wanted) return {guess.value, kAllTies};
+    if (from > wanted) {
+      b.low = guess.value, b.from_low = from;
+    } else {
+      b.high = guess.value, b.from_high = from;
+    }
+    if (b.low > -FLT_MAX && b.high < INFINITY) {
+      const float share = static_cast<float>(b.from_low - wanted) / static_cast<float>(b.from_low - b.from_high);
+      guess.value = b.low + (b.high - b.low) * share;
+    } else {  // beyond the target, so that it lies between the two
+      guess.value += guess.step * 1.25f * static_cast<float>(from - wanted);
+      guess.step *= 2.0f;
+    }
+  }
+  return cut_within(row, length, b, wanted);
+}
+
+static float largest_of(const float* row, int64_t length) {
+  Vec largest = broadcast(-INFINITY);
+  for (int64_t at = 0; at < length; at += kWidth) largest = max(largest, load(row + at));
+  return reduce_max(largest);
+}
+
+// log2 of the least weight that a float holds: what is below has no weight at all.
+constexpr float kLeastWeight = -149.0f;
+
+// The scores whose softmax weight exceeds `weight`, as a score: weights grow with scores. And the first of the largest.
+static Cut cut_by_weight(const Plan& plan, const float* row, int64_t length, float weight) {
+  const float largest = largest_of(row, length);
+  const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
+  Vec sum = zero();
+  for (int64_t at = 0; at < length; at += kWidth) {
+    sum = add(sum, exp2_scaled(sub(load(row + at), reference), exponent, floor));
+  }
+  const float under = -(larger(log2f(weight), kLeastWeight) + log2f(reduce_add(sum))) / plan.exponent;
+  if (!(under > 0.0f)) return {largest, key_of_tie(row, largest, 1)};
+  const float least = largest - under;
+  if (!(least < largest)) return {largest, kAllTies};  // by rounding
+  return {larger(nextafterf(least, INFINITY), -FLT_MAX), kAllTies};
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE
