@@ -85,7 +85,8 @@ def rows_of_scores() -> dict[str, Tensor]:
         "all equal": torch.full((700,), -3.5), "two values": (normal > 0).float(), "ascending": torch.arange(900.0),
         "descending": -torch.arange(900.0), "over 17 decades": heavy, "outliers": outlier,
         "tiny": normal * 1e-38, "zeros of both signs": torch.zeros(300).copysign(normal[:300]),
-        "few values": normal.mul(2).round(), "neighbours": 1 + torch.randint(0, 40, (900,), generator=generator) * 2**-23,
+        "few values": normal.mul(2).round(),
+        "neighbours": 1 + torch.randint(0, 40, (900,), generator=generator) * 2**-23,
         "half": torch.cat([torch.full((500,), 5.0), normal[:500]]),
     }  # fmt: skip
 
@@ -171,7 +172,9 @@ def test_strides(isa: str, forward: Callable) -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize(("wrong", "value"), [("most", 0), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)])
+@pytest.mark.parametrize(
+    ("wrong", "value"), [("most", 0), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)]
+)
 def test_a_rule_that_makes_no_sense_is_refused(wrong: str, value: float) -> None:
     rule = RowRule.of(TopK(ratio=0.25))._replace(**{wrong: value})
     x, rows = torch.ones(1, 1, 2, 4), torch.empty(1, 1, 2)

@@ -7,6 +7,7 @@
 // registers. A list is as long as it has to be: what is dropped costs nothing.
 #pragma once
 
+#include "cut.h"
 #include "scores.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -132,9 +133,6 @@ DYNATTN_INLINE void append(KeyList& list, uint32_t kept, Vec weights, Vec gradie
 }
 
 DYNATTN_INLINE Vec load_ids(const int32_t* ids) { return load(reinterpret_cast<const float*>(ids)); }
-DYNATTN_INLINE uint32_t first_lanes(int count) {
-  return count >= kWidth ? (uint32_t{1} << kWidth) - 1 : (uint32_t{1} << count) - 1;
-}
 
 // Column `lane` of a strip of survivors of groups of 2^kBits keys: each goes to the list of its place.
 template <int kBits>

@@ -66,8 +66,8 @@ bool is_sound(const RowForwardArgs& args) {
   const NMForwardArgs& call = args.call;
   const bool dense = call.n == 1 && call.m == 1 && call.cells == nullptr;
   const bool outputs = call.batch * call.q_len == 0 || (call.least != nullptr && call.last != nullptr);
-  const bool rank = args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator &&
-                    args.denominator <= kFinestShare;
+  const bool rank =
+      args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator && args.denominator <= kFinestShare;
   return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);
 }
 
@@ -88,9 +88,7 @@ void run_peak(void* data) {
 
 extern "C" {
 
-int32_t dynattn_args_bytes(void) { 
-  return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs));
-}
+int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs)); }
 
 int32_t dynattn_isa_available(int32_t isa) { return runs(isa) ? 1 : 0; }
 

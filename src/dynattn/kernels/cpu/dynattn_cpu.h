@@ -71,8 +71,8 @@ typedef struct {
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
 // Attention of rows that choose by their own scores, forward. By rank: a row of a allowed keys keeps the
-// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight: a row keeps
-// the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
+// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight: a row
+// keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
 typedef struct {
   NMForwardArgs call;  // as dense attention: n and m 1, no cells; with `least` and `last`
   int64_t most, numerator, denominator;
@@ -82,8 +82,8 @@ typedef struct {
 DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 
 // N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
-// from the same products in the same order, so it is the forward's to the bit. With `least` and `last` the same for rows
-// that chose by their scores.
+// from the same products in the same order, so it is the forward's to the bit. With `least` and `last` the same for
+// rows that chose by their scores.
 typedef struct {
   NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
   const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype

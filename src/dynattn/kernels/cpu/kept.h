@@ -9,8 +9,8 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // places of their value rows, which `place_of` has by key and `base` is added to. What is written has been read.
 // `largest` follows the scores.
 DYNATTN_INLINE int64_t list_scores(const Cut& cut, const float* row, int64_t first, int64_t length,
-                                   const int32_t* place_of, int32_t base, float* scores, int32_t* places,
-                                   int64_t count, Vec& largest) {
+                                   const int32_t* place_of, int32_t base, float* scores, int32_t* places, int64_t count,
+                                   Vec& largest) {
   const Vec start = broadcast_integer(base);
   for (int64_t at = 0; at < length; at += kWidth) {
     const Vec x = load(row + at);

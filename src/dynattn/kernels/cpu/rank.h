@@ -1,9 +1,10 @@
 // What a row keeps by its own scores: the k largest, or those of more than a least weight. Scores lie in key order, in
 // whole tiles, -inf where a key is forbidden; none is NaN.
 //
-// The k-th largest is found by counting. A pass that counts the scores below a value is one comparison and one
-// addition a vector, far less than sorting them or making a histogram; so values are guessed, each from the counts
-// before it, until few scores are left between one that is too low and one that is too high. Those are ranked.
+// The k-th largest is found by counting. A pass over scores that counts those below a value is one comparison and one
+// addition a vector, far less than sorting them or making a histogram. A sample tells about where to look: one pass
+// collects the scores there, and counts those above. Among the few collected, values are guessed, each from the counts
+// before it, until a vector of scores is left between one that is too low and one that is too high; those are ranked.
 #pragma once
 
 #include "convert.h"
@@ -32,7 +33,8 @@ DYNATTN_INLINE int64_t ordinal(float x) {
 }
 
 DYNATTN_INLINE float of_ordinal(int64_t number) {
-  return number < 0 ? from_bits(static_cast<uint32_t>(-number) | 0x80000000u) : from_bits(static_cast<uint32_t>(number));
+  return number < 0 ? from_bits(static_cast<uint32_t>(-number) | 0x80000000u)
+                    : from_bits(static_cast<uint32_t>(number));
 }
 
 DYNATTN_INLINE void sort_pair(Vec& first, Vec& second) {
@@ -82,12 +84,91 @@ struct Bracket {
   int64_t from_low, from_high;
 };
 
+// The k-th largest: so many scores are above it, and so many reach it.
+struct Found {
+  float value;
+  int64_t above, reach;
+};
+
+// Scores of a row in [low, high), side by side, padded with -inf to whole fours of vectors.
+struct Collected {
+  float* scores;
+  int64_t count, length;
+  int64_t above;  // scores of the row that are `high` or more
+};
+
+static Collected collect(const float* row, int64_t length, float low, float high, float* room) {
+  const Vec least = broadcast(low), end = broadcast(high), one = broadcast(1.0f);
+  Vec below = zero();
+  int64_t count = 0;
+  for (int64_t at = 0; at < length; at += kWidth) {
+    const Vec x = load(row + at);
+    const Mask under = greater(end, x);
+    below = select(under, add(below, one), below);
+    const uint32_t inside = bits(under) & ~bits(greater(least, x));
+    store_any(room + count, compress(inside, x));
+    count += __builtin_popcount(inside);
+  }
+  for (int i = 0; i < 4; i++) store_any(room + count + i * kWidth, broadcast(-INFINITY));
+  return {room, count, round_up(count, 4 * kWidth), length - static_cast<int64_t>(reduce_add(below))};
+}
+
+// The `wanted`-th largest among the few scores of a bracket.
+static Found rank_few(const float* scores, int64_t length, const Bracket& b, int64_t wanted) {
+  alignas(64) float few[3 * kWidth];
+  const Vec low = broadcast(b.low), high = broadcast(b.high);
+  int count = 0;
+  for (int64_t at = 0; at < length; at += kWidth) {
+    const Vec x = load(scores + at);
+    const uint32_t inside = bits(greater(high, x)) & ~bits(greater(low, x));
+    store_any(few + count, compress(inside, x));
+    count += __builtin_popcount(inside);
+  }
+  store_any(few + count, broadcast(-INFINITY));
+  const Vec all = load(few);
+  for (int i = 0;; i++) {
+    const Vec one = broadcast(few[i]);
+    const int64_t above = b.from_high + __builtin_popcount(bits(greater(all, one)));
+    const int64_t reach = b.from_high + kWidth - __builtin_popcount(bits(greater(one, all)));
+    if (above < wanted && wanted <= reach) return {few[i], above, reach};
+  }
+}
+
+// Turns in which values are guessed, before the bracket is halved: halving ends after 32 at the latest.
+constexpr int kGuesses = 12;
+
+// The `wanted`-th largest in a bracket; `beyond` scores that are larger are not among those given.
+static Found search(const float* scores, int64_t length, int64_t beyond, Bracket b, int64_t wanted, Guess guess) {
+  for (int turn = 0; b.from_low - b.from_high > kWidth; turn++) {
+    const int64_t low = ordinal(b.low), high = ordinal(b.high);
+    if (high - low == 1) return {b.low, b.from_high, b.from_low};
+    if (turn >= kGuesses || !(b.low < guess.value && guess.value < b.high)) {
+      guess.value = of_ordinal(low + (high - low) / 2);
+    }
+    const int64_t from = beyond + length - count_below(scores, length, guess.value);
+    if (from == wanted) return {guess.value, b.from_high, from};
+    if (from > wanted) {
+      b.low = guess.value, b.from_low = from;
+    } else {
+      b.high = guess.value, b.from_high = from;
+    }
+    if (b.low > -FLT_MAX && b.high < INFINITY) {  // as if scores were evenly spread between the two
+      const float share = static_cast<float>(b.from_low - wanted) / static_cast<float>(b.from_low - b.from_high);
+      guess.value = b.low + (b.high - b.low) * share;
+    } else {  // beyond the target, so that it lies between the two
+      guess.value += guess.step * 1.25f * static_cast<float>(from - wanted);
+      guess.step *= 2.0f;
+    }
+  }
+  return rank_few(scores, length, b, wanted);
+}
+
 // The key of the `count`-th score that equals `value`.
 static int32_t key_of_tie(const float* row, float value, int64_t count) {
   const Vec wanted = broadcast(value);
   for (int64_t at = 0;; at += kWidth) {
     const Vec x = load(row + at);
-    uint32_t ties = ((uint32_t{1} << kWidth) - 1) & ~(bits(greater(x, wanted)) | bits(greater(wanted, x)));
+    uint32_t ties = first_lanes(kWidth) & ~(bits(greater(x, wanted)) | bits(greater(wanted, x)));
     const int here = __builtin_popcount(ties);
     if (here < count) {
       count -= here;
@@ -98,63 +179,28 @@ static int32_t key_of_tie(const float* row, float value, int64_t count) {
   }
 }
 
-// The cut at `value`, which so many scores exceed, and so many reach.
-static Cut cut_at(const float* row, float value, int64_t above, int64_t reach, int64_t wanted) {
-  return {value, reach == wanted ? kAllTies : key_of_tie(row, value, wanted - above)};
-}
+// How far around the guess scores are collected, in standard deviations of what such a sample is off by.
+constexpr float kReach = 2.0f;
 
-// The cut among the few scores of a bracket.
-static Cut cut_within(const float* row, int64_t length, const Bracket& b, int64_t wanted) {
-  alignas(64) float few[2 * kWidth];
-  const Vec low = broadcast(b.low), high = broadcast(b.high);
-  int count = 0;
-  for (int64_t at = 0; at < length; at += kWidth) {
-    const Vec x = load(row + at);
-    const uint32_t inside = bits(greater(high, x)) & ~bits(greater(low, x));
-    if (inside == 0) continue;
-    store_any(few + count, compress(inside, x));
-    count += __builtin_popcount(inside);
-  }
-  for (int i = count; i < kWidth; i++) few[i] = -INFINITY;
-  const Vec all = load(few);
-  for (int i = 0;; i++) {
-    const Vec one = broadcast(few[i]);
-    const int64_t above = b.from_high + __builtin_popcount(bits(greater(all, one)));
-    const int64_t reach = b.from_high + kWidth - __builtin_popcount(bits(greater(one, all)));
-    if (above < wanted && wanted <= reach) return cut_at(row, few[i], above, reach, wanted);
-  }
-}
-
-// Pivots that are guessed before the bracket is halved in earnest: halving ends after 32 at the latest.
-constexpr int kGuesses = 12;
-
-// The `wanted` largest of the row's `allowed` scores.
-static Cut cut_by_rank(const float* row, int64_t length, int64_t allowed, int64_t wanted) {
+// The `wanted` largest of the row's `allowed` scores. `room`: for as many scores, and four vectors more.
+static Cut cut_by_rank(const float* row, int64_t length, int64_t allowed, int64_t wanted, float* room) {
   if (wanted >= allowed) return kAllAllowed;
-  Bracket b = {-FLT_MAX, INFINITY, allowed, 0};
-  Guess guess = guess_rank(row, length, wanted);
-  for (int turn = 0; b.from_low - b.from_high > kWidth; turn++) {
-    const int64_t low = ordinal(b.low), high = ordinal(b.high);
-    if (high - low == 1) return cut_at(row, b.low, b.from_high, b.from_low, wanted);
-    if (turn >= kGuesses || !(b.low < guess.value && guess.value < b.high)) {
-      guess.value = of_ordinal(low + (high - low) / 2);
-    }
-    const int64_t from = length - count_below(row, length, guess.value);
-    if (from == wanted) return {guess.value, kAllTies};
-    if (from > wanted) {
-      b.low = guess.value, b.from_low = from;
-    } else {
-      b.high = guess.value, b.from_high = from;
-    }
-    if (b.low > -FLT_MAX && b.high < INFINITY) {
-      const float share = static_cast<float>(b.from_low - wanted) / static_cast<float>(b.from_low - b.from_high);
-      guess.value = b.low + (b.high - b.low) * share;
-    } else {  // beyond the target, so that it lies between the two
-      guess.value += guess.step * 1.25f * static_cast<float>(from - wanted);
-      guess.step *= 2.0f;
-    }
+  const Guess guess = guess_rank(row, length, wanted);
+  const float share = static_cast<float>(wanted) / static_cast<float>(length);
+  const float ranks = kReach * static_cast<float>(length) * sqrtf(share * (1.0f - share) / (8 * kWidth)) + 2.0f;
+  const float below = guess.value - ranks * guess.step, above = guess.value + ranks * guess.step;
+  const float low = below > -FLT_MAX ? below : -FLT_MAX, high = above < INFINITY ? above : INFINITY;  // or NaN
+  const Collected near = collect(row, length, low, high, room);
+  const int64_t from_high = near.above, from_low = near.above + near.count;
+  Found found;
+  if (from_high < wanted && wanted <= from_low) {
+    found = search(near.scores, near.length, near.above, {low, high, from_low, from_high}, wanted, guess);
+  } else if (wanted <= from_high) {
+    found = search(row, length, 0, {high, INFINITY, from_high, 0}, wanted, guess);
+  } else {
+    found = search(row, length, 0, {-FLT_MAX, low, allowed, from_low}, wanted, guess);
   }
-  return cut_within(row, length, b, wanted);
+  return {found.value, found.reach == wanted ? kAllTies : key_of_tie(row, found.value, wanted - found.above)};
 }
 
 static float largest_of(const float* row, int64_t length) {

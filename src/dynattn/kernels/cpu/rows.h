@@ -37,6 +37,7 @@ struct RowScratch {
   Scratch block;
   float* scores;    // [row][row_floats]; then weights of what is kept, at the front
   int32_t* places;  // [row][row_floats]: where their value rows begin, from the span's first
+  float* room;      // [row_floats], for a search among them
   int64_t* starts;  // [row][span + 1]: where a span's part of them begins
 };
 
@@ -45,6 +46,7 @@ static RowScratch lay_row_scratch(const RowPlan& plan, Layouter& layouter) {
   s.block = lay_scratch(plan, layouter);
   s.scores = layouter.take<float>(plan.block * plan.row_floats);
   s.places = layouter.take<int32_t>(plan.block * plan.row_floats);
+  s.room = layouter.take<float>(plan.row_floats + 4 * kWidth);
   s.starts = layouter.take<int64_t>(plan.block * (plan.spans + 1));
   return s;
 }
@@ -126,8 +128,8 @@ static bool score_rows(const Block& block, float* scores, int64_t stride) {
   return true;
 }
 
-// Scores that are NaN or +inf, of which `wanted` may be kept: they rank first, poison the row that keeps them, and go on
-// as the largest float.
+// Scores that are NaN or +inf, of which `wanted` may be kept: they rank first, poison the row that keeps them, and go
+// on as the largest float.
 static uint8_t settle_row(float* scores, int64_t length, int64_t wanted) {
   uint8_t poison = 0;
   for (int64_t i = 0; i < length; i++) {
@@ -150,7 +152,8 @@ static Cut settle_on_one(float* scores, int64_t length, uint8_t* poison) {
   return {FLT_MAX, static_cast<int32_t>(one)};
 }
 
-static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* scores, int64_t length, int64_t allowed) {
+static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* scores, int64_t length, int64_t allowed,
+                   float* room) {
   const RowForwardArgs& rule = *plan.rule;
   uint8_t& poison = block.scratch.rows.poisoned[i];
   if (allowed == 0) return kNothing;
@@ -160,7 +163,7 @@ static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* sc
   }
   const int64_t wanted = smaller(rule.most, ceil_div(allowed * rule.numerator, rule.denominator));
   if (block.careful) poison = settle_row(scores, length, wanted);
-  return cut_by_rank(scores, length, allowed, wanted);
+  return cut_by_rank(scores, length, allowed, wanted, room);
 }
 
 // What is dropped of a row, against its largest score, by lane.
@@ -192,7 +195,6 @@ static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i,
                         static_cast<int32_t>(within * tile_floats), scores, places, count, largest);
   }
   starts[plan.spans] = count;
-  for (int64_t at = count; at < round_up(count, kWidth); at++) scores[at] = -INFINITY;
   return reduce_max(largest);
 }
 
@@ -201,7 +203,8 @@ static void weigh_list(const Plan& plan, float* scores, int64_t count, float lar
   const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
   Vec sum = zero();
   for (int64_t at = 0; at < count; at += kWidth) {
-    const Vec weight = exp2_scaled(sub(load(scores + at), reference), exponent, floor);
+    const Mask listed = mask_of(first_lanes(count - at));
+    const Vec weight = select(listed, exp2_scaled(sub(load(scores + at), reference), exponent, floor), zero());
     store(scores + at, weight);
     sum = add(sum, weight);
   }
@@ -246,7 +249,7 @@ static void keep_row(const RowPlan& plan, const Block& block, const RowScratch& 
   const int64_t keys = keys_of(plan, block.first + i), length = round_up(keys, plan.tile);
   const bool known = args.mask == nullptr && !block.careful;
   const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
-  const Cut cut = cut_row(plan, block, i, scores, length, allowed);
+  const Cut cut = cut_row(plan, block, i, scores, length, allowed, scratch.room);
   const int64_t row = (block.batch * args.heads + block.index) * args.q_len + block.first + i;
   args.least[row] = cut.least;
   args.last[row] = cut.last;
@@ -291,8 +294,7 @@ static inline void run_row_block(const RowPlan& plan, const PackedHead& head, co
     score_rows(block, scratch.scores, plan.row_floats);
   }
   clear_rows(block);
-  const uint32_t stream =
-      dropout_stream(plan.args->seed, static_cast<uint32_t>(batch), static_cast<uint32_t>(index));
+  const uint32_t stream = dropout_stream(plan.args->seed, static_cast<uint32_t>(batch), static_cast<uint32_t>(index));
   for (int64_t i = 0; i < block.count; i++) {
     keep_row(plan, block, scratch, i);
     if (plan.args->drop_below > 0) drop_listed(plan, block, scratch, i, stream);
