@@ -3,7 +3,7 @@
 //
 //     1. scores of all rows and keys, which stay in the second-level cache;
 //     2. row by row, what is kept: its weights go to the front of the row, with the places of its value rows;
-//     3. weights times values, a span of keys at a time for all rows, so that its values stay in the first-level cache.
+//     3. weights times values, a span of keys at a time for all rows, so that its values are read while they are near.
 #pragma once
 
 #include "block.h"
@@ -13,7 +13,7 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int64_t kRowScores = 96 * 1024;  // scores of a block, where at least a group of rows has fewer
-constexpr int kSpanTiles = 2;              // tiles of keys a span
+constexpr int kSpanTiles = 4;              // tiles of keys a span
 
 struct RowPlan : Plan {
   const RowForwardArgs* rule;
