@@ -116,8 +116,10 @@ def test_equal_keys_get_the_same_gradient_as_the_definition_gives() -> None:
     assert not d_value[0, 0, 33:].any()
 
 
-def test_dropout_is_the_definitions() -> None:
-    query, key, value = inputs(63, 130)
+@pytest.mark.parametrize(("lengths", "value_dim"), [((63, 130), 6), ((9, 1300), 64), ((5, 700), 100)])
+def test_dropout_is_the_definitions(lengths: tuple[int, int], value_dim: int) -> None:
+    query, key, _ = inputs(*lengths)
+    value = torch.randn(2, 2, lengths[1], value_dim, generator=torch.Generator().manual_seed(4))
     for method in METHODS:
         options = {"method": method, "causal": True, "dropout_p": 0.4, "seed": 7}
         got, want = (dynattn.attention(query, key, value, backend=name, **options) for name in ("cpu", "reference"))
@@ -131,7 +133,7 @@ def test_values_that_nobody_keeps_may_be_garbage(method: TopK | Threshold) -> No
     want = dynattn.attention(query, key, value, method, attn_mask=mask)
     key[:, :, 33], value[:, :, 33] = math.nan, math.inf
     tensors = [x.requires_grad_() for x in (query, key, value)]
-    out = dynattn.attention(*tensors, method, attn_mask=mask, backend="cpu")
+    out = dynattn.attention(query, key, value, method, attn_mask=mask, backend="cpu")
     torch.testing.assert_close(out, want)
     for gradient in torch.autograd.grad(out.sum(), tensors):
         assert gradient.isfinite().all()

@@ -70,16 +70,16 @@ def _forward(
     out = torch.full((*rows, value.shape[-1]), math.nan, dtype=query.dtype)
     logsumexp, kept_mass = torch.full(rows, math.nan), torch.full(rows, math.nan)
     kept, allowed = torch.full(rows, -1, dtype=torch.int32), torch.full(rows, -1, dtype=torch.int32)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     tensors = (
         query, key, value, None if mask is None else mask.expand(*rows, key.shape[2]), out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
     )  # fmt: skip
     if isinstance(method, NM):
-        cpu.nm_forward(*tensors, Pattern.of(method, causal, scale), isa, cells=cells, cell=cell)
+        cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, cells=cells, cell=cell)
     else:
         cut = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
-        cpu.row_forward(*tensors, cut, RowRule.of(method), Pattern.of(NM(1, 1), causal, scale), isa)
+        cpu.row_forward(*tensors, cut, RowRule.of(method), Pattern.of(NM(1, 1), causal, factor), isa)
         assert not cut[0].isnan().any()
         assert (cut[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)

@@ -13,19 +13,32 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int64_t kRowScores = 96 * 1024;  // scores of a block, where at least a group of rows has fewer
-constexpr int kSpanTiles = 4;              // tiles of keys a span
+// Values of a span, of one chunk: what the first-level cache holds. Where a quarter or less is kept twice as many: then
+// rows keep too few of a span to pay for what its beginning and end cost, and those few may come from further off.
+constexpr int64_t kSpanBytes = 32 * 1024;
+constexpr float kSparse = 0.25f;
 
 struct RowPlan : Plan {
   const RowForwardArgs* rule;
-  int64_t row_floats;  // scores of a row: whole tiles
-  int64_t spans;
+  int64_t row_floats;         // scores of a row: whole tiles
+  int64_t spans, span_tiles;  // tiles of keys a span
 };
+
+// The share of its keys that a long row keeps, as far as the rule tells.
+static float share_of(const RowForwardArgs& rule) {
+  if (rule.weight >= 0.0f) return 0.0f;
+  const float share = static_cast<float>(rule.numerator) / static_cast<float>(rule.denominator);
+  return smaller(share, static_cast<float>(rule.most) / static_cast<float>(larger<int64_t>(rule.call.kv_len, 1)));
+}
 
 static void make_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
   make_plan(plan, rule.call);
   plan.rule = &rule;
   plan.row_floats = plan.tiles * plan.tile;
-  plan.spans = ceil_div(plan.tiles, kSpanTiles);
+  const int64_t span_bytes = share_of(rule) > kSparse ? kSpanBytes : 2 * kSpanBytes;
+  const int64_t tile_bytes = int64_t{plan.tile} * plan.chunk * kWidth * static_cast<int64_t>(sizeof(float));
+  plan.span_tiles = larger<int64_t>(1, span_bytes / tile_bytes);
+  plan.spans = ceil_div(plan.tiles, plan.span_tiles);
   if (plan.blocks == 0) return;
   const int64_t groups = larger<int64_t>(1, kRowScores / larger<int64_t>(plan.row_floats, 1) / plan.rows);
   plan.block = static_cast<int>(smaller<int64_t>(plan.block, groups * plan.rows));
@@ -187,12 +200,12 @@ static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i,
   const int64_t tile_floats = plan.tile * value_width(plan);
   Vec largest = broadcast(-INFINITY);
   int64_t count = 0;
-  for (int64_t tile = 0; tile < plan.tiles; tile++) {
-    const int64_t first = tile * plan.tile, within = tile % kSpanTiles;
-    if (within == 0) starts[tile / kSpanTiles] = count;
-    if (first >= length) continue;
-    count = list_scores(cut, scores + first, first, plan.tile, plan.value_of,
-                        static_cast<int32_t>(within * tile_floats), scores, places, count, largest);
+  for (int64_t span = 0, first = 0; span < plan.spans; span++) {
+    starts[span] = count;
+    for (int64_t tile = 0; tile < plan.span_tiles && first < length; tile++, first += plan.tile) {
+      count = list_scores(cut, scores + first, first, plan.tile, plan.value_of,
+                          static_cast<int32_t>(tile * tile_floats), scores, places, count, largest);
+    }
   }
   starts[plan.spans] = count;
   return reduce_max(largest);
@@ -227,7 +240,7 @@ static void drop_listed(const RowPlan& plan, const Block& block, const RowScratc
       const int some = static_cast<int>(smaller<int64_t>(kWidth, end - at));
       uint32_t drawn[kWidth] = {};
       for (int lane = 0; lane < some; lane++) {
-        const int64_t place = places[at + lane], tile = span * kSpanTiles + place / tile_floats;
+        const int64_t place = places[at + lane], tile = span * plan.span_tiles + place / tile_floats;
         drawn[lane] = static_cast<uint32_t>(tile * plan.tile + place % tile_floats / row_floats);
       }
       dropout_words(stream, static_cast<uint32_t>(block.first + i), drawn);
@@ -266,7 +279,7 @@ static void keep_row(const RowPlan& plan, const Block& block, const RowScratch& 
 // Step 3.
 static void add_kept_values(const RowPlan& plan, const Block& block, const RowScratch& scratch) {
   const RowStates& rows = block.scratch.rows;
-  const int64_t span_floats = kSpanTiles * plan.tile * value_width(plan);
+  const int64_t span_floats = plan.span_tiles * plan.tile * value_width(plan);
   for (int64_t span = 0; span < plan.spans; span++) {
     for (int chunk = 0; chunk < plan.chunks; chunk++) {
       const float* values = block.head.values + span * span_floats + int64_t{chunk} * plan.tile * plan.chunk * kWidth;
