@@ -15,15 +15,13 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // Scores of `length` that are less than `value`.
 static int64_t count_below(const float* row, int64_t length, float value) {
   static_assert(kTile % (4 * kWidth) == 0, "four vectors at once");
-  const Vec limit = broadcast(value), one = broadcast(1.0f);
-  Vec below[4] = {zero(), zero(), zero(), zero()};  // of a lane far fewer than 2^24
+  const Vec limit = broadcast(value);
+  int64_t below[4] = {};
   for (int64_t at = 0; at < length; at += 4 * kWidth) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      below[i] = select(greater(limit, load(row + at + i * kWidth)), add(below[i], one), below[i]);
-    }
+    for (int i = 0; i < 4; i++) below[i] += __builtin_popcount(bits(greater(limit, load(row + at + i * kWidth))));
   }
-  return static_cast<int64_t>(reduce_add(add(add(below[0], below[1]), add(below[2], below[3]))));
+  return (below[0] + below[1]) + (below[2] + below[3]);
 }
 
 // Floats in order as whole numbers: neighbours differ by one.
@@ -58,24 +56,32 @@ struct Guess {
   float value, step;
 };
 
-// From eight vectors of the row: the scores of a lane in order stand, on average, at ninths of the ranks.
-static Guess guess_rank(const float* row, int64_t length, int64_t wanted) {
-  constexpr int kSample = 8;
-  const int64_t vectors = length / kWidth;
+// What stands for forbidden scores in a sample: the least of those allowed.
+static __attribute__((noinline)) void replace_forbidden(Vec s[8]) {
   const Vec forbidden = broadcast(-INFINITY);
-  Vec s[kSample], above = forbidden;
-  for (int i = 0; i < kSample; i++) {
-    s[i] = load(row + (2 * i + 1) * vectors / (2 * kSample) * kWidth);
-    above = max(above, select(greater(s[i], forbidden), sub(zero(), s[i]), forbidden));
+  Vec largest = forbidden;  // of the negated
+  for (int i = 0; i < 8; i++) {
+    largest = max(largest, select(greater(s[i], forbidden), sub(zero(), s[i]), forbidden));
   }
-  const Vec least = broadcast(-reduce_max(above));  // of those allowed, which stands for those that are not
-  for (int i = 0; i < kSample; i++) s[i] = max(s[i], least);
+  const Vec least = broadcast(-reduce_max(largest));
+  for (int i = 0; i < 8; i++) s[i] = max(s[i], least);
+}
+
+// From eight vectors of a row of `keys`: the scores of a lane in order stand, on average, at ninths of the ranks.
+static Guess guess_rank(const float* row, int64_t keys, int64_t wanted) {
+  constexpr int kSample = 8;
+  const int64_t vectors = larger<int64_t>(keys / kWidth, 1);
+  Vec s[kSample];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSample; i++) s[i] = load(row + (2 * i + 1) * vectors / (2 * kSample) * kWidth);
+  const Vec low = min(min(min(s[0], s[1]), min(s[2], s[3])), min(min(s[4], s[5]), min(s[6], s[7])));
+  if (bits(greater(broadcast(-FLT_MAX), low)) != 0) replace_forbidden(s);
   sort_eight(s);
-  const float rank = static_cast<float>(wanted) / static_cast<float>(length) * (kSample + 1) - 1.0f;
+  const float rank = static_cast<float>(wanted) / static_cast<float>(keys) * (kSample + 1) - 1.0f;
   const int place = smaller(larger(static_cast<int>(rank), 0), kSample - 2);
   const Vec apart = sub(s[place], s[place + 1]);
   const Vec value = fmadd(broadcast(static_cast<float>(place) - rank), apart, s[place]);
-  return {reduce_add(value) / kWidth, reduce_add(apart) / kWidth * (kSample + 1) / static_cast<float>(length)};
+  return {reduce_add(value) / kWidth, reduce_add(apart) / kWidth * (kSample + 1) / static_cast<float>(keys)};
 }
 
 // The k-th largest lies in [low, high); so many scores are low or more, and high or more.
@@ -98,25 +104,23 @@ struct Collected {
 };
 
 static Collected collect(const float* row, int64_t length, float low, float high, float* room) {
-  const Vec least = broadcast(low), end = broadcast(high), one = broadcast(1.0f);
-  Vec below = zero();
-  int64_t count = 0;
+  const Vec least = broadcast(low), end = broadcast(high);
+  int64_t count = 0, below = 0;
   for (int64_t at = 0; at < length; at += kWidth) {
     const Vec x = load(row + at);
-    const Mask under = greater(end, x);
-    below = select(under, add(below, one), below);
-    const uint32_t inside = bits(under) & ~bits(greater(least, x));
+    const uint32_t under = bits(greater(end, x)), inside = under & ~bits(greater(least, x));
     store_any(room + count, compress(inside, x));
     count += __builtin_popcount(inside);
+    below += __builtin_popcount(under);
   }
   for (int i = 0; i < 4; i++) store_any(room + count + i * kWidth, broadcast(-INFINITY));
-  return {room, count, round_up(count, 4 * kWidth), length - static_cast<int64_t>(reduce_add(below))};
+  return {room, count, round_up(count, 4 * kWidth), length - below};
 }
 
-// The `wanted`-th largest among the few scores of a bracket.
+// The `wanted`-th largest among the scores of a bracket, at most a vector of them: each is compared with all.
 static Found rank_few(const float* scores, int64_t length, const Bracket& b, int64_t wanted) {
   alignas(64) float few[3 * kWidth];
-  const Vec low = broadcast(b.low), high = broadcast(b.high);
+  const Vec low = broadcast(b.low), high = broadcast(b.high), one = broadcast(1.0f);
   int count = 0;
   for (int64_t at = 0; at < length; at += kWidth) {
     const Vec x = load(scores + at);
@@ -126,12 +130,17 @@ static Found rank_few(const float* scores, int64_t length, const Bracket& b, int
   }
   store_any(few + count, broadcast(-INFINITY));
   const Vec all = load(few);
-  for (int i = 0;; i++) {
-    const Vec one = broadcast(few[i]);
-    const int64_t above = b.from_high + __builtin_popcount(bits(greater(all, one)));
-    const int64_t reach = b.from_high + kWidth - __builtin_popcount(bits(greater(one, all)));
-    if (above < wanted && wanted <= reach) return {few[i], above, reach};
+  Vec larger_ones[2] = {zero(), zero()};
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; i++) {
+    Vec& sum = larger_ones[i % 2];
+    sum = select(greater(broadcast(few[i]), all), add(sum, one), sum);
   }
+  const Vec rank = broadcast(static_cast<float>(wanted - b.from_high));
+  const Mask kept = greater(rank, add(larger_ones[0], larger_ones[1]));
+  const float value = -reduce_max(select(kept, sub(zero(), all), broadcast(-INFINITY)));
+  return {value, b.from_high + __builtin_popcount(bits(greater(all, broadcast(value)))),
+          b.from_high + __builtin_popcount(bits(kept))};
 }
 
 // Turns in which values are guessed, before the bracket is halved: halving ends after 32 at the latest.
@@ -140,9 +149,9 @@ constexpr int kGuesses = 12;
 // The `wanted`-th largest in a bracket; `beyond` scores that are larger are not among those given.
 static Found search(const float* scores, int64_t length, int64_t beyond, Bracket b, int64_t wanted, Guess guess) {
   for (int turn = 0; b.from_low - b.from_high > kWidth; turn++) {
-    const int64_t low = ordinal(b.low), high = ordinal(b.high);
-    if (high - low == 1) return {b.low, b.from_high, b.from_low};
     if (turn >= kGuesses || !(b.low < guess.value && guess.value < b.high)) {
+      const int64_t low = ordinal(b.low), high = ordinal(b.high);
+      if (high - low == 1) return {b.low, b.from_high, b.from_low};
       guess.value = of_ordinal(low + (high - low) / 2);
     }
     const int64_t from = beyond + length - count_below(scores, length, guess.value);
@@ -182,12 +191,13 @@ static int32_t key_of_tie(const float* row, float value, int64_t count) {
 // How far around the guess scores are collected, in standard deviations of what such a sample is off by.
 constexpr float kReach = 2.0f;
 
-// The `wanted` largest of the row's `allowed` scores. `room`: for as many scores, and four vectors more.
-static Cut cut_by_rank(const float* row, int64_t length, int64_t allowed, int64_t wanted, float* room) {
+// The `wanted` largest of the `allowed` scores of a row of `keys`. `room`: for as many scores, and four vectors more.
+static Cut cut_by_rank(const float* row, int64_t keys, int64_t allowed, int64_t wanted, float* room) {
   if (wanted >= allowed) return kAllAllowed;
-  const Guess guess = guess_rank(row, length, wanted);
-  const float share = static_cast<float>(wanted) / static_cast<float>(length);
-  const float ranks = kReach * static_cast<float>(length) * sqrtf(share * (1.0f - share) / (8 * kWidth)) + 2.0f;
+  const int64_t length = round_up(keys, kTile);
+  const Guess guess = guess_rank(row, keys, wanted);
+  const float share = static_cast<float>(wanted) / static_cast<float>(keys);
+  const float ranks = kReach * static_cast<float>(keys) * sqrtf(share * (1.0f - share) / (8 * kWidth)) + 2.0f;
   const float below = guess.value - ranks * guess.step, above = guess.value + ranks * guess.step;
   const float low = below > -FLT_MAX ? below : -FLT_MAX, high = above < INFINITY ? above : INFINITY;  // or NaN
   const Collected near = collect(row, length, low, high, room);

@@ -165,8 +165,9 @@ static Cut settle_on_one(float* scores, int64_t length, uint8_t* poison) {
   return {FLT_MAX, static_cast<int32_t>(one)};
 }
 
-static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* scores, int64_t length, int64_t allowed,
+static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* scores, int64_t keys, int64_t allowed,
                    float* room) {
+  const int64_t length = round_up(keys, plan.tile);
   const RowForwardArgs& rule = *plan.rule;
   uint8_t& poison = block.scratch.rows.poisoned[i];
   if (allowed == 0) return kNothing;
@@ -176,7 +177,7 @@ static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* sc
   }
   const int64_t wanted = smaller(rule.most, ceil_div(allowed * rule.numerator, rule.denominator));
   if (block.careful) poison = settle_row(scores, length, wanted);
-  return cut_by_rank(scores, length, allowed, wanted, room);
+  return cut_by_rank(scores, keys, allowed, wanted, room);
 }
 
 // What is dropped of a row, against its largest score, by lane.
@@ -262,7 +263,7 @@ static void keep_row(const RowPlan& plan, const Block& block, const RowScratch& 
   const int64_t keys = keys_of(plan, block.first + i), length = round_up(keys, plan.tile);
   const bool known = args.mask == nullptr && !block.careful;
   const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
-  const Cut cut = cut_row(plan, block, i, scores, length, allowed, scratch.room);
+  const Cut cut = cut_row(plan, block, i, scores, keys, allowed, scratch.room);
   const int64_t row = (block.batch * args.heads + block.index) * args.q_len + block.first + i;
   args.least[row] = cut.least;
   args.last[row] = cut.last;
