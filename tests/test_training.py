@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dynattn
 from dynattn import NM
+from dynattn.kernels import cpu
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
@@ -234,10 +235,8 @@ def test_jacobian_where_vmap_repeats_what_was_saved() -> None:
 def test_few_queries_under_transforms_choose_as_their_gradient_does(monkeypatch) -> None:
     """Inside of vmap no tensor says that it requires a gradient."""
     asked = []
-    run = dynattn.kernels.cpu.nm_forward
-    monkeypatch.setattr(
-        dynattn.kernels.cpu, "nm_forward", lambda *a, **named: asked.append(named["needs_grad"]) or run(*a, **named)
-    )
+    run = cpu.nm_forward
+    monkeypatch.setattr(cpu, "nm_forward", lambda *a, **named: asked.append(named["needs_grad"]) or run(*a, **named))
     queries = torch.stack([x.detach() for x in (inputs(1, 300)[0], inputs(1, 300)[0])])
     key, value = (x.detach() for x in inputs(1, 300)[1:])
     torch.func.grad(lambda q: torch.func.vmap(lambda x: loss(x, key, value))(q).sum())(queries)
