@@ -162,6 +162,12 @@ def test_data_that_does_not_fill_a_batch_is_refused(tmp_path: Path):
         run(replace(JOB(METHOD, 0), batch=EXAMPLES + 1), Tiny(), tmp_path, silent)
 
 
+def test_a_job_that_could_not_start_leaves_the_folder_to_other_numbers(tmp_path: Path):
+    with pytest.raises(ValueError, match="fill a batch"):
+        run(replace(JOB(METHOD, 0), batch=EXAMPLES + 1), Tiny(), tmp_path, silent)
+    assert len(run(replace(JOB(METHOD, 0), steps=1), Tiny(), tmp_path, silent).scores) == ITEMS
+
+
 def test_a_training_that_diverged_says_so(tmp_path: Path):
     class Broken(Tiny):
         def evaluate(self, model, advance):

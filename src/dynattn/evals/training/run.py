@@ -22,6 +22,7 @@ from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Point, Run
 from dynattn.evals.training.swapped import keep
 
+_JOB = "job.json"
 _KEPT_CHECKPOINTS = 2  # the newest may be half-written
 
 
@@ -54,11 +55,14 @@ def run(
         ImportError: transformers or accelerate is missing.
     """
     home = folder / job.name
-    _claim(home, job, experiment)
+    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
+    _refuse_another(home, wanted)
     path = home / "result.json"
     if path.exists():
         return Run.model_validate_json(path.read_text(encoding="utf-8"))
     trainer, start = _trainer(job, experiment, home, stage)
+    if trainer.is_world_process_zero():  # not before: a job that cannot start leaves the folder to other numbers
+        checkpoints.write_json(home / _JOB, wanted)
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     model = trainer.model.eval()
     scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
@@ -98,13 +102,10 @@ def seconds_a_step(job: Job, folder: Path) -> list[float]:
     return [line["seconds"] for line in read_journal(folder / job.name / "metrics.jsonl")]
 
 
-def _claim(home: Path, job: Job, experiment: Experiment) -> None:
-    """Write down whose folder it is, or see that it is this job's."""
-    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
-    path = home / "job.json"
+def _refuse_another(home: Path, wanted: dict[str, Any]) -> None:
+    """See that the folder is nobody's or this job's."""
+    path = home / _JOB
     if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(path, wanted)
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     for part in ("job", "experiment"):
