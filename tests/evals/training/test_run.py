@@ -146,6 +146,20 @@ def test_the_trained_model_is_kept_on_request(undisturbed: tuple[Path, Run], tmp
     assert experiment.evaluate(model, lambda: None).tolist() == found.scores
 
 
+def test_a_model_that_was_not_kept_is_missed(undisturbed: tuple[Path, Run]):
+    with pytest.raises(ValueError, match="has none; delete the folder"):
+        run(JOB(METHOD, 3), Tiny(), undisturbed[0], silent, keep_model=True)
+
+
+def test_a_run_is_resumed_by_as_many_processes(killed: Path, tmp_path: Path):
+    home = _copy(killed, tmp_path)
+    there = json.loads((home / "job.json").read_text())
+    assert there["processes"] == 1
+    (home / "job.json").write_text(json.dumps(there | {"processes": 2}))
+    with pytest.raises(ValueError, match="was started with 2, now there are 1"):
+        run(JOB(METHOD, 3), Tiny(), tmp_path, silent)
+
+
 def test_weights_are_kept_on_request_before_the_result_is_there(tmp_path: Path):
     experiment = Tiny()
     found = run(JOB(METHOD, 3), experiment, tmp_path, silent, keep_weights=True)
