@@ -111,6 +111,13 @@ class Run:
                     device.compile_cubin(probe.SOURCE, _DRY_ARCH, probe.expression(element, selector))[1]
                 )}
                 for element, selector in probe.CASES
+            ] + [
+                {"warpgroup": element, "columns": columns, "selector": selector, "bytes": len(
+                    device.compile_cubin(
+                        probe.WARPGROUP_SOURCE, _DRY_ARCH, probe.warpgroup_expression(element, columns, selector)
+                    )[1]
+                )}
+                for element, columns, selector in probe.WARPGROUP_CASES
             ]  # fmt: skip
         return probe.run()
 
