@@ -11,6 +11,7 @@ import dynattn
 from dynattn import NM
 from dynattn.kernels import cpu
 from dynattn.methods import parse
+from dynattn.ops import nm
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
@@ -42,6 +43,20 @@ def test_gradient_of_a_bias(shape: tuple[int, ...], causal: bool) -> None:
     bias = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(1)).float().requires_grad_()
     got, want = (
         torch.autograd.grad(loss(*tensors, attn_mask=bias, causal=causal, backend=backend), (*tensors, bias))
+        for backend in BACKENDS
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("together", [1, 1 << 24], ids=["a head at a time", "all heads at once"])
+@pytest.mark.parametrize("shape", [(1, 1, 40, 60), (1, 4, 40, 60), (2, 4, 40, 60), (2, 1, 1, 60)])
+def test_gradient_of_a_bias_with_dropout(shape: tuple[int, ...], together: int, monkeypatch) -> None:
+    """Heads whose gradients of scores are summed apart drop what they dropped in the forward."""
+    monkeypatch.setattr(nm, "_SCORES_AT_ONCE", together)
+    tensors = inputs()
+    bias = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(1)).float().requires_grad_()
+    got, want = (
+        torch.autograd.grad(loss(*tensors, attn_mask=bias, dropout_p=0.4, seed=9, backend=backend), (*tensors, bias))
         for backend in BACKENDS
     )
     close(got, want)
