@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dynattn
 from dynattn import NM
+from dynattn.kernels import cpu
+from dynattn.methods import parse
 from dynattn.ops import nm
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
@@ -233,3 +235,52 @@ def test_the_kernels_gradient_is_the_references() -> None:
     close(torch.autograd.grad(loss(query, key, value, scale=0.25), (query, key, value)), want, 1e-12)
     floats = [x.detach().float().requires_grad_() for x in (query, key, value)]
     close(torch.autograd.grad(loss(*floats, scale=0.25), floats), [x.float() for x in want])
+
+
+@pytest.mark.parametrize("method", ["nm-1-2", "blocktopk-0.5-b16"])
+def test_what_was_saved_may_come_back_with_other_strides(method: str) -> None:
+    """As from a hook that keeps it elsewhere."""
+    tensors = inputs()
+
+    def out() -> Tensor:
+        return dynattn.attention(*tensors, parse(method)).sin().sum()
+
+    want = torch.autograd.grad(out(), tensors)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x.mT.contiguous() if x.dim() > 2 else x, lambda x: x.mT if x.dim() > 2 else x
+    ):
+        turned = out()
+    close(torch.autograd.grad(turned, tensors), want)
+
+
+def test_jacobian_where_vmap_repeats_what_was_saved() -> None:
+    """A batch of one, repeated, is a view whose first stride is 0."""
+    query, key, value = (x.detach()[:1] for x in inputs(3, 5))
+
+    def out(query: Tensor, backend: str = "auto") -> Tensor:
+        return dynattn.attention(query, key, value, NM(1, 2), backend=backend)
+
+    want = torch.autograd.functional.jacobian(lambda q: out(q, "reference"), query)
+    close([torch.func.jacrev(out)(query)], [want])
+
+
+def test_few_queries_under_transforms_choose_as_their_gradient_does(monkeypatch) -> None:
+    """Inside of vmap no tensor says that it requires a gradient."""
+    asked = []
+    run = cpu.nm_forward
+    monkeypatch.setattr(cpu, "nm_forward", lambda *a, **named: asked.append(named["needs_grad"]) or run(*a, **named))
+    queries = torch.stack([x.detach() for x in (inputs(1, 300)[0], inputs(1, 300)[0])])
+    key, value = (x.detach() for x in inputs(1, 300)[1:])
+    torch.func.grad(lambda q: torch.func.vmap(lambda x: loss(x, key, value))(q).sum())(queries)
+    assert asked == [True]
+
+
+def test_compiled_vmap() -> None:
+    query, key, value = inputs()
+    queries = torch.stack([query.detach(), -query.detach()]).requires_grad_()
+    mapped = torch.func.vmap(lambda x: loss(x, key, value, causal=True))
+    compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
+    close(
+        torch.autograd.grad(compiled(queries).sum(), (queries, key)),
+        torch.autograd.grad(mapped(queries).sum(), (queries, key)),
+    )
