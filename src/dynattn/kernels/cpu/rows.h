@@ -2,10 +2,11 @@
 // be dropped, so a block goes three times over its keys:
 //
 //     1. scores of all rows and keys, which stay in the second-level cache;
-//     2. row by row, what is kept: its weights go to the front of the row, with the places of its value rows;
+//     2. row by row, what is kept: its weights go to the front of the row, with the numbers of its value rows;
 //     3. weights times values, a span of keys at a time for all rows, so that its values are read while they are near.
 #pragma once
 
+#include "add_rows.h"
 #include "block.h"
 #include "kept.h"
 #include "rank.h"
@@ -48,17 +49,17 @@ static void make_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
 // A thread's memory for one block.
 struct RowScratch {
   Scratch block;
-  float* scores;    // [row][row_floats]; then weights of what is kept, at the front
-  int32_t* places;  // [row][row_floats]: where their value rows begin, from the span's first
-  float* room;      // [row_floats], for a search among them
-  int64_t* starts;  // [row][span + 1]: where a span's part of them begins
+  float* scores;     // [row][row_floats]; then weights of what is kept, at the front
+  int32_t* numbers;  // [row][row_floats]: of their value rows, from the span's first, as chunks of values lie
+  float* room;       // [row_floats], for a search among them
+  int64_t* starts;   // [row][span + 1]: where a span's part of them begins
 };
 
 static RowScratch lay_row_scratch(const RowPlan& plan, Layouter& layouter) {
   RowScratch s;
   s.block = lay_scratch(plan, layouter);
   s.scores = layouter.take<float>(plan.block * plan.row_floats);
-  s.places = layouter.take<int32_t>(plan.block * plan.row_floats);
+  s.numbers = layouter.take<int32_t>(plan.block * plan.row_floats);
   s.room = layouter.take<float>(plan.row_floats + 4 * kWidth);
   s.starts = layouter.take<int64_t>(plan.block * (plan.spans + 1));
   return s;
@@ -196,16 +197,16 @@ static void sum_dropped(const Plan& plan, const float* scores, int64_t length, c
 // What a cut keeps of a row goes to its front. Returns the largest score.
 static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i, int64_t length, const Cut& cut) {
   float* scores = scratch.scores + i * plan.row_floats;
-  int32_t* places = scratch.places + i * plan.row_floats;
+  int32_t* numbers = scratch.numbers + i * plan.row_floats;
   int64_t* starts = scratch.starts + i * (plan.spans + 1);
-  const int64_t tile_floats = plan.tile * value_width(plan);
+  const int64_t tile_rows = int64_t{plan.tile} * plan.chunks;  // in units of a chunk's width
   Vec largest = broadcast(-INFINITY);
   int64_t count = 0;
   for (int64_t span = 0, first = 0; span < plan.spans; span++) {
     starts[span] = count;
     for (int64_t tile = 0; tile < plan.span_tiles && first < length; tile++, first += plan.tile) {
-      count = list_scores(cut, scores + first, first, plan.tile, plan.value_of,
-                          static_cast<int32_t>(tile * tile_floats), scores, places, count, largest);
+      count = list_scores(cut, scores + first, first, plan.tile, static_cast<int32_t>(tile * tile_rows), scores,
+                          numbers, count, largest);
     }
   }
   starts[plan.spans] = count;
@@ -230,9 +231,9 @@ static void drop_listed(const RowPlan& plan, const Block& block, const RowScratc
                         uint32_t stream) {
   const NMForwardArgs& args = *plan.args;
   float* weights = scratch.scores + i * plan.row_floats;
-  int32_t* places = scratch.places + i * plan.row_floats;
+  int32_t* numbers = scratch.numbers + i * plan.row_floats;
   int64_t* starts = scratch.starts + i * (plan.spans + 1);
-  const int64_t row_floats = int64_t{plan.chunk} * kWidth, tile_floats = plan.tile * value_width(plan);
+  const int64_t tile_rows = int64_t{plan.tile} * plan.chunks;
   int64_t at = 0, count = 0;
   for (int64_t span = 0; span < plan.spans; span++) {
     const int64_t end = starts[span + 1];
@@ -241,14 +242,14 @@ static void drop_listed(const RowPlan& plan, const Block& block, const RowScratc
       const int some = static_cast<int>(smaller<int64_t>(kWidth, end - at));
       uint32_t drawn[kWidth] = {};
       for (int lane = 0; lane < some; lane++) {
-        const int64_t place = places[at + lane], tile = span * plan.span_tiles + place / tile_floats;
-        drawn[lane] = static_cast<uint32_t>(tile * plan.tile + place % tile_floats / row_floats);
+        const int64_t tile = span * plan.span_tiles + numbers[at + lane] / tile_rows;
+        drawn[lane] = static_cast<uint32_t>(tile * plan.tile + numbers[at + lane] % tile_rows);
       }
       dropout_words(stream, static_cast<uint32_t>(block.first + i), drawn);
       for (int lane = 0; lane < some; lane++, at++) {
         if (drawn[lane] < args.drop_below) continue;
         weights[count] = weights[at] * args.keep_factor;
-        places[count++] = places[at];
+        numbers[count++] = numbers[at];
       }
     }
   }
@@ -288,8 +289,8 @@ static void add_kept_values(const RowPlan& plan, const Block& block, const RowSc
         const int64_t* starts = scratch.starts + i * (plan.spans + 1) + span;
         const int64_t at = i * plan.row_floats + starts[0];
         if (starts[1] == starts[0]) continue;
-        gather_values(plan.chunk, rows.out + i * rows.out_stride + chunk * plan.chunk * kWidth, values,
-                      scratch.scores + at, scratch.places + at, starts[1] - starts[0]);
+        add_rows(plan.chunk, rows.out + i * rows.out_stride + chunk * plan.chunk * kWidth, values, scratch.scores + at,
+                 scratch.numbers + at, static_cast<int>(starts[1] - starts[0]));
       }
     }
   }
