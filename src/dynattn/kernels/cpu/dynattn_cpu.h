@@ -36,8 +36,9 @@ typedef struct {
   // [batch, heads, ceil(q_len / cell), ceil(kv_len / cell)] contiguous: 0 where all pairs of a square of queries and
   // keys are forbidden, before anything is chosen; or NULL
   const uint8_t* cells;
-  // Of rows that choose by their scores (dynattn_row_forward): the least score kept, in the kernels' own unit, and the
-  // last key kept of those that have it; [batch, heads, q_len] contiguous, or NULL in N:M attention.
+  // Of rows that choose by their scores (dynattn_row_forward): a score, in the kernels' own unit, that the kept ones
+  // reach and no others, and the last key kept of those that equal it; [batch, heads, q_len] contiguous, or NULL in N:M
+  // attention.
   float* least;
   int32_t* last;
 
