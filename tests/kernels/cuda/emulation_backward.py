@@ -22,7 +22,9 @@ from dynattn.reference.nm import choose
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are
 FEW_BLOCKS = Device(0, "sm_80", 1, 163 * 1024)  # 2 blocks wanted: the keys of a head are hardly dealt out
-MANY_BLOCKS = Device(0, "sm_90a", 132, 227 * 1024)
+MANY_BLOCKS = Device(0, "sm_80", 132, 163 * 1024)
+HOPPER = Device(0, "sm_90a", 132, 227 * 1024)  # where the wgmma kernels run
+HOPPER_FEW_BLOCKS = Device(0, "sm_90a", 1, 227 * 1024)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def run_forward(problem: BackwardProblem) -> tuple[Tensor, Tensor]:
         p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, p.pattern, problem.device,
         for_backward=True, seed=p.seed,
     )  # fmt: skip
-    assert prepared.variant.kernel == "mma"
+    assert prepared.variant.kernel == ("wgmma" if problem.device.arch == "sm_90a" else "mma")
     emulator.run(prepared)
     return out, logsumexp
 

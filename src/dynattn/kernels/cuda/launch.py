@@ -167,12 +167,19 @@ def choose_variant(
     query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device,
     for_backward: bool = False,
 ) -> Variant:  # fmt: skip
-    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it."""
+    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it.
+
+    ``for_backward``: one whose choice a backward kernel repeats. The ``wgmma`` kernel is taken where its backward does the
+    same call, which copies queries too and knows no window and no sinks; then this is the same for slices of heads.
+    """
     batch, heads, q_len, head_dim = query.shape
+    band = pattern.window > 0 or pattern.sinks > 0
+    tma = all(_fits_tma(x, pattern.stride) for x in (key, value))
+    if for_backward:
+        tma = tma and not band and not_expanded(query)
     return _select(
-        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
-        pattern.window > 0 or pattern.sinks > 0, pattern.stride, pattern.dropout_p > 0, q_len, batch * heads,
-        tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
+        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux, band,
+        pattern.stride, pattern.dropout_p > 0, q_len, batch * heads, tma=tma,
     )  # fmt: skip
 
 
@@ -227,7 +234,12 @@ def _fits_tma(x: Tensor, stride: int) -> bool:
     # a row past the end would be read where the length is odd, since keys come in pairs; or, with a stride, where it is
     # no multiple of it; a map of no rows is none
     kv_len = x.shape[2]
-    return kv_len % max(2, stride) == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
+    return kv_len % max(2, stride) == 0 and kv_len >= 4 and not_expanded(x)
+
+
+def not_expanded(x: Tensor) -> bool:
+    """Whether ``x`` holds anything, and no dimension is an expanded one."""
+    return 0 not in x.stride() and x.numel() > 0
 
 
 def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ...]:
@@ -238,25 +250,38 @@ def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ..
     over those between; then a box of 2 (keys) or 4 (values) by ``stride`` brings the members of groups together.
     """
     if stride > 1:
-        keys, values = (_strided_map(x, stride, members) for x, members in ((key, 2), (value, 4)))
-        return keys, keys, values
-    batch, kv_heads, kv_len, head_dim = key.shape
-    batch_stride, head_stride, row = key.stride()[:3]
-    dtype = DTYPES[key.dtype]
-    pairs = [
+        return *half_maps(key, stride, 128), strided_map(value, stride, 4)
+    return *half_maps(key, stride, 128), row_map(value, 128)
+
+
+def half_maps(x: Tensor, stride: int, rows: int) -> tuple[TensorMap, TensorMap]:
+    """Rows 4i and 4i + 1, and rows 4i + 2 and 4i + 3, of ``rows`` at a time; with a stride, positions of 64."""
+    if stride > 1:
+        members = strided_map(x, stride, 2)
+        return members, members
+    batch, kv_heads, kv_len, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    low, high = (
         TensorMap(
-            key.data_ptr() + first * row * key.element_size(), dtype,
-            (head_dim, 2, -(-(kv_len - first) // 4), kv_heads, batch), (row, 4 * row, head_stride, batch_stride),
-            (64, 2, 32, 1, 1),
+            x.data_ptr() + first * row * x.element_size(), DTYPES[x.dtype],
+            (columns, 2, -(-(kv_len - first) // 4), kv_heads, batch), (row, 4 * row, head_stride, batch_stride),
+            (64, 2, rows // 4, 1, 1),
         )
         for first in (0, 2)
-    ]  # fmt: skip
-    batch_stride, head_stride, row = value.stride()[:3]
-    sizes = (value.shape[3], kv_len, kv_heads, batch)
-    return *pairs, TensorMap(value.data_ptr(), dtype, sizes, (row, head_stride, batch_stride), (64, 128, 1, 1))
+    )  # fmt: skip
+    return low, high
 
 
-def _strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+def row_map(x: Tensor, rows: int) -> TensorMap:
+    """``rows`` rows at a time."""
+    batch, heads, length, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    sizes, strides = (columns, length, heads, batch), (row, head_stride, batch_stride)
+    return TensorMap(x.data_ptr(), DTYPES[x.dtype], sizes, strides, (64, rows, 1, 1))
+
+
+def strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+    """``members`` keys of each group of ``stride`` groups at a time."""
     batch, kv_heads, kv_len, columns = x.shape
     batch_stride, head_stride, row = x.stride()[:3]
     return TensorMap(
