@@ -162,8 +162,7 @@ struct BackwardConsumer {
   const BackwardParams& p;
   const BackwardPlace& block;
   const Shared& shared;
-  const int group, warp, lane;  // warpgroup of the block, warp of the warpgroup
-  const QuadLane quad;
+  const int group, warp;  // of the block, of the warpgroup
 
   float d_key[UNITS][FRAGMENTS][4], d_value[UNITS][FRAGMENTS][4];
   PackedSurvivors gradients[UNITS];  // dS of the tile at hand
@@ -177,29 +176,32 @@ struct BackwardConsumer {
   }
 
   DYNATTN_DEVICE void release(u32 barrier) const {
-    if (warp == 0 && lane == 0) barrier_arrive(barrier);
+    if (warp == 0 && lane_now() == 0) barrier_arrive(barrier);
   }
+
+  // A tile whose rows are summed over.
+  static DYNATTN_DEVICE u64 rows_of_tile(u32 address) { return descriptor(address, PANEL_BYTES, SWIZZLE_ATOM_BYTES); }
 
   // d = A Bᵀ of two tiles whose rows hold columns of the head.
   static DYNATTN_DEVICE void start_products(float (&d)[8][4], u32 a, u32 b) {
+    const u64 first_a = descriptor(a, 16, SWIZZLE_ATOM_BYTES), first_b = descriptor(b, 16, SWIZZLE_ATOM_BYTES);
     pin(d);
     products_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {  // 16 columns are 32 bytes of a swizzled line
-      const u32 offset = k / 4 * PANEL_BYTES + k % 4 * 32;
-      multiply_shared<Element, false>(d, descriptor(a + offset, 16, SWIZZLE_ATOM_BYTES),
-                                      descriptor(b + offset, 16, SWIZZLE_ATOM_BYTES), k > 0);
+      const int offset = k / 4 * PANEL_BYTES + k % 4 * 32;
+      multiply_shared<Element, false>(d, advanced(first_a, offset), advanced(first_b, offset), k > 0);
     }
     products_commit();
   }
 
   // d += Aᵀ B, summed over 64 queries, which are the rows of both.
   static DYNATTN_DEVICE void add_over_queries(float (&d)[FRAGMENTS][4], u32 a, u32 b) {
+    const u64 first_a = rows_of_tile(a), first_b = rows_of_tile(b);
 #pragma unroll
     for (int k = 0; k < CONSUMER_ROWS / 16; ++k) {
-      const u32 offset = k * 16 * LINE_BYTES;
-      multiply_shared<Element, true>(d, descriptor(a + offset, PANEL_BYTES, SWIZZLE_ATOM_BYTES),
-                                     descriptor(b + offset, PANEL_BYTES, SWIZZLE_ATOM_BYTES), true);
+      const int offset = k * 16 * LINE_BYTES;
+      multiply_shared<Element, true>(d, advanced(first_a, offset), advanced(first_b, offset), true);
     }
   }
 
@@ -211,7 +213,7 @@ struct BackwardConsumer {
 
   // This warp's 16 rows of P or dS.
   DYNATTN_DEVICE void store_spread(u32 panel, const PackedSurvivors& pairs, u32 nibbles) const {
-    const int row = 16 * warp + (lane & 15);
+    const int lane = lane_now(), row = 16 * warp + (lane & 15);
     const u32 address = panel + row * LINE_BYTES, swizzle = static_cast<u32>((lane >> 4) ^ (lane & 7)) << 4;
 #pragma unroll
     for (int chunk = 0; chunk < 4; ++chunk) {
@@ -224,7 +226,7 @@ struct BackwardConsumer {
   // The choice, P and dS of 64 queries and unit `unit` of this warpgroup's keys.
   DYNATTN_DEVICE void weigh_unit(const Place& place, const RowTerms& terms, int query, int key0, int stage, int unit) {
     const ForwardParams& f = p.forward;
-    const int tile = group * UNITS + unit;
+    const int tile = group * UNITS + unit, lane = lane_now();
     float products[8][4], value_products[8][4];
     start_products(products, shared.queries(stage), shared.keys(tile));
     start_products(value_products, shared.grads(stage), shared.values(tile));
@@ -237,6 +239,7 @@ struct BackwardConsumer {
     }
     Kept kept;
     kept.nibbles = choose<PATTERN>(s, kept.s);
+    const QuadLane quad = quad_lane(lane);
     metadata[unit] = finish(exchange(kept.nibbles, quad), quad);
     weigh<IS_BIAS<MASK>>(kept.s, terms, IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E);
     PackedSurvivors weights;
@@ -258,12 +261,12 @@ struct BackwardConsumer {
   DYNATTN_DEVICE void start_query_gradients(float (&d_query)[FRAGMENTS][4]) const {
 #pragma unroll
     for (int unit = 0; unit < UNITS; ++unit) {
+      const u64 first_keys = rows_of_tile(shared.keys_in_order(group * UNITS + unit));
 #pragma unroll
       for (int step = 0; step < 2; ++step) {  // of 32 keys
         const u32 (&pairs)[4][2] = gradients[unit];
         const u32 a[4] = {pairs[2 * step][0], pairs[2 * step][1], pairs[2 * step + 1][0], pairs[2 * step + 1][1]};
-        const u64 keys = descriptor(shared.keys_in_order(group * UNITS + unit) + step * 32 * LINE_BYTES, PANEL_BYTES,
-                                    SWIZZLE_ATOM_BYTES);
+        const u64 keys = advanced(first_keys, step * 32 * LINE_BYTES);
         if (step == 0) {
           multiply_values<Element, 0>(d_query, a, keys, metadata[unit], unit > 0);
         } else {
@@ -280,13 +283,13 @@ struct BackwardConsumer {
     const int row_blocks = (f.q_len + 15) / 16, row_block = place.first_query / 16 + warp;
     if (row_block >= row_blocks) return;
     const long long pair = (static_cast<long long>(block.split + group) * f.batch + place.batch) * f.heads + place.head;
-    float* sums = p.query_sums + ((pair * row_blocks + row_block) * FRAGMENTS * 32 + lane) * 4;
+    float* sums = p.query_sums + ((pair * row_blocks + row_block) * FRAGMENTS * 32 + lane_now()) * 4;
 #pragma unroll
     for (int n = 0; n < FRAGMENTS; ++n) add_to_memory(sums + n * 128, d_query[n]);
   }
 
   DYNATTN_DEVICE void add_tile(const Place& place, int key0, int stage) {
-    const int query = place.first_query + 16 * warp + lane / 4;
+    const int query = place.first_query + 16 * warp + lane_now() / 4;
     const RowTerms terms =
         load_row_terms(p, place.row0, place.first_query, query, IS_BIAS<MASK> ? 1.0f : LOG2_E);
 #pragma unroll
@@ -325,7 +328,7 @@ struct BackwardConsumer {
   DYNATTN_DEVICE void write(void* base, const long long (&strides)[3], const float (&sum)[UNITS][FRAGMENTS][4], int key0,
                             int columns, float factor) const {
     unsigned short* rows = rows_of(static_cast<unsigned short*>(base), strides, block.batch, block.kv_head);
-    const int g = lane >> 2;
+    const int lane = lane_now(), g = lane >> 2;
 #pragma unroll
     for (int i = 0; i < 2 * UNITS; ++i) {
       const int unit = i / 2, half = i % 2;
@@ -374,7 +377,7 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
   DYNATTN_SHARED_MEMORY(shared_pointer, 1024);
   const BackwardShared<HEAD_DIM> shared = {(shared_address(shared_pointer) + 1023) / 1024 * 1024};
   const BackwardWork<HEAD_DIM> work(p, blockIdx.x);
-  const int thread = threadIdx.x, group = thread / WARPGROUP, lane = thread % 32;
+  const int thread = threadIdx.x, group = same_in_warp(thread / WARPGROUP);
   if (thread == 0) shared.init_barriers();
   block_barrier();
 
@@ -386,7 +389,7 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
   } else {
     grow_registers<CONSUMER_REGISTERS>();
     BackwardConsumer<Element, HEAD_DIM, PATTERN, MASK, STRIDE> consumer = {
-        p, work.block, shared, group, thread / 32 % 4, lane, quad_lane(lane)};
+        p, work.block, shared, group, same_in_warp(thread / 32 % 4)};
     consumer.run(work);
   }
 }

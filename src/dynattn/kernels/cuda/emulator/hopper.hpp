@@ -138,6 +138,8 @@ inline void barrier_wait(u32 address, u32 parity) {
   }
 }
 
+inline int same_in_warp(int x) { return x; }
+
 inline void copy_box_any(u32 target, const TensorMap& map, u32 address, std::array<int, 5> from, int rank) {
   using emulator::shared_at;
   if (map.rank != rank) emulator::fail("tensor copy: %d coordinates for a map of rank %d", rank, map.rank);
