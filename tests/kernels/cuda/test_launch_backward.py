@@ -10,7 +10,7 @@ from torch import Tensor
 from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward, warm
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, prepare_backward
-from dynattn.kernels.cuda.variants_backward import BackwardVariant
+from dynattn.kernels.cuda.variants_backward import BackwardVariant, WgmmaBackwardVariant
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM
 
@@ -41,7 +41,7 @@ def prepare(
 
 
 def main(*arguments, **options) -> tuple[BackwardVariant, BackwardLaunch]:
-    """The launch of the main kernel and its variant."""
+    """The launch of the main kernel of sm_80 and its variant."""
     _, one, _ = prepare(*arguments, **options)
     assert isinstance(one.variant, BackwardVariant)
     return one.variant, one
@@ -98,7 +98,7 @@ def test_two_row_tiles_where_there_are_queries_for_them_and_registers() -> None:
 def test_no_kernel_asks_for_more_shared_memory_than_there_is() -> None:
     for device in (AMPERE, HOPPER, ADA):
         for head_dim in (8, 64, 96, 128, *([] if device is ADA else [192, 256])):
-            variant, _ = main(*tensors(head_dim=head_dim), device=device)
+            _, (variant, *_), _ = prepare(*tensors(head_dim=head_dim), device=device)
             assert variant.shared_bytes <= device.shared_bytes, (variant, device)
     with pytest.raises(ValueError, match="needs 114688 bytes of shared memory: the device has 101376"):
         main(*tensors(head_dim=192), device=ADA)
@@ -110,17 +110,75 @@ def test_wide_heads_are_done_in_two_parts() -> None:
     assert one.blocks == 2 * 2 * 2 * one.params.splits
 
 
-def test_the_forward_before_a_backward_is_by_the_kernel_whose_choice_it_repeats() -> None:
-    query, key, value = tensors()
-    out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
-    kernels = [
-        launch.prepare(
-            query, key, value, None, out, logsumexp, None, None, None, Pattern.of(NM(1, 2), False, 1.0), HOPPER, for_it
-        ).variant
-        for for_it in (False, True)
-    ]
-    assert [variant.kernel for variant in kernels] == ["wgmma", "mma"]
-    assert main(query, key, value, device=HOPPER)[0].head_dim == kernels[1].head_dim  # scores are summed alike
+def expanded(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "kernel"),
+    [
+        ({}, {}, "wgmma"),
+        ({}, {"kv_len": 61}, "mma"),
+        ({}, {"head_dim": 72}, "wgmma"),
+        ({}, {"head_dim": 32}, "mma"),
+        ({}, {"head_dim": 192}, "mma"),
+        ({"scale": -0.5}, {}, "wgmma"),
+        ({"scale": -0.5}, {"where": 0}, "mma"),  # a negative query is not expanded any more
+        ({}, {"where": 1}, "mma"),
+        ({"method": NM(1, 2, window=5)}, {}, "mma"),
+        ({"method": NM(1, 1)}, {}, "mma"),
+        ({"method": NM(1, 2, stride=16)}, {"kv_len": 64}, "wgmma"),
+        ({"method": NM(1, 2, stride=4)}, {}, "mma"),
+        ({"dropout_p": 0.1, "seed": torch.tensor(5)}, {}, "mma"),
+    ],
+)
+def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, kernel: str) -> None:
+    """Both sum scores by the same instructions, padded alike; so do the launches for a few of the heads."""
+    sizes = {name: size for name, size in change.items() if name != "where"}
+    inputs = [expanded(x) if i == change.get("where") else x for i, x in enumerate(tensors(**sizes))]
+    pattern = Pattern.of(options.get("method", NM(2, 4)), True, options.get("scale", 0.5))
+    pattern = pattern._replace(dropout_p=options.get("dropout_p", 0.0))
+    rest = torch.empty_like(inputs[0]), torch.empty(inputs[0].shape[:3]), None, None, None, pattern, HOPPER, True
+    forward = launch.prepare(*inputs, None, *rest, seed=options.get("seed")).variant
+    assert forward.kernel == kernel
+    heads_of = lambda b, h: [inputs[0][b, 2 * h.start : 2 * h.stop], *(x[b, h] for x in inputs[1:])]  # noqa: E731
+    for few in (inputs, heads_of(slice(1, 2), slice(0, 1))):
+        _, (variant, *_), _ = prepare(*few, device=HOPPER, **options)
+        assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
+        assert (variant.head_dim, variant.stride, variant.dtype) == (forward.head_dim, forward.stride, forward.dtype)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "head_dim", "shares"),
+    [
+        (1, 65536, 64, 8),  # more would cost too much memory
+        (33, 65536, 64, 2),  # 66 heads of keys: twice as many blocks fill 132 multiprocessors at once
+        (33, 256, 64, 1),  # no more than there are tiles
+        (66, 65536, 128, 1),
+        (50, 2048, 128, 1),  # 100 heads: 8 shares would end after 7 rounds of 2 tiles of 16, but sums cost more
+        (1, 4, 64, 1),
+    ],
+)
+def test_keys_are_dealt_out_on_hopper(batch: int, kv_len: int, head_dim: int, shares: int) -> None:
+    query, key, value = tensors(q_len=1, kv_len=4, head_dim=head_dim, batch=batch)
+    _, (variant, *_), _ = prepare(query, key, value, device=HOPPER)
+    assert isinstance(variant, WgmmaBackwardVariant)
+    splits, blocks = launch_backward._grid(HOPPER, variant, 2 * batch, kv_len)
+    assert (splits, blocks) == (2 * shares, 2 * batch * shares)
+
+
+def test_what_the_copy_engine_is_told_of_a_backward() -> None:
+    query, key, value = tensors(kv_len=62)
+    everywhere = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).expand_as(query)
+    _, one, _ = prepare(query, key, value, device=HOPPER, grad_out=everywhere)
+    maps = one.tensor_maps
+    assert [x.box for x in maps] == [(64, 2, 16, 1, 1)] * 2 + [(64, 64, 1, 1)] + [(64, 2, 16, 1, 1)] * 2 + [(64, 64, 1, 1)] * 2
+    assert [x.address for x in maps[:6]] == [
+        key.data_ptr(), key.data_ptr() + 2 * 2 * 64, key.data_ptr(),
+        value.data_ptr(), value.data_ptr() + 2 * 2 * 64, query.data_ptr(),
+    ]  # fmt: skip
+    assert 0 not in maps[6].strides
+    assert maps[6].address == one.params.grad_out
 
 
 def test_a_negative_scale_goes_into_the_query() -> None:
@@ -169,7 +227,13 @@ def test_what_is_compiled_ahead_for_training() -> None:
     query, key, value = tensors()
     assert {one.variant for one in prepare(query, key, value)} <= set(common)
     every = warm.chosen_for_training(["sm_80", "sm_90a"], [40], every=True)
-    assert len(every) == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
+    of_hopper = [(variant, arch) for variant, arch in every if isinstance(variant, WgmmaBackwardVariant)]
+    assert {arch for _, arch in of_hopper} == {"sm_90a"}
+    others = len(every) - len(of_hopper)
+    assert others == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
+    on_hopper = {variant for variant, _ in warm.chosen_for_training(["sm_90a"], [], every=False)}
+    assert {one.variant for one in prepare(query, key, value, device=HOPPER)} <= on_hopper
+    assert {x.mask for x in on_hopper if isinstance(x, WgmmaBackwardVariant)} == {"none", "bool"}
 
 
 @pytest.mark.parametrize(

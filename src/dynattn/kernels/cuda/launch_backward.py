@@ -31,6 +31,9 @@ from dynattn.kernels.pattern import Pattern
 _BLOCKS_A_MULTIPROCESSOR = 2  # that fit; so many blocks in all are wanted
 _SPLITS_AT_MOST = 16  # sums for the query's gradient: 4 bytes an element each
 _ROW_BLOCK = 16  # queries of an accumulator
+# Time to clear and to add up the sums of one head on a whole device, in tiles of keys on one multiprocessor; predicted:
+# 2 KB a query (1 KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a query.
+_SUMS_COST = 0.02
 
 _Strides3 = ctypes.c_longlong * 3
 
@@ -219,10 +222,14 @@ def _grid(
 
 
 def _shares(device: Device, heads: int, key_tiles: int) -> int:
-    """Blocks that share a head's tiles of keys, where a multiprocessor holds one block: the fewest that end first."""
+    """Blocks that share a head's tiles of keys, where a multiprocessor holds one block: as many as end first."""
     most = min(key_tiles, _SPLITS_AT_MOST // WgmmaBackwardVariant.groups)
-    rounds = lambda shares: -(-shares * heads // device.multiprocessors) * -(-key_tiles // shares)  # noqa: E731
-    return min(range(1, most + 1), key=rounds)
+
+    def time(shares: int) -> float:
+        rounds = -(-shares * heads // device.multiprocessors)
+        return rounds * -(-key_tiles // shares) + _SUMS_COST * shares * heads
+
+    return min(range(1, most + 1), key=time)
 
 
 def _tensor_maps(query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor, stride: int) -> tuple[TensorMap, ...]:

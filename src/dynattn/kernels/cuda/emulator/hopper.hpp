@@ -59,8 +59,10 @@ struct Warpgroup {
 };
 inline std::map<int, Warpgroup> warpgroups;
 
-// Ordinary stores that products and copies do not see yet: of each 16 bytes, the lanes that have not said so by a fence.
-inline std::array<uint32_t, SHARED_BYTES / 16> unfenced;
+// Ordinary stores that products may not see yet. Of each 16 bytes: a bit for every lane of the storing warp that no fence
+// followed, and one until a barrier has.
+constexpr uint64_t NO_FENCE = 0xFFFFFFFF, NO_BARRIER = 1ull << 32;
+inline std::array<uint64_t, SHARED_BYTES / 16> unseen;
 inline std::map<int, std::vector<uint32_t>> stored_by_warp;
 inline std::map<int, int> barrier_users;  // named barrier -> warpgroup
 
@@ -68,7 +70,7 @@ inline std::map<int, int> barrier_users;  // named barrier -> warpgroup
 inline void reset_hopper() {
   shared_barriers.clear();
   warpgroups.clear();
-  unfenced.fill(0);
+  unseen.fill(0);
   stored_by_warp.clear();
   barrier_users.clear();
 }
@@ -197,24 +199,28 @@ inline void store_matrices(u32 row_address, u32 r0, u32 r1, u32 r2, u32 r3) {
         const unsigned bank = 1u << (address / 16 % 8);
         emulator::counts.bank_conflicts += (banks & bank) != 0;
         banks |= bank;
-        emulator::unfenced[address / 16] = ~0u;
+        emulator::unseen[address / 16] = emulator::NO_FENCE | emulator::NO_BARRIER;
         emulator::stored_by_warp[emulator::block.current / emulator::WARP].push_back(address / 16);
       }
     }
   });
 }
 inline void stores_fence() {
-  auto& stored = emulator::stored_by_warp[emulator::block.current / emulator::WARP];
-  for (const u32 place : stored) emulator::unfenced[place] &= ~(1u << emulator::lane());
-  stored.erase(std::remove_if(stored.begin(), stored.end(), [](u32 place) { return !emulator::unfenced[place]; }),
-               stored.end());
+  for (const u32 place : emulator::stored_by_warp[emulator::block.current / emulator::WARP]) {
+    emulator::unseen[place] &= ~(1ull << emulator::lane());
+  }
 }
 inline void warpgroup_barrier(int id) {
   const int group = emulator::block.current / emulator::WARPGROUP_THREADS;
   if (id < 1 || id > 15 || emulator::barrier_users.emplace(id, group).first->second != group) {
     emulator::fail("bar.sync: barrier %d is another warpgroup's, or none", id);
   }
-  emulator::warpgroup_collective("bar.sync", [](emulator::Warpgroup&) {});
+  emulator::warpgroup_collective("bar.sync", [=](emulator::Warpgroup&) {
+    for (int warp = 4 * group; warp < 4 * group + 4; ++warp) {
+      for (const u32 place : emulator::stored_by_warp[warp]) emulator::unseen[place] &= ~emulator::NO_BARRIER;
+      emulator::stored_by_warp[warp].clear();
+    }
+  });
 }
 inline void add_to_memory(float* memory, const float (&x)[4]) {
   if (reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("red.v4: the address is not a multiple of 16");
@@ -256,7 +262,9 @@ float operand_element(u64 descriptor, int n, int k, bool depth_is_contiguous) {
                                           : start + n / 64 * leading + n % 64 * 2 + k / 8 * stride + k % 8 * 128;
   unsigned short x;
   memcpy(&x, emulator::shared_at(emulator::swizzled(address), 2, 2, "wgmma"), 2);
-  if (emulator::unfenced[emulator::swizzled(address) / 16]) emulator::fail("wgmma: reads a store that no fence followed");
+  if (emulator::unseen[emulator::swizzled(address) / 16]) {
+    emulator::fail("wgmma: reads what was stored without a fence and a barrier after it");
+  }
   return Element::value(x);
 }
 

@@ -1,0 +1,48 @@
+"""Bugs put into the sm_90a backward on purpose: each must be seen by the emulator or by the definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from emulation_backward import HOPPER, HOPPER_FEW_BLOCKS, BackwardProblem, backward_problem
+from test_planted_backward_bugs import detected, passes
+from test_planted_bugs import plant
+
+from dynattn import NM
+from dynattn.kernels.cuda import emulator
+
+pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
+
+
+def small() -> BackwardProblem:
+    return backward_problem(20, 130, method=NM(1, 2), device=HOPPER)
+
+
+def long() -> BackwardProblem:
+    return backward_problem(300, 260, method=NM(1, 2), causal=True, device=HOPPER_FEW_BLOCKS)
+
+
+BUGS = [
+    ("K in halves", "maps.key_high, column", "maps.key_low, column", small),
+    ("V in halves", "maps.value_high, column", "maps.value_low, column", small),
+    ("dQ from permuted keys", "rows_of_tile(shared.keys_in_order(group", "rows_of_tile(shared.keys(group", small),
+    ("metadata of another unit", "metadata[unit], unit > 0", "metadata[0], unit > 0", small),
+    ("swizzle of P and dS", "((lane >> 4) ^ (lane & 7)) << 4", "(lane >> 4) << 4", small),
+    ("stores without a fence", "    stores_fence();\n", "", small),
+    ("P and dS not waited for", "    warpgroup_barrier(1 + group);  // P and dS are there\n", "", small),
+    ("dP not waited for", "products_wait<0>();\n    pin(value_products);", "", small),
+    ("order of keys in dK", "4 * (g >> 1) + 2 * half + (g & 1)", "g + 8 * half", small),
+    ("a stage released too early",
+     "if (key0 < keys_needed(f, place.first_query, CONSUMER_ROWS)) add_tile(place, key0, ring.stage);\n"
+     "        release(shared.free(ring.stage));",
+     "release(shared.free(ring.stage));\n"
+     "        if (key0 < keys_needed(f, place.first_query, CONSUMER_ROWS)) add_tile(place, key0, ring.stage);", long),
+    ("keys never released", "release(shared.keys_free());\n", "", long),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "right", "wrong", "case"), BUGS, ids=[bug[0] for bug in BUGS])
+def test_it_is_seen(what: str, right: str, wrong: str, case, tmp_path: Path) -> None:
+    assert passes(case), "the case must pass without the bug"
+    assert detected(case(), plant(tmp_path, "nm_backward_wgmma.cu", right, wrong)), f"not detected: {what}"
