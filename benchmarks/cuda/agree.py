@@ -1,8 +1,8 @@
 """Do kernels choose the same keys? The wgmma forward and its backward must; wgmma and mma may.
 
-The backward repeats the forward's choice, bit for bit. On Hopper both sum scores by wgmma, of 128 keys at a time with the
-queries in registers, and of 64 with the queries in shared memory; no specification says that the sums of one score are
-then equal. This asks the device: with the unit matrix for values the forward's output is P itself, and with the unit
+The backward repeats the forward's choice, bit for bit. On Hopper both sum scores by wgmma, of 128 keys at a time with
+the queries in registers, and of 64 with the queries in shared memory; no specification says that the sums of one score
+are then equal. This asks the device: with the unit matrix for values the forward's output is P itself, and with the unit
 matrix for the output's gradient so is the gradient of the values.
 """
 

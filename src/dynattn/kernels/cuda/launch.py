@@ -169,8 +169,8 @@ def choose_variant(
 ) -> Variant:  # fmt: skip
     """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it.
 
-    ``for_backward``: one whose choice a backward kernel repeats. The ``wgmma`` kernel is taken where its backward does the
-    same call, which copies queries too and knows no window and no sinks; then this is the same for slices of heads.
+    ``for_backward``: one whose choice a backward kernel repeats. The ``wgmma`` kernel is taken where its backward does
+    the same call, which copies queries too and knows no window and no sinks. A slice of the heads gets the same answer.
     """
     batch, heads, q_len, head_dim = query.shape
     band = pattern.window > 0 or pattern.sinks > 0

@@ -208,9 +208,7 @@ def _select(
     return next((choice for choice in fits if query.shape[2] > choice.query_tile // 2), fits[-1])
 
 
-def _grid(
-    device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads: int, kv_len: int
-) -> tuple[int, int]:
+def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads: int, kv_len: int) -> tuple[int, int]:
     """In how many the keys of a head are dealt out, each with sums of its own, and how many blocks that makes."""
     if isinstance(variant, WgmmaBackwardVariant):
         shares = _shares(device, heads, -(-kv_len // variant.key_tile))

@@ -188,8 +188,14 @@ class WgmmaBackwardVariant:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block: keys twice, values, queries and their gradients in stages, P and dS."""
         stages, barriers, alignment = 3, 128, 1024
-        row = 2 * self.head_dim
-        return 3 * self.key_tile * row + stages * 2 * KEY_TILE * row + 2 * self.key_tile * _PAIR_PITCH + barriers + alignment
+        row, units = 2 * self.head_dim, self.key_tile // KEY_TILE
+        return (
+            3 * self.key_tile * row
+            + stages * 2 * KEY_TILE * row
+            + 2 * self.key_tile * _PAIR_PITCH
+            + barriers
+            + alignment
+        )
 
 
 AnyBackwardVariant = RowTermsVariant | QueryVariant | BackwardVariant | WgmmaBackwardVariant

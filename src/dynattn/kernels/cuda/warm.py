@@ -48,10 +48,10 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
 def chosen_for_training(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Instantiation, str]]:
     """What a backward needs besides: as :func:`chosen`, which has the forward kernel that goes with it."""
     sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _padded(wanted)}
-    needed = [variant for variant in main_variants() if every or (("mma", variant.head_dim) in sizes and _common(variant))]
-    of_hopper = [
-        variant for variant in wgmma_variants() if every or (("wgmma", variant.head_dim) in sizes and _common(variant))
-    ]
+    needed, of_hopper = (
+        [variant for variant in pool if every or ((kernel, variant.head_dim) in sizes and _common(variant))]
+        for kernel, pool in (("mma", main_variants()), ("wgmma", wgmma_variants()))
+    )
     return [
         (variant, arch)
         for arch in archs
