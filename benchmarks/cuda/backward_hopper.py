@@ -33,17 +33,17 @@ DENSE, SPARSE, SHARED_BYTES = 2048, 4096, 128  # multiply-adds and bytes a cycle
 def bounds(head_dim: int) -> dict:
     """Cycles of products and of shared memory, bytes of device memory (or L2 cache)."""
     units, tile, pairs = KEYS // UNIT, QUERIES * head_dim * 2, QUERIES * UNIT * 2
-    keys_of_warpgroup = WgmmaBackwardVariant("bfloat16", head_dim, 1, 2).key_tile // WgmmaBackwardVariant.groups
-    queries = 2 * tile * KEYS // (2 * keys_of_warpgroup)  # Q and dO, for both warpgroups
+    share = KEYS / WgmmaBackwardVariant("bfloat16", head_dim, 1, 2).key_tile  # of a block's keys
+    queries, sums = 2 * tile * share, QUERIES * head_dim * 4 * share  # Q and dO; dQ in float32
     shared = {
         "scores and their gradients": 2 * units * (tile + tile),  # A and B
         "keys' and values' gradients": 2 * units * (pairs + tile),
         "queries' gradients": units * tile,  # B; A is in registers
         "P and dS stored": 2 * units * pairs,
+        "dQ from one warpgroup to the other": 2 * sums,
         "copies": queries,
     }
     product = QUERIES * KEYS * head_dim
-    sums = QUERIES * head_dim * 4 * KEYS // keys_of_warpgroup
     return {
         "products": 4 * product / DENSE + product / SPARSE, "dense_products": 5 * product / DENSE,
         "shared_memory": sum(shared.values()) / SHARED_BYTES, "shared_bytes": shared,

@@ -94,7 +94,7 @@ def test_every_schedule_gives_the_same_bits() -> None:
     problem = problem_of(180, 300, heads=2, kv_heads=1, method=ONE, causal=True, device=HOPPER_FEW_BLOCKS)
     results = [run(problem, schedule) for schedule in SCHEDULES]
     check(problem, results[0])
-    assert results[0].launches[1].params.splits == 2
+    assert results[0].launches[1].params.splits == 1
     for result in results[1:]:
         for got, want in zip(result.gradients[:3], results[0].gradients[:3], strict=True):
             assert torch.equal(got, want)

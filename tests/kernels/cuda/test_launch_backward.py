@@ -151,11 +151,11 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
 @pytest.mark.parametrize(
     ("batch", "kv_len", "head_dim", "shares"),
     [
-        (1, 65536, 64, 8),  # more would cost too much memory
+        (1, 65536, 64, 16),  # more would cost too much memory
         (33, 65536, 64, 2),  # 66 heads of keys: twice as many blocks fill 132 multiprocessors at once
         (33, 256, 64, 1),  # no more than there are tiles
         (66, 65536, 128, 1),
-        (50, 2048, 128, 1),  # 100 heads: 8 shares would end after 7 rounds of 2 tiles of 16, but sums cost more
+        (50, 2048, 128, 1),  # 100 heads: 8 shares would end after 7 rounds of 2 of 16 tiles, but sums cost more
         (1, 4, 64, 1),
     ],
 )
@@ -164,7 +164,7 @@ def test_keys_are_dealt_out_on_hopper(batch: int, kv_len: int, head_dim: int, sh
     _, (variant, *_), _ = prepare(query, key, value, device=HOPPER)
     assert isinstance(variant, WgmmaBackwardVariant)
     splits, blocks = launch_backward._grid(HOPPER, variant, 2 * batch, kv_len)
-    assert (splits, blocks) == (2 * shares, 2 * batch * shares)
+    assert (splits, blocks) == (shares, 2 * batch * shares)
 
 
 def test_what_the_copy_engine_is_told_of_a_backward() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,26 +24,32 @@ def long() -> BackwardProblem:
     return backward_problem(300, 260, method=NM(1, 2), causal=True, device=HOPPER_FEW_BLOCKS)
 
 
+MAIN, COPIES = "nm_backward_wgmma.cu", "backward_copies.cuh"
 BUGS = [
-    ("K in halves", "maps.key_high, column", "maps.key_low, column", small),
-    ("V in halves", "maps.value_high, column", "maps.value_low, column", small),
-    ("dQ from permuted keys", "rows_of_tile(shared.keys_in_order(group", "rows_of_tile(shared.keys(group", small),
-    ("metadata of another unit", "metadata[unit], unit > 0", "metadata[0], unit > 0", small),
-    ("swizzle of P and dS", "((lane >> 4) ^ (lane & 7)) << 4", "(lane >> 4) << 4", small),
-    ("stores without a fence", "    stores_fence();\n", "", small),
-    ("P and dS not waited for", "    warpgroup_barrier(1 + group);  // P and dS are there\n", "", small),
-    ("dP not waited for", "products_wait<0>();\n    pin(value_products);", "", small),
-    ("order of keys in dK", "4 * (g >> 1) + 2 * half + (g & 1)", "g + 8 * half", small),
-    ("a stage released too early",
+    ("K in halves", COPIES, "maps.key_high, column", "maps.key_low, column", small),
+    ("V in halves", COPIES, "maps.value_high, column", "maps.value_low, column", small),
+    ("dQ from permuted keys", MAIN, "rows_of_tile(shared.keys_in_order(group", "rows_of_tile(shared.keys(group", small),
+    ("metadata of another unit", MAIN, "metadata[unit], unit > 0", "metadata[0], unit > 0", small),
+    ("swizzle of P and dS", MAIN, "((lane >> 4) ^ (lane & 7)) << 4", "(lane >> 4) << 4", small),
+    ("stores without a fence", MAIN, "    stores_fence();\n", "", small),
+    ("P and dS not waited for", MAIN, "    warpgroup_barrier(1 + group);  // P and dS are there\n", "", small),
+    ("dP not waited for", MAIN, "products_wait<0>();\n    pin(value_products);", "", small),
+    ("order of keys in dK", MAIN, "4 * (g >> 1) + 2 * half + (g & 1)", "g + 8 * half", small),
+    ("a stage released too early", MAIN,
      "if (key0 < keys_needed(f, place.first_query, CONSUMER_ROWS)) add_tile(place, key0, ring.stage);\n"
      "        release(shared.free(ring.stage));",
      "release(shared.free(ring.stage));\n"
      "        if (key0 < keys_needed(f, place.first_query, CONSUMER_ROWS)) add_tile(place, key0, ring.stage);", long),
-    ("keys never released", "release(shared.keys_free());\n", "", long),
+    ("parts of dQ overwritten", MAIN, "barrier_wait(shared.taken(warp), handed_parity ^ 1);", "", long),
+    ("parts of dQ not waited for", MAIN, "barrier_wait(shared.handed_over(warp), handed_parity);", "", long),
+    ("parts of dQ that nobody hands over", MAIN, "if (key0 + BackwardWork<HEAD_DIM>::WARPGROUP_KEYS <", "if (key0 <", long),
+    ("keys never released", MAIN, "release(shared.keys_free());\n", "", long),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "right", "wrong", "case"), BUGS, ids=[bug[0] for bug in BUGS])
-def test_it_is_seen(what: str, right: str, wrong: str, case, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "file", "right", "wrong", "case"), BUGS, ids=[bug[0] for bug in BUGS])
+def test_it_is_seen(
+    what: str, file: str, right: str, wrong: str, case: Callable[[], BackwardProblem], tmp_path: Path
+) -> None:
     assert passes(case), "the case must pass without the bug"
-    assert detected(case(), plant(tmp_path, "nm_backward_wgmma.cu", right, wrong)), f"not detected: {what}"
+    assert detected(case(), plant(tmp_path, file, right, wrong)), f"not detected: {what}"

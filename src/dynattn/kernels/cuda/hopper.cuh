@@ -72,6 +72,20 @@ DYNATTN_DEVICE void stores_fence() { asm volatile("fence.proxy.async.shared::cta
 // A barrier of one warpgroup; `id` from 1 to 15, a different one for each.
 DYNATTN_DEVICE void warpgroup_barrier(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
 
+// ---- from the threads of one warpgroup to those of another
+
+DYNATTN_DEVICE void store_floats(u32 address, const float (&x)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+DYNATTN_DEVICE void load_floats(u32 address, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(address)
+               : "memory");
+}
+DYNATTN_DEVICE void warp_barrier() { __syncwarp(); }
+
 // ---- sums in device memory: memory += x, element by element, and nothing comes back
 
 DYNATTN_DEVICE void add_to_memory(float* memory, const float (&x)[4]) {

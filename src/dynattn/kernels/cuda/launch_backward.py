@@ -32,8 +32,8 @@ _BLOCKS_A_MULTIPROCESSOR = 2  # that fit; so many blocks in all are wanted
 _SPLITS_AT_MOST = 16  # sums for the query's gradient: 4 bytes an element each
 _ROW_BLOCK = 16  # queries of an accumulator
 # Time to clear and to add up the sums of one head on a whole device, in tiles of keys on one multiprocessor; predicted:
-# 2 KB a query (1 KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a query.
-_SUMS_COST = 0.02
+# 1 KB a query (½ KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a query.
+_SUMS_COST = 0.01
 
 _Strides3 = ctypes.c_longlong * 3
 
@@ -212,7 +212,7 @@ def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads
     """In how many the keys of a head are dealt out, each with sums of its own, and how many blocks that makes."""
     if isinstance(variant, WgmmaBackwardVariant):
         shares = _shares(device, heads, -(-kv_len // variant.key_tile))
-        return shares * variant.groups, shares * heads
+        return shares, shares * heads
     blocks = heads * variant.parts
     wanted = -(-_BLOCKS_A_MULTIPROCESSOR * device.multiprocessors // max(1, blocks))
     splits = max(1, min(wanted, -(-kv_len // KEY_TILE), _SPLITS_AT_MOST))
@@ -221,13 +221,12 @@ def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads
 
 def _shares(device: Device, heads: int, key_tiles: int) -> int:
     """Blocks that share a head's tiles of keys, where a multiprocessor holds one block: as many as end first."""
-    most = min(key_tiles, _SPLITS_AT_MOST // WgmmaBackwardVariant.groups)
 
     def time(shares: int) -> float:
         rounds = -(-shares * heads // device.multiprocessors)
         return rounds * -(-key_tiles // shares) + _SUMS_COST * shares * heads
 
-    return min(range(1, most + 1), key=time)
+    return min(range(1, min(key_tiles, _SPLITS_AT_MOST) + 1), key=time)
 
 
 def _tensor_maps(query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor, stride: int) -> tuple[TensorMap, ...]:

@@ -4,8 +4,8 @@
 //
 // A block is two computing warpgroups and one that only starts copies. A computing warpgroup owns UNITS times 64 keys, as
 // many as fit: dV and dK fill 128 of its 240 registers, whatever the head_dim. It walks over the queries of all heads that
-// share the keys, 64 at a time. Both warpgroups read the same queries, and have nothing else to do with each other: no
-// barrier joins them, and while one chooses and exponentiates, the other one's products run.
+// share the keys, 64 at a time. Both warpgroups read the same queries, and have little else to do with each other: while
+// one chooses and exponentiates, the other one's products run.
 //
 // K and V stand in shared memory with their rows permuted, as the forward has K: then the choice is made in registers,
 // and the gradients of the products (dP) stand in the same lanes as the scores. dS in registers is the sparse operand of
@@ -13,146 +13,15 @@
 // out with zeros: their columns remain in the permuted order, in which stmatrix meets no bank twice, and of dV and dK,
 // whose rows they become, row 8 (2 c + h) + 2 t + i is key 16 c + 4 t + 2 h + i.
 //
-// dQ is added to sums in device memory that belong to one warpgroup of one block, every element by the same thread each
-// time: its additions to one address happen in order, so the same bits come out of every run.
+// The second warpgroup hands its part of dQ to the first, warp by warp, which adds both to sums in device memory that
+// belong to this block alone, every element by the same thread each time. Its additions to one address happen in order, so
+// the same bits come out of every run.
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2407.08608 (warpgroups that copy and that compute).
-#include "backward_order.cuh"
+#include "backward_copies.cuh"
 #include "backward_weights.cuh"
-#include "wgmma_tiles.cuh"
 
 namespace dynattn {
-
-constexpr int PANEL_BYTES = UNIT_KEYS * LINE_BYTES;  // 64 rows of 64 columns
-
-// Shared memory. Every tile has 64 rows; of the keys, and so of P and dS, there is one for each unit of a block.
-template <int HEAD_DIM>
-struct BackwardShared {
-  static constexpr int UNITS = 128 / HEAD_DIM, BLOCK_UNITS = CONSUMERS * UNITS, STAGES = 3;
-  static constexpr int PANELS = HEAD_DIM / LINE_COLUMNS, TILE_BYTES = PANELS * PANEL_BYTES;
-  u32 base;
-
-  DYNATTN_DEVICE u32 keys(int unit) const { return base + unit * TILE_BYTES; }  // permuted
-  DYNATTN_DEVICE u32 keys_in_order(int unit) const { return keys(BLOCK_UNITS + unit); }
-  DYNATTN_DEVICE u32 values(int unit) const { return keys(2 * BLOCK_UNITS + unit); }  // permuted
-  DYNATTN_DEVICE u32 queries(int stage) const { return keys(3 * BLOCK_UNITS + 2 * stage); }
-  DYNATTN_DEVICE u32 grads(int stage) const { return keys(3 * BLOCK_UNITS + 2 * stage + 1); }
-  DYNATTN_DEVICE u32 weights(int unit) const { return queries(STAGES) + 2 * unit * PANEL_BYTES; }
-  DYNATTN_DEVICE u32 score_grads(int unit) const { return weights(unit) + PANEL_BYTES; }
-  DYNATTN_DEVICE u32 keys_filled() const { return weights(BLOCK_UNITS); }
-  DYNATTN_DEVICE u32 keys_free() const { return keys_filled() + 8; }
-  DYNATTN_DEVICE u32 filled(int stage) const { return keys_filled() + 16 + 8 * stage; }
-  DYNATTN_DEVICE u32 free(int stage) const { return filled(STAGES + stage); }
-
-  DYNATTN_DEVICE void init_barriers() const {
-    barrier_init(keys_filled(), 1);
-    barrier_init(keys_free(), CONSUMERS);
-    for (int stage = 0; stage < STAGES; ++stage) {
-      barrier_init(filled(stage), 1);
-      barrier_init(free(stage), CONSUMERS);
-    }
-    barrier_init_fence();
-  }
-};
-
-// Which stage comes next, and how often it has been used, as the parity that barriers count in.
-template <int STAGES>
-struct Ring {
-  int stage = 0;
-  u32 parity = 0;
-
-  DYNATTN_DEVICE void advance() {
-    if (++stage < STAGES) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
-// The work of a block: tiles of keys b, b + s, … of a head, where s blocks share it. Splits count warpgroups.
-template <int HEAD_DIM>
-struct BackwardWork {
-  static constexpr int WARPGROUP_KEYS = BackwardShared<HEAD_DIM>::UNITS * UNIT_KEYS, KEYS = CONSUMERS * WARPGROUP_KEYS;
-  BackwardPlace block;
-  int first_key, key_step;
-
-  DYNATTN_DEVICE BackwardWork(const BackwardParams& p, int index) {
-    const int blocks = p.splits / CONSUMERS, pair = index / blocks, split = index % blocks;
-    block = {0, split * CONSUMERS, pair / p.forward.kv_heads, pair % p.forward.kv_heads};
-    first_key = split * KEYS;
-    key_step = blocks * KEYS;
-  }
-};
-
-struct BackwardMaps {  // of keys and values, one for each half of a chunk
-  const TensorMap &key_low, &key_high, &key, &value_low, &value_high, &query, &grad_out;
-};
-
-template <int HEAD_DIM, int STRIDE>
-struct BackwardCopies {
-  using Shared = BackwardShared<HEAD_DIM>;
-  static_assert(STRIDE == 1 || 4 * STRIDE == UNIT_KEYS);
-  const BackwardParams& p;
-  const BackwardPlace& block;
-  const Shared& shared;
-  const BackwardMaps& maps;
-
-  DYNATTN_DEVICE void keys(int key0) const {
-    barrier_arrive_and_expect(shared.keys_filled(), 3 * Shared::BLOCK_UNITS * Shared::TILE_BYTES);
-    for (int unit = 0; unit < Shared::BLOCK_UNITS; ++unit) {
-      for (int panel = 0; panel < Shared::PANELS; ++panel) {
-        const int first = key0 + unit * UNIT_KEYS, offset = panel * PANEL_BYTES, column = panel * LINE_COLUMNS;
-        half(shared.keys(unit) + offset, maps.key_low, column, first, 0);
-        half(shared.keys(unit) + offset + PANEL_BYTES / 2, maps.key_high, column, first, 2);
-        half(shared.values(unit) + offset, maps.value_low, column, first, 0);
-        half(shared.values(unit) + offset + PANEL_BYTES / 2, maps.value_high, column, first, 2);
-        const u32 target = shared.keys_in_order(unit) + offset, filled = shared.keys_filled();
-        if constexpr (STRIDE == 1) {
-          copy_box(target, maps.key, filled, column, first, block.kv_head, block.batch);
-        } else {
-          copy_box(target, maps.key, filled, column, first / STRIDE, 0, block.kv_head, block.batch);
-        }
-      }
-    }
-  }
-
-  DYNATTN_DEVICE void queries(int stage, const Place& place) const {
-    const u32 filled = shared.filled(stage);
-    barrier_arrive_and_expect(filled, 2 * Shared::TILE_BYTES);
-    for (int panel = 0; panel < Shared::PANELS; ++panel) {
-      const int offset = panel * PANEL_BYTES, column = panel * LINE_COLUMNS;
-      copy_box(shared.queries(stage) + offset, maps.query, filled, column, place.first_query, place.head, place.batch);
-      copy_box(shared.grads(stage) + offset, maps.grad_out, filled, column, place.first_query, place.head, place.batch);
-    }
-  }
-
- private:
-  // Two of every four rows (positions), from `member` on, of a unit.
-  DYNATTN_DEVICE void half(u32 target, const TensorMap& map, int column, int first, int member) const {
-    const u32 filled = shared.keys_filled();
-    if constexpr (STRIDE == 1) {  // the map begins at the member
-      copy_box(target, map, filled, column, 0, first / 4, block.kv_head, block.batch);
-    } else {
-      copy_box(target, map, filled, column, first / STRIDE + member, 0, block.kv_head, block.batch);
-    }
-  }
-};
-
-template <int HEAD_DIM, int STRIDE>
-DYNATTN_DEVICE void produce(const BackwardParams& p, const BackwardWork<HEAD_DIM>& work,
-                            const BackwardShared<HEAD_DIM>& shared, const BackwardMaps& maps) {
-  const BackwardCopies<HEAD_DIM, STRIDE> copies = {p, work.block, shared, maps};
-  Ring<BackwardShared<HEAD_DIM>::STAGES> ring;
-  u32 parity = 0;
-  for (int key0 = work.first_key; key0 < p.forward.kv_len; key0 += work.key_step, parity ^= 1) {
-    barrier_wait(shared.keys_free(), parity ^ 1);
-    copies.keys(key0);
-    for (QueryTiles tiles(p.forward, work.block.kv_head, key0, CONSUMER_ROWS); tiles.more(); tiles.advance()) {
-      barrier_wait(shared.free(ring.stage), ring.parity ^ 1);
-      copies.queries(ring.stage, tiles.place(p.forward, work.block, CONSUMER_ROWS));
-      ring.advance();
-    }
-  }
-}
 
 // What one computing warpgroup does.
 template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, int STRIDE>
@@ -167,6 +36,7 @@ struct BackwardConsumer {
   float d_key[UNITS][FRAGMENTS][4], d_value[UNITS][FRAGMENTS][4];
   PackedSurvivors gradients[UNITS];  // dS of the tile at hand
   u32 metadata[UNITS];
+  u32 handed_parity = 0;
 
   DYNATTN_DEVICE void clear() {
 #pragma unroll
@@ -277,18 +147,44 @@ struct BackwardConsumer {
     products_commit();
   }
 
-  // Adds a warp's 16 rows to this warpgroup's sums, laid out as accumulators are.
+  // The second warpgroup's part of a warp's 16 rows, to the same warp of the first.
+  DYNATTN_DEVICE void hand_over(const float (&d_query)[FRAGMENTS][4]) {
+    const int lane = lane_now();
+    barrier_wait(shared.taken(warp), handed_parity ^ 1);
+#pragma unroll
+    for (int n = 0; n < FRAGMENTS; ++n) store_floats(shared.handed(warp, n, lane), d_query[n]);
+    warp_barrier();
+    if (lane == 0) barrier_arrive(shared.handed_over(warp));
+    handed_parity ^= 1;
+  }
+  DYNATTN_DEVICE void take(float (&d_query)[FRAGMENTS][4]) {
+    const int lane = lane_now();
+    barrier_wait(shared.handed_over(warp), handed_parity);
+#pragma unroll
+    for (int n = 0; n < FRAGMENTS; ++n) {
+      float other[4];
+      load_floats(shared.handed(warp, n, lane), other);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d_query[n][i] += other[i];
+    }
+    warp_barrier();
+    if (lane == 0) barrier_arrive(shared.taken(warp));
+    handed_parity ^= 1;
+  }
+
+  // Adds a warp's 16 rows to this block's sums, laid out as accumulators are.
   DYNATTN_DEVICE void add_query_gradients(const float (&d_query)[FRAGMENTS][4], const Place& place) const {
     const ForwardParams& f = p.forward;
     const int row_blocks = (f.q_len + 15) / 16, row_block = place.first_query / 16 + warp;
     if (row_block >= row_blocks) return;
-    const long long pair = (static_cast<long long>(block.split + group) * f.batch + place.batch) * f.heads + place.head;
+    const long long pair = (static_cast<long long>(block.split) * f.batch + place.batch) * f.heads + place.head;
     float* sums = p.query_sums + ((pair * row_blocks + row_block) * FRAGMENTS * 32 + lane_now()) * 4;
 #pragma unroll
     for (int n = 0; n < FRAGMENTS; ++n) add_to_memory(sums + n * 128, d_query[n]);
   }
 
   DYNATTN_DEVICE void add_tile(const Place& place, int key0, int stage) {
+    const ForwardParams& f = p.forward;
     const int query = place.first_query + 16 * warp + lane_now() / 4;
     const RowTerms terms =
         load_row_terms(p, place.row0, place.first_query, query, IS_BIAS<MASK> ? 1.0f : LOG2_E);
@@ -315,7 +211,12 @@ struct BackwardConsumer {
     products_commit();
     products_wait<1>();
     pin(d_query);
-    add_query_gradients(d_query, place);
+    if (group > 0) {
+      hand_over(d_query);
+    } else {
+      if (key0 + BackwardWork<HEAD_DIM>::WARPGROUP_KEYS < keys_needed(f, place.first_query, CONSUMER_ROWS)) take(d_query);
+      add_query_gradients(d_query, place);
+    }
     products_wait<0>();
 #pragma unroll
     for (int unit = 0; unit < UNITS; ++unit) {

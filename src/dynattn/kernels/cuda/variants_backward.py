@@ -164,7 +164,7 @@ class WgmmaBackwardVariant:
 
     kernel = "backward_wgmma"
     source = "nm_backward_wgmma.cu"
-    groups = 2  # of threads that compute, each with keys and sums of its own
+    groups = 2  # of threads that compute, each with keys of its own
     threads = 128 * (groups + 1)
 
     @property
@@ -186,16 +186,11 @@ class WgmmaBackwardVariant:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: keys twice, values, queries and their gradients in stages, P and dS."""
-        stages, barriers, alignment = 3, 128, 1024
-        row, units = 2 * self.head_dim, self.key_tile // KEY_TILE
-        return (
-            3 * self.key_tile * row
-            + stages * 2 * KEY_TILE * row
-            + 2 * self.key_tile * _PAIR_PITCH
-            + barriers
-            + alignment
-        )
+        """Dynamic shared memory of a block: keys twice, values; queries and gradients in stages; P and dS; dQ."""
+        stages, barriers, alignment = 3 if self.head_dim == 64 else 2, 128, 1024
+        row, float_row = 2 * self.head_dim, 4 * self.head_dim
+        rows = 3 * self.key_tile * row + KEY_TILE * (2 * stages * row + float_row)
+        return rows + 2 * self.key_tile * _PAIR_PITCH + barriers + alignment
 
 
 AnyBackwardVariant = RowTermsVariant | QueryVariant | BackwardVariant | WgmmaBackwardVariant

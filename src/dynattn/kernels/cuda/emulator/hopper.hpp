@@ -222,6 +222,15 @@ inline void warpgroup_barrier(int id) {
     }
   });
 }
+inline void store_floats(u32 address, const float (&x)[4]) {
+  memcpy(emulator::shared_at(address, 16, 16, "st.shared"), x, 16);
+}
+inline void load_floats(u32 address, float (&x)[4]) {
+  memcpy(x, emulator::shared_at(address, 16, 16, "ld.shared"), 16);
+}
+inline void warp_barrier() {
+  emulator::collective<int>("bar.warp", 0, [](const int*, int*) {});
+}
 inline void add_to_memory(float* memory, const float (&x)[4]) {
   if (reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("red.v4: the address is not a multiple of 16");
   for (int i = 0; i < 4; ++i) memory[i] += x[i];
