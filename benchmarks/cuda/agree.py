@@ -2,8 +2,8 @@
 
 The backward repeats the forward's choice, bit for bit. On Hopper both sum scores by wgmma, of 128 keys at a time with
 the queries in registers, and of 64 with the queries in shared memory; no specification says that the sums of one score
-are then equal. This asks the device: with the unit matrix for values the forward's output is P itself, and with the unit
-matrix for the output's gradient so is the gradient of the values.
+are then equal. This asks the device: with the unit matrix for values the forward's output is P itself, and with the
+unit matrix for the output's gradient so is the gradient of the values.
 """
 
 from __future__ import annotations

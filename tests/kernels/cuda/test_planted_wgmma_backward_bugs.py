@@ -41,8 +41,8 @@ BUGS = [
      "release(shared.free(ring.stage));\n"
      "        if (key0 < keys_needed(f, place.first_query, CONSUMER_ROWS)) add_tile(place, key0, ring.stage);", long),
     ("parts of dQ overwritten", MAIN, "barrier_wait(shared.taken(warp), handed_parity ^ 1);", "", long),
-    ("parts of dQ not waited for", MAIN, "barrier_wait(shared.handed_over(warp), handed_parity);", "", long),
-    ("parts of dQ that nobody hands over", MAIN, "if (key0 + BackwardWork<HEAD_DIM>::WARPGROUP_KEYS <", "if (key0 <", long),
+    ("parts of dQ not waited for", MAIN, "barrier_wait(shared.handed_over(warp), handed_parity);", "", small),
+    ("parts of dQ that nobody hands over", MAIN, "key0 + BackwardWork<HEAD_DIM>::WARPGROUP_KEYS <", "key0 <", long),
     ("keys never released", MAIN, "release(shared.keys_free());\n", "", long),
 ]  # fmt: skip
 
