@@ -138,12 +138,14 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
     inputs = [expanded(x) if i == change.get("where") else x for i, x in enumerate(tensors(**sizes))]
     pattern = Pattern.of(options.get("method", NM(2, 4)), True, options.get("scale", 0.5))
     pattern = pattern._replace(dropout_p=options.get("dropout_p", 0.0))
-    rest = torch.empty_like(inputs[0]), torch.empty(inputs[0].shape[:3]), None, None, None, pattern, HOPPER, True
-    forward = launch.prepare(*inputs, None, *rest, seed=options.get("seed")).variant
+    query, key, value = inputs
+    out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
+    forward = launch.prepare(
+        query, key, value, None, out, logsumexp, None, None, None, pattern, HOPPER, True, options.get("seed")
+    ).variant
     assert forward.kernel == kernel
-    of_one_head = [inputs[0][1:2, :2], inputs[1][1:2, :1], inputs[2][1:2, :1]]
-    for query, key, value in (inputs, of_one_head):
-        _, (variant, *_), _ = prepare(query, key, value, device=HOPPER, **options)
+    for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1])):
+        _, (variant, *_), _ = prepare(q, k, v, device=HOPPER, **options)
         assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
         assert (variant.head_dim, variant.stride, variant.dtype) == (forward.head_dim, forward.stride, forward.dtype)
 

@@ -21,7 +21,7 @@ def small() -> BackwardProblem:
 
 
 def long() -> BackwardProblem:
-    return backward_problem(300, 260, method=NM(1, 2), causal=True, device=HOPPER_FEW_BLOCKS)
+    return backward_problem(200, 260, method=NM(1, 2), causal=True, device=HOPPER_FEW_BLOCKS)
 
 
 MAIN, COPIES = "nm_backward_wgmma.cu", "backward_copies.cuh"
