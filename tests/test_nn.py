@@ -42,7 +42,6 @@ def test_from_torch_causal_self_attention():
 
 def test_from_torch_refuses_what_it_would_drop():
     for module, found in (
-        (nn.MultiheadAttention(8, 2, dropout=0.1), "dropout"),
         (nn.MultiheadAttention(8, 2, add_bias_kv=True), "add_bias_kv"),
         (nn.MultiheadAttention(8, 2, add_zero_attn=True), "add_zero_attn"),
         (nn.MultiheadAttention(8, 2, kdim=4, vdim=6), "kdim != vdim"),
@@ -90,3 +89,19 @@ def test_prints_what_it_does():
     assert "heads=4, kv_heads=2, head_dim=8, method=nm-2-4, causal=True" in repr(
         Attention(32, 4, kv_heads=2, causal=True)
     )
+
+
+def test_drops_weights_in_training_alone():
+    ours = Attention.from_torch(nn.MultiheadAttention(16, 2, dropout=0.5))
+    x = torch.randn(2, 9, 16)
+    torch.manual_seed(0)
+    first, second = ours(x), ours(x)
+    torch.manual_seed(0)
+    assert torch.equal(first, ours(x))
+    assert not torch.equal(first, second)
+    same = Attention(16, 2)
+    same.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.eval()(x), same(x))
+    assert "dropout=0.5" in repr(ours)
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
+        Attention(16, 2, dropout=1.0)

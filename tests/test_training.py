@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dynattn
 from dynattn import NM
+from dynattn.kernels import cpu
+from dynattn.ops import nm
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
 
@@ -40,6 +42,20 @@ def test_gradient_of_a_bias(shape: tuple[int, ...], causal: bool) -> None:
     bias = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(1)).float().requires_grad_()
     got, want = (
         torch.autograd.grad(loss(*tensors, attn_mask=bias, causal=causal, backend=backend), (*tensors, bias))
+        for backend in BACKENDS
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("together", [1, 1 << 24], ids=["a head at a time", "all heads at once"])
+@pytest.mark.parametrize("shape", [(1, 1, 40, 60), (1, 4, 40, 60), (2, 4, 40, 60), (2, 1, 1, 60)])
+def test_gradient_of_a_bias_with_dropout(shape: tuple[int, ...], together: int, monkeypatch) -> None:
+    """Heads whose gradients of scores are summed apart drop what they dropped in the forward."""
+    monkeypatch.setattr(nm, "_SCORES_AT_ONCE", together)
+    tensors = inputs()
+    bias = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(1)).float().requires_grad_()
+    got, want = (
+        torch.autograd.grad(loss(*tensors, attn_mask=bias, dropout_p=0.4, seed=9, backend=backend), (*tensors, bias))
         for backend in BACKENDS
     )
     close(got, want)
@@ -218,3 +234,36 @@ def test_the_kernels_gradient_is_the_references() -> None:
     close(torch.autograd.grad(loss(query, key, value, scale=0.25), (query, key, value)), want, 1e-12)
     floats = [x.detach().float().requires_grad_() for x in (query, key, value)]
     close(torch.autograd.grad(loss(*floats, scale=0.25), floats), [x.float() for x in want])
+
+
+def test_jacobian_where_vmap_repeats_what_was_saved() -> None:
+    """A batch of one, repeated, is a view whose first stride is 0."""
+    query, key, value = (x.detach()[:1] for x in inputs(3, 5))
+
+    def out(query: Tensor, backend: str = "auto") -> Tensor:
+        return dynattn.attention(query, key, value, NM(1, 2), backend=backend)
+
+    want = torch.autograd.functional.jacobian(lambda q: out(q, "reference"), query)
+    close([torch.func.jacrev(out)(query)], [want])
+
+
+def test_few_queries_under_transforms_choose_as_their_gradient_does(monkeypatch) -> None:
+    """Inside of vmap no tensor says that it requires a gradient."""
+    asked = []
+    run = cpu.nm_forward
+    monkeypatch.setattr(cpu, "nm_forward", lambda *a, **named: asked.append(named["needs_grad"]) or run(*a, **named))
+    queries = torch.stack([x.detach() for x in (inputs(1, 300)[0], inputs(1, 300)[0])])
+    key, value = (x.detach() for x in inputs(1, 300)[1:])
+    torch.func.grad(lambda q: torch.func.vmap(lambda x: loss(x, key, value))(q).sum())(queries)
+    assert asked == [True]
+
+
+def test_compiled_vmap() -> None:
+    query, key, value = inputs()
+    queries = torch.stack([query.detach(), -query.detach()]).requires_grad_()
+    mapped = torch.func.vmap(lambda x: loss(x, key, value, causal=True))
+    compiled = torch.compile(mapped, fullgraph=True, backend="aot_eager")
+    close(
+        torch.autograd.grad(compiled(queries).sum(), (queries, key)),
+        torch.autograd.grad(mapped(queries).sum(), (queries, key)),
+    )

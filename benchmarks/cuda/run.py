@@ -19,11 +19,13 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,6 +47,7 @@ from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
+_INTERRUPTED_SECONDS = 15  # that a stopped command may take to end
 _TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
 _TOOLS = ("memcheck", "racecheck", "initcheck")
@@ -108,6 +111,13 @@ class Run:
                     device.compile_cubin(probe.SOURCE, _DRY_ARCH, probe.expression(element, selector))[1]
                 )}
                 for element, selector in probe.CASES
+            ] + [
+                {"warpgroup": element, "columns": columns, "selector": selector, "bytes": len(
+                    device.compile_cubin(
+                        probe.WARPGROUP_SOURCE, _DRY_ARCH, probe.warpgroup_expression(element, columns, selector)
+                    )[1]
+                )}
+                for element, columns, selector in probe.WARPGROUP_CASES
             ]  # fmt: skip
         return probe.run()
 
@@ -197,19 +207,31 @@ def _only_ours() -> list[str]:
 
 
 def _run(command: list[str], seconds: float, log: Path) -> dict:
-    """Exit code and last line of a command; its output goes to ``log``. Stopped after so many seconds."""
+    """Exit code and last line of a command; its output goes to ``log``. Ended after so many seconds."""
     if shutil.which(command[0]) is None:
         return {"failed": f"{command[0]} is not on the PATH"}
+    found = {}
     with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=_environment(), cwd=ROOT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=_environment(), cwd=ROOT
-            ).returncode
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return {"failed": f"stopped after {seconds:.0f} s"}
+            found = {"failed": f"stopped after {seconds:.0f} s"}
+            _end(process)
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
     print("  ", lines[-1], flush=True)
-    return {"exit_code": code, "last_line": lines[-1]}
+    return found | {"exit_code": process.returncode, "last_line": lines[-1]}
+
+
+def _end(process: subprocess.Popen) -> None:
+    """First as by Ctrl-C, at which pytest writes what has failed so far; then whatever of its processes is left."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_INTERRUPTED_SECONDS)
 
 
 def _environment() -> dict[str, str]:

@@ -126,7 +126,8 @@ def attention(
             return method.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=factor)
     tensors = (query, key, value, attn_mask, _seed(dropout_p, seed, query.device))
     if isinstance(method, NM):
-        call = transforms.NMAttention.apply if transforms.active() else nm_attention
+        transformed = transforms.active() and not torch.compiler.is_compiling()  # which maps the operator itself
+        call = transforms.NMAttention.apply if transformed else nm_attention
         out, logsumexp, kept_mass, kept, allowed = call(
             *tensors, method.n, method.m, method.window, method.sinks, method.stride, causal, factor, float(dropout_p),
             return_aux, problem.needs_grad, chosen,
@@ -251,7 +252,9 @@ def _check(
     if dropout_p != 0 or seed is not None:
         _check_dropout(dropout_p, seed, device)
     inputs = (query, key, value, attn_mask)
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    needs_grad = torch.is_grad_enabled() and (
+        any(x is not None and x.requires_grad for x in inputs) or transforms.active()  # vmap hides requires_grad
+    )
     return Problem(
         device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
         needs_grad, attn_mask is not None and _by_query(attn_mask),

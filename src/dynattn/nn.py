@@ -29,12 +29,13 @@ class Attention(nn.Module):
         kv_dim: width of ``context``; None for ``embed_dim``.
         method: what to keep. The attribute may be set anew at any time; it holds no weights.
         causal: forbid keys after the query, aligned bottom-right; see :func:`dynattn.attention`.
+        dropout: probability with which a kept weight is dropped in ``train()`` mode, drawn from PyTorch's generator.
         bias: whether the projections have biases.
         device: of the weights.
         dtype: of the weights.
 
     Raises:
-        ValueError: the sizes do not divide.
+        ValueError: the sizes do not divide, or ``dropout`` is no probability below 1.
 
     Source: arXiv:1706.03762; grouped queries, arXiv:2305.13245.
     """
@@ -49,6 +50,7 @@ class Attention(nn.Module):
         kv_dim: int | None = None,
         method: Method = NM(2, 4),
         causal: bool = False,
+        dropout: float = 0.0,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -64,7 +66,9 @@ class Attention(nn.Module):
             )
         self.heads, self.kv_heads = heads, kv_heads
         self.head_dim = embed_dim // heads if head_dim is None else head_dim
-        self.method, self.causal = method, causal
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Attention: dropout must be at least 0 and below 1: got {dropout}; pass 0 for none")
+        self.method, self.causal, self.dropout = method, causal, dropout
         self.q_proj = nn.Linear(embed_dim, heads * self.head_dim, bias, device, dtype)
         self.k_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
         self.v_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
@@ -87,17 +91,19 @@ class Attention(nn.Module):
         query = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         key = self.k_proj(context).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         value = self.v_proj(context).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
-        out = attention(query, key, value, self.method, attn_mask=attn_mask, causal=self.causal)
+        dropped = self.dropout if self.training else 0.0
+        out = attention(query, key, value, self.method, attn_mask=attn_mask, causal=self.causal, dropout_p=dropped)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
         kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
         causal = ", causal=True" if self.causal else ""
-        return f"heads={self.heads}{kv_heads}, head_dim={self.head_dim}, method={self.method.name}{causal}"
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return f"heads={self.heads}{kv_heads}, head_dim={self.head_dim}, method={self.method.name}{causal}{dropout}"
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention, method: Method = NM(2, 4), *, causal: bool = False) -> Attention:
-        """An ``Attention`` with copies of a ``torch.nn.MultiheadAttention``'s weights.
+        """An ``Attention`` with copies of a ``torch.nn.MultiheadAttention``'s weights, and its dropout.
 
         Its inputs are batch-first whatever ``module.batch_first`` says.
 
@@ -110,7 +116,6 @@ class Attention(nn.Module):
             ValueError: the module has something that this one does not compute.
         """
         extra = {
-            "dropout": module.dropout > 0,
             "add_bias_kv": module.bias_k is not None,
             "add_zero_attn": module.add_zero_attn,
             "kdim != vdim": module.kdim != module.vdim,
@@ -118,13 +123,13 @@ class Attention(nn.Module):
         if any(extra.values()):
             found = ", ".join(name for name, has in extra.items() if has)
             raise ValueError(
-                f"Attention.from_torch: module must have no dropout, bias_kv or zero_attn, and kdim == vdim: "
-                f"got {found}; for inference set module.dropout = 0"
+                f"Attention.from_torch: module must have no bias_kv or zero_attn, and kdim == vdim: got {found}; "
+                "keep torch's module there"
             )
         weights, biases = _projections(module)
         ours = cls(
             module.embed_dim, module.num_heads, kv_dim=module.kdim, method=method, causal=causal,
-            bias=biases is not None, device=weights[0].device, dtype=weights[0].dtype,
+            dropout=module.dropout, bias=biases is not None, device=weights[0].device, dtype=weights[0].dtype,
         )  # fmt: skip
         projections = (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj)
         with torch.no_grad():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -43,6 +45,22 @@ def test_round_trip(record, tmp_path):
     save(record, path)
     assert load(path) == record
     assert json.loads(path.read_text())["results"][3]["timing"]["samples"] == [0.05, 0.06, 0.055]
+
+
+def test_a_result_without_a_finite_error_comes_back(record, tmp_path):
+    path = tmp_path / "record.json"
+    nan = replace(record.results[4], check=Check(math.inf, 1e-6, 40))
+    save(replace(record, results=(nan,)), path)
+    assert load(path).results == (nan,)
+
+
+def test_writing_needs_no_package(record, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic", None)  # importing it fails
+    path = tmp_path / "record.json"
+    save(record, path)
+    assert json.loads(path.read_text())["suite"] == "targets"
+    with pytest.raises(ImportError, match="reading records needs pydantic"):
+        load(path)
 
 
 def test_not_a_record(tmp_path):

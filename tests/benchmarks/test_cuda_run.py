@@ -31,3 +31,23 @@ def test_dry_run(tmp_path: Path) -> None:
     assert all(record["right"] for record in results["training"])
     assert load(tmp_path / "results" / "tiny.json").suite == "tiny"
     assert not any(record["serialised"] for record in results["rates"])
+
+
+_STUCK = """
+import time
+print("started", flush=True)
+try:
+    time.sleep(100)
+except KeyboardInterrupt:
+    print("what failed so far")
+"""
+
+
+def test_a_command_that_takes_too_long_may_say_what_it_found(tmp_path: Path) -> None:
+    code = "import json, pathlib, run, sys; print(json.dumps(run._run(sys.argv[1:], 1.0, pathlib.Path('log'))))"
+    command = [sys.executable, "-c", code, sys.executable, "-c", _STUCK]
+    environment = os.environ | {"PYTHONPATH": str(_SCRIPT.parent)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["failed"] == "stopped after 1 s"
+    assert found["last_line"] == "what failed so far"

@@ -75,6 +75,11 @@ def test_retrieval_takes_its_queries_out_of_full_passages(tiny_encoder: Path, te
         Retrieval(tokens=128, texts=read(texts)[:1], queries=25).prepare(pretrained)
 
 
+def test_perplexity_of_nothing_is_refused(tiny_decoder: Path, texts: Path):
+    with pytest.raises(ValueError, match="texts must have at least 2 tokens: of 1 none has"):
+        Perplexity(tokens=1, texts=read(texts)).prepare(load(str(tiny_decoder)))
+
+
 def test_perplexity_is_the_models_own_loss(tiny_decoder: Path, texts: Path):
     pretrained = load(str(tiny_decoder))
     task = Perplexity(items=1, tokens=100, block=33, texts=read(texts))

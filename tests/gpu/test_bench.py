@@ -37,6 +37,7 @@ def test_training() -> None:
 
 
 def test_command(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("pydantic", reason="reading records needs pydantic")
     workload = Workload(batch=2, heads=8, q_len=512, head_dim=64, dtype="bfloat16")
     monkeypatch.setitem(suites._CUDA, "targets", [(workload, (NM(1, 2), NM(2, 4)))])
     paths = ["--output", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")]

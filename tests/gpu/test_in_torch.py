@@ -111,7 +111,7 @@ def test_operator_opcheck() -> None:
     for aux in (False, True):
         torch.library.opcheck(
             torch.ops.dynattn.nm_attention.default,
-            (query, key, value, None, 2, 4, 3, 1, True, 0.125, aux, "cuda"),
+            (query, key, value, None, None, 2, 4, 3, 1, 1, True, 0.125, 0.0, aux, False, "cuda"),
         )
 
 

@@ -119,31 +119,37 @@ def emulated(*arguments: Any) -> None:
     emulator.run(launch.prepare(*call, pattern=pattern, device=device, for_backward=for_backward, seed=seed))
 
 
-def emulated_backward(*arguments: Any, pattern: Pattern, seed: torch.Tensor | None) -> None:
+def emulated_backward(
+    *arguments: Any, pattern: Pattern, seed: torch.Tensor | None, first: tuple[int, int] = (0, 0)
+) -> None:
     """In place of ``cuda.nm_backward``."""
     *call, d_query, d_key, d_value, d_mask = arguments
     device = driver.Device(0, "sm_80", 1, 163 * 1024)
     for one in launch_backward.prepare_backward(
-        *call, pattern=pattern, d_query=d_query, d_key=d_key, d_value=d_value, d_mask=d_mask, device=device, seed=seed
-    ):
+        *call, pattern=pattern, d_query=d_query, d_key=d_key, d_value=d_value, d_mask=d_mask, device=device, seed=seed,
+        first=first,
+    ):  # fmt: skip
         emulator.run(one)
 
 
 @pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
-def test_the_operator_hands_dropout_to_both_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_operator_hands_dropout_to_both_kernels(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "nm_forward", emulated)
     monkeypatch.setattr(cuda, "nm_backward", emulated_backward)
     monkeypatch.setattr(nm, "integer", lambda seed: pytest.fail("on a device it would wait for the seed"))
+    monkeypatch.setattr(nm, "_SCORES_AT_ONCE", 1)  # a bias's gradient is summed a head at a time
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randint(-3, 4, (1, 2, 70, 32), generator=generator).bfloat16() for _ in range(3))
-    inputs = (query, key, value, None, torch.tensor(11))
+    bias = torch.randint(-2, 3, (1, 2, 70, 70), generator=generator).float() if biased else None
+    inputs = (query, key, value, bias, torch.tensor(11))
     call = (*inputs, 1, 2, 0, 0, 1, True, 0.25, 0.5)
     got, right = (nm._forward_cuda(*call, False, True, backend) for backend in ("cuda", "reference"))
     torch.testing.assert_close(got[0], right[0], rtol=2**-6, atol=2**-6)
     incoming = (torch.randn(query.shape, generator=generator).bfloat16(), torch.zeros(1, 2, 70), *got[:2])
     backward = partial(nm._backward, nm._cuda_backward)
-    mine, wanted = (backward(*incoming, *call, False, backend)[:3] for backend in ("cuda", "reference"))
-    for a, b in zip(mine, wanted, strict=True):
+    mine, wanted = (backward(*incoming, *call, biased, backend) for backend in ("cuda", "reference"))
+    for a, b in zip(mine[: 3 + biased], wanted[: 3 + biased], strict=True):
         assert (a.float() - b.float()).norm() / b.float().norm() < 1e-2
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +111,24 @@ class Record:
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record as JSON."""
+    """Write a record as JSON: with no package, so that a run on a bare machine keeps what it measured.
+
+    A figure that is not finite, as a wrong result's error may be, is written as Python's ``json`` and :func:`load` have
+    it: ``Infinity``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_adapter().dump_json(record, indent=1) + b"\n")
+    path.write_text(json.dumps(asdict(record), indent=1) + "\n")
 
 
 def load(path: Path) -> Record:
     """Read a record.
 
     Raises:
+        ImportError: pydantic is missing.
         ValueError: the file is not a record.
     """
-    return _adapter().validate_json(path.read_bytes())
-
-
-def _adapter() -> Any:
     try:
         from pydantic import TypeAdapter
     except ImportError as error:
-        raise ImportError("dynattn.bench: records need pydantic; pip install 'dynattn[cli]'") from error
-    return TypeAdapter(Record)
+        raise ImportError("dynattn.bench: reading records needs pydantic; pip install 'dynattn[cli]'") from error
+    return TypeAdapter(Record).validate_json(path.read_bytes())

@@ -100,7 +100,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, mask_needs_grad, backend = rest
     pattern = Pattern(*arguments)
-    if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query, seed)):
+    if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query)):
         return plain.backward(
             grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(pattern), mask_needs_grad
         )  # fmt: skip
@@ -119,14 +119,9 @@ def _cuda_backward(pattern: Pattern, _backend: str, seed: Tensor | None) -> Call
     return partial(cuda.nm_backward, pattern=pattern, seed=seed)  # not its number: that would wait for the device
 
 
-def _sums_over_queries(attn_mask: Tensor | None, query: Tensor, seed: Tensor | None) -> bool:
-    """Whether the kernels' gradient of scores, queries by keys, is too much for this mask's gradient.
-
-    So it is where all queries share a bias. (And dropout is drawn by head, of which a kernel would see a few.)
-    """
-    if attn_mask is None:
-        return False
-    return attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 < query.shape[2] or seed is not None
+def _sums_over_queries(attn_mask: Tensor | None, query: Tensor) -> bool:
+    """Whether all queries share a bias: gradients of scores, queries by keys, are too much for its gradient."""
+    return attn_mask is not None and (attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 < query.shape[2])
 
 
 def _run_backward(
@@ -136,7 +131,8 @@ def _run_backward(
     """Gradients by a kernel; a mask's from those of the scores, a few heads at a time, summed up to its shape."""
     gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
     d_query, d_key, d_value, d_mask = gradients
-    grad_logsumexp, mask = grad_logsumexp.contiguous(), expanded(attn_mask, query, key)
+    mask = expanded(attn_mask, query, key)
+    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()  # vmap repeats it by a stride of 0
     if mask is None or not mask_needs_grad:
         run(grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, None)
         return gradients
@@ -145,7 +141,7 @@ def _run_backward(
         d_scores = mask[q].new_zeros(mask[q].shape, dtype=torch.float32)
         run(
             grad_out[q], grad_logsumexp[q], query[q], key[k], value[k], mask[q], out[q], logsumexp[q], d_query[q],
-            d_key[k], d_value[k], d_scores,
+            d_key[k], d_value[k], d_scores, first=(q[0].start, q[1].start),
         )  # fmt: skip
         sums = total[tuple(part if size > 1 else slice(None) for part, size in zip(q, total.shape, strict=False))]
         sums += d_scores.sum_to_size(sums.shape)

@@ -25,6 +25,8 @@ from dynattn.evals.training.pretrained import fresh
 from dynattn.evals.training.results import Study
 from dynattn.report.compare import label
 from dynattn.report.finetune import page
+from dynattn.report.finetune.plots import curves
+from dynattn.report.page import COLORS
 
 APP = typer.Typer()
 APP.command()(command)
@@ -105,6 +107,13 @@ def test_the_page_refers_to_nothing_outside_and_names_everything(written: tuple[
         assert f"{arm.score.mean:.4f}" in text
         for run in arm.runs:
             assert f"{run.score:.4f}" in text
+
+
+def test_every_method_has_its_curves_when_there_are_more_than_colours(found: Study):
+    names = [f"nm-{n}-16" for n in range(1, len(COLORS) + 2)]
+    arms = [found.dense.model_copy(update={"method": name}) for name in ("sdpa", *names)]
+    drawn = curves(found.model_copy(update={"methods": ["sdpa", *names], "arms": arms}))
+    assert all(label(name) in drawn for name in names)
 
 
 def test_the_page_of_a_study_from_scratch_has_no_word_of_pretraining(found: Study):
@@ -267,10 +276,10 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
         (["--task", "manpages", "--text", "TEXTS"], "takes no texts"),
         (["--text", "/nonexistent"], "must be a file or a folder"),
         (["--seeds", "0"], "seeds must be at least 1"),
-        (
-            ["--learning-rate", "-1", "--text", "TEXTS", "--tokens", "64", "--items", "6"],
-            "learning_rate must be positive",
-        ),
+        (["--learning-rate", "-1"], "learning_rate must be positive"),
+        (["--learning-rate", "0"], "learning_rate must be positive"),
+        (["--learning-rate", "nan"], "learning_rate must be positive"),
+        (["--model", "models/of/mine"], "there is no folder models/of/mine"),
         ([*RETRIEVAL, "--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
         (["--text", "TEXTS", "--tokens", "64", "--batch", "1000"], "must fill a batch of 1000"),
     ],

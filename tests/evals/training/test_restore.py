@@ -162,3 +162,14 @@ def test_what_it_cannot_take_is_refused(pretrained: Pretrained, many_texts: Path
 
     with pytest.raises(ValueError, match="must be a fast one"):
         Restore(dataclasses.replace(pretrained, processor=Slow()), 7, 64, read(many_texts))
+
+
+def test_a_single_item_is_refused(pretrained: Pretrained, many_texts: Path):
+    with pytest.raises(ValueError, match="items must be at least 2: got 1"):
+        Restore(pretrained, 1, 64, read(many_texts))
+
+
+def test_passages_without_room_for_a_word_are_refused(pretrained: Pretrained, many_texts: Path, monkeypatch):
+    monkeypatch.setattr(pretrained.processor, "num_special_tokens_to_add", lambda: 2)
+    with pytest.raises(ValueError, match="tokens must leave room for words: got 2, of which the tokenizer adds 2"):
+        Restore(pretrained, 7, 2, read(many_texts))

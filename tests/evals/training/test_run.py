@@ -146,6 +146,20 @@ def test_the_trained_model_is_kept_on_request(undisturbed: tuple[Path, Run], tmp
     assert experiment.evaluate(model, lambda: None).tolist() == found.scores
 
 
+def test_a_model_that_was_not_kept_is_missed(undisturbed: tuple[Path, Run]):
+    with pytest.raises(ValueError, match="has none; delete the folder"):
+        run(JOB(METHOD, 3), Tiny(), undisturbed[0], silent, keep_model=True)
+
+
+def test_a_run_is_resumed_by_as_many_processes(killed: Path, tmp_path: Path):
+    home = _copy(killed, tmp_path)
+    there = json.loads((home / "job.json").read_text())
+    assert there["processes"] == 1
+    (home / "job.json").write_text(json.dumps(there | {"processes": 2}))
+    with pytest.raises(ValueError, match="was started with 2, now there are 1"):
+        run(JOB(METHOD, 3), Tiny(), tmp_path, silent)
+
+
 def test_weights_are_kept_on_request_before_the_result_is_there(tmp_path: Path):
     experiment = Tiny()
     found = run(JOB(METHOD, 3), experiment, tmp_path, silent, keep_weights=True)
@@ -160,6 +174,12 @@ def test_weights_are_kept_on_request_before_the_result_is_there(tmp_path: Path):
 def test_data_that_does_not_fill_a_batch_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=rf"fill a batch of {EXAMPLES + 1}: tiny has {EXAMPLES} examples"):
         run(replace(JOB(METHOD, 0), batch=EXAMPLES + 1), Tiny(), tmp_path, silent)
+
+
+def test_a_job_that_could_not_start_leaves_the_folder_to_other_numbers(tmp_path: Path):
+    with pytest.raises(ValueError, match="fill a batch"):
+        run(replace(JOB(METHOD, 0), batch=EXAMPLES + 1), Tiny(), tmp_path, silent)
+    assert len(run(replace(JOB(METHOD, 0), steps=1), Tiny(), tmp_path, silent).scores) == ITEMS
 
 
 def test_a_training_that_diverged_says_so(tmp_path: Path):

@@ -152,3 +152,20 @@ def test_scores_without_training_are_taken_anew_for_another_experiment(tmp_path:
 def test_a_study_needs_a_seed(tmp_path: Path):
     with pytest.raises(ValueError, match="there must be a seed"):
         study(Tiny(), [], [], _job, tmp_path, silent)
+
+
+def test_a_folder_that_another_command_trains_in_is_refused_until_it_ends(tmp_path: Path):
+    """Each would delete the checkpoints that the other one writes."""
+    waiting = []
+
+    class Nested(Tiny):
+        def evaluate(self, model, advance):
+            if not waiting:
+                waiting.append(True)
+                with pytest.raises(ValueError, match="another is at work in"):
+                    study(Tiny(), [], [0], _job, tmp_path, silent)
+            return super().evaluate(model, advance)
+
+    study(Nested(), [], [0], _job, tmp_path, silent)
+    assert study(Tiny(), [], [0], _job, tmp_path, silent).seeds == [0]
+    assert waiting

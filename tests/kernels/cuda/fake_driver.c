@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_IMAGE = 200, NOT_SUPPORTED = 801 };
-enum { PARAMS_BYTES = 264, MAP_BYTES = 128, MMA = 0x111, WGMMA = 0x222, CONTEXT = 0x333 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_IMAGE = 200, NOT_SUPPORTED = 801 };
+enum { PARAMS_BYTES = 272, MAP_BYTES = 128, MMA = 0x111, WGMMA = 0x222, CONTEXT = 0x333 };
 
 static uintptr_t current_context = 0;
 
@@ -81,6 +81,7 @@ int cuTensorMapEncodeTiled(struct Map* map, int dtype, uint32_t rank, uint64_t a
                      .promotion = promotion, .fill = fill};
   for (uint32_t i = 0; i < rank; ++i) made.sizes[i] = sizes[i], made.box[i] = box[i], made.steps += steps[i];
   for (uint32_t i = 0; i + 1 < rank; ++i) made.strides[i] = strides[i];
+  if ((uintptr_t)map % 64) return INVALID_VALUE; /* as the driver's documentation asks */
   put("cuTensorMapEncodeTiled\n");
   return *map = made, SUCCESS;
 }

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from dynattn.kernels.cuda import emulator
 
@@ -136,6 +137,30 @@ def test_sparse_product_of_tf32_is_that_of_pairs_of_16_bit_elements(selector: in
     product = torch.stack([c[4 * (row % 8) + column // 2, 2 * (row // 8) + column % 2]
                            for row in range(16) for column in range(8)]).view(16, 8)  # fmt: skip
     assert torch.equal(product, full.flatten(1) @ b)
+
+
+@pytest.mark.parametrize("selector", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_metadata_stands_where_pytorch_puts_it_for_cutlass(dtype: torch.dtype, selector: int) -> None:
+    """PyTorch's own compression of 32 rows: word r is lane r's, rows from 16 on for the second selector."""
+    generator = torch.Generator().manual_seed(selector)
+    group = 4 if dtype == torch.bfloat16 else 2
+    values = torch.randint(1, 9, (32, 8, group), generator=generator).to(dtype)
+    places = torch.rand(values.shape, generator=generator).argsort(-1)
+    dense = values.where(places < group // 2, 0).view(32, 8 * group)
+    stored, metadata = sparse_semi_structured_from_dense_cutlass(dense)
+    b = torch.randint(-8, 9, (8 * group, 8), generator=generator).to(dtype)
+    lane, j = torch.arange(32).unsqueeze(1), torch.arange(4)
+    per_register = group // 2  # stored elements
+    columns = (4 * per_register * (j // 2) + per_register * (lane % 4)).unsqueeze(-1) + torch.arange(per_register)
+    a = stored[(16 * selector + lane // 4 + 8 * (j % 2)).unsqueeze(-1), columns].contiguous()
+    rows = (4 * per_register * j + per_register * (lane % 4)).unsqueeze(-1) + torch.arange(per_register)
+    c = torch.zeros(32, 4)
+    name = "sparse_product" if dtype == torch.bfloat16 else "sparse_product_tf32"
+    registers = b[rows, (lane // 4).unsqueeze(-1)].contiguous()
+    assert call(name, selector, a, registers, metadata.contiguous(), c) is None
+    product = c.view(8, 4, 2, 2).permute(2, 0, 1, 3).reshape(16, 8)
+    assert torch.equal(product, dense[16 * selector : 16 * selector + 16].float() @ b.float())
 
 
 def test_differences_have_the_signs_that_the_choice_reads() -> None:

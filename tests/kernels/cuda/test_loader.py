@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import types
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,13 @@ def test_an_architecture_that_cannot_run_it_is_refused(variant: Variant, arch: s
 def test_without_cuda_core_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core.utils", None)
     _expect_remedy(monkeypatch, "cuda-core does not import")
+
+
+def test_an_older_cuda_core_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = pytest.importorskip("cuda.core.utils")
+    if hasattr(utils, "FileStreamProgramCache"):
+        monkeypatch.setitem(sys.modules, "cuda.core.utils", types.ModuleType("utils"))
+    _expect_remedy(monkeypatch, r"cuda-core \d\S* has no cache of programs")
 
 
 def test_without_nvrtc_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

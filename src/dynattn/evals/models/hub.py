@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dynattn.evals.models import Kind, Pretrained, parameters
+from pathlib import Path
+
+from dynattn.evals.models import PACKAGED, Kind, Pretrained, parameters
 
 
 def load(name: str) -> Pretrained:
@@ -11,6 +13,11 @@ def load(name: str) -> Pretrained:
     import transformers
     from transformers import AutoConfig
 
+    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).is_dir():  # what no hub id can be
+        raise ValueError(
+            f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: there is no folder {name}; check the "
+            "spelling of --model"
+        )
     config = AutoConfig.from_pretrained(name)
     kind, auto, processor = _classify(config.model_type, config.architectures or [], name)
     try:

@@ -43,9 +43,12 @@ class Perplexity(Task):
             (text.title, pretrained.processor(text.body[: self.tokens * 20], return_tensors="pt")["input_ids"])
             for text in texts[: self.items]
         ]
-        cut = [(title, ids[:, : self.tokens]) for title, ids in read if ids.shape[1] > 1]
+        cut = [(title, ids[:, : self.tokens]) for title, ids in read if min(ids.shape[1], self.tokens) > 1]
         if not cut:
-            raise ValueError("perplexity: texts must have at least 2 tokens: none has; pass longer texts")
+            raise ValueError(
+                f"perplexity: texts must have at least 2 tokens: of {self.tokens} none has; pass longer texts, or more "
+                "--tokens"
+            )
         labels = [
             f"{title}, tokens {start}–{min(start + self.block, ids.shape[1]) - 1}"
             for title, ids in cut

@@ -67,6 +67,14 @@ class Restore(Experiment):
     def __init__(self, pretrained: Pretrained, items: int, tokens: int, texts: Sequence[Text] | None = None) -> None:
         _check(pretrained)
         self.base, self.tokens = pretrained, embedding.longest(pretrained, tokens)
+        if items < 2:
+            raise ValueError(f"restore: items must be at least 2: got {items}; leave --items out for the default")
+        added = pretrained.processor.num_special_tokens_to_add()
+        if self.tokens <= added:
+            raise ValueError(
+                f"restore: tokens must leave room for words: got {self.tokens}, of which the tokenizer adds {added}; "
+                "pass more --tokens, or leave them out"
+            )
         noun = "Wikipedia articles" if texts is None else "texts"
         held_out, others = split(wikipedia() if texts is None else texts)
         self.items = _in_turn([passages(self.base.processor, text, self.tokens) for text in held_out])[:items]

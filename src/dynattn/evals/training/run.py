@@ -22,6 +22,8 @@ from dynattn.evals.training.job import Job
 from dynattn.evals.training.results import Point, Run
 from dynattn.evals.training.swapped import keep
 
+_JOB = "job.json"
+_RESULT = "result.json"
 _KEPT_CHECKPOINTS = 2  # the newest may be half-written
 
 
@@ -50,15 +52,21 @@ def run(
         gives with as many threads.
 
     Raises:
-        ValueError: the folder holds another job of this name, or the data does not fill a batch.
+        ValueError: the folder holds another job of this name, one of other processes, or a finished one whose model was
+            not kept; or the data does not fill a batch.
         ImportError: transformers or accelerate is missing.
     """
     home = folder / job.name
-    _claim(home, job, experiment)
-    path = home / "result.json"
-    if path.exists():
-        return Run.model_validate_json(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
+    wanted["processes"] = processes().num_processes
+    there = json.loads((home / _JOB).read_text(encoding="utf-8")) if (home / _JOB).exists() else wanted
+    _refuse_another(home, there, wanted)
+    if (home / _RESULT).exists():
+        return _finished(home, keep_model)
+    _refuse_other_processes(home, there.get("processes"), wanted["processes"])
     trainer, start = _trainer(job, experiment, home, stage)
+    if trainer.is_world_process_zero():  # not before: a job that cannot start leaves the folder to other numbers
+        checkpoints.write_json(home / _JOB, wanted)
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     model = trainer.model.eval()
     scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
@@ -73,9 +81,18 @@ def run(
             experiment.save(model, home / "model")
         if keep_weights:
             keep(model, home)
-        checkpoints.write_json(path, found.model_dump())
+        checkpoints.write_json(home / _RESULT, found.model_dump())
         checkpoints.discard(home)
     return found
+
+
+def _finished(home: Path, keep_model: bool) -> Run:
+    if keep_model and not (home / "model").exists():
+        raise ValueError(
+            f"run: a finished run has its model where it was to be kept: {home} has none; delete the folder, and it is "
+            "trained again, or do without --keep-models"
+        )
+    return Run.model_validate_json((home / _RESULT).read_text(encoding="utf-8"))
 
 
 def processes() -> Any:
@@ -98,15 +115,8 @@ def seconds_a_step(job: Job, folder: Path) -> list[float]:
     return [line["seconds"] for line in read_journal(folder / job.name / "metrics.jsonl")]
 
 
-def _claim(home: Path, job: Job, experiment: Experiment) -> None:
-    """Write down whose folder it is, or see that it is this job's."""
-    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
-    path = home / "job.json"
-    if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(path, wanted)
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
+def _refuse_another(home: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """See that what the folder holds is this job."""
     for part in ("job", "experiment"):
         for key in sorted({*wanted[part], *there[part]}):
             new, old = wanted[part].get(key), there[part].get(key)
@@ -115,6 +125,15 @@ def _claim(home: Path, job: Job, experiment: Experiment) -> None:
                     f"run: a folder holds one job: {home} has {key} {old!r}, now it is {new!r}; give another --output, "
                     "or delete the folder"
                 )
+
+
+def _refuse_other_processes(home: Path, old: int | None, new: int) -> None:
+    """A step is shared otherwise by more processes, and each has random numbers of its own in a checkpoint."""
+    if old is not None and old != new and checkpoints.last_complete(home) is not None:
+        raise ValueError(
+            f"run: a run is resumed by as many processes as it was started with: {home} was started with {old}, now "
+            f"there are {new}; start {old}, or delete the folder"
+        )
 
 
 def _trainer(job: Job, experiment: Experiment, home: Path, stage: Stage) -> tuple[Any, Path | None]:

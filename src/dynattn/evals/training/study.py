@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,9 +56,42 @@ def study(
     """
     if not seeds:
         raise ValueError("study: there must be a seed: got none; 3 are usual")
+    with _alone(folder):
+        return _study(experiment, methods, list(dict.fromkeys(seeds)), job, folder, stage, keep_models, swap)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a folder that others train in, who would delete each other's checkpoints; a kill frees it."""
+    from filelock import FileLock, Timeout  # torch depends on it
+
+    if not processes().is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"study: one command at a time trains in a folder: another is at work in {folder}; wait for it, or give "
+            "another --output"
+        ) from error
+
+
+def _study(
+    experiment: Experiment,
+    methods: Sequence[str],
+    seeds: list[int],
+    job: Callable[[str, int], Job],
+    folder: Path,
+    stage: Stage,
+    keep_models: bool,
+    swap: bool,
+) -> Study:
     began = time.perf_counter()
     methods = list(dict.fromkeys([BASELINE, *methods]))
-    jobs = {(method, seed): job(method, seed) for seed in dict.fromkeys(seeds) for method in methods}
+    jobs = {(method, seed): job(method, seed) for seed in seeds for method in methods}
     before = {method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained}
     after: dict[str, list[Run]] = {method: [] for method in methods}
     between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
@@ -78,7 +112,7 @@ def study(
         identity=experiment.identity(),
         job={key: value for key, value in numbers.items() if key not in _VARIES},
         methods=methods,
-        seeds=list(dict.fromkeys(seeds)),
+        seeds=seeds,
         processes=processes().num_processes,
         machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
         arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],

@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
 # NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("10P 16q 7q P Q f 12i I f 0q")
+_NM_FORWARD_ARGS = struct.Struct("10P 16q 7q P Q f 12i I f 2i 0q")
 # What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
 _NM_BACKWARD_ARGS = struct.Struct("6P 12q")
 _NO_STRIDES = (0, 0, 0, 0)
@@ -104,6 +104,7 @@ def nm_backward(
     isa: str,
     *,
     seed: int = 0,
+    first: tuple[int, int] = (0, 0),
     cells: Tensor | None = None,
     cell: int = 0,
 ) -> None:
@@ -120,6 +121,7 @@ def nm_backward(
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
+        first: batch and head of the forward's tensors that these, a part of them, begin with: dropout draws by them.
 
     Raises:
         As :func:`nm_forward`.
@@ -127,7 +129,7 @@ def nm_backward(
     Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell
+        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell, first
     )
     args += _NM_BACKWARD_ARGS.pack(
         grad_out.data_ptr(),
@@ -191,7 +193,7 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
 def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
-    seed: int, needs_grad: bool, cells: Tensor | None, cell: int,
+    seed: int, needs_grad: bool, cells: Tensor | None, cell: int, first: tuple[int, int] = (0, 0),
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
@@ -233,6 +235,7 @@ def _forward_args(
         cell,
         dropout.threshold(pattern.dropout_p),
         1 / (1 - pattern.dropout_p),
+        *first,
     )
 
 

@@ -55,7 +55,8 @@ bool is_sound(const NMForwardArgs& args) {
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
   const bool cells = args.cells == nullptr || (args.cell >= 1 && args.cell <= kMaxCell);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
-  const bool dropout = args.drop_below == 0 || args.keep_factor >= 1.0f;
+  const bool dropout =
+      (args.drop_below == 0 || args.keep_factor >= 1.0f) && args.first_batch >= 0 && args.first_head >= 0;
   return sizes && pattern && dtypes && counts && cells && scale && dropout && args.threads >= 1;
 }
 

@@ -74,8 +74,9 @@ static void dropout_row(const Block& block, int64_t row, int64_t tile, GroupKind
 // The factors of all rows that have weights in this tile, as the weights lie.
 static void dropout_tile(const Block& block, int64_t tile) {
   const Plan& plan = block.plan;
-  const uint32_t stream =
-      dropout_stream(plan.args->seed, static_cast<uint32_t>(block.batch), static_cast<uint32_t>(block.index));
+  const NMForwardArgs& args = *plan.args;
+  const uint32_t stream = dropout_stream(args.seed, static_cast<uint32_t>(args.first_batch + block.batch),
+                                         static_cast<uint32_t>(args.first_head + block.index));
   for (int64_t row = 0; row < block.count; row++) {
     const int64_t group = row / plan.rows;
     const GroupKind kind = block.scratch.kinds[group];

@@ -62,6 +62,8 @@ typedef struct {
   int32_t cell;         // side of the squares, between 1 and 1024, where there are any
   uint32_t drop_below;  // of 2^32: probability that a kept weight is dropped; 0 for no dropout
   float keep_factor;    // of the weights that are not
+  // where these tensors begin among those of a call that runs in parts: dropout draws by batch and head of the whole
+  int32_t first_batch, first_head;
 } NMForwardArgs;
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);

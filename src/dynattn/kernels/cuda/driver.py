@@ -19,6 +19,8 @@ _OLDEST_CAPABILITY = (8, 0)  # mma.sp
 _HOPPER = (9, 0)
 _STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory that a block may have without asking
 _ELEMENT_BYTES = 2
+_MAP_BYTES = 128  # of a CUtensorMap; it also stands at a multiple of that, which CUDA 13 declares and 12 halves
+_TMA_SINCE = 12000  # the CUDA version that the function pointer's signature is of
 
 _loading = threading.Lock()
 _kernels: dict[tuple[Instantiation, int], Any] = {}  # by variant and device
@@ -152,30 +154,50 @@ def _ensure_context(index: int) -> None:
         _check(driver.cuCtxSetCurrent(primary), "taking the device's context")
 
 
+class _Descriptor(ctypes.Structure):
+    """A ``CUtensorMap``, opaque."""
+
+    _fields_ = (("words", ctypes.c_uint64 * (_MAP_BYTES // 8)),)
+
+
 @lru_cache(maxsize=1024)
-def _encode(tensor_map: TensorMap) -> Any:
-    """The descriptor that the copy engine reads."""
-    driver = _driver()
-    dtypes = driver.CUtensorMapDataType
+def _encode(tensor_map: TensorMap) -> _Descriptor:
+    """The descriptor that the copy engine reads.
+
+    Not by cuda-bindings' own function: the object that it fills stands where Python's allocator puts it, at a multiple
+    of 16, and the driver asks for 64 (CUDA driver API, cuTensorMapEncodeTiled: "tensorMap address must be aligned to 64
+    bytes").
+    """
+    driver, encode = _driver(), _encode_function()
     dtype = {
-        "bfloat16": dtypes.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        "float16": dtypes.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        "bfloat16": driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        "float16": driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     }[tensor_map.dtype]
     rank = len(tensor_map.sizes)
-    return _check(
-        driver.cuTensorMapEncodeTiled(
-            dtype, rank, tensor_map.address,
-            [driver.cuuint64_t(size) for size in tensor_map.sizes],
-            [driver.cuuint64_t(_ELEMENT_BYTES * stride) for stride in tensor_map.strides],
-            [driver.cuuint32_t(size) for size in tensor_map.box],
-            [driver.cuuint32_t(1)] * rank,
-            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        ),
-        f"describing {tensor_map} to the copy engine",
+    memory = (ctypes.c_ubyte * (2 * _MAP_BYTES))()
+    made = _Descriptor.from_buffer(memory, -ctypes.addressof(memory) % _MAP_BYTES)
+    status = encode(
+        ctypes.addressof(made), int(dtype), rank, tensor_map.address,
+        (ctypes.c_uint64 * rank)(*tensor_map.sizes),
+        (ctypes.c_uint64 * (rank - 1))(*(_ELEMENT_BYTES * stride for stride in tensor_map.strides)),
+        (ctypes.c_uint32 * rank)(*tensor_map.box),
+        (ctypes.c_uint32 * rank)(*[1] * rank),
+        int(driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+        int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B),
+        int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
+        int(driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
     )  # fmt: skip
+    _check(driver.CUresult(status), f"describing {tensor_map} to the copy engine")
+    return made
+
+
+@cache
+def _encode_function() -> Any:
+    """``cuTensorMapEncodeTiled`` of the driver itself."""
+    driver, pointer, integer = _driver(), ctypes.c_void_p, ctypes.c_int
+    address = _check(driver.cuGetProcAddress(b"cuTensorMapEncodeTiled", _TMA_SINCE, 0), "asking for tensor maps")
+    arguments = (pointer, integer, ctypes.c_uint32, pointer, *[pointer] * 4, *[integer] * 4)
+    return ctypes.CFUNCTYPE(integer, *arguments)(int(address))
 
 
 @cache

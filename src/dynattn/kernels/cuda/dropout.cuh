@@ -51,7 +51,8 @@ struct Dropout {
 
   DYNATTN_DEVICE Dropout(const ForwardParams& params, int batch, int head) : p(params) {
     if constexpr (DROPOUT) {
-      stream = dropout_stream(static_cast<u64>(*p.seed), static_cast<u32>(batch), static_cast<u32>(head));
+      stream = dropout_stream(static_cast<u64>(*p.seed), static_cast<u32>(p.first_batch + batch),
+                              static_cast<u32>(p.first_head + head));
     }
   }
 

@@ -46,6 +46,8 @@ class ForwardParams(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("drop_below", ctypes.c_uint32),
         ("keep_factor", ctypes.c_float),
+        ("first_batch", ctypes.c_int),
+        ("first_head", ctypes.c_int),
     )
 
 
@@ -148,8 +150,12 @@ def prepare(
 def forward_params(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern, seed: Tensor | None,
+    first: tuple[int, int] = (0, 0),
 ) -> ForwardParams:  # fmt: skip
-    """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave."""
+    """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave.
+
+    ``first`` as :func:`dynattn.kernels.cuda.nm_backward` has it.
+    """
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
     return ForwardParams(
@@ -159,7 +165,7 @@ def forward_params(
         (0, 0, 0, 0) if mask is None else mask.stride(),
         batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
         pattern.window, pattern.sinks, pattern.causal, pattern.scale,
-        threshold(pattern.dropout_p), 1 / (1 - pattern.dropout_p),
+        threshold(pattern.dropout_p), 1 / (1 - pattern.dropout_p), *first,
     )  # fmt: skip
 
 

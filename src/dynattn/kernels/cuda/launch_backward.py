@@ -86,6 +86,7 @@ def nm_backward(
     d_mask: Tensor | None,
     pattern: Pattern,
     seed: Tensor | None = None,
+    first: tuple[int, int] = (0, 0),
 ) -> None:
     """Gradients of N:M attention into tensors that the caller gives, on torch's current stream. Checks nothing.
 
@@ -99,6 +100,7 @@ def nm_backward(
         grad_logsumexp: (batch, heads, q_len), float32.
         query, key, value, mask, pattern, seed: what the forward was given.
         out, logsumexp: what it gave.
+        first: batch and head of the forward's tensors that these, a part of them, begin with: dropout draws by them.
         d_query, d_key, d_value: shaped and typed like the inputs; last dimension contiguous, rows at multiples of
             4 bytes.
         d_mask: gradient of a floating-point mask at its full shape, (batch, heads, q_len, kv_len), float32, contiguous;
@@ -115,7 +117,7 @@ def nm_backward(
         stream = torch.cuda.current_stream(device.index).cuda_stream
         for one in prepare_backward(
             grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, pattern,
-            d_query, d_key, d_value, d_mask, device, seed,
+            d_query, d_key, d_value, d_mask, device, seed, first,
         ):  # fmt: skip
             if one.blocks:
                 driver.launch(one.variant, device, one.blocks, one.params, one.tensor_maps, stream)
@@ -137,6 +139,7 @@ def prepare_backward(
     d_mask: Tensor | None,
     device: Device,
     seed: Tensor | None = None,
+    first: tuple[int, int] = (0, 0),
 ) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:
     """The launches for a call of :func:`nm_backward` on ``device``, in order; launches nothing, but clears ``d_mask``.
 
@@ -165,7 +168,8 @@ def prepare_backward(
         d_mask.zero_()
     params = BackwardParams(
         launch.forward_params(
-            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale)), seed
+            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale)), seed,
+            first,
         ),
         grad_out.data_ptr(), grad_logsumexp.data_ptr(), row_terms.data_ptr(), sums.data_ptr(),
         d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), None if d_mask is None else d_mask.data_ptr(),

@@ -47,10 +47,12 @@ class Compiled(NamedTuple):
 def missing() -> str | None:
     """Why nothing can be compiled here, with the remedy; None where it can."""
     try:
-        import_module("cuda.core.utils")
+        utils = import_module("cuda.core.utils")
         nvrtc = import_module("cuda.bindings.nvrtc")
     except ImportError as error:
         return f"cuda-core does not import ({error}); {REMEDY}"
+    if not hasattr(utils, "FileStreamProgramCache"):
+        return f"cuda-core {import_module('cuda.core').__version__} has no cache of programs; {REMEDY}"
     try:
         nvrtc.nvrtcVersion()
     except Exception as error:  # the type differs between releases of cuda-bindings

@@ -32,6 +32,8 @@ struct ForwardParams {
   float scale;              // finite, not 0
   unsigned drop_below;      // of 2^32: probability that a kept weight is dropped
   float keep_factor;        // of the weights that are not
+  // where these tensors begin among those of a call that runs in parts: dropout draws by batch and head of the whole
+  int first_batch, first_head;
 };
 
 }  // namespace dynattn

@@ -24,4 +24,18 @@ __global__ void probe_difference(const float* a, const float* b, u32* bits) {
   bits[threadIdx.x] = bits_of(difference(a[threadIdx.x], b[threadIdx.x]));
 }
 
+// Bits of what each instruction on numbers makes of a[i] and b[i], eight for a lane.
+__global__ void probe_numbers(const float* a, const float* b, u32* bits) {
+  const float x = a[threadIdx.x], y = b[threadIdx.x];
+  u32* out = bits + 8 * threadIdx.x;
+  out[0] = bits_of(exp2_fast(x));
+  out[1] = bits_of(log2_fast(x));
+  out[2] = bits_of(maximum_or_nan(x, y));
+  out[3] = bits_of(minimum_or_nan(x, y));
+  out[4] = bits_of(maximum(x, y));
+  out[5] = BFloat16::pack(x, y);
+  out[6] = Float16::pack(x, y);
+  out[7] = TensorFloat32::round(x);
+}
+
 }  // namespace dynattn

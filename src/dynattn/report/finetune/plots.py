@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def standing(found: Study) -> str:
 def curves(found: Study) -> str:
     """Training loss and held-out score against steps."""
     figure, (left, right) = new_figure(9.0, 3.4, 1, 2)
-    for color, method in zip(COLORS, found.methods, strict=False):
+    for method, color in zip(found.methods, cycle(COLORS), strict=False):
         arm, before = found.of(method, trained=True), found.of(method, trained=False)
         if arm is None:
             continue

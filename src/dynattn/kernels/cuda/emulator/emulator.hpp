@@ -116,6 +116,7 @@ struct BFloat16 {
 };
 struct Float16 {
   static u32 bits(float x) {
+    if (x != x) return 0x7FFFu;
     const _Float16 h = static_cast<_Float16>(x);
     unsigned short b;
     memcpy(&b, &h, 2);
