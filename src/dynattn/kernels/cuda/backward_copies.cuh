@@ -1,7 +1,7 @@
 // The sm_90a backward's tiles in shared memory, and the warpgroup that copies them there.
 //
-// Of a block's keys there are K twice and V, for as long as it works on them; queries and the gradients of their outputs
-// come in stages of 64 rows, and go when both computing warpgroups have read them.
+// Of a block's keys there are K twice and V, for as long as it works on them; queries and their outputs' gradients come in
+// stages of 64 rows, and go when both computing warpgroups have read them.
 #pragma once
 
 #include "backward_order.cuh"
