@@ -123,8 +123,9 @@ def expanded(x: Tensor) -> Tensor:
         ({}, {"head_dim": 32}, "mma"),
         ({}, {"head_dim": 192}, "mma"),
         ({"scale": -0.5}, {}, "wgmma"),
-        ({"scale": -0.5}, {"where": 0}, "mma"),  # a negative query is not expanded any more
-        ({}, {"where": 1}, "mma"),
+        ({"scale": -0.5}, {"where": 0}, "wgmma"),
+        ({}, {"where": 1}, "wgmma"),
+        ({"method": NM(1, 2, sinks=5)}, {"where": 1}, "mma"),
         ({"method": NM(1, 2, window=5)}, {}, "mma"),
         ({"method": NM(1, 1)}, {}, "mma"),
         ({"method": NM(1, 2, stride=16)}, {"kv_len": 64}, "wgmma"),
@@ -133,7 +134,7 @@ def expanded(x: Tensor) -> Tensor:
     ],
 )
 def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, kernel: str) -> None:
-    """Both sum scores by the same instructions, padded alike; so do the launches for a few of the heads."""
+    """Both sum scores by the same instructions, padded alike; of a few heads, and of tensors with other strides too."""
     sizes = {name: size for name, size in change.items() if name != "where"}
     inputs = [expanded(x) if i == change.get("where") else x for i, x in enumerate(tensors(**sizes))]
     pattern = Pattern.of(options.get("method", NM(2, 4)), True, options.get("scale", 0.5))
@@ -144,10 +145,12 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
         query, key, value, None, out, logsumexp, None, None, None, pattern, HOPPER, True, options.get("seed")
     ).variant
     assert forward.kernel == kernel
-    for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1])):
-        _, (variant, *_), _ = prepare(q, k, v, device=HOPPER, **options)
+    elsewhere = query.clone(), key.contiguous(), value.mT.contiguous().mT
+    for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1]), elsewhere):
+        _, (variant, _, _, _, maps), _ = prepare(q, k, v, device=HOPPER, **options)
         assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
         assert (variant.head_dim, variant.stride, variant.dtype) == (forward.head_dim, forward.stride, forward.dtype)
+        assert not any(0 in one.strides for one in maps)
 
 
 @pytest.mark.parametrize(

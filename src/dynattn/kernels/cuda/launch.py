@@ -141,6 +141,8 @@ def prepare(
     mask_kind, mask = mask_of(mask, query, value.shape[2])
     pattern = of_kernels(pattern)
     variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
+    if variant.kernel == "wgmma":
+        key, value = unexpanded(key), unexpanded(value)
     params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern, seed)
     maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
@@ -176,13 +178,14 @@ def choose_variant(
     """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it.
 
     ``for_backward``: one whose choice a backward kernel repeats. The ``wgmma`` kernel is taken where its backward does
-    the same call, which copies queries too and knows no window and no sinks. A slice of the heads gets the same answer.
+    the same call, which knows no window and no sinks. Then only shapes decide, and not how many heads: a backward may
+    get tensors that were saved elsewhere, with other strides, and a few heads at a time.
     """
     batch, heads, q_len, head_dim = query.shape
     band = pattern.window > 0 or pattern.sinks > 0
-    tma = all(_fits_tma(x, pattern.stride) for x in (key, value))
-    if for_backward:
-        tma = tma and not band and not_expanded(query)
+    expanded = 0 in key.stride() or 0 in value.stride()  # would have to be copied, which the mma kernel need not do
+    tma = _fits_tma(value.shape[2], pattern.stride) and not (band if for_backward else expanded)
+    tma = tma and min(query.numel(), key.numel(), value.numel()) > 0  # a map of nothing is none
     return _select(
         device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux, band,
         pattern.stride, pattern.dropout_p > 0, q_len, batch * heads, tma=tma,
@@ -235,17 +238,15 @@ def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tenso
     return kind, mask.expand(*query.shape[:3], kv_len)
 
 
-def _fits_tma(x: Tensor, stride: int) -> bool:
-    """Whether tensor maps describe ``x``: no row past the end is read, and no dimension is an expanded one."""
-    # a row past the end would be read where the length is odd, since keys come in pairs; or, with a stride, where it is
-    # no multiple of it; a map of no rows is none
-    kv_len = x.shape[2]
-    return kv_len % max(2, stride) == 0 and kv_len >= 4 and not_expanded(x)
+def unexpanded(x: Tensor) -> Tensor:
+    """``x``, or a copy of it where a dimension is an expanded one, which a tensor map cannot describe."""
+    return x.clone(memory_format=torch.contiguous_format) if 0 in x.stride() else x
 
 
-def not_expanded(x: Tensor) -> bool:
-    """Whether ``x`` holds anything, and no dimension is an expanded one."""
-    return 0 not in x.stride() and x.numel() > 0
+def _fits_tma(kv_len: int, stride: int) -> bool:
+    """Whether tensor maps of keys read no row past the end."""
+    # they would where the length is odd, since keys come in pairs; or, with a stride, where it is no multiple of it
+    return kv_len % max(2, stride) == 0 and kv_len >= 4
 
 
 def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ...]:

@@ -159,7 +159,7 @@ def prepare_backward(
     splits, blocks = _grid(device, variant, batch * key.shape[1], kv_len)
     maps = ()
     if isinstance(variant, WgmmaBackwardVariant):
-        grad_out = grad_out if launch.not_expanded(grad_out) else grad_out.contiguous()
+        query, key, value, grad_out = map(launch.unexpanded, (query, key, value, grad_out))
         maps = _tensor_maps(query, key, value, grad_out, pattern.stride)
     row_blocks = batch * heads * -(-q_len // _ROW_BLOCK)
     row_terms = torch.empty_like(logsumexp)
