@@ -37,6 +37,7 @@ CASES: list[tuple[AnyBackwardVariant, str]] = [
     (QueryVariant("float16"), "sm_90a"),
     (PLAIN_WGMMA, "sm_90a"),
     *((variant, "sm_90a") for variant in cover(wgmma_variants(), 1)),
+    (replace(PLAIN_WGMMA, head_dim=64, band=True), "sm_90a"),
 ]
 
 

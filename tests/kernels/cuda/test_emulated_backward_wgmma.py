@@ -26,7 +26,7 @@ from dynattn.kernels.cuda import emulator
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 
-ONE, TWO, APART = NM(1, 2), NM(2, 4), NM(2, 4, stride=16)
+ONE, TWO, APART, BAND = NM(1, 2), NM(2, 4), NM(2, 4, stride=16), NM(1, 2, window=20, sinks=3)
 
 
 def problem_of(q_len: int, kv_len: int, head_dim: int = 64, **fields) -> BackwardProblem:
@@ -80,9 +80,18 @@ def test_masks_and_groups_of_keys_that_stand_apart(kind: str) -> None:
         check(problem, run(changed(problem, value=value)))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("method", [BAND, NM(1, 2, sinks=500), NM(1, 1)], ids=lambda method: method.name)
+def test_window_and_sinks_and_dense(method: NM, causal: bool) -> None:
+    problem = problem_of(70, 330, method=method, causal=causal)
+    check(problem, run(problem))
+
+
 def test_a_bias_and_its_gradient() -> None:
-    mask = bias(4, 50, 107, seed=9, dtype=torch.bfloat16)[..., 5:]
-    problem = problem_of(50, 102, 128, method=ONE, mask=mask, mask_gradient=True, batch=2, heads=4, kv_heads=2)
+    """And a window, whose tiles are two sets of survivors."""
+    mask = bias(4, 50, 157, seed=9, dtype=torch.bfloat16)[..., 5:]
+    fields = {"method": NM(2, 4, window=7, sinks=3), "mask": mask, "batch": 2, "heads": 4, "kv_heads": 2}
+    problem = problem_of(50, 152, 128, mask_gradient=True, **fields)
     result = run(problem)
     check(problem, result)
     alone = run(replace(problem, mask_gradient=False)).gradients

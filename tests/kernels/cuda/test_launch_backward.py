@@ -125,9 +125,8 @@ def expanded(x: Tensor) -> Tensor:
         ({"scale": -0.5}, {}, "wgmma"),
         ({"scale": -0.5}, {"where": 0}, "wgmma"),
         ({}, {"where": 1}, "wgmma"),
-        ({"method": NM(1, 2, sinks=5)}, {"where": 1}, "mma"),
-        ({"method": NM(1, 2, window=5)}, {}, "mma"),
-        ({"method": NM(1, 1)}, {}, "mma"),
+        ({"method": NM(1, 2, window=5)}, {}, "wgmma"),
+        ({"method": NM(1, 1)}, {}, "wgmma"),
         ({"method": NM(1, 2, stride=16)}, {"kv_len": 64}, "wgmma"),
         ({"method": NM(1, 2, stride=4)}, {}, "mma"),
         ({"dropout_p": 0.1, "seed": torch.tensor(5)}, {}, "mma"),
@@ -141,15 +140,19 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
     pattern = pattern._replace(dropout_p=options.get("dropout_p", 0.0))
     query, key, value = inputs
     out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
-    forward = launch.prepare(
-        query, key, value, None, out, logsumexp, None, None, None, pattern, HOPPER, True, options.get("seed")
-    ).variant
-    assert forward.kernel == kernel
+    figures = torch.empty_like(logsumexp), logsumexp.int(), logsumexp.int()
+    forward, with_kept_mass = (
+        launch.prepare(
+            query, key, value, None, out, logsumexp, *aux, pattern, HOPPER, for_backward=True, seed=options.get("seed")
+        ).variant
+        for aux in ((None, None, None), figures)
+    )
+    assert forward.kernel == with_kept_mass.kernel == kernel
     elsewhere = query.clone(), key.contiguous(), value.mT.contiguous().mT
     for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1]), elsewhere):
         _, (variant, _, _, _, maps), _ = prepare(q, k, v, device=HOPPER, **options)
         assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
-        assert (variant.head_dim, variant.stride, variant.dtype) == (forward.head_dim, forward.stride, forward.dtype)
+        assert (variant.head_dim, variant.stride, variant.band) == (forward.head_dim, forward.stride, forward.band)
         assert not any(0 in one.strides for one in maps)
 
 

@@ -177,14 +177,16 @@ def choose_variant(
 ) -> Variant:  # fmt: skip
     """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it.
 
-    ``for_backward``: one whose choice a backward kernel repeats. The ``wgmma`` kernel is taken where its backward does
-    the same call, which knows no window and no sinks. Then only shapes decide, and not how many heads: a backward may
-    get tensors that were saved elsewhere, with other strides, and a few heads at a time.
+    ``for_backward``: one whose choice a backward kernel repeats. Then only shapes decide, not how many heads and not
+    whether kept mass is asked for: a backward may get tensors that were saved elsewhere, with other strides, and a few
+    heads at a time. The ``wgmma`` kernels take the same calls, forward and backward.
     """
     batch, heads, q_len, head_dim = query.shape
     band = pattern.window > 0 or pattern.sinks > 0
     expanded = 0 in key.stride() or 0 in value.stride()  # would have to be copied, which the mma kernel need not do
-    tma = _fits_tma(value.shape[2], pattern.stride) and not (band if for_backward else expanded)
+    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
+    crowded = aux and band
+    tma = _fits_tma(value.shape[2], pattern.stride) and (for_backward or not (expanded or crowded))
     tma = tma and min(query.numel(), key.numel(), value.numel()) > 0  # a map of nothing is none
     return _select(
         device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux, band,
@@ -204,9 +206,8 @@ def _select(
     device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool, stride: int,
     dropout: bool, q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
-    """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
-    in_registers = dtype != "tf32" and not (aux and band) and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
+    """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether wgmma's copies fit."""
+    in_registers = dtype != "tf32" and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
     if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES and not dropout:
         padded = next(size for size in WGMMA_HEAD_DIMS if size >= head_dim)
         return Variant("wgmma", dtype, padded, n, m, mask, aux, band, stride=stride)

@@ -198,7 +198,7 @@ def _select(
     forward = launch.choose_variant(query, key, value, mask, False, pattern, device, for_backward=True)
     dtype, padded, n, m, stride = forward.dtype, forward.head_dim, forward.n, forward.m, forward.stride
     if forward.kernel == "wgmma":
-        return WgmmaBackwardVariant(dtype, padded, n, m, mask, stride)
+        return WgmmaBackwardVariant(dtype, padded, n, m, mask, forward.band, stride)
     choices = [
         BackwardVariant(dtype, padded, n, m, mask, forward.band, tiles, stride, forward.dropout)
         for tiles in row_tiles(padded, mask, forward.band)

@@ -24,17 +24,18 @@
 namespace dynattn {
 
 // What one computing warpgroup does.
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
 struct BackwardConsumer {
   using Shared = BackwardShared<HEAD_DIM>;
-  static constexpr int UNITS = Shared::UNITS, FRAGMENTS = HEAD_DIM / 8;
+  // Where window or sinks widen the choice, dS and P are two sets: all lower and all upper pairs of the groups.
+  static constexpr int UNITS = Shared::UNITS, FRAGMENTS = HEAD_DIM / 8, SETS = BAND ? 2 : 1;
   const BackwardParams& p;
   const BackwardPlace& block;
   const Shared& shared;
   const int group, warp;  // of the block, of the warpgroup
 
   float d_key[UNITS][FRAGMENTS][4], d_value[UNITS][FRAGMENTS][4];
-  PackedSurvivors gradients[UNITS];  // dS of the tile at hand
+  PackedSurvivors gradients[UNITS][SETS];  // dS of the tile at hand; the second set is 0 where a unit is not dense
   u32 metadata[UNITS];
   u32 handed_parity = 0;
 
@@ -82,13 +83,17 @@ struct BackwardConsumer {
   }
 
   // This warp's 16 rows of P or dS.
-  DYNATTN_DEVICE void store_spread(u32 panel, const PackedSurvivors& pairs, u32 nibbles) const {
+  DYNATTN_DEVICE void store_spread(u32 panel, const PackedSurvivors (&sets)[SETS], u32 nibbles, bool dense) const {
     const int lane = lane_now(), row = 16 * warp + (lane & 15);
     const u32 address = panel + row * LINE_BYTES, swizzle = static_cast<u32>((lane >> 4) ^ (lane & 7)) << 4;
 #pragma unroll
     for (int chunk = 0; chunk < 4; ++chunk) {
-      const FourKeys keys[2] = {spread<PATTERN>(pairs[chunk][0], nibble_of(nibbles, chunk, 0)),
-                                spread<PATTERN>(pairs[chunk][1], nibble_of(nibbles, chunk, 1))};
+      FourKeys keys[2];
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        keys[row] = dense ? FourKeys{sets[0][chunk][row], sets[SETS - 1][chunk][row]}
+                          : spread<PATTERN>(sets[0][chunk][row], nibble_of(nibbles, chunk, row));
+      }
       store_matrices(address + (swizzle ^ (chunk << 5)), keys[0].low, keys[1].low, keys[0].high, keys[1].high);
     }
   }
@@ -107,42 +112,64 @@ struct BackwardConsumer {
     if (MASK != MaskKind::none || key0 + UNIT_KEYS - 1 > last_key(f, place.first_query)) {
       apply_mask<Element, MASK, STRIDE>(s, f, place, query, key0, lane, f.scale);
     }
-    Kept kept;
-    kept.nibbles = choose<PATTERN>(s, kept.s);
+    const bool dense = BAND && band_touches(f, place.first_query, CONSUMER_ROWS, key0, UNIT_KEYS);
+    Kept kept[SETS];
+    PackedSurvivors weights[SETS];
+    choose_unit(s, query, key0, lane, dense, kept);
     const QuadLane quad = quad_lane(lane);
-    metadata[unit] = finish(exchange(kept.nibbles, quad), quad);
-    weigh<IS_BIAS<MASK>>(kept.s, terms, IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E);
-    PackedSurvivors weights;
-    pack_survivors<Element>(kept.s, weights);
-    store_spread(shared.weights(tile), weights, kept.nibbles);
+    metadata[unit] = finish(exchange(kept[0].nibbles, quad), quad);
+#pragma unroll
+    for (int set = 0; set < SETS; ++set) {
+      if (set == 0 || dense) weigh<IS_BIAS<MASK>>(kept[set].s, terms, IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E);
+      pack_survivors<Element>(kept[set].s, weights[set]);
+    }
+    store_spread(shared.weights(tile), weights, kept[0].nibbles, dense);
     products_wait<0>();
     pin(value_products);
     get_scores(value_products, s);
-    Survivors ds;
-    differentiate<PATTERN>(kept, s, terms, Dropout<false, STRIDE>(f, 0, 0), query, key0, lane, ds);
-    if (IS_BIAS<MASK> && p.d_mask != nullptr) {
-      write_mask_gradients<STRIDE>(p, kept, ds, place.row0, place.first_query, query, key0, lane);
+    const Dropout<false, STRIDE> dropout(f, 0, 0);
+#pragma unroll
+    for (int set = 0; set < SETS; ++set) {
+      Survivors ds = {};
+      if (dense) {
+        differentiate<Pattern::two_of_four>(kept[set], s, terms, dropout, query, key0, lane, ds);
+      } else if (set == 0) {
+        differentiate<PATTERN>(kept[set], s, terms, dropout, query, key0, lane, ds);
+      }
+      if (IS_BIAS<MASK> && p.d_mask != nullptr && (set == 0 || dense)) {
+        write_mask_gradients<STRIDE>(p, kept[set], ds, place.row0, place.first_query, query, key0, lane);
+      }
+      pack_survivors<Element>(ds, gradients[unit][set]);
     }
-    pack_survivors<Element>(ds, gradients[unit]);
-    store_spread(shared.score_grads(tile), gradients[unit], kept.nibbles);
+    store_spread(shared.score_grads(tile), gradients[unit], kept[0].nibbles, dense);
+  }
+
+  // The survivors' scores; of a dense tile all of the choice and of window and sinks.
+  DYNATTN_DEVICE void choose_unit(const Scores& s, int query, int key0, int lane, bool dense, Kept (&kept)[SETS]) const {
+    if (dense) {
+      Survivors dropped[2];
+      split_by_choice_and_band<PATTERN, STRIDE>(s, p.forward, query, key0, lane, kept[0].s, kept[SETS - 1].s, dropped[0],
+                                                dropped[1]);
+      kept[0].nibbles = LOWER_PAIRS;
+      kept[SETS - 1].nibbles = UPPER_PAIRS;
+    } else {
+      if (BAND) kept[SETS - 1] = {};
+      kept[0].nibbles = choose<PATTERN>(s, kept[0].s);
+    }
   }
 
   // dQ = dS K of the tile, over all of this warpgroup's keys.
   DYNATTN_DEVICE void start_query_gradients(float (&d_query)[FRAGMENTS][4]) const {
 #pragma unroll
-    for (int unit = 0; unit < UNITS; ++unit) {
-      const u64 first_keys = rows_of_tile(shared.keys_in_order(group * UNITS + unit));
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {  // of 32 keys
-        const u32 (&pairs)[4][2] = gradients[unit];
-        const u32 a[4] = {pairs[2 * step][0], pairs[2 * step][1], pairs[2 * step + 1][0], pairs[2 * step + 1][1]};
-        const u64 keys = advanced(first_keys, step * 32 * LINE_BYTES);
-        if (step == 0) {
-          multiply_values<Element, 0>(d_query, a, keys, metadata[unit], unit > 0);
-        } else {
-          multiply_values<Element, 1>(d_query, a, keys, metadata[unit]);
-        }
-      }
+    for (int i = 0; i < UNITS * SETS; ++i) {
+      const int unit = i / SETS;
+      const u32 word = i % SETS == 0 ? metadata[unit] : UPPER_PAIRS;
+      const u32(&pairs)[4][2] = gradients[unit][i % SETS];
+      const u64 keys = rows_of_tile(shared.keys_in_order(group * UNITS + unit));
+      const u32 a[2][4] = {{pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]},
+                           {pairs[2][0], pairs[2][1], pairs[3][0], pairs[3][1]}};
+      multiply_values<Element, 0>(d_query, a[0], keys, word, i > 0);
+      multiply_values<Element, 1>(d_query, a[1], advanced(keys, 32 * LINE_BYTES), word);
     }
     products_commit();
   }
@@ -269,7 +296,7 @@ struct BackwardConsumer {
   }
 };
 
-template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, int STRIDE>
+template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE>
 __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     nm_backward_wgmma(const BackwardParams p, const DYNATTN_GRID_CONSTANT TensorMap key_low,
                       const DYNATTN_GRID_CONSTANT TensorMap key_high, const DYNATTN_GRID_CONSTANT TensorMap key,
@@ -289,7 +316,7 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     }
   } else {
     grow_registers<CONSUMER_REGISTERS>();
-    BackwardConsumer<Element, HEAD_DIM, PATTERN, MASK, STRIDE> consumer = {
+    BackwardConsumer<Element, HEAD_DIM, PATTERN, MASK, BAND, STRIDE> consumer = {
         p, work.block, shared, group, same_in_warp(thread / 32 % 4)};
     consumer.run(work);
   }

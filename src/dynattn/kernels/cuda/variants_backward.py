@@ -151,7 +151,7 @@ class WgmmaBackwardVariant:
         dtype: of query, key, value, the gradients: ``bfloat16`` or ``float16``.
         head_dim: columns that the tiles hold; the forward's, so that both sum scores alike.
         n, m: the pattern.
-        mask: as :class:`BackwardVariant` has it.
+        mask, band: as :class:`BackwardVariant` has them.
         stride: how far apart the keys of a group stand.
     """
 
@@ -160,6 +160,7 @@ class WgmmaBackwardVariant:
     n: int
     m: int
     mask: str = "none"
+    band: bool = False
     stride: int = 1
 
     kernel = "backward_wgmma"
@@ -175,6 +176,7 @@ class WgmmaBackwardVariant:
             str(self.head_dim),
             f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
             f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
+            str(self.band).lower(),
             str(self.stride),
         ]
         return f"dynattn::nm_backward_wgmma<{', '.join(arguments)}>"
@@ -213,8 +215,10 @@ def main_variants() -> Iterator[BackwardVariant]:
 
 def wgmma_variants() -> Iterator[WgmmaBackwardVariant]:
     """Every variant of the main kernel for sm_90a."""
-    for dtype, head_dim, (n, m), mask, stride in product(DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, WGMMA_STRIDES):
-        yield WgmmaBackwardVariant(dtype, head_dim, n, m, mask, stride)
+    for dtype, head_dim, (n, m), mask, band, stride in product(
+        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True), WGMMA_STRIDES
+    ):
+        yield WgmmaBackwardVariant(dtype, head_dim, n, m, mask, band, stride)
 
 
 def small_variants() -> Iterator[RowTermsVariant | QueryVariant]:

@@ -93,10 +93,9 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
 
 
 def _common(variant: Variant | BackwardVariant | WgmmaBackwardVariant) -> bool:
-    if isinstance(variant, WgmmaBackwardVariant):
-        return variant.mask in _COMMON_MASKS
     aux = isinstance(variant, Variant) and variant.aux
-    if variant.mask not in _COMMON_MASKS or aux or variant.dropout or variant.dtype == "tf32":
+    dropout = not isinstance(variant, WgmmaBackwardVariant) and variant.dropout
+    if variant.mask not in _COMMON_MASKS or aux or dropout or variant.dtype == "tf32":
         return False
     return variant.stride == 1 or not variant.band
 
