@@ -60,9 +60,11 @@ def _kept_by_backward(query: Tensor, key: Tensor, method: NM) -> Tensor:
     parts = _QUERIES // 64
     query = query.unflatten(2, (parts, 64)).flatten(1, 2).contiguous()
     key = key.repeat_interleave(parts, 1)
-    value = torch.eye(_KEYS, key.shape[3], dtype=key.dtype, device=key.device).expand_as(key).contiguous()
-    grad_out = torch.eye(64, key.shape[3], dtype=key.dtype, device=key.device).expand_as(query).contiguous()
-    out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3], device=key.device)
+    value, grad_out = (
+        torch.eye(rows, _KEYS, dtype=key.dtype, device=key.device).expand(1, _HEADS * parts, -1, -1).contiguous()
+        for rows in (_KEYS, 64)
+    )
+    out, logsumexp = torch.empty_like(grad_out), torch.empty(query.shape[:3], device=key.device)
     pattern = Pattern.of(method, False, 1 / 64)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True)

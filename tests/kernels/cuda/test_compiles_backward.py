@@ -7,6 +7,7 @@ import pytest
 from test_compiles import cover, disassembled
 
 from dynattn.kernels.cuda.loader import compile_variant, missing
+from dynattn.kernels.cuda.variants import Variant
 from dynattn.kernels.cuda.variants_backward import (
     AnyBackwardVariant,
     BackwardVariant,
@@ -20,8 +21,8 @@ from dynattn.kernels.cuda.variants_backward import (
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
 
-# bytes of a thread that may lie outside its registers: of 1020; of the wgmma kernel with 128 columns
-_LITTLE, _AT_MOST, _NEXT_TO_NOTHING = 128, 448, 32
+# bytes of a thread that may lie outside its registers: of 1020; of the wgmma kernel with 128 columns; of a forward
+_LITTLE, _AT_MOST, _NEXT_TO_NOTHING, _CROWDED = 128, 448, 32, 640
 WITHOUT = [variant for variant in main_variants() if not variant.dropout]
 DROPOUT = [variant for variant in main_variants() if variant.dropout]
 PLAIN = BackwardVariant("bfloat16", 64, 1, 2, row_tiles=2)
@@ -80,6 +81,16 @@ def test_it_keeps_to_its_registers_and_multiplies_sparse(case: tuple[AnyBackward
     assert "HMMA.SP.16832.F32" in code
     assert "HMMA.16816.F32" in code
     assert not re.search(r"\bRED\b|\bATOM", code)  # no atomics: the same bits in every run
+
+
+def test_the_forward_of_training_with_kept_mass_and_a_window() -> None:
+    """Its backward is by wgmma, so it is too, though it does not fit in registers."""
+    variant = Variant("wgmma", "bfloat16", 128, 2, 4, aux=True, band=True, stride=16)
+    log = compile_variant(variant, "sm_90a", cached=False).log
+    (stack,) = map(int, re.findall(r"(\d+) bytes stack frame", log)[:1])
+    assert 0 < stack <= _CROWDED
+    assert "Used 168 registers" in log
+    assert not re.search(r"warning|serializ|C75\d\d", log, re.IGNORECASE)
 
 
 def test_every_variant_has_a_name_of_its_own() -> None:
