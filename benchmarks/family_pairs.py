@@ -2,6 +2,7 @@
 
     python benchmarks/family_pairs.py quality minilm   # smollm2, dinov2: benchmarks/results/family/pairs-minilm.json
     python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json
+    python benchmarks/family_pairs.py time-full        # not causal: benchmarks/results/family/pairs-time-full.json
     python benchmarks/family_pairs.py steps            # benchmarks/results/family/pairs-steps.json
     python benchmarks/family_pairs.py table            # the tables of docs/methods/*.md from the records
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "family"
 DOCS = Path(__file__).parent.parent / "docs" / "methods"
 MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2", "dinov2": "DINOv2"}
 START, END = "<!-- written by benchmarks/family_pairs.py -->", "<!-- end -->"
+TIMES = "<!-- times: written by benchmarks/family_pairs.py -->"
 STEPS = "<!-- steps: written by benchmarks/family_pairs.py -->"
 BASELINES = ("nm-2-4", "fixed-0.5", "random-0.5")
 PAGES = {
@@ -55,8 +58,10 @@ PAGES = {
 METHODS = tuple(dict.fromkeys(name for names in PAGES.values() for name in names))
 TOKENS = 256
 LENGTHS = (512, 1024, 2048, 4096)
-FAST = ("dense", "nm-2-4", "blocktopk-0.25-b64", "blocktopk-0.25-b16", "window-64-s4")  # timed at all lengths
-TIMED = (*FAST, "topk-0.25", "threshold-0.01", "fixed-0.5")
+BY_ROW = ("topk-0.5", "topk-0.25", "topk-0.125", "threshold-0.01")
+FAST = ("dense", "nm-2-4", "blocktopk-0.25-b64", "blocktopk-0.25-b16", "window-64-s4", *BY_ROW)  # timed at all lengths
+TIMED = (*FAST, "fixed-0.5")
+FULL = ("dense", "nm-1-2", "nm-2-4", *BY_ROW)  # timed without causality
 
 
 class Look:
@@ -111,6 +116,9 @@ def steps() -> dict[str, Any]:
         "sdpa": lambda: sdpa(query, key, value),
         "nm-1-2": lambda: dynattn.attention(query, key, value, parse("nm-1-2")),
         "topk-0.25": lambda: dynattn.attention(query, key, value, parse("topk-0.25")),
+        "topk-0.25, plain PyTorch": lambda: dynattn.attention(
+            query, key, value, parse("topk-0.25"), backend="reference"
+        ),
         "scores": lambda: query @ key.mT,
         "the largest quarter": lambda: torch.topk(scores, 256, sorted=False),
         "stable sort": lambda: scores.sort(dim=-1, descending=True, stable=True),
@@ -131,11 +139,15 @@ def seconds(timing: Timing, baseline: Timing) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def timings() -> dict[str, Any]:
-    """Each method against SDPA in the same run: 12 heads of length 64, causal, float32, normal scores.
+def timings(causal: bool, names: tuple[str, ...], more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Each method against SDPA in the same run: 12 heads of length 64, float32, normal scores.
 
-    One thread, in seconds of its processor time, as in :func:`steps`. Beyond the first length those alone whose memory
-    and time leave room for it.
+    One thread, in seconds of its processor time, as in :func:`steps`.
+
+    Args:
+        causal: forbid keys after the query.
+        names: methods timed at all lengths.
+        more: methods timed at the first length alone, since their memory and time leave no room for the others.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -145,11 +157,11 @@ def timings() -> dict[str, Any]:
         query, key, value = torch.randn(3, 1, length, 12, 64).transpose(2, 3)  # as models lay them out
 
         def run(name: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
-            return dynattn.attention(q, k, v, parse(name), causal=True)
+            return dynattn.attention(q, k, v, parse(name), causal=causal)
 
-        names = TIMED if length == LENGTHS[0] else FAST
-        calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=True)}
-        calls |= {name: lambda name=name, run=run: run(name) for name in names}
+        timed = (*names, *more) if length == LENGTHS[0] else names
+        calls: dict[str, Any] = {"sdpa": lambda q=query, k=key, v=value: sdpa(q, k, v, is_causal=causal)}
+        calls |= {name: lambda name=name, run=run: run(name) for name in timed}
         # Samples of 50 ms: processor time of one short call can be a tick of 4 ms off.
         taken = interleaved(calls, rounds=7, min_sample=0.05, clock=time.process_time)
         found[str(length)] = {name: seconds(timing, taken["sdpa"]) for name, timing in taken.items()}
@@ -190,12 +202,12 @@ def table(page: str) -> str:
     return "\n".join(lines)
 
 
-def time_table() -> str:
+def time_table(which: str, names: tuple[str, ...]) -> str:
     """Milliseconds and speed-up over SDPA by length, in Markdown."""
-    record = saved("time")
+    record = saved(which)
     lines = [f"| | {' | '.join(f'{length} tokens' for length in record['lengths'])} |"]
     lines.append("|" + "---|" * (1 + len(record["lengths"])))
-    for name in ("sdpa", *TIMED):
+    for name in ("sdpa", *names):
         cells = []
         for found in record["lengths"].values():
             one = found.get(name)
@@ -218,11 +230,20 @@ def main(arguments: list[str]) -> int:
     if arguments == ["table"]:
         for page in PAGES:
             write(page, START, table(page))
-        for name, page, start, text in (("steps", "topk", STEPS, steps_table), ("time", "README", START, time_table)):
+        tables = (
+            ("steps", "topk", STEPS, steps_table),
+            ("time", "README", START, partial(time_table, "time", TIMED)),
+            ("time-full", "topk", TIMES, partial(time_table, "time-full", FULL)),
+        )
+        for name, page, start, text in tables:
             if (RESULTS / f"pairs-{name}.json").exists():
                 write(page, start, text())
         return 0
-    measures = {"time": timings, "steps": steps}
+    measures = {
+        "time": partial(timings, True, FAST, ("fixed-0.5",)),
+        "time-full": partial(timings, False, FULL),
+        "steps": steps,
+    }
     if len(arguments) == 1 and arguments[0] in measures:
         save(arguments[0], measures[arguments[0]]())
         return 0

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from dynattn.evals.compare.results import BASELINE
 from dynattn.evals.training.results import Study
 from dynattn.report.compare import interval, label
 
@@ -29,7 +30,13 @@ def main(paths: list[Path]) -> None:
             if arm is None:
                 continue
             mass = kept.get(method)
-            shares = f"{mass['trained_dense']:.3f} / {mass['trained_with_it']:.3f}" if mass else "1"
+            shares = (
+                f"{mass['trained_dense']:.3f} / {mass['trained_with_it']:.3f}"
+                if mass
+                else "1"
+                if method == BASELINE
+                else "–"
+            )
             score = f"{arm.score.mean:.3f} [{arm.score.low:.3f}, {arm.score.high:.3f}]"
             cells = [found.name, str(len(found.seeds)), f"{floor:.3f}", label(method), score, interval(arm.difference)]
             print(f"| {' | '.join([*cells, shares])} |")

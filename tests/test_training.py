@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import dynattn
 from dynattn import NM
 from dynattn.kernels import cpu
+from dynattn.methods import parse
 from dynattn.ops import nm
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose
@@ -234,6 +235,22 @@ def test_the_kernels_gradient_is_the_references() -> None:
     close(torch.autograd.grad(loss(query, key, value, scale=0.25), (query, key, value)), want, 1e-12)
     floats = [x.detach().float().requires_grad_() for x in (query, key, value)]
     close(torch.autograd.grad(loss(*floats, scale=0.25), floats), [x.float() for x in want])
+
+
+@pytest.mark.parametrize("method", ["nm-1-2", "blocktopk-0.5-b16", "topk-0.3"])
+def test_what_was_saved_may_come_back_with_other_strides(method: str) -> None:
+    """As from a hook that keeps it elsewhere."""
+    tensors = inputs()
+
+    def out() -> Tensor:
+        return dynattn.attention(*tensors, parse(method)).sin().sum()
+
+    want = torch.autograd.grad(out(), tensors)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x.mT.contiguous() if x.dim() > 2 else x, lambda x: x.mT if x.dim() > 2 else x
+    ):
+        turned = out()
+    close(torch.autograd.grad(turned, tensors), want)
 
 
 def test_jacobian_where_vmap_repeats_what_was_saved() -> None:

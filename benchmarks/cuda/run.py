@@ -47,6 +47,7 @@ from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
+_HANGS_SECONDS = 60  # in one test: where it stands is written down
 _INTERRUPTED_SECONDS = 15  # that a stopped command may take to end
 _TRAINING_SECONDS = 40  # kept for forward and backward when the forward's suites take long
 _DRY_ARCH = "sm_90a"
@@ -124,6 +125,7 @@ class Run:
     def tests(self) -> dict:
         parallel = ["-n", "12"] if find_spec("xdist") and not self.dry else []
         command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
+        command += ["-o", f"faulthandler_timeout={_HANGS_SECONDS}"]  # a kernel that never ends is named
         return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
 
     def rates(self) -> list[dict]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from dynattn.methods import NM, Method, MixingMethod, PairMethod, PerHead, PerLayer, Window, parse
 from dynattn.ops import banded, heads, transforms
 from dynattn.ops.blocks import block_attention
-from dynattn.ops.choose import Plan, Problem, explain_choice, route
+from dynattn.ops.choose import Plan, Problem, chooses_by_row, explain_choice, route
 from dynattn.ops.nm import nm_attention
 from dynattn.ops.pairs import pair_attention
+from dynattn.ops.rows import row_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_HEAD_DIM = 256
@@ -135,6 +136,10 @@ def attention(
     elif chosen == "reference":
         out, logsumexp, kept_mass, kept, allowed = pair_attention(
             *tensors, method.known_as, causal, factor, float(dropout_p), return_aux
+        )
+    elif chooses_by_row(method):
+        out, logsumexp, kept_mass, kept, allowed, _, _ = row_attention(
+            *tensors, method.known_as, causal, factor, float(dropout_p), return_aux, chosen
         )
     else:
         out, logsumexp, kept_mass, kept, allowed, _ = block_attention(
@@ -258,6 +263,7 @@ def _check(
     return Problem(
         device, dtype, method, attn_mask is not None, not causal or q[2] == k[2], aux, q[3], v[3], dropout_p > 0,
         needs_grad, attn_mask is not None and _by_query(attn_mask),
+        needs_grad and attn_mask is not None and attn_mask.requires_grad,
     )  # fmt: skip
 
 

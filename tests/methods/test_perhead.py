@@ -94,8 +94,8 @@ def test_explain() -> None:
     query, key, value = tensors()
     text = str(dynattn.explain(query, key, value, PerHead(MIXED)))
     assert "nm-1-2, 3 of 6 heads: cpu: fused C++ kernel" in text
-    assert "topk-3, 1 of 6 heads: reference: plain PyTorch" in text
-    with pytest.raises(RuntimeError, match="topk-3 is another method"):
+    assert "topk-3, 1 of 6 heads: cpu: fused C++ kernel" in text
+    with pytest.raises(RuntimeError, match="window-4-s1 is another method"):
         dynattn.attention(query, key, value, PerHead(MIXED), backend="cpu")
 
 

@@ -48,5 +48,10 @@ def ceil(ratio: float, length: _Count) -> _Count:
         ratio: the share.
         length: a whole number, or an int64 tensor of them, below 2**31.
     """
-    exact = Fraction(ratio).limit_denominator(_FINEST)
-    return -(-length * exact.numerator // exact.denominator)
+    fraction = exact(ratio)
+    return -(-length * fraction.numerator // fraction.denominator)
+
+
+def exact(ratio: float) -> Fraction:
+    """The nearest fraction with a denominator of at most a million."""
+    return Fraction(ratio).limit_denominator(_FINEST)

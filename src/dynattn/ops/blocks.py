@@ -100,8 +100,9 @@ def _backward(
     d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
     cpu.nm_backward(
         rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
-        rows_contiguous(value), expanded(attn_mask, query, key), out, logsumexp, d_query, d_key, d_value, None,
-        call.pattern, isa_of(backend), seed=integer(seed), cells=blocks, cell=int(call.pairs.whole_blocks),
+        rows_contiguous(value), expanded(attn_mask, query, key), rows_contiguous(out), logsumexp.contiguous(), d_query,
+        d_key, d_value, None, call.pattern, isa_of(backend), seed=integer(seed), cells=blocks.contiguous(),
+        cell=int(call.pairs.whole_blocks),
     )  # fmt: skip
     return d_query, d_key, d_value
 

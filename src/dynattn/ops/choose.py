@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 
 from dynattn.kernels import cpu, cuda
-from dynattn.methods import NM, Method, MixingMethod, PairMethod, Window
+from dynattn.methods import NM, Method, MixingMethod, PairMethod, Threshold, TopK, Window
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FASTEST_FIRST = {"cpu": ("cpu", "blockwise", "sdpa"), "cuda": ("cuda", "blockwise", "sdpa")}
@@ -34,12 +34,15 @@ class Problem(NamedTuple):
     dropout: bool = False
     needs_grad: bool = False
     mask_by_query: bool = False  # a mask that is added, or that is not the same for all queries
+    mask_needs_grad: bool = False
 
     @property
     def fastest_first(self) -> tuple[str, ...]:
         """Backends that ``auto`` tries on this device before the reference."""
         if self.device.type == "cuda" and self.method.keeps_everything:
             return ("sdpa", "cuda")  # which computes it as well, but with products twice over
+        if self.method.keeps_everything and chooses_by_row(self.method):
+            return ("sdpa", "cpu")  # which lists all pairs one by one
         return _FASTEST_FIRST.get(self.device.type, _ANYWHERE)
 
 
@@ -129,12 +132,22 @@ def _whole_blocks(method: Method) -> bool:
     return isinstance(method, PairMethod) and method.whole_blocks != 0
 
 
+def chooses_by_row(method: Method) -> bool:
+    """Whether ``method`` keeps pairs by the scores of their own row alone, as ``row_attention`` computes it."""
+    return isinstance(method, (TopK, Threshold))
+
+
 def _cpu_cannot(problem: Problem) -> str | None:
-    blocks = _whole_blocks(problem.method)
-    if not blocks and not isinstance(problem.method, NM):
-        return f"its kernels compute N:M attention and large blocks, and {problem.method.known_as} is another method"
+    blocks, by_row = _whole_blocks(problem.method), chooses_by_row(problem.method)
+    if not blocks and not by_row and not isinstance(problem.method, NM):
+        return (
+            "its kernels compute N:M attention, top-k, thresholds and large blocks, and "
+            f"{problem.method.known_as} is another method"
+        )
     if blocks and problem.mask_by_query:
         return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
+    if by_row and problem.mask_needs_grad:
+        return "the gradient of a mask is not made where rows choose by their scores"
     if problem.device.type != "cpu":
         return f"tensors are on {problem.device}"
     if problem.dtype not in _KERNEL_DTYPES:
@@ -164,7 +177,10 @@ def _cuda_cannot(problem: Problem) -> str | None:
 
 
 def _cpu_what(problem: Problem, isa: str) -> str:
-    return f"fused C++ kernel ({isa})" + (", dropped blocks skipped" if _whole_blocks(problem.method) else "")
+    what = f"fused C++ kernel ({isa})"
+    if chooses_by_row(problem.method):
+        return f"{what}, all pairs scored, values of the kept ones read"
+    return what + (", dropped blocks skipped" if _whole_blocks(problem.method) else "")
 
 
 def _cuda_what(problem: Problem) -> str:

@@ -106,7 +106,7 @@ def _backward(
         )  # fmt: skip
     return _run_backward(
         kernel(pattern, backend, seed),
-        rows_contiguous(grad_out), grad_logsumexp, out, logsumexp,
+        rows_contiguous(grad_out), grad_logsumexp, rows_contiguous(out), logsumexp,
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), attn_mask, mask_needs_grad,
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def _run_backward(
     gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
     d_query, d_key, d_value, d_mask = gradients
     mask = expanded(attn_mask, query, key)
-    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()  # vmap repeats it by a stride of 0
+    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()  # vmap repeats it by stride 0
     if mask is None or not mask_needs_grad:
         run(grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, None)
         return gradients

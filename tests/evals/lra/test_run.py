@@ -181,3 +181,10 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(recipes._RECIPES, ("image", "small"), recipe(steps=2, width=32))
     with pytest.raises(ValueError, match="a folder holds one job"):
         lra(Settings(task="image", methods=(), seeds=1), Path(tmp_path), silent)
+
+
+def test_methods_that_keep_no_pairs_are_trained_and_have_no_kept_mass(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes._RECIPES, ("listops", "small"), recipe(steps=2))
+    lra(Settings(task="listops", methods=("efficient", "nm-1-2"), seeds=1), tmp_path, silent)
+    looked = json.loads((runs_folder(tmp_path, "listops", "small") / "kept.json").read_text())
+    assert [each["method"] for each in looked] == ["nm-1-2"]

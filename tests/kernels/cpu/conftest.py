@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern
-from dynattn.methods.nm import NM
+from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.methods import NM, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
 ISAS = ("avx512", "avx2", "portable")
@@ -63,18 +63,25 @@ def check() -> Callable[..., None]:
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, method: NM, isa: str, *, mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
     causal: bool = False, scale: float | None = None, aux: bool = True, cells: Tensor | None = None, cell: int = 0,
 ) -> Result:  # fmt: skip
     rows = query.shape[:3]
     out = torch.full((*rows, value.shape[-1]), math.nan, dtype=query.dtype)
     logsumexp, kept_mass = torch.full(rows, math.nan), torch.full(rows, math.nan)
     kept, allowed = torch.full(rows, -1, dtype=torch.int32), torch.full(rows, -1, dtype=torch.int32)
-    cpu.nm_forward(
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    tensors = (
         query, key, value, None if mask is None else mask.expand(*rows, key.shape[2]), out, logsumexp,
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern.of(method, causal, query.shape[-1] ** -0.5 if scale is None else scale), isa, cells=cells, cell=cell,
     )  # fmt: skip
+    if isinstance(method, NM):
+        cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, cells=cells, cell=cell)
+    else:
+        cut = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
+        cpu.row_forward(*tensors, cut, RowRule.of(method), Pattern.of(NM(1, 1), causal, factor), isa)
+        assert not cut[0].isnan().any()
+        assert (cut[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)
 
 
@@ -89,7 +96,7 @@ def _grid(
 
 
 def _check(
-    query: Tensor, key: Tensor, value: Tensor, method: NM, isa: str, *, mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
     causal: bool = False, scale: float = 0.25, counts: bool = True, cells: Tensor | None = None, cell: int = 0,
 ) -> None:  # fmt: skip
     """Kernel, with and without counts, against the reference in float64: error at most twice that of plain PyTorch."""
@@ -119,7 +126,7 @@ def _within(cells: Tensor, cell: int, mask: Tensor | None, q_len: int, kv_len: i
 
 
 def _reference(
-    query: Tensor, key: Tensor, value: Tensor, method: NM, mask: Tensor | None, causal: bool, scale: float
+    query: Tensor, key: Tensor, value: Tensor, method: PairMethod, mask: Tensor | None, causal: bool, scale: float
 ) -> reference.Forward:
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)

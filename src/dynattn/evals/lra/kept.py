@@ -13,7 +13,7 @@ from dynattn.evals.compare.results import BASELINE, Record
 from dynattn.evals.lra.experiment import Arena, load
 from dynattn.evals.lra.model import Call
 from dynattn.functional import attention
-from dynattn.methods import Method, parse
+from dynattn.methods import Method, MixingMethod, PerHead, parse
 
 _SEQUENCES = 32  # held-out ones that are looked at
 
@@ -37,7 +37,7 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
 
     Args:
         arena: what they were trained on.
-        methods: short names; the baseline is passed over.
+        methods: short names; the baseline, and methods that keep no pairs, are passed over.
         seeds: of the study.
         folder: of its runs, with their models.
     """
@@ -51,8 +51,13 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
     return [
         Kept(method=method, trained_dense=mean(method, BASELINE), trained_with_it=mean(method, method))
         for method in methods
-        if method != BASELINE
+        if method != BASELINE and _keeps_pairs(parse(method))
     ]
+
+
+def _keeps_pairs(method: Method) -> bool:
+    parts = method.parts if isinstance(method, PerHead) else (method,)
+    return not any(isinstance(part, MixingMethod) for part in parts)
 
 
 @torch.inference_mode()

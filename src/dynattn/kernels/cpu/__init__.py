@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynattn.kernels.pattern import Pattern
+from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.reference import dropout
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
@@ -26,9 +26,11 @@ _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
 # NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("10P 16q 7q P Q f 12i I f 2i 0q")
+_NM_FORWARD_ARGS = struct.Struct("12P 16q 7q P Q f 12i I f 2i 0q")
 # What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
 _NM_BACKWARD_ARGS = struct.Struct("6P 12q")
+# What RowForwardArgs has behind its NMForwardArgs.
+_ROW_FORWARD_ARGS = struct.Struct("3q f 0q")
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
@@ -87,6 +89,48 @@ def nm_forward(
         _raise("nm_forward", status)
 
 
+def row_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    kept_mass: Tensor | None,
+    kept: Tensor | None,
+    allowed: Tensor | None,
+    cut: tuple[Tensor, Tensor],
+    rule: RowRule,
+    pattern: Pattern,
+    isa: str,
+    *,
+    seed: int = 0,
+) -> None:
+    """Attention of rows that choose by their own scores, forward, into tensors that the caller gives. Checks nothing.
+
+        out = softmax(scale · QKᵀ + mask, over the pairs that ``rule`` keeps) V
+
+    Args:
+        query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, isa, seed: as in :func:`nm_forward`.
+        cut: (batch, heads, q_len), contiguous, float32 and int32, to be filled: the least score kept, in the kernels'
+            own unit, and the last key kept of those that have it. :func:`nm_backward` chooses by it.
+        rule: what a row keeps.
+        pattern: dense: how to score.
+
+    Raises:
+        As :func:`nm_forward`.
+
+    Source: arXiv:2010.03688.
+    """
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, True, None, 0,
+        cut=cut,
+    )  # fmt: skip
+    status = _library().dynattn_row_forward(args + _ROW_FORWARD_ARGS.pack(*rule))
+    if status != 0:
+        _raise("row_forward", status)
+
+
 def nm_backward(
     grad_out: Tensor,
     grad_logsumexp: Tensor,
@@ -107,6 +151,7 @@ def nm_backward(
     first: tuple[int, int] = (0, 0),
     cells: Tensor | None = None,
     cell: int = 0,
+    cut: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
 
@@ -122,6 +167,7 @@ def nm_backward(
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
         first: batch and head of the forward's tensors that these, a part of them, begin with: dropout draws by them.
+        cut: what :func:`row_forward` gave, for its gradients; the pattern is then dense.
 
     Raises:
         As :func:`nm_forward`.
@@ -129,8 +175,9 @@ def nm_backward(
     Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell, first
-    )
+        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell, first,
+        cut or (None, None),
+    )  # fmt: skip
     args += _NM_BACKWARD_ARGS.pack(
         grad_out.data_ptr(),
         grad_logsumexp.data_ptr(),
@@ -194,6 +241,7 @@ def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
     seed: int, needs_grad: bool, cells: Tensor | None, cell: int, first: tuple[int, int] = (0, 0),
+    cut: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
@@ -206,6 +254,7 @@ def _forward_args(
         logsumexp.data_ptr(),
         *(0 if x is None else x.data_ptr() for x in counts),
         0 if cells is None else cells.data_ptr(),
+        *(0 if x is None else x.data_ptr() for x in cut),
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -263,7 +312,7 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    expected = _NM_FORWARD_ARGS.size + _NM_BACKWARD_ARGS.size
+    expected = 2 * _NM_FORWARD_ARGS.size + _NM_BACKWARD_ARGS.size + _ROW_FORWARD_ARGS.size
     if not hasattr(library, "dynattn_args_bytes") or library.dynattn_args_bytes() != expected:
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
@@ -271,6 +320,8 @@ def _library() -> ctypes.CDLL:
         )
     library.dynattn_nm_forward.argtypes = [ctypes.c_char_p]
     library.dynattn_nm_forward.restype = ctypes.c_int32
+    library.dynattn_row_forward.argtypes = [ctypes.c_char_p]
+    library.dynattn_row_forward.restype = ctypes.c_int32
     library.dynattn_nm_backward.argtypes = [ctypes.c_char_p]
     library.dynattn_nm_backward.restype = ctypes.c_int32
     library.dynattn_isa_available.argtypes = [ctypes.c_int32]

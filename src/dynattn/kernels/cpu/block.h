@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cells.h"
+#include "cut.h"
 #include "dropout.h"
 #include "pack.h"
 #include "scores.h"
@@ -112,6 +113,22 @@ static void weigh_by_position(const Block& block, int64_t row, float* scores, co
   }
 }
 
+// Weights of a row that chose by its own scores, by the line that its forward drew; entries not kept are below zero.
+static void weigh_by_cut(const Block& block, int64_t row, float* scores, const float* bias, int64_t first_key) {
+  const Plan& plan = block.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t at = (block.batch * args.heads + block.index) * args.q_len + block.first + row;
+  const Cut cut = row < block.count ? Cut{args.least[at], args.last[at]} : kNothing;
+  if (block.careful) clean_row(plan, block.scratch.rows, row, scores, bias);
+  const Vec reference = broadcast(block.scratch.rows.reference[row]);
+  const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor), dropped = broadcast(-1.0f);
+  for (int i = 0; i < plan.tile; i += kWidth) {
+    const Vec x = load(scores + i);
+    const Mask kept = mask_of(kept_lanes(cut, x, first_key + i));
+    store(scores + i, select(kept, exp2_scaled(sub(x, reference), exponent, floor), dropped));
+  }
+}
+
 template <int kR>
 static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBias& bias, GroupKind kind) {
   const Plan& plan = block.plan;
@@ -119,6 +136,11 @@ static void weigh(const Block& block, int64_t group, int64_t tile, const GroupBi
   float* scores = block.scratch.scores + group * kR * plan.tile;
   if (kind == kChosenInRegisters) {
     weigh_rows<kTile / 2 / kWidth>(plan, rows, group * kR, kR, scores, kTile / 2);
+  } else if (plan.args->least != nullptr) {
+    for (int r = 0; r < kR; r++) {
+      const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
+      weigh_by_cut(block, group * kR + r, scores + r * plan.tile, row_bias, tile * plan.tile);
+    }
   } else if (plan.dense && !plan.counts && !block.careful) {
     if (plan.tile == kTile) {
       weigh_rows<kTile / kWidth>(plan, rows, group * kR, kR, scores, kTile);
@@ -332,8 +354,9 @@ static inline void finish_rows(const Block& block) {
 // Largest magnitude that sums of products may reach before the careful variant has to watch for overflow.
 constexpr float kLargestScore = 1e37f;
 
-static inline void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
-                             int64_t index, int64_t first) {
+// A block with its queries packed.
+static inline Block open_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
+                               int64_t index, int64_t first) {
   const NMForwardArgs& args = *plan.args;
   Block block = {plan,  head, scratch, batch, index, first, smaller<int64_t>(plan.block, args.q_len - first),
                  false, false};
@@ -343,6 +366,12 @@ static inline void run_block(const Plan& plan, const PackedHead& head, const Scr
   const float largest =
       query_bound * head.key_bound * larger(1.0f, plan.multiplier) * static_cast<float>(args.head_dim);
   block.careful = plan.careful || !head.finite || !(largest < kLargestScore);
+  return block;
+}
+
+static inline void run_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
+                             int64_t index, int64_t first) {
+  Block block = open_block(plan, head, scratch, batch, index, first);
   if (!run_tiles(block)) {
     block.careful = true;
     run_tiles(block);

@@ -7,6 +7,8 @@
 // registers. A list is as long as it has to be: what is dropped costs nothing.
 #pragma once
 
+#include "add_rows.h"
+#include "cut.h"
 #include "scores.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -38,65 +40,6 @@ struct RowSet {
   const float* gradients[kBackwardBlock];
   const uint32_t* choice[kBackwardBlock];
 };
-
-// to[0 … kC) += Σ_i factors[i] · rows[ids[i]]. Several entries go at once where one row's sums are too few to hide the
-// latency of the additions.
-template <int kC>
-static void add_rows(float* to, const float* rows, const float* factors, const int32_t* ids, int count) {
-  constexpr int kAtOnce = kC > 4 ? 1 : 8 / kC;
-  Vec acc[kAtOnce][kC];
-#pragma GCC unroll 8
-  for (int c = 0; c < kC; c++) {
-    acc[0][c] = load(to + c * kWidth);
-#pragma GCC unroll 8
-    for (int u = 1; u < kAtOnce; u++) acc[u][c] = zero();
-  }
-  int i = 0;
-  for (; i + kAtOnce <= count; i += kAtOnce) {
-#pragma GCC unroll 8
-    for (int u = 0; u < kAtOnce; u++) {
-      const Vec factor = broadcast(factors[i + u]);
-      const float* row = rows + ids[i + u] * (kC * kWidth);
-#pragma GCC unroll 8
-      for (int c = 0; c < kC; c++) acc[u][c] = fmadd(factor, load(row + c * kWidth), acc[u][c]);
-    }
-  }
-  for (; i < count; i++) {
-    const Vec factor = broadcast(factors[i]);
-    const float* row = rows + ids[i] * (kC * kWidth);
-#pragma GCC unroll 8
-    for (int c = 0; c < kC; c++) acc[0][c] = fmadd(factor, load(row + c * kWidth), acc[0][c]);
-  }
-#pragma GCC unroll 8
-  for (int c = 0; c < kC; c++) {
-#pragma GCC unroll 8
-    for (int u = 1; u < kAtOnce; u++) acc[0][c] = add(acc[0][c], acc[u][c]);
-    store(to + c * kWidth, acc[0][c]);
-  }
-}
-
-static void add_rows(int chunk, float* to, const float* rows, const float* factors, const int32_t* ids, int count) {
-  switch (chunk) {
-    case 1:
-      return add_rows<1>(to, rows, factors, ids, count);
-    case 2:
-      return add_rows<2>(to, rows, factors, ids, count);
-    case 3:
-      return add_rows<3>(to, rows, factors, ids, count);
-    case 4:
-      return add_rows<4>(to, rows, factors, ids, count);
-#if !defined(__AVX512F__)
-    case 5:
-      return add_rows<5>(to, rows, factors, ids, count);
-    case 6:
-      return add_rows<6>(to, rows, factors, ids, count);
-    case 7:
-      return add_rows<7>(to, rows, factors, ids, count);
-    case 8:
-      return add_rows<8>(to, rows, factors, ids, count);
-#endif
-  }
-}
 
 // One vector of each row of the set, row(i), transposed into `to`.
 template <class Row>
@@ -132,9 +75,6 @@ DYNATTN_INLINE void append(KeyList& list, uint32_t kept, Vec weights, Vec gradie
 }
 
 DYNATTN_INLINE Vec load_ids(const int32_t* ids) { return load(reinterpret_cast<const float*>(ids)); }
-DYNATTN_INLINE uint32_t first_lanes(int count) {
-  return count >= kWidth ? (uint32_t{1} << kWidth) - 1 : (uint32_t{1} << count) - 1;
-}
 
 // Column `lane` of a strip of survivors of groups of 2^kBits keys: each goes to the list of its place.
 template <int kBits>

@@ -13,14 +13,17 @@ constexpr int32_t kMaxM = 32;
 constexpr int32_t kMaxStride = 64;
 constexpr int32_t kMaxBlock = 256;  // m · stride
 constexpr int32_t kMaxCell = 1024;
+constexpr int64_t kFinestShare = 1000000;  // denominators, so that products with lengths do not overflow
 
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
+  int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
   double (*fma_chains)(int64_t rounds);
 };
 
-#define DYNATTN_ISA(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
+#define DYNATTN_ISA(name) \
+  {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
 
 #ifdef DYNATTN_X86_KERNELS
 constexpr Isa kIsas[] = {DYNATTN_ISA(portable), DYNATTN_ISA(avx2), DYNATTN_ISA(avx512)};
@@ -60,6 +63,15 @@ bool is_sound(const NMForwardArgs& args) {
   return sizes && pattern && dtypes && counts && cells && scale && dropout && args.threads >= 1;
 }
 
+bool is_sound(const RowForwardArgs& args) {
+  const NMForwardArgs& call = args.call;
+  const bool dense = call.n == 1 && call.m == 1 && call.cells == nullptr;
+  const bool outputs = call.batch * call.q_len == 0 || (call.least != nullptr && call.last != nullptr);
+  const bool rank =
+      args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator && args.denominator <= kFinestShare;
+  return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);
+}
+
 struct Peak {
   Isa isa;
   std::chrono::steady_clock::time_point end;
@@ -77,7 +89,7 @@ void run_peak(void* data) {
 
 extern "C" {
 
-int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs)); }
+int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs)); }
 
 int32_t dynattn_isa_available(int32_t isa) { return runs(isa) ? 1 : 0; }
 
@@ -90,6 +102,12 @@ int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->isa].nm_forward(*args);
+}
+
+int32_t dynattn_row_forward(const RowForwardArgs* args) {
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->call.isa)) return DYNATTN_UNSUPPORTED_ISA;
+  return kIsas[args->call.isa].row_forward(*args);
 }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) {

@@ -36,6 +36,10 @@ typedef struct {
   // [batch, heads, ceil(q_len / cell), ceil(kv_len / cell)] contiguous: 0 where all pairs of a square of queries and
   // keys are forbidden, before anything is chosen; or NULL
   const uint8_t* cells;
+  // Of rows that choose by their scores (dynattn_row_forward): the least score kept, in the kernels' own unit, and the
+  // last key kept of those that have it; [batch, heads, q_len] contiguous, or NULL in N:M attention.
+  float* least;
+  int32_t* last;
 
   int64_t query_strides[3];  // batch, head, length
   int64_t key_strides[3];
@@ -68,8 +72,20 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
+// Attention of rows that choose by their own scores, forward. By rank: a row of a allowed keys keeps the
+// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight: a row
+// keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
+typedef struct {
+  NMForwardArgs call;  // as dense attention: n and m 1, no cells; with `least` and `last`
+  int64_t most, numerator, denominator;
+  float weight;  // below 0: by rank
+} RowForwardArgs;
+
+DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
+
 // N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
-// from the same products in the same order, so it is the forward's to the bit.
+// from the same products in the same order, so it is the forward's to the bit. With `least` and `last` the same for
+// rows that chose by their scores.
 typedef struct {
   NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
   const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
@@ -87,7 +103,7 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// Size of NMBackwardArgs, which holds the other: tells a caller that was built for other arguments.
+// Sizes of NMBackwardArgs and RowForwardArgs, added up: tells a caller that was built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // The fastest instruction set that this library holds and this processor runs.

@@ -54,6 +54,13 @@ DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {
   return _mm256_permutevar8x32_ps(a, _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(lanes))));
 }
 
+// Lanes as integers of 32 bits.
+DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+
+DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return _mm256_castsi256_ps(_mm256_set1_epi32(x)); }
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }

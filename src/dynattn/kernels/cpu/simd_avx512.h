@@ -45,6 +45,13 @@ DYNATTN_INLINE Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) { return _mm512_maskz_compress_ps(static_cast<Mask>(bits), a); }
 
+// Lanes as integers of 32 bits.
+DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return _mm512_castsi512_ps(_mm512_set1_epi32(x)); }
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }

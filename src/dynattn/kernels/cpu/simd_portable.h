@@ -62,6 +62,13 @@ DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {
   return packed;
 }
 
+// Lanes as integers of 32 bits.
+DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
+  return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) + reinterpret_cast<Mask>(b));
+}
+
+DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return reinterpret_cast<Vec>(Mask{x, x, x, x}); }
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) << 23); }
 
 DYNATTN_INLINE float reduce_max(Vec a) {

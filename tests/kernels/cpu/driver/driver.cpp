@@ -113,7 +113,11 @@ std::string run(const Case& c) {
   args.threads = c.threads;
   if (c.cell > 0) args.cells = p.cells.data(), args.cell = c.cell;
   args.needs_grad = !c.aux;
-  const int32_t status = dynattn_nm_forward(&args);
+  std::unique_ptr<float[]> least(new float[rows]);
+  std::unique_ptr<int32_t[]> last(new int32_t[rows]);
+  if (c.rule.most > 0) args.least = least.get(), args.last = last.get();
+  const RowForwardArgs by_row = {args, c.rule.most, c.rule.numerator, c.rule.denominator, c.rule.weight};
+  const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
   size_t at = 0;
@@ -154,11 +158,12 @@ struct Counts {
     std::printf(
         "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux "
         "%d "
-        "dtype %d threads %d scale %g cell %d: %s\n",
+        "dtype %d threads %d scale %g cell %d most %d weight %g: %s\n",
         kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch,
         s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
         static_cast<int>(c.order), static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads,
-        static_cast<double>(c.scale), c.cell, wrong.c_str());
+        static_cast<double>(c.scale), c.cell, static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight),
+        wrong.c_str());
   }
 };
 
@@ -171,6 +176,37 @@ void check_cells(const Pattern& pattern, const Shape& shape, int isa, int turn, 
   c.order = static_cast<Order>(turn / 5 % 4), c.causal = turn % 4 == 1, c.aux = turn % 5 == 0, c.threads = 1 + turn % 3;
   c.dtype = turn % 7 == 0 ? DYNATTN_BFLOAT16 : DYNATTN_FLOAT32;
   counts.check(c);
+}
+
+// Rows that choose by their own scores.
+void check_rows(int isa, Counts& counts) {
+  const Rule rules[] = {{1}, {17}, {int64_t{1} << 40, 1, 4}, {int64_t{1} << 40, 9, 10}, {1, 1, 1, 0.013f}};
+  const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
+                          {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {2, 1, 1, 5, 129, 5, 256},
+                          {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40}, {0, 1, 1, 4, 4, 8, 8},
+                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},     {1, 1, 1, 9, 1100, 3, 64}};
+  int turn = 0;
+  for (const Rule& rule : rules) {
+    for (const Shape& shape : shapes) {
+      for (int mask = 0; mask <= 4; mask++, turn++) {
+        Case c;
+        c.pattern = {1, 1, 0, 0}, c.rule = rule, c.shape = shape, c.mask = static_cast<Mask>(mask), c.isa = isa;
+        c.order = static_cast<Order>(turn % 4), c.causal = turn % 2 == 0, c.aux = turn % 3 == 0;
+        c.dtype = turn % 5 == 0 ? DYNATTN_BFLOAT16 : turn % 5 == 1 ? DYNATTN_FLOAT16 : DYNATTN_FLOAT32;
+        c.threads = 1 + turn % 3, c.scale = turn % 7 == 0 ? -0.25f : 0.25f;
+        counts.check(c);
+      }
+    }
+    for (int trouble = 1; trouble <= 4; trouble++) {
+      for (int mask = 0; mask <= 3; mask++) {
+        Case c;
+        c.pattern = {1, 1, 0, 0}, c.rule = rule, c.shape = {1, 2, 1, 31, 140, 24, 20}, c.isa = isa;
+        c.mask = static_cast<Mask>(mask), c.trouble = static_cast<Trouble>(trouble);
+        c.causal = trouble % 2 == 0, c.aux = mask % 2 == 1;
+        counts.check(c);
+      }
+    }
+  }
 }
 
 void check_isa(int isa, Counts& counts) {
@@ -242,6 +278,7 @@ int main(int argc, char** argv) {
     }
     Counts counts;
     check_isa(isa, counts);
+    check_rows(isa, counts);
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }

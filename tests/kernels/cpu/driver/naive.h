@@ -1,5 +1,8 @@
-// N:M attention and its gradients as naive loops: what the kernels are held to.
+// Attention of N:M and of rows that choose by their scores, and its gradients, as naive loops: what the kernels are
+// held to.
 #pragma once
+
+#include <algorithm>
 
 #include "problem.h"
 
@@ -12,6 +15,28 @@ struct Row {
   double spread;                // largest magnitude of a weighted value: the unit of rounding
   std::vector<double> weights;  // of every key, 0 where it is not kept
 };
+
+// What a rule keeps of a row of scores.
+template <class Beats>
+std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& score, Beats beats) {
+  const int length = static_cast<int>(score.size());
+  std::vector<bool> keep(score.size());
+  double largest = -kInf, all = 0;
+  int64_t allowed = 0;
+  for (double x : score) {
+    allowed += x != -kInf;
+    if (x > largest) largest = x;
+  }
+  for (double x : score) all += x == -kInf ? 0 : std::exp(x - largest);
+  const int64_t wanted = std::min(rule.most, (allowed * rule.numerator + rule.denominator - 1) / rule.denominator);
+  for (int j = 0; j < length && rule.most > 0; j++) {
+    int better = 0;
+    for (int other = 0; other < length; other++) better += other != j && beats(other, j);
+    const double weight = std::exp(score[static_cast<size_t>(j)] - largest) / all;  // NaN is above nothing
+    keep[static_cast<size_t>(j)] = rule.weight < 0 ? better < wanted : better == 0 || weight > double{rule.weight};
+  }
+  return keep;
+}
 
 // The definition, for one query: a score is a float32 sum, which is exact here unless it overflows.
 inline Row naive_row(const Problem& p, int b, int h, int i) {
@@ -37,6 +62,7 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
       std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0, std::vector<double>(score.size())};
   double largest = -kInf, kept = 0, all = 0;
   bool nan = false, infinite = false;
+  const std::vector<bool> by_rule = naive_choice(p.c.rule, score, beats);
   for (int j = 0; j < s.kv_len; j++) {
     int better = 0;
     const int block = pattern.m * pattern.stride, start = j / block * block;
@@ -44,7 +70,8 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
       better += other != j && other % pattern.stride == j % pattern.stride && beats(other, j);
     const int distance = std::abs(i + s.kv_len - s.q_len - j);
     const double x = score[static_cast<size_t>(j)];
-    keep[static_cast<size_t>(j)] = x != -kInf && (better < pattern.n || distance < pattern.window || j < pattern.sinks);
+    const bool chosen = p.c.rule.most > 0 ? by_rule[static_cast<size_t>(j)] : better < pattern.n;
+    keep[static_cast<size_t>(j)] = x != -kInf && (chosen || distance < pattern.window || j < pattern.sinks);
     row.allowed += x != -kInf;
     row.kept += keep[static_cast<size_t>(j)];
     nan = nan || std::isnan(x);

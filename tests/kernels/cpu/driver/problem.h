@@ -24,6 +24,12 @@ struct Shape {
   int batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim;
 };
 
+// What a row keeps by its own scores, as RowForwardArgs has it; most 0: N:M chooses.
+struct Rule {
+  int64_t most = 0, numerator = 1, denominator = 1;
+  float weight = -1.0f;
+};
+
 enum class Mask { kNone, kBool, kKeyPadding, kFloat, kHalf };
 enum class Order { kHeadsFirst, kLengthFirst, kGaps, kSharedBatch };
 enum class Trouble { kNone, kNanKey, kInfiniteValue, kOverflow, kNanBias };
@@ -38,6 +44,7 @@ struct Case {
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int cell = 0;  // side of the squares that may be forbidden whole; 0 for none
+  Rule rule;
 };
 
 inline unsigned long long state = 1;
