@@ -56,11 +56,18 @@ def count(variant: Variant | BackwardVariant) -> dict:
 
 def loop_length(code: str) -> int:
     """Instructions of the smallest loop that holds all sparse products."""
+    return len(loop(code))
+
+
+def loop(code: str) -> list[str]:
+    """That loop, instruction by instruction."""
     lines = _INSTRUCTION.findall(code)
     place = {int(address, 16): i for i, (address, _) in enumerate(lines)}
     jumps = ((i, place.get(int(found[1], 16), i)) for i, (_, text) in enumerate(lines) if (found := _JUMP.search(text)))
-    sparse = [i for i, (_, text) in enumerate(lines) if "HMMA.SP" in text]
-    return min(end - start + 1 for end, start in jumps if start <= sparse[0] and sparse[-1] <= end and start < end)
+    sparse = [i for i, (_, text) in enumerate(lines) if "MMA.SP" in text]
+    around = ((start, end) for end, start in jumps if start <= sparse[0] and sparse[-1] <= end and start < end)
+    first, last = min(around, key=lambda ends: ends[1] - ends[0])
+    return [text for _, text in lines[first : last + 1]]
 
 
 def disassembled(cubin: bytes) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
 import torch
+from attention import without_wgmma
 from torch import Tensor
 
 from dynattn import NM
@@ -19,6 +21,7 @@ from dynattn.bench.cases import Workload
 from dynattn.bench.peers import peers
 from dynattn.bench.timing import interleaved
 from dynattn.kernels import cuda
+from dynattn.kernels.cuda import driver
 from dynattn.kernels.pattern import Pattern
 from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
@@ -26,19 +29,22 @@ from dynattn.reference.nm import choose
 
 
 class Case(NamedTuple):
-    """What is computed: what is kept, and with which probability of that is dropped."""
+    """What is computed: what is kept, with which probability of that is dropped; on Hopper, by the kernels of sm_80?"""
 
     method: NM
     dropout_p: float = 0.0
+    by_mma: bool = False
 
     @property
     def name(self) -> str:
-        return self.method.name + (f" dropout {self.dropout_p}" if self.dropout_p else "")
+        return self.method.name + (f" dropout {self.dropout_p}" if self.dropout_p else "") + " by mma" * self.by_mma
 
 
 CASES = (Case(NM(1, 2)), Case(NM(2, 4)), Case(NM(1, 2, window=64, sinks=4)))
 WITH_DROPOUT = (Case(NM(1, 2), 0.1), Case(NM(2, 4), 0.1))  # at one shape
 DROPOUT_SHAPE = (64, 2048, True)  # head_dim, length, causal
+EARLIER = (Case(NM(1, 2), by_mma=True), Case(NM(2, 4), by_mma=True))  # on Hopper, at one length
+EARLIER_LENGTH = 4096
 TINY = Workload(heads=2, q_len=64, head_dim=64, dtype="bfloat16", causal=True)  # for a run without a device
 _SEED = 7  # of dropout
 _DENSE = ("sdpa", "sdpa-cudnn", "sdpa-flash")
@@ -70,7 +76,8 @@ def measure(workload: Workload, device: str = "cuda") -> list[dict]:
         if name in _DENSE
     }
     dropped = (workload.head_dim, workload.q_len, workload.causal) == DROPOUT_SHAPE or device != "cuda"
-    cases = CASES + (WITH_DROPOUT if dropped else ())
+    earlier = device == "cuda" and driver.device(0).arch == "sm_90a" and workload.q_len == EARLIER_LENGTH
+    cases = CASES + (WITH_DROPOUT if dropped else ()) + (EARLIER if earlier else ())
     steps |= {case.name: (case, _step(case, workload.causal, device)) for case in cases}
     records = {name: {"label": workload.label, "function": name} for name in steps}
     right = {}
@@ -141,10 +148,13 @@ def _by_kernels(
     pattern = Pattern.of(case.method, causal, query.shape[-1] ** -0.5)._replace(dropout_p=case.dropout_p)
     out = torch.empty_like(query)
     logsumexp = torch.empty(query.shape[:3], device=query.device)
-    cuda.nm_forward(query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True, seed=seed)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     nothing = torch.zeros_like(logsumexp)
-    cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, *gradients, None, pattern, seed)
+    with without_wgmma() if case.by_mma else nullcontext():
+        cuda.nm_forward(
+            query, key, value, None, out, logsumexp, None, None, None, pattern, for_backward=True, seed=seed
+        )  # fmt: skip
+        cuda.nm_backward(grad_out, nothing, query, key, value, None, out, logsumexp, *gradients, None, pattern, seed)
     return gradients
 
 

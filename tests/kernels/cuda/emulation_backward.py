@@ -22,7 +22,9 @@ from dynattn.reference.nm import choose
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are
 FEW_BLOCKS = Device(0, "sm_80", 1, 163 * 1024)  # 2 blocks wanted: the keys of a head are hardly dealt out
-MANY_BLOCKS = Device(0, "sm_90a", 132, 227 * 1024)
+MANY_BLOCKS = Device(0, "sm_80", 132, 163 * 1024)
+HOPPER = Device(0, "sm_90a", 132, 227 * 1024)  # where the wgmma kernels run
+HOPPER_FEW_BLOCKS = Device(0, "sm_90a", 1, 227 * 1024)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,17 @@ def run(problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Pa
         problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp,
         p.pattern, *gradients, problem.device, p.seed,
     )  # fmt: skip
+    assert launches[1].variant.kernel == {"mma": "backward", "wgmma": "backward_wgmma"}[kernel_of(problem)]
     _, counts, _ = (emulator.run(one, schedule, _folder(one.variant.source, sources)) for one in launches)
     for name, buffer in buffers.items():
         assert buffer[:GUARD].isnan().all(), f"{name} overrun"
         assert buffer[buffer.numel() - GUARD :].isnan().all(), f"{name} overrun"
     return Result(out, logsumexp, gradients, launches, counts)
+
+
+def kernel_of(problem: BackwardProblem) -> str:
+    """That runs forward and backward."""
+    return "wgmma" if problem.device.arch == "sm_90a" else "mma"
 
 
 def _folder(source: str, sources: Path) -> Path:
@@ -119,7 +127,7 @@ def run_forward(problem: BackwardProblem) -> tuple[Tensor, Tensor]:
         p.query, p.key, p.value, p.mask, out, logsumexp, None, None, None, p.pattern, problem.device,
         for_backward=True, seed=p.seed,
     )  # fmt: skip
-    assert prepared.variant.kernel == "mma"
+    assert prepared.variant.kernel == kernel_of(problem)
     emulator.run(prepared)
     return out, logsumexp
 

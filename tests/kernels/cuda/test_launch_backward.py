@@ -10,7 +10,7 @@ from torch import Tensor
 from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward, warm
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, prepare_backward
-from dynattn.kernels.cuda.variants_backward import BackwardVariant
+from dynattn.kernels.cuda.variants_backward import BackwardVariant, WgmmaBackwardVariant
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM
 
@@ -41,7 +41,7 @@ def prepare(
 
 
 def main(*arguments, **options) -> tuple[BackwardVariant, BackwardLaunch]:
-    """The launch of the main kernel and its variant."""
+    """The launch of the main kernel of sm_80 and its variant."""
     _, one, _ = prepare(*arguments, **options)
     assert isinstance(one.variant, BackwardVariant)
     return one.variant, one
@@ -98,7 +98,7 @@ def test_two_row_tiles_where_there_are_queries_for_them_and_registers() -> None:
 def test_no_kernel_asks_for_more_shared_memory_than_there_is() -> None:
     for device in (AMPERE, HOPPER, ADA):
         for head_dim in (8, 64, 96, 128, *([] if device is ADA else [192, 256])):
-            variant, _ = main(*tensors(head_dim=head_dim), device=device)
+            _, (variant, *_), _ = prepare(*tensors(head_dim=head_dim), device=device)
             assert variant.shared_bytes <= device.shared_bytes, (variant, device)
     with pytest.raises(ValueError, match="needs 114688 bytes of shared memory: the device has 101376"):
         main(*tensors(head_dim=192), device=ADA)
@@ -110,17 +110,84 @@ def test_wide_heads_are_done_in_two_parts() -> None:
     assert one.blocks == 2 * 2 * 2 * one.params.splits
 
 
-def test_the_forward_before_a_backward_is_by_the_kernel_whose_choice_it_repeats() -> None:
-    query, key, value = tensors()
+def expanded(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "kernel"),
+    [
+        ({}, {}, "wgmma"),
+        ({}, {"kv_len": 61}, "mma"),
+        ({}, {"head_dim": 72}, "wgmma"),
+        ({}, {"head_dim": 32}, "mma"),
+        ({}, {"head_dim": 192}, "mma"),
+        ({"scale": -0.5}, {}, "wgmma"),
+        ({"scale": -0.5}, {"where": 0}, "wgmma"),
+        ({}, {"where": 1}, "wgmma"),
+        ({"method": NM(1, 2, window=5)}, {}, "wgmma"),
+        ({"method": NM(1, 1)}, {}, "wgmma"),
+        ({"method": NM(1, 2, stride=16)}, {"kv_len": 64}, "wgmma"),
+        ({"method": NM(1, 2, stride=4)}, {}, "mma"),
+        ({"dropout_p": 0.1, "seed": torch.tensor(5)}, {}, "mma"),
+    ],
+)
+def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, kernel: str) -> None:
+    """Both sum scores by the same instructions, padded alike; of a few heads, and of tensors with other strides too."""
+    sizes = {name: size for name, size in change.items() if name != "where"}
+    inputs = [expanded(x) if i == change.get("where") else x for i, x in enumerate(tensors(**sizes))]
+    pattern = Pattern.of(options.get("method", NM(2, 4)), True, options.get("scale", 0.5))
+    pattern = pattern._replace(dropout_p=options.get("dropout_p", 0.0))
+    query, key, value = inputs
     out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
-    kernels = [
+    figures = torch.empty_like(logsumexp), logsumexp.int(), logsumexp.int()
+    forward, with_kept_mass = (
         launch.prepare(
-            query, key, value, None, out, logsumexp, None, None, None, Pattern.of(NM(1, 2), False, 1.0), HOPPER, for_it
+            query, key, value, None, out, logsumexp, *aux, pattern, HOPPER, for_backward=True, seed=options.get("seed")
         ).variant
-        for for_it in (False, True)
-    ]
-    assert [variant.kernel for variant in kernels] == ["wgmma", "mma"]
-    assert main(query, key, value, device=HOPPER)[0].head_dim == kernels[1].head_dim  # scores are summed alike
+        for aux in ((None, None, None), figures)
+    )
+    assert forward.kernel == with_kept_mass.kernel == kernel
+    elsewhere = query.clone(), key.contiguous(), value.mT.contiguous().mT
+    for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1]), elsewhere):
+        _, (variant, _, _, _, maps), _ = prepare(q, k, v, device=HOPPER, **options)
+        assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
+        assert (variant.head_dim, variant.stride, variant.band) == (forward.head_dim, forward.stride, forward.band)
+        assert not any(0 in one.strides for one in maps)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "head_dim", "shares"),
+    [
+        (1, 65536, 64, 16),  # more would cost too much memory
+        (33, 65536, 64, 2),  # 66 heads of keys: twice as many blocks fill 132 multiprocessors at once
+        (33, 256, 64, 1),  # no more than there are tiles
+        (66, 65536, 128, 1),
+        (50, 2048, 128, 1),  # 100 heads: 8 shares would end after 7 rounds of 2 of 16 tiles, but sums cost more
+        (1, 4, 64, 1),
+    ],
+)
+def test_keys_are_dealt_out_on_hopper(batch: int, kv_len: int, head_dim: int, shares: int) -> None:
+    query, key, value = tensors(q_len=1, kv_len=4, head_dim=head_dim, batch=batch)
+    _, (variant, *_), _ = prepare(query, key, value, device=HOPPER)
+    assert isinstance(variant, WgmmaBackwardVariant)
+    splits, blocks = launch_backward._grid(HOPPER, variant, 2 * batch, kv_len)
+    assert (splits, blocks) == (shares, 2 * batch * shares)
+
+
+def test_what_the_copy_engine_is_told_of_a_backward() -> None:
+    query, key, value = tensors(kv_len=62)
+    everywhere = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).expand_as(query)
+    _, one, _ = prepare(query, key, value, device=HOPPER, grad_out=everywhere)
+    maps = one.tensor_maps
+    halves, rows = [(64, 2, 16, 1, 1)] * 2, [(64, 64, 1, 1)]
+    assert [x.box for x in maps] == halves + rows + halves + 2 * rows
+    assert [x.address for x in maps[:6]] == [
+        key.data_ptr(), key.data_ptr() + 2 * 2 * 64, key.data_ptr(),
+        value.data_ptr(), value.data_ptr() + 2 * 2 * 64, query.data_ptr(),
+    ]  # fmt: skip
+    assert 0 not in maps[6].strides
+    assert maps[6].address == one.params.grad_out
 
 
 def test_a_negative_scale_goes_into_the_query() -> None:
@@ -169,7 +236,13 @@ def test_what_is_compiled_ahead_for_training() -> None:
     query, key, value = tensors()
     assert {one.variant for one in prepare(query, key, value)} <= set(common)
     every = warm.chosen_for_training(["sm_80", "sm_90a"], [40], every=True)
-    assert len(every) == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
+    of_hopper = [(variant, arch) for variant, arch in every if isinstance(variant, WgmmaBackwardVariant)]
+    assert {arch for _, arch in of_hopper} == {"sm_90a"}
+    others = len(every) - len(of_hopper)
+    assert others == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
+    on_hopper = {variant for variant, _ in warm.chosen_for_training(["sm_90a"], [], every=False)}
+    assert {one.variant for one in prepare(query, key, value, device=HOPPER)} <= on_hopper
+    assert {x.mask for x in on_hopper if isinstance(x, WgmmaBackwardVariant)} == {"none", "bool"}
 
 
 @pytest.mark.parametrize(

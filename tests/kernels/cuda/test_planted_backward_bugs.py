@@ -43,14 +43,14 @@ def drops() -> BackwardProblem:
     return backward_problem(40, 102, 32, heads=2, kv_heads=1, method=NM(2, 4), dropout_p=0.4)
 
 
-MAIN, WEIGHTS = "nm_backward.cu", "backward_weights.cuh"
+MAIN, WEIGHTS, ORDER = "nm_backward.cu", "backward_weights.cuh", "backward_order.cuh"
 BUGS = [
     ("copies not waited for", MAIN, "copies_wait();\n", "\n", plain),
     ("P and dS not waited for", MAIN, "block_barrier();  // P and dS are there", "", plain),
     ("queries overwritten while read", MAIN, "block_barrier();  // no warp reads queries", "//", plain),
     ("keys overwritten while read", MAIN, "block_barrier();  // no warp reads the tile of keys", "//", plain),
-    ("first tile of queries", MAIN, "first_query / queries : 0", "first_query / queries + 1 : 0", plain),
-    ("heads of a group", MAIN, "first < end ? head + group", "first < end ? head + 1", plain),
+    ("first tile of queries", ORDER, "first_query / queries : 0", "first_query / queries + 1 : 0", plain),
+    ("heads of a group", ORDER, "first < end ? head + group", "first < end ? head + 1", plain),
     ("swizzle of K in natural order", MAIN, "swizzle_key<Rows::keys_and_others>(lane)", "(lane & 7)", plain),
     ("exchange", MAIN, "finish(exchange(kept[tile][0].nibbles, quad), quad)", "kept[tile][0].nibbles", fours),
     ("upper pairs", MAIN, "_packed(packed[1], UPPER_PAIRS)", "_packed(packed[1], LOWER_PAIRS)", band),

@@ -40,6 +40,9 @@ DYNATTN_DEVICE void barrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 
+// A number that all lanes of a warp have, said to the compiler: what follows from it goes into uniform registers.
+DYNATTN_DEVICE int same_in_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // ---- copies: a box of a tensor to shared memory, rows of 128 bytes swizzled; what lies outside the tensor becomes 0
 
 DYNATTN_DEVICE void copy_box(u32 target, const TensorMap& map, u32 barrier, int x0, int x1, int x2, int x3) {
@@ -55,6 +58,40 @@ DYNATTN_DEVICE void copy_box(u32 target, const TensorMap& map, u32 barrier, int 
       "[%1, {%3,%4,%5,%6,%7}], [%2];" ::"r"(target),
       "l"(&map), "r"(barrier), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
       : "memory");
+}
+
+// ---- ordinary stores that products read: each writing thread says so, before the barrier at which the products wait
+
+// Four 8 x 8 matrices of 16-bit elements; lane 8j + r gives the address of row r of matrix j, r[j] is its fragment.
+DYNATTN_DEVICE void store_matrices(u32 row_address, u32 r0, u32 r1, u32 r2, u32 r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row_address), "r"(r0), "r"(r1),
+               "r"(r2), "r"(r3)
+               : "memory");
+}
+DYNATTN_DEVICE void stores_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// A barrier of one warpgroup; `id` from 1 to 15, a different one for each.
+DYNATTN_DEVICE void warpgroup_barrier(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+
+// ---- from the threads of one warpgroup to those of another
+
+DYNATTN_DEVICE void store_floats(u32 address, const float (&x)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+DYNATTN_DEVICE void load_floats(u32 address, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(address)
+               : "memory");
+}
+DYNATTN_DEVICE void warp_barrier() { __syncwarp(); }
+
+// ---- sums in device memory: memory += x, element by element, and nothing comes back
+
+DYNATTN_DEVICE void add_to_memory(float* memory, const float (&x)[4]) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(memory), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
 }
 
 // ---- registers of a warpgroup
@@ -73,7 +110,7 @@ DYNATTN_DEVICE void pin(float (&x)[N][4]) {
   for (int i = 0; i < N * 4; ++i) asm volatile("" : "+f"(x[i / 4][i % 4])::"memory");
 }
 
-// ---- products of a warpgroup: 64 rows, A in registers, B in shared memory through a descriptor
+// ---- products of a warpgroup: 64 rows, A in registers or in shared memory, B in shared memory, through descriptors
 
 DYNATTN_DEVICE void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DYNATTN_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -110,15 +147,50 @@ DYNATTN_DEVICE void multiply_scores(float (&d)[16][4], const u32 (&a)[4], u64 b,
 #undef DYNATTN_WGMMA
 }
 
-// d += A B with A 64 x 32, two of every four stored, and B = V of 32 keys, as wide as d, columns of V along the rows.
-// There is no ordered form of this instruction; the metadata is ordered all the same.
-template <class Element, int SELECTOR>
-DYNATTN_DEVICE void multiply_values(float (&d)[8][4], const u32 (&a)[4], u64 b, u32 metadata) {
-#define DYNATTN_WGMMA_SP(TYPE)                                                                                         \
-  asm volatile("wgmma.mma_async.sp.sync.aligned.m64n64k32.f32." TYPE "." TYPE " "                                      \
-               "{" DYNATTN_REGISTERS_0_31 "}, {%32,%33,%34,%35}, %36, %37, %38, 1, 1, 1, 1;"                           \
+// d = A B, or d += A B where `accumulate`; A 64 x 16 and B 16 columns deep, as wide as d, both in shared memory. Their
+// lines lie along the depth, or, TRANSPOSED, across it.
+template <class Element, bool TRANSPOSED>
+DYNATTN_DEVICE void multiply_shared(float (&d)[8][4], u64 a, u64 b, bool accumulate) {
+#define DYNATTN_WGMMA(TYPE)                                                                                            \
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0; "                                                           \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " "                                         \
+               "{" DYNATTN_REGISTERS_0_31 "}, %32, %33, add, 1, 1, %35, %35; }"                                        \
                : DYNATTN_ACC32(d, 0)                                                                                   \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(metadata), "n"(SELECTOR))
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(TRANSPOSED ? 1 : 0))
+  if constexpr (is_same<Element, BFloat16>::value) {
+    DYNATTN_WGMMA("bf16");
+  } else {
+    DYNATTN_WGMMA("f16");
+  }
+#undef DYNATTN_WGMMA
+}
+template <class Element, bool TRANSPOSED>
+DYNATTN_DEVICE void multiply_shared(float (&d)[16][4], u64 a, u64 b, bool accumulate) {
+#define DYNATTN_WGMMA(TYPE)                                                                                            \
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %66, 0; "                                                           \
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " "                                        \
+               "{" DYNATTN_REGISTERS_0_31 "," DYNATTN_REGISTERS_32_63 "}, %64, %65, add, 1, 1, %67, %67; }"            \
+               : DYNATTN_ACC32(d, 0), DYNATTN_ACC32(d, 8)                                                              \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(TRANSPOSED ? 1 : 0))
+  if constexpr (is_same<Element, BFloat16>::value) {
+    DYNATTN_WGMMA("bf16");
+  } else {
+    DYNATTN_WGMMA("f16");
+  }
+#undef DYNATTN_WGMMA
+}
+
+// d = A B, or d += A B, with A 64 x 32, two of every four stored, and B = V of 32 keys, as wide as d, columns of V along
+// the rows. There is no ordered form of this instruction; the metadata is ordered all the same.
+template <class Element, int SELECTOR>
+DYNATTN_DEVICE void multiply_values(float (&d)[8][4], const u32 (&a)[4], u64 b, u32 metadata, bool accumulate = true) {
+#define DYNATTN_WGMMA_SP(TYPE)                                                                                         \
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %39, 0; "                                                           \
+               "wgmma.mma_async.sp.sync.aligned.m64n64k32.f32." TYPE "." TYPE " "                                      \
+               "{" DYNATTN_REGISTERS_0_31 "}, {%32,%33,%34,%35}, %36, %37, %38, add, 1, 1, 1; }"                       \
+               : DYNATTN_ACC32(d, 0)                                                                                   \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(metadata), "n"(SELECTOR),                     \
+                 "r"(static_cast<int>(accumulate)))
   if constexpr (is_same<Element, BFloat16>::value) {
     DYNATTN_WGMMA_SP("bf16");
   } else {
@@ -127,13 +199,15 @@ DYNATTN_DEVICE void multiply_values(float (&d)[8][4], const u32 (&a)[4], u64 b, 
 #undef DYNATTN_WGMMA_SP
 }
 template <class Element, int SELECTOR>
-DYNATTN_DEVICE void multiply_values(float (&d)[16][4], const u32 (&a)[4], u64 b, u32 metadata) {
+DYNATTN_DEVICE void multiply_values(float (&d)[16][4], const u32 (&a)[4], u64 b, u32 metadata, bool accumulate = true) {
 #define DYNATTN_WGMMA_SP(TYPE)                                                                                         \
-  asm volatile("wgmma.mma_async.sp.sync.aligned.m64n128k32.f32." TYPE "." TYPE " "                                     \
+  asm volatile("{ .reg .pred add; setp.ne.b32 add, %71, 0; "                                                           \
+               "wgmma.mma_async.sp.sync.aligned.m64n128k32.f32." TYPE "." TYPE " "                                     \
                "{" DYNATTN_REGISTERS_0_31 "," DYNATTN_REGISTERS_32_63 "}, {%64,%65,%66,%67}, %68, %69, %70, "          \
-               "1, 1, 1, 1;"                                                                                           \
+               "add, 1, 1, 1; }"                                                                                       \
                : DYNATTN_ACC32(d, 0), DYNATTN_ACC32(d, 8)                                                              \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(metadata), "n"(SELECTOR))
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(metadata), "n"(SELECTOR),                     \
+                 "r"(static_cast<int>(accumulate)))
   if constexpr (is_same<Element, BFloat16>::value) {
     DYNATTN_WGMMA_SP("bf16");
   } else {

@@ -141,6 +141,8 @@ def prepare(
     mask_kind, mask = mask_of(mask, query, value.shape[2])
     pattern = of_kernels(pattern)
     variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
+    if variant.kernel == "wgmma":
+        key, value = unexpanded(key), unexpanded(value)
     params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern, seed)
     maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
@@ -173,12 +175,22 @@ def choose_variant(
     query: Tensor, key: Tensor, value: Tensor, mask_kind: str, aux: bool, pattern: Pattern, device: Device,
     for_backward: bool = False,
 ) -> Variant:  # fmt: skip
-    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it."""
+    """The kernel for a pattern of the kernels and tensors whose rows are aligned; ``mask_kind`` as variants have it.
+
+    ``for_backward``: one whose choice a backward kernel repeats. Then only shapes decide, not how many heads and not
+    whether kept mass is asked for: a backward may get tensors that were saved elsewhere, with other strides, and a few
+    heads at a time. The ``wgmma`` kernels take the same calls, forward and backward.
+    """
     batch, heads, q_len, head_dim = query.shape
+    band = pattern.window > 0 or pattern.sinks > 0
+    expanded = 0 in key.stride() or 0 in value.stride()  # would have to be copied, which the mma kernel need not do
+    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
+    crowded = aux and band
+    tma = _fits_tma(value.shape[2], pattern.stride) and (for_backward or not (expanded or crowded))
+    tma = tma and min(query.numel(), key.numel(), value.numel()) > 0  # a map of nothing is none
     return _select(
-        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux,
-        pattern.window > 0 or pattern.sinks > 0, pattern.stride, pattern.dropout_p > 0, q_len, batch * heads,
-        tma=not for_backward and _fits_tma(key, pattern.stride) and _fits_tma(value, pattern.stride),
+        device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux, band,
+        pattern.stride, pattern.dropout_p > 0, q_len, batch * heads, tma=tma,
     )  # fmt: skip
 
 
@@ -194,9 +206,8 @@ def _select(
     device: Device, dtype: str, head_dim: int, n: int, m: int, mask: str, aux: bool, band: bool, stride: int,
     dropout: bool, q_len: int, rows: int, *, tma: bool,
 ) -> Variant:  # fmt: skip
-    """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether keys and values fit TMA."""
-    # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
-    in_registers = dtype != "tf32" and not (aux and band) and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
+    """The fastest variant that takes this; ``rows`` is batch · heads, ``tma`` whether wgmma's copies fit."""
+    in_registers = dtype != "tf32" and _MMA_AT_MOST < head_dim <= WGMMA_HEAD_DIMS[-1]
     if device.arch == "sm_90a" and tma and in_registers and stride in WGMMA_STRIDES and not dropout:
         padded = next(size for size in WGMMA_HEAD_DIMS if size >= head_dim)
         return Variant("wgmma", dtype, padded, n, m, mask, aux, band, stride=stride)
@@ -228,12 +239,15 @@ def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tenso
     return kind, mask.expand(*query.shape[:3], kv_len)
 
 
-def _fits_tma(x: Tensor, stride: int) -> bool:
-    """Whether tensor maps describe ``x``: no row past the end is read, and no dimension is an expanded one."""
-    # a row past the end would be read where the length is odd, since keys come in pairs; or, with a stride, where it is
-    # no multiple of it; a map of no rows is none
-    kv_len = x.shape[2]
-    return kv_len % max(2, stride) == 0 and kv_len >= 4 and 0 not in x.stride() and x.numel() > 0
+def unexpanded(x: Tensor) -> Tensor:
+    """``x``, or a copy of it where a dimension is an expanded one, which a tensor map cannot describe."""
+    return x.clone(memory_format=torch.contiguous_format) if 0 in x.stride() else x
+
+
+def _fits_tma(kv_len: int, stride: int) -> bool:
+    """Whether tensor maps of keys read no row past the end."""
+    # they would where the length is odd, since keys come in pairs; or, with a stride, where it is no multiple of it
+    return kv_len % max(2, stride) == 0 and kv_len >= 4
 
 
 def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ...]:
@@ -244,25 +258,38 @@ def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ..
     over those between; then a box of 2 (keys) or 4 (values) by ``stride`` brings the members of groups together.
     """
     if stride > 1:
-        keys, values = (_strided_map(x, stride, members) for x, members in ((key, 2), (value, 4)))
-        return keys, keys, values
-    batch, kv_heads, kv_len, head_dim = key.shape
-    batch_stride, head_stride, row = key.stride()[:3]
-    dtype = DTYPES[key.dtype]
-    pairs = [
+        return *half_maps(key, stride, 128), strided_map(value, stride, 4)
+    return *half_maps(key, stride, 128), row_map(value, 128)
+
+
+def half_maps(x: Tensor, stride: int, rows: int) -> tuple[TensorMap, TensorMap]:
+    """Rows 4i and 4i + 1, and rows 4i + 2 and 4i + 3, of ``rows`` at a time; with a stride, positions of 64."""
+    if stride > 1:
+        members = strided_map(x, stride, 2)
+        return members, members
+    batch, kv_heads, kv_len, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    low, high = (
         TensorMap(
-            key.data_ptr() + first * row * key.element_size(), dtype,
-            (head_dim, 2, -(-(kv_len - first) // 4), kv_heads, batch), (row, 4 * row, head_stride, batch_stride),
-            (64, 2, 32, 1, 1),
+            x.data_ptr() + first * row * x.element_size(), DTYPES[x.dtype],
+            (columns, 2, -(-(kv_len - first) // 4), kv_heads, batch), (row, 4 * row, head_stride, batch_stride),
+            (64, 2, rows // 4, 1, 1),
         )
         for first in (0, 2)
-    ]  # fmt: skip
-    batch_stride, head_stride, row = value.stride()[:3]
-    sizes = (value.shape[3], kv_len, kv_heads, batch)
-    return *pairs, TensorMap(value.data_ptr(), dtype, sizes, (row, head_stride, batch_stride), (64, 128, 1, 1))
+    )  # fmt: skip
+    return low, high
 
 
-def _strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+def row_map(x: Tensor, rows: int) -> TensorMap:
+    """``rows`` rows at a time."""
+    batch, heads, length, columns = x.shape
+    batch_stride, head_stride, row = x.stride()[:3]
+    sizes, strides = (columns, length, heads, batch), (row, head_stride, batch_stride)
+    return TensorMap(x.data_ptr(), DTYPES[x.dtype], sizes, strides, (64, rows, 1, 1))
+
+
+def strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
+    """``members`` keys of each group of ``stride`` groups at a time."""
     batch, kv_heads, kv_len, columns = x.shape
     batch_stride, head_stride, row = x.stride()[:3]
     return TensorMap(

@@ -23,6 +23,7 @@ from dynattn.kernels.cuda.variants_backward import (
     BackwardVariant,
     QueryVariant,
     RowTermsVariant,
+    WgmmaBackwardVariant,
     row_tiles,
 )
 from dynattn.kernels.pattern import Pattern
@@ -30,6 +31,9 @@ from dynattn.kernels.pattern import Pattern
 _BLOCKS_A_MULTIPROCESSOR = 2  # that fit; so many blocks in all are wanted
 _SPLITS_AT_MOST = 16  # sums for the query's gradient: 4 bytes an element each
 _ROW_BLOCK = 16  # queries of an accumulator
+# Time to clear and to add up the sums of one head on a whole device, in tiles of keys on one multiprocessor; predicted:
+# 1 KB a query (½ KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a query.
+_SUMS_COST = 0.01
 
 _Strides3 = ctypes.c_longlong * 3
 
@@ -54,9 +58,10 @@ class BackwardLaunch(NamedTuple):
     Attributes:
         variant: the kernel.
         blocks: of the one-dimensional grid; 0 where there is nothing to do.
-        params: its argument, the same for the three.
+        params: its first argument, the same for the three.
         tensors: what ``params`` points into; must live until the kernel is on the stream.
-        tensor_maps: none.
+        tensor_maps: further arguments of the ``wgmma`` kernel: two halves of the keys, keys, two halves of the values,
+            queries, their outputs' gradients.
     """
 
     variant: AnyBackwardVariant
@@ -142,17 +147,20 @@ def prepare_backward(
         ValueError: no variant fits into the device's shared memory, as :func:`dynattn.kernels.cuda.cannot_backward`
             says beforehand.
     """
-    # a negative scale goes into the query: larger products are larger scores then, as the forward has them
-    query = launch.aligned(query if pattern.scale > 0 else -query)
-    grad_out, key, value, out = map(launch.aligned, (grad_out, key, value, out))
+    query, grad_out, key, value, out = map(launch.aligned, (query, grad_out, key, value, out))
     grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()
-    batch, heads, q_len, head_dim = query.shape
-    _, kv_heads, kv_len, value_dim = value.shape
+    batch, heads, q_len, _ = query.shape
+    kv_len = value.shape[2]
     kind, mask = launch.mask_of(mask, query, kv_len)
     pattern = launch.of_kernels(pattern)
-    variant = _select(device, query.dtype, max(head_dim, value_dim), pattern, kind, q_len)
-    blocks_of_split = batch * kv_heads * variant.parts
-    splits = _splits(device, blocks_of_split, -(-kv_len // KEY_TILE))
+    variant = _select(device, query, key, value, pattern, kind)
+    if pattern.scale < 0:  # goes into the query: larger products are larger scores then, as the forward has them
+        query = launch.aligned(-query)
+    splits, blocks = _grid(device, variant, batch * key.shape[1], kv_len)
+    maps = ()
+    if isinstance(variant, WgmmaBackwardVariant):
+        query, key, value, grad_out = map(launch.unexpanded, (query, key, value, grad_out))
+        maps = _tensor_maps(query, key, value, grad_out, pattern.stride)
     row_blocks = batch * heads * -(-q_len // _ROW_BLOCK)
     row_terms = torch.empty_like(logsumexp)
     sums = logsumexp.new_zeros(splits, row_blocks * _ROW_BLOCK, variant.head_dim)
@@ -172,7 +180,7 @@ def prepare_backward(
     before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype)
     return (
         BackwardLaunch(before, before.blocks(batch * heads * q_len), params, tensors),
-        BackwardLaunch(variant, blocks_of_split * splits if kv_len else 0, params, tensors),
+        BackwardLaunch(variant, blocks, params, tensors, maps),
         BackwardLaunch(after, after.blocks(row_blocks, variant.head_dim), params, tensors),
     )
 
@@ -184,16 +192,16 @@ def smallest_shared_bytes(head_dim: int) -> int:
 
 
 def _select(
-    device: Device, dtype: torch.dtype, head_dim: int, pattern: Pattern, mask: str, q_len: int
-) -> BackwardVariant:
-    """The fastest variant that takes this. Its padded head_dim is the forward's, so that scores are summed alike."""
-    padded = next(size for size in HEAD_DIMS if size >= head_dim)
-    band = pattern.window > 0 or pattern.sinks > 0
+    device: Device, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, mask: str
+) -> BackwardVariant | WgmmaBackwardVariant:
+    """The fastest variant with the forward's instructions and padded head_dim, so that scores are summed alike."""
+    forward = launch.choose_variant(query, key, value, mask, False, pattern, device, for_backward=True)
+    dtype, padded, n, m, stride = forward.dtype, forward.head_dim, forward.n, forward.m, forward.stride
+    if forward.kernel == "wgmma":
+        return WgmmaBackwardVariant(dtype, padded, n, m, mask, forward.band, stride)
     choices = [
-        BackwardVariant(
-            launch.DTYPES[dtype], padded, pattern.n, pattern.m, mask, band, tiles, pattern.stride, pattern.dropout_p > 0
-        )
-        for tiles in row_tiles(padded, mask, band)
+        BackwardVariant(dtype, padded, n, m, mask, forward.band, tiles, stride, forward.dropout)
+        for tiles in row_tiles(padded, mask, forward.band)
     ]
     fits = [choice for choice in choices if choice.shared_bytes <= device.shared_bytes]
     if not fits:
@@ -201,10 +209,32 @@ def _select(
             f"nm_backward: a block needs {choices[-1].shared_bytes} bytes of shared memory: the device has "
             f"{device.shared_bytes}; take backend='reference'"
         )
-    return next((choice for choice in fits if q_len > choice.query_tile // 2), fits[-1])
+    return next((choice for choice in fits if query.shape[2] > choice.query_tile // 2), fits[-1])
 
 
-def _splits(device: Device, blocks: int, key_tiles: int) -> int:
-    """In how many the tiles of keys of a head are dealt out: enough to fill the device."""
+def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads: int, kv_len: int) -> tuple[int, int]:
+    """In how many the keys of a head are dealt out, each with sums of its own, and how many blocks that makes."""
+    if isinstance(variant, WgmmaBackwardVariant):
+        shares = _shares(device, heads, -(-kv_len // variant.key_tile))
+        return shares, shares * heads
+    blocks = heads * variant.parts
     wanted = -(-_BLOCKS_A_MULTIPROCESSOR * device.multiprocessors // max(1, blocks))
-    return max(1, min(wanted, key_tiles, _SPLITS_AT_MOST))
+    splits = max(1, min(wanted, -(-kv_len // KEY_TILE), _SPLITS_AT_MOST))
+    return splits, blocks * splits if kv_len else 0
+
+
+def _shares(device: Device, heads: int, key_tiles: int) -> int:
+    """Blocks that share a head's tiles of keys, where a multiprocessor holds one block: as many as end first."""
+
+    def time(shares: int) -> float:
+        rounds = -(-shares * heads // device.multiprocessors)
+        return rounds * -(-key_tiles // shares) + _SUMS_COST * shares * heads
+
+    return min(range(1, min(key_tiles, _SPLITS_AT_MOST) + 1), key=time)
+
+
+def _tensor_maps(query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor, stride: int) -> tuple[TensorMap, ...]:
+    """What the copy engine reads, 64 rows at a time; keys and values also in halves, as the choice wants them."""
+    whole = launch.strided_map(key, stride, 4) if stride > 1 else launch.row_map(key, KEY_TILE)
+    key_halves, value_halves = (launch.half_maps(x, stride, KEY_TILE) for x in (key, value))
+    return *key_halves, whole, *value_halves, *(launch.row_map(x, KEY_TILE) for x in (query, grad_out))

@@ -78,7 +78,7 @@ def compile_variant(variant: Instantiation, arch: str, *, cached: bool = True) -
 
     Args:
         variant: the instantiation.
-        arch: ``sm_80`` or later, as NVRTC takes it; ``sm_90a`` for the ``wgmma`` kernel.
+        arch: ``sm_80`` or later, as NVRTC takes it; ``sm_90a`` for the ``wgmma`` kernels.
         cached: take it from the disk where it is there, and leave it there.
 
     Raises:
@@ -100,7 +100,7 @@ def check_arch(variant: Instantiation, arch: str) -> None:
         raise ValueError(f"compile_variant: arch must look like sm_80 or sm_90a: got {arch!r}")
     if int(match[1]) < _OLDEST:
         raise ValueError(f"compile_variant: arch must be sm_{_OLDEST} or later: got {arch}; older ones lack mma.sp")
-    if variant.kernel == "wgmma" and arch != "sm_90a":
+    if variant.kernel.endswith("wgmma") and arch != "sm_90a":
         raise ValueError(f"compile_variant: the wgmma kernel needs sm_90a: got {arch}; take the mma kernel")
 
 

@@ -20,6 +20,7 @@
 // and dP of the same tiles, and each the gradients of half the columns.
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2307.08691 (the order of the loop).
+#include "backward_order.cuh"
 #include "backward_weights.cuh"
 #include "mma_tiles.cuh"
 
@@ -36,38 +37,10 @@ struct BackwardTiles {
                        WEIGHTS = GRADS + QUERY_BYTES, SCORES = WEIGHTS + PAIR_BYTES;  // offsets
 };
 
-struct BackwardPlace {
-  int part, split, batch, kv_head;
-};
 DYNATTN_DEVICE BackwardPlace backward_place(const BackwardParams& p, int block, int parts) {
   const int task = block / parts, pair = task / p.splits;
   return {block % parts, task % p.splits, pair / p.forward.kv_heads, pair % p.forward.kv_heads};
 }
-
-// The query tiles of all heads that attend to a tile of keys, one after another, head by head.
-struct QueryTiles {
-  int first, end;  // of each head
-  int head, end_head, tile;
-
-  DYNATTN_DEVICE QueryTiles(const ForwardParams& p, int kv_head, int key0, int queries) {
-    const int first_query = p.causal ? key0 - (p.kv_len - p.q_len) : 0, group = p.heads / p.kv_heads;
-    first = first_query > 0 ? first_query / queries : 0;
-    end = (p.q_len + queries - 1) / queries;
-    head = kv_head * group;
-    end_head = first < end ? head + group : head;
-    tile = first;
-  }
-  DYNATTN_DEVICE bool more() const { return head < end_head; }
-  DYNATTN_DEVICE void advance() {
-    if (++tile < end) return;
-    tile = first;
-    ++head;
-  }
-  DYNATTN_DEVICE Place place(const ForwardParams& p, const BackwardPlace& block, int queries) const {
-    const long long pair = static_cast<long long>(block.batch) * p.heads + head;
-    return {block.batch, head, block.kv_head, tile * queries, pair * p.q_len + tile * queries};
-  }
-};
 
 // A warp's rows of a tile as operand A of compute_scores().
 template <int HEAD_DIM>

@@ -16,27 +16,15 @@
 // With a stride the same holds of positions: then V's rows are copied by position too.
 //
 // Source: arXiv:2203.00091 (the method), arXiv:2407.08608 (the overlap of softmax and products).
-#include "hopper.cuh"
 #include "output.cuh"
 #include "weights.cuh"
+#include "wgmma_tiles.cuh"
 
 namespace dynattn {
 
 constexpr int WGMMA_KEYS = 128, WGMMA_UNITS = WGMMA_KEYS / UNIT_KEYS;
-constexpr int WARPGROUP = 128, CONSUMERS = 2, CONSUMER_ROWS = 64;
 constexpr int STAGES = 2;
-// 2 · 128 · 240 + 128 · 24 registers fill the file of 65536; the compiler plans with 168, the even share.
-constexpr int CONSUMER_REGISTERS = 240, PRODUCER_REGISTERS = 24;
-
-constexpr int LINE_COLUMNS = 64, LINE_BYTES = 128;       // columns in a row of a swizzled panel
-constexpr int PANEL_BYTES = WGMMA_KEYS * LINE_BYTES;     // 64 columns of a tile; wider tiles are panels side by side
-constexpr int SWIZZLE_ATOM_BYTES = 8 * LINE_BYTES;       // 8 rows: where the swizzle starts anew
-
-// Descriptor of an operand in shared memory, 128-byte swizzle: addresses and strides in units of 16 bytes.
-DYNATTN_DEVICE u64 descriptor(u32 address, int leading_bytes, int stride_bytes) {
-  return static_cast<u64>((address & 0x3FFFF) >> 4) | static_cast<u64>(leading_bytes >> 4) << 16 |
-         static_cast<u64>(stride_bytes >> 4) << 32 | 1ull << 62;
-}
+constexpr int PANEL_BYTES = WGMMA_KEYS * LINE_BYTES;  // 64 columns of a tile; wider tiles are panels side by side
 
 // Shared memory: tiles of keys, of values, and a pair of barriers for each: filled (by the copy engine), free (by all
 // computing warpgroups).

@@ -8,13 +8,6 @@ namespace dynattn {
 constexpr int PROBE_KEYS = 128, PROBE_VALUES = 64;  // rows of the two operands
 constexpr int PROBE_PANEL_BYTES = PROBE_VALUES * LINE_BYTES;
 
-#ifdef DYNATTN_EMULATOR
-inline void order_stores() {}
-#else
-// Between ordinary stores and the products that read them.
-DYNATTN_DEVICE void order_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-#endif
-
 // scores[128][64] = Q Kᵀ of 64 queries, columns 16 to 31 of the head; sums[128][COLUMNS / 2] = P V of 64 queries and keys 32
 // to 63. `a`, [128][8], are a thread's registers of Q and then of P; `tiles` are 128 rows of K, 64 columns each, and then V in
 // panels of 64 rows and 64 columns.
@@ -28,7 +21,7 @@ __global__ void __launch_bounds__(WARPGROUP)
     const u32 offset = 4 * i, swizzled = offset ^ ((offset >> 7 & 7) << 4);
     *reinterpret_cast<u32*>(memory + (start - base) + swizzled) = tiles[i];
   }
-  order_stores();
+  stores_fence();
   block_barrier();
   const u32(&registers)[2][4] = *reinterpret_cast<const u32(*)[2][4]>(a + 8 * thread);
   float s[16][4] = {};

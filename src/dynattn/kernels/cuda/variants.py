@@ -54,7 +54,7 @@ class Variant:
         head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
-        aux: also write kept mass and the counts of kept and allowed pairs; with ``band``, mma only.
+        aux: also write kept mass and the counts of kept and allowed pairs; with ``band``, wgmma before a backward only.
         band: obey ``window`` and ``sinks``.
         row_tiles: blocks of 16 queries that a warp of the ``mma`` kernel works on; 2 halves the reads of shared
             memory, 1 makes twice as many thread blocks, for problems too small to fill the device.

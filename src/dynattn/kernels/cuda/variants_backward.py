@@ -16,9 +16,11 @@ from dynattn.kernels.cuda.variants import (
     MASKS,
     PATTERN_NAMES,
     PATTERNS,
+    WGMMA_HEAD_DIMS,
+    WGMMA_STRIDES,
 )
 
-KEY_TILE = 64  # keys that a block owns at a time
+KEY_TILE = 64  # keys that a block of the ``mma`` kernel owns at a time; a unit of the ``wgmma`` kernel's
 _WARPS = 4
 _PAIR_PITCH = 128  # bytes of a row of P or dS
 _WIDEST_WHOLE = 128  # wider heads are done in two parts
@@ -140,7 +142,60 @@ class BackwardVariant:
         return 2 * KEY_TILE * pitch + 2 * self.query_tile * (pitch + _PAIR_PITCH)
 
 
-AnyBackwardVariant = RowTermsVariant | QueryVariant | BackwardVariant
+@final
+@dataclass(frozen=True)
+class WgmmaBackwardVariant:
+    """One instantiation of the main kernel for sm_90a.
+
+    Args:
+        dtype: of query, key, value, the gradients: ``bfloat16`` or ``float16``.
+        head_dim: columns that the tiles hold; the forward's, so that both sum scores alike.
+        n, m: the pattern.
+        mask, band: as :class:`BackwardVariant` has them.
+        stride: how far apart the keys of a group stand.
+    """
+
+    dtype: str
+    head_dim: int
+    n: int
+    m: int
+    mask: str = "none"
+    band: bool = False
+    stride: int = 1
+
+    kernel = "backward_wgmma"
+    source = "nm_backward_wgmma.cu"
+    groups = 2  # of threads that compute, each with keys of its own
+    threads = 128 * (groups + 1)
+
+    @property
+    def name_expression(self) -> str:
+        """The instantiation, as NVRTC's ``name_expressions`` take it."""
+        arguments = [
+            f"dynattn::{ELEMENTS[self.dtype]}",
+            str(self.head_dim),
+            f"dynattn::Pattern::{PATTERN_NAMES[self.n, self.m]}",
+            f"dynattn::MaskKind::{MASK_NAMES[self.mask]}",
+            str(self.band).lower(),
+            str(self.stride),
+        ]
+        return f"dynattn::nm_backward_wgmma<{', '.join(arguments)}>"
+
+    @property
+    def key_tile(self) -> int:
+        """Keys that a block owns at a time."""
+        return self.groups * 128 // self.head_dim * KEY_TILE
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: keys twice, values; queries and gradients in stages; P and dS; dQ."""
+        stages, barriers, alignment = 3 if self.head_dim == 64 else 2, 128, 1024
+        row, float_row = 2 * self.head_dim, 4 * self.head_dim
+        rows = 3 * self.key_tile * row + KEY_TILE * (2 * stages * row + float_row)
+        return rows + 2 * self.key_tile * _PAIR_PITCH + barriers + alignment
+
+
+AnyBackwardVariant = RowTermsVariant | QueryVariant | BackwardVariant | WgmmaBackwardVariant
 
 
 def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
@@ -156,6 +211,14 @@ def main_variants() -> Iterator[BackwardVariant]:
     ):
         for tiles in row_tiles(head_dim, mask, band):
             yield BackwardVariant(dtype, head_dim, n, m, mask, band, tiles, stride, dropout)
+
+
+def wgmma_variants() -> Iterator[WgmmaBackwardVariant]:
+    """Every variant of the main kernel for sm_90a."""
+    for dtype, head_dim, (n, m), mask, band, stride in product(
+        DTYPES, WGMMA_HEAD_DIMS, PATTERNS, MASKS, (False, True), WGMMA_STRIDES
+    ):
+        yield WgmmaBackwardVariant(dtype, head_dim, n, m, mask, band, stride)
 
 
 def small_variants() -> Iterator[RowTermsVariant | QueryVariant]:

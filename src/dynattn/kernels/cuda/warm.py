@@ -9,7 +9,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Instantiation, Variant, variants
-from dynattn.kernels.cuda.variants_backward import BackwardVariant, main_variants, small_variants
+from dynattn.kernels.cuda.variants_backward import (
+    BackwardVariant,
+    WgmmaBackwardVariant,
+    main_variants,
+    small_variants,
+    wgmma_variants,
+)
 
 _COMMON_HEAD_DIMS = (64, 128)
 _COMMON_MASKS = ("none", "bool")
@@ -41,9 +47,16 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
 
 def chosen_for_training(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Instantiation, str]]:
     """What a backward needs besides: as :func:`chosen`, which has the forward kernel that goes with it."""
-    sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for kernel, size in _padded(wanted) if kernel == "mma"}
-    needed = [variant for variant in main_variants() if every or (variant.head_dim in sizes and _common(variant))]
-    return [(variant, arch) for arch in archs for variant in (*small_variants(), *needed)]
+    sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _padded(wanted)}
+    needed, of_hopper = (
+        [variant for variant in pool if every or ((kernel, variant.head_dim) in sizes and _common(variant))]
+        for kernel, pool in (("mma", main_variants()), ("wgmma", wgmma_variants()))
+    )
+    return [
+        (variant, arch)
+        for arch in archs
+        for variant in (*small_variants(), *needed, *(of_hopper if arch == "sm_90a" else ()))
+    ]
 
 
 def warm(work: Sequence[tuple[Instantiation, str]], jobs: int = 0) -> Iterator[bool]:
@@ -79,9 +92,10 @@ def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
         yield from ((kernel, size) for size in fits[:1])
 
 
-def _common(variant: Variant | BackwardVariant) -> bool:
+def _common(variant: Variant | BackwardVariant | WgmmaBackwardVariant) -> bool:
     aux = isinstance(variant, Variant) and variant.aux
-    if variant.mask not in _COMMON_MASKS or aux or variant.dropout or variant.dtype == "tf32":
+    dropout = not isinstance(variant, WgmmaBackwardVariant) and variant.dropout
+    if variant.mask not in _COMMON_MASKS or aux or dropout or variant.dtype == "tf32":
         return False
     return variant.stride == 1 or not variant.band
 

@@ -53,6 +53,16 @@ _ENTRY = {
                               [=] {{ {kernel}(*params, maps[0], maps[1], maps[2]); }});
     }}
     """,
+    "backward_wgmma": """
+    #include "emulator/driver.hpp"
+    #include "nm_backward_wgmma.cu"
+    extern "C" int emulator_run(const dynattn::BackwardParams* params, const dynattn::TensorMap* maps, long long blocks,
+                                int threads, long long shared_bytes, int reversed, int eager) {{
+      return emulator::launch(*params, blocks, threads, shared_bytes, reversed, eager, [=] {{
+        {kernel}(*params, maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6]);
+      }});
+    }}
+    """,
 }
 
 

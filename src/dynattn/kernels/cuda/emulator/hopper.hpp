@@ -39,7 +39,8 @@ constexpr int WARPGROUP_THREADS = 128, MAX_COLUMNS = 128;
 
 struct ProductOperands {
   float* accumulators;
-  uint32_t a[4];
+  uint32_t a[4];  // in registers, or
+  uint64_t a_shared;
   uint64_t b;
   uint32_t metadata;
   bool accumulate;
@@ -58,10 +59,20 @@ struct Warpgroup {
 };
 inline std::map<int, Warpgroup> warpgroups;
 
-// Starts a block with neither barriers nor products.
+// Ordinary stores that products may not see yet. Of each 16 bytes: a bit for every lane of the storing warp that no fence
+// followed, and one until a barrier has.
+constexpr uint64_t NO_FENCE = 0xFFFFFFFF, NO_BARRIER = 1ull << 32;
+inline std::array<uint64_t, SHARED_BYTES / 16> unseen;
+inline std::map<int, std::vector<uint32_t>> stored_by_warp;
+inline std::map<int, int> barrier_users;  // named barrier -> warpgroup
+
+// Starts a block with neither barriers nor products nor stores.
 inline void reset_hopper() {
   shared_barriers.clear();
   warpgroups.clear();
+  unseen.fill(0);
+  stored_by_warp.clear();
+  barrier_users.clear();
 }
 
 // An operation of a whole warpgroup; the last thread to come runs `apply`.
@@ -129,6 +140,8 @@ inline void barrier_wait(u32 address, u32 parity) {
   }
 }
 
+inline int same_in_warp(int x) { return x; }
+
 inline void copy_box_any(u32 target, const TensorMap& map, u32 address, std::array<int, 5> from, int rank) {
   using emulator::shared_at;
   if (map.rank != rank) emulator::fail("tensor copy: %d coordinates for a map of rank %d", rank, map.rank);
@@ -170,6 +183,59 @@ inline void copy_box(u32 target, const TensorMap& map, u32 barrier, int x0, int 
   copy_box_any(target, map, barrier, {x0, x1, x2, x3, x4}, 5);
 }
 
+// stmatrix: register j of lane 4g + t holds columns 2t, 2t + 1 of row g of matrix j, whose address is lane 8j + g's.
+struct StoredMatrices {
+  u32 address, r[4];
+};
+inline void store_matrices(u32 row_address, u32 r0, u32 r1, u32 r2, u32 r3) {
+  const StoredMatrices own = {row_address, {r0, r1, r2, r3}};
+  emulator::collective<int>("stmatrix", own, [](const StoredMatrices* in, int*) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      unsigned banks = 0;
+      for (int row = 0; row < 8; ++row) {
+        const u32 address = in[8 * matrix + row].address;
+        unsigned char* to = emulator::shared_at(address, 16, 16, "stmatrix");
+        for (int t = 0; t < 4; ++t) memcpy(to + 4 * t, &in[4 * row + t].r[matrix], 4);
+        const unsigned bank = 1u << (address / 16 % 8);
+        emulator::counts.bank_conflicts += (banks & bank) != 0;
+        banks |= bank;
+        emulator::unseen[address / 16] = emulator::NO_FENCE | emulator::NO_BARRIER;
+        emulator::stored_by_warp[emulator::block.current / emulator::WARP].push_back(address / 16);
+      }
+    }
+  });
+}
+inline void stores_fence() {
+  for (const u32 place : emulator::stored_by_warp[emulator::block.current / emulator::WARP]) {
+    emulator::unseen[place] &= ~(1ull << emulator::lane());
+  }
+}
+inline void warpgroup_barrier(int id) {
+  const int group = emulator::block.current / emulator::WARPGROUP_THREADS;
+  if (id < 1 || id > 15 || emulator::barrier_users.emplace(id, group).first->second != group) {
+    emulator::fail("bar.sync: barrier %d is another warpgroup's, or none", id);
+  }
+  emulator::warpgroup_collective("bar.sync", [=](emulator::Warpgroup&) {
+    for (int warp = 4 * group; warp < 4 * group + 4; ++warp) {
+      for (const u32 place : emulator::stored_by_warp[warp]) emulator::unseen[place] &= ~emulator::NO_BARRIER;
+      emulator::stored_by_warp[warp].clear();
+    }
+  });
+}
+inline void store_floats(u32 address, const float (&x)[4]) {
+  memcpy(emulator::shared_at(address, 16, 16, "st.shared"), x, 16);
+}
+inline void load_floats(u32 address, float (&x)[4]) {
+  memcpy(x, emulator::shared_at(address, 16, 16, "ld.shared"), 16);
+}
+inline void warp_barrier() {
+  emulator::collective<int>("bar.warp", 0, [](const int*, int*) {});
+}
+inline void add_to_memory(float* memory, const float (&x)[4]) {
+  if (reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("red.v4: the address is not a multiple of 16");
+  for (int i = 0; i < 4; ++i) memory[i] += x[i];
+}
+
 template <int COUNT>
 void shrink_registers() {}
 template <int COUNT>
@@ -194,10 +260,10 @@ void products_wait() {
   });
 }
 
-// Element (row along the columns of the product `n`, depth `k`) of operand B: the descriptor's canonical layouts of the
-// 128-byte swizzle. `depth_is_contiguous`: K-major (keys, a row holds depths), else MN-major (values).
+// Element (row of A or column of B `n`, depth `k`) of an operand: the descriptor's canonical layouts of the 128-byte
+// swizzle. `depth_is_contiguous`: K-major (keys, a row holds depths), else MN-major (values; the instruction's "trans").
 template <class Element>
-float operand_b(u64 descriptor, int n, int k, bool depth_is_contiguous) {
+float operand_element(u64 descriptor, int n, int k, bool depth_is_contiguous) {
   const u32 start = (descriptor & 0x3FFF) << 4, leading = (descriptor >> 16 & 0x3FFF) << 4,
             stride = (descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) emulator::fail("wgmma: only the 128-byte swizzle is emulated");
@@ -205,7 +271,46 @@ float operand_b(u64 descriptor, int n, int k, bool depth_is_contiguous) {
                                           : start + n / 64 * leading + n % 64 * 2 + k / 8 * stride + k % 8 * 128;
   unsigned short x;
   memcpy(&x, emulator::shared_at(emulator::swizzled(address), 2, 2, "wgmma"), 2);
+  if (emulator::unseen[emulator::swizzled(address) / 16]) {
+    emulator::fail("wgmma: reads what was stored without a fence and a barrier after it");
+  }
   return Element::value(x);
+}
+
+// Accumulators of 64 rows: what was stored of A, times B.
+template <int DEPTH, int COLUMNS>
+void accumulate(const emulator::WarpgroupProduct& product, const float (&a)[64][DEPTH], const bool (&stored)[64][DEPTH],
+                const float (&b)[DEPTH][COLUMNS]) {
+  for (int thread = 0; thread < emulator::WARPGROUP_THREADS; ++thread) {
+    const auto& own = product.operands[thread];
+    for (int i = 0; i < COLUMNS / 2; ++i) {
+      const int row = 16 * (thread / 32) + thread % 32 / 4 + 8 * (i >> 1 & 1);
+      const int column = 8 * (i >> 2) + 2 * (thread & 3) + (i & 1);
+      float sum = own.accumulate ? own.accumulators[i] : 0.0f;
+      for (int k = 0; k < DEPTH; ++k) {
+        if (stored[row][k]) sum += a[row][k] * b[k][column];
+      }
+      own.accumulators[i] = sum;
+    }
+  }
+}
+
+// Both operands in shared memory, one layout for both (wgmma could mix them).
+template <class Element, int COLUMNS, bool TRANSPOSED>
+void execute_shared_product(const emulator::WarpgroupProduct& product) {
+  static float a[64][16], b[16][COLUMNS];
+  static bool stored[64][16];
+  ++emulator::counts.warpgroup_products;
+  memset(stored, true, sizeof stored);
+  const auto& first = product.operands[0];
+  for (const auto& own : product.operands) {
+    if (own.b != first.b || own.a_shared != first.a_shared) emulator::fail("wgmma: the descriptor differs between threads");
+  }
+  for (int k = 0; k < 16; ++k) {
+    for (int m = 0; m < 64; ++m) a[m][k] = operand_element<Element>(first.a_shared, m, k, !TRANSPOSED);
+    for (int n = 0; n < COLUMNS; ++n) b[k][n] = operand_element<Element>(first.b, n, k, !TRANSPOSED);
+  }
+  accumulate(product, a, stored, b);
 }
 
 template <class Element, int COLUMNS, int DEPTH, int SELECTOR>
@@ -232,39 +337,31 @@ void execute_product(const emulator::WarpgroupProduct& product) {
     }
   }
   for (int k = 0; k < DEPTH; ++k) {
-    for (int n = 0; n < COLUMNS; ++n) b[k][n] = operand_b<Element>(product.operands[0].b, n, k, !SPARSE);
+    for (int n = 0; n < COLUMNS; ++n) b[k][n] = operand_element<Element>(product.operands[0].b, n, k, !SPARSE);
   }
-  for (int thread = 0; thread < emulator::WARPGROUP_THREADS; ++thread) {
-    const auto& own = product.operands[thread];
-    for (int i = 0; i < COLUMNS / 2; ++i) {
-      const int row = 16 * (thread / 32) + thread % 32 / 4 + 8 * (i >> 1 & 1);
-      const int column = 8 * (i >> 2) + 2 * (thread & 3) + (i & 1);
-      float sum = own.accumulate ? own.accumulators[i] : 0.0f;
-      for (int k = 0; k < DEPTH; ++k) {
-        if (stored[row][k]) sum += a[row][k] * b[k][column];
-      }
-      own.accumulators[i] = sum;
-    }
-  }
+  accumulate(product, a, stored, b);
 }
 
-template <class Element, int COLUMNS, int DEPTH, int SELECTOR>
-void issue_product(float* accumulators, const u32 (&a)[4], u64 b, u32 metadata, bool accumulate) {
+inline void issue_product(const emulator::ProductOperands& own, void (*execute)(const emulator::WarpgroupProduct&)) {
   auto& group = emulator::warpgroups[emulator::block.current / emulator::WARPGROUP_THREADS];
-  group.incoming.operands[emulator::block.current % emulator::WARPGROUP_THREADS] = {
-      accumulators, {a[0], a[1], a[2], a[3]}, b, metadata, accumulate};
-  emulator::warpgroup_collective("wgmma.mma_async", [](emulator::Warpgroup& group) {
-    group.incoming.execute = execute_product<Element, COLUMNS, DEPTH, SELECTOR>;
+  group.incoming.operands[emulator::block.current % emulator::WARPGROUP_THREADS] = own;
+  emulator::warpgroup_collective("wgmma.mma_async", [=](emulator::Warpgroup& group) {
+    group.incoming.execute = execute;
     group.open.push_back(group.incoming);
   });
 }
 template <class Element>
 void multiply_scores(float (&d)[16][4], const u32 (&a)[4], u64 b, bool accumulate) {
-  issue_product<Element, 128, 16, 0>(d[0], a, b, 0, accumulate);
+  issue_product({d[0], {a[0], a[1], a[2], a[3]}, 0, b, 0, accumulate}, execute_product<Element, 128, 16, 0>);
 }
 template <class Element, int SELECTOR, int FRAGMENTS>
-void multiply_values(float (&d)[FRAGMENTS][4], const u32 (&a)[4], u64 b, u32 metadata) {
-  issue_product<Element, 8 * FRAGMENTS, 32, SELECTOR>(d[0], a, b, metadata, true);
+void multiply_values(float (&d)[FRAGMENTS][4], const u32 (&a)[4], u64 b, u32 metadata, bool accumulate = true) {
+  issue_product({d[0], {a[0], a[1], a[2], a[3]}, 0, b, metadata, accumulate},
+                execute_product<Element, 8 * FRAGMENTS, 32, SELECTOR>);
+}
+template <class Element, bool TRANSPOSED, int FRAGMENTS>
+void multiply_shared(float (&d)[FRAGMENTS][4], u64 a, u64 b, bool accumulate) {
+  issue_product({d[0], {}, a, b, 0, accumulate}, execute_shared_product<Element, 8 * FRAGMENTS, TRANSPOSED>);
 }
 
 }  // namespace dynattn
