@@ -82,7 +82,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     ),
     ("bytes", "small"): Recipe(
         partial(text_bytes.load, 1024),
-        width=64, layers=1, heads=2, mlp=128, pool="mean", dropout=0.1, steps=80, batch=16, learning_rate=3e-3,
+        width=64, layers=1, heads=2, mlp=128, pool="mean", dropout=0.1, steps=400, batch=16, learning_rate=3e-3,
     ),
     ("bytes", "published"): Recipe(
         partial(text_bytes.load, 4096),
