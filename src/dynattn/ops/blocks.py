@@ -8,55 +8,34 @@ taken as checked: :func:`dynattn.attention` checks them.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import PairMethod
-from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.library import complete, library
+from dynattn.ops.chosen import Call, autograd, gradients, setup_context
+from dynattn.ops.library import CALL, INPUTS, complete, library
 from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
-_CALL = "str method, bool causal, float scale, float dropout_p"
-
 library.define(
-    f"block_attention({_INPUTS}, {_CALL}, bool aux, bool needs_grad, str backend) "
+    f"block_attention({INPUTS}, {CALL}, bool aux, bool needs_grad, str backend) "
     "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed, Tensor blocks)"
 )
 library.define(
     "block_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, Tensor blocks, "
-    f"{_INPUTS}, {_CALL}, str backend) -> (Tensor, Tensor, Tensor)"
+    f"{INPUTS}, {CALL}, str backend) -> (Tensor, Tensor, Tensor)"
 )
-
-
-class _Call(NamedTuple):
-    """The operator's arguments after its tensors, in order."""
-
-    method: str
-    causal: bool
-    scale: float
-    dropout_p: float
-
-    @property
-    def pairs(self) -> PairMethod:
-        return cast(PairMethod, parse(self.method))
-
-    @property
-    def pattern(self) -> Pattern:
-        return Pattern.of(NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
 
 
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, needs_grad, backend = rest
-    call = _Call(*arguments)
+    call = Call(*arguments)
     method = call.pairs
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
@@ -96,15 +75,11 @@ def _backward(
     key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
-    call = _Call(*arguments)
-    d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
-    cpu.nm_backward(
-        rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
-        rows_contiguous(value), expanded(attn_mask, query, key), rows_contiguous(out), logsumexp.contiguous(), d_query,
-        d_key, d_value, None, call.pattern, isa_of(backend), seed=integer(seed), cells=blocks.contiguous(),
-        cell=int(call.pairs.whole_blocks),
+    call = Call(*arguments)
+    return gradients(
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
+        cells=blocks.contiguous(), cell=int(call.pairs.whole_blocks),
     )  # fmt: skip
-    return d_query, d_key, d_value
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -122,22 +97,8 @@ def _backward_fake(
     return buffers.gradients(query, key, value, None, False)[:3]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    query, key, value, attn_mask, seed, *call, _aux, _needs_grad, backend = inputs
-    out, logsumexp, *counts, blocks = output
-    ctx.save_for_backward(out, logsumexp, blocks, query, key, value, attn_mask, seed)
-    ctx.call = (*call, backend)
-    ctx.mark_non_differentiable(*counts, blocks)
-    ctx.set_materialize_grads(True)
-
-
-def _gradients(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.dynattn.block_attention_backward(grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.call)
-    return *gradients, *[None] * 9
-
-
 library.impl("block_attention", _forward, "CPU")
 library.impl("block_attention_backward", _backward, "CPU")
-complete("block_attention", _forward_fake, _backward_fake, _gradients, _setup_context)
+complete("block_attention", _forward_fake, _backward_fake, autograd("block_attention"), setup_context)
 
 block_attention = torch.ops.dynattn.block_attention.default

@@ -9,6 +9,12 @@ import torch
 
 library = torch.library.Library("dynattn", "DEF")
 
+INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
+"""What every operator's schema begins with."""
+
+CALL = "str method, bool causal, float scale, float dropout_p"
+"""What follows in those of methods by name."""
+
 
 def complete(
     name: str,

@@ -16,19 +16,18 @@ from torch import Tensor
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import batching, buffers, plain
-from dynattn.ops.library import complete, library
+from dynattn.ops.library import INPUTS, complete, library
 
 _SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 _PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
 
 library.define(
-    f"nm_attention({_INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend) "
+    f"nm_attention({INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend) "
     "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
 )
 library.define(
-    f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, {_INPUTS}, "
+    f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, {INPUTS}, "
     f"{_PATTERN}, bool mask_needs_grad, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 

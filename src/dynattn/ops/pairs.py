@@ -15,17 +15,14 @@ from torch import Tensor
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers, plain
-from dynattn.ops.library import complete, library
-
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
-_CALL = "str method, bool causal, float scale, float dropout_p"
+from dynattn.ops.library import CALL, INPUTS, complete, library
 
 library.define(
-    f"pair_attention({_INPUTS}, {_CALL}, bool aux) "
+    f"pair_attention({INPUTS}, {CALL}, bool aux) "
     "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
 )
 library.define(
-    f"pair_attention_backward(Tensor grad_out, Tensor grad_logsumexp, {_INPUTS}, {_CALL}, bool mask_needs_grad) "
+    f"pair_attention_backward(Tensor grad_out, Tensor grad_logsumexp, {INPUTS}, {CALL}, bool mask_needs_grad) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
