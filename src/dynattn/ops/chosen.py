@@ -1,4 +1,4 @@
-"""What the operators share that leave their choice to the gradient: dense attention of the CPU kernels over that choice.
+"""What operators share that leave their choice to the gradient: dense attention of the CPU kernels over that choice.
 
 Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends with the backend. Results behind
 the certificate say what was chosen; the backward gets them between ``logsumexp`` and the inputs.

@@ -84,9 +84,7 @@ def nm_forward(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad,
         cells, cell,
     )  # fmt: skip
-    status = _library().dynattn_nm_forward(args)
-    if status != 0:
-        _raise("nm_forward", status)
+    _run("nm_forward", args)
 
 
 def row_forward(
@@ -126,9 +124,7 @@ def row_forward(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, True, None, 0,
         cut=cut,
     )  # fmt: skip
-    status = _library().dynattn_row_forward(args + _ROW_FORWARD_ARGS.pack(*rule))
-    if status != 0:
-        _raise("row_forward", status)
+    _run("row_forward", args + _ROW_FORWARD_ARGS.pack(*rule))
 
 
 def nm_backward(
@@ -190,9 +186,7 @@ def nm_backward(
         *d_key.stride()[:3],
         *d_value.stride()[:3],
     )
-    status = _library().dynattn_nm_backward(args)
-    if status != 0:
-        _raise("nm_backward", status)
+    _run("nm_backward", args)
 
 
 def is_available() -> bool:
@@ -288,7 +282,10 @@ def _forward_args(
     )
 
 
-def _raise(function: str, status: int) -> None:
+def _run(function: str, args: bytes) -> None:
+    status = getattr(_library(), f"dynattn_{function}")(args)
+    if status == 0:
+        return
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
@@ -318,12 +315,8 @@ def _library() -> ctypes.CDLL:
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
             "again with `pip install .`"
         )
-    library.dynattn_nm_forward.argtypes = [ctypes.c_char_p]
-    library.dynattn_nm_forward.restype = ctypes.c_int32
-    library.dynattn_row_forward.argtypes = [ctypes.c_char_p]
-    library.dynattn_row_forward.restype = ctypes.c_int32
-    library.dynattn_nm_backward.argtypes = [ctypes.c_char_p]
-    library.dynattn_nm_backward.restype = ctypes.c_int32
+    for function in (library.dynattn_nm_forward, library.dynattn_row_forward, library.dynattn_nm_backward):
+        function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     library.dynattn_isa_available.argtypes = [ctypes.c_int32]
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double
