@@ -56,8 +56,39 @@ def study(
     """
     if not seeds:
         raise ValueError("study: there must be a seed: got none; 3 are usual")
+    began = time.perf_counter()
+    seeds = list(dict.fromkeys(seeds))
+    methods = list(dict.fromkeys([BASELINE, *methods]))
+    jobs = {(method, seed): job(method, seed) for seed in seeds for method in methods}
+    after: dict[str, list[Run]] = {method: [] for method in methods}
+    between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
+    times: dict[str, list[float]] = {method: [] for method in methods}
     with _alone(folder):
-        return _study(experiment, methods, list(dict.fromkeys(seeds)), job, folder, stage, keep_models, swap)
+        before = {
+            method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained
+        }
+        for (method, seed), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
+            after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
+            times[method] += seconds_a_step(each, folder)
+            if method in between:
+                dense = folder / jobs[BASELINE, seed].name
+                between[method].append(swapped(method, seed, experiment, dense, stage))
+    numbers = dataclasses.asdict(next(iter(jobs.values())))
+    return Study(
+        name=experiment.name,
+        summary=experiment.summary,
+        metric=experiment.metric,
+        higher_is_better=experiment.higher_is_better,
+        items=list(experiment.labels),
+        identity=experiment.identity(),
+        job={key: value for key, value in numbers.items() if key not in _VARIES},
+        methods=methods,
+        seeds=seeds,
+        processes=processes().num_processes,
+        machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
+        arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],
+        seconds=time.perf_counter() - began,
+    )
 
 
 @contextmanager
@@ -77,47 +108,6 @@ def _alone(folder: Path) -> Iterator[None]:
             f"study: one command at a time trains in a folder: another is at work in {folder}; wait for it, or give "
             "another --output"
         ) from error
-
-
-def _study(
-    experiment: Experiment,
-    methods: Sequence[str],
-    seeds: list[int],
-    job: Callable[[str, int], Job],
-    folder: Path,
-    stage: Stage,
-    keep_models: bool,
-    swap: bool,
-) -> Study:
-    began = time.perf_counter()
-    methods = list(dict.fromkeys([BASELINE, *methods]))
-    jobs = {(method, seed): job(method, seed) for seed in seeds for method in methods}
-    before = {method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained}
-    after: dict[str, list[Run]] = {method: [] for method in methods}
-    between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
-    times: dict[str, list[float]] = {method: [] for method in methods}
-    for (method, seed), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
-        after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
-        times[method] += seconds_a_step(each, folder)
-        if method in between:
-            dense = folder / jobs[BASELINE, seed].name
-            between[method].append(swapped(method, seed, experiment, dense, stage))
-    numbers = dataclasses.asdict(next(iter(jobs.values())))
-    return Study(
-        name=experiment.name,
-        summary=experiment.summary,
-        metric=experiment.metric,
-        higher_is_better=experiment.higher_is_better,
-        items=list(experiment.labels),
-        identity=experiment.identity(),
-        job={key: value for key, value in numbers.items() if key not in _VARIES},
-        methods=methods,
-        seeds=seeds,
-        processes=processes().num_processes,
-        machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
-        arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],
-        seconds=time.perf_counter() - began,
-    )
 
 
 def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:
