@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from instructions import disassembled, loop
+from instructions import disassembled, loop, spills
 
 from dynattn.bench.machine import machine
 from dynattn.kernels.cuda import loader
@@ -54,13 +54,10 @@ def bounds(head_dim: int) -> dict:
 def count(variant: WgmmaBackwardVariant) -> dict:
     """Registers, spills, and the loop's instructions: of one warp, for the keys of its warpgroup."""
     made = loader.compile_variant(variant, ARCH, cached=False)
-    stack, stores, loads = map(
-        int, re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", made.log)[0]
-    )
     body = loop(disassembled(made.cubin))
     keys = variant.key_tile // variant.groups
-    return {
-        "stack": stack, "spill_stores": stores, "spill_loads": loads, "loop": len(body), "keys": keys,
+    return spills(made.log) | {
+        "loop": len(body), "keys": keys,
         "loop_spilled": sum(bool(re.search(r"\b(LDL|STL)\b", text)) for text in body),
         "products": sum("HGMMA" in text for text in body), "instructions": len(body) * KEYS // keys,
     }  # fmt: skip

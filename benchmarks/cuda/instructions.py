@@ -48,10 +48,14 @@ def variants() -> Iterator[Variant | BackwardVariant]:
 def count(variant: Variant | BackwardVariant) -> dict:
     """Registers, bytes outside of them and instructions of the loop of one variant."""
     made = loader.compile_variant(variant, ARCH, cached=False)
-    (registers,), (spills,) = re.findall(r"Used (\d+) registers", made.log), _SPILLS.findall(made.log)
-    stack, stores, loads = map(int, spills)
-    found = {"registers": int(registers), "stack": stack, "spill_stores": stores, "spill_loads": loads}
-    return found | {"loop": loop_length(disassembled(made.cubin))}
+    (registers,) = re.findall(r"Used (\d+) registers", made.log)
+    return {"registers": int(registers)} | spills(made.log) | {"loop": loop_length(disassembled(made.cubin))}
+
+
+def spills(log: str) -> dict[str, int]:
+    """What the compiler of a single kernel says of bytes outside of registers."""
+    (found,) = _SPILLS.findall(log)
+    return dict(zip(("stack", "spill_stores", "spill_loads"), map(int, found), strict=True))
 
 
 def loop_length(code: str) -> int:
