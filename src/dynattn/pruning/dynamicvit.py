@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.methods import share
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest
+from dynattn.pruning.base import Pruning
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start, highest
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import Layout, find
 from dynattn.pruning.policy import attend

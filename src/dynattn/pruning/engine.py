@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.base import Attended, Course, Decision, Seen, Start
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.heads import Heads
 from dynattn.pruning.layout import Block, Layout, find
 from dynattn.pruning.tokens import Tokens, key_mask, padding
