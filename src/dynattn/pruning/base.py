@@ -50,6 +50,10 @@ class Pruning(ABC):
         by an exception, the model is exactly what it was. It keeps its attention implementation, which may be set
         before or inside.
 
+        Threads may share the model, as long as they finish before the context ends. Calls through
+        ``torch.compile(model)`` are pruned too: they leave compiled code for the layers. A model that is being pruned
+        can be neither copied nor pickled; its ``state_dict`` can.
+
         Args:
             model: a Transformers encoder or vision transformer, with or without a head on top.
             zero_pruned: put 0 in the place of pruned tokens after the last layer, where their last state stands

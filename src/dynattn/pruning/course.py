@@ -111,6 +111,14 @@ class Course:
         """
         return Decision()
 
+    def finish(self, full: Tensor) -> Tensor:
+        """Change what the last layer gives to the rest of the model. Called after the last layer.
+
+        Args:
+            full: (batch, length, width): every token in its place, pruned ones as they were when they were pruned.
+        """
+        return full
+
     def notes(self) -> dict[str, Tensor]:
         """More about the layer just computed, for its :class:`~dynattn.pruning.work.LayerWork`: (batch,) each."""
         return {}
