@@ -74,3 +74,10 @@ class _WindowLayer(Layer):
                     "hides some; generate for samples of one length, or with sinks=0"
                 )
         return fitted
+
+    def _refuse_crop(self) -> None:
+        if self.held < self.seen:
+            raise ValueError(
+                f"WindowCache: crop: {self.seen - self.held} of {self.seen} tokens have been evicted, and some of them "
+                "would have to come back; use FullCache, or generate without an assistant model"
+            )
