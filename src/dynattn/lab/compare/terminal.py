@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dynattn.lab.compare import Comparison, Settings, compare
-from dynattn.lab.compare.document import interval, label, page, verdict
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.compare.document import page
 from dynattn.lab.data.packages import PackageUnavailableError
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.tasks import DataMissingError
+from dynattn.lab.words import interval, label, verdict
 
 
 def run(settings: dict[str, Any], output: Path, console: Console | None = None) -> None:

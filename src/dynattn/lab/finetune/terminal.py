@@ -14,14 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dynattn.lab.compare.document import interval, label, reading
-from dynattn.lab.compare.results import BASELINE
-from dynattn.lab.compare.run import Stage
 from dynattn.lab.data.packages import PackageUnavailableError
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.finetune.document import how_sure, page, sentences, swapped_in, trained
+from dynattn.lab.progress import Stage
+from dynattn.lab.records import slug
 from dynattn.lab.tasks import DataMissingError
-from dynattn.lab.training.results import Arm, Contrast, Study, slug
-from dynattn.lab.training.run import processes
+from dynattn.lab.training.processes import processes
+from dynattn.lab.training.results import Arm, Contrast, Study
+from dynattn.lab.words import interval, label, reading
 
 _BARS = 8  # shown at a time; a study has dozens, more than a terminal has lines
 _WIDTH = 9  # of a signed number with four digits and a bracket

@@ -19,7 +19,7 @@ from dynattn.lab.frontier.document import against_baselines, judged, page, sente
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.summary import contenders, phases
 from dynattn.lab.frontier.sweep import Runner, Settings, sweep
-from dynattn.lab.training.results import slug
+from dynattn.lab.records import slug
 
 _MOST_WORKERS = 8  # each holds the model once
 _STYLES = {"worse": "red", "better": "green"}

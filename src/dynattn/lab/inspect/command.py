@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.inspect import Inspection, from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
 from dynattn.lab.models import load
@@ -36,7 +37,7 @@ def run(
             subject = from_image(pretrained, image)
         else:
             title = "Text given" if text is not None else file.name if file is not None else "A news article"
-            subject = from_text(pretrained, file.read_text(encoding="utf-8") if file else text, title, tokens)
+            subject = from_text(pretrained, read_text(file) if file else text, title, tokens)
         found = inspect(
             pretrained, subject, chosen, layer, head,
             lambda done, total: status.update(f"measuring {len(subject.labels)} tokens: layer {done} of {total}"),
