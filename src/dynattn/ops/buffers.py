@@ -21,6 +21,14 @@ def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Te
     return out, logsumexp, torch.empty_like(logsumexp), kept, torch.empty_like(kept)
 
 
+def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp, contiguous."""
+    rows = query.shape[:3]
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(
+        rows, dtype=reference.arithmetic_dtype(query.dtype)
+    )
+
+
 def gradients(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

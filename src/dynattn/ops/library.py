@@ -8,12 +8,15 @@ named after the inputs whose gradients they are. So positions are written down n
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from dynattn.ops import sharding
 
 library = torch.library.Library("dynattn", "DEF")
 
@@ -28,6 +31,11 @@ RESULTS = "Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor a
 
 GRADIENTS = "Tensor grad_out, Tensor grad_logsumexp"
 """What the backwards' schemas begin with."""
+
+
+_AUTOGRAD_KEYS = tuple(
+    getattr(torch._C.DispatchKey, name) for name in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView")
+)
 
 
 class Schema(NamedTuple):
@@ -65,7 +73,9 @@ def define(name: str, arguments: str, results: str) -> Schema:
     )
 
 
-def complete(forward: Schema, backward: Schema, fake: Callable[..., Any], backward_fake: Callable[..., Any]) -> None:
+def complete(
+    forward: Schema, backward: Schema, fake: Callable[..., Any], backward_fake: Callable[..., Any], split: bool = True
+) -> None:
     """Give an operator and its backward, which has no derivative, their shapes and derivatives.
 
     Args:
@@ -73,6 +83,7 @@ def complete(forward: Schema, backward: Schema, fake: Callable[..., Any], backwa
         backward: its backward.
         fake: the operator's outputs without their values.
         backward_fake: likewise of the backward.
+        split: whether heads and samples are computed apart from each other, so that shards of a ``DTensor`` may be.
     """
     for schema, shapes, function in (
         (forward, fake, _differentiable(forward, Derivative(forward, backward))),
@@ -81,6 +92,7 @@ def complete(forward: Schema, backward: Schema, fake: Callable[..., Any], backwa
         name = schema.operator.name()
         torch.library.register_fake(name, shapes, lib=library)
         library.impl(name.removeprefix("dynattn::"), _autograd(schema, function), "Autograd", with_keyset=True)
+        (sharding.split if split else sharding.gather)(schema)
 
 
 class Derivative:
@@ -104,6 +116,7 @@ class Derivative:
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
         """Keep what the backward takes of a forward call."""
+        output = output if isinstance(output, tuple) else (output,)
         everything = (*inputs, *output)
         ctx.save_for_backward(*[everything[i] for i in self._kept_tensors])
         ctx.others = [everything[i] for i in self._kept_others]
@@ -121,6 +134,24 @@ class Derivative:
         if not mask_needs_grad:
             by_name.pop("attn_mask", None)
         return tuple(by_name.get(name) for name in self._forward.Arguments._fields)
+
+
+@contextmanager
+def recording(device: torch.device) -> Iterator[None]:
+    """Autograd within an operator, by the time of which the dispatcher has left it behind; autocast is off.
+
+    Args:
+        device: of the tensors.
+    """
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD_KEYS:
+        excluded = excluded.remove(key)
+    with (
+        torch._C._ForceDispatchKeyGuard(included, excluded),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
@@ -185,6 +216,8 @@ def _autograd(schema: Schema, function: type[torch.autograd.Function]) -> Callab
     """
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
+        if type(arguments[0]) is not Tensor and sharding.is_sharded(arguments[0]):
+            sharding.register()
         if forward_ad._current_level >= 0 and any(
             isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
         ):

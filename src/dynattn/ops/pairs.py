@@ -58,6 +58,6 @@ def _backward_fake(
 
 library.impl("pair_attention", _forward, "CompositeExplicitAutograd")
 library.impl("pair_attention_backward", _backward, "CompositeExplicitAutograd")
-complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake, split=False)
 
 pair_attention = FORWARD.operator

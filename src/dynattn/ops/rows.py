@@ -7,15 +7,12 @@ Inputs are taken as checked: :func:`dynattn.attention` checks them.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import RowRule
-from dynattn.methods.threshold import Threshold
-from dynattn.methods.topk import TopK
 from dynattn.ops import buffers
 from dynattn.ops.chosen import Call, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
@@ -41,7 +38,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     *arguments, aux, backend = rest
     call = Call(*arguments)
-    rule = RowRule.of(cast("TopK | Threshold", call.pairs))
+    rule = call.pairs.row_rule()
     outputs, cut = buffers.outputs(query, value, aux), _cut(query)
     out, logsumexp, *counts = outputs
     kept_mass, kept, allowed = counts if aux else (None, None, None)

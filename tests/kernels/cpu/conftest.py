@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
@@ -79,7 +79,7 @@ def _forward(
         cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, cells=cells, cell=cell)
     else:
         cut = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
-        cpu.row_forward(*tensors, cut, RowRule.of(method), Pattern.of(NM(1, 1), causal, factor), isa)
+        cpu.row_forward(*tensors, cut, method.row_rule(), Pattern.of(NM(1, 1), causal, factor), isa)
         assert not cut[0].isnan().any()
         assert (cut[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)
