@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.integrations.transformers import register
+from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 
 LAYERS = 2
 CONFIG = LlamaConfig(

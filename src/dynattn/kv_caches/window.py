@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.decode.layer import Layer, LayeredCache
+from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class WindowCache(LayeredCache):

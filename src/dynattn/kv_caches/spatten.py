@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.decode.layer import Layer, LayeredCache
 from dynattn.integrations.transformers import Call
+from dynattn.kv_caches.layer import Layer, LayeredCache
 from dynattn.reference.pairs import scores
 
 _WHOLE = 0.15  # of the layers, the first ones, which keep every token: the source's choice

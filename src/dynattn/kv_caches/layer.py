@@ -17,7 +17,9 @@ from dynattn.integrations.transformers import Call, follow
 try:
     from transformers.cache_utils import Cache, DynamicLayer
 except ImportError as error:
-    raise ImportError("dynattn.decode: needs transformers 5 or newer: pip install 'dynattn[transformers]'") from error
+    raise ImportError(
+        "dynattn.kv_caches: needs transformers 5 or newer: pip install 'dynattn[transformers]'"
+    ) from error
 
 
 class Layer(DynamicLayer):

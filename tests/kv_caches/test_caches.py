@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 
-from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.integrations.transformers import register
+from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 
 LAYERS = 4
 PROMPT = 24

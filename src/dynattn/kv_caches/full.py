@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dynattn.decode.layer import Layer, LayeredCache
+from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class FullCache(LayeredCache):
