@@ -85,8 +85,8 @@ class Layer(DynamicLayer):
             self._hold([torch.cat([buffer[:, :, :start], part], 2) for buffer, part in pairs])
         else:
             for buffer, part in zip(self._buffers, parts, strict=True):
-                # Past `data`, since a graph may hold views of the buffer: they end before this room, so what they show
-                # stays, and autograd need not take them for changed.
+                # A graph may hold views of this buffer. They end before the room that is written to, so what they show
+                # does not change; writing through `data` keeps autograd from taking them for changed.
                 buffer.data[:, :, start : start + new] = part
             self._show(start + new)
         self.seen += new
