@@ -153,7 +153,10 @@ class Layer(DynamicLayer):
         if tokens_to_remove == 0 or not self._buffers:
             return
         self._refuse_crop()
-        held = max(self.held + tokens_to_remove, 0)
+        if self.held + tokens_to_remove <= 0:  # as new, for a batch of whatever size
+            self.reset()
+            return
+        held = self.held + tokens_to_remove
         # Without their room: what is appended next must not be written into the tokens that go, since tensors which an
         # earlier update returned still show them.
         self._buffers = [buffer[:, :, :held] for buffer in self._buffers]
