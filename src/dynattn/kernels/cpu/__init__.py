@@ -28,7 +28,7 @@ _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "a
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
-MAX_HEAD_DIM = 256  # largest head_dim and value_dim
+MAX_HEAD_DIM = 512  # largest head_dim and value_dim
 
 
 def nm_forward(
