@@ -17,17 +17,19 @@ from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.chosen import Call, autograd, gradients, setup_context
-from dynattn.ops.library import CALL, INPUTS, complete, library
+from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
-library.define(
-    f"block_attention({INPUTS}, {CALL}, bool aux, bool needs_grad, str backend) "
-    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed, Tensor blocks)"
+_CHOICE = "Tensor blocks"
+
+FORWARD = define(
+    "block_attention", f"{INPUTS}, {CALL}, bool aux, bool needs_grad, str backend", f"{RESULTS}, {_CHOICE}"
 )
-library.define(
-    "block_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, Tensor blocks, "
-    f"{INPUTS}, {CALL}, str backend) -> (Tensor, Tensor, Tensor)"
+BACKWARD = define(
+    "block_attention_backward",
+    f"{GRADIENTS}, Tensor out, Tensor logsumexp, {_CHOICE}, {INPUTS}, {CALL}, str backend",
+    "Tensor query, Tensor key, Tensor value",
 )
 
 
@@ -99,6 +101,6 @@ def _backward_fake(
 
 library.impl("block_attention", _forward, "CPU")
 library.impl("block_attention_backward", _backward, "CPU")
-complete("block_attention", _forward_fake, _backward_fake, autograd("block_attention"), setup_context)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 
-block_attention = torch.ops.dynattn.block_attention.default
+block_attention = FORWARD.operator

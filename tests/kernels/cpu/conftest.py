@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
@@ -80,7 +80,7 @@ def _forward(
         cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, blocks=blocks, block_size=block_size)
     else:
         thresholds = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
-        cpu.row_forward(*tensors, thresholds, RowRule.of(method), Pattern.of(NM(1, 1), causal, factor), isa)
+        cpu.row_forward(*tensors, thresholds, method.row_rule(), Pattern.of(NM(1, 1), causal, factor), isa)
         assert not thresholds[0].isnan().any()
         assert (thresholds[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)
