@@ -249,7 +249,7 @@ def test_dense_is_sdpa(causal, isa, forward):
     torch.testing.assert_close(forward(query, key, value, NM(4, 4), isa, causal=causal).out, want)
 
 
-# Few queries (decode.h): kernels read keys and values in place up to 6 queries; 7 are packed as blocks are.
+# Few queries (few_queries.h): kernels read keys and values in place up to 6 queries; 7 are packed.
 QUERIES = [1, 2, 3, 4, 6, 7]
 DECODE = [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 5), NM(5, 31), NM(1, 2, window=9, sinks=5), NM(2, 4, window=40, sinks=3)]
 LONG = 2500  # keys: more than one range, and a partial last tile
