@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class Names(NamedTuple):
     globals: dict[str, Any]
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(cls: type) -> Names:
     """The names in a class's code, that of its bases included but for those of PyTorch and Transformers' own."""
     plain: set[str] = set()
@@ -102,7 +102,7 @@ def tables(cls: type) -> tuple[str, ...]:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def parts(cls: type) -> tuple[type, ...]:
     """The class and the module classes that its code can build, but for models, which are parts of their own."""
     from transformers import PreTrainedModel
@@ -120,7 +120,7 @@ def parts(cls: type) -> tuple[type, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def holds_models(cls: type) -> bool:
     """Whether the class's code can build other models: by their classes, an Auto class, or the loader of backbones."""
     from transformers import PreTrainedModel
