@@ -175,7 +175,7 @@ def _detached(model: Any) -> Iterator[Part]:
     """
     from transformers import PreTrainedModel
 
-    pending = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    pending: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     known: set[int] = set()
     while pending:
         config = pending.pop()
