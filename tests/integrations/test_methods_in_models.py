@@ -86,7 +86,7 @@ def test_cache_equals_one_pass(method: str, kind: str, sizes: list[int]) -> None
 @pytest.mark.model
 @torch.no_grad()
 def test_a_real_model_with_its_first_layers_dense() -> None:
-    from dynattn.evals.models import load
+    from dynattn.lab.models import load
 
     (implementation, *_) = register(PerLayer({range(3): DENSE}, HALF))
     model = load("minilm").model

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dynattn import heads
 from dynattn.methods import Method, PerHead
-from dynattn.ops import heads
 
 
 class Call(NamedTuple):
