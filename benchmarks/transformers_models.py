@@ -81,8 +81,9 @@ def written(found: list[dict[str, Any]]) -> str:
     import transformers
 
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    known = len(kinds())
     lines = ",\n".join(f"    {json.dumps(one)}" for one in found)
-    return f'{{\n  "versions": {json.dumps(versions)},\n  "models": [\n{lines}\n  ]\n}}\n'
+    return f'{{\n  "versions": {json.dumps(versions)},\n  "known": {known},\n  "models": [\n{lines}\n  ]\n}}\n'
 
 
 def with_table(page: str, record: dict[str, Any]) -> str:
@@ -95,7 +96,7 @@ def with_table(page: str, record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     table = markdown(("", "models", "`model_type`"), rows)
     words = [(one["model"], one["words"]) for one in record["models"] if one["result"] in ("partly covered", "refused")]
-    text = f"{versions}; {len(record['models'])} model types.\n\n{table}\n\n" + markdown(
+    text = f"{versions}; {len(record['models'])} of {record['known']} model types.\n\n{table}\n\n" + markdown(
         ("`model_type`", "says"), words
     )
     return rewritten(page, START, text, END, "transformers_models")
@@ -129,7 +130,8 @@ def examined(kind: str) -> dict[str, Any]:
     try:
         return _compared(kind, model, cases, expected)
     except Exception as error:
-        return {"model": kind, "result": "wrong", "words": _short(error)}
+        result = "not built" if isinstance(error, TimeoutError) else "wrong"
+        return {"model": kind, "result": result, "words": _short(error)}
     finally:
         signal.alarm(0)
 
