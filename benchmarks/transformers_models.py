@@ -6,7 +6,7 @@
 
 Each model is loaded with ``dynattn:dense`` by ``from_pretrained``, and switched to it by ``set_attn_implementation``;
 with and without padding, in one pass and through a cache. Nothing is timed. Models that the record has from the same
-code are not tried again, so that a run that was stopped goes on; ``--fresh`` begins anew. About eight minutes of a core.
+code are not tried again, so that a run that was stopped goes on; ``--fresh`` begins anew. Ten minutes of a core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dynattn.lab.records import write_json
 RECORD = Path(__file__).parent / "results" / "transformers" / "models.json"
 PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "transformers-models.md"
 START, END = "<!-- models: start -->", "<!-- models: end -->"
-SECONDS = 8  # of the processor, for one model
+SECONDS = 15  # of the processor, for one model
 IMPORTED = ("bert", "llama", "clip", "siglip", "whisper", "mixtral", "wav2vec2", "detr")  # before processes are forked
 DECIDING = ("attend", "classes", "contracts", "coverage", "loading", "masks")  # modules of the integration
 
@@ -53,10 +53,10 @@ MEANING = {
 }
 JUDGED = (
     f"Outputs match where no value differs by more than {model_checks.TOLERANCE:g} of the largest of that output from "
-    "those of eager, of sdpa, or of what Transformers loads by itself, in float32; where they do not, in float64. Outputs at padding, and attention "
-    "weights that eager returns unasked, are not compared. "
-    "Modules that are said to take part and run without a call, and softmaxes of four dimensions in modules that no "
-    "warning names, count as silent."
+    "those of eager, of sdpa, or of what Transformers loads by itself, in float32; where they do not, in float64. "
+    "Outputs at padding, and attention weights that eager returns unasked, are not compared. Modules that are said to "
+    "take part and run without a call, and softmaxes of four dimensions in modules that no warning names, count as "
+    "silent."
 )
 
 

@@ -175,6 +175,8 @@ def test_every_kind_of_model_gives_its_own_outputs_and_says_what_takes_part(kind
     if kind in NONE:
         assert not calls
         assert not other.config._attn_implementation.startswith("dynattn")
+    if kind in SOME:
+        assert found.elsewhere == ()  # not even where an encoder of its own shares its decoder's config
     if kind == "mpnet_and_bert":
         assert {part.kind for part in found.own} == {"MPNetSelfAttention"}
         assert {part.kind for part in found.taking_part} == {"BertSelfAttention", "BertCrossAttention"}

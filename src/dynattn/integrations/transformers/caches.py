@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _layers = WeakTensorKeyDictionary()  # keys to a weak reference of their layer: neither keeps the other alive
+_in_use = False  # whether there ever was such a layer
 
 
 def follow(key: Tensor, layer: Any) -> None:
@@ -22,12 +23,19 @@ def follow(key: Tensor, layer: Any) -> None:
         key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
         layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
     """
+    global _in_use
+    _in_use = True
     _layers[key] = weakref.ref(layer)
 
 
 def following(key: Tensor) -> Any:
     """The layer that returned these keys and asked to be told; None where there is none."""
-    if torch.compiler.is_compiling() or not _layers:
+    if torch.compiler.is_compiling():
+        if _in_use:  # torch.compile takes this as the end of a graph, and goes on without one; not under fullgraph
+            raise NotImplementedError(
+                "dynattn: caches that forget are told of the attention over their keys, which one graph cannot: call "
+                "the model without fullgraph=True, or with a cache of Transformers"
+            )
         return None
     found = _layers.get(key)
     return None if found is None else found()

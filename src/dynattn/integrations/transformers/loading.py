@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dynattn.integrations.transformers import classes, contracts
 from dynattn.integrations.transformers.contracts import Contract
@@ -19,6 +20,7 @@ from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, s
 from dynattn.integrations.transformers.packed import refuse_restarts
 
 _installed = False
+_taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
 
 
 class Registered:
@@ -58,11 +60,16 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
         if not _ours(requested_attention):
             return original(self, requested_attention, is_init_check)
         _make_known(str(requested_attention), register)
+        if is_init_check and _taking_part.get(id(self.config)) is self.config and not _fails(type(self)):
+            return str(
+                requested_attention
+            )  # a part of a model, with its config: what is chosen here would hold for all
         if _keeps_its_own(self, is_init_check):
             before = self.config._attn_implementation
             chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
             _warn_of_none(self, str(requested_attention), chosen)
             return chosen
+        _taking_part[id(self.config)] = self.config
         if not is_init_check:
             _look(self, str(requested_attention), building=False)
         return str(requested_attention)
@@ -120,13 +127,18 @@ def _keeps_its_own(model: Any, building: bool) -> bool:
     """Whether nothing of the model itself takes part, nor of models inside it that only hear of the name by it."""
     cls = type(model)
     built_from = classes.parts(cls)
-    if building and any(classes.tables(one) for one in built_from):
-        return True  # which would be a KeyError while it is built
+    if building and _fails(cls):
+        return True
     if any(classes.asks_interface(one) for one in built_from):
         return False
     if building:
         return not classes.holds_models(cls)
     return not any(kind == "asks" for kind, _ in survey(model.named_modules()))
+
+
+def _fails(cls: type) -> bool:
+    """Whether building a model with a name that it does not know would be a KeyError."""
+    return any(classes.tables(one) for one in classes.parts(cls))
 
 
 def _look(model: Any, name: str, building: bool) -> None:
