@@ -25,7 +25,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 EXPECTED = {
     "bert": "exact", "llama": "exact", "t5": "exact", "nllb-moe": "exact", "splinter": "exact",
     "clap text": "exact",
-    "autoformer": "keeps its own", "mpnet": "keeps its own", "bloom": "keeps its own", "mpt": "keeps its own", "roformer": "keeps its own",
+    "autoformer": "keeps its own",
+    "mpnet": "keeps its own", "bloom": "keeps its own", "mpt": "keeps its own", "roformer": "keeps its own",
     "big_bird": "keeps its own", "longformer": "keeps its own", "led": "keeps its own", "speecht5": "keeps its own",
     "layoutlmv3": "keeps its own", "vilt": "keeps its own", "groupvit": "keeps its own", "imagegpt": "keeps its own",
     "deberta": "keeps its own", "xlnet": "keeps its own", "gptj": "keeps its own", "falcon": "keeps its own",
