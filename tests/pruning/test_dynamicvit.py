@@ -287,7 +287,7 @@ def test_padding_counts_for_nothing():
 @torch.no_grad()
 def test_on_dinov2():
     """The real one, at 140 pixels: masked as gathered, with its own attention and with N:M attention inside."""
-    from dynattn.evals.models import load
+    from dynattn.lab.models import load
 
     vit = load("dinov2").model
     torch.manual_seed(0)

@@ -1,0 +1,90 @@
+"""Long real texts: Wikipedia articles from gensim's test data, or the user's own."""
+
+from __future__ import annotations
+
+import bz2
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from dynattn.lab.tasks.base import DataMissingError
+
+_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_SHORTEST_ARTICLE = 5000  # characters of markup; shorter pages are redirects and stubs
+_SHORTEST_PARAGRAPH = 200  # characters; shorter lines are captions, list items and what is left of tables
+
+_TAIL = re.compile(r"\n=+ *(References|See also|Notes|External links|Footnotes|Further reading|Bibliography) *=+")
+_HEADING = re.compile(r"={2,}.*?={2,}\n")
+_EMPTY_PARENTHESES = re.compile(r"\(\s*[;,]?\s*\)")
+
+
+class Text(NamedTuple):
+    """A text and what to call it."""
+
+    title: str
+    body: str
+
+
+@cache
+def wikipedia() -> tuple[Text, ...]:
+    """The articles of a shortened English Wikipedia dump, as plain paragraphs, the longest first.
+
+    Raises:
+        DataMissingError: gensim, whose test data holds the dump, is not installed.
+
+    Source: Wikipedia, CC BY-SA; gensim 4.4.0, gensim/test/test_data.
+    """
+    try:
+        from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+        from gensim.test.utils import datapath
+    except ImportError as error:
+        raise DataMissingError(
+            "wikipedia: the articles are in gensim's test data: pip install 'dynattn[evals]'; "
+            "or give texts of your own with --text"
+        ) from error
+    with bz2.open(datapath(_DUMP)) as dump:
+        found = extract_pages(dump, filter_namespaces=("0",))  # pyright: ignore[reportArgumentType]
+        pages = [(title, markup) for title, markup, _ in found if len(markup) > _SHORTEST_ARTICLE]
+    texts = (Text(title, _paragraphs(filter_wiki(markup))) for title, markup in pages)
+    return tuple(sorted(texts, key=lambda text: -len(text.body)))
+
+
+def read(path: Path) -> tuple[Text, ...]:
+    """The user's own texts.
+
+    Args:
+        path: a folder, of which every ``.txt`` and ``.md`` file is a text, or a file, of which every line is one.
+
+    Returns:
+        The texts, the longest first.
+
+    Raises:
+        ValueError: there is no such path, or no text in it.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md"))
+        texts = [Text(str(p.relative_to(path)), p.read_text(errors="replace").strip()) for p in files]
+    elif path.is_file():
+        lines = path.read_text(errors="replace").splitlines()
+        texts = [Text(f"line {number}", line.strip()) for number, line in enumerate(lines, start=1)]
+    else:
+        raise ValueError(f"read: path must be a file or a folder: got {path}; check the spelling of --text")
+    texts = [text for text in texts if text.body]
+    if not texts:
+        raise ValueError(f"read: there must be a text: {path} has none; a folder needs .txt or .md files")
+    return tuple(sorted(texts, key=lambda text: -len(text.body)))
+
+
+def sentences(body: str) -> list[str]:
+    """Cut at full stops, question and exclamation marks that a capital letter follows."""
+    return [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\"“])", body) if s]
+
+
+def _paragraphs(text: str) -> str:
+    """Wiki text, its templates already taken out, less headings, lists, quotes of markup and the references."""
+    tail = _TAIL.search(text)
+    text = text[: tail.start()] if tail else text
+    text = _HEADING.sub("\n", re.sub(r"'{2,}", "", text))
+    lines = [line for line in text.splitlines() if len(line) > _SHORTEST_PARAGRAPH and line[0] not in "*#|!:;{"]
+    return _EMPTY_PARENTHESES.sub("", re.sub(r"\[\[|\]\]|\{\{|\}\}", "", "\n".join(lines)))
