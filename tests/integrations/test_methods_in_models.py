@@ -65,8 +65,8 @@ def test_heads_have_their_own_methods() -> None:
         assert_equal(out[:, 3], best[:, 3])
 
 
-CACHED = ("topk-3", "topk-0.3", "threshold-0.05", "fixed-0.4", "topk-2+nm-1-3", "perlayer(dense_1=topk-0.3)")
-AT_THE_END = ("window-3-s1", "random-0.4", "nm-1-2&window-5", "perhead(2*topk-3_window-3_dense)")
+CACHED = ("topk-3", "topk-0.3-f2", "threshold-0.05", "fixed-0.4", "topk-2+nm-1-3", "perlayer(dense_1=topk-0.3-f0)")
+AT_THE_END = ("window-3-s1", "random-0.4-f0", "nm-1-2&window-5", "perhead(2*topk-3_window-3_dense)")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_cache_equals_one_pass(method: str, kind: str, sizes: list[int]) -> None
     assert_equal(chunks_of(model, inputs, sizes, cache_of(kind, model)), expected, inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("method", AT_THE_END)
+@pytest.mark.parametrize("method", (*AT_THE_END, "blocktopk-0.3-b4"))
 @torch.no_grad()
 def test_what_looks_at_positions_needs_a_cache_without_free_slots(method: str) -> None:
     register(method)

@@ -59,15 +59,19 @@ class Choice(Enum):
 
 
 class RowRule(NamedTuple):
-    """What a row keeps by its own scores: of a allowed keys ``min(most, ⌈numerator · a / denominator⌉)``, or by weight.
+    """What a row keeps by its own scores, by count or by weight.
+
+    Of a allowed keys ``min(a, most, max(floor, ⌈numerator · a / denominator⌉))`` by count.
 
     Attributes:
         most: pairs kept at most, between 1 and 2**31 - 1.
+        floor: pairs kept at least, where there are as many, between 0 and 2**31 - 1.
         numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
         weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
     """
 
     most: int = 2**31 - 1
+    floor: int = 0
     numerator: int = 1
     denominator: int = 1
     weight: float = -1.0

@@ -33,7 +33,7 @@ _NM_FORWARD_ARGS = struct.Struct("12P 16q 7q P Q f 12i I f 2i 0q")
 # What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
 _NM_BACKWARD_ARGS = struct.Struct("6P 12q")
 # What RowForwardArgs has behind its NMForwardArgs.
-_ROW_FORWARD_ARGS = struct.Struct("3q f 0q")
+_ROW_FORWARD_ARGS = struct.Struct("4q f 0q")
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 

@@ -67,8 +67,8 @@ bool is_sound(const RowForwardArgs& args) {
   const NMForwardArgs& call = args.call;
   const bool dense = call.n == 1 && call.m == 1 && call.cells == nullptr;
   const bool outputs = call.batch * call.q_len == 0 || (call.least != nullptr && call.last != nullptr);
-  const bool rank =
-      args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator && args.denominator <= kFinestShare;
+  const bool rank = args.most >= 1 && args.floor >= 0 && args.numerator >= 1 && args.numerator <= args.denominator &&
+                    args.denominator <= kFinestShare;
   return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);
 }
 

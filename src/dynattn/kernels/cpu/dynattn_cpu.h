@@ -74,11 +74,11 @@ typedef struct {
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
 // Attention of rows that choose by their own scores, forward. By rank: a row of a allowed keys keeps the
-// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight: a row
-// keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
+// min(a, most, max(floor, ceil(numerator · a / denominator))) with the largest scores; ties go to the lower key. By
+// weight: a row keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
 typedef struct {
   NMForwardArgs call;  // as dense attention: n and m 1, no cells; with `least` and `last`
-  int64_t most, numerator, denominator;
+  int64_t most, floor, numerator, denominator;
   float weight;  // below 0: by rank
 } RowForwardArgs;
 

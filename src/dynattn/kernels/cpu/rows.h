@@ -176,7 +176,8 @@ static Cut cut_row(const RowPlan& plan, const Block& block, int64_t i, float* sc
     const Cut one = block.careful ? settle_on_one(scores, length, &poison) : kNothing;
     return poison ? one : cut_by_weight(plan, scores, length, rule.weight);
   }
-  const int64_t wanted = smaller(rule.most, ceil_div(allowed * rule.numerator, rule.denominator));
+  const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
+  const int64_t wanted = smaller(smaller(rule.most, share), allowed);
   if (block.careful) poison = settle_row(scores, length, wanted);
   return cut_by_rank(scores, keys, allowed, wanted, room);
 }

@@ -116,7 +116,7 @@ std::string run(const Case& c) {
   std::unique_ptr<float[]> least(new float[rows]);
   std::unique_ptr<int32_t[]> last(new int32_t[rows]);
   if (c.rule.most > 0) args.least = least.get(), args.last = last.get();
-  const RowForwardArgs by_row = {args, c.rule.most, c.rule.numerator, c.rule.denominator, c.rule.weight};
+  const RowForwardArgs by_row = {args, c.rule.most, c.rule.floor, c.rule.numerator, c.rule.denominator, c.rule.weight};
   const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
@@ -180,7 +180,8 @@ void check_cells(const Pattern& pattern, const Shape& shape, int isa, int turn, 
 
 // Rows that choose by their own scores.
 void check_rows(int isa, Counts& counts) {
-  const Rule rules[] = {{1}, {17}, {int64_t{1} << 40, 1, 4}, {int64_t{1} << 40, 9, 10}, {1, 1, 1, 0.013f}};
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const Rule rules[] = {{1}, {17}, {kAll, 0, 1, 4}, {kAll, 0, 9, 10}, {kAll, 32, 1, 4}, {1, 0, 1, 1, 0.013f}};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40}, {0, 1, 1, 4, 4, 8, 8},
