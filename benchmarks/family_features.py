@@ -30,12 +30,12 @@ import dynattn
 from dynattn import DSA, NM, EfficientAttention, Method, Random, Scatterbrain, TopK, metrics
 from dynattn.integrations import prediction
 from dynattn.integrations.transformers import Call, observing, register
-from dynattn.lab.compare.run import evaluate
 from dynattn.lab.data.packages import folder
 from dynattn.lab.inspect import from_image, from_text
 from dynattn.lab.inspect.measure import scores
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.scoring import evaluate
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.texts import Text

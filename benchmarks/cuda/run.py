@@ -43,7 +43,7 @@ import training  # noqa: E402
 
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
-from dynattn.lab.bench import machine  # noqa: E402
+from dynattn.lab import machine  # noqa: E402
 from dynattn.lab.bench.roofline import Roofline, roofline  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.lab.clocks import clock  # noqa: F401  # a fixture
+
 transformers = pytest.importorskip("transformers")
 
 WORDS = ("moon", "river", "stone", "bright", "walks", "under", "house", "finds", "silver", "coins", "near", "mill")

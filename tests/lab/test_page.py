@@ -11,8 +11,8 @@ pytest.importorskip("matplotlib")
 
 from markupsafe import Markup
 
-from dynattn.lab.compare.document import interval, label, signed
 from dynattn.lab.page import Section, new_figure, render, svg, table
+from dynattn.lab.words import interval, label, signed
 
 
 def _figure() -> str:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pydantic")
 
 from dynattn.lab import records
-from dynattn.lab.compare.results import Spread
+from dynattn.lab.figures import Spread
 from dynattn.lab.training.results import Study
 
 _SMALL_FILES = """

@@ -10,6 +10,7 @@ import errno
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -112,6 +113,11 @@ def as_record(kind: type[R], value: Any, path: Path, remedy: str) -> R:
         return kind.model_validate(value)
     except ValidationError as error:
         raise ValueError(f"read: {path} must hold a {kind.__name__}: {_first(error)}; {remedy}") from error
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 @contextmanager

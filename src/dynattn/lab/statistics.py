@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynattn.lab.compare.results import Interval, Quality, Worst
+from dynattn.lab.figures import Interval, Quality, Worst
 from dynattn.lab.tasks import Outcome, Prepared
 
 RESAMPLES = 9999

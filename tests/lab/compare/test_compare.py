@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from dynattn.cli.compare import compare as command
 from dynattn.lab.compare import Comparison, Settings, compare, memory, run
-from dynattn.lab.compare.document import label, page
+from dynattn.lab.compare.document import page
 from dynattn.lab.compare.kept import kept
 from dynattn.lab.compare.terminal import summary
 from dynattn.lab.models import load
+from dynattn.lab.words import label
 from dynattn.methods import NM
 
 APP = typer.Typer()

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("plotly")
 
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.cell import Phase
 from dynattn.lab.frontier.document import judged, page, share
 from dynattn.lab.frontier.results import Failure, Frontier

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.console import Console
 from dynattn.lab.compare.document import page
 from dynattn.lab.compare.run import Settings, compare
 from dynattn.lab.compare.terminal import show
-from dynattn.lab.records import reserve, write_record, write_whole
+from dynattn.lab.records import reserve, slug, write_record, write_whole
 from dynattn.lab.terminal import quiet_transformers, say, stages
 
 
@@ -26,7 +25,7 @@ def run(settings: Settings, output: Path, console: Console) -> None:
         ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, or
             a file cannot be written.
     """
-    stem = "compare-" + re.sub(r"[^\w.-]+", "-", Path(settings.model).name or settings.model)
+    stem = f"compare-{slug(Path(settings.model).name or settings.model)}"
     report, figures = output / f"{stem}.html", output / f"{stem}.json"
     with reserve(report, figures):
         quiet_transformers()

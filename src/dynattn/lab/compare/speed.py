@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.lab.compare.results import BASELINE, Share, Speed, Spread, Timed
+from dynattn.lab.compare.results import Share, Speed, Timed
+from dynattn.lab.figures import BASELINE, spread
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs, first_tensor
-from dynattn.lab.timing import Spread as Quartiles
-from dynattn.lab.timing import Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 _PROBE = "dynattn-probe-"
-LEAST_ROUNDS = 3  # of the whole model: a round of a long text takes half a minute; quartiles and rounds are told
 _MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
 
 
@@ -104,11 +103,6 @@ def attention_alone(
         seconds=seconds, on_round=on_round,
     )  # fmt: skip
     return _timed(timings, len(first_tensor(inputs)), length, len(calls))
-
-
-def spread(of: Quartiles) -> Spread:
-    """A spread, as it is written to JSON."""
-    return Spread(median=of.median, q1=of.q1, q3=of.q3)
 
 
 class _Probe:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from dynattn.lab.compare.document import interval, label, verdict
-from dynattn.lab.compare.results import BASELINE, Comparison, Quality, TaskResult
+from dynattn.lab.compare.results import Comparison
+from dynattn.lab.figures import BASELINE, Quality, TaskResult
 from dynattn.lab.terminal import Grid, print_grid, say
+from dynattn.lab.words import interval, label, verdict
 
 _STYLES = {"worse": "red", "better": "green"}
 

@@ -9,8 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from dynattn.lab.data.packages import once
-from dynattn.lab.tasks.base import DataMissingError
+from dynattn.lab.data.packages import DataMissingError, once
 
 _FETCH_SECONDS = 900
 

@@ -21,6 +21,10 @@ from dynattn.paths import cache_home
 _FETCH_SECONDS = 900
 
 
+class DataMissingError(RuntimeError):
+    """A task's data is not on this machine; the text says how to get it."""
+
+
 class PackageUnavailableError(RuntimeError):
     """A package is not installed and its wheel could not be fetched."""
 

@@ -12,11 +12,11 @@ from dynattn.lab.finetune.document import page
 from dynattn.lab.finetune.finetune import Settings, finetune
 from dynattn.lab.finetune.terminal import show
 from dynattn.lab.progress import Stage
-from dynattn.lab.records import reserve, write_record, write_whole
+from dynattn.lab.records import reserve, slug, write_record, write_whole
 from dynattn.lab.terminal import console as new_console
 from dynattn.lab.terminal import quiet_transformers, say, stages
-from dynattn.lab.training.results import Study, slug
-from dynattn.lab.training.run import processes
+from dynattn.lab.training.processes import processes
+from dynattn.lab.training.results import Study
 
 
 def run(settings: Settings, output: Path, console: Console) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from dynattn.lab.compare.document import colored, interval, label, reading, signed
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.finetune import plots
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.training.results import Arm, Contrast, Study
+from dynattn.lab.words import colored, interval, label, reading, signed
 
 
 def trained(found: Study) -> str:

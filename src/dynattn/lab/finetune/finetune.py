@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import torch
 
-from dynattn.lab.compare.run import Stage
 from dynattn.lab.finetune.restore import Restore
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.progress import Stage
+from dynattn.lab.records import slug
 from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, make
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
-from dynattn.lab.training.results import Study, slug
+from dynattn.lab.training.results import Study
 from dynattn.lab.training.settings import check
 from dynattn.lab.training.study import study
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dynattn.lab.compare.document import label
 from dynattn.lab.page import COLORS, new_figure, svg
 from dynattn.lab.training.results import Study
+from dynattn.lab.words import label
 
 STANDING_CAPTION = (
     "Left: the score of each method, with a dot for each seed. Right: its difference to dense attention, paired, with "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from dynattn.lab.compare.document import interval, label, reading
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.finetune.document import how_sure, sentences, swapped_in, trained
 from dynattn.lab.terminal import Grid, print_grid, say
 from dynattn.lab.training.results import Arm, Contrast, Study
+from dynattn.lab.words import interval, label, reading
 
 _STYLES = {"worse": "red", "better": "green"}
 

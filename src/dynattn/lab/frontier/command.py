@@ -13,9 +13,8 @@ from dynattn.lab.frontier.document import page
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.sweep import Runner, Settings, sweep
 from dynattn.lab.frontier.terminal import show
-from dynattn.lab.records import reserve, write_whole
+from dynattn.lab.records import reserve, slug, write_whole
 from dynattn.lab.terminal import quiet_transformers, say, stages
-from dynattn.lab.training.results import slug
 
 _MOST_WORKERS = 8  # each holds the model once
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from dynattn.lab.compare.document import colored
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier import plots
 from dynattn.lab.frontier.choice import COSTS, LEAST, picks, undominated
 from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.results import Frontier, Sheet
 from dynattn.lab.frontier.summary import Contender, Result, contenders, exams, phases, timing_machine, titles
 from dynattn.lab.page import Section, facts, render, table
+from dynattn.lab.words import colored
 
 _COST_TITLES = {"time": "fastest", "FLOPs": "fewest FLOPs", "pairs": "fewest pairs"}
 _PHASES = {

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dynattn.lab.compare.results import BASELINE
-from dynattn.lab.compare.run import evaluate, task_result
 from dynattn.lab.data.packages import PackageUnavailableError
 from dynattn.lab.decode.prompt import Prompt
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.cell import Cell, Exam
@@ -21,6 +20,7 @@ from dynattn.lab.frontier.results import Failure, Grade, Sheet, Work, address
 from dynattn.lab.frontier.work import LOOKED, look
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.scoring import evaluate, task_result
 from dynattn.lab.statistics import cosines
 from dynattn.lab.tasks import DataMissingError, Outcome, Prepared, Task, make
 from dynattn.lab.tasks.texts import Text

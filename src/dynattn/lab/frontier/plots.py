@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.choice import COSTS
 from dynattn.lab.frontier.summary import Contender, Result
 from dynattn.lab.page import COLORS

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.cell import Cell, Race
 from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Time
 from dynattn.lab.records import write_record

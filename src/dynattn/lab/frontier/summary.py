@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase
 from dynattn.lab.frontier.methods import baselines
 from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time

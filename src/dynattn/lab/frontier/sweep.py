@@ -10,17 +10,17 @@ from typing import get_args
 
 import torch
 
-from dynattn.lab.compare.run import Stage
 from dynattn.lab.frontier.apply import CACHE, canonical
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
-from dynattn.lab.frontier.clock import race
 from dynattn.lab.frontier.decode import answers
 from dynattn.lab.frontier.measure import EXPECTED, Answer, Job
 from dynattn.lab.frontier.methods import BUDGETS, check, entries, named
+from dynattn.lab.frontier.race import race
 from dynattn.lab.frontier.results import Failure, Frontier, address
 from dynattn.lab.frontier.store import Store
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
+from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import default, find
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read

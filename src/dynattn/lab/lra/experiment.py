@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.lra.baselines import Baselines, baselines
 from dynattn.lab.lra.data import PADDING, Data, Split
 from dynattn.lab.lra.model import Config, Encoder

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from dynattn.lab.compare.run import Stage
 from dynattn.lab.lra.experiment import Arena
 from dynattn.lab.lra.kept import kept
 from dynattn.lab.lra.recipes import find
+from dynattn.lab.progress import Stage
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.results import Study
 from dynattn.lab.training.settings import check

@@ -16,10 +16,6 @@ Inputs = dict[str, Any]
 """Keyword arguments of a model's forward: tensors with a batch dimension, and flags."""
 
 
-class DataMissingError(RuntimeError):
-    """A task's data is not on this machine; the text says how to get it."""
-
-
 class Pair(NamedTuple):
     """A query and the document that answers it: what an encoder is trained on."""
 

@@ -12,9 +12,10 @@ from typing import ClassVar, NamedTuple, final
 
 import numpy as np
 
+from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.tasks import embedding
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Pair, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Pair, Prepared, Task
 
 _SECTIONS = ("DESCRIPTION", "RETURN VALUE", "ERRORS", "NOTES", "BUGS")
 _CHARACTERS = {

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
 
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s> \((.*)\)")
 _RATE = 16000

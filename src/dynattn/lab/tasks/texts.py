@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dynattn.lab.tasks.base import DataMissingError
+from dynattn.lab.data.packages import DataMissingError
 
 _DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _SHORTEST_ARTICLE = 5000  # characters of markup; shorter pages are redirects and stubs

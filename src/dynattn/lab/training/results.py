@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
-from dynattn.lab.compare.results import BASELINE, Interval, Record, Spread
-
-
-def slug(name: str) -> str:
-    """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
-    return re.sub(r"[^\w.-]+", "-", name)
+from dynattn.lab.figures import BASELINE, Interval, Record, Spread
 
 
 class Point(Record):

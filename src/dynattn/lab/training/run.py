@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynattn.lab.compare.run import Stage
+from dynattn.lab.progress import Stage
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
+from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Point, Run
 from dynattn.lab.training.swapped import keep
 
@@ -93,19 +94,6 @@ def _finished(home: Path, keep_model: bool) -> Run:
             "trained again, or do without --keep-models"
         )
     return Run.model_validate_json((home / _RESULT).read_text(encoding="utf-8"))
-
-
-def processes() -> Any:
-    """The processes that the launcher started, and this one's place among them: accelerate's ``PartialState``.
-
-    Raises:
-        ImportError: accelerate is missing.
-    """
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise ImportError("run: training needs accelerate: pip install 'dynattn[train]'") from error
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def seconds_a_step(job: Job, folder: Path) -> list[float]:

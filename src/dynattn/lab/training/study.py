@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dynattn.lab.compare.results import BASELINE, Spread
-from dynattn.lab.compare.run import Stage
+from dynattn.lab.figures import BASELINE, Spread
 from dynattn.lab.machine import machine
+from dynattn.lab.progress import Stage
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
+from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Arm, Run, Study
-from dynattn.lab.training.run import processes, run, seconds_a_step
+from dynattn.lab.training.run import run, seconds_a_step
 from dynattn.lab.training.statistics import contrast
 from dynattn.lab.training.swapped import swapped
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dynattn.lab.compare.run import Stage
+from dynattn.lab.progress import Stage
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
+from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Run
 
 _WEIGHTS = "weights.pt"
@@ -43,8 +44,6 @@ def swapped(method: str, seed: int, experiment: Experiment, home: Path, stage: S
     Raises:
         ValueError: the run's weights were not kept.
     """
-    from dynattn.lab.training.run import processes
-
     state = processes()
     state.wait_for_everyone()  # the main process has written the weights
     path, weights = home / f"swapped-{method}.json", home / _WEIGHTS

@@ -10,8 +10,7 @@ from functools import partial
 
 import torch
 
-from dynattn.lab.compare.results import BASELINE
-from dynattn.lab.compare.speed import LEAST_ROUNDS, spread
+from dynattn.lab.figures import BASELINE, spread
 from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.cell import Race
@@ -19,7 +18,7 @@ from dynattn.lab.frontier.measure import Job, prepare
 from dynattn.lab.frontier.results import Time
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import Prepared
-from dynattn.lab.timing import Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 
 @torch.inference_mode()
