@@ -36,7 +36,7 @@ def running(command: str, extra: str = "cli") -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # typer ends these itself
     except _EXPECTED as error:
-        typer.echo(f"Error: {printable(_words(command, extra, error))}", err=True)
+        typer.echo(f"error: {printable(_words(command, extra, error))}", err=True)
         raise typer.Exit(REFUSED) from error
 
 

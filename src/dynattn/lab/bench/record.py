@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from dynattn.lab.bench.cases import DTYPES, Workload
 from dynattn.lab.bench.check import Check
 from dynattn.lab.bench.peers import DENSE, SDPA
 from dynattn.lab.bench.roofline import Roofline
+from dynattn.lab.records import read_json, write_json
 from dynattn.lab.timing import Spread, Timing
 
 
@@ -116,8 +116,7 @@ def save(record: Record, path: Path) -> None:
     A figure that is not finite, as a wrong result's error may be, is written as Python's ``json`` and :func:`load` have
     it: ``Infinity``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    write_json(path, asdict(record))
 
 
 def load(path: Path) -> Record:
@@ -125,10 +124,17 @@ def load(path: Path) -> Record:
 
     Raises:
         ImportError: pydantic is missing.
-        ValueError: the file is not a record.
+        ValueError: the file is not a record; the text names it.
     """
     try:
-        from pydantic import TypeAdapter
+        from pydantic import TypeAdapter, ValidationError
     except ImportError as error:
         raise ImportError("dynattn.lab.bench: reading records needs pydantic; pip install 'dynattn[cli]'") from error
-    return TypeAdapter(Record).validate_json(path.read_bytes())
+    remedy = "give the JSON that dynattn bench wrote"
+    value = read_json(path, remedy)
+    try:
+        return TypeAdapter(Record).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+        raise ValueError(f"load: {path} must hold a record of dynattn bench: {reason}; {remedy}") from error
