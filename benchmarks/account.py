@@ -138,7 +138,7 @@ def costs(account: Account) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Of one model, in Markdown; ratios to dense attention by a fused kernel."""
+    """One model's account in Markdown, as ratios to dense attention by a fused kernel."""
     lines = [
         "| method | attention: multiply-adds | DRAM bytes | whole model: multiply-adds | DRAM bytes |",
         "|---|---|---|---|---|",

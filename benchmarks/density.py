@@ -100,7 +100,7 @@ class Density(Record):
     tasks: list[TaskResult]
 
     def mass(self, method: str) -> Mass:
-        """Of a method."""
+        """The masses measured with ``method``."""
         return next(mass for mass in self.masses if mass.method == method)
 
 
@@ -149,7 +149,7 @@ class Look:
                 self.expected[method].append(expected(each, a, method))
 
     def mass(self, method: NM, examples: int) -> Mass:
-        """Of a method, after the model has run ``examples`` inputs."""
+        """The mean masses of ``method`` after the model has run ``examples`` inputs."""
         kept = _by_head(self.kept[method], examples)
         return Mass(
             method=method.name, density=self.pairs[method] / self.allowed, kept=kept.mean(),

@@ -66,7 +66,7 @@ class Arm(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its rows."""
+        """The name that its rows carry."""
         return f"{self.chooser} {self.ratio:g} {self.attention}"
 
 

@@ -62,7 +62,7 @@ def missing() -> str | None:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Of the NVRTC at hand, which :func:`missing` found."""
+    """Version of the NVRTC that :func:`missing` found, as (major, minor)."""
     _, major, minor = import_module("cuda.bindings.nvrtc").nvrtcVersion()
     return major, minor
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from dynattn.backends import backends
 from dynattn.lab.bench import cuda
 from dynattn.lab.bench.cases import Case
 from dynattn.lab.bench.page import page
@@ -25,7 +26,6 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve, write_whole
 from dynattn.lab.terminal import say, stages
 from dynattn.methods import NM, parse
-from dynattn.ops.choose import backends
 
 _DEVICES = ("cpu", "cuda")
 

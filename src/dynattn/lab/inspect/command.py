@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
 from dynattn.lab.inspect.subject import Subject
@@ -63,7 +64,7 @@ class Settings:
 
 def _read(settings: Settings) -> str | None:
     """The text that was given."""
-    return settings.text if settings.file is None else settings.file.read_text(encoding="utf-8")
+    return settings.text if settings.file is None else read_text(settings.file)
 
 
 def _subject(settings: Settings, text: str | None, pretrained: Pretrained) -> Subject:

@@ -100,7 +100,7 @@ def _read(folder: Path) -> list[_Page]:
     """The pages of sections 2 to 8 that have a description."""
     pages = {}
     for path in sorted(folder.glob("man[2-8]/*.gz")):
-        with gzip.open(path, "rt", errors="replace") as file:
+        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             source = file.read()
         if re.match(r"\.so ", source):  # an alias of another page
             continue
