@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from dynattn.children import module_command
 from dynattn.lab.compare.results import Memory
 from dynattn.lab.tasks.base import Inputs
 
@@ -47,8 +48,8 @@ def peaks(model: str, implementations: Mapping[str, str], inputs: Inputs) -> tup
         job = Path(folder) / "inputs.pt"
         torch.save(inputs, job)
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when they are freed
-        command = [sys.executable, "-m", "dynattn.lab.compare.memory", model, json.dumps(implementations), str(job)]
-        command.append(str(torch.get_num_threads()))
+        threads = str(torch.get_num_threads())
+        command = module_command("dynattn.lab.compare.memory", model, json.dumps(implementations), str(job), threads)
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
