@@ -19,9 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-_START = (
-    "import sys; sys.path[:] = [place for place in sys.path if place]; del sys.argv[0]; "
-    "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+# ``sys`` is built in, so that its import looks nowhere.
+_RUN = (
+    "import sys; sys.path[:] = [place for place in sys.path if place]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 _SAFE_PATH = "PYTHONSAFEPATH"
 
@@ -54,14 +55,14 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def module_command(module: str, *arguments: str) -> list[str]:
+def command(module: str, *arguments: str) -> list[str]:
     """What starts a module as ``python -m`` does, without the current directory among the places for imports.
 
     Args:
         module: its name.
-        arguments: of its command line.
+        arguments: that it gets.
     """
-    return [sys.executable, "-c", _START, module, *arguments]
+    return [sys.executable, "-c", _RUN, module, *arguments]
 
 
 def leave_current_directory_out() -> None:

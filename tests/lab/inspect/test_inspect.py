@@ -14,9 +14,9 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from dynattn.lab import inspect as inspecting  # noqa: E402
-from dynattn.lab.inspect.terminal import summary  # noqa: E402
 from dynattn.lab.inspect.sections import page  # noqa: E402
 from dynattn.lab.inspect.subject import from_image, from_text  # noqa: E402
+from dynattn.lab.inspect.terminal import summary  # noqa: E402
 from dynattn.lab.models import Pretrained  # noqa: E402
 
 
