@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dynattn.lab import children
+from dynattn import children
 
 
 def _planted(folder, *names: str) -> None:

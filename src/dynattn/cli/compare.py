@@ -7,8 +7,21 @@ from typing import Annotated
 
 import typer
 
-from dynattn.cli.options import Items, Model, Reports, Text, Threads, Tokens, TrustRemoteCode, counted, listed, timed
+from dynattn.cli.options import (
+    MOST_BATCH,
+    Items,
+    Model,
+    Reports,
+    Text,
+    Threads,
+    Tokens,
+    TrustRemoteCode,
+    counted,
+    listed,
+    timed,
+)
 from dynattn.cli.running import running
+from dynattn.lab.models.trust import trusting
 
 
 def compare(
@@ -32,7 +45,7 @@ def compare(
         int | None,
         typer.Option(
             help="Items at once where throughput and memory are measured. Default: 2048 tokens' worth.",
-            callback=counted(),
+            callback=counted(most=MOST_BATCH),
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.", callback=timed())] = 10.0,
@@ -41,7 +54,7 @@ def compare(
     output: Reports = Path("reports"),
 ) -> None:
     """Compare a model under dense attention with the same model under sparse attention: quality, speed, memory."""
-    with running("compare", "evals"):
+    with running("compare", "evals"), trusting(trust_remote_code):
         from dynattn.lab.compare.command import run
         from dynattn.lab.compare.run import Settings
         from dynattn.lab.terminal import console

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dynattn.cli.options import (
+    MOST_BATCH,
     LearningRate,
     Runs,
     Seeds,
@@ -21,6 +22,7 @@ from dynattn.cli.options import (
     listed,
 )
 from dynattn.cli.running import running
+from dynattn.lab.models.trust import trusting
 
 
 def finetune(
@@ -36,7 +38,10 @@ def finetune(
     seeds: Seeds = 3,
     steps: Steps = None,
     batch: Annotated[
-        int | None, typer.Option(help="Examples a step, over all processes. Default: the task's.", callback=counted())
+        int | None,
+        typer.Option(
+            help="Examples a step, over all processes. Default: the task's.", callback=counted(most=MOST_BATCH)
+        ),
     ] = None,
     learning_rate: LearningRate = None,
     items: Annotated[int | None, typer.Option(help="Items held out to judge by.", callback=counted())] = None,
@@ -51,7 +56,7 @@ def finetune(
 
     Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices.
     """
-    with running("finetune", "train"):
+    with running("finetune", "train"), trusting(trust_remote_code):
         from dynattn.lab.finetune.command import run
         from dynattn.lab.finetune.finetune import Settings
         from dynattn.lab.terminal import console

@@ -21,6 +21,7 @@ from dynattn.cli.options import (
     whole_numbers,
 )
 from dynattn.cli.running import FAILED_CHECK, running
+from dynattn.lab.models.trust import trusting
 
 
 def frontier(
@@ -57,7 +58,7 @@ def frontier(
     """
     if merge != bool(records):
         raise typer.BadParameter("--merge takes records to merge, as in: dynattn frontier --merge a.json b.json")
-    with running("frontier", "evals"):
+    with running("frontier", "evals"), trusting(trust_remote_code):
         import torch
 
         from dynattn.lab.frontier import command

@@ -9,6 +9,7 @@ import typer
 
 from dynattn.cli.options import TrustRemoteCode, counted, output_file
 from dynattn.cli.running import running
+from dynattn.lab.models.trust import trusting
 
 
 def inspect(
@@ -28,7 +29,7 @@ def inspect(
     ),
 ) -> None:
     """Look inside: what a model keeps of one text or image, head by head, beside what theory expects."""
-    with running("inspect", "evals"):
+    with running("inspect", "evals"), trusting(trust_remote_code):
         from dynattn.lab.inspect.command import Settings, run
         from dynattn.lab.terminal import console
 

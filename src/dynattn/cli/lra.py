@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dynattn.cli.options import LearningRate, Runs, Seeds, Steps, Threads, TrainedMethods, counted, listed
+from dynattn.cli.options import MOST_BATCH, LearningRate, Runs, Seeds, Steps, Threads, TrainedMethods, counted, listed
 from dynattn.cli.running import running
 
 
@@ -18,7 +18,10 @@ def lra(
     seeds: Seeds = 3,
     steps: Steps = None,
     batch: Annotated[
-        int | None, typer.Option(help="Sequences a step, over all processes. Default: the task's.", callback=counted())
+        int | None,
+        typer.Option(
+            help="Sequences a step, over all processes. Default: the task's.", callback=counted(most=MOST_BATCH)
+        ),
     ] = None,
     learning_rate: LearningRate = None,
     threads: Threads = None,

@@ -12,6 +12,7 @@ import typer
 
 _MOST = 2**31 - 1  # of anything that is counted; what is more overflows somewhere below
 _MOST_SEEDS = 1000
+MOST_BATCH = 65_536
 _MOST_SECONDS = 7 * 24 * 3600.0
 _THREADS_A_CORE = 16
 

@@ -46,8 +46,8 @@ def warmup(
         except KeyboardInterrupt:
             say(screen, f"stopped: {done} of {len(work)} kernels are in {cache_folder()}")
             raise
-        seconds = time.perf_counter() - began
+        seconds, folder = time.perf_counter() - began, cache_folder()
         say(
             screen,
-            f"{compiled} kernels compiled in {seconds:.0f} s, {done - compiled} were there; they are in {cache_folder()}",
+            f"{compiled} kernels compiled in {seconds:.0f} s, {done - compiled} were there; all are in {folder}",
         )
