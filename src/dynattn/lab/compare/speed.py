@@ -127,7 +127,7 @@ class _Probe:
         if self._inner is None:
             self.name = implementation
             return
-        self.name = _PROBE + implementation
+        self.name = _PROBE + implementation.replace(":", "-")  # what holds "dynattn:" is taken for a method
         AttentionInterface.register(self.name, self._run)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
 
