@@ -35,6 +35,7 @@ from dynattn.lab.inspect import from_image, from_text
 from dynattn.lab.inspect.measure import scores
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_json
 from dynattn.lab.scoring import evaluate
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks.retrieval import Retrieval
@@ -323,7 +324,7 @@ def main(arguments: Sequence[str]) -> int:
     before = machine()
     record = {"machine": before} | MEASUREMENTS[arguments[0]]()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    _path(arguments[0]).write_text(json.dumps(record, indent=1) + "\n")
+    write_json(_path(arguments[0]), record)
     return 0
 
 

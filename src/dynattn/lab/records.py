@@ -112,12 +112,25 @@ def as_record(kind: type[R], value: Any, path: Path, remedy: str) -> R:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"read: {path} must hold a {kind.__name__}: {_first(error)}; {remedy}") from error
+        raise ValueError(f"read: {path} must hold a {kind.__name__}: {reason(error)}; {remedy}") from error
 
 
 def slug(name: str) -> str:
     """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
     return re.sub(r"[^\w.-]+", "-", name)
+
+
+def reason(error: Any) -> str:
+    """The first thing that pydantic's ``ValidationError`` tells, in a few words."""
+    found = error.errors(include_url=False, include_context=False)
+    one = min(found, key=lambda each: each["loc"] != ("schema_version",))  # another version explains the others
+    where = ".".join(map(str, one["loc"])) or "the whole"
+    if one["loc"] == ("schema_version",):
+        return f"it is of version {one['input']!r}, which this dynattn does not read"
+    given = repr(one["input"])
+    given = given if len(given) <= 40 else given[:40] + "…"
+    said = one["msg"][0].lower() + one["msg"][1:]
+    return f"{where}: {said}" + ("" if one["type"] == "missing" else f", got {given}")
 
 
 @contextmanager
@@ -253,19 +266,6 @@ def _bytes(path: Path, remedy: str) -> bytes:
 def _short(error: Exception) -> str:
     """The reason without the data: a JSON error tells line and column, a decoding error the byte."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-
-
-def _first(error: Any) -> str:
-    """The first thing that a record lacks, in a few words."""
-    found = error.errors(include_url=False, include_context=False)
-    one = min(found, key=lambda each: each["loc"] != ("schema_version",))  # another version explains the others
-    where = ".".join(map(str, one["loc"])) or "the whole"
-    if one["loc"] == ("schema_version",):
-        return f"it is of version {one['input']!r}, which this dynattn does not read"
-    given = repr(one["input"])
-    given = given if len(given) <= 40 else given[:40] + "…"
-    said = one["msg"][0].lower() + one["msg"][1:]
-    return f"{where}: {said}" + ("" if one["type"] == "missing" else f", got {given}")
 
 
 def _text(value: Any, newline: str) -> str:

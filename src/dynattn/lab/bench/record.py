@@ -10,8 +10,10 @@ from dynattn.lab.bench.cases import DTYPES, Workload
 from dynattn.lab.bench.check import Check
 from dynattn.lab.bench.peers import DENSE, SDPA
 from dynattn.lab.bench.roofline import Roofline
-from dynattn.lab.records import read_json, write_json
+from dynattn.lab.records import read_json, reason, write_json
 from dynattn.lab.timing import Spread, Timing
+
+_REMEDY = "measure again, or name the file that dynattn bench wrote"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def save(record: Record, path: Path) -> None:
     A figure that is not finite, as a wrong result's error may be, is written as Python's ``json`` and :func:`load` have
     it: ``Infinity``.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(record))
 
 
@@ -124,17 +127,14 @@ def load(path: Path) -> Record:
 
     Raises:
         ImportError: pydantic is missing.
-        ValueError: the file is not a record; the text names it.
+        ValueError: the file is not a record.
     """
     try:
         from pydantic import TypeAdapter, ValidationError
     except ImportError as error:
         raise ImportError("dynattn.lab.bench: reading records needs pydantic; pip install 'dynattn[cli]'") from error
-    remedy = "give the JSON that dynattn bench wrote"
-    value = read_json(path, remedy)
+    value = read_json(path, _REMEDY)
     try:
         return TypeAdapter(Record).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
-        raise ValueError(f"load: {path} must hold a record of dynattn bench: {reason}; {remedy}") from error
+        raise ValueError(f"read: {path} must hold a record of dynattn bench: {reason(error)}; {_REMEDY}") from error
