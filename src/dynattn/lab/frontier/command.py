@@ -82,9 +82,8 @@ def _runner(processes: int | None, ray: bool) -> Runner:
 
 
 def _present(found: Frontier, report: Path, record: Path, console: Console) -> bool:
-    html = page(found)
     try:
-        write_whole(report, html)
+        write_whole(report, page(found))
     finally:
         show(found, console)
     say(console, f"\nreport  {report}\nfigures {record}")
