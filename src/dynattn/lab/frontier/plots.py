@@ -32,10 +32,7 @@ _HEIGHT = 460  # of a row of panels, all that is around them included; here and 
 _PANEL, _GAP = 250, 80  # of a panel among several, and between two that stand one below the other
 # On a narrow screen: Plotly's own buttons, each of ours, the space above the panels, and the legend.
 _BAR, _BUTTON, _TOP, _LEGEND = 30, 34, 60, 260
-_CONFIG = {
-    "displaylogo": False, "responsive": True,
-    "showSendToCloud": False, "plotlyServerURL": "",  # the button "Share chart" uploads the data
-}  # fmt: skip
+_CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # "Share chart" uploads the data
 _FIT = """(() => {
   const plot = document.getElementById("{plot_id}");
   const narrow = window.matchMedia("(max-width: 800px)");
@@ -223,6 +220,10 @@ def _subplots(rows: int, columns: int, titles: Sequence[str], titled: bool = Fal
     for index, title in enumerate(titles):
         row, column = index // columns + 1, index % columns + 1
         figure.update_xaxes(title_text=None if titled else title, tickformat=".3~p", row=row, col=column)
+    for spare in range(len(titles), rows * columns):
+        at = {"row": spare // columns + 1, "col": spare % columns + 1}
+        figure.update_xaxes(visible=False, **at)
+        figure.update_yaxes(visible=False, **at)
     figure.update_yaxes(tickformat=".3~p")
     figure.update_yaxes(title_text=_QUALITY, col=1)
     return figure
@@ -253,7 +254,8 @@ def _html(figure: Any, buttons: list[dict[str, Any]], height: int, first: bool) 
 
 def _stacked(figure: Any, buttons: int) -> dict[str, Any]:
     """The layout of a narrow screen, as Plotly's relayout takes it: one panel below another, buttons too."""
-    suffixes = [axis.plotly_name.removeprefix("xaxis") for axis in figure.select_xaxes()]
+    panels = [axis for axis in figure.select_xaxes() if axis.visible is not False]
+    suffixes = [axis.plotly_name.removeprefix("xaxis") for axis in panels]
     plotted = len(suffixes) * _PANEL + (len(suffixes) - 1) * _GAP
     top = _BAR + _TOP + _BUTTON * buttons
     found: dict[str, Any] = {
