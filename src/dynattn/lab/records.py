@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     R = TypeVar("R", bound=BaseModel)
 
+_POINT = 4  # numbers with names that take one line together
 _RESERVED = 1 << 20
 """Bytes of disk that are kept for each file while the work goes on. The largest recorded file takes 0.7 MB."""
 
 
 def dumps(value: Any) -> str:
-    """JSON with an entry a line, indented by a blank a level, and arrays of numbers on one line.
+    """JSON with an entry a line, indented by a blank a level; arrays of numbers, and of a few numbers with
+    names, take one line.
 
     Args:
         value: dictionaries with string keys, lists, tuples, strings, numbers, booleans and None. What is not finite is
@@ -271,10 +273,19 @@ def _short(error: Exception) -> str:
 def _text(value: Any, newline: str) -> str:
     """A value whose lines begin with ``newline``: a line end and the indentation."""
     inner = newline + " "
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and not _is_point(value):
         names = (json.dumps(str(name), ensure_ascii=False) for name in value)
         entries = (f"{inner}{name}: {_text(each, inner)}" for name, each in zip(names, value.values(), strict=True))
         return "{" + ",".join(entries) + newline + "}"
-    if isinstance(value, (list, tuple)) and not all(isinstance(each, (int, float)) or each is None for each in value):
+    if isinstance(value, (list, tuple)) and not all(_is_number(each) or _is_point(each) for each in value):
         return "[" + ",".join(inner + _text(each, inner) for each in value) + newline + "]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
+def _is_point(value: Any) -> bool:
+    """Whether this is a few numbers with names, as a step and its loss, or a median and its quartiles."""
+    return isinstance(value, dict) and 0 < len(value) <= _POINT and all(map(_is_number, value.values()))

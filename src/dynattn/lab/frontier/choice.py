@@ -70,6 +70,8 @@ def picks(contenders: Sequence[Contender]) -> list[Pick]:
 
 
 def _is_sure(contender: Contender, least: float) -> bool:
+    if any(result.at_chance for result in contender.results):
+        return False
     if contender.least is None or contender.least < least:
         return False
     return contender.beats_baselines is not False and not is_baseline(contender.entry.family)

@@ -14,15 +14,15 @@ from dynattn.lab.frontier.results import Frontier, Sheet
 from dynattn.lab.frontier.summary import (
     Contender,
     Result,
+    at_chance_in,
     contenders,
     exams,
-    hopeless,
     phases,
     timing_machine,
     titles,
 )  # fmt: skip
 from dynattn.lab.page import Section, facts, render, table
-from dynattn.lab.words import colored
+from dynattn.lab.words import NO_CONCLUSION, colored
 
 _COST_TITLES = {"time": "fastest", "FLOPs": "fewest FLOPs", "pairs": "fewest pairs"}
 _PHASES = {
@@ -49,12 +49,7 @@ def page(found: Frontier) -> str:
         if chosen:
             several = f", {phase}" if len(phases(found)) > 1 else ""
             sections += _of_phase(found, chosen, exams(found, phase), several, first=not sections)
-            sections += _hopeless(hopeless(found, phase), several)
-    if not sections and (lost := [sheet.exam.title for phase in phases(found) for sheet in hopeless(found, phase)]):
-        raise ValueError(
-            f"page: dense attention must do better than guessing in an exam: in {', '.join(lost)} it is at chance, so "
-            "nothing can be concluded about any method; take a model or --tasks that fit each other"
-        )
+            sections += _at_chance(at_chance_in(found, phase), several)
     if not sections:
         raise ValueError(f"page: methods must be measured beside dense attention: none is; {_first_failure(found)}")
     failures = [_failures(found)] if found.failures else []
@@ -97,6 +92,8 @@ def against_baselines(contender: Contender) -> str:
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
     """The choice in words, one sentence a bound; and which methods cannot be compared."""
+    if all(result.at_chance for contender in chosen for result in contender.results):
+        return [f"In every exam {NO_CONCLUSION} about any method."]
     lines = []
     for least in LEAST:
         found = [pick for pick in picks(chosen) if pick.least == least]
@@ -238,7 +235,7 @@ def _times(chosen: Sequence[Contender], found: Frontier, several: str) -> Sectio
     return Section(f"Time{several}", table(columns, rows), note)
 
 
-def _hopeless(sheets: Sequence[Sheet], several: str) -> list[Section]:
+def _at_chance(sheets: Sequence[Sheet], several: str) -> list[Section]:
     """Exams that are left out, and why."""
     if not sheets:
         return []
@@ -246,7 +243,8 @@ def _hopeless(sheets: Sequence[Sheet], several: str) -> list[Section]:
         [sheet.exam.title, sheet.metric, "–" if sheet.chance is None else f"{sheet.chance:.3f}"] for sheet in sheets
     ]
     note = (
-        "In these exams dense attention does no better than guessing, so nothing can be concluded: they are left out."
+        "In these exams dense attention does no better than guessing, so nothing can be concluded: they have no part "
+        "in the choice."
     )
     return [Section(f"Dense at chance{several}", table(["exam", "metric", "guessing gives"], rows), note)]
 

@@ -78,7 +78,7 @@ def load(path: Path) -> Frontier:
     Raises:
         ValueError: there is no such file, or it is not one.
     """
-    return read_record(Frontier, path, "it is no record that dynattn frontier wrote: give another --output or name")
+    return read_record(Frontier, path, "name a record that dynattn frontier wrote, or give another --output")
 
 
 def merge(records: Sequence[Frontier]) -> Frontier:

@@ -29,6 +29,7 @@ class Result(NamedTuple):
         attention: FLOPs of attention alone, likewise.
         time: seconds of the model over those with dense attention, in the same run; None where it was not timed.
         faster: whether three quarters of the rounds say so; None likewise.
+        at_chance: whether dense attention does no better than guessing there.
     """
 
     sheet: Sheet
@@ -39,6 +40,7 @@ class Result(NamedTuple):
     attention: float
     time: float | None
     faster: bool | None = None
+    at_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,12 @@ def phases(found: Frontier) -> list[Phase]:
 
 
 def exams(found: Frontier, phase: Phase) -> list[Sheet]:
-    """Exams of a phase in which dense attention was measured and has something to lose, by task and length."""
+    """Exams of a phase in which dense attention was measured and has something to lose, by task and length.
+
+    Those in which it does no better than guessing are left out, but for where there are no others.
+    """
     chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
+    chosen = [sheet for sheet in chosen if not _guesses(found, sheet)] or chosen
     return sorted(chosen, key=lambda sheet: (sheet.exam.task, sheet.exam.tokens or 0, len(sheet.items)))
 
 
@@ -171,17 +177,19 @@ def timing_machine(found: Frontier) -> str | None:
     return max(dict.fromkeys(machines), key=machines.count, default=None)
 
 
-def hopeless(found: Frontier, phase: Phase) -> list[Sheet]:
+def at_chance_in(found: Frontier, phase: Phase) -> list[Sheet]:
     """Exams of a phase in which dense attention does no better than guessing: nothing can be concluded from them."""
-    chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase]
-    return [sheet for sheet in chosen if found.grade(sheet.exam) is not None and not _can_lose(found, sheet)]
+    return [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _guesses(found, sheet)]
 
 
 def _can_lose(found: Frontier, sheet: Sheet) -> bool:
     dense = found.grade(sheet.exam)
-    if dense is None or at_chance(tuple(dense.scores), sheet.chance, sheet.higher_is_better):
-        return False
-    return not sheet.higher_is_better or float(np.mean(dense.scores)) > 0
+    return dense is not None and (not sheet.higher_is_better or float(np.mean(dense.scores)) > 0)
+
+
+def _guesses(found: Frontier, sheet: Sheet) -> bool:
+    dense = found.grade(sheet.exam)
+    return dense is not None and at_chance(tuple(dense.scores), sheet.chance, sheet.higher_is_better)
 
 
 def _dense(found: Frontier, exam: Exam) -> Grade:
@@ -200,6 +208,7 @@ def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int |
         grade.work.attention / dense.work.attention,
         None if timed is None else 1 / timed.speedup.median,
         None if timed is None else timed.speedup.q1 > 1,
+        _guesses(found, sheet),
     )
 
 
