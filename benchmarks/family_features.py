@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import dynattn
 from dynattn import DSA, NM, EfficientAttention, Method, Random, Scatterbrain, TopK, metrics
-from dynattn.integrations import prediction
+from dynattn.integrations import dsa
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.data.packages import folder
 from dynattn.lab.inspect import from_image, from_text
@@ -221,10 +221,10 @@ def predictor() -> dict[str, Any]:
         "model": pretrained.description, "steps": STEPS, "tokens": length, "share": 0.25, "bits": 4,
         "trained_on": len(pool), "held_out": len(held_out),
     }  # fmt: skip
-    predictors = prediction.new(pretrained.model, batches[0])
+    predictors = dsa.new(pretrained.model, batches[0])
     record["untrained"] = _guesses(pretrained, predictors, held_out)
     losses: list[float] = []
-    prediction.fit(pretrained.model, predictors, batches, on_step=lambda _, loss: losses.append(loss))
+    dsa.fit(pretrained.model, predictors, batches, on_step=lambda _, loss: losses.append(loss))
     record["trained"] = _guesses(pretrained, predictors, held_out)
     record["losses"] = losses
     return record

@@ -20,18 +20,15 @@ from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.reference import dropout
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 """Of queries, keys and values."""
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
-
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
-
-MAX_HEAD_DIM = 256  # largest head_dim and value_dim
 
 
 def nm_forward(
