@@ -6,6 +6,7 @@ import importlib
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_on_a_narrow_screen_panels_stand_one_below_the_other():
     down = [value for place, value in narrow.items() if re.fullmatch(r"yaxis\d*\.domain", place)]
     assert down[0][1] == 1
     assert abs(down[-1][0]) < 1e-9
-    assert all(above[0] > below[1] for above, below in zip(down, down[1:], strict=False))
+    assert all(above[0] > below[1] for above, below in pairwise(down))
     drawn = plots._as_drawn(figure, narrow)
     assert drawn["yaxis.domain"] == list(figure.layout.yaxis.domain)
     assert drawn["height"] == 640
