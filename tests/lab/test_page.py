@@ -89,3 +89,4 @@ def test_dollar_signs_begin_no_formula():
     text = svg(figure)
     assert "costs $5 and $x_1$ or $\\frac" in text
     assert ">$y$<" in text
+    assert "mathdefault" not in re.sub(r"<!--.*?-->", "", text)  # the axis's own formulas are set as ones

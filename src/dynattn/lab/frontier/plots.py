@@ -221,9 +221,9 @@ def _subplots(rows: int, columns: int, titles: Sequence[str], titled: bool = Fal
         row, column = index // columns + 1, index % columns + 1
         figure.update_xaxes(title_text=None if titled else title, tickformat=".3~p", row=row, col=column)
     for spare in range(len(titles), rows * columns):
-        at = {"row": spare // columns + 1, "col": spare % columns + 1}
-        figure.update_xaxes(visible=False, **at)
-        figure.update_yaxes(visible=False, **at)
+        row, column = spare // columns + 1, spare % columns + 1
+        figure.update_xaxes(visible=False, row=row, col=column)
+        figure.update_yaxes(visible=False, row=row, col=column)
     figure.update_yaxes(tickformat=".3~p")
     figure.update_yaxes(title_text=_QUALITY, col=1)
     return figure
