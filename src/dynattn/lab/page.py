@@ -153,7 +153,10 @@ def _on_the_page(figure: Figure) -> None:
     for legend in figure.findobj(Legend):
         legend.set_frame_on(False)  # pyright: ignore[reportAttributeAccessIssue]
     ticks = {
-        label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for label in axis.get_ticklabels(which="both")
     }
     for text in figure.findobj(Text):
         if text not in ticks:  # a logarithmic axis writes its own as formulas
