@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from dynattn.lab.compare.results import Spread
 from dynattn.lab.decode.prompt import (
     PIECE,
     Prompt,
@@ -40,6 +39,7 @@ from dynattn.lab.decode.prompt import (
 )
 from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
 from dynattn.lab.decode.ways import BASELINE, Way, find
+from dynattn.lab.figures import Spread
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import write_record

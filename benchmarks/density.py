@@ -30,12 +30,12 @@ from transformers.utils.logging import disable_progress_bar
 import dynattn
 from dynattn import NM
 from dynattn.integrations.transformers import Call, observing, register
-from dynattn.lab.compare.results import BASELINE, Quality, Record, TaskResult
-from dynattn.lab.compare.run import evaluate, task_result
+from dynattn.lab.figures import BASELINE, Quality, Record, TaskResult
 from dynattn.lab.inspect.measure import expected, scores, spread
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import write_record
+from dynattn.lab.scoring import evaluate, task_result
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks import Prepared, Task, find
 

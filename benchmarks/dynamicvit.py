@@ -32,10 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_dynamicvit import JOB, PIXELS, RATIO, predictors
 
 from dynattn.integrations.transformers import register
-from dynattn.lab.compare.results import Quality, Record, Speed, Spread
-from dynattn.lab.compare.run import evaluate
+from dynattn.lab.compare.results import Speed
+from dynattn.lab.figures import Quality, Record, Spread
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.scoring import evaluate
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks import Outcome, Prepared, Saliency
 from dynattn.lab.tasks.base import Inputs

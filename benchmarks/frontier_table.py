@@ -11,7 +11,7 @@ from pathlib import Path
 
 from marked import markdown, rewritten
 
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.document import against_baselines, judged, share
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.store import load

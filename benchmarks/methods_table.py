@@ -18,7 +18,7 @@ from frontier_table import emphasized, percent
 from marked import difference, markdown, rewritten
 
 from dynattn.account import Work
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.methods import FAMILIES
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.store import load

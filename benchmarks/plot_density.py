@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from pictures import IMAGES, save_both
 
 from dynattn import NM
-from dynattn.lab.compare.results import Quality, TaskResult
+from dynattn.lab.figures import Quality, TaskResult
 from dynattn.lab.page import COLORS
 
 SERIES = {  # (strided, windowed): name, colour

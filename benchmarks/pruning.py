@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dynattn.integrations.transformers import register
-from dynattn.lab.compare.results import Quality, Record, Spread
-from dynattn.lab.compare.run import evaluate
+from dynattn.lab.figures import Quality, Record, Spread
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import write_record
+from dynattn.lab.scoring import evaluate
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks import Outcome, Prepared, Task, make
 from dynattn.lab.tasks.base import Inputs

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from dynattn.lab.compare.results import Record
+from dynattn.lab.figures import Record
 from dynattn.lab.finetune.pairs import Pairs
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from marked import difference, markdown, rewritten
 
-from dynattn.lab.compare.document import label
 from dynattn.lab.compare.results import Comparison
+from dynattn.lab.words import label
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "compare"

@@ -1,4 +1,4 @@
-"""``attention()``: check the arguments, split by head if asked, choose a backend, run it. ``explain()``: only choose."""
+"""``attention()``: check the arguments, split by head if asked, choose a backend, run it. ``explain()`` only chooses."""
 
 from __future__ import annotations
 

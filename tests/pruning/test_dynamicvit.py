@@ -12,7 +12,7 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import observing, register  # noqa: E402
-from dynattn.pruning.base import highest  # noqa: E402
+from dynattn.pruning.course import highest  # noqa: E402
 from dynattn.pruning.dynamicvit import DynamicViT  # noqa: E402
 from dynattn.pruning.predictor import Predictors, left_after  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dynattn.backends.base import Backend
@@ -30,7 +31,22 @@ class SDPA(Backend):
         return "torch.nn.functional.scaled_dot_product_attention"
 
     def run(self, call: Call) -> Result:
+        query, key, value = call.query, call.key, call.value
+        if call.needs_grad:
+            query, key, value = _apart(query), _apart(key), _apart(value)
         return Result(scaled_dot_product_attention(
-            call.query, call.key, call.value, is_causal=call.causal, scale=call.scale,
-            enable_gqa=call.query.shape[1] != call.key.shape[1],
+            query, key, value, is_causal=call.causal, scale=call.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         ))  # fmt: skip
+
+
+def _apart(x: Tensor) -> Tensor:
+    """``x``, or a copy where elements share memory: PyTorch's gradient of such an input is wrong on CPUs (2.13)."""
+    if x.is_contiguous():
+        return x
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return x.contiguous()
+        reach = max(reach, stride * size)
+    return x

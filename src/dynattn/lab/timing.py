@@ -23,6 +23,8 @@ from pathlib import Path
 
 DISTURBED = 0.02  # share of a sample's time spent waiting for a core, above which it counts as disturbed
 MIN_ROUNDS = 5
+LEAST_ROUNDS = 3
+"""Of a whole model: a round of a long text takes half a minute; quartiles and the number of rounds are told."""
 
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")

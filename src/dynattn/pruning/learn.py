@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.base import Course, Decision, Seen, Start
+from dynattn.pruning.course import Course, Decision, Seen, Start
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import find
 from dynattn.pruning.ltp import LTP, Watching
@@ -43,7 +43,7 @@ class Soft:
     """Thresholds that can be learnt; a model's forward with them notes its masks.
 
     Attributes:
-        logarithms: (layers - 1,) parameter, log θ_l of all layers but the last, whose tokens no layer follows.
+        logarithms: (layers - 1,) parameter, log θ_l of all layers but the last one, since no layer follows on that.
         masks: soft masks of the forwards since they were last cleared: (batch, tokens), 1 for leading tokens, and
             which of them are tokens.
     """

@@ -17,7 +17,6 @@ import typer
 from typer.testing import CliRunner
 
 from dynattn.cli.finetune import finetune as command
-from dynattn.lab.compare.document import label
 from dynattn.lab.finetune import page
 from dynattn.lab.finetune.pairs import PairModel, ranking_loss
 from dynattn.lab.finetune.plots import curves
@@ -27,6 +26,7 @@ from dynattn.lab.page import COLORS
 from dynattn.lab.tasks import make
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.training.results import Study
+from dynattn.lab.words import label
 
 APP = typer.Typer()
 APP.command()(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynattn.lab.compare.results import Spread
+from dynattn.lab.figures import Spread
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race
 from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time, Work
 

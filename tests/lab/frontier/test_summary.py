@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("scipy")
 
-from dynattn.lab.compare.results import Interval
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.choice import picks, undominated
 from dynattn.lab.frontier.shares import lead, retained, together
 from dynattn.lab.frontier.summary import contenders, exams, timing_machine, titles

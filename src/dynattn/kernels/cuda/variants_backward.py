@@ -76,7 +76,7 @@ class QueryVariant:
         return f"dynattn::nm_backward_query<dynattn::{ELEMENTS[self.dtype]}>"
 
     def blocks(self, row_blocks: int, columns: int) -> int:
-        """Blocks of the grid for ``row_blocks`` blocks of 16 queries, of all heads together, and ``columns`` of the sums."""
+        """Blocks of the grid, for so many blocks of 16 queries of all heads and columns of the sums."""
         return -(-row_blocks * (columns // 8) // _QUERY_FRAGMENTS)
 
 

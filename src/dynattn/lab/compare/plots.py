@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynattn.lab.compare.results import BASELINE, Comparison, Kept, TaskResult
+from dynattn.lab.compare.results import Comparison, Kept
+from dynattn.lab.figures import BASELINE, TaskResult
 from dynattn.lab.page import COLORS, new_figure, svg
+from dynattn.lab.words import label
 
 TRADEOFF_CAPTION = (
     "Change of quality (up is better) against speed-up of the whole model at batch 1 (right is better), both over "
@@ -19,12 +21,6 @@ SHARES_CAPTION = (
     "both clocked in the same runs."
 )
 HEAT_CAPTION = "Mean kept mass by layer (rows, the first on top) and head (columns). 1 is dense attention."
-
-
-def _label(method: str) -> str:
-    from dynattn.lab.compare.document import label
-
-    return label(method)
 
 
 def tradeoff(found: Comparison) -> str:
@@ -42,7 +38,7 @@ def _panel(ax, found: Comparison, task: TaskResult) -> None:
     sign = 1 if task.higher_is_better else -1
     ax.axhline(0, color="#8a8f98", linewidth=0.8)
     ax.axvline(1, color="#8a8f98", linewidth=0.8)
-    ax.plot(1, 0, "D", color="#8a8f98", label=_label(BASELINE))
+    ax.plot(1, 0, "D", color="#8a8f98", label=label(BASELINE))
     for color, method in zip(_colors(found.methods), found.methods, strict=True):
         difference, speed = task.of(method).difference, found.latency.of(method)
         if difference is None or speed is None:
@@ -55,7 +51,7 @@ def _panel(ax, found: Comparison, task: TaskResult) -> None:
         x = speed.speedup
         across = [[x.median - x.q1], [x.q3 - x.median]]
         ax.errorbar(
-            x.median, mean, yerr=bars, xerr=across, fmt="o", color=color, capsize=3, linewidth=1.2, label=_label(method)
+            x.median, mean, yerr=bars, xerr=across, fmt="o", color=color, capsize=3, linewidth=1.2, label=label(method)
         )
     ax.set_title(task.name)
     ax.set_xlabel("speed-up of the whole model")
@@ -75,7 +71,7 @@ def shares(found: Comparison) -> str:
     for y, a, r in zip(at, inside, rest, strict=True):
         text = f"{a:.1f} of {a + r:.1f} ms, {a / (a + r):.0%}"
         ax.annotate(text, (a + r, y), (6, 0), textcoords="offset points", va="center")
-    ax.set_yticks(at, [_label(row.method) for row in rows])
+    ax.set_yticks(at, [label(row.method) for row in rows])
     ax.set_xlabel("milliseconds")
     ax.set_xlim(0, 1.35 * float((inside + rest).max()))
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
@@ -95,7 +91,7 @@ def heat(kept: Sequence[Kept]) -> str:
     for ax, entry in zip(flat, kept, strict=False):
         mesh = ax.pcolormesh(np.array(entry.mass), vmin=low, vmax=1, cmap="viridis")
         ax.invert_yaxis()
-        ax.set_title(_label(entry.method))
+        ax.set_title(label(entry.method))
         step_y, step_x = -(-layers // 8), -(-heads // 8)
         ax.set_yticks(np.arange(0, layers, step_y) + 0.5, [str(i + 1) for i in range(0, layers, step_y)])
         ax.set_xticks(np.arange(0, heads, step_x) + 0.5, [str(i + 1) for i in range(0, heads, step_x)])

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import torch
 
 from dynattn.lab.compare import memory, speed
 from dynattn.lab.compare.kept import kept
-from dynattn.lab.compare.results import BASELINE, UNFUSED, Comparison, Kept, Quality, TaskResult
+from dynattn.lab.compare.results import Comparison, Kept
+from dynattn.lab.figures import BASELINE, UNFUSED, TaskResult
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
+from dynattn.lab.progress import Stage
+from dynattn.lab.scoring import evaluate, prepare, task_result
 from dynattn.lab.statistics import quality
-from dynattn.lab.tasks import Outcome, Prepared, Task, default, find, make
+from dynattn.lab.tasks import Prepared, Task, default, find, make
 from dynattn.lab.tasks.base import Inputs
-from dynattn.lab.tasks.texts import read
+from dynattn.lab.tasks.texts import Text, read
 from dynattn.methods import Method, parse
-
-Stage = Callable[[str, int], Callable[[], None]]
-"""Told of a stage by its title and number of steps; returns what to call after each step."""
 
 # Without training, a stride between the keys of a group takes away much of what N:M loses. A causal model leans on its
 # nearest keys and its first few, so a window with sinks does as well there.
@@ -75,10 +76,14 @@ class Settings:
                 raise ValueError(f"compare: {field} must be at least 1: got {value}; leave it out for the default")
         if self.seconds <= 0:
             raise ValueError(f"compare: seconds must be positive: got {self.seconds}")
-        for name in self.methods:
-            parse(name)
+        _ = self.asked  # names that there are not are refused here
         for name in self.tasks:
             find(name)
+
+    @cached_property
+    def asked(self) -> tuple[Method, ...]:
+        """The methods named."""
+        return tuple(parse(name) for name in self.methods)
 
 
 def compare(settings: Settings, stage: Stage) -> Comparison:
@@ -98,6 +103,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     from dynattn.integrations.transformers import register
 
     began = time.perf_counter()
+    texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     advance = stage(f"load {settings.model}", 1)
@@ -106,7 +112,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     methods = _methods(settings, pretrained.kind)
     register(*methods)
     implementations = {BASELINE: "sdpa", **{method.name: f"dynattn:{method.name}" for method in methods}}
-    prepared = _prepare(settings, pretrained, stage)
+    prepared = _prepare(settings, texts, pretrained, stage)
     tasks = [_task(task, data, pretrained, implementations, stage) for task, data in prepared]
     first = prepared[0][1]
     enough = max(1, _ENOUGH_TOKENS // first.length)
@@ -136,72 +142,21 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
 
 
 def _methods(settings: Settings, kind: Kind) -> list[Method]:
-    names = settings.methods or _BY_DEFAULT[kind]
-    return list(dict.fromkeys(parse(name) for name in names))
+    return list(dict.fromkeys(settings.asked or map(parse, _BY_DEFAULT[kind])))
 
 
-def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[tuple[Task, Prepared]]:
+def _prepare(
+    settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, stage: Stage
+) -> list[tuple[Task, Prepared]]:
     names = settings.tasks or default(pretrained.kind, pretrained.name)
-    given: dict[str, Any] = {"items": settings.items, "tokens": settings.tokens}
-    given["texts"] = None if settings.text is None else read(settings.text)
+    given: dict[str, Any] = {"items": settings.items, "tokens": settings.tokens, "texts": texts}
     advance = stage("prepare data", len(names))
     prepared = []
     for name in names:
         task = make(name, pretrained, **given)
-        prepared.append((task, task.prepare(pretrained)))
+        prepared.append((task, prepare(task, pretrained)))
         advance()
     return prepared
-
-
-def evaluate(
-    task: Task, data: Prepared, pretrained: Pretrained, implementation: str, advance: Callable[[], None]
-) -> Outcome:
-    """Score a task with one implementation, and make sure that the model really used it.
-
-    Args:
-        task: what to do.
-        data: prepared by the task.
-        pretrained: the model; it is left with the implementation.
-        implementation: as ``set_attn_implementation`` takes it.
-        advance: called after each step.
-
-    Raises:
-        ValueError: the implementation is dynattn's and the model made no call of it: models that write their own
-            attention leave the setting aside, with a line in the log at most.
-    """
-    from dynattn.integrations.transformers import observing
-
-    calls = 0
-
-    def count(_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    pretrained.model.set_attn_implementation(implementation)
-    with observing(count):
-        outcome = task.evaluate(pretrained, data, advance)
-    if calls == 0 and implementation.startswith("dynattn:"):
-        raise ValueError(
-            f"compare: the model must take its attention from Transformers' interface: {pretrained.name} "
-            f"({type(pretrained.model).__name__}) ran without one call of {implementation}, by attention of its own; "
-            "call dynattn.attention in its attention module, or compare another model"
-        )
-    return outcome
-
-
-def task_result(task: Task, data: Prepared, results: list[Quality], seconds: float) -> TaskResult:
-    """What a task is, beside its results."""
-    return TaskResult(
-        name=task.name,
-        title=(type(task).__doc__ or task.name).split(";")[0].split("\n")[0],
-        metric=task.metric,
-        higher_is_better=task.higher_is_better,
-        data=data.summary,
-        items=list(data.labels),
-        length=data.length,
-        seconds=seconds,
-        results=results,
-    )
 
 
 def _task(

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.lab.compare.results import BASELINE, Share, Speed, Spread, Timed
+from dynattn.lab.compare.results import Share, Speed, Timed
+from dynattn.lab.figures import BASELINE, spread
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs, first_tensor
-from dynattn.lab.timing import Spread as Quartiles
-from dynattn.lab.timing import Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
-_PROBE = "dynattn-probe-"
-LEAST_ROUNDS = 3  # of the whole model: a round of a long text takes half a minute; quartiles and rounds are told
+_PROBE = "probe-"
 _MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
 
 
@@ -106,11 +105,6 @@ def attention_alone(
     return _timed(timings, len(first_tensor(inputs)), length, len(calls))
 
 
-def spread(of: Quartiles) -> Spread:
-    """A spread, as it is written to JSON."""
-    return Spread(median=of.median, q1=of.q1, q3=of.q3)
-
-
 class _Probe:
     """An attention implementation that measures another one's time, and may record what it is called with.
 
@@ -133,7 +127,7 @@ class _Probe:
         if self._inner is None:
             self.name = implementation
             return
-        self.name = _PROBE + implementation
+        self.name = _PROBE + implementation.replace(":", "-")  # with its colon it would be taken for dynattn's own
         AttentionInterface.register(self.name, self._run)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
 

@@ -14,7 +14,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from dynattn.lab.data import packages
-from dynattn.lab.tasks.saliency import _resize
+from dynattn.lab.data.mnist import mnist
+from dynattn.lab.data.samples import resize
+from dynattn.lab.data.splits import stratified
 
 TRAIN = (
     "astronaut.png", "chelsea.png", "rocket.jpg", "camera.png", "coins.png", "ihc.png", "hubble_deep_field.jpg",
@@ -27,7 +29,7 @@ HELD_OUT = ("coffee.png", "motorcycle_left.png")
 
 _PACKAGE = ("scikit-image", "0.25.2")
 _SMALLEST = 0.4  # side of a crop, as a share of the photograph's shorter one
-_DIGIT = 28  # pixels
+_HELD_OUT_DIGITS = 0.2  # of the digits, left to the arena's tests
 
 
 @final
@@ -60,7 +62,7 @@ class Crops(Dataset):
         side = int(min(height, width) * draw.uniform(_SMALLEST, 1))
         top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
         crop = photograph[top : top + side, left : left + side]
-        picture = _resize(crop[:, ::-1] if draw.random() < 0.5 else crop, self.pixels)
+        picture = resize(crop[:, ::-1] if draw.random() < 0.5 else crop, self.pixels)
         return _paste(picture, draw) if draw.random() < 0.5 else picture
 
 
@@ -68,7 +70,7 @@ def _paste(picture: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """The picture with a digit of an eighth to a third of its side."""
     digits, pixels = _digits(), len(picture)
     size = int(draw.integers(pixels // 8, pixels // 3 + 1))
-    digit = _resize(digits[draw.integers(len(digits))][..., None], size)  # [size, size, 1], 0 to 255
+    digit = resize(digits[draw.integers(len(digits))][..., None], size)  # [size, size, 1], 0 to 255
     y, x = draw.integers(0, pixels - size + 1, 2)
     opacity = np.clip(digit / 128.0, 0, 1)
     patch = picture[y : y + size, x : x + size]
@@ -89,7 +91,6 @@ def _photograph(name: str) -> np.ndarray:
 @cache
 def _digits() -> np.ndarray:
     """(4000, 28, 28) uint8: MNIST's, of which the saliency task, with scikit-learn's, has none."""
-    from dynattn.lab.lra.images import mnist
-
-    tokens = np.stack(mnist().train.tokens)  # [4000, 784], grey values from 1
-    return (tokens - 1).astype(np.uint8).reshape(-1, _DIGIT, _DIGIT)
+    pixels, shown = mnist()
+    learnt, _ = stratified(shown, _HELD_OUT_DIGITS, seed=0)
+    return np.round(pixels[learnt]).astype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dynattn.lab.compare.results import Record, Spread
+from dynattn.lab.figures import Record, Spread
 
 
 class WaySpeed(Record):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dynattn.lab.compare.document import label
 from dynattn.lab.page import COLORS, new_figure, svg
 from dynattn.lab.training.results import Study
+from dynattn.lab.words import label
 
 STANDING_CAPTION = (
     "Left: the score of each method, with a dot for each seed. Right: its difference to dense attention, paired, with "
@@ -58,7 +58,8 @@ def standing(found: Study) -> str:
     right.set_yticks([])
     left.set_xlabel(found.metric)
     right.set_xlabel("difference to dense")
-    right.locator_params(axis="x", nbins=5)
+    for ax in axes:
+        ax.locator_params(axis="x", nbins=5)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return svg(figure, "score and difference to dense by method, without training, swapped in and trained")

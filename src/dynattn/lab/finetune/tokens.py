@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.training.experiment import Experiment
 from dynattn.pruning.distillation import Weights, terms

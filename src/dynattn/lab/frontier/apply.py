@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from dynattn import pruning
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.methods import parse
 

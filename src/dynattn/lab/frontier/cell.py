@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from dynattn.lab.compare.results import BASELINE, Record
+from dynattn.lab.figures import BASELINE, Record
 
 Phase = Literal["prefill", "decode"]
 """``prefill``: one forward over the whole input. ``decode``: the answer is written token by token with a cache."""

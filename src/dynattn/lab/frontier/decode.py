@@ -15,17 +15,16 @@ from torch import Tensor
 
 from dynattn.account import counting
 from dynattn.integrations.transformers import observing
-from dynattn.lab.compare.results import BASELINE
-from dynattn.lab.compare.speed import LEAST_ROUNDS
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.results import Work
 from dynattn.lab.frontier.work import Seen, see, tally
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import TASKS, Prepared
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.recall import Recall
-from dynattn.lab.timing import Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 QUESTION = 64
 """Tokens before the answer that are read after the prompt: the question, and some of the text."""

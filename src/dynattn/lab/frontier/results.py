@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dynattn.lab.compare.results import Record, Spread
+from dynattn.lab.figures import Record, Spread
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Race, digest
 
 
@@ -28,6 +28,7 @@ class Sheet(Record):
     data: str
     items: list[str]
     length: int
+    chance: float | None = None  # the score that guessing gives; records of before have none
 
 
 class Work(Record):

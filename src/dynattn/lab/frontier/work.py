@@ -19,7 +19,7 @@ import torch
 from dynattn.account import counting, of_forward, of_mixing, of_pairs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.results import Work
 from dynattn.lab.models import Pretrained

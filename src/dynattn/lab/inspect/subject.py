@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynattn.lab.data.packages import folder
+from dynattn.lab.data.plaintext import shown
 from dynattn.lab.models import Pretrained
 
 if TYPE_CHECKING:
@@ -89,8 +90,6 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
     Raises:
         ValueError: the model reads no images, or cuts them into something else than one grid of patches.
     """
-    from PIL import Image
-
     if pretrained.kind != "vision":
         raise ValueError(
             f"inspect: --image needs a vision model: {pretrained.name} is of kind {pretrained.kind}; use --model dinov2"
@@ -99,8 +98,7 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
         import matplotlib
 
         path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    with Image.open(path) as file:
-        inputs = pretrained.processor(images=file.convert("RGB"), return_tensors="pt")
+    inputs = pretrained.processor(images=_picture(path), return_tensors="pt")
     pixels = inputs["pixel_values"]
     patch = getattr(pretrained.model.config, "patch_size", None)
     if not isinstance(patch, int):
@@ -111,6 +109,24 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
     title = f"{path.name}, {pixels.shape[-1]} × {pixels.shape[-2]} pixels, {rows} × {columns} patches"
     image = _as_seen(pixels[0], pretrained.processor)
     return Subject(title, {"pixel_values": pixels}, (*prefix, *labels), image, (rows, columns))
+
+
+def _picture(path: Path) -> Any:
+    """The image in a file, in colours.
+
+    Raises:
+        ValueError: the file cannot be read, is no image or is damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "it is in no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(
+            f"inspect: {shown(path)} must be an image: {reason}; give a PNG or JPEG file that other programs open"
+        ) from error
 
 
 def _passage() -> str:

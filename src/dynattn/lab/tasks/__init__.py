@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
 from dynattn.lab.tasks.common_words import CommonWords
 from dynattn.lab.tasks.features import Features
 from dynattn.lab.tasks.manpages import Manpages

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,10 +15,6 @@ from dynattn.lab.models import Kind, Pretrained
 
 Inputs = dict[str, Any]
 """Keyword arguments of a model's forward: tensors with a batch dimension, and flags."""
-
-
-class DataMissingError(RuntimeError):
-    """A task's data is not on this machine; the text says how to get it."""
 
 
 class Pair(NamedTuple):
@@ -53,6 +50,7 @@ class Prepared:
         length: tokens of the first example.
         summary: what the data is and how much of it.
         payload: the task's own.
+        chance: the score that guessing gives; None where nobody knows it.
     """
 
     labels: tuple[str, ...]
@@ -61,6 +59,7 @@ class Prepared:
     length: int
     summary: str
     payload: Any
+    chance: float | None = None
 
 
 class Task(ABC):
@@ -96,6 +95,20 @@ class Task(ABC):
             data: from :meth:`prepare` for the same model.
             advance: called ``data.steps`` times.
         """
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        """Texts that the model's tokenizer has to know; none for pictures and sound.
+
+        Args:
+            data: from :meth:`prepare`.
+        """
+        return ()
+
+
+def uniform(pretrained: Pretrained) -> float | None:
+    """Nats per token of a guess among all tokens alike; None where the model does not tell how many there are."""
+    size = getattr(pretrained.model.config.get_text_config(), "vocab_size", None)
+    return math.log(size) if size else None
 
 
 def first_tensor(inputs: Inputs) -> Tensor:

@@ -9,9 +9,9 @@ from typing import ClassVar, final
 import numpy as np
 import torch
 
+from dynattn.lab.data.samples import photographs
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.tasks.base import Outcome, Prepared, Task
-from dynattn.lab.tasks.saliency import _photographs
 
 
 @final
@@ -33,11 +33,11 @@ class Features(Task):
     higher_is_better: ClassVar[bool] = True
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
-        photographs = _photographs()
+        backgrounds = photographs()
         draw = np.random.default_rng(self.seed)
         inputs = []
         for i in range(self.items):
-            photograph = photographs[i % len(photographs)]
+            photograph = backgrounds[i % len(backgrounds)]
             side = int(draw.integers(200, 400))
             top, left = (int(draw.integers(0, n - side)) for n in photograph.shape[:2])
             crop = photograph[top : top + side, left : left + side]

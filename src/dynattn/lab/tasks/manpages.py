@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
 import numpy as np
 
+from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.tasks import embedding
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Pair, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Pair, Prepared, Task
 
 _SECTIONS = ("DESCRIPTION", "RETURN VALUE", "ERRORS", "NOTES", "BUGS")
 _CHARACTERS = {
@@ -75,7 +76,11 @@ class Manpages(Task):
             length=tokens,
             summary=f"{len(chosen)} manual pages of {tokens} tokens, each with its one-line description as the query",
             payload=_Payload(chosen, [page for page in pages if page not in chosen], tokens),
+            chance=embedding.guessed_rank(len(chosen)),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        return [page.body for page in data.payload.items]
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         pages, _, tokens = data.payload
@@ -99,7 +104,7 @@ def _read(folder: Path) -> list[_Page]:
     """The pages of sections 2 to 8 that have a description."""
     pages = {}
     for path in sorted(folder.glob("man[2-8]/*.gz")):
-        with gzip.open(path, "rt", errors="replace") as file:
+        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             source = file.read()
         if re.match(r"\.so ", source):  # an alias of another page
             continue

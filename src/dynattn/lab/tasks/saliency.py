@@ -13,8 +13,9 @@ from typing import ClassVar, final
 import numpy as np
 import torch
 
+from dynattn.lab.data.samples import digits, photographs, resize
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
 
 _CROP = 200  # pixels of the photograph: enlarged backgrounds are calm, and the crops differ
 _STRIDE = 4  # of the map's pixels that the score looks at: neighbours tell the same
@@ -56,6 +57,7 @@ class Saliency(Task):
             length=length,
             summary=f"{len(pictures)} photographs with one pasted digit, {self.pixels} pixels, {length} tokens",
             payload=(inputs, masks),
+            chance=0.5,
         )
 
     @torch.inference_mode()
@@ -74,15 +76,15 @@ class Saliency(Task):
 
     def _draw(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pictures (pixels, pixels, 3) uint8 and masks (pixels, pixels) bool."""
-        photographs, digits = _photographs(), _digits()
+        backgrounds, drawn = photographs(), _digits()
         draw = np.random.default_rng(self.seed)
         out = []
         for i in range(self.items):
-            photograph = photographs[i % len(photographs)]
+            photograph = backgrounds[i % len(backgrounds)]
             top, left = (draw.integers(0, side - _CROP) for side in photograph.shape[:2])
-            picture = _resize(photograph[top : top + _CROP, left : left + _CROP], self.pixels)
+            picture = resize(photograph[top : top + _CROP, left : left + _CROP], self.pixels)
             size = self.pixels // 4
-            digit = _resize(digits[draw.integers(len(digits))][..., None], size)  # [size, size, 1], 0 to 255
+            digit = resize(drawn[draw.integers(len(drawn))][..., None], size)  # [size, size, 1], 0 to 255
             y, x = draw.integers(0, self.pixels - size, 2)
             opacity = np.clip(digit / 128.0, 0, 1)
             patch = picture[y : y + size, x : x + size]
@@ -104,24 +106,7 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(below / (hits * (len(scores) - hits)))
 
 
-def _photographs() -> list[np.ndarray]:
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise DataMissingError("saliency: the photographs are scikit-learn's: pip install scikit-learn") from error
-    return [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-
-
 def _digits() -> np.ndarray:
     """(1797, 8, 8) uint8."""
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)  # [1797, 64], 0 to 16
-    return (pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-
-
-def _resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """(height, width, channels) uint8 to (size, size, channels), bilinear."""
-    x = torch.from_numpy(picture.copy()).permute(2, 0, 1).unsqueeze(0).float()
-    x = torch.nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-    return x[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+    pixels, _ = digits()  # 0 to 16
+    return (pixels * (255 / 16)).astype(np.uint8)

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from dynattn.lab.data.packages import DataMissingError
+from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import DataMissingError, Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
 
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s> \((.*)\)")
 _RATE = 16000
@@ -92,7 +94,7 @@ def _read(folder: Path) -> list[_Recording]:
     """Recordings (wave files of 16 kHz, one channel) that a ``*.transcription`` file in their folder names."""
     found = []
     for listing in sorted(folder.glob("*/*transcription")):
-        for line in listing.read_text().splitlines():
+        for line in read_text(listing).split("\n"):
             match = _LINE.match(line.strip())
             path = listing.parent / f"{match.group(2)}.wav" if match else None
             if match is None or path is None or not path.exists():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dynattn.lab.tasks.base import DataMissingError
+from dynattn.lab.data.packages import DataMissingError
+from dynattn.lab.data.plaintext import read_text, shown
 
 _DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _SHORTEST_ARTICLE = 5000  # characters of markup; shorter pages are redirects and stubs
@@ -51,29 +53,50 @@ def wikipedia() -> tuple[Text, ...]:
 
 
 def read(path: Path) -> tuple[Text, ...]:
-    """The user's own texts.
+    r"""The user's own texts.
 
     Args:
-        path: a folder, of which every ``.txt`` and ``.md`` file is a text, or a file, of which every line is one.
+        path: a folder, of which every ``.txt`` and ``.md`` file is a text, or a file, of which every line is one. Lines
+            end with ``\n``, ``\r\n`` or ``\r``, and with nothing else.
 
     Returns:
         The texts, the longest first.
 
     Raises:
-        ValueError: there is no such path, or no text in it.
+        ValueError: there is no such path, a file or folder cannot be read or is no text, see
+            :func:`dynattn.lab.data.plaintext.read_text`, or there is no text in it.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md"))
-        texts = [Text(str(p.relative_to(path)), p.read_text(errors="replace").strip()) for p in files]
-    elif path.is_file():
-        lines = path.read_text(errors="replace").splitlines()
+        texts = [Text(shown(file.relative_to(path)), read_text(file).strip()) for file in _files(path)]
+    elif path.exists():
+        lines = read_text(path).split("\n")
         texts = [Text(f"line {number}", line.strip()) for number, line in enumerate(lines, start=1)]
     else:
-        raise ValueError(f"read: path must be a file or a folder: got {path}; check the spelling of --text")
+        raise ValueError(f"read: path must be a file or a folder: got {shown(path)}; check the spelling of --text")
     texts = [text for text in texts if text.body]
     if not texts:
-        raise ValueError(f"read: there must be a text: {path} has none; a folder needs .txt or .md files")
+        raise ValueError(f"read: there must be a text: {shown(path)} has none; a folder needs .txt or .md files")
     return tuple(sorted(texts, key=lambda text: -len(text.body)))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of text in a folder and its folders. Pipes, which would be waited for, and broken links are refused."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"read: {error.filename} must be a folder that can be read: {error.strerror}; mend its permissions, or "
+            "move it out of the folder that --text names"
+        ) from error
+
+    inside = (Path(home) / name for home, _, names in os.walk(folder, onerror=refuse) for name in names)
+    found = sorted(path for path in inside if path.suffix.lower() in (".txt", ".md"))
+    for path in found:
+        if not path.is_file():
+            raise ValueError(
+                f"read: {shown(path)} must be a file of text: it is a broken link or a pipe; move it out of the folder "
+                "that --text names"
+            )
+    return found
 
 
 def sentences(body: str) -> list[str]:

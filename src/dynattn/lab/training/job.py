@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from dynattn.lab.compare.results import BASELINE
+from dynattn.lab.figures import BASELINE
 from dynattn.methods import parse
 
 _AT_LEAST_ONE = ("steps", "batch", "evaluate_every", "save_every")
