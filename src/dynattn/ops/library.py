@@ -23,7 +23,7 @@ library = torch.library.Library("dynattn", "DEF")
 INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 """What every operator's schema begins with."""
 
-CALL = "str method, bool causal, float scale, float dropout_p"
+CALL = "str method, bool causal, Scalar scale, Scalar dropout_p"
 """What follows in those of methods by name."""
 
 RESULTS = "Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed"

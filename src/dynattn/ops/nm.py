@@ -20,7 +20,7 @@ from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete
 
 _SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
-_PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
+_PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, Scalar scale, Scalar dropout_p"
 
 FORWARD = define("nm_attention", f"{INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend", RESULTS)
 BACKWARD = define(

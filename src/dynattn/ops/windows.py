@@ -19,7 +19,7 @@ from dynattn.ops.nm import BACKWARD as NM_BACKWARD
 from dynattn.ops.nm import nm_attention
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask"
-_CALL = "int window, int sinks, bool causal, float scale"
+_CALL = "int window, int sinks, bool causal, Scalar scale"
 _DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask says it all
 
 FORWARD = define(
