@@ -39,9 +39,7 @@ def tensors(q_len: int, kv_len: int | None = None) -> tuple[Tensor, Tensor, Tens
     return query, key, value
 
 
-@pytest.mark.parametrize(
-    ("method", "dynamic"), [(name, True) for name in NAMES] + [(name, None) for name in SOME]
-)
+@pytest.mark.parametrize(("method", "dynamic"), [(name, True) for name in NAMES] + [(name, None) for name in SOME])
 def test_lengths_and_scales_need_no_compilation_of_their_own(method: str, dynamic: bool | None) -> None:
     counter, its = Counter(), parse(method)
 

@@ -1,4 +1,4 @@
-"""``attention()``: check the arguments, split by head if asked, choose a backend, run it. ``explain()`` only chooses."""
+"""``attention()``: check the arguments, split by head if asked, route, run. ``explain()``: the route alone."""
 
 from __future__ import annotations
 

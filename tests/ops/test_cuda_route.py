@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from dynattn.ops.choose import Problem, explain_choice, route
 
 from dynattn import NM, explain
 from dynattn.kernels import cuda
 from dynattn.kernels.cuda import driver, emulator, launch, launch_backward
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import nm
-from dynattn.ops.choose import Problem, explain_choice, route
 
 CUDA = torch.device("cuda", 0)
 
