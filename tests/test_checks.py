@@ -125,7 +125,7 @@ def test_autocast_with_masks_of_any_dtype(method: str, mask: torch.dtype, comput
             out = dynattn.attention(query, key, value, parse(method), attn_mask=attn_mask, causal=True)
         assert out.dtype == computed
         want = dynattn.attention(
-            *(x.to(computed) for x in (query, key, value)), parse(method), attn_mask=bias == 0, causal=True
+            query.to(computed), key.to(computed), value.to(computed), parse(method), attn_mask=bias == 0, causal=True
         )
         torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2)
         out.sum().backward()

@@ -128,6 +128,8 @@ class Derivative:
         given = dict(zip(self._tensors, ctx.saved_tensors, strict=True))
         given.update(zip(self._others, ctx.others, strict=True))
         given.update((f"grad_{name}", x) for name, x in zip(self._forward.Results._fields, of_results, strict=True))
+        if type(given["query"]) is not Tensor:
+            given.update((name, sharding.like(given["query"], x)) for name, x in given.items() if "grad_" in name)
         given["mask_needs_grad"] = mask_needs_grad = ctx.needs_input_grad[self._mask]
         found = (call or self._backward.operator)(*[given[name] for name in self._names])
         by_name = dict(zip(self._backward.Results._fields, found, strict=True))
