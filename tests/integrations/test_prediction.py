@@ -59,14 +59,14 @@ def test_attention_keeps_what_is_predicted(kind: str, monkeypatch: pytest.Monkey
     predictors = prediction.new(model, inputs(kind), share=0.5, bits=8)
     name, predictor = next(iter(predictors.items()))
     calls: list[Any] = []
-    original = prediction.integration._forward
+    original = prediction.attend.forward
 
     def spy(module: Any, query: Any, key: Any, value: Any, *rest: Any, **kwargs: Any) -> Any:
         out = original(module, query, key, value, *rest, **kwargs)
         calls.append((module, query, key, value, out[0]))
         return out
 
-    monkeypatch.setattr(prediction.integration, "_forward", spy)
+    monkeypatch.setattr(prediction.attend, "forward", spy)
     entered: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(
         lambda _, args, kwargs: entered.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]),

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynattn.integrations import transformers as integration
-from dynattn.integrations.transformers import Call, observing, register
+from dynattn.integrations.transformers import Call, attend, masks, observing, register
 from dynattn.methods import NM
 from dynattn.methods.dsa import TOGETHER, top_of_runs
 from dynattn.prediction import DSAPredictor, prediction_loss
@@ -162,7 +161,7 @@ def _attend(
     """What Transformers calls in place of its own attention."""
     predictor = predictors.get(module)
     if predictor is None:
-        return integration._forward(
+        return attend.forward(
             module, query, key, value, attention_mask, is_causal=is_causal, position_bias=position_bias,
             method=_DENSE, **kwargs,
         )  # fmt: skip
@@ -172,8 +171,8 @@ def _attend(
             f"predicting: attention must be from the layer's whole input to itself: got an input of {x.shape[1]}, "
             f"{query.shape[2]} queries and {key.shape[2]} keys; run without a cache (use_cache=False)"
         )
-    causal = integration._is_causal(module, query, key, attention_mask, is_causal)
-    mask = integration._merge(attention_mask, position_bias)
+    causal = attend.causal_without_mask(module, query, key, attention_mask, is_causal)
+    mask = attend.merge(attention_mask, position_bias)
     predicted = predictor(x)
     if predictor.training and torch.is_grad_enabled():
         scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
@@ -182,13 +181,13 @@ def _attend(
     if ratio < 1:
         kept = top_of_runs(predicted.detach(), kept, ratio, together)
     mask = mask.masked_fill(~kept, -math.inf) if mask is not None and mask.is_floating_point() else kept
-    return integration._forward(module, query, key, value, mask, method=_DENSE, **kwargs)
+    return attend.forward(module, query, key, value, mask, method=_DENSE, **kwargs)
 
 
 def _allowed(like: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     allowed = torch.ones_like(like, dtype=torch.bool)
     if mask is not None:
-        allowed = allowed & (mask if mask.dtype == torch.bool else mask != -math.inf)
+        allowed = allowed & masks.visible(mask)
     return allowed.tril() if causal else allowed
 
 
@@ -196,7 +195,7 @@ def _register(attend: Callable[..., tuple[Tensor, None]]) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, partial(integration._mask, method=_DENSE))
+    AttentionMaskInterface.register(_NAME, partial(masks.make, method=_DENSE))
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _forward(
         pattern=call.pattern, isa=isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
-    run(outputs, aux, cells=blocks, cell=int(method.whole_blocks))
+    run(outputs, aux, blocks=blocks, block_size=int(method.whole_blocks))
     if aux:
         dense = buffers.outputs(query, value, aux)
         run(dense, aux)
@@ -80,7 +80,7 @@ def _backward(
     call = Call(*arguments)
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        cells=blocks.contiguous(), cell=int(call.pairs.whole_blocks),
+        blocks=blocks.contiguous(), block_size=int(call.pairs.whole_blocks),
     )  # fmt: skip
 
 

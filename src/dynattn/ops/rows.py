@@ -56,7 +56,7 @@ def _backward(
     *arguments, backend = rest
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, Call(*arguments), backend,
-        cut=(least.contiguous(), last.contiguous()),
+        thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 
 

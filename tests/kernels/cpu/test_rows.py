@@ -47,14 +47,14 @@ def masks(q_len: int, kv_len: int) -> list[Tensor | None]:
 def chosen(row: Tensor, method: TopK | Threshold, isa: str) -> Tensor:
     """What the kernel keeps of a row of scores, given as one key dimension: (length,), bool."""
     length, out, logsumexp = len(row), torch.empty(1, 1, 1, 1), torch.empty(1, 1, 1)
-    cut = torch.empty(1, 1, 1), torch.empty(1, 1, 1, dtype=torch.int32)
+    thresholds = torch.empty(1, 1, 1), torch.empty(1, 1, 1, dtype=torch.int32)
     key = row.view(1, 1, length, 1)
     value = torch.zeros(1, 1, length, 1)
     cpu.row_forward(
-        torch.ones(1, 1, 1, 1), key, value, None, out, logsumexp, None, None, None, cut, method.row_rule(),
+        torch.ones(1, 1, 1, 1), key, value, None, out, logsumexp, None, None, None, thresholds, method.row_rule(),
         Pattern.of(NM(1, 1), False, 1.0), isa,
     )  # fmt: skip
-    least, last = float(cut[0]), int(cut[1])
+    least, last = float(thresholds[0]), int(thresholds[1])
     return (row > least) | ((row == least) & (torch.arange(length) <= last))
 
 
