@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dynattn.decode.layer import Layer, LayeredCache
 from dynattn.integrations.transformers import Call
-from dynattn.reference.pairs import scores
+from dynattn.maths.scores import scores
 
 _WHOLE = 0.15  # of the layers, the first ones, which keep every token: the source's choice
 _ROWS = 128  # queries at once, so that memory is linear in the length of a prompt

@@ -20,10 +20,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.methods import pooled, share
+from dynattn.maths import pooled
+from dynattn.maths.selection import largest
+from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+)")
 _MAX_BLOCK = 1024

@@ -16,11 +16,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dynattn.maths.scores import arithmetic_dtype
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.pairs import arithmetic_dtype
-from dynattn.reference.selection import largest
 
 BITS = (4, 8)
 TOGETHER = (1, 4, 8, 16)

@@ -15,10 +15,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Choice, PairMethod, RowRule, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"topk-(?:(?P<k>\d+)|(?P<ratio>{share.NUMBER}))")
 

@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths.positions import distance
 from dynattn.methods.base import Choice, Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.positions import distance
 
 _NAME = re.compile(r"window-(?P<window>\d+)(?:-s(?P<sinks>\d+))?")
 

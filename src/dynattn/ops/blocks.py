@@ -17,9 +17,9 @@ from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
+from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 from dynattn.ops.chosen import Call, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
 _CHOICE = "Tensor blocks"
 
@@ -51,15 +51,14 @@ def _forward(
         dense = buffers.outputs(query, value, aux)
         run(dense, aux)
         _certify(outputs, dense)
-    return *outputs, blocks
+    return *buffers.complete(outputs, query), blocks
 
 
 def _run(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, outputs: tuple[Tensor, ...], aux: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    out, logsumexp, *counts = outputs
-    kept_mass, kept, allowed = counts if aux else (None, None, None)
+    out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, **options)
 
 
@@ -89,7 +88,7 @@ def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tupl
     size = int(cast(PairMethod, parse(name)).whole_blocks)
     batch, heads, q_len, _ = query.shape
     shape = (batch, heads, -(-q_len // size), -(-key.shape[2] // size))
-    return *buffers.outputs(query, value, aux), query.new_empty(shape, dtype=torch.bool)
+    return *buffers.complete(buffers.outputs(query, value, aux), query), query.new_empty(shape, dtype=torch.bool)
 
 
 def _backward_fake(

@@ -16,7 +16,7 @@ from dynattn.methods.base import PairMethod
 from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 
 
 class Call(NamedTuple):

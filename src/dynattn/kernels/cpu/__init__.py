@@ -18,10 +18,7 @@ from torch import Tensor
 
 from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
-from dynattn.reference import dropout
-
-MAX_HEAD_DIM = 256
-"""Of queries, keys and values."""
+from dynattn.maths import dropout
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}

@@ -12,9 +12,8 @@ from torch import Tensor
 import dynattn
 from dynattn import metrics, theory
 from dynattn.integrations.transformers import Call
-from dynattn.methods.nm import NM
+from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynattn.reference import pairs as reference
+from dynattn.maths.scores import arithmetic_dtype
+from dynattn.maths.scores import scores as exact_scores
 
 _AT_ONCE = 1 << 22  # scores, or mean scores, held at a time: 16 MB of float32 a temporary
 _CUT_AT_ONCE = 1 << 18  # elements of queries in the sums along the diagonal: temporaries that stay in the cache
@@ -120,7 +121,7 @@ def means(
 
 
 def _call(query: Tensor, key: Tensor, attn_mask: Tensor | None, size: int) -> _Call:
-    dtype = reference.arithmetic_dtype(query.dtype)
+    dtype = arithmetic_dtype(query.dtype)
     heads, q_len = query.shape[1:3]
     kv_heads, kv_len = key.shape[1:3]
     keys = torch.ones(1, 1, kv_len, dtype=dtype, device=key.device)
@@ -192,6 +193,6 @@ def _by_scores(
     step = max(1, _AT_ONCE // max(1, batch * heads * kv_len * size))
     for start in range(0, -(-q_len // size), step):
         rows = slice(start * size, (start + step) * size)
-        s = reference.scores(query[:, :, rows], key, attn_mask, causal, scale, kv_len - q_len + rows.start)
+        s = exact_scores(query[:, :, rows], key, attn_mask, causal, scale, kv_len - q_len + rows.start)
         mean, some = of_scores(s, size)
         yield Means(slice(start, start + mean.shape[2]), mean, some)
