@@ -62,6 +62,7 @@ class BlockTopK(PairMethod):
             raise TypeError(f"BlockTopK: block must be an int: got {self.block!r}; try BlockTopK(0.25, 16)")
         if not 1 <= self.block <= _MAX_BLOCK:
             raise ValueError(f"BlockTopK: block must be between 1 and {_MAX_BLOCK}: got {self.block}; try 16 or 64")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

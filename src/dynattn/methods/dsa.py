@@ -93,6 +93,7 @@ class DSA(PairMethod):
                 raise ValueError(f"DSA: {field} must be one of {known}: got {value}; try {known[0]}")
         if self.seed < 0:
             raise ValueError(f"DSA: seed must be at least 0: got {self.seed}; leave it out")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -81,6 +81,7 @@ class NM(PairMethod):
                 f"NM: m * stride must be at most {MAX_BLOCK}: got {self.m} * {self.stride}; "
                 f"use a stride of at most {MAX_BLOCK // self.m}"
             )
+        super().__post_init__()
 
     @property
     def name(self) -> str:

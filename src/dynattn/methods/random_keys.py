@@ -54,6 +54,7 @@ class Random(PairMethod):
             raise TypeError(f"Random: seed must be an int: got {self.seed!r}; pass a whole number")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"Random: seed must be at least 0 and below 2**63: got {self.seed}")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -78,6 +78,7 @@ class Scatterbrain(MixingMethod):
             raise ValueError(f"Scatterbrain: buckets must be even: got {self.buckets}; try {self.buckets + 1}")
         if not isinstance(self.orthogonal, bool):
             raise TypeError(f"Scatterbrain: orthogonal must be a bool: got {self.orthogonal!r}; pass True or False")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

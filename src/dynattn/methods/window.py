@@ -53,6 +53,7 @@ class Window(PairMethod):
                 raise TypeError(f"Window: {field} must be an int: got {value!r}; pass a whole number, as in Window(64)")
             if not least <= value < 2**31:
                 raise ValueError(f"Window: {field} must be between {least} and 2**31 - 1: got {value}; try Window(64)")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -95,6 +95,24 @@ def complete(
         (sharding.split if split else sharding.gather)(schema)
 
 
+def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether an operator's implementation may be called without the dispatcher, as nobody would see the difference.
+
+    The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
+    There must be no compiler, tracer, transform, mode or profiler at work, no dual numbers, and no subclass of tensors.
+    The caller says that no gradient is asked for by not asking.
+    """
+    return (
+        type(query) is type(key) is type(value) is Tensor
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._autograd._profiler_enabled()
+    )
+
+
 class Derivative:
     """What an operator's ``torch.autograd.Function`` keeps for its backward, and calls it with.
 
