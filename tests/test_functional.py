@@ -195,7 +195,7 @@ Q, K, V = inputs(2, 4, 6, 8, kv_len=10, kv_heads=2)
         ({"key": K[:, :0], "value": V[:, :0]}, ValueError, "heads of query must be a multiple"),
         ({"query": Q[:, :3]}, ValueError, "heads of query must be a multiple of heads of key and value: query has 3"),
         ({"query": Q[..., :0], "key": K[..., :0]}, ValueError, "head_dim must be between 1 and 256: query has 0"),
-        ({"value": torch.zeros(2, 2, 10, 257)}, ValueError, "head_dim must be between 1 and 256: value has 257"),
+        ({"value": torch.zeros(2, 2, 10, 513)}, ValueError, "head_dim must be between 1 and 512: value has 513"),
         ({"query": Q.int(), "key": K.int(), "value": V.int()}, TypeError, "must share one dtype"),
         ({"key": K.half()}, TypeError, "must share one dtype"),
         ({"query": Q.to("meta")}, ValueError, "must be on one device: got meta, cpu, cpu"),

@@ -59,7 +59,7 @@ class DSA(PairMethod):
     that would be left without any key keeps the best predicted one of its own. Ties go to the lower key index.
 
     This is the form without training, on each head's queries and keys. The published predictor works on the layer's
-    input and is trained: :mod:`dynattn.prediction`.
+    input and is trained: :class:`dynattn.nn.DSAPredictor`.
 
     Args:
         ratio: keep ratio, a float above 0 and at most 1; 1.0 is dense attention.

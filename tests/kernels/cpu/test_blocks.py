@@ -101,6 +101,14 @@ def test_threads_change_no_bit(isa: str, forward) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("sizes", [(257, 512), (512, 320)], ids=str)
+@pytest.mark.parametrize("q_len", [3, 70])
+def test_wide_heads(q_len: int, sizes: tuple, isa: str, grid, check) -> None:
+    for block_size in (16, 64):
+        blocks = some_blocks(1, 2, q_len, 140, block_size)
+        check(*grid(2, 1, q_len, 140, *sizes), NM(1, 1), isa, blocks=blocks, block_size=block_size, scale=0.0625)
+
+
 @pytest.mark.parametrize("method", PATTERNS[:4], ids=lambda method: method.name)
 @pytest.mark.parametrize("lengths", LENGTHS[1:], ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])

@@ -32,6 +32,12 @@ def test_gradients(pattern: NM, shape: tuple, causal: bool, isa: str, grid: Call
     check(*grid(*shape), method=pattern, isa=isa, causal=causal)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS[:8], ids=lambda method: method.name)
+@pytest.mark.parametrize("sizes", [(257, 320), (512, 511), (320, 512), (511, 257)], ids=str)
+def test_wide_heads(pattern: NM, sizes: tuple[int, int], isa: str, grid: Callable) -> None:
+    check(*grid(2, 1, 30, 100, *sizes), method=pattern, isa=isa, causal=True, scale=0.0625, dropout_p=0.2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pattern", PATTERNS[:6], ids=lambda method: method.name)
 def test_half_precision(dtype: torch.dtype, pattern: NM, isa: str, grid: Callable) -> None:

@@ -97,7 +97,8 @@ def run(problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Pa
     gradients = Gradients(inside["query"], inside["key"], inside["value"], inside.get("mask"))
     launches = prepare_backward(
         problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp,
-        p.pattern, *gradients, problem.device, p.seed,
+        pattern=p.pattern, d_query=gradients.query, d_key=gradients.key, d_value=gradients.value,
+        d_mask=gradients.mask, device=problem.device, seed=p.seed,
     )  # fmt: skip
     assert launches[1].variant.kernel == {"mma": "backward", "wgmma": "backward_wgmma"}[kernel_of(problem)]
     _, counts, _ = (emulator.run(one, schedule, _folder(one.variant.source, sources)) for one in launches)

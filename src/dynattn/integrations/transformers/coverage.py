@@ -78,7 +78,8 @@ def coverage(model: nn.Module) -> Coverage:
     found: dict[str, list[Part]] = {"taking_part": [], "elsewhere": [], "own": [], "unknown": []}
     for what, part in survey(model.named_modules()):
         if what == "asks":
-            what = "taking_part" if (part.implementation or "").startswith(PREFIX) else "elsewhere"
+            given = part.implementation
+            what = "unknown" if given is None else "taking_part" if given.startswith(PREFIX) else "elsewhere"
         found[what].append(part)
     return Coverage(**{what: tuple(parts) for what, parts in found.items()})
 

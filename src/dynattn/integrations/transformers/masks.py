@@ -34,7 +34,7 @@ def make(
     places = may_skip is None and method.looks_at_positions and q_length != kv_length
     if contract is not Contract.SDPA:
         kwargs["allow_is_bidirectional_skip"] = False
-    static = isinstance(q_offset, Tensor) and places
+    static = places and not isinstance(q_offset, int)
     if contract is not Contract.SDPA or static or q_length not in (1, kv_length):
         kwargs["allow_is_causal_skip"] = False
     make = eager_mask if contract is Contract.ADDED else sdpa_mask

@@ -68,7 +68,7 @@ def refuse_lengths(kwargs: dict[str, Any], mask: Tensor | None, q_len: int, kv_l
         bounds, longest = kwargs.get(f"cu_seq_lens_{side}"), kwargs.get(f"max_length_{side}")
         if isinstance(bounds, Tensor) and not _apart(bounds, mask, q_len, kv_len, length):
             _refuse(f"cu_seq_lens_{side}")
-        if bounds is None and longest is not None and not _short(longest, mask, length):
+        if bounds is None and longest is not None and not _short(longest, mask, q_len, kv_len):
             _refuse(f"max_length_{side}")
 
 
@@ -88,11 +88,22 @@ def _apart(bounds: Tensor, mask: Tensor | None, q_len: int, kv_len: int, length:
     )
 
 
-def _short(longest: Any, mask: Tensor | None, length: int) -> bool:
-    """Whether no query sees more keys than the longest text has."""
-    if int(longest) >= length:
+def _short(longest: Any, mask: Tensor | None, q_len: int, kv_len: int) -> bool:
+    """Whether the mask cuts samples into runs of queries that see the key before them, each at most this long."""
+    if int(longest) >= max(q_len, kv_len):
         return True
-    return mask is not None and bool((visible(mask).sum(-1) <= int(longest)).all())
+    if mask is None or q_len != kv_len:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    pairs = visible(mask).expand(*mask.shape[:2], q_len, kv_len).any(1)
+    for linked in pairs.diagonal(-1, 1, 2).tolist():
+        run = 1
+        for link in linked:
+            run = run + 1 if link else 1
+            if run > int(longest):
+                return False
+    return True
 
 
 def _refuse(name: str) -> None:

@@ -21,7 +21,8 @@ from dynattn.lab.frontier.store import Store
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
 from dynattn.lab.progress import Stage
-from dynattn.lab.tasks import default, find
+from dynattn.lab.records import reserve
+from dynattn.lab.tasks import default, find, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
@@ -163,16 +164,26 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     Raises:
         ValueError: a name is unknown, a length is more than the model takes, or the record there does not fit.
     """
-    advance = stage(f"load {settings.model}", 1)
-    pretrained = load(settings.model)
-    advance()
-    _check_length(settings, pretrained)
-    job = Job(settings.model, None if settings.text is None else read(settings.text))
+    texts = None if settings.text is None else read(settings.text)
+    with reserve(path):
+        advance = stage(f"load {settings.model}", 1)
+        pretrained = load(settings.model)
+        advance()
+        _check_length(settings, pretrained)
+        return _measured(Job(settings.model, texts), settings, pretrained, path, stage, runner)
+
+
+def _measured(
+    job: Job, settings: Settings, pretrained: Pretrained, path: Path, stage: Stage, runner: Runner
+) -> Frontier:
     cells, timed = plan(settings, pretrained.kind)
+    for task in dict.fromkeys(cell.exam.task for cell in cells):  # a task that cannot be would fail in every cell
+        make(task, pretrained, texts=job.texts)
     store = Store(path, Frontier(
         model=settings.model, kind=pretrained.kind, description=pretrained.description, machines={}, sheets={},
         grades={}, times={}, failures={}, seconds=0.0,
     ))  # fmt: skip
+    store.forget_failures()
     _score(job, cells, store, stage, runner)
     if settings.seconds:
         facts = machine()

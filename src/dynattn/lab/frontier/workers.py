@@ -29,6 +29,7 @@ def run(job: Job, cells: Sequence[Cell], workers: int, threads: int) -> Iterator
     Raises:
         RuntimeError: a worker died, for want of memory as a rule.
     """
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # else each begins with what lies in the current directory
     pool = ProcessPoolExecutor(
         min(workers, len(cells)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
     )

@@ -10,6 +10,7 @@
 
 #include <float.h>
 
+#include "common/team.h"
 #include "dynattn_cpu.h"
 #include "simd/simd.h"
 
@@ -69,7 +70,7 @@ struct Plan {
   int chunk_tiles;      // tiles that one thread packs at a time
   int64_t pack_steps;
 
-  int key_of[kMaxTile];                    // key of a position, within a tile
+  alignas(64) int32_t key_of[kMaxTile];    // key of a position, within a tile
   alignas(64) float key_number[kMaxTile];  // the same as a float
   int value_of[kMaxTile];                  // the same, in floats of a value chunk
 };
@@ -123,12 +124,13 @@ static int tile_keys(const Plan& plan, int wanted) {
 // Multiply-adds below which waking another thread costs more than it brings.
 constexpr double kSmallWork = 3e6;
 
-// Threads for a call of so many tasks.
+// Threads for a call of so many tasks. More than the processor runs would only cost memory and wait for one another.
 DYNATTN_INLINE int useful_threads(const NMForwardArgs& args, int64_t tasks) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
-  return products < kSmallWork ? 1 : static_cast<int>(larger<int64_t>(1, smaller<int64_t>(args.threads, tasks)));
+  if (products < kSmallWork) return 1;
+  return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(most_threads(args.threads), tasks)));
 }
 
 // Vectors of a panel, rows of a band and keys of a tile.

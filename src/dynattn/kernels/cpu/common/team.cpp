@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <system_error>
@@ -10,6 +11,12 @@
 #include <vector>
 
 namespace dynattn {
+
+int most_threads(int offered) {
+  constexpr unsigned kTimesOver = 4;
+  static const unsigned limit = kTimesOver * std::max(std::thread::hardware_concurrency(), 1u);
+  return std::min(offered, static_cast<int>(limit));
+}
 
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data) {
   if (threads <= 1) {

@@ -7,6 +7,10 @@
 
 namespace dynattn {
 
+// The threads that a call may start, of those that it was offered: a few times as many as the processor runs at once,
+// so that a number chosen for another machine still works, and no number overruns memory.
+int most_threads(int offered);
+
 // Runs body(data) on up to `threads` threads, the caller among them, and waits for all. Fewer may come: a body takes
 // its work from a shared counter. `parallel` is an OpenMP runtime's GOMP_parallel; without it threads are started.
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data);

@@ -2,7 +2,7 @@
 
     s̃ = quantised(X R W_q) quantised(X R W_k)ᵀ,    loss = task + λ · mean (s - s̃)² over allowed pairs
 
-It is run beside a model by :mod:`dynattn.integrations.prediction`.
+It is run beside a model by :mod:`dynattn.integrations.dsa`.
 
 Source: arXiv:2110.11299.
 """

@@ -17,7 +17,9 @@ from dynattn.integrations.transformers import Call, follow
 try:
     from transformers.cache_utils import Cache, DynamicLayer
 except ImportError as error:
-    raise ImportError("dynattn.decode: needs transformers 5 or newer: pip install 'dynattn[transformers]'") from error
+    raise ImportError(
+        "dynattn.kv_caches: needs transformers 5 or newer: pip install 'dynattn[transformers]'"
+    ) from error
 
 
 class Layer(DynamicLayer):
@@ -78,13 +80,15 @@ class Layer(DynamicLayer):
         start = self.held
         if not self._buffers:
             self._hold(parts)
-        elif start + new <= self._buffers[0].shape[2]:
-            for buffer, part in zip(self._buffers, parts, strict=True):
-                buffer[:, :, start : start + new] = part
-            self._show(start + new)
-        else:
+        elif start + new > self._buffers[0].shape[2] or _differentiated([*self._buffers, *parts]):
             pairs = zip(self._buffers, parts, strict=True)
             self._hold([torch.cat([buffer[:, :, :start], part], 2) for buffer, part in pairs])
+        else:
+            for buffer, part in zip(self._buffers, parts, strict=True):
+                # A graph may hold views of this buffer. They end before the room that is written to, so what they show
+                # does not change; writing through `data` keeps autograd from taking them for changed.
+                buffer.data[:, :, start : start + new] = part
+            self._show(start + new)
         self.seen += new
         self._shown = self.positions
         follow(self.keys, self)
@@ -133,8 +137,35 @@ class Layer(DynamicLayer):
         return self.seen + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: what was evicted cannot come back."""
-        raise ValueError("crop: what was evicted cannot come back; generate without an assistant model")
+        """Remove the latest tokens, as Transformers' dynamic cache does.
+
+        Args:
+            tokens_to_remove: minus their number; 0 removes nothing, and more than there are removes all.
+
+        Raises:
+            ValueError: it is above 0, or what the cache held before these tokens came cannot be had any more.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop: tokens_to_remove must be 0 or minus a number of tokens: got {tokens_to_remove}; pass a "
+                "negative number to remove so many"
+            )
+        if tokens_to_remove == 0 or not self._buffers:
+            return
+        self._refuse_crop()
+        if self.held + tokens_to_remove <= 0:  # as new, for a batch of whatever size
+            self.reset()
+            return
+        held = self.held + tokens_to_remove
+        # Without their room: what is appended next must not be written into the tokens that go, since tensors which an
+        # earlier update returned still show them.
+        self._buffers = [buffer[:, :, :held] for buffer in self._buffers]
+        self.seen = held
+        self._show(held)
+        self._shown = self.positions
+
+    def _refuse_crop(self) -> None:
+        """Raise where removing the latest tokens would not give what the cache was before they came."""
 
     def reset(self) -> None:
         """Forget everything."""
@@ -159,9 +190,32 @@ class Layer(DynamicLayer):
         if self._buffers:
             self._show(held)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the tokens' values, without room, views of them or the graph that made them."""
+        if self._buffers:
+            # The room goes from this cache too: a process that is started with the cache finds the tensors by their
+            # memory, which has to live on when the state is written.
+            with torch.inference_mode(False):
+                self._buffers = [buffer[:, :, : self.held].clone() for buffer in self._buffers]
+            self._show(self.held)
+        views = ("keys", "values", "positions", "_shown")
+        state = {name: value for name, value in vars(self).items() if name not in views}
+        return {**state, "_buffers": [buffer.detach() for buffer in self._buffers]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.keys = self.values = None  # type: ignore[assignment]  # as a layer begins
+        self._shown = None
+        if self._buffers:
+            self._hold(self._buffers)
+
     def _hold(self, parts: Sequence[Tensor]) -> None:
-        """New buffers with these tokens and room behind them."""
+        """New buffers with these tokens and room behind them, or, where a gradient goes through them, without room."""
         held = parts[0].shape[2]
+        if _differentiated(parts):
+            self._buffers = [part.clone() for part in parts]
+            self._show(held)
+            return
         self._buffers = []
         for part in parts:
             with torch.inference_mode(False):  # or it could only be written to in that mode
@@ -173,6 +227,11 @@ class Layer(DynamicLayer):
     def _show(self, held: int) -> None:
         self.keys, self.values, positions = (buffer[:, :, :held] for buffer in self._buffers)
         self.positions = positions[:, 0, :, 0]
+
+
+def _differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd records what is done with these, so that it must not be done in place."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class LayeredCache(Cache):

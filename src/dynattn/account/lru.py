@@ -1,4 +1,4 @@
-"""A cache in front of the memory: which reads of rows go through to DRAM."""
+"""The cache in front of the memory, modelled with least-recently-used replacement: which reads go through to DRAM."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Trained predictors beside a Hugging Face model: fit them, and let them choose what attention keeps.
 
-    predictors = prediction.new(model, inputs)
-    prediction.fit(model, predictors, batches)
-    with prediction.predicting(model, predictors, ratio=0.1):
+    predictors = dsa.new(model, inputs)
+    dsa.fit(model, predictors, batches)
+    with dsa.predicting(model, predictors, ratio=0.1):
         model(**inputs)                                # every layer keeps the 10% of its pairs that are predicted best
 
 For self-attention over a whole sequence: the layer's input has to be at hand for every key, so a key-value cache and
@@ -26,7 +26,7 @@ from dynattn.integrations.transformers import Call, attend, masks, observing, re
 from dynattn.maths.scores import scores as exact_scores
 from dynattn.methods import NM
 from dynattn.methods.dsa import TOGETHER, top_of_runs
-from dynattn.prediction import DSAPredictor, prediction_loss
+from dynattn.nn import DSAPredictor, prediction_loss
 
 _NAME = "dynattn:predicted"
 _DENSE = NM(1, 1)
@@ -52,7 +52,7 @@ def new(
         ValueError: an argument is out of its range, or the model takes its attention from elsewhere.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"prediction.new: share must be above 0 and at most 1: got {share}; try 0.25")
+        raise ValueError(f"dsa.new: share must be above 0 and at most 1: got {share}; try 0.25")
     register()
     calls: list[Call] = []
     with _layer_inputs(model, dict(model.named_modules())) as entered, _implementation(model, "dynattn:dense"):
@@ -61,7 +61,7 @@ def new(
         widths = {call.module: entered[call.module].shape[-1] for call in calls}
     if not calls:
         raise ValueError(
-            f"prediction.new: the model must take its attention from Transformers' interface: {type(model).__name__} "
+            f"dsa.new: the model must take its attention from Transformers' interface: {type(model).__name__} "
             "made no call of it"
         )
     names = {module: name for name, module in model.named_modules()}
@@ -87,7 +87,7 @@ def predicting(
         together: queries that share their keys, 1, 4, 8 or 16; see :class:`dynattn.DSA`.
 
     Yields:
-        A list to which every call of a predictor in training mode adds its :func:`~dynattn.prediction.prediction_loss`
+        A list to which every call of a predictor in training mode adds its :func:`~dynattn.nn.prediction_loss`
         where gradients are on: ``loss = task + λ · sum(losses)`` is the published joint loss. Clear it between steps.
 
     Raises:
@@ -102,7 +102,7 @@ def predicting(
     if unknown:
         raise ValueError(
             f"predicting: predictors must be of modules of the model: {type(model).__name__} has no {unknown[0]!r}; "
-            "make them with prediction.new(model, inputs)"
+            "make them with dsa.new(model, inputs)"
         )
     losses: list[Tensor] = []
     with _layer_inputs(model, {name: modules[name] for name in predictors}) as entered:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.decode.layer import Layer, LayeredCache
 from dynattn.integrations.transformers import Call
+from dynattn.kv_caches.layer import Layer, LayeredCache
 from dynattn.maths.scores import scores
 
 _WHOLE = 0.15  # of the layers, the first ones, which keep every token: the source's choice
@@ -113,7 +113,8 @@ class _Importance:
         self.received = self.received.scatter_add(1, positions, received)
 
     def samples(self, index: Tensor) -> None:
-        self.received = self.received[index.to(self.received.device)]
+        if len(self.received):  # nothing has been attended to before
+            self.received = self.received[index.to(self.received.device)]
 
 
 class _SpAttenLayer(Layer):
@@ -150,6 +151,12 @@ class _SpAttenLayer(Layer):
     def reset(self) -> None:
         super().reset()
         self._cut_at, self._waiting = 0, False
+
+    def _refuse_crop(self) -> None:
+        raise ValueError(
+            "SpAttenCache: crop: the attention that the latest tokens have given to the others is part of the sums by "
+            "which tokens are held, and is not known apart; use FullCache, or generate without an assistant model"
+        )
 
     def _cut(self, first: bool) -> None:
         """Hold the most important of those that the layer before holds."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.decode.layer import Layer, LayeredCache
+from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class WindowCache(LayeredCache):
@@ -77,3 +77,10 @@ class _WindowLayer(Layer):
                     "hides some; generate for samples of one length, or with sinks=0"
                 )
         return fitted
+
+    def _refuse_crop(self) -> None:
+        if self.held < self.seen:
+            raise ValueError(
+                f"WindowCache: crop: {self.seen - self.held} of {self.seen} tokens have been evicted, and some of them "
+                "would have to come back; use FullCache, or generate without an assistant model"
+            )

@@ -11,7 +11,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
-from dynattn.integrations import prediction  # noqa: E402
+from dynattn.integrations import dsa  # noqa: E402
 from dynattn.maths.scores import scores  # noqa: E402
 from dynattn.methods.dsa import top_of_runs  # noqa: E402
 
@@ -42,11 +42,11 @@ def inputs(kind: str, batch: int = 2, padded: bool = True) -> dict[str, torch.Te
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_everything_kept_is_the_model_itself(kind: str) -> None:
     model = tiny(kind)
-    predictors = prediction.new(model, inputs(kind))
+    predictors = dsa.new(model, inputs(kind))
     assert len(predictors) == 2
     with torch.no_grad():
         dense = model(**inputs(kind)).last_hidden_state
-        with prediction.predicting(model, predictors, ratio=1.0):
+        with dsa.predicting(model, predictors, ratio=1.0):
             found = model(**inputs(kind)).last_hidden_state
     seen = inputs(kind)["attention_mask"].bool()
     torch.testing.assert_close(found[seen], dense[seen], rtol=1e-4, atol=1e-4)
@@ -56,23 +56,23 @@ def test_everything_kept_is_the_model_itself(kind: str) -> None:
 def test_attention_keeps_what_is_predicted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer, seen from outside: its input, its scores, its output."""
     model = tiny(kind)
-    predictors = prediction.new(model, inputs(kind), share=0.5, bits=8)
+    predictors = dsa.new(model, inputs(kind), share=0.5, bits=8)
     name, predictor = next(iter(predictors.items()))
     calls: list[Any] = []
-    original = prediction.attend.forward
+    original = dsa.attend.forward
 
     def spy(module: Any, query: Any, key: Any, value: Any, *rest: Any, **kwargs: Any) -> Any:
         out = original(module, query, key, value, *rest, **kwargs)
         calls.append((module, query, key, value, out[0]))
         return out
 
-    monkeypatch.setattr(prediction.attend, "forward", spy)
+    monkeypatch.setattr(dsa.attend, "forward", spy)
     entered: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(
         lambda _, args, kwargs: entered.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]),
         with_kwargs=True,
     )
-    with torch.no_grad(), prediction.predicting(model, predictors, ratio=0.3, together=4):
+    with torch.no_grad(), dsa.predicting(model, predictors, ratio=0.3, together=4):
         model(**inputs(kind))
         guessed = predictor(entered[0])
     hook.remove()
@@ -92,9 +92,9 @@ def test_training_lowers_the_loss_and_touches_nothing_else(kind: str) -> None:
     model = tiny(kind)
     before = copy.deepcopy(model.state_dict())
     frozen = next(model.parameters()).requires_grad_(False)
-    predictors = prediction.new(model, inputs(kind), share=1.0, bits=8)
+    predictors = dsa.new(model, inputs(kind), share=1.0, bits=8)
     losses: list[float] = []
-    prediction.fit(model, predictors, [inputs(kind)] * 60, on_step=lambda _, loss: losses.append(loss))
+    dsa.fit(model, predictors, [inputs(kind)] * 60, on_step=lambda _, loss: losses.append(loss))
     assert losses[-1] < 0.7 * losses[0]
     assert model.config._attn_implementation == "sdpa"
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -105,8 +105,8 @@ def test_training_lowers_the_loss_and_touches_nothing_else(kind: str) -> None:
 
 def test_joint_loss_reaches_the_model() -> None:
     model = tiny("bert")
-    predictors = prediction.new(model, inputs("bert"))
-    with prediction.predicting(model, predictors, ratio=0.5) as losses:
+    predictors = dsa.new(model, inputs("bert"))
+    with dsa.predicting(model, predictors, ratio=0.5) as losses:
         task = model(**inputs("bert")).last_hidden_state.square().mean()
         assert len(losses) == 2
         (task + 0.1 * torch.stack(losses).sum()).backward()
@@ -117,8 +117,8 @@ def test_joint_loss_reaches_the_model() -> None:
 
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model = tiny("bert")
-    predictors = prediction.new(model, inputs("bert"))
-    with pytest.raises(RuntimeError, match="planned"), prediction.predicting(model, predictors, ratio=0.5):
+    predictors = dsa.new(model, inputs("bert"))
+    with pytest.raises(RuntimeError, match="planned"), dsa.predicting(model, predictors, ratio=0.5):
         raise RuntimeError("planned")
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -126,8 +126,8 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
 
 def test_a_cache_is_refused() -> None:
     model = tiny("llama")
-    predictors = prediction.new(model, inputs("llama"))
-    with torch.no_grad(), prediction.predicting(model, predictors, ratio=0.5):
+    predictors = dsa.new(model, inputs("llama"))
+    with torch.no_grad(), dsa.predicting(model, predictors, ratio=0.5):
         cache = model(**inputs("llama"), use_cache=True).past_key_values
         with pytest.raises(ValueError, match="run without a cache"):
             model(input_ids=torch.ones(2, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
@@ -135,13 +135,13 @@ def test_a_cache_is_refused() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     model = tiny("bert")
-    predictors = prediction.new(model, inputs("bert"))
+    predictors = dsa.new(model, inputs("bert"))
     with pytest.raises(ValueError, match="share must be above 0"):
-        prediction.new(model, inputs("bert"), share=0)
-    with pytest.raises(ValueError, match="ratio must be above 0"), prediction.predicting(model, predictors, ratio=0):
+        dsa.new(model, inputs("bert"), share=0)
+    with pytest.raises(ValueError, match="ratio must be above 0"), dsa.predicting(model, predictors, ratio=0):
         pass
     with pytest.raises(ValueError, match="batches must hold at least one"):
-        prediction.fit(model, predictors, [])
+        dsa.fit(model, predictors, [])
     wrong = {"nowhere": next(iter(predictors.values()))}
-    with pytest.raises(ValueError, match="has no 'nowhere'"), prediction.predicting(model, wrong, ratio=0.5):
+    with pytest.raises(ValueError, match="has no 'nowhere'"), dsa.predicting(model, wrong, ratio=0.5):
         pass

@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 
-from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.integrations.transformers import register
+from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 
 LAYERS = 4
 PROMPT = 24
@@ -369,7 +369,15 @@ def test_what_cannot_be_done_is_refused(model, ids):
     mask[1, 0] = 0
     with pytest.raises(ValueError, match="a mask hides some"):
         _steps(model, WindowCache(window=7, sinks=2, every=1), ids, [PROMPT, 1, 1], "dynattn:dense", mask)
-    cache = FullCache()
-    _steps(model, cache, ids, [PROMPT], "sdpa")
-    with pytest.raises(ValueError, match="cannot come back"):
-        cache.layers[0].crop(-1)
+    window = WindowCache(window=7, sinks=2, every=1)
+    _steps(model, window, ids, [PROMPT], "sdpa")
+    with pytest.raises(ValueError, match="15 of 24 tokens have been evicted"):
+        window.crop(-1)
+    spatten = SpAttenCache(model.config, keep=1.0)
+    _steps(model, spatten, ids, [PROMPT], "dynattn:dense")
+    with pytest.raises(ValueError, match="part of the sums by which tokens are held"):
+        spatten.crop(-1)
+    for cache in (window, spatten, FullCache()):
+        cache.crop(0)
+        assert (cache.get_seq_length() == PROMPT) is not isinstance(cache, FullCache)
+        assert cache.is_croppable is (len(cache.layers) == 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dynattn.decode.layer import Layer, LayeredCache
+from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class FullCache(LayeredCache):
@@ -20,4 +20,8 @@ class FullCache(LayeredCache):
     def __init__(self, room: int = 256) -> None:
         if room < 1:
             raise ValueError(f"FullCache: room must be at least 1: got {room}")
-        super().__init__(layer_class_to_replicate=partial(Layer, room))  # type: ignore[arg-type]
+        super().__init__(layer_class_to_replicate=partial(_FullLayer, room))  # type: ignore[arg-type]
+
+
+class _FullLayer(Layer):
+    is_croppable = True

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynattn.methods.dsa import projection
-from dynattn.prediction import DSAPredictor, prediction_loss
+from dynattn.nn import DSAPredictor, prediction_loss
 
 
 def test_is_the_definition() -> None:
