@@ -102,7 +102,7 @@ def test_errors_come_after_a_call_that_was_right(change: dict, error: type[Excep
     call = {"query": query, "key": key, "value": value, "causal": True, "scale": 0.25}
     for _ in range(2):
         dynattn.attention(**call)
-        with pytest.raises(error, match="^attention: "):
+        with pytest.raises(error, match=r"^attention: "):
             dynattn.attention(**call | change)
 
 

@@ -2,8 +2,8 @@
 
 A call of one head of 64 tokens takes less time in arithmetic than in Python. What it takes there depends on shapes,
 strides and options alone, so that it is kept by those: never a tensor, and never more than ``_MOST`` plans. What is not
-the plain case (a mask, dropout, gradients, autocast, a compiler, subclasses of tensors) has no key, and takes the way of
-every other call. The answer is the same, as the same kernel gets the same arguments.
+the plain case (a mask, dropout, gradients, autocast, a compiler, subclasses of tensors) has no key, and takes the way
+of every other call. The answer is the same, as the same kernel gets the same arguments.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dynattn.ops.arguments import isa_of
 from dynattn.ops.library import unobserved
 
 _MOST = 512
-_plans: dict[Hashable, Plan] = {}
+_plans: dict[Hashable, Prepared] = {}
 
 
-class Plan(NamedTuple):
+class Prepared(NamedTuple):
     """What a call needs besides its tensors.
 
     Attributes:
@@ -78,7 +78,7 @@ def key_of(
     )  # fmt: skip
 
 
-def find(key: Hashable) -> Plan | None:
+def find(key: Hashable) -> Prepared | None:
     """The plan kept by ``key``."""
     return _plans.get(key)
 
@@ -93,4 +93,4 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
     out, logsumexp = buffers.outputs(query, value, False)
     arguments = cpu.prepare_nm_forward(query, call.key, value, out, logsumexp, pattern, isa_of(chosen.name))
-    _plans[key] = Plan(query.is_contiguous() and out.shape == query.shape, arguments)
+    _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)

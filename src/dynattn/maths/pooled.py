@@ -47,7 +47,7 @@ class _Cut(NamedTuple):
     counts: Tensor  # (batch or 1, heads or 1, blocks): allowed pairs
 
 
-class _Call(NamedTuple):
+class _InBlocks(NamedTuple):
     """A call in blocks of ``size``, the last ones filled up with zeros."""
 
     query: Tensor  # (batch, heads, I, B, head_dim)
@@ -120,7 +120,7 @@ def means(
         yield Means(at, sums.mul_(scale).div_(counts.clamp(min=1)), counts > 0)
 
 
-def _call(query: Tensor, key: Tensor, attn_mask: Tensor | None, size: int) -> _Call:
+def _call(query: Tensor, key: Tensor, attn_mask: Tensor | None, size: int) -> _InBlocks:
     dtype = arithmetic_dtype(query.dtype)
     heads, q_len = query.shape[1:3]
     kv_heads, kv_len = key.shape[1:3]
@@ -131,7 +131,7 @@ def _call(query: Tensor, key: Tensor, attn_mask: Tensor | None, size: int) -> _C
             key = key.repeat_interleave(heads // kv_heads, 1)
         key, keys = key.masked_fill(~mask.unsqueeze(-1), 0.0), mask.to(dtype)
     queries = torch.ones(q_len, dtype=dtype, device=key.device)
-    return _Call(
+    return _InBlocks(
         _blocks(query.to(dtype), size, 2), _blocks(key.to(dtype), size, 2), _blocks(queries, size, 0),
         _blocks(keys, size, 2), kv_len - q_len, size,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def _shifts(offset: int, size: int) -> range:
     return range((offset + 1) // size, (offset + size - 1) // size + 1)
 
 
-def _cut(call: _Call, shift: int) -> _Cut:
+def _cut(call: _InBlocks, shift: int) -> _Cut:
     """Sums over the allowed pairs of the blocks (I, I + shift)."""
     rows, columns = call.query.shape[2], call.key.shape[2]
     first, last = max(0, -shift), max(0, -shift, min(rows, columns - shift))

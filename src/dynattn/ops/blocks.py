@@ -18,7 +18,7 @@ from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
 from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
-from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
 _CHOICE = "Tensor blocks"
@@ -37,7 +37,7 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, needs_grad, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
     method = call.pairs
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
@@ -76,7 +76,7 @@ def _backward(
     key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
         blocks=blocks.contiguous(), block_size=int(call.pairs.whole_blocks),

@@ -109,7 +109,7 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
-        and not torch._C._autograd._profiler_enabled()
+        and not torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
     )
 
 

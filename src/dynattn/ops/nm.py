@@ -40,7 +40,7 @@ def forward_cpu(
     *pattern, aux, needs_grad, backend = rest
     outputs = buffers.outputs(query, value, aux)
     if backend == "reference":
-        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
+        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(Pattern(*pattern)), aux)
         return outputs
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(
@@ -55,8 +55,8 @@ def _forward_cpu(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return buffers.complete(forward_cpu(query, *rest), query)
 
 
-def _call(pattern: Pattern) -> in_blocks.Call:
-    return in_blocks.Call(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
+def _options(pattern: Pattern) -> in_blocks.Options:
+    return in_blocks.Options(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
 
 
 def _forward_cuda(
@@ -66,7 +66,7 @@ def _forward_cuda(
     outputs = buffers.outputs(query, value, aux)
     # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
-        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
+        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(Pattern(*pattern)), aux)
         return buffers.complete(outputs, query)
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cuda.nm_forward(
@@ -92,7 +92,7 @@ def _backward(
     if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query)):
         gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
         in_blocks.backward(
-            gradients, grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(pattern)
+            gradients, grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _options(pattern)
         )  # fmt: skip
         return gradients
     return _run_backward(
@@ -165,7 +165,7 @@ library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", partial(_backward, _cpu_backward), "CPU")
 library.impl("nm_attention_backward", partial(_backward, _cuda_backward), "CUDA")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
-torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
-torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
+for _schema in (FORWARD, BACKWARD):
+    torch.library.register_vmap(_schema.operator.name(), partial(batching.rule, _schema), lib=library)
 
 nm_attention = FORWARD.operator

@@ -30,19 +30,22 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     *call, aux = rest
     outputs = buffers.outputs(query, value, aux)
-    in_blocks.forward(outputs, query, key, value, attn_mask, seed, _call(*call), aux)
+    in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(*call), aux)
     return buffers.complete(outputs, query)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, method, causal, scale, dropout_p, _mask_needs_grad = arguments
+    call = BACKWARD.Arguments(*arguments)
     gradients = _backward_fake(*arguments)
-    in_blocks.backward(gradients, *tensors, _call(method, causal, scale, dropout_p))
+    in_blocks.backward(
+        gradients, call.grad_out, call.grad_logsumexp, call.query, call.key, call.value, call.attn_mask, call.seed,
+        _options(call.method, call.causal, call.scale, call.dropout_p),
+    )  # fmt: skip
     return gradients
 
 
-def _call(name: str, causal: bool, scale: float, dropout_p: float) -> in_blocks.Call:
-    return in_blocks.Call(cast(PairMethod, parse(name)), causal, scale, dropout_p)
+def _options(name: str, causal: bool, scale: float, dropout_p: float) -> in_blocks.Options:
+    return in_blocks.Options(cast(PairMethod, parse(name)), causal, scale, dropout_p)
 
 
 def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dynattn.kernels import cpu
 from dynattn.ops import buffers
 from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
-from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
 _CHOICE = "Tensor least, Tensor last"
@@ -37,7 +37,7 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
     rule = call.pairs.row_rule()
     outputs, cut = buffers.outputs(query, value, aux), _cut(query)
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
@@ -54,7 +54,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     return gradients(
-        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, Call(*arguments), backend,
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, ByName(*arguments), backend,
         thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 

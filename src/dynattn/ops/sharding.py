@@ -95,7 +95,7 @@ def _along(schema: Any, call: Any, dim: int) -> tuple[list, list]:
 
     mask = getattr(call, "attn_mask", None)
     mask_dim = -1 if mask is None else mask.ndim - 4 + dim
-    splits_mask = mask_dim >= 0 and mask.shape[mask_dim] > 1
+    splits_mask = mask is not None and mask_dim >= 0 and mask.shape[mask_dim] > 1
     arguments, results = [], []
     for name, x in call._asdict().items():
         if name not in schema.tensors or x is None:

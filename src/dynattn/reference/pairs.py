@@ -98,11 +98,9 @@ def attend(
     Returns:
         The output in the dtype of ``query``, the rest in the dtype of the arithmetic.
     """
-    offset, scale = _defaults(query, key, offset, scale)
-    s = scores(query, key, attn_mask, causal, scale, offset)
-    kept = select(s, method, query, key, offset, scale) if kept is None else kept
+    s, kept, weights, _ = _weights(query, key, method, attn_mask, causal, scale, offset, kept)
     v = per_head(value, query.shape[1]).to(s.dtype)
-    out = _weighted_sum(_dropped(_softmax(s, kept), drops), kept, v).to(query.dtype)
+    out = _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype)
     return Attended(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
 
 
@@ -146,10 +144,7 @@ def backward(
     Returns:
         Gradients in the dtype of the arithmetic; keys' and values' summed over the queries of this block.
     """
-    offset, scale = _defaults(query, key, offset, scale)
-    s = scores(query, key, attn_mask, causal, scale, offset)
-    kept = select(s, method, query, key, offset, scale)
-    weights = _softmax(s, kept)
+    s, kept, weights, factor = _weights(query, key, method, attn_mask, causal, scale, offset)
     heads, kv_heads = query.shape[1], key.shape[1]
     q, k, v = query.to(s.dtype), per_head(key, heads).to(s.dtype), per_head(value, heads).to(s.dtype)
     d_out = grad_out.to(s.dtype)
@@ -157,16 +152,23 @@ def backward(
     row = (weights * d_weights).sum(-1, keepdim=True)
     d_scores = weights * (d_weights - row + grad_logsumexp.to(s.dtype).unsqueeze(-1))
     return Gradients(
-        scale * _weighted_sum(d_scores, kept, k),
-        _sum_over_group(scale * _weighted_sum(d_scores.mT, kept.mT, q), kv_heads),
+        factor * _weighted_sum(d_scores, kept, k),
+        _sum_over_group(factor * _weighted_sum(d_scores.mT, kept.mT, q), kv_heads),
         _sum_over_group(_weighted_sum(_dropped(weights, drops).mT, kept.mT, d_out), kv_heads),
         d_scores,
     )
 
 
-def _defaults(query: Tensor, key: Tensor, offset: int | None, scale: float | None) -> tuple[int, float]:
-    offset = key.shape[2] - query.shape[2] if offset is None else offset
-    return offset, query.shape[-1] ** -0.5 if scale is None else scale
+def _weights(
+    query: Tensor, key: Tensor, method: PairMethod, attn_mask: Tensor | None, causal: bool, scale: float | None,
+    offset: int | None, kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, float]:  # fmt: skip
+    """Scores, the kept pairs, their weights, and the scale; arguments as in :func:`attend`."""
+    first = key.shape[2] - query.shape[2] if offset is None else offset
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    s = scores(query, key, attn_mask, causal, factor, first)
+    kept = select(s, method, query, key, first, factor) if kept is None else kept
+    return s, kept, _softmax(s, kept), factor
 
 
 def _sum_over_group(x: Tensor, kv_heads: int) -> Tensor:
