@@ -6,7 +6,8 @@ import torch
 
 import dynattn
 from dynattn import BlockMass, BlockTopK
-from dynattn.methods import Rows, antidiagonal, bounds, parse, sampled
+from dynattn.maths import antidiagonal, bounds, sampled
+from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import Blocks
 from tests.methods.oracle import Rule, Scores, agrees, expected, inputs, padding
 
@@ -145,7 +146,7 @@ def test_bounds_are_the_mean_of_each_querys_bound_and_no_score_lies_above_it(sca
     if causal:
         s = s.masked_fill(torch.ones(11, 14, dtype=torch.bool).triu(4), -math.inf)
     s = s.masked_fill(~padding(14, 14, 9), -math.inf)
-    value, some = bounds.of_scores(s, Rows(query, key, 3, scale), 4)
+    value, some = bounds.of_scores(s, 4, query, key, scale)
     for b in range(2):
         for row, first in enumerate(range(0, 11, 4)):
             for column, start in enumerate(range(0, 14, 4)):
@@ -166,7 +167,7 @@ def test_the_choice_by_bounds_is_that_of_its_values() -> None:
     query, key, _ = inputs(64, 64, heads=2, kv_heads=2)
     s = 0.5 * query @ key.mT
     rows = Rows(query, key, 0, 0.5)
-    value, _ = bounds.of_scores(s, rows, 8)
+    value, _ = bounds.of_scores(s, 8, query, key, 0.5)
     kept = BlockTopK(0.25, 8, "bounds", window=0, sinks=0).choose(s, rows)
     best = value.sort(dim=-1, descending=True, stable=True).indices[..., :4]  # the floor: 32 keys
     blocks = torch.zeros_like(value, dtype=torch.bool).scatter(-1, best, True)

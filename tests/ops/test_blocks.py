@@ -12,9 +12,10 @@ from torch import Tensor
 import dynattn
 from dynattn import BlockMass, BlockTopK
 from dynattn.kernels import cpu
-from dynattn.methods import Rows, estimate, pooled
+from dynattn.maths import estimate, pooled
+from dynattn.maths.estimate import Input
+from dynattn.methods import Rows
 from dynattn.methods.blocks import ESTIMATES, Blocks
-from dynattn.methods.estimate import Input
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
 
@@ -114,7 +115,7 @@ def test_pooled_sums_are_the_means_of_the_scores() -> None:
     for mask, causal in itertools.product((None, torch.rand(131) < 0.5), (False, True)):
         s = reference.scores(query, key, mask, causal, 0.3, 61)
         for size in (8, 16, 64):
-            want, some = pooled.of_scores(s, Rows(query, key, 61, 0.3), size)
+            want, some = pooled.of_scores(s, size)
             for rows, mean, its in pooled.of_input(Input(query, key, mask, causal, 0.3), size):
                 assert torch.equal(its.expand_as(mean), some[:, :, rows])
                 torch.testing.assert_close(mean.where(its, 0.0), want[:, :, rows])

@@ -54,7 +54,7 @@ class BlockMass(Blocks):
 
     def __post_init__(self) -> None:
         share.check("BlockMass", self.mass, "mass")
-        self.check()
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -22,10 +22,10 @@ from typing import final
 
 from torch import Tensor
 
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.blocks import OPTIONS, Blocks
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+){OPTIONS}{share.FLOOR}")
 
@@ -70,7 +70,7 @@ class BlockTopK(Blocks):
     def __post_init__(self) -> None:
         share.check("BlockTopK", self.ratio)
         share.check_floor("BlockTopK", self.floor)
-        self.check()
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -15,9 +15,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.methods import antidiagonal, bounds, estimate, pooled, sampled
+from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled
+from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
-from dynattn.methods.estimate import Estimated, Input
 
 LARGEST = 1024  # block
 _LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs is no more than queries and keys take at length 64k
@@ -40,14 +40,21 @@ class Estimate(NamedTuple):
 
 
 ESTIMATES = {
-    "mean": Estimate(pooled.of_scores, pooled.of_input, lambda d, b, size: Glance(d / size**2, d * b / size)),
-    "bounds": Estimate(bounds.of_scores, bounds.of_input, lambda d, b, size: Glance(2 * d / size**2, 2 * d * b / size)),
+    "mean": Estimate(
+        lambda scores, _, size: pooled.of_scores(scores, size), pooled.of_input,
+        lambda d, b, size: Glance(d / size**2, d * b / size),
+    ),
+    "bounds": Estimate(
+        lambda scores, rows, size: bounds.of_scores(scores, size, rows.query, rows.key, rows.scale), bounds.of_input,
+        lambda d, b, size: Glance(2 * d / size**2, 2 * d * b / size),
+    ),
     "antidiagonal": Estimate(
-        antidiagonal.of_scores, antidiagonal.of_input, lambda d, b, _: Glance(d / antidiagonal.STEP, d * b),
-        antidiagonal.STEP,
+        lambda scores, _, size: antidiagonal.of_scores(scores, size), antidiagonal.of_input,
+        lambda d, b, _: Glance(d / antidiagonal.STEP, d * b), antidiagonal.STEP,
     ),
     "sampled": Estimate(
-        sampled.of_scores, sampled.of_input, lambda d, b, size: Glance(d / min(size, sampled.STEP), d * b)
+        lambda scores, _, size: sampled.of_scores(scores, size), sampled.of_input,
+        lambda d, b, size: Glance(d / min(size, sampled.STEP), d * b),
     ),
 }  # fmt: skip
 """Every estimate by its name."""
@@ -72,8 +79,7 @@ class Blocks(PairMethod):
 
     default_sinks: ClassVar[int] = 4
 
-    def check(self) -> None:
-        """Refuse options that are of a wrong type or out of range, by TypeError or ValueError."""
+    def __post_init__(self) -> None:
         owner = type(self).__name__
         for field, least, most in (("block", 1, LARGEST), ("window", 0, 2**31 - 1), ("sinks", 0, 2**31 - 1)):
             value = getattr(self, field)
@@ -88,6 +94,7 @@ class Blocks(PairMethod):
         multiple = ESTIMATES[self.by].multiple
         if self.block % multiple:
             raise ValueError(f"{owner}: block must be a multiple of {multiple} with {self.by!r}: got {self.block}")
+        super().__post_init__()
 
     def options(self) -> str:
         """The end of the name: what differs from the defaults."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths.selection import largest
 from dynattn.methods import NM, Threshold, TopK
 from dynattn.reference import pairs as reference
-from dynattn.reference.selection import largest
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 

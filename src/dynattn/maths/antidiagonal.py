@@ -17,9 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import Rows
-from dynattn.methods.estimate import Estimated, Input, blocks, in_blocks, log_shares, some_allowed, some_scored
-from dynattn.reference import pairs as reference
+from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks, log_shares, some_allowed, some_scored
+from dynattn.maths.scores import arithmetic_dtype
 
 STEP = 16
 
@@ -33,7 +32,7 @@ class _Tiles(NamedTuple):
     keys: Tensor  # (batch or 1, heads or 1, c, 16): 1 where the key may be attended
 
 
-def of_scores(scores: Tensor, _rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The definition.
 
     Args:
@@ -60,7 +59,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
         size: queries and keys in a block, a multiple of 16.
 
     Yields:
-        :class:`~dynattn.methods.estimate.Estimated`, from the first row of blocks to the last.
+        :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
     tiles, some = _tiles(call), some_allowed(call, size)
     if not bool(tiles.query.sum().isfinite() & tiles.key.sum().isfinite()):
@@ -72,7 +71,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
 
 
 def _tiles(call: Input) -> _Tiles:
-    dtype, allowed = reference.arithmetic_dtype(call.query.dtype), call.allowed_keys()
+    dtype, allowed = arithmetic_dtype(call.query.dtype), call.allowed_keys()
     key = call.key.to(dtype)
     if allowed.shape[1] > 1:
         key = key.repeat_interleave(call.query.shape[1] // key.shape[1], 1)
@@ -126,6 +125,5 @@ def _value(means: Tensor, size: int) -> Tensor:
 
 
 def _by_scores(call: Input, size: int) -> Iterator[Estimated]:
-    nothing = Rows(call.query, call.key, 0, call.scale)  # which the definition does not look at
     for rows in call.steps(size, call.key.shape[2] * size):
-        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), nothing, size))
+        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import Rows
-from dynattn.methods.estimate import Estimated, Input, blocks, in_blocks
-from dynattn.reference import pairs as reference
+from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks
+from dynattn.maths.scores import arithmetic_dtype
 
 _CUT_AT_ONCE = 1 << 18  # elements of queries in the sums along the diagonal: temporaries that stay in the cache
 
@@ -32,7 +31,7 @@ class _Cut(NamedTuple):
     counts: Tensor  # (batch or 1, heads or 1, blocks): allowed pairs
 
 
-class _Call(NamedTuple):
+class _InBlocks(NamedTuple):
     """A call in blocks of ``size``, the last ones filled up with zeros."""
 
     query: Tensor  # (batch, heads, I, B, head_dim)
@@ -47,7 +46,7 @@ class _Call(NamedTuple):
         return x.unflatten(1, (self.key.shape[1], -1))
 
 
-def of_scores(scores: Tensor, _rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The definition: mean score of each block's allowed pairs, and whether there are any.
 
     Args:
@@ -94,7 +93,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
 
 
 def _call(call: Input, size: int) -> _Call:
-    dtype, key = reference.arithmetic_dtype(call.query.dtype), call.key
+    dtype, key = arithmetic_dtype(call.query.dtype), call.key
     q_len = call.query.shape[2]
     allowed = call.allowed_keys()
     if call.attn_mask is not None:
@@ -113,7 +112,7 @@ def _shifts(offset: int, size: int) -> range:
     return range((offset + 1) // size, (offset + size - 1) // size + 1)
 
 
-def _cut(call: _Call, shift: int) -> _Cut:
+def _cut(call: _InBlocks, shift: int) -> _Cut:
     """Sums over the allowed pairs of the blocks (I, I + shift)."""
     rows, columns = call.query.shape[2], call.key.shape[2]
     first, last = max(0, -shift), max(0, -shift, min(rows, columns - shift))
@@ -150,6 +149,5 @@ def _part(values: Tensor, start: int, cut: _Cut, x: Tensor) -> Tensor:
 
 
 def _by_scores(call: Input, size: int) -> Iterator[Estimated]:
-    nothing = Rows(call.query, call.key, 0, call.scale)  # which the definition does not look at
     for rows in call.steps(size, call.key.shape[2] * size):
-        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), nothing, size))
+        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynattn.reference import pairs as reference
+from dynattn.maths.scores import arithmetic_dtype
 
 AT_ONCE = 1 << 22  # scores, or values, held at a time: 16 MB of float32 a temporary
 
@@ -72,7 +72,7 @@ class Input(NamedTuple):
 
     def scores(self, queries: Tensor) -> Tensor:
         """Scores of some queries, given by their numbers: (batch, heads, queries, kv_len), -inf where not allowed."""
-        dtype = reference.arithmetic_dtype(self.query.dtype)
+        dtype = arithmetic_dtype(self.query.dtype)
         q = self.query[:, :, queries].to(dtype).unflatten(1, (self.key.shape[1], -1))
         s = (self.scale * (q @ self.key.to(dtype).unsqueeze(2).mT)).flatten(1, 2)
         allowed = self.allowed_keys().unsqueeze(2)
@@ -141,7 +141,7 @@ def near(rows: range, offset: int, q_len: int, kv_len: int, size: int, window: i
         offset: position of query 0 on the key axis.
         q_len, kv_len: queries and keys in all.
         size: queries and keys in a block.
-        window, sinks: as :class:`dynattn.Window` has them; 0 for none.
+        window, sinks: 0 for none.
 
     Returns:
         bool (rows, blocks of keys), on the CPU.

@@ -17,13 +17,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import Rows
-from dynattn.methods.estimate import Estimated, Input, blocks, log_shares, some_allowed, some_scored
+from dynattn.maths.estimate import Estimated, Input, blocks, log_shares, some_allowed, some_scored
 
 STEP = 16
 
 
-def of_scores(scores: Tensor, _rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The definition.
 
     Args:
@@ -46,7 +45,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
         size: queries and keys in a block.
 
     Yields:
-        :class:`~dynattn.methods.estimate.Estimated`, from the first row of blocks to the last.
+        :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
     some = some_allowed(call, size)
     for rows in call.steps(size, call.key.shape[2] * -(-size // STEP)):

@@ -18,27 +18,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import Rows
-from dynattn.methods.estimate import Estimated, Input, blocks, in_blocks, some_allowed, some_scored
-from dynattn.reference import pairs as reference
+from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks, some_allowed, some_scored
+from dynattn.maths.scores import arithmetic_dtype
 
 
-def of_scores(scores: Tensor, rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+def of_scores(scores: Tensor, size: int, query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The definition. Scores tell which pairs are allowed, and nothing else.
 
     Args:
         scores: (batch, heads, rows, kv_len), -inf where the pair is not allowed.
-        rows: the queries and keys.
         size: queries and keys in a block.
+        query: (batch, heads, rows, head_dim).
+        key: (batch, heads, kv_len, head_dim).
+        scale: factor of the scores.
 
     Returns:
         The values, and whether a pair of the block is allowed: (batch, heads, ⌈rows / size⌉, ⌈kv_len / size⌉).
     """
     seen = (in_blocks(scores, size) != -math.inf).any(3)  # [batch, heads, I, J, j]
-    key = blocks(rows.key.to(scores.dtype), size, 2)
-    positive, negative = _parts(rows.query.to(scores.dtype) * rows.scale, size)
+    cut = blocks(key.to(scores.dtype), size, 2)
+    positive, negative = _parts(query.to(scores.dtype) * scale, size)
     values = [
-        _bound(positive[:, :, i, None], negative[:, :, i, None], *_box(key, seen[:, :, i])).squeeze(2)
+        _bound(positive[:, :, i, None], negative[:, :, i, None], *_box(cut, seen[:, :, i])).squeeze(2)
         for i in range(seen.shape[2])
     ]
     return torch.stack(values, 2) if values else scores.new_zeros(seen.shape[:4]), some_scored(scores, size)
@@ -52,9 +53,9 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
         size: queries and keys in a block.
 
     Yields:
-        :class:`~dynattn.methods.estimate.Estimated`, from the first row of blocks to the last.
+        :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
-    dtype = reference.arithmetic_dtype(call.query.dtype)
+    dtype = arithmetic_dtype(call.query.dtype)
     heads, kv_len = call.query.shape[1], call.key.shape[2]
     allowed, some = call.allowed_keys(), some_allowed(call, size)
     kv_heads = max(call.key.shape[1], allowed.shape[1])
