@@ -8,7 +8,7 @@ Quality is SmolLM2's: the negative log-likelihood of literature, program code an
 (:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end; each
 less dense attention's, paired, with 95% bootstrap intervals. Kept mass and density are means over all heads of the
 dense model, each method given the dense model's own queries, keys and values on the first text of each kind. A run goes
-on after a kill; it fails where a method beats dense attention beyond chance, which would mean that the baseline is wrong.
+on after a kill; it fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def written(record: dict[str, Any]) -> str:
 
 @torch.inference_mode()
 def timings(names: Sequence[str]) -> dict[str, Any]:
-    """Each method against SDPA in the same run, causal: SmolLM2's own queries, keys and values of a layer in the middle.
+    """Each method against SDPA in the same run, causal, on SmolLM2's own queries, keys and values of one layer.
 
     One thread, in seconds of its processor time: what other processes do at the same time counts little. Blocks by mass
     depend on the data, so that random inputs would say nothing.

@@ -12,7 +12,19 @@ from torch import Tensor
 
 import dynattn
 from dynattn import (
-    DSA, NM, BlockMass, BlockTopK, Fixed, Intersection, PerHead, PerLayer, Random, Threshold, TopK, Union, Window,
+    DSA,
+    NM,
+    BlockMass,
+    BlockTopK,
+    Fixed,
+    Intersection,
+    PerHead,
+    PerLayer,
+    Random,
+    Threshold,
+    TopK,
+    Union,
+    Window,
 )  # fmt: skip
 from dynattn.methods import PairMethod, Rows, parse, register, registry
 from dynattn.methods.blocks import ESTIMATES
@@ -101,8 +113,10 @@ def test_names(name: str, method) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "topk-", "topk-0", "topk-1.5", "topk-.5", "topk--1", "topk-1e-3", "topk-64-f0", "topk-0.5-f", "blocktopk-0.5-b24-antidiagonal",
-        "blocktopk-0.5-b16-best", "blocktopk-0.5-b16-s4-w4", "blockmass-0.5-b16-f32", "blockmass-1.5-b16", "threshold-1.0", "threshold-1", "fixed-2.0",
+        "topk-", "topk-0", "topk-1.5", "topk-.5", "topk--1", "topk-1e-3", "topk-64-f0", "topk-0.5-f",
+        "blocktopk-0.5-b24-antidiagonal",
+        "blocktopk-0.5-b16-best", "blocktopk-0.5-b16-s4-w4", "blockmass-0.5-b16-f32", "blockmass-1.5-b16",
+        "threshold-1.0", "threshold-1", "fixed-2.0",
         "blocktopk-0.25", "blocktopk-0.25-b0", "window-0", "window-4-s", "random-0.5-seed", "random-0", "nm-1-2+",
         "+nm-1-2", "nm-1-2++nm-2-4", "(nm-1-2", "nm-1-2)", "(nm-1-2)", "nm-1-2&", "()", "perhead()", "perhead(a_b)",
         "perhead(0*dense)", "perhead(perhead(dense))", "perhead(dense", "perlayer()", "perlayer(dense_1)",

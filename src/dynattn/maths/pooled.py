@@ -92,7 +92,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
         yield Estimated(at, sums.mul_(call.scale).div_(counts.clamp(min=1)), counts > 0)
 
 
-def _call(call: Input, size: int) -> _Call:
+def _call(call: Input, size: int) -> _InBlocks:
     dtype, key = arithmetic_dtype(call.query.dtype), call.key
     q_len = call.query.shape[2]
     allowed = call.allowed_keys()
@@ -101,7 +101,7 @@ def _call(call: Input, size: int) -> _Call:
             key = key.repeat_interleave(call.query.shape[1] // key.shape[1], 1)
         key = key.masked_fill(~allowed.unsqueeze(-1), 0.0)
     queries = torch.ones(q_len, dtype=dtype, device=key.device)
-    return _Call(
+    return _InBlocks(
         blocks(call.query.to(dtype), size, 2), blocks(key.to(dtype), size, 2), blocks(queries, size, 0),
         blocks(allowed.to(dtype), size, 2), call.offset, size,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
     value(I, J) = log Σ_{i ∈ I sampled} Σ_{j ∈ J} softmax(s_i)_j
 
-Sampled is the last query of every run of 16 of a block. That costs 1/16 of all scores, and sees single large ones, which
-means of queries and keys do not.
+Sampled is the last query of every run of 16 of a block. That costs 1/16 of all scores, and sees single large ones,
+which means of queries and keys do not.
 
 Source: sampled rows of scores choose the keys of all queries at once in SampleAttention, arXiv:2406.15486; here they
 choose for their own block.

@@ -30,8 +30,8 @@ _NAME = re.compile(rf"blockmass-(?P<mass>{share.NUMBER})-b(?P<block>\d+){OPTIONS
 class BlockMass(Blocks):
     """Keep, for every block of queries, blocks of keys until their estimated share of the attention reaches ``mass``.
 
-    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count. A row of blocks with
-    a value that is NaN or infinite keeps all, so that it reaches the output.
+    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count. A row of blocks
+    with a value that is NaN or infinite keeps all, so that it reaches the output.
 
     Args:
         mass: the share, a float above 0, at most 1 (which is dense attention).

@@ -7,7 +7,6 @@ A method says how many are the best; the forced ones count.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
