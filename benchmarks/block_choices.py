@@ -1,13 +1,14 @@
 """Which blocks to keep: what every choice costs in quality on held-out texts, and how long it takes.
 
+    python benchmarks/block_choices.py mass 2048 [METHOD ...]      # benchmarks/results/blocks/mass-2048.json
     python benchmarks/block_choices.py quality 2048 [METHOD ...]   # benchmarks/results/blocks/quality-2048.json
     python benchmarks/block_choices.py time                        # benchmarks/results/blocks/time.json
     python benchmarks/block_choices.py table                       # the tables of docs/dropping-tiles.md
 
 Quality is SmolLM2's: the negative log-likelihood of literature, program code and protocol documents
 (:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end; each
-less dense attention's, paired, with 95% bootstrap intervals. Kept mass and density are means over all heads of the
-dense model, each method given the dense model's own queries, keys and values on the first text of each kind. A run goes
+less dense attention's, paired, with 95% bootstrap intervals. Mass is what a method keeps of the softmax, and by how
+many of the pairs: means over all heads, each method given the dense model's own queries, keys and values. A run goes
 on after a kill; it fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
 """
 
@@ -33,7 +34,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 import dynattn
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.machine import describe, machine
-from dynattn.lab.models import Pretrained, load
+from dynattn.lab.models import load
 from dynattn.lab.records import write_whole
 from dynattn.lab.statistics import interval
 from dynattn.lab.tasks.base import Task
@@ -88,17 +89,25 @@ class Look:
 
 
 @torch.inference_mode()
-def looked(pretrained: Pretrained, names: Sequence[str], inputs: Sequence[Tensor]) -> dict[str, dict[str, float]]:
-    """Each method's kept mass and density, means over all heads."""
-    look = Look(names)
+def mass(tokens: int, names: Sequence[str]) -> None:
+    """Kept mass and density of each method on the first text of each kind."""
+    path = RESULTS / f"mass-{tokens}.json"
+    pretrained = load("smollm2")
+    register()
     pretrained.model.set_attn_implementation("dynattn:dense")
-    with observing(look):
-        for ids in inputs:
-            pretrained.model(**prefill(ids))
-    return {
-        name: {"kept_mass": mass / look.heads, "density": density / look.heads}
-        for name, (mass, density) in look.sums.items()
-    }
+    record: dict[str, Any] = {
+        "tokens": tokens, "model": pretrained.description, "sources": sources(), "machine": machine(),
+        "methods": {name: {} for name in names},
+    }  # fmt: skip
+    for kind in KINDS:
+        ids = pretrained.processor(texts(kind, tokens * 2 * SAID)[0].body, return_tensors="pt")["input_ids"]
+        look = Look(names)
+        with observing(look):
+            pretrained.model(**prefill(ids[:, :tokens]))
+        for name, sums in look.sums.items():
+            record["methods"][name][kind] = [round(total / look.heads, 6) for total in sums]
+        write_whole(path, written(record))
+        print(kind, flush=True)
 
 
 def quality(tokens: int, names: Sequence[str]) -> int:
@@ -124,10 +133,6 @@ def quality(tokens: int, names: Sequence[str]) -> int:
             known[task] = [round(float(score), 6) for score in np.asarray(outcome.scores)]
             write_whole(path, written(record))
             print(f"{name} {task}: {np.mean(known[task]):.4f}", flush=True)
-    new = [name for name in names if "kept_mass" not in record["methods"][name]]
-    for name, kept in looked(pretrained, new, [data[kind].payload[0] for kind in KINDS]).items() if new else ():
-        record["methods"][name] |= kept
-    write_whole(path, written(record))
     better = beyond_chance(record)
     for line in better:
         print(f"better than dense attention beyond chance, so the baseline is wrong: {line}")
@@ -212,19 +217,30 @@ def timed(call: Call, names: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def mass_table(tokens: int) -> str:
+    """What every method keeps, in Markdown: mass, and in brackets the share of the pairs."""
+    record = json.loads((RESULTS / f"mass-{tokens}.json").read_text())
+    rows = [
+        [f"`{name}`", *(f"{kept:.3f} ({density:.1%})" for kept, density in (found[kind] for kind in KINDS))]
+        for name, found in record["methods"].items()
+    ]
+    return markdown(["method", *KINDS], rows) + f"\n\n{describe(record['machine'])}."
+
+
 def quality_table(tokens: int) -> str:
     """Every method's cost in quality, in Markdown."""
     record = json.loads((RESULTS / f"quality-{tokens}.json").read_text())
     dense = record["methods"]["dense"]
+    done = {name: found for name, found in record["methods"].items() if found.keys() >= record["tasks"].keys()}
     rows = []
-    for name, found in record["methods"].items():
+    for name in done:
         if name == "dense":
             cells = [f"{np.mean(dense[task]):.3f}" for task in record["tasks"]]
         else:
-            cells = [difference(interval(differences(record, name, task))) for task in record["tasks"] if task in found]
-        rows.append([f"`{name}`", f"{found['density']:.1%}", f"{found['kept_mass']:.3f}", *cells])
+            cells = [difference(interval(differences(record, name, task))) for task in record["tasks"]]
+        rows.append([f"`{name}`", *cells])
     heads = ["a planted fact" if task == FACT else task for task in record["tasks"]]
-    return markdown(["method", "pairs kept", "mass kept", *heads], rows) + f"\n\n{describe(record['machine'])}."
+    return markdown(["method", *heads], rows) + f"\n\n{describe(record['machine'])}."
 
 
 def time_table() -> str:
@@ -245,7 +261,8 @@ def tables() -> None:
     page = PAGE.read_text()
     for path in sorted(RESULTS.glob("*.json")):
         part = path.stem
-        table = time_table() if part == "time" else quality_table(int(part.removeprefix("quality-")))
+        kind, _, tokens = part.partition("-")
+        table = {"mass": mass_table, "quality": quality_table}[kind](int(tokens)) if tokens else time_table()
         page = rewritten(page, f"<!-- {part}: written by benchmarks/block_choices.py -->", table, END, "block_choices")
     PAGE.write_text(page)
 
@@ -258,6 +275,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["time"]:
         names = [name for name in METHODS if name != "window-256-s4"]
         write_whole(RESULTS / "time.json", written(timings(names)))
+        return 0
+    if len(arguments) >= 2 and arguments[0] == "mass" and arguments[1].isdigit():
+        mass(int(arguments[1]), arguments[2:] or METHODS[1:])
         return 0
     if len(arguments) >= 2 and arguments[0] == "quality" and arguments[1].isdigit():
         return quality(int(arguments[1]), arguments[2:] or METHODS)

@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 from dynattn.lab.data import npm
-from dynattn.lab.tasks.base import DataMissingError
+from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.tasks.texts import Text
 
 KINDS = ("literature", "code", "protocols")

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -83,14 +84,14 @@ def rule(method: Blocks, values: Values, exact: tuple[int, int] = (1, 1)) -> Rul
     return choose
 
 
-FORCED = [{}, {"window": 0, "sinks": 0}, {"window": 1}, {"window": 5, "sinks": 3}]
+FORCED: list[dict[str, Any]] = [{}, {"window": 0, "sinks": 0}, {"window": 1}, {"window": 5, "sinks": 3}]
 
 
 @pytest.mark.parametrize(("ratio", "exact"), [(0.25, (1, 4)), (0.5, (1, 2)), (0.000001, (1, 10**6)), (1.0, (1, 1))])
 @pytest.mark.parametrize("block", [1, 2, 4, 32])
 @pytest.mark.parametrize("forced", FORCED, ids=str)
 @pytest.mark.parametrize("floor", [0, 5, 32])
-def test_definition(ratio: float, exact: tuple[int, int], block: int, forced: dict[str, int], floor: int) -> None:
+def test_definition(ratio: float, exact: tuple[int, int], block: int, forced: dict[str, Any], floor: int) -> None:
     method = BlockTopK(ratio, block, floor=floor, **forced)
     agrees(method, rule(method, mean, exact), [(13, 13), (5, 13), (13, 5)])
 
@@ -112,7 +113,7 @@ def holds(method: Blocks, want: Rule, shapes: list[tuple[int, int]]) -> None:
     [("sampled", sampled_share, 4), ("sampled", sampled_share, 24), ("antidiagonal", antidiagonal_share, 16),
      ("antidiagonal", antidiagonal_share, 32)],
 )  # fmt: skip
-def test_estimates(by: str, values: Values, block: int, forced: dict[str, int]) -> None:
+def test_estimates(by: str, values: Values, block: int, forced: dict[str, Any]) -> None:
     method = BlockTopK(0.4, block, by, floor=0, **forced)
     holds(method, rule(method, values, (2, 5)), [(70, 70), (37, 100), (1, 90), (90, 41)])
 
@@ -120,7 +121,7 @@ def test_estimates(by: str, values: Values, block: int, forced: dict[str, int]) 
 @pytest.mark.parametrize("forced", FORCED[:2], ids=str)
 @pytest.mark.parametrize("mass", [0.3, 0.8, 1.0])
 @pytest.mark.parametrize(("by", "values"), [("mean", mean), ("sampled", sampled_share)])
-def test_mass(mass: float, by: str, values: Values, forced: dict[str, int]) -> None:
+def test_mass(mass: float, by: str, values: Values, forced: dict[str, Any]) -> None:
     method = BlockMass(mass, 4, by, **forced)
     holds(method, rule(method, values), [(13, 13), (5, 40), (1, 1), (30, 13)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,8 @@ def test_pooled_sums_choose_what_the_scores_choose(
     monkeypatch.setattr(estimate, "AT_ONCE", at_once)  # a few rows of blocks at a time
     query, key, _ = inputs(*lengths)
     mask = padding(kind, lengths[1])
-    for size, ratio, forced in itertools.product(SIDES, (0.25, 0.5, 1e-6), ({}, {"window": 0, "sinks": 0, "floor": 0})):
+    unforced: dict[str, Any] = {"window": 0, "sinks": 0, "floor": 0}
+    for size, ratio, forced in itertools.product(SIDES, (0.25, 0.5, 1e-6), ({}, unforced)):
         method = BlockTopK(ratio, size, **forced)
         blocks = method.choose_blocks(query, key, mask, causal, 0.5)
         got = spread(blocks, size, query, key, mask, causal)

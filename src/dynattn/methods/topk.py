@@ -30,8 +30,8 @@ class TopK(PairMethod):
     """Keep the k largest scores of every row, or a share of the row's allowed keys.
 
     Ties go to the lower key index. A row with fewer than k allowed keys keeps them all. With ``ratio`` a row of a
-    allowed keys keeps ⌈ratio · a⌉, so that padded texts keep the same share, but at least ``floor``: a share of few keys,
-    as early rows of a causal mask have them, is next to nothing.
+    allowed keys keeps ⌈ratio · a⌉, so that padded texts keep the same share, but at least ``floor``: a share of few
+    keys, as early rows of a causal mask have them, is next to nothing.
 
     Args:
         k: pairs kept in each row, at least 1. Give this or ``ratio``.
