@@ -308,11 +308,17 @@ def test_routes() -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_empty(shape: tuple[int, int, int, int], causal: bool) -> None:
+@pytest.mark.parametrize("by", sorted(ESTIMATES))
+@pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
+def test_empty(shape: tuple[int, int, int, int], causal: bool, by: str, kind: type[Blocks]) -> None:
     batch, heads, q_len, kv_len = shape
     query = torch.randn(batch, heads, q_len, 8, requires_grad=True)
     key = torch.randn(batch, heads, kv_len, 8, requires_grad=True)
-    out, aux = dynattn.attention(query, key, key, BlockTopK(0.5, 8), causal=causal, return_aux=True, backend="cpu")
+    method = kind(0.5, 16, by)  # pyright: ignore[reportCallIssue]
+    chosen = method.choose_blocks(query, key, None, causal, 1.0)
+    assert chosen.shape == (batch, heads, -(-q_len // 16), -(-kv_len // 16))
+    dynattn.attention(query, key, key, method, causal=causal, backend="reference")
+    out, aux = dynattn.attention(query, key, key, method, causal=causal, return_aux=True, backend="cpu")
     assert torch.equal(out, torch.zeros(batch, heads, q_len, 8))
     assert torch.equal(aux.kept_mass, torch.ones(batch, heads, q_len))
     for gradient in torch.autograd.grad(out.sum(), (query, key)):

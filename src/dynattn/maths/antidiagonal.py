@@ -17,7 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks, log_shares, some_allowed, some_scored
+from dynattn.maths.estimate import (
+    Estimated,
+    Input,
+    blocks,
+    by_kv_head,
+    in_blocks,
+    log_shares,
+    some_allowed,
+    some_scored,
+)
 from dynattn.maths.scores import arithmetic_dtype
 
 STEP = 16
@@ -85,9 +94,7 @@ def _tiles(call: Input) -> _Tiles:
 
 def _means(tiles: _Tiles, at: slice, call: Input) -> Tensor:
     """t of some rows of tiles: (batch, heads, a, c), -inf where no pair of the antidiagonal is allowed."""
-    kv_heads = tiles.key.shape[1]
-    query = tiles.query[:, :, at].flatten(3).unflatten(1, (kv_heads, -1))
-    sums = (query @ tiles.key.flatten(3).unsqueeze(2).mT).flatten(1, 2)
+    sums = by_kv_head(tiles.query[:, :, at].flatten(3), tiles.key.flatten(3))
     counts = tiles.queries[at] @ tiles.keys.mT
     if call.causal:
         for shift in _shifts(call.offset):

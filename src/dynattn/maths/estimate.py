@@ -63,27 +63,44 @@ class Input(NamedTuple):
         mask = self.attn_mask
         return mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))[:, :, 0].expand(-1, -1, kv_len)
 
-    def steps(self, size: int, width: int) -> Iterator[slice]:
-        """All rows of blocks, so many at a time that ``AT_ONCE`` values fit, ``width`` a row of blocks and head."""
+    def steps(self, size: int, width: int, parts: int = 1) -> Iterator[slice]:
+        """All rows of blocks, so many at a time that ``AT_ONCE`` values fit, ``width`` a row of blocks and head.
+
+        With ``parts`` at least in so many steps, where there are as many rows.
+        """
         batch, heads, q_len, _ = self.query.shape
         rows = -(-q_len // size)
-        step = max(1, AT_ONCE // max(1, batch * heads * width))
+        step = max(1, min(AT_ONCE // max(1, batch * heads * width), -(-rows // parts)))
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def scores(self, queries: Tensor) -> Tensor:
         """Scores of some queries, given by their numbers: (batch, heads, queries, kv_len), -inf where not allowed."""
         dtype = arithmetic_dtype(self.query.dtype)
-        q = self.query[:, :, queries].to(dtype).unflatten(1, (self.key.shape[1], -1))
-        s = (self.scale * (q @ self.key.to(dtype).unsqueeze(2).mT)).flatten(1, 2)
-        allowed = self.allowed_keys().unsqueeze(2)
+        kv_len = seen = self.key.shape[2]
+        if self.causal and len(queries):
+            seen = min(kv_len, max(0, int(queries.max()) + self.offset + 1))
+        s = self.scale * by_kv_head(self.query[:, :, queries].to(dtype), self.key[:, :, :seen].to(dtype))
+        allowed = self.allowed_keys()[:, :, None, :seen]
         if self.causal:
-            position = torch.arange(self.key.shape[2], device=self.key.device)
+            position = torch.arange(seen, device=self.key.device)
             allowed = allowed & (position <= queries.unsqueeze(-1) + self.offset)
-        return s.masked_fill(~allowed, -math.inf)
+        return pad(s.masked_fill(~allowed, -math.inf), (0, kv_len - seen), value=-math.inf)
 
     def of_rows(self, rows: slice, size: int) -> Tensor:
         """Numbers of the queries of some rows of blocks."""
         return torch.arange(rows.start * size, min(rows.stop * size, self.query.shape[2]), device=self.query.device)
+
+
+def by_kv_head(query: Tensor, key: Tensor) -> Tensor:
+    """Products of queries (batch, heads, rows, width) and the keys (batch, key heads, columns, width) that they share.
+
+    Returns:
+        (batch, heads, rows, columns).
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads, columns = key.shape[1:3]
+    together = query.reshape(batch, kv_heads, heads // kv_heads * rows, width)  # a key is not repeated for its group
+    return (together @ key.mT).reshape(batch, heads, rows, columns)
 
 
 def blocks(x: Tensor, size: int, dim: int, fill: float = 0.0) -> Tensor:

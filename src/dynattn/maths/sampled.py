@@ -20,6 +20,7 @@ from torch import Tensor
 from dynattn.maths.estimate import Estimated, Input, blocks, log_shares, some_allowed, some_scored
 
 STEP = 16
+_PARTS = 8
 
 
 def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,8 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
         :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
     some = some_allowed(call, size)
-    for rows in call.steps(size, call.key.shape[2] * -(-size // STEP)):
+    parts = _PARTS if call.causal else 1  # a step scores no keys that lie behind its last query
+    for rows in call.steps(size, call.key.shape[2] * -(-size // STEP), parts):
         numbers, there = _sampled(range(rows.start, rows.stop), call.query.shape[2], size)
         s = call.scores(numbers.flatten().to(call.query.device))
         yield Estimated(rows, _value(s, there, size), some[:, :, rows])
