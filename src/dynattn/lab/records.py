@@ -158,8 +158,8 @@ def alone(path: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"records: one command at a time writes to {path}: another is at work there; wait for it, or give "
-                "another --output"
+                f"records: one command at a time writes to a place: another is at work in {path}; wait for it, or "
+                "give another --output"
             ) from error
     try:
         yield

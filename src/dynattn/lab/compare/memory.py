@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dynattn.lab.children import command
+from dynattn.children import command
 from dynattn.lab.compare.results import Memory
 from dynattn.lab.tasks.base import Inputs
 

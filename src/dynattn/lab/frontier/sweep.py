@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,7 +27,7 @@ from dynattn.lab.tasks import default, find, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
-Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
+Runner = Callable[[Job, Sequence[Cell]], Generator[Answer, None, None]]
 """Measures cells somewhere: in processes here, or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
@@ -198,15 +199,16 @@ def _score(job: Job, cells: Sequence[Cell], store: Store, stage: Stage, runner: 
     for _ in range(len(cells) - len(wanted)):
         advance()
     began = time.perf_counter()
-    for answer in runner(job, wanted) if wanted else ():
-        took, began = time.perf_counter() - began, time.perf_counter()
-        found = (
-            {"failures": {answer.cell.key: answer.failure}}
-            if answer.sheet is None or answer.grade is None
-            else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
-        )
-        store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
-        advance()
+    with closing(runner(job, wanted)) if wanted else nullcontext(()) as answers:
+        for answer in answers:
+            took, began = time.perf_counter() - began, time.perf_counter()
+            found = (
+                {"failures": {answer.cell.key: answer.failure}}
+                if answer.sheet is None or answer.grade is None
+                else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
+            )
+            store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
+            advance()
 
 
 def _time(job: Job, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:

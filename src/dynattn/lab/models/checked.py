@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dynattn.lab.models.trust import trusted
+
 _SHOWN = 3  # names of weights in a message
 
 # Not used by any task: all of them look at the last hidden states, or at the head that the Auto class has.
@@ -40,7 +42,7 @@ def weights(auto: Any, source: str | Path, name: str) -> Any:
 
     with refusals(name, "weights"):
         model, found = auto.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False,
+            source, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trusted(),
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     missing = [key for key in found["missing_keys"] if not _SPARE.search(key)]
@@ -74,7 +76,7 @@ def processor(auto: Any, source: str | Path, name: str, model: Any) -> Any:
             embeddings for.
     """
     with refusals(name, "tokenizer or processor"):
-        found = auto.from_pretrained(source, trust_remote_code=False)
+        found = auto.from_pretrained(source, trust_remote_code=trusted())
     tokenizer = getattr(found, "tokenizer", found)
     if not hasattr(tokenizer, "get_vocab"):
         return found
@@ -121,7 +123,7 @@ def _reason(name: str, what: str, error: Exception) -> str:
     if "trust_remote_code" in said or "custom code" in said:
         return (
             f"a model must be of a class that Transformers has: {name} brings code of its own, which is not run; read "
-            "it, load the model in Python with trust_remote_code=True, and use dynattn.integrations.transformers"
+            "it, and pass --trust-remote-code where you trust it"
         )
     place = f"in the folder {name}" if Path(name).is_dir() else f"of {name}"
     short = said if len(said) <= 200 else said[:200] + "…"
