@@ -60,8 +60,9 @@ def test_float64_takes_any_finite_scale(scale: float) -> None:
 @pytest.mark.parametrize("scale", [10**400, float("nan"), float("inf"), 0, -0.0])
 def test_scales_that_are_none(scale: float) -> None:
     for dtype in (torch.float32, torch.float64):
+        query, key, value = inputs(1, 1, 2, 8, dtype=dtype)
         with pytest.raises(ValueError, match="attention: scale must be finite and not 0"):
-            dynattn.attention(*inputs(1, 1, 2, 8, dtype=dtype), scale=scale)
+            dynattn.attention(query, key, value, scale=scale)
 
 
 @pytest.mark.parametrize("size", [(257, 257), (512, 512), (512, 64), (64, 512), (1024, 3), (1, 1)])
@@ -142,5 +143,6 @@ def test_autocast_with_masks_for_every_query(method: str, mask: torch.dtype) -> 
     query, key, value = inputs(1, 4, 40, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = dynattn.attention(query, key, value, parse(method), attn_mask=attn_mask)
-    want = dynattn.attention(*(x.bfloat16() for x in (query, key, value)), parse(method), attn_mask=attn_mask)
+    half = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    want = dynattn.attention(*half, parse(method), attn_mask=attn_mask)
     torch.testing.assert_close(out, want, rtol=0, atol=0)

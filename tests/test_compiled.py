@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,7 +77,7 @@ def test_more_keys_than_queries_masks_and_gradients(method: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
     for length in LENGTHS[:3]:
-        inputs = [x.requires_grad_() for x in tensors(length, length + 7)]
+        inputs: Any = cast(Any, [x.requires_grad_() for x in tensors(length, length + 7)])
         mask = (torch.arange(length + 7) < length + 3).view(1, 1, 1, -1)
         got, want = (torch.autograd.grad(f(*inputs, mask), inputs) for f in (compiled, step))
         torch.testing.assert_close(got, want)

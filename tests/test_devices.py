@@ -37,7 +37,7 @@ FACTORIES = frozenset(
     ]
 )
 # Weights of modules, which are made on the default device as those of torch.nn are.
-WEIGHTS = {"prediction.py": 1, "model.py": 2, "learn.py": 1}
+WEIGHTS = {"predictor.py": 1, "model.py": 2, "learn.py": 1}
 
 ELSEWHERE = """
 import torch, dynattn

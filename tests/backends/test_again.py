@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,11 +39,11 @@ def transposed(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
 def test_the_answer_is_the_first_ones(method: NM, dtype: torch.dtype, layout) -> None:
-    tensors = [layout(x) for x in inputs(dtype)]
+    tensors: Any = cast(Any, [layout(x) for x in inputs(dtype)])
     for options in ({}, {"causal": True}, {"scale": 0.3}, {"scale": -0.3, "causal": True}):
         first = dynattn.attention(*tensors, method, **options)
         known = dict(again._plans)
-        others = [layout(x * 2) for x in inputs(dtype)]
+        others: Any = cast(Any, [layout(x * 2) for x in inputs(dtype)])
         assert torch.equal(dynattn.attention(*tensors, method, **options), first)
         second = dynattn.attention(*others, method, **options)
         assert again._plans == known
@@ -77,7 +78,7 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert dynattn.attention(query, key, value).dtype == torch.bfloat16
     for number in range(3):
-        tensors = [x.clone().requires_grad_(number == i) for i, x in enumerate((query, key, value))]
+        tensors: Any = cast(Any, [x.clone().requires_grad_(number == i) for i, x in enumerate((query, key, value))])
         assert dynattn.attention(*tensors).requires_grad
         with torch.no_grad():
             assert torch.equal(dynattn.attention(*tensors), plain)
@@ -148,6 +149,6 @@ def test_the_number_of_threads_is_asked_at_each_call(monkeypatch: pytest.MonkeyP
 def test_a_compiled_function_leaves_no_plan() -> None:
     query, key, value = inputs()
     plain = dynattn.attention(query, key, value)
-    compiled = torch.compile(lambda *tensors: dynattn.attention(*tensors), fullgraph=True, backend="eager")
+    compiled = torch.compile(lambda *tensors: dynattn.attention(*cast(Any, tensors)), fullgraph=True, backend="eager")
     assert torch.equal(compiled(query, key, value), plain)
     assert len(again._plans) == 1

@@ -19,7 +19,7 @@ CUDA = torch.device("cuda", 0)
 
 
 def problem(method: NM = NM(1, 2), dtype: torch.dtype = torch.bfloat16, **change) -> Problem:
-    fields = {"head_dim": 64, "value_dim": 64} | change
+    fields: dict[str, Any] = {"head_dim": 64, "value_dim": 64} | change
     return Problem(CUDA, dtype, method, **fields)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.multiprocessing.spawn import spawn
 
 import dynattn
 from dynattn.methods import parse
@@ -38,15 +40,15 @@ def alike(rank: int, mesh: Any) -> None:
         for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
             if method == MANY and placement != Replicate():
                 continue  # it takes heads apart itself
-            leaves = [x.requires_grad_() for x in inputs()]
+            leaves: Any = cast(Any, [x.requires_grad_() for x in inputs()])
             query, key, value, bias = (
                 distribute_tensor(x.detach(), mesh, [placement if x.shape[placement.dim] > 1 else Replicate()])
                 if isinstance(placement, Shard) else distribute_tensor(x.detach(), mesh, [placement])
                 for x in leaves
             )  # fmt: skip
-            given = [x.requires_grad_() for x in (query, key, value, bias)]
+            given: Any = cast(Any, [x.requires_grad_() for x in (query, key, value, bias)])
             for mask, its in ((None, None), (given[3], leaves[3])):
-                out = dynattn.attention(*given[:3], parse(method), attn_mask=mask, causal=True)
+                out: Any = dynattn.attention(*given[:3], parse(method), attn_mask=mask, causal=True)
                 want = dynattn.attention(*leaves[:3], parse(method), attn_mask=its, causal=True)
                 assert isinstance(out, DTensor)
                 torch.testing.assert_close(out.full_tensor(), want, rtol=1e-5, atol=1e-5, msg=f"{method} {placement}")
@@ -66,7 +68,7 @@ def in_place(rank: int, mesh: Any) -> None:
     """Kernels gather nothing: their results are sharded as their inputs are."""
     for method in ("nm-1-2", "topk-3", "blocktopk-0.5-b8", "window-4"):
         for placement in (Shard(0), Shard(1)):
-            tensors = [distribute_tensor(x, mesh, [placement]) for x in inputs()[:3]]
+            tensors: Any = cast(Any, [distribute_tensor(x, mesh, [placement]) for x in inputs()[:3]])
             out = dynattn.attention(*tensors, parse(method))
             assert out.placements == (placement,)
 
@@ -98,7 +100,7 @@ def test_two_processes(check: Callable[[int, Any], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_run, args=(port, check), nprocs=WORLD)
+    spawn(_run, args=(port, check), nprocs=WORLD)
 
 
 def test_a_parameter_is_no_shard() -> None:

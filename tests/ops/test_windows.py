@@ -96,7 +96,8 @@ def test_work_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(windows, "nm_attention", dense)
     for length in (512, 1024, 2048):
-        dynattn.attention(*inputs(length, length), Window(16, 4), causal=True)
+        query, key, value = inputs(length, length)
+        dynattn.attention(query, key, value, Window(16, 4), causal=True)
     assert pairs == [2 * length * (32 + 15 + 4) for length in (512, 1024, 2048)]
 
 
