@@ -20,7 +20,7 @@ from torch import Tensor
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.reference import dropout
 
-_ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
@@ -214,7 +214,18 @@ def best_isa() -> str:
 @cache
 def isa_available(name: str) -> bool:
     """True where the library holds kernels for ``name`` and this processor runs them."""
-    return name in _ISAS and is_available() and bool(_library().dynattn_isa_available(_ISAS[name]))
+    return isa_refusal(name) is None
+
+
+@cache
+def isa_refusal(name: str) -> str | None:
+    """Why the kernels for ``name`` cannot run here, or None where they can."""
+    if name not in _ISAS:
+        return f"there are no kernels for {name}"
+    if not is_available():
+        return unavailable_reason()
+    refusal = _library().dynattn_isa_refusal(_ISAS[name])
+    return None if refusal is None else refusal.decode()
 
 
 def fma_peak(isa: str, threads: int, seconds: float) -> float:
@@ -317,7 +328,7 @@ def _library() -> ctypes.CDLL:
         )
     for function in (library.dynattn_nm_forward, library.dynattn_row_forward, library.dynattn_nm_backward):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
-    library.dynattn_isa_available.argtypes = [ctypes.c_int32]
+    library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double
     return library

@@ -23,19 +23,25 @@ static uint32_t dropout_stream(uint64_t seed, uint32_t batch, uint32_t head) {
   return c[0];
 }
 
-// The first words of Philox2x32-10 for one query and kWidth keys, in place. Plain loops, which compilers make vectors
-// of.
-DYNATTN_INLINE void dropout_words(uint32_t key, uint32_t query, uint32_t words[kWidth]) {
-  uint32_t second[kWidth];
-  for (int i = 0; i < kWidth; i++) second[i] = query;
+// The first words of Philox2x32-10, in place: for the key in each word and the query in the same place of `second`,
+// which is used up. Plain loops, which compilers make vectors of.
+template <int kCount>
+DYNATTN_INLINE void philox_words(uint32_t key, uint32_t second[kCount], uint32_t words[kCount]) {
   for (int round = 0; round < kPhiloxRounds; round++) {
-    for (int i = 0; i < kWidth; i++) {
+    for (int i = 0; i < kCount; i++) {
       const uint64_t product = uint64_t{words[i]} * 0xD256D193u;
       words[i] = static_cast<uint32_t>(product >> 32) ^ key ^ second[i];
       second[i] = static_cast<uint32_t>(product);
     }
     key += 0x9E3779B9u;
   }
+}
+
+// The same for one query and kWidth keys.
+DYNATTN_INLINE void dropout_words(uint32_t key, uint32_t query, uint32_t words[kWidth]) {
+  uint32_t second[kWidth];
+  for (int i = 0; i < kWidth; i++) second[i] = query;
+  philox_words<kWidth>(key, second, words);
 }
 
 // Positions in the tile of the kWidth survivors of one choice word.
