@@ -10,6 +10,7 @@
 namespace {
 
 constexpr int64_t kMaxDim = 256;
+constexpr int64_t kMaxTileDim = 512;
 constexpr int32_t kMaxM = 32;
 constexpr int32_t kMaxStride = 64;
 constexpr int32_t kMaxBlock = 256;  // m · stride
@@ -68,9 +69,10 @@ bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYN
 
 // The callers have checked what their users gave them; this keeps a mistake of theirs from reaching memory.
 bool is_sound(const NMForwardArgs& args) {
+  const int64_t most = args.isa >= DYNATTN_ISA_TILES_PORTABLE ? kMaxTileDim : kMaxDim;
   const bool sizes = args.batch >= 0 && args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
-                     args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= kMaxDim &&
-                     args.value_dim >= 1 && args.value_dim <= kMaxDim;
+                     args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= most &&
+                     args.value_dim >= 1 && args.value_dim <= most;
   const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 &&
                        args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
                        args.m * args.stride <= kMaxBlock;

@@ -17,7 +17,6 @@ constexpr int kGroups = 2;        // of kLanes queries
 constexpr int kMaxKeyBlock = 256; // keys at a time, at most
 constexpr int kLeastKeyBlock = 48;
 constexpr int kBestKeyBlock = 64;
-constexpr int kMaxTileDim = 512;
 constexpr int kPackedKeys = 256;   // keys that one thread packs at a time, at least
 
 constexpr int kQueriesOfTask = 256;  // at most; cut down to kQueries where there would be fewer tasks than:
