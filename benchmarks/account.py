@@ -21,16 +21,16 @@ from marked import rewritten
 
 from dynattn import pruning
 from dynattn.account import MEGABYTE, Account, Work, counting, of_forward, of_model
-from dynattn.bench.machine import machine
-from dynattn.evals.decode.prompt import cache_of, read
-from dynattn.evals.decode.ways import find
-from dynattn.evals.frontier.methods import BUDGETS, entries
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks.recall import encode
-from dynattn.evals.tasks.texts import wikipedia
 from dynattn.integrations.transformers import register
+from dynattn.lab.decode.prompt import cache_of, read
+from dynattn.lab.decode.ways import find
+from dynattn.lab.frontier.methods import BUDGETS, entries
+from dynattn.lab.inspect import from_image, from_text
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.tasks.recall import encode
+from dynattn.lab.tasks.texts import wikipedia
 from dynattn.pruning import SpAtten, parse
-from dynattn.report.inspect import from_image, from_text
 
 RECORD = Path(__file__).parent / "results" / "account.json"
 FRONTIER = Path(__file__).parent / "results" / "account-frontier.json"
@@ -138,7 +138,7 @@ def costs(account: Account) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Of one model, in Markdown; ratios to dense attention by a fused kernel."""
+    """One model's account in Markdown, as ratios to dense attention by a fused kernel."""
     lines = [
         "| method | attention: multiply-adds | DRAM bytes | whole model: multiply-adds | DRAM bytes |",
         "|---|---|---|---|---|",

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from targets import Target, targets
 
-from dynattn.bench.record import Record, load
-from dynattn.bench.timing import Spread
+from dynattn.lab.bench.record import Record, load
+from dynattn.lab.timing import Spread
 
 RESULTS = Path(__file__).parent / "results"
 

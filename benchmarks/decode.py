@@ -26,10 +26,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from dynattn.bench.machine import machine
-from dynattn.bench.timing import interleaved
-from dynattn.evals.compare.results import Spread
-from dynattn.evals.decode.prompt import (
+from dynattn.lab.decode.prompt import (
     PIECE,
     Prompt,
     cache_bytes,
@@ -40,13 +37,16 @@ from dynattn.evals.decode.prompt import (
     shortened,
     step_seconds,
 )
-from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
-from dynattn.evals.decode.ways import BASELINE, Way, find
-from dynattn.evals.files import write_record
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import make
-from dynattn.evals.tasks.recall import encode, excerpt
-from dynattn.evals.tasks.texts import wikipedia
+from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
+from dynattn.lab.decode.ways import BASELINE, Way, find
+from dynattn.lab.figures import Spread
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_record
+from dynattn.lab.tasks import make
+from dynattn.lab.tasks.recall import encode, excerpt
+from dynattn.lab.tasks.texts import wikipedia
+from dynattn.lab.timing import interleaved
 
 RESULTS = Path(__file__).parent / "results" / "decode"
 MODEL = "smollm2"

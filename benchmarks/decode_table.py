@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from marked import rewritten
 
-from dynattn.evals.compare.statistics import interval
-from dynattn.evals.decode.results import DecodeQuality, DecodeSpeed
-from dynattn.evals.decode.ways import BASELINE
+from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed
+from dynattn.lab.decode.ways import BASELINE
+from dynattn.lab.statistics import interval
 
 RESULTS = Path(__file__).parent / "results" / "decode"
 PAGE = Path(__file__).parent.parent / "docs" / "decode.md"

@@ -29,15 +29,15 @@ from transformers.utils.logging import disable_progress_bar
 
 import dynattn
 from dynattn import NM
-from dynattn.bench.machine import machine
-from dynattn.evals.compare.results import BASELINE, Quality, Record, TaskResult
-from dynattn.evals.compare.run import evaluate, task_result
-from dynattn.evals.compare.statistics import quality
-from dynattn.evals.files import write_record
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Prepared, Task, find
 from dynattn.integrations.transformers import Call, observing, register
-from dynattn.report.inspect.measure import expected, scores, spread
+from dynattn.lab.figures import BASELINE, Quality, Record, TaskResult
+from dynattn.lab.inspect.measure import expected, scores, spread
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_record
+from dynattn.lab.scoring import evaluate, task_result
+from dynattn.lab.statistics import quality
+from dynattn.lab.tasks import Prepared, Task, find
 
 RESULTS = Path(__file__).parent / "results" / "density"
 PATTERNS = ((1, 8), (1, 4), (2, 8), (1, 2), (2, 4), (4, 8), (3, 4))
@@ -100,7 +100,7 @@ class Density(Record):
     tasks: list[TaskResult]
 
     def mass(self, method: str) -> Mass:
-        """Of a method."""
+        """The masses measured with ``method``."""
         return next(mass for mass in self.masses if mass.method == method)
 
 
@@ -149,7 +149,7 @@ class Look:
                 self.expected[method].append(expected(each, a, method))
 
     def mass(self, method: NM, examples: int) -> Mass:
-        """Of a method, after the model has run ``examples`` inputs."""
+        """The mean masses of ``method`` after the model has run ``examples`` inputs."""
         kept = _by_head(self.kept[method], examples)
         return Mass(
             method=method.name, density=self.pairs[method] / self.allowed, kept=kept.mean(),

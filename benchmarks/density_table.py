@@ -13,8 +13,8 @@ from density import PLANS, Density
 from marked import markdown, rewritten
 from plot_density import records
 
-from dynattn.evals.compare.results import BASELINE, TaskResult
-from dynattn.report.compare import label, verdict
+from dynattn.lab.figures import BASELINE, TaskResult
+from dynattn.lab.words import label, verdict
 
 PAGE = Path(__file__).parent.parent / "docs" / "density.md"
 START, END = "<!-- written by benchmarks/density_table.py -->", "<!-- end -->"

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
-from dynattn.bench.machine import describe, machine
-from dynattn.bench.timing import interleaved
+from dynattn.lab.machine import describe, machine
+from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
 
 RECORD = Path(__file__).parent / "results" / "dropout.json"

@@ -31,17 +31,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_dynamicvit import JOB, PIXELS, RATIO, predictors
 
-from dynattn.bench.machine import machine
-from dynattn.bench.timing import interleaved
-from dynattn.evals.compare.results import Quality, Record, Speed, Spread
-from dynattn.evals.compare.run import evaluate
-from dynattn.evals.compare.statistics import quality
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Outcome, Prepared, Saliency
-from dynattn.evals.tasks.base import Inputs
-from dynattn.evals.training.checkpoints import write_json
-from dynattn.evals.training.results import Run
 from dynattn.integrations.transformers import register
+from dynattn.lab.compare.results import Speed
+from dynattn.lab.figures import Quality, Record, Spread
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.scoring import evaluate
+from dynattn.lab.statistics import quality
+from dynattn.lab.tasks import Outcome, Prepared, Saliency
+from dynattn.lab.tasks.base import Inputs
+from dynattn.lab.timing import interleaved
+from dynattn.lab.training.checkpoints import write_json
+from dynattn.lab.training.results import Run
 from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.predictor import Predictors
 
@@ -65,7 +66,7 @@ class Arm(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its rows."""
+        """The name that its rows carry."""
         return f"{self.chooser} {self.ratio:g} {self.attention}"
 
 

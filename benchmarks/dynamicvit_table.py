@@ -12,8 +12,8 @@ from statistics import mean
 from dynamicvit import RESULT, DynamicViTRecord, Judged, Times, Work
 from marked import difference, markdown, rewritten
 
-from dynattn.bench.machine import describe
-from dynattn.evals.compare.results import Speed
+from dynattn.lab.compare.results import Speed
+from dynattn.lab.machine import describe
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "dynamicvit.md"
 START, END = "<!-- written by benchmarks/dynamicvit_table.py -->", "<!-- end -->"

@@ -28,21 +28,21 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import dynattn
 from dynattn import DSA, NM, EfficientAttention, Method, Random, Scatterbrain, TopK, metrics
-from dynattn.bench.machine import machine
-from dynattn.bench.timing import interleaved
-from dynattn.evals.compare.run import evaluate
-from dynattn.evals.compare.statistics import quality
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.packages import folder
-from dynattn.evals.tasks.retrieval import Retrieval
-from dynattn.evals.tasks.texts import Text
 from dynattn.integrations import prediction
 from dynattn.integrations.transformers import Call, observing, register
+from dynattn.lab.data.packages import folder
+from dynattn.lab.inspect import from_image, from_text
+from dynattn.lab.inspect.measure import scores
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.scoring import evaluate
+from dynattn.lab.statistics import quality
+from dynattn.lab.tasks.retrieval import Retrieval
+from dynattn.lab.tasks.texts import Text
+from dynattn.lab.timing import interleaved
 from dynattn.methods import MixingMethod
 from dynattn.methods.dsa import top_of_runs
 from dynattn.reference.buckets import hashes
-from dynattn.report.inspect import from_image, from_text
-from dynattn.report.inspect.measure import scores
 
 RESULTS = Path(__file__).parent / "results" / "family"
 EVERY = {"minilm": 1, "smollm2": 5, "dinov2": 4}  # layers looked at: every one, every fifth, every fourth

@@ -26,12 +26,12 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
 from dynattn import metrics
-from dynattn.bench.machine import machine
-from dynattn.bench.timing import Timing, interleaved
-from dynattn.evals.models import load
 from dynattn.integrations.transformers import Call, observing, register
+from dynattn.lab.inspect import from_image, from_text
+from dynattn.lab.machine import machine
+from dynattn.lab.models import load
+from dynattn.lab.timing import Timing, interleaved
 from dynattn.methods import parse
-from dynattn.report.inspect import from_image, from_text
 
 RESULTS = Path(__file__).parent / "results" / "family"
 DOCS = Path(__file__).parent.parent / "docs" / "methods"

@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Retrieval
-from dynattn.evals.tasks.texts import Text, wikipedia
-from dynattn.evals.training import Experiment, Job
-from dynattn.evals.training.finetune import RECIPES
-from dynattn.evals.training.pairs import Pairs
-from dynattn.evals.training.restore import Restore, split
-from dynattn.evals.training.run import run
+from dynattn.lab.finetune.finetune import RECIPES
+from dynattn.lab.finetune.pairs import Pairs
+from dynattn.lab.finetune.restore import Restore, split
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.tasks import Retrieval
+from dynattn.lab.tasks.texts import Text, wikipedia
+from dynattn.lab.training import Experiment, Job
+from dynattn.lab.training.run import run
 
 RATES = {Restore.task: (5e-4, 1e-3, 2e-3), Retrieval.name: (3e-6, 1e-5, 3e-5, 1e-4)}
 STEPS = 24  # fewer than restore has in the end: enough to tell the rates apart

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynattn.evals.training.results import Study
-from dynattn.report.compare import interval, label
+from dynattn.lab.training.results import Study
+from dynattn.lab.words import interval, label
 
 STATES = (("without training", False, False), ("dense fine-tuned, swapped in", True, True), ("fine-tuned", True, False))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from marked import markdown, rewritten
 
-from dynattn.evals.compare.results import Interval
-from dynattn.evals.frontier.results import Frontier
-from dynattn.evals.frontier.store import load
-from dynattn.evals.frontier.summary import Contender, contenders, phases, timing_machine
-from dynattn.report.frontier.document import against_baselines, judged, share
+from dynattn.lab.figures import Interval
+from dynattn.lab.frontier.document import against_baselines, judged, share
+from dynattn.lab.frontier.results import Frontier
+from dynattn.lab.frontier.store import load
+from dynattn.lab.frontier.summary import Contender, contenders, phases, timing_machine
 
 PAGE = Path(__file__).parent.parent / "docs" / "frontier.md"
 RESULTS = Path(__file__).parent / "results" / "frontier"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dynattn.bench.machine import machine
-from dynattn.evals.lra.baselines import first_token
-from dynattn.evals.lra.listops import Rules, load
+from dynattn.lab.lra.baselines import first_token
+from dynattn.lab.lra.listops import Rules, load
+from dynattn.lab.machine import machine
 
 TRAIN, TEST, SEED = 6000, 2000, 0
 RECORD = Path(__file__).parent / "results" / "listops-floor.json"

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from dynattn.evals.compare.results import BASELINE
-from dynattn.evals.training.results import Study
-from dynattn.report.compare import interval, label
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.training.results import Study
+from dynattn.lab.words import interval, label
 
 
 def main(paths: list[Path]) -> None:

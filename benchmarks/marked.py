@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynattn.evals.compare.results import Interval
+from dynattn.lab.figures import Interval
 
 
 def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:

@@ -18,11 +18,11 @@ from frontier_table import emphasized, percent
 from marked import difference, markdown, rewritten
 
 from dynattn.account import Work
-from dynattn.evals.compare.results import Interval
-from dynattn.evals.frontier.methods import FAMILIES
-from dynattn.evals.frontier.results import Frontier
-from dynattn.evals.frontier.store import load
-from dynattn.evals.frontier.summary import Contender, contenders
+from dynattn.lab.figures import Interval
+from dynattn.lab.frontier.methods import FAMILIES
+from dynattn.lab.frontier.results import Frontier
+from dynattn.lab.frontier.store import load
+from dynattn.lab.frontier.summary import Contender, contenders
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "figures.md"
 RESULTS = Path(__file__).parent / "results"

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from pictures import IMAGES, save_both
 
 from dynattn import NM
-from dynattn.evals.compare.results import Quality, TaskResult
-from dynattn.report.page import COLORS
+from dynattn.lab.figures import Quality, TaskResult
+from dynattn.lab.page import COLORS
 
 SERIES = {  # (strided, windowed): name, colour
     (False, False): ("N:M", COLORS[0]),

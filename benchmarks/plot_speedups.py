@@ -17,8 +17,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from pictures import IMAGES, save_both
 
-from dynattn.bench.plots import draw_speedups
-from dynattn.bench.record import Record, load
+from dynattn.lab.bench.plots import draw_speedups
+from dynattn.lab.bench.record import Record, load
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = {"dense": "dense (all kept)", "nm-2-4": "2:4", "nm-1-2": "1:2"}

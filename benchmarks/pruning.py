@@ -23,16 +23,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from dynattn.bench.machine import machine
-from dynattn.bench.timing import interleaved
-from dynattn.evals.compare.results import Quality, Record, Spread
-from dynattn.evals.compare.run import evaluate
-from dynattn.evals.compare.statistics import quality
-from dynattn.evals.files import write_record
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Outcome, Prepared, Task, make
-from dynattn.evals.tasks.base import Inputs
 from dynattn.integrations.transformers import register
+from dynattn.lab.figures import Quality, Record, Spread
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_record
+from dynattn.lab.scoring import evaluate
+from dynattn.lab.statistics import quality
+from dynattn.lab.tasks import Outcome, Prepared, Task, make
+from dynattn.lab.tasks.base import Inputs
+from dynattn.lab.timing import interleaved
 from dynattn.pruning import Trace, parse
 from dynattn.pruning.importance import received
 

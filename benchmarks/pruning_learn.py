@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from dynattn.bench.machine import machine
-from dynattn.evals.compare.results import Record
-from dynattn.evals.compare.statistics import quality
-from dynattn.evals.files import write_record
-from dynattn.evals.models import Pretrained, load
-from dynattn.evals.tasks import Retrieval, embedding
-from dynattn.evals.training.pairs import Pairs
+from dynattn.lab.figures import Record
+from dynattn.lab.finetune.pairs import Pairs
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_record
+from dynattn.lab.statistics import quality
+from dynattn.lab.tasks import Retrieval, embedding
 from dynattn.pruning import LTP
 from dynattn.pruning.learn import learn
 

@@ -11,7 +11,7 @@ from marked import difference, markdown, rewritten
 from pruning import PLANS, RESULTS, QualityRecord, Scored, SpeedRecord, TimedPoint
 from pruning_learn import LearntRecord
 
-from dynattn.bench.machine import describe
+from dynattn.lab.machine import describe
 
 DOCS = Path(__file__).parent.parent / "docs" / "methods"
 START, END = "<!-- written by benchmarks/pruning_table.py -->", "<!-- end -->"

@@ -1,4 +1,5 @@
-"""Write the README's table of real models from the records of benchmarks/record_compare.py.
+"""Write the tables of real models from the records of benchmarks/record_compare.py: a line a model in the README, all
+methods in docs/quality.md.
 
 python benchmarks/quality_table.py
 """
@@ -11,19 +12,20 @@ from pathlib import Path
 
 from marked import difference, markdown, rewritten
 
-from dynattn.evals.compare.results import Comparison
-from dynattn.report.compare import label
+from dynattn.lab.compare.results import Comparison
+from dynattn.lab.words import label
 
-PAGE = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "compare"
 START, END = "<!-- written by benchmarks/quality_table.py -->", "<!-- end -->"
 MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2-135M", "dinov2": "DINOv2-small", "whisper": "Whisper-tiny"}
-METHODS = ("nm-1-2", "nm-1-2-x16", "nm-2-4", "nm-1-2-w64-s4")
+PAGES = {"README.md": ("nm-1-2-x16",), "docs/quality.md": ("nm-1-2", "nm-1-2-x16", "nm-2-4", "nm-1-2-w64-s4")}
+"""Methods by page. The README shows one setting for all models, not the best of each."""
 COLUMNS = ("model", "method", "kept mass", "task: dense score", "difference to dense", "attention", "model")
 
 
-def with_table(page: str) -> str:
-    """The page with the table in its place.
+def with_table(page: str, methods: Sequence[str]) -> str:
+    """The page with the table in its place, a row for each of ``methods`` that a model was measured with.
 
     Raises:
         ValueError: the page has no place for it.
@@ -31,7 +33,7 @@ def with_table(page: str) -> str:
     rows: list[Sequence[str]] = []
     for name in MODELS:
         found = Comparison.model_validate_json((RESULTS / f"{name}.json").read_text())
-        rows += [_row(found, method) for method in METHODS if method in found.methods]
+        rows += [_row(found, method) for method in methods if method in found.methods]
     return rewritten(page, START, markdown(COLUMNS, rows), END, "quality_table")
 
 
@@ -53,4 +55,6 @@ def _row(found: Comparison, method: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
+    for name, methods in PAGES.items():
+        page = ROOT / name
+        page.write_text(with_table(page.read_text(encoding="utf-8"), methods), encoding="utf-8")

@@ -16,9 +16,9 @@ from typing import Any
 from marked import rewritten
 
 from dynattn import NM
-from dynattn.bench.machine import machine
-from dynattn.evals.models import load
-from dynattn.report.inspect import from_image, from_text, inspect
+from dynattn.lab.inspect import from_image, from_text, inspect
+from dynattn.lab.machine import machine
+from dynattn.lab.models import load
 
 RECORD = Path(__file__).parent / "results" / "real_scores.json"
 PAGE = Path(__file__).parent.parent / "docs" / "theory.md"

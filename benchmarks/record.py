@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynattn.bench.machine import machine
+from dynattn.lab.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = {"targets": 21, "small": 31, "paper": 9, "dtypes": 9, "layout": 9, "decode": 15, "training": 11}

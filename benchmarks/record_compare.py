@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynattn.bench.machine import machine
+from dynattn.lab.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "compare"
 METHODS = {  # empty: the command's own choice

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dynattn.bench.machine import machine
+from dynattn.lab.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "frontier"
 OPTIONS = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynattn.bench.peers import SDPA, UNFUSED
-from dynattn.bench.record import load
+from dynattn.lab.bench.peers import SDPA, UNFUSED
+from dynattn.lab.bench.record import load
 
 COLUMNS = {"nm-1-2": "1:2", "nm-2-4": "2:4", "dense": "own dense"}
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dynattn.evals.models import load
-from dynattn.evals.pictures import HELD_OUT, TRAIN, Crops
-from dynattn.evals.training import Job
-from dynattn.evals.training.run import run
-from dynattn.evals.training.tokens import Tokens
+from dynattn.lab.data.pictures import HELD_OUT, TRAIN, Crops
+from dynattn.lab.finetune.tokens import Tokens
+from dynattn.lab.models import load
+from dynattn.lab.training import Job
+from dynattn.lab.training.run import run
 
 RATIO = 0.7
 PIXELS = 168

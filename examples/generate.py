@@ -7,7 +7,7 @@ agree. The 64 nearest and the first 4 keys are always kept, which takes away mos
 import torch
 
 import dynattn.integrations.transformers
-from dynattn.evals.models import load
+from dynattn.lab.models import load
 
 pretrained = load("smollm2")
 model, tokenizer = pretrained.model, pretrained.processor

@@ -6,7 +6,7 @@ Takes MiniLM from its package, so that nothing comes from a model hub; AutoModel
 import torch
 
 import dynattn.integrations.transformers
-from dynattn.evals.models import load
+from dynattn.lab.models import load
 
 pretrained = load("minilm")
 model, tokenizer = pretrained.model, pretrained.processor

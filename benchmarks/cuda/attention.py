@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dynattn.bench.cases import Case, Workload
-from dynattn.bench.machine import machine
-from dynattn.bench.record import Record, Result, save
-from dynattn.bench.roofline import Roofline
-from dynattn.bench.run import by_workload, measure
-from dynattn.bench.suites import suite
 from dynattn.kernels.cuda import launch as launching
+from dynattn.lab.bench.cases import Case, Workload
+from dynattn.lab.bench.record import Record, Result, save
+from dynattn.lab.bench.roofline import Roofline
+from dynattn.lab.bench.run import by_workload, measure
+from dynattn.lab.bench.suites import suite
+from dynattn.lab.machine import machine
 from dynattn.methods import NM
 
 SUITES = ("paper", "targets", "dtypes")

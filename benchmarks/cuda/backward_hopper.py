@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 from instructions import disassembled, loop, spills
 
-from dynattn.bench.machine import machine
 from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import PATTERNS, WGMMA_HEAD_DIMS
 from dynattn.kernels.cuda.variants_backward import WgmmaBackwardVariant
+from dynattn.lab.machine import machine
 
 ARCH = "sm_90a"
 QUERIES, KEYS, UNIT = 64, 128, 64

@@ -23,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from dynattn.bench.machine import machine
 from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import PATTERNS, Variant
 from dynattn.kernels.cuda.variants_backward import BackwardVariant
+from dynattn.lab.machine import machine
 
 ARCH = "sm_80"
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);")

@@ -252,7 +252,7 @@ def _kernel(name: str) -> device.Kernel:
 
 
 def architecture() -> str:
-    """Of the device at hand."""
+    """Architecture of the current device, as ``sm_90a``."""
     from dynattn.kernels.cuda.driver import device as describe
 
     return describe(torch.cuda.current_device()).arch

@@ -41,12 +41,12 @@ class Rate:
 
     @property
     def threads(self) -> int:
-        """Of a block; the last warp copies."""
+        """Threads of a block; its last warp copies."""
         return 128 * self.groups + 32
 
     @property
     def multiply_adds(self) -> int:
-        """Of a block, in all iterations."""
+        """Multiply-adds of a block in all iterations."""
         return ITERATIONS * self.products * self.macs * self.groups
 
     def source(self) -> str:

@@ -41,10 +41,10 @@ import sanitize  # noqa: E402
 import torch  # noqa: E402
 import training  # noqa: E402
 
-from dynattn.bench import machine  # noqa: E402
-from dynattn.bench.roofline import Roofline, roofline  # noqa: E402
 from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
+from dynattn.lab import machine  # noqa: E402
+from dynattn.lab.bench.roofline import Roofline, roofline  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
 _HANGS_SECONDS = 60  # in one test: where it stands is written down

@@ -16,13 +16,13 @@ from attention import without_wgmma
 from torch import Tensor
 
 from dynattn import NM
-from dynattn.bench import cuda as timing
-from dynattn.bench.cases import Workload
-from dynattn.bench.peers import peers
-from dynattn.bench.timing import interleaved
 from dynattn.kernels import cuda
 from dynattn.kernels.cuda import driver
 from dynattn.kernels.pattern import Pattern
+from dynattn.lab.bench import cuda as timing
+from dynattn.lab.bench.cases import Workload
+from dynattn.lab.bench.peers import peers
+from dynattn.lab.timing import interleaved
 from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 from dynattn.reference.nm import choose

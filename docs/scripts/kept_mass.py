@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynattn import NM, theory
-from dynattn.report.page import COLORS, new_figure
+from dynattn.lab.page import COLORS, new_figure
 
 IMAGE = Path(__file__).parents[1] / "images" / "kept_mass.svg"
 CHOICES = {

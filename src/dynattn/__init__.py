@@ -1,6 +1,7 @@
 """Dynamic sparse attention for PyTorch: keeps the attention weights that matter, chosen anew for every input."""
 
 from dynattn import integrations, nn
+from dynattn.backends import Plan
 from dynattn.functional import Aux, attention, explain
 from dynattn.methods import (
     DSA,
@@ -19,7 +20,6 @@ from dynattn.methods import (
     Union,
     Window,
 )
-from dynattn.ops.choose import Plan
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dynattn.bench.record import load
 from dynattn.kernels.cuda import loader
+from dynattn.lab.bench.record import load
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda" / "run.py"
 

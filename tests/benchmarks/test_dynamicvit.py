@@ -14,9 +14,9 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
-from dynattn.evals.models import Pretrained  # noqa: E402
-from dynattn.evals.tasks.base import Outcome, Prepared, Task  # noqa: E402
 from dynattn.integrations.transformers import register  # noqa: E402
+from dynattn.lab.models import Pretrained  # noqa: E402
+from dynattn.lab.tasks.base import Outcome, Prepared, Task  # noqa: E402
 from dynattn.pruning import Predictors  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

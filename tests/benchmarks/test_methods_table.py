@@ -17,7 +17,7 @@ NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations"}
 
 @pytest.mark.parametrize(
     ("name", "written"),
-    [("methods_table", "with_tables"), ("quality_table", "with_table"), ("dropout", "with_table")],
+    [("methods_table", "with_tables"), ("dropout", "with_table")],
 )
 def test_the_page_shows_the_records(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -26,6 +26,16 @@ def test_the_page_shows_the_records(name: str, written: str, monkeypatch: pytest
     assert getattr(script, written)(page) == page
     with pytest.raises(ValueError, match=f"{name}: the page must hold"):
         getattr(script, written)("# Nothing")
+
+
+def test_the_pages_of_quality_show_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("quality_table")
+    for name, methods in script.PAGES.items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert script.with_table(page, methods) == page
+    with pytest.raises(ValueError, match="quality_table: the page must hold"):
+        script.with_table("# Nothing", ("nm-1-2",))
 
 
 def test_every_method_has_figures() -> None:

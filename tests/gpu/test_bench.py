@@ -4,11 +4,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dynattn import NM
-from dynattn.bench import suites
-from dynattn.bench.cases import Workload
-from dynattn.bench.record import load
-from dynattn.bench.run import measure
 from dynattn.cli import app
+from dynattn.lab.bench import suites
+from dynattn.lab.bench.cases import Workload
+from dynattn.lab.bench.record import load
+from dynattn.lab.bench.run import measure
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "tf32"])

@@ -95,7 +95,7 @@ def test_what_looks_at_positions_needs_a_cache_without_free_slots(method: str) -
 @pytest.mark.model
 @torch.no_grad()
 def test_a_real_model_with_its_first_layers_dense() -> None:
-    from dynattn.evals.models import load
+    from dynattn.lab.models import load
 
     (implementation, *_) = register(PerLayer({range(3): DENSE}, HALF))
     model = load("minilm").model

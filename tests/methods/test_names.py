@@ -12,7 +12,8 @@ from torch import Tensor
 
 import dynattn
 from dynattn import DSA, NM, BlockTopK, Fixed, Intersection, PerHead, PerLayer, Random, Threshold, TopK, Union, Window
-from dynattn.methods import PairMethod, Rows, parse, register
+from dynattn.methods import PairMethod, Rows, parse, register, registry
+from tests.methods import every
 
 counts = st.integers(1, 2**31 - 1)
 shares = st.floats(1e-6, 1.0)
@@ -132,3 +133,8 @@ def test_registering_a_class_again_replaces_it() -> None:
         again = define(keeps)()
         assert parse("again") == again
         assert (dynattn.attention(query, key, value, again) != 0).any() == keeps
+
+
+def test_tests_of_every_method_miss_none() -> None:
+    ours = {cls for cls in registry._known.known if cls.__module__.startswith("dynattn.methods.")}
+    assert ours == {type(parse(name)) for name in (*every.NAMES, *every.LAYERED)}

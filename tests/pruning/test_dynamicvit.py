@@ -12,7 +12,7 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import observing, register  # noqa: E402
-from dynattn.pruning.base import highest  # noqa: E402
+from dynattn.pruning.course import highest  # noqa: E402
 from dynattn.pruning.dynamicvit import DynamicViT  # noqa: E402
 from dynattn.pruning.predictor import Predictors, left_after  # noqa: E402
 
@@ -287,7 +287,7 @@ def test_padding_counts_for_nothing():
 @torch.no_grad()
 def test_on_dinov2():
     """The real one, at 140 pixels: masked as gathered, with its own attention and with N:M attention inside."""
-    from dynattn.evals.models import load
+    from dynattn.lab.models import load
 
     vit = load("dinov2").model
     torch.manual_seed(0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.evals.models import load
-from dynattn.evals.tasks import embedding
 from dynattn.integrations.transformers import register
+from dynattn.lab.models import load
+from dynattn.lab.tasks import embedding
 from dynattn.pruning import LTP, RandomTokens, SpAtten
 
 TEXTS = (

@@ -22,7 +22,7 @@ def bench(
     report: Annotated[Path, typer.Option(help="HTML page with plots.")] = Path("reports/bench.html"),
 ) -> None:
     """Time the kernels against PyTorch's best dense attention and unfused attention, and check each result."""
-    from dynattn.bench.command import cases, run_command
+    from dynattn.lab.bench.command import cases, run_command
 
     try:
         chosen = cases(suite, methods.split(",") if methods else [], device)

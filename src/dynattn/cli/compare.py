@@ -43,7 +43,7 @@ def compare(
 ) -> None:
     """Compare a model under dense attention with the same model under sparse attention: quality, speed, memory."""
     try:
-        from dynattn.report.terminal import run
+        from dynattn.lab.compare.terminal import run
     except ImportError as error:
         raise typer.BadParameter(f"compare needs more packages ({error}): pip install 'dynattn[evals]'") from error
     run(

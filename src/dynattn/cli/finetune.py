@@ -38,9 +38,9 @@ def finetune(
     Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices.
     """
     try:
-        from dynattn.evals.training.finetune import Settings
-        from dynattn.evals.training.finetune import finetune as train
-        from dynattn.report.finetune import present
+        from dynattn.lab.finetune import present
+        from dynattn.lab.finetune.finetune import Settings
+        from dynattn.lab.finetune.finetune import finetune as train
     except ImportError as error:
         raise typer.BadParameter(f"finetune needs more packages ({error}): pip install 'dynattn[train]'") from error
     present(

@@ -42,7 +42,7 @@ def frontier(
     try:
         import torch
 
-        from dynattn.report.frontier import terminal
+        from dynattn.lab.frontier import terminal
     except ImportError as error:
         raise typer.BadParameter(f"frontier needs more packages ({error}): pip install 'dynattn[evals]'") from error
     if records:

@@ -23,8 +23,8 @@ def inspect(
     if sum(given is not None for given in (text, file, image)) > 1:
         raise typer.BadParameter("give one of TEXT, --file and --image")
     try:
-        from dynattn.evals.packages import PackageUnavailableError
-        from dynattn.report.inspect.command import run
+        from dynattn.lab.data.packages import PackageUnavailableError
+        from dynattn.lab.inspect.command import run
     except ImportError as error:
         raise typer.BadParameter(f"inspect needs more packages ({error}): pip install 'dynattn[evals]'") from error
     try:

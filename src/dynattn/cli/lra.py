@@ -26,8 +26,8 @@ def lra(
     Run it again to go on where it was stopped.
     """
     try:
-        from dynattn.evals.lra.run import Settings, lra
-        from dynattn.report.finetune import present
+        from dynattn.lab.finetune import present
+        from dynattn.lab.lra.run import Settings, lra
     except ImportError as error:
         raise typer.BadParameter(f"lra needs more packages ({error}): pip install 'dynattn[train]'") from error
     present(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynattn.methods import share
+from dynattn.methods.base import RowRule
 from dynattn.methods.nm import NM
-from dynattn.methods.threshold import Threshold
-from dynattn.methods.topk import TopK
 
-_NO_LIMIT = 2**31 - 1
+__all__ = ["Pattern", "RowRule"]
 
 
 class Pattern(NamedTuple):
@@ -39,27 +37,3 @@ class Pattern(NamedTuple):
     @property
     def method(self) -> NM:
         return NM(self.n, self.m, self.window, self.sinks, self.stride)
-
-
-class RowRule(NamedTuple):
-    """What a row keeps by its own scores: of a allowed keys ``min(most, ⌈numerator · a / denominator⌉)``, or by weight.
-
-    Attributes:
-        most: pairs kept at most, at least 1.
-        numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
-        weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
-    """
-
-    most: int
-    numerator: int
-    denominator: int
-    weight: float = -1.0
-
-    @classmethod
-    def of(cls, method: TopK | Threshold) -> RowRule:
-        """The rule of ``method``."""
-        if isinstance(method, Threshold):
-            return cls(_NO_LIMIT, 1, 1, method.least)
-        if method.ratio is None:
-            return cls(method.k or 1, 1, 1)
-        return cls(_NO_LIMIT, *share.exact(method.ratio).as_integer_ratio())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum, auto
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -37,6 +38,41 @@ class Glance(NamedTuple):
     key_bytes: float
 
 
+class Choice(Enum):
+    """By what a method chooses, which decides about the kernels that can compute it.
+
+    Attributes:
+        GROUPS: the keys of a group compete with each other, as in :class:`dynattn.NM`, the one method that does so.
+        ROWS: each query by its own scores alone, as ``row_rule`` says.
+        BLOCKS: whole blocks of pairs are kept or dropped, which ``choose_blocks`` finds without all scores.
+        WINDOW: positions alone, as in :class:`dynattn.Window`, the one method that does so.
+        PAIRS: anything else that :meth:`PairMethod.choose` says.
+        NONE: nothing is chosen; the method is no softmax over kept pairs.
+    """
+
+    GROUPS = auto()
+    ROWS = auto()
+    BLOCKS = auto()
+    WINDOW = auto()
+    PAIRS = auto()
+    NONE = auto()
+
+
+class RowRule(NamedTuple):
+    """What a row keeps by its own scores: of a allowed keys ``min(most, ⌈numerator · a / denominator⌉)``, or by weight.
+
+    Attributes:
+        most: pairs kept at most, between 1 and 2**31 - 1.
+        numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
+        weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
+    """
+
+    most: int = 2**31 - 1
+    numerator: int = 1
+    denominator: int = 1
+    weight: float = -1.0
+
+
 class Method(ABC):
     """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each.
 
@@ -45,6 +81,11 @@ class Method(ABC):
     """
 
     known_as: str
+
+    @property
+    @abstractmethod
+    def choice(self) -> Choice:
+        """By what it chooses."""
 
     @property
     @abstractmethod
@@ -78,6 +119,15 @@ class PairMethod(Method):
 
     rows_together: ClassVar[int] | property = 1
     whole_blocks: ClassVar[int] | property = 0
+
+    @property
+    def choice(self) -> Choice:
+        """In whole blocks where it has any, else by pairs."""
+        return Choice.BLOCKS if self.whole_blocks else Choice.PAIRS
+
+    def row_rule(self) -> RowRule:
+        """What a row keeps. Called where ``choice`` is ``Choice.ROWS``."""
+        raise NotImplementedError(f"{self.name} has no rule for rows; define row_rule()")
 
     @abstractmethod
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -126,6 +176,11 @@ class PairMethod(Method):
 
 class MixingMethod(Method):
     """Computes something else than a softmax over kept pairs: linear attention, sparse plus low rank."""
+
+    @property
+    def choice(self) -> Choice:
+        """None."""
+        return Choice.NONE
 
     @abstractmethod
     def attend(

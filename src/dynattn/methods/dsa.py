@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, final
 
 import torch
@@ -165,8 +166,14 @@ def projection(width: int, rank: int, seed: int) -> Tensor:
     Returns:
         (width, rank), float64 on the CPU.
     """
-    die = torch.randint(6, (width, rank), generator=torch.Generator().manual_seed(seed))
+    die = torch.tensor(_die(width, rank, seed), dtype=torch.int64, device="cpu").view(width, rank)
     return math.sqrt(3 / rank) * ((die == 5).double() - (die == 0).double())
+
+
+@lru_cache(maxsize=64)  # a gradient under vmap may not draw random numbers, not even those of its forward
+def _die(width: int, rank: int, seed: int) -> list[int]:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randint(6, (width * rank,), generator=generator, device="cpu").tolist()
 
 
 def quantise(x: Tensor, bits: int) -> Quantised:

@@ -13,7 +13,7 @@ from typing import final
 
 from torch import Tensor
 
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Choice, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference import nm as reference
 
@@ -100,6 +100,11 @@ class NM(PairMethod):
             return cls(1, 1)
         match = _NAME.fullmatch(name)
         return cls(**{field: int(part) for field, part in match.groupdict().items() if part}) if match else None
+
+    @property
+    def choice(self) -> Choice:
+        """In groups of keys."""
+        return Choice.GROUPS
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """As :func:`dynattn.reference.nm.choose`."""

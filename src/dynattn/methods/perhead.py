@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import final
 
 from dynattn.methods import grammar
-from dynattn.methods.base import Method
+from dynattn.methods.base import Choice, Method
 from dynattn.methods.perlayer import PerLayer
 from dynattn.methods.registry import register
 
@@ -68,6 +68,11 @@ class PerHead(Method):
             return None
         runs = [_RUN.fullmatch(run) for run in grammar.split(inner, "_")]
         return cls(tuple(grammar.part(run["name"]) for run in runs if run for _ in range(int(run["times"] or 1))))
+
+    @property
+    def choice(self) -> Choice:
+        """By head, each its own way."""
+        return Choice.NONE
 
     @property
     def keeps_everything(self) -> bool:

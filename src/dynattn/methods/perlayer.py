@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dynattn.methods import grammar
-from dynattn.methods.base import Method
+from dynattn.methods.base import Choice, Method
 from dynattn.methods.registry import register
 
 _RANGE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?=(?P<name>.+)", flags=re.DOTALL)
@@ -94,6 +94,11 @@ class PerLayer(Method):
     def at(self, layer: int) -> Method:
         """The method of a layer, counted from 0."""
         return next((method for where, method in self.ranges if layer in where), self.default)
+
+    @property
+    def choice(self) -> Choice:
+        """By layer, each its own way."""
+        return Choice.NONE
 
     @property
     def keeps_everything(self) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Choice, PairMethod, RowRule, Rows
 from dynattn.methods.registry import register
 
 _NAME = re.compile(rf"threshold-(?P<least>{share.NUMBER})")
@@ -63,6 +63,15 @@ class Threshold(PairMethod):
         """The method that ``name`` stands for, or None where it is not a threshold's name."""
         match = _NAME.fullmatch(name)
         return cls(float(match["least"])) if match else None
+
+    @property
+    def choice(self) -> Choice:
+        """Each row by its own scores."""
+        return Choice.ROWS
+
+    def row_rule(self) -> RowRule:
+        """By weight."""
+        return RowRule(weight=self.least)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The weights above the threshold, and the largest of each row."""

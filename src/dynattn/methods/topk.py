@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Choice, PairMethod, RowRule, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.selection import largest
 
@@ -73,6 +73,17 @@ class TopK(PairMethod):
         if not match:
             return None
         return cls(k=int(match["k"])) if match["k"] else cls(ratio=float(match["ratio"]))
+
+    @property
+    def choice(self) -> Choice:
+        """Each row by its own scores."""
+        return Choice.ROWS
+
+    def row_rule(self) -> RowRule:
+        """At most k keys, or a share of the allowed ones."""
+        if self.ratio is None:
+            return RowRule(self.k or 1)
+        return RowRule(RowRule().most, *share.exact(self.ratio).as_integer_ratio())
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The k largest of each row."""

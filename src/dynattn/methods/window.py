@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.methods.base import Glance, PairMethod, Rows
+from dynattn.methods.base import Choice, Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 from dynattn.reference.positions import distance
 
@@ -73,6 +73,11 @@ class Window(PairMethod):
     def glance(self, head_dim: int, itemsize: int) -> Glance:
         """Nothing: the choice needs no score."""
         return Glance(0, 0)
+
+    @property
+    def choice(self) -> Choice:
+        """By positions."""
+        return Choice.WINDOW
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """By position alone."""

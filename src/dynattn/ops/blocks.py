@@ -17,17 +17,19 @@ from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.chosen import Call, autograd, gradients, setup_context
-from dynattn.ops.library import CALL, INPUTS, complete, library
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
+from dynattn.ops.nm import expanded, forward_isa, integer, rows_contiguous
 
-library.define(
-    f"block_attention({INPUTS}, {CALL}, bool aux, bool needs_grad, str backend) "
-    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed, Tensor blocks)"
+_CHOICE = "Tensor blocks"
+
+FORWARD = define(
+    "block_attention", f"{INPUTS}, {CALL}, bool aux, bool needs_grad, str backend", f"{RESULTS}, {_CHOICE}"
 )
-library.define(
-    "block_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, Tensor blocks, "
-    f"{INPUTS}, {CALL}, str backend) -> (Tensor, Tensor, Tensor)"
+BACKWARD = define(
+    "block_attention_backward",
+    f"{GRADIENTS}, Tensor out, Tensor logsumexp, {_CHOICE}, {INPUTS}, {CALL}, str backend",
+    "Tensor query, Tensor key, Tensor value",
 )
 
 
@@ -41,10 +43,10 @@ def _forward(
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(
         _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        pattern=call.pattern, isa=isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+        pattern=call.pattern, isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
-    run(outputs, aux, cells=blocks, cell=int(method.whole_blocks))
+    run(outputs, aux, blocks=blocks, block_size=int(method.whole_blocks))
     if aux:
         dense = buffers.outputs(query, value, aux)
         run(dense, aux)
@@ -78,7 +80,7 @@ def _backward(
     call = Call(*arguments)
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        cells=blocks.contiguous(), cell=int(call.pairs.whole_blocks),
+        blocks=blocks.contiguous(), block_size=int(call.pairs.whole_blocks),
     )  # fmt: skip
 
 
@@ -99,6 +101,6 @@ def _backward_fake(
 
 library.impl("block_attention", _forward, "CPU")
 library.impl("block_attention_backward", _backward, "CPU")
-complete("block_attention", _forward_fake, _backward_fake, autograd("block_attention"), setup_context)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 
-block_attention = torch.ops.dynattn.block_attention.default
+block_attention = FORWARD.operator

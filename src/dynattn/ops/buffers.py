@@ -1,4 +1,4 @@
-"""Tensors that the operator's backends fill: what they are shaped like, and how they lie in memory."""
+"""Tensors that an operator's backends fill. Their rows are contiguous, and no two of their elements share memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from dynattn.reference import pairs as reference
 
 def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs to be filled; ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy."""
-    batch, heads, q_len, head_dim = query.shape
+    batch, heads, q_len, _ = query.shape
     value_dim = value.shape[-1]
     dtype = reference.arithmetic_dtype(query.dtype)
-    if query.is_contiguous() and head_dim == value_dim:
-        out = torch.empty_like(query)  # the quickest way, for calls that last microseconds
-    elif query.stride(1) < query.stride(2):  # (batch, length, heads, head_dim) in memory
-        out = query.new_empty((batch, q_len, heads, value_dim)).transpose(1, 2)
-    else:
-        out = query.new_empty((batch, heads, q_len, value_dim))
+    out = _beside(query, value_dim)
     logsumexp = query.new_empty((batch, heads, q_len), dtype=dtype)
     if not aux:
         return out, logsumexp, query.new_empty(0), query.new_empty(0), query.new_empty(0)
@@ -26,13 +21,33 @@ def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Te
     return out, logsumexp, torch.empty_like(logsumexp), kept, torch.empty_like(kept)
 
 
+def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp, contiguous."""
+    rows = query.shape[:3]
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(
+        rows, dtype=reference.arithmetic_dtype(query.dtype)
+    )
+
+
 def gradients(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to be filled, each lying as its input does where rows are contiguous there."""
-    d_query, d_key, d_value = (
-        torch.empty_like(x) if x.stride(-1) == 1 else x.new_empty(x.shape) for x in (query, key, value)
-    )
+    """Gradients to be filled. They lie as their inputs do, of which elements may share memory (``expand``, ``unfold``)
+    or lie apart."""
+    d_query, d_key, d_value = (_beside(x, x.shape[-1]) for x in (query, key, value))
     if attn_mask is None or not mask_needs_grad:
         return d_query, d_key, d_value, query.new_empty(0)
     return d_query, d_key, d_value, attn_mask.new_empty(attn_mask.shape)
+
+
+def _beside(x: Tensor, width: int) -> Tensor:
+    """(batch, heads, length, width), packed, with heads and length in the order in which ``x`` has them in memory.
+
+    Not ``empty_like``, which keeps the order of all strides: where elements share memory there is no such order.
+    """
+    batch, heads, length, head_dim = x.shape
+    if head_dim == width and x.is_contiguous():  # the quickest way, for calls that last microseconds
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.stride(1) < x.stride(2):  # (batch, length, heads, width) in memory
+        return x.new_empty((batch, length, heads, width)).transpose(1, 2)
+    return x.new_empty((batch, heads, length, width))

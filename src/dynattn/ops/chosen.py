@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
@@ -18,9 +17,6 @@ from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
 from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
-
-_TENSORS = 5  # inputs of an operator: query, key, value, attn_mask, seed
-_CERTIFIED = 5  # results before those of the choice: out, logsumexp, kept_mass, kept, allowed
 
 
 class Call(NamedTuple):
@@ -54,24 +50,3 @@ def gradients(
         d_key, d_value, None, call.pattern, isa_of(backend), seed=integer(seed), **choice,
     )  # fmt: skip
     return d_query, d_key, d_value
-
-
-def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    """What the gradient needs of a forward call."""
-    tensors, call, backend = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + len(Call._fields)], inputs[-1]
-    out, logsumexp, *rest = output
-    ctx.save_for_backward(out, logsumexp, *output[_CERTIFIED:], *tensors)
-    ctx.call, ctx.arguments = (*call, backend), len(inputs)
-    ctx.mark_non_differentiable(*rest)
-    ctx.set_materialize_grads(True)
-
-
-def autograd(name: str) -> Any:
-    """The gradients of all arguments of the operator ``name``, by its backward."""
-
-    def backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        call = getattr(torch.ops.dynattn, f"{name}_backward")
-        found = call(grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.call)
-        return *found, *[None] * (ctx.arguments - len(found))
-
-    return backward

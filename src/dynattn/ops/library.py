@@ -1,11 +1,22 @@
-"""The ``dynattn`` operators of PyTorch: where they are defined, and what all of them have."""
+"""The ``dynattn`` operators of PyTorch: where they are defined, and the derivatives that all of them have.
+
+An operator is defined by two schemas, its own and that of its backward, ``<name>_backward``. What the backward takes,
+it takes by name: an input or a result of the forward, ``grad_<result>``, or ``mask_needs_grad``. What it returns is
+named after the inputs whose gradients they are. So positions are written down nowhere but in the schemas.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dynattn.ops import sharding
 
 library = torch.library.Library("dynattn", "DEF")
 
@@ -15,28 +26,132 @@ INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? see
 CALL = "str method, bool causal, float scale, float dropout_p"
 """What follows in those of methods by name."""
 
+RESULTS = "Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed"
+"""What every operator that keeps pairs returns first."""
 
-def complete(
-    name: str,
-    fake: Callable[..., Any],
-    backward_fake: Callable[..., Any],
-    gradients: Callable[..., Any],
-    setup_context: Callable[..., Any],
-) -> None:
-    """Shapes and derivatives of an operator and of its backward, ``<name>_backward``, which has no derivative.
+GRADIENTS = "Tensor grad_out, Tensor grad_logsumexp"
+"""What the backwards' schemas begin with."""
+
+
+_AUTOGRAD_KEYS = tuple(
+    getattr(torch._C.DispatchKey, name) for name in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView")
+)
+
+
+class Schema(NamedTuple):
+    """An operator, with its arguments and results by name.
+
+    Attributes:
+        operator: as ``torch.ops`` has it.
+        Arguments: named tuple of what it takes, in order.
+        Results: named tuple of what it returns, in order.
+        tensors: names of the arguments that are tensors.
+    """
+
+    operator: Any
+    Arguments: Any
+    Results: Any
+    tensors: frozenset[str]
+
+
+def define(name: str, arguments: str, results: str) -> Schema:
+    """Define an operator.
 
     Args:
-        name: of the operator, which is defined in :data:`library` as its backward is.
-        fake: its outputs without their values.
-        backward_fake: likewise of the backward.
-        gradients: of all its arguments, from what ``setup_context`` kept.
-        setup_context: keeps what the gradient needs.
+        name: without namespace.
+        arguments: as a schema has them between its brackets.
+        results: likewise, each with a name.
     """
-    forward, backward = f"dynattn::{name}", f"dynattn::{name}_backward"
-    torch.library.register_fake(forward, fake, lib=library)
-    torch.library.register_fake(backward, backward_fake, lib=library)
-    torch.library.register_autograd(forward, gradients, setup_context=setup_context, lib=library)
-    torch.library.register_autograd(backward, refuse_second_derivatives, lib=library)
+    library.define(f"{name}({arguments}) -> ({results})")
+    operator = getattr(torch.ops.dynattn, name).default
+    taken, given = operator._schema.arguments, operator._schema.returns
+    return Schema(
+        operator,
+        namedtuple("Arguments", [x.name for x in taken]),  # the fields are the schema's
+        namedtuple("Results", [x.name for x in given]),
+        frozenset(x.name for x in taken if "Tensor" in str(x.type)),
+    )
+
+
+def complete(
+    forward: Schema, backward: Schema, fake: Callable[..., Any], backward_fake: Callable[..., Any], split: bool = True
+) -> None:
+    """Give an operator and its backward, which has no derivative, their shapes and derivatives.
+
+    Args:
+        forward: the operator.
+        backward: its backward.
+        fake: the operator's outputs without their values.
+        backward_fake: likewise of the backward.
+        split: whether heads and samples are computed apart from each other, so that shards of a ``DTensor`` may be.
+    """
+    for schema, shapes, function in (
+        (forward, fake, _differentiable(forward, Derivative(forward, backward))),
+        (backward, backward_fake, _once_differentiable(backward)),
+    ):
+        name = schema.operator.name()
+        torch.library.register_fake(name, shapes, lib=library)
+        library.impl(name.removeprefix("dynattn::"), _autograd(schema, function), "Autograd", with_keyset=True)
+        (sharding.split if split else sharding.gather)(schema)
+
+
+class Derivative:
+    """What an operator's ``torch.autograd.Function`` keeps for its backward, and calls it with.
+
+    Args:
+        forward: the operator.
+        backward: its backward.
+    """
+
+    def __init__(self, forward: Schema, backward: Schema) -> None:
+        at = {name: index for index, name in enumerate((*forward.Arguments._fields, *forward.Results._fields))}
+        self._forward, self._backward = forward, backward
+        self._mask = forward.Arguments._fields.index("attn_mask")
+        self._names = backward.Arguments._fields
+        self._tensors = [name for name in self._names if name in at and name in backward.tensors]
+        self._others = [name for name in self._names if name in at and name not in backward.tensors]
+        self._kept_tensors = [at[name] for name in self._tensors]
+        self._kept_others = [at[name] for name in self._others]
+        self._constant = [i for i, name in enumerate(forward.Results._fields) if f"grad_{name}" not in self._names]
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keep what the backward takes of a forward call."""
+        output = output if isinstance(output, tuple) else (output,)
+        everything = (*inputs, *output)
+        ctx.save_for_backward(*[everything[i] for i in self._kept_tensors])
+        ctx.others = [everything[i] for i in self._kept_others]
+        ctx.mark_non_differentiable(*[output[i] for i in self._constant])
+        ctx.set_materialize_grads(True)
+
+    def gradients(self, ctx: Any, *of_results: Tensor, call: Any = None) -> tuple[Tensor | None, ...]:
+        """Gradients of all arguments; ``call`` may stand for the backward operator."""
+        given = dict(zip(self._tensors, ctx.saved_tensors, strict=True))
+        given.update(zip(self._others, ctx.others, strict=True))
+        given.update((f"grad_{name}", x) for name, x in zip(self._forward.Results._fields, of_results, strict=True))
+        given["mask_needs_grad"] = mask_needs_grad = ctx.needs_input_grad[self._mask]
+        found = (call or self._backward.operator)(*[given[name] for name in self._names])
+        by_name = dict(zip(self._backward.Results._fields, found, strict=True))
+        if not mask_needs_grad:
+            by_name.pop("attn_mask", None)
+        return tuple(by_name.get(name) for name in self._forward.Arguments._fields)
+
+
+@contextmanager
+def recording(device: torch.device) -> Iterator[None]:
+    """Autograd within an operator, by the time of which the dispatcher has left it behind; autocast is off.
+
+    Args:
+        device: of the tensors.
+    """
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD_KEYS:
+        excluded = excluded.remove(key)
+    with (
+        torch._C._ForceDispatchKeyGuard(included, excluded),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
@@ -45,3 +160,70 @@ def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
         "attention: second derivatives are not offered; call backward() without create_graph, "
         "or use torch.nn.functional.scaled_dot_product_attention for this part of the model"
     )
+
+
+def refuse_forward_mode(ctx: Any, *_: Any) -> None:
+    """In place of a derivative in forward mode: an error that says so."""
+    raise NotImplementedError(
+        "attention: forward-mode derivatives (dual numbers, jvp, jacfwd, linearize, hessian) are not offered; use "
+        "reverse mode: backward(), torch.func.grad, vjp or jacrev, jacobian(strategy='reverse-mode')"
+    )
+
+
+def _below_autograd(schema: Schema, keyset: Any, arguments: tuple) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return schema.operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _differentiable(schema: Schema, derivative: Derivative) -> type[torch.autograd.Function]:
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            results = _below_autograd(schema, keyset, arguments)
+            derivative.setup_context(ctx, arguments, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *of_results: Tensor) -> Any:
+            needs_input_grad = ctx.needs_input_grad
+            return None, *derivative.gradients(_Shifted(ctx, needs_input_grad[1:]), *of_results)
+
+    return Differentiable
+
+
+class _Shifted:
+    """A context as the operator's own arguments see it, without the dispatcher's keys before them."""
+
+    def __init__(self, ctx: Any, needs_input_grad: tuple[bool, ...]) -> None:
+        self.saved_tensors, self.others, self.needs_input_grad = ctx.saved_tensors, ctx.others, needs_input_grad
+
+
+def _once_differentiable(schema: Schema) -> type[torch.autograd.Function]:
+    class OnceDifferentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            return _below_autograd(schema, keyset, arguments)
+
+        backward = staticmethod(refuse_second_derivatives)
+
+    return OnceDifferentiable
+
+
+def _autograd(schema: Schema, function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The operator's kernel for autograd: ``torch.library.register_autograd``'s, but that it refuses dual numbers.
+
+    That one passes them on without their tangents, as if the derivative were 0.
+    """
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        if type(arguments[0]) is not Tensor and sharding.is_sharded(arguments[0]):
+            sharding.register()
+        if forward_ad._current_level >= 0 and any(
+            isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
+        ):
+            refuse_forward_mode(None)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return function.apply(keyset, *arguments)
+        return _below_autograd(schema, keyset, arguments)
+
+    return kernel

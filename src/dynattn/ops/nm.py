@@ -16,20 +16,19 @@ from torch import Tensor
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import batching, buffers, plain
-from dynattn.ops.library import INPUTS, complete, library
+from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete, define, library
 
 _SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
 _PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
 
-library.define(
-    f"nm_attention({INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend) "
-    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
+FORWARD = define("nm_attention", f"{INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend", RESULTS)
+BACKWARD = define(
+    "nm_attention_backward",
+    f"{GRADIENTS}, Tensor out, Tensor logsumexp, {INPUTS}, {_PATTERN}, bool mask_needs_grad, str backend",
+    "Tensor query, Tensor key, Tensor value, Tensor attn_mask",
 )
-library.define(
-    f"nm_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, {INPUTS}, "
-    f"{_PATTERN}, bool mask_needs_grad, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+DERIVATIVE = Derivative(FORWARD, BACKWARD)
 
 
 def _forward_cpu(
@@ -43,13 +42,19 @@ def _forward_cpu(
     cpu.nm_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
         out, logsumexp, kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern), isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+        Pattern(*pattern), forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
 
 
 def _call(pattern: Pattern) -> plain.Call:
     return plain.Call(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
+
+
+def forward_isa(backend: str, query: Tensor, needs_grad: bool) -> str:
+    if backend == "cpu":
+        return cpu.forward_isa(query.dtype, query.shape[2], needs_grad)
+    return isa_of(backend)
 
 
 def isa_of(backend: str) -> str:
@@ -168,31 +173,12 @@ def _backward_fake(
     return buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
 
 
-def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    """What the gradient needs of a forward call."""
-    query, key, value, attn_mask, seed, *pattern, _aux, _needs_grad, backend = inputs
-    out, logsumexp, *counts = output
-    ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask, seed)
-    ctx.pattern, ctx.backend = pattern, backend
-    ctx.mark_non_differentiable(*counts)
-    ctx.set_materialize_grads(True)
-
-
-def autograd_backward(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor, call: Any = None) -> tuple:
-    """Gradients of all arguments of a forward call; ``call`` may stand for the operator."""
-    mask_needs_grad = ctx.needs_input_grad[3]
-    d_query, d_key, d_value, d_mask = (call or torch.ops.dynattn.nm_attention_backward)(
-        grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.pattern, mask_needs_grad, ctx.backend
-    )
-    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 12
-
-
 library.impl("nm_attention", _forward_cpu, "CPU")
 library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", partial(_backward, _cpu_backward), "CPU")
 library.impl("nm_attention_backward", partial(_backward, _cuda_backward), "CUDA")
-complete("nm_attention", _forward_fake, _backward_fake, autograd_backward, setup_context)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
 torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
 
-nm_attention = torch.ops.dynattn.nm_attention.default
+nm_attention = FORWARD.operator

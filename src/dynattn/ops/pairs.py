@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers, plain
-from dynattn.ops.library import CALL, INPUTS, complete, library
+from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
-library.define(
-    f"pair_attention({INPUTS}, {CALL}, bool aux) "
-    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed)"
-)
-library.define(
-    f"pair_attention_backward(Tensor grad_out, Tensor grad_logsumexp, {INPUTS}, {CALL}, bool mask_needs_grad) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+FORWARD = define("pair_attention", f"{INPUTS}, {CALL}, bool aux", RESULTS)
+BACKWARD = define(
+    "pair_attention_backward",
+    f"{GRADIENTS}, {INPUTS}, {CALL}, bool mask_needs_grad",
+    "Tensor query, Tensor key, Tensor value, Tensor attn_mask",
 )
 
 
@@ -59,24 +56,8 @@ def _backward_fake(
     return buffers.gradients(query, key, value, attn_mask, rest[-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, name, causal, scale, dropout_p, _aux = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.call = (name, causal, scale, dropout_p)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(True)
-
-
-def _gradients(ctx: Any, grad_out: Tensor, grad_logsumexp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    mask_needs_grad = ctx.needs_input_grad[3]
-    d_query, d_key, d_value, d_mask = torch.ops.dynattn.pair_attention_backward(
-        grad_out, grad_logsumexp, *ctx.saved_tensors, *ctx.call, mask_needs_grad
-    )
-    return d_query, d_key, d_value, d_mask if mask_needs_grad else None, *[None] * 6
-
-
 library.impl("pair_attention", _forward, "CompositeExplicitAutograd")
 library.impl("pair_attention_backward", _backward, "CompositeExplicitAutograd")
-complete("pair_attention", _forward_fake, _backward_fake, _gradients, _setup_context)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake, split=False)
 
-pair_attention = torch.ops.dynattn.pair_attention.default
+pair_attention = FORWARD.operator

@@ -7,27 +7,24 @@ Inputs are taken as checked: :func:`dynattn.attention` checks them.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import RowRule
-from dynattn.methods.threshold import Threshold
-from dynattn.methods.topk import TopK
 from dynattn.ops import buffers
-from dynattn.ops.chosen import Call, autograd, gradients, setup_context
-from dynattn.ops.library import CALL, INPUTS, complete, library
+from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
-library.define(
-    f"row_attention({INPUTS}, {CALL}, bool aux, str backend) "
-    "-> (Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed, Tensor least, Tensor last)"
-)
-library.define(
-    "row_attention_backward(Tensor grad_out, Tensor grad_logsumexp, Tensor out, Tensor logsumexp, Tensor least, "
-    f"Tensor last, {INPUTS}, {CALL}, str backend) -> (Tensor, Tensor, Tensor)"
+_CHOICE = "Tensor least, Tensor last"
+
+FORWARD = define("row_attention", f"{INPUTS}, {CALL}, bool aux, str backend", f"{RESULTS}, {_CHOICE}")
+BACKWARD = define(
+    "row_attention_backward",
+    f"{GRADIENTS}, Tensor out, Tensor logsumexp, {_CHOICE}, {INPUTS}, {CALL}, str backend",
+    "Tensor query, Tensor key, Tensor value",
 )
 
 
@@ -41,7 +38,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     *arguments, aux, backend = rest
     call = Call(*arguments)
-    rule = RowRule.of(cast("TopK | Threshold", call.pairs))
+    rule = call.pairs.row_rule()
     outputs, cut = buffers.outputs(query, value, aux), _cut(query)
     out, logsumexp, *counts = outputs
     kept_mass, kept, allowed = counts if aux else (None, None, None)
@@ -59,7 +56,7 @@ def _backward(
     *arguments, backend = rest
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, Call(*arguments), backend,
-        cut=(least.contiguous(), last.contiguous()),
+        thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 
 
@@ -77,6 +74,6 @@ def _backward_fake(
 
 library.impl("row_attention", _forward, "CPU")
 library.impl("row_attention_backward", _backward, "CPU")
-complete("row_attention", _forward_fake, _backward_fake, autograd("row_attention"), setup_context)
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 
-row_attention = torch.ops.dynattn.row_attention.default
+row_attention = FORWARD.operator

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynattn.ops import batching, nm
-from dynattn.ops.library import refuse_second_derivatives
+from dynattn.ops.library import refuse_forward_mode, refuse_second_derivatives
 
 
 def active() -> bool:
@@ -45,18 +45,13 @@ class NMAttention(torch.autograd.Function):
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         return torch.ops.dynattn.nm_attention(*arguments)
 
-    setup_context = staticmethod(nm.setup_context)
+    setup_context = staticmethod(nm.DERIVATIVE.setup_context)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple:
-        return nm.autograd_backward(ctx, *gradients, call=_Gradient.apply)
+        return nm.DERIVATIVE.gradients(ctx, *gradients, call=_Gradient.apply)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(
-            "attention: forward-mode derivatives (jvp, jacfwd, hessian) are not offered; use reverse mode: "
-            "torch.func.grad, vjp, jacrev"
-        )
+    jvp = staticmethod(refuse_forward_mode)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:

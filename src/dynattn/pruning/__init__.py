@@ -8,8 +8,9 @@ with SpAtten(0.5).apply(model) as trace:
 
 from __future__ import annotations
 
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start
+from dynattn.pruning.base import Pruning
 from dynattn.pruning.baselines import FirstTokens, RandomTokens
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.ltp import LTP

@@ -1,125 +1,22 @@
-"""What a method that shortens the sequence is: a frozen dataclass, and a course for each forward.
+"""What a method that shortens the sequence is: a frozen dataclass that makes a course for each forward.
 
 A method decides after every layer which tokens go on to the next one. The engine (:mod:`dynattn.pruning.engine`) does
-the rest: gathers the tokens, shortens the mask, keeps the class token, and puts every token back in its place.
+the rest: it gathers the tokens, shortens the mask, keeps the class token, and puts every token back in its place.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dynattn.pruning.course import Course, Start
+from dynattn.pruning.engine import pruned
 from dynattn.pruning.work import Trace
-from dynattn.reference.selection import largest
 
 NUMBER = r"\d+(?:\.\d+)?"
 """A number in a name, as a regular expression; :func:`dynattn.methods.share.text` writes it."""
-
-
-class Start(NamedTuple):
-    """What a forward begins with.
-
-    Attributes:
-        layers: of the model.
-        heads: of a layer.
-        alive: (batch, length) bool, False at padding.
-    """
-
-    layers: int
-    heads: int
-    alive: Tensor
-
-
-@dataclass(frozen=True)
-class Attended:
-    """One layer's attention, about to be computed on the tokens and heads that are left.
-
-    Attributes:
-        layer: from 0.
-        query: (batch, heads left, tokens left, head_dim).
-        key: likewise.
-        value: likewise.
-        scale: factor of the scores.
-        alive: (batch, tokens left) bool; False where a sample has fewer tokens than the longest. None for all True.
-        heads: (batch, heads left) int64: which of the model's heads these are; None for all of them.
-        dense: whether the model's own attention is plain softmax attention, without dropout.
-        run: the model's own attention: ``run()`` returns (batch, tokens left, heads left, head_dim).
-    """
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scale: float
-    alive: Tensor | None
-    heads: Tensor | None
-    dense: bool
-    run: Callable[[], Tensor]
-
-
-class Seen(NamedTuple):
-    """A layer's output, for a method to decide who goes on.
-
-    Attributes:
-        layer: from 0.
-        hidden: (batch, tokens left, width).
-        alive: (batch, tokens left) bool; False where a sample has fewer tokens than the longest.
-        leading: (batch, tokens left) bool: class token and registers, which go on whatever is decided.
-        position: (batch, tokens left) int64: where each token stood in the full sequence.
-    """
-
-    layer: int
-    hidden: Tensor
-    alive: Tensor
-    leading: Tensor
-    position: Tensor
-
-
-class Decision(NamedTuple):
-    """Who goes on to the next layer.
-
-    Attributes:
-        tokens: (batch, tokens left) bool; None for all. Leading tokens go on whatever it says, padding never.
-        heads: (batch, heads left) bool, as many True for each sample; None for all.
-        gate: (batch, tokens left) factor of the layer's output, for training with soft masks; None for 1.
-    """
-
-    tokens: Tensor | None = None
-    heads: Tensor | None = None
-    gate: Tensor | None = None
-
-
-class Course:
-    """A method's state over one forward. Subclasses override what they need; this one keeps everything."""
-
-    def attend(self, attended: Attended) -> Tensor:
-        """Compute a layer's attention, and look at it.
-
-        Args:
-            attended: queries, keys and values.
-
-        Returns:
-            (batch, tokens left, heads left, head_dim).
-        """
-        return attended.run()
-
-    def after(self, seen: Seen) -> Decision:
-        """Decide who goes on. Called after every layer but the last, and there too, where only a gate matters.
-
-        Args:
-            seen: what the layer gave.
-        """
-        return Decision()
-
-    def notes(self) -> dict[str, Tensor]:
-        """More about the layer just computed, for its :class:`~dynattn.pruning.work.LayerWork`: (batch,) each."""
-        return {}
 
 
 class Pruning(ABC):
@@ -153,6 +50,10 @@ class Pruning(ABC):
         by an exception, the model is exactly what it was. It keeps its attention implementation, which may be set
         before or inside.
 
+        Threads may share the model, as long as they finish before the context ends. Calls through
+        ``torch.compile(model)`` are pruned too: they leave compiled code for the layers. A model that is being pruned
+        can be neither copied nor pickled; its ``state_dict`` can.
+
         Args:
             model: a Transformers encoder or vision transformer, with or without a head on top.
             zero_pruned: put 0 in the place of pruned tokens after the last layer, where their last state stands
@@ -165,34 +66,4 @@ class Pruning(ABC):
         Raises:
             ValueError: the model's layers are not of a kind that can be handled, or it is being pruned already.
         """
-        from dynattn.pruning.engine import pruned
-
         return pruned(model, self.course, prunes_heads=self.prunes_heads, zero_pruned=zero_pruned)
-
-
-def top(importance: Tensor, seen: Seen, count: Tensor) -> Tensor:
-    """The ``count`` most important tokens of each sample, leading ones first; ties go to the lower position.
-
-    Args:
-        importance: (batch, tokens left).
-        seen: what the layer gave.
-        count: (batch,) int64, how many to take; more than there are takes all.
-
-    Returns:
-        (batch, tokens left) bool.
-    """
-    return highest(importance.masked_fill(seen.leading, torch.inf), seen.alive, count)
-
-
-def highest(values: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` highest entries of each row; ties go to the lower index.
-
-    Args:
-        values: (..., n).
-        allowed: broadcasts to (..., n), bool: others are never taken.
-        count: broadcasts to (...,), int64, how many to take; more than are allowed takes all of those.
-
-    Returns:
-        (..., n) bool.
-    """
-    return largest(values.masked_fill(~allowed, -torch.inf), count.expand(values.shape[:-1])) & allowed

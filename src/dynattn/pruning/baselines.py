@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.pruning.base import NUMBER, Course, Decision, Pruning, Seen, Start, top
+from dynattn.pruning.base import NUMBER, Pruning
+from dynattn.pruning.course import Course, Decision, Seen, Start, top
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
 _NAME = re.compile(rf"(?P<kind>random|first)-tokens-(?P<keep>{NUMBER})(?:-r(?P<seed>\d+))?")

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from dynattn.methods import share
-from dynattn.pruning.base import Attended, Course, Decision, Pruning, Seen, Start, highest
+from dynattn.pruning.base import Pruning
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start, highest
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import Layout, find
 from dynattn.pruning.policy import attend
@@ -112,26 +113,16 @@ class DynamicViT(Pruning):
             ValueError: the model is of another kind, or a batch is padded.
         """
         layout, drawn = find(model), Drawn()
-        current: list[_Masked] = []
 
         def begin(start: Start) -> Course:
             _check_layers(self.predictors, start.layers)
             _check_training(layout, start, model.training)
-            drawn.decisions = []
-            current[:] = [_Masked(self.predictors, choose, layout.leading, drawn.decisions)]
-            return current[0]
-
-        def restore(layer: nn.Module, args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (current[0].restore(output[0]), *output[1:])
-            return current[0].restore(output)
+            course = _Masked(self.predictors, choose, layout.leading)
+            drawn.decisions = course.decisions
+            return course
 
         with pruned(model, begin):
-            handle = layout.blocks[-1].layer.register_forward_hook(restore)
-            try:
-                yield drawn
-            finally:
-                handle.remove()
+            yield drawn
 
 
 class _Gathered(Course):
@@ -157,9 +148,9 @@ class _Gathered(Course):
 class _Masked(Course):
     """Training: every token stays in the sequence, and decisions say who is attended to."""
 
-    def __init__(self, predictors: Predictors, choose: Choose, leading: int, decisions: list[Tensor]) -> None:
+    def __init__(self, predictors: Predictors, choose: Choose, leading: int) -> None:
         self.predictors, self.choose, self.leading = predictors, choose, leading
-        self.decisions = decisions
+        self.decisions: list[Tensor] = []
         self.states: list[Tensor] = []  # [batch, tokens, width], when each stage decided
 
     def attend(self, attended: Attended) -> Tensor:
@@ -178,14 +169,14 @@ class _Masked(Course):
             self.states.append(tokens)
         return Decision()
 
-    def restore(self, last: Tensor) -> Tensor:
-        """The last layer's output with every dropped token as it was when it was dropped, (batch, length, width)."""
+    def finish(self, full: Tensor) -> Tensor:
+        """Put every dropped token back as it was when it was dropped."""
         before = torch.ones_like(self.decisions[0])
-        tokens = last[:, self.leading :] * self.decisions[-1].unsqueeze(-1)
+        tokens = full[:, self.leading :] * self.decisions[-1].unsqueeze(-1)
         for decision, state in zip(self.decisions, self.states, strict=True):
             tokens = tokens + (before - decision).unsqueeze(-1) * state
             before = decision
-        return torch.cat([last[:, : self.leading], tokens], dim=1)
+        return torch.cat([full[:, : self.leading], tokens], dim=1)
 
 
 def _check_layers(predictors: Predictors, layers: int) -> None:

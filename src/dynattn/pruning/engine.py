@@ -1,14 +1,16 @@
 """Takes tokens and heads out of a model's layers while a context is active.
 
 Each layer gets the tokens that are left, gathered, with a mask as short as they are; its output is put back to full
-length. All of it hangs on hooks of the layers, on an attention function that the layer finds for the time of its
-forward, and, where heads are pruned, on the forward of its projections: what is taken away again on exit.
+length. For this the forwards of the model's layers are replaced (:mod:`dynattn.pruning.replaced`), that of the module
+which runs them, and, where heads are pruned, those of the projections; and the attention modules see a config that
+names this engine's attention function. The state of a forward belongs to the thread that runs it, so threads may share
+a model that is being pruned.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.base import Attended, Course, Decision, Seen, Start
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.heads import Heads
-from dynattn.pruning.layout import Block, Layout, find
+from dynattn.pruning.layout import Layout, find, signature
+from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, replace
 from dynattn.pruning.tokens import Tokens, key_mask, padding
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
-_IMPLEMENTATION = "dynattn-pruning"
 _DENSE = ("eager", "sdpa")  # dynattn:dense is not replaced, so that whoever observes its calls sees them
-_active: dict[nn.Module, _Session] = {}  # by attention module
+_attaching = threading.Lock()
 
 
 @contextmanager
@@ -48,125 +50,49 @@ def pruned(
     Raises:
         ValueError: the model's layers are not of a kind that can be handled, or it is being pruned already.
     """
-    layout = find(model)
-    if any(block.attention in _active for block in layout.blocks):
-        raise ValueError("pruning: the model is being pruned already: leave that context first; methods do not nest")
-    session = _Session(layout, begin, zero_pruned)
+    session = _Session(find(model), begin, zero_pruned)
     with ExitStack() as undo:
-        for index, block in enumerate(layout.blocks):
-            session.attach(index, block, undo, prunes_heads)
+        with _attaching:
+            session.attach(undo, prunes_heads)
+        undo.callback(session.close)
         yield session.trace
 
 
-class _Session:
-    """The hooks of one context, and the state of the forward that is under way."""
+class _Progress:
+    """How far one forward has come: which tokens and heads are left, and what was done."""
 
-    def __init__(self, layout: Layout, begin: Callable[[Start], Course], zero_pruned: bool) -> None:
-        self.layout = layout
-        self.begin = begin
-        self.zero_pruned = zero_pruned
-        self.trace = Trace()
-        self.signature = inspect.signature(layout.blocks[0].layer.forward)
-        self.implementation = ""  # the model's own, while a layer of it runs
-        self.layer = 0
-
-    def attach(self, index: int, block: Block, undo: ExitStack, prunes_heads: bool) -> None:
-        """Hook one layer, and have ``undo`` take the hooks away."""
-        _register()
-        before = block.layer.register_forward_pre_hook(partial(self._before, index), with_kwargs=True)
-        undo.callback(before.remove)
-        # In front of all others, which should see the output at full length; also after an exception, to let go of
-        # the attention function.
-        release = block.layer.register_forward_hook(self._release, always_call=True, prepend=True)
-        undo.callback(release.remove)
-        after = block.layer.register_forward_hook(partial(self._after, index), prepend=True)
-        undo.callback(after.remove)
-        _active[block.attention] = self
-        undo.callback(_active.pop, block.attention)
-        if prunes_heads:
-            Heads.cut(block, self.layout.heads, lambda: self.heads, undo)
-
-    def _before(self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        """Give a layer the tokens that are left."""
-        given = self.signature.bind(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
-        full, mask = given.pop("hidden_states"), given.pop("attention_mask", None)
-        _refuse(layer, self.layout.config, given)
-        if index == 0:
-            self._start(full, mask)
-        implementation = _accepted(self.layout.config._attn_implementation)
-        self.full, self.layer = full, index
-        self.before = self.tokens.gather(full)
-        if not self.tokens.whole:
-            mask = key_mask(self.tokens.alive, implementation == "eager", full.dtype)
-        self.implementation, self.layout.config._attn_implementation = implementation, _IMPLEMENTATION
-        return (self.before, mask), given
-
-    def _start(self, hidden: Tensor, mask: Tensor | None) -> None:
+    def __init__(self, layout: Layout, begin: Callable[[Start], Course], hidden: Tensor, mask: Tensor | None) -> None:
         alive = padding(mask, hidden)
         self.tokens = Tokens.all(alive)
         self.heads: Heads | None = None
+        # Leading tokens are the first that are not padding, wherever a sample is padded.
+        self.leading = alive & (alive.cumsum(1) <= layout.leading)
         self.work: list[LayerWork] = []
         self.depth = torch.zeros_like(alive, dtype=torch.int64)
-        # Leading tokens are the first that are not padding, wherever a sample is padded.
-        self.leading = alive & (alive.cumsum(1) <= self.layout.leading)
-        blocks = len(self.layout.blocks)
-        self.course = self.begin(Start(blocks, self.layout.heads, alive))
+        self.implementation: str | None = None  # the model's own, while a layer runs
+        self.course = begin(Start(len(layout.blocks), layout.heads, alive))
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
-        """The attention function that a layer finds."""
-        inner = _function(module, self.implementation)
-        heads = self.heads
-        if heads is not None:
-            query, key, value = heads.select(query), heads.select(key), heads.select(value)
+    @property
+    def layer(self) -> int:
+        """The layer at work, or else the next one."""
+        return len(self.work)
 
-        scale = kwargs.get("scaling")
-        alive = None if bool(self.tokens.alive.all()) else self.tokens.alive
-        out = self.course.attend(
-            Attended(
-                layer=self.layer, query=query, key=key, value=value,
-                scale=query.shape[-1] ** -0.5 if scale is None else scale,
-                alive=alive, heads=None if heads is None else heads.left,
-                dense=self.implementation in _DENSE and not kwargs.get("dropout"),
-                run=lambda: inner(module, query, key, value, mask, **kwargs)[0],
-            )
-        )  # fmt: skip
-        return (out if heads is None else heads.spread(out)), None
+    def record(self, hidden: Tensor, heads: int) -> None:
+        """Note what the layer at work processed.
 
-    def _release(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if self.implementation:
-            self.layout.config._attn_implementation, self.implementation = self.implementation, ""
-
-    def _after(self, index: int, layer: nn.Module, args: Any, output: Any) -> Any:
-        """Put a layer's output back to full length, and ask who goes on."""
-        left = output[0] if isinstance(output, tuple) else output
-        tokens = self.tokens
-        leading = self.leading.gather(1, tokens.position)
-        decision = self.course.after(Seen(index, left, tokens.alive, leading, tokens.position))
-        if decision.gate is not None:
-            left = left * decision.gate.unsqueeze(-1)
-        self._record(index, left)
-        full = tokens.scatter(self.full, left, self.before)
-        del self.full, self.before
-        if index + 1 < len(self.layout.blocks):
-            self._go_on(decision)
-        else:
-            done = Forward(tuple(self.work), self.depth)
-            self.trace.add(done)
-            if self.zero_pruned and not tokens.whole:
-                full = full * done.survivors.unsqueeze(-1)
-        return (full, *output[1:]) if isinstance(output, tuple) else full
-
-    def _record(self, index: int, left: Tensor) -> None:
-        tokens = self.tokens
-        count = tokens.alive.sum(1)
-        heads = self.layout.heads if self.heads is None else self.heads.left.shape[1]
+        Args:
+            hidden: (batch, tokens left, width), its output.
+            heads: of the model.
+        """
+        count = self.tokens.alive.sum(1)
+        heads = heads if self.heads is None else self.heads.left.shape[1]
         self.work.append(
-            LayerWork(index, count, left.shape[1], torch.full_like(count, heads), self.course.notes())
+            LayerWork(self.layer, count, hidden.shape[1], torch.full_like(count, heads), self.course.notes())
         )  # fmt: skip
-        self.depth = self.depth.scatter_add(1, tokens.position, tokens.alive.long())
+        self.depth = self.depth.scatter_add(1, self.tokens.position, self.tokens.alive.long())
 
-    def _go_on(self, decision: Decision) -> None:
+    def go_on(self, decision: Decision) -> None:
+        """Leave the tokens and heads that were decided."""
         tokens = self.tokens
         if decision.tokens is not None:
             if decision.tokens.shape != tokens.alive.shape or decision.tokens.dtype != torch.bool:
@@ -179,14 +105,155 @@ class _Session:
             self.heads = Heads.keep(self.heads, decision.heads)
 
 
-def _register() -> None:
-    from transformers import AttentionInterface
+class _Session:
+    """What one context puts into a model."""
 
-    AttentionInterface.register(_IMPLEMENTATION, _attend)
+    def __init__(self, layout: Layout, begin: Callable[[Start], Course], zero_pruned: bool) -> None:
+        self.layout = layout
+        self.begin = begin
+        self.zero_pruned = zero_pruned
+        self.trace = Trace()
+        self.signature = signature(layout.blocks[0].layer)
+        self.open = True
+        self.thread = threading.local()  # .progress of the forward that this thread runs, and whether it is .complete
+
+    @property
+    def progress(self) -> _Progress | None:
+        """Of the forward that this thread runs; None between forwards."""
+        return getattr(self.thread, "progress", None)
+
+    def attach(self, undo: ExitStack, prunes_heads: bool) -> None:
+        """Replace what has to be, and have ``undo`` put it back."""
+        from transformers import AttentionInterface
+
+        # The runner is the first to be replaced and the last to be put back: where it is the model's own, all is.
+        runner, blocks = self.layout.runner, self.layout.blocks
+        taken = [vars(runner).get("forward"), *(block.attention.config for block in blocks)]
+        if any(isinstance(found, (ReplacedForward, StandInConfig)) for found in taken):
+            raise ValueError(
+                "pruning: the model is being pruned already, here or in another thread: leave that context first; "
+                "methods do not nest"
+            )
+        AttentionInterface.register(IMPLEMENTATION, _attend)
+        replace(runner, "forward", ReplacedForward(runner.forward, self._run), undo)
+        for index, block in enumerate(blocks):
+            forward = ReplacedForward(block.layer.forward, partial(self._run_layer, index, block.layer))
+            replace(block.layer, "forward", forward, undo)
+            replace(block.attention, "config", StandInConfig(block.attention.config, self.attend), undo)
+            if prunes_heads:
+                Heads.cut(block, self.layout.heads, self._heads, undo)
+
+    def close(self) -> None:
+        """From now on, whoever still holds a replaced forward gets the module's own."""
+        self.open = False
+
+    def _heads(self) -> Heads | None:
+        progress = self.progress
+        return None if progress is None else progress.heads
+
+    def _run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module that runs the layers."""
+        if not self.open:
+            return forward(*args, **kwargs)
+        outer, self.thread.progress, self.thread.complete = self.progress, None, False
+        try:
+            output = forward(*args, **kwargs)
+        except Exception as error:  # such as that of a layer which was put back between two of its projections
+            self._refuse_torn(error)
+            raise
+        else:
+            self._refuse_torn(None)
+            return output
+        finally:
+            self.thread.progress = outer
+
+    def _refuse_torn(self, cause: Exception | None) -> None:
+        if not (self.open or self.thread.complete):
+            raise RuntimeError(
+                "pruning: the context must outlast the forwards that begin in it: it ended while this one was under "
+                "way in another thread, and layers were dense; wait for threads before you leave it"
+            ) from cause
+
+    def _run_layer(self, index: int, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of a layer: it gets the tokens that are left."""
+        if not self.open or (index > 0 and self.progress is None):  # the forward began outside of the context
+            return forward(*args, **kwargs)
+        given = self.signature.bind(*args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        full, mask = given.pop("hidden_states"), given.pop("attention_mask", None)
+        _refuse(layer, self.layout.config, given)
+        if index == 0:
+            self.thread.progress = _Progress(self.layout, self.begin, full, mask)
+        progress: _Progress = self.thread.progress
+        if progress.layer != index:
+            raise RuntimeError(
+                f"pruning: layers must run in order: layer {index} was called where {progress.layer} comes next; "
+                "begin with layer 0"
+            )
+        try:
+            implementation = _accepted(self.layout.config._attn_implementation)
+            before = progress.tokens.gather(full)
+            if not progress.tokens.whole:
+                mask = key_mask(progress.tokens.alive, implementation == "eager", full.dtype)
+            progress.implementation = implementation
+            output = forward(before, mask, **given)
+            progress.implementation = None
+            left = output[0] if isinstance(output, tuple) else output
+            full = self._after(progress, full, before, left)
+        except BaseException:
+            self.thread.progress = None
+            raise
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _after(self, progress: _Progress, full: Tensor, before: Tensor, left: Tensor) -> Tensor:
+        """A layer's output at full length. Asks who goes on."""
+        tokens = progress.tokens
+        leading = progress.leading.gather(1, tokens.position)
+        decision = progress.course.after(Seen(progress.layer, left, tokens.alive, leading, tokens.position))
+        if decision.gate is not None:
+            left = left * decision.gate.unsqueeze(-1)
+        progress.record(left, self.layout.heads)
+        full = tokens.scatter(full, left, before)
+        if progress.layer < len(self.layout.blocks):
+            progress.go_on(decision)
+            return full
+        self.thread.progress, self.thread.complete = None, True
+        done = Forward(tuple(progress.work), progress.depth)
+        self.trace.add(done)
+        if self.zero_pruned and not tokens.whole:
+            full = full * done.survivors.unsqueeze(-1)
+        return progress.course.finish(full)
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+        """The attention function that a layer finds."""
+        progress = self.progress
+        if progress is None or progress.implementation is None:  # not called by a layer of a forward in the context
+            return _function(module, self.layout.config._attn_implementation)(module, query, key, value, mask, **kwargs)
+        inner, heads = _function(module, progress.implementation), progress.heads
+        if heads is not None:
+            query, key, value = heads.select(query), heads.select(key), heads.select(value)
+        scale = kwargs.get("scaling")
+        alive = None if bool(progress.tokens.alive.all()) else progress.tokens.alive
+        out = progress.course.attend(
+            Attended(
+                layer=progress.layer, query=query, key=key, value=value,
+                scale=query.shape[-1] ** -0.5 if scale is None else scale,
+                alive=alive, heads=None if heads is None else heads.left,
+                dense=progress.implementation in _DENSE and not kwargs.get("dropout"),
+                run=lambda: inner(module, query, key, value, mask, **kwargs)[0],
+            )
+        )  # fmt: skip
+        return (out if heads is None else heads.spread(out)), None
 
 
+@torch.compiler.disable(reason="dynattn.pruning looks at what tokens receive, and decides who goes on")
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-    return _active[module].attend(module, query, key, value, mask, **kwargs)
+    """What Transformers calls for a module whose config is a stand-in."""
+    config = module.config
+    if isinstance(config, StandInConfig):
+        return config.attend(module, query, key, value, mask, **kwargs)
+    # The context ended in another thread after this one had asked for the function.
+    return _function(module, config._attn_implementation)(module, query, key, value, mask, **kwargs)  # type: ignore[union-attr]
 
 
 def _function(module: nn.Module, implementation: str) -> Callable[..., Any]:

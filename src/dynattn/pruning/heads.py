@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.pruning.layout import Block
+from dynattn.pruning.replaced import ReplacedForward, replace
 
 
 class Heads(NamedTuple):
@@ -84,15 +85,22 @@ class Heads(NamedTuple):
                     f"pruning: to prune heads, the {name} projection must be a plain torch.nn.Linear: it is a "
                     f"{type(linear).__name__}; merge adapters or load the model unquantised, or prune tokens alone"
                 )
-            vars(linear)["forward"] = partial(_projected, linear, heads, axis, current)
-            undo.callback(vars(linear).pop, "forward")
+            replace(
+                linear,
+                "forward",
+                ReplacedForward(linear.forward, partial(_projected, linear, heads, axis, current)),
+                undo,
+            )
 
 
-def _projected(linear: nn.Linear, heads: int, axis: int, current: Callable[[], Heads | None], input: Tensor) -> Tensor:
+def _projected(
+    linear: nn.Linear, heads: int, axis: int, current: Callable[[], Heads | None], forward: Callable[[Tensor], Tensor],
+    input: Tensor,
+) -> Tensor:  # fmt: skip
     """A linear layer with the rows (axis 0) or columns (axis 1) of the heads in the union."""
     kept = current()
     if kept is None or len(kept.union) == heads:
-        return nn.functional.linear(input, linear.weight, linear.bias)
+        return forward(input)
     head_dim = linear.weight.shape[axis] // heads
     index = (kept.union[:, None] * head_dim + torch.arange(head_dim, device=kept.union.device)).flatten()
     bias = linear.bias if axis == 1 or linear.bias is None else linear.bias[index]

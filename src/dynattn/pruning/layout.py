@@ -47,12 +47,14 @@ class Layout(NamedTuple):
 
     Attributes:
         blocks: in order.
+        runner: the module whose forward calls them one after the other.
         config: whose ``_attn_implementation`` says how attention is computed.
         heads: of a layer.
         leading: tokens at the start of each sample that are not of its content: class token, registers.
     """
 
     blocks: tuple[Block, ...]
+    runner: nn.Module
     config: Any
     heads: int
     leading: int
@@ -72,22 +74,33 @@ def find(model: nn.Module) -> Layout:
         raise TypeError(f"pruning: model must be a Transformers model: got {type(model).__name__}; load one first")
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
         raise ValueError(
-            "pruning: the model must not be compiled: a compiled graph looks at no hooks, and would prune nothing; "
-            "pass the model as it was before torch.compile"
+            "pruning: the model must not be compiled: layers whose lengths are decided as they run leave compiled code "
+            "at every one of them; pass the model as it was before torch.compile"
         )
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _is_stack(module)]
+    stacks = {
+        id(child): (parent, child)  # of several parents the innermost, which runs the layers
+        for parent in model.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and _is_stack(child)
+    }
     if len(stacks) != 1:
         raise ValueError(
             f"pruning: the model must have one stack of encoder layers: {type(model).__name__} has {len(stacks)}; "
             f"models that can be pruned are of type {', '.join(SUPPORTED)}"
         )
-    blocks = tuple(_block(layer) for layer in stacks[0])
+    ((runner, layers),) = stacks.values()
+    blocks = tuple(_block(layer) for layer in layers)
     config: Any = blocks[0].attention.config
     _check(model, blocks, config)
     leading = 1 + (getattr(config, "num_register_tokens", None) or 0)
     if config.model_type == "deit":  # the distillation token
         leading = 2
-    return Layout(blocks, config, config.num_attention_heads, leading)
+    return Layout(blocks, runner, config, config.num_attention_heads, leading)
+
+
+def signature(layer: nn.Module) -> inspect.Signature:
+    """What the forward of a layer takes, also where someone has put another function in its place."""
+    return inspect.signature(type(layer).forward.__get__(layer))
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:
@@ -133,7 +146,7 @@ def _check(model: nn.Module, blocks: tuple[Block, ...], config: Any) -> None:
             "pruning: the model must be an encoder: this one is set up as a decoder; load it with is_decoder=False"
         )
     for block in blocks:
-        names = list(inspect.signature(block.layer.forward).parameters)[:2]
+        names = list(signature(block.layer).parameters)[:2]
         if names != ["hidden_states", "attention_mask"]:
             raise ValueError(
                 "pruning: a layer must take hidden_states and attention_mask first: "

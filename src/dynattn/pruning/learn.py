@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.base import Course, Decision, Seen, Start
+from dynattn.pruning.course import Course, Decision, Seen, Start
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import find
 from dynattn.pruning.ltp import LTP, Watching

@@ -22,7 +22,8 @@ from typing import final
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.pruning.base import NUMBER, Attended, Course, Decision, Pruning, Seen, Start
+from dynattn.pruning.base import NUMBER, Pruning
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.importance import received
 
 _NAME = re.compile(rf"ltp-({NUMBER}(?:-{NUMBER})*)")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from dynattn.methods import share
 from dynattn.pruning import quantise
-from dynattn.pruning.base import NUMBER, Attended, Course, Decision, Pruning, Seen, Start, highest, top
+from dynattn.pruning.base import NUMBER, Pruning
+from dynattn.pruning.course import Attended, Course, Decision, Seen, Start, highest, top
 from dynattn.pruning.importance import probabilities, received
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
@@ -64,7 +64,8 @@ def check() -> Callable[..., None]:
 
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
-    causal: bool = False, scale: float | None = None, aux: bool = True, cells: Tensor | None = None, cell: int = 0,
+    causal: bool = False, scale: float | None = None, aux: bool = True, blocks: Tensor | None = None,
+    block_size: int = 0,
 ) -> Result:  # fmt: skip
     rows = query.shape[:3]
     out = torch.full((*rows, value.shape[-1]), math.nan, dtype=query.dtype)
@@ -76,12 +77,12 @@ def _forward(
         kept_mass if aux else None, kept if aux else None, allowed if aux else None,
     )  # fmt: skip
     if isinstance(method, NM):
-        cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, cells=cells, cell=cell)
+        cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, blocks=blocks, block_size=block_size)
     else:
-        cut = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
-        cpu.row_forward(*tensors, cut, RowRule.of(method), Pattern.of(NM(1, 1), causal, factor), isa)
-        assert not cut[0].isnan().any()
-        assert (cut[1] != -2).all()
+        thresholds = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
+        cpu.row_forward(*tensors, thresholds, method.row_rule(), Pattern.of(NM(1, 1), causal, factor), isa)
+        assert not thresholds[0].isnan().any()
+        assert (thresholds[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)
 
 
@@ -97,18 +98,19 @@ def _grid(
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
-    causal: bool = False, scale: float = 0.25, counts: bool = True, cells: Tensor | None = None, cell: int = 0,
+    causal: bool = False, scale: float = 0.25, counts: bool = True, blocks: Tensor | None = None, block_size: int = 0,
 ) -> None:  # fmt: skip
     """Kernel, with and without counts, against the reference in float64: error at most twice that of plain PyTorch."""
-    whole = mask if cells is None else _within(cells, cell, mask, query.shape[2], key.shape[2])
+    whole = mask if blocks is None else _within(blocks, block_size, mask, query.shape[2], key.shape[2])
     exact = _reference(query.double(), key.double(), value.double(), method, whole, causal, scale)
     plain = _reference(query, key, value, method, whole, causal, scale)
     size = max(value.nan_to_num(0.0, 0.0, 0.0).abs().max().item(), 1.0)
     floor = size * {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[query.dtype]
     for aux in (False, True) if counts else (False,):
         got = _forward(
-            query, key, value, method, isa, mask=mask, causal=causal, scale=scale, aux=aux, cells=cells, cell=cell
-        )
+            query, key, value, method, isa, mask=mask, causal=causal, scale=scale, aux=aux, blocks=blocks,
+            block_size=block_size,
+        )  # fmt: skip
         assert _error(got.out, exact.out) <= 2 * _error(plain.out, exact.out) + floor
         assert _error(got.logsumexp, exact.logsumexp) <= 2 * _error(plain.logsumexp, exact.logsumexp) + 4e-6
         if aux:
@@ -117,9 +119,9 @@ def _check(
             assert torch.equal(got.allowed, exact.allowed)
 
 
-def _within(cells: Tensor, cell: int, mask: Tensor | None, q_len: int, kv_len: int) -> Tensor:
-    """A mask of what both cells and mask allow."""
-    kept = cells.repeat_interleave(cell, 2)[:, :, :q_len].repeat_interleave(cell, 3)[..., :kv_len]
+def _within(blocks: Tensor, block_size: int, mask: Tensor | None, q_len: int, kv_len: int) -> Tensor:
+    """A mask of what both blocks and mask allow."""
+    kept = blocks.repeat_interleave(block_size, 2)[:, :, :q_len].repeat_interleave(block_size, 3)[..., :kv_len]
     if mask is None:
         return kept
     return kept & mask if mask.dtype == torch.bool else mask.where(kept, -math.inf)

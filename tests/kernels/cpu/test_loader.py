@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _ctypes
-import struct
 from pathlib import Path
 
 import pytest
 import torch
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import arguments
 from dynattn.methods.nm import NM
 
 
@@ -49,7 +49,8 @@ def test_a_broken_library_names_the_remedy(no_cached_library, monkeypatch, tmp_p
 
 
 def test_a_library_of_another_version_names_the_remedy(no_cached_library, monkeypatch):
-    monkeypatch.setattr(cpu, "_NM_BACKWARD_ARGS", struct.Struct("6P 13q"))
+    other = [*arguments.NM_BACKWARD.fields, ("new", arguments.INT64, 1)]
+    monkeypatch.setattr(cpu, "NM_BACKWARD", arguments.Structure("NMBackwardArgs", other))
     with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
         cpu.best_isa()
     monkeypatch.undo()

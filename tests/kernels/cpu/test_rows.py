@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, Threshold, TopK
 from dynattn.reference import pairs as reference
 from dynattn.reference.selection import largest
@@ -47,14 +47,14 @@ def masks(q_len: int, kv_len: int) -> list[Tensor | None]:
 def chosen(row: Tensor, method: TopK | Threshold, isa: str) -> Tensor:
     """What the kernel keeps of a row of scores, given as one key dimension: (length,), bool."""
     length, out, logsumexp = len(row), torch.empty(1, 1, 1, 1), torch.empty(1, 1, 1)
-    cut = torch.empty(1, 1, 1), torch.empty(1, 1, 1, dtype=torch.int32)
+    thresholds = torch.empty(1, 1, 1), torch.empty(1, 1, 1, dtype=torch.int32)
     key = row.view(1, 1, length, 1)
     value = torch.zeros(1, 1, length, 1)
     cpu.row_forward(
-        torch.ones(1, 1, 1, 1), key, value, None, out, logsumexp, None, None, None, cut, RowRule.of(method),
+        torch.ones(1, 1, 1, 1), key, value, None, out, logsumexp, None, None, None, thresholds, method.row_rule(),
         Pattern.of(NM(1, 1), False, 1.0), isa,
     )  # fmt: skip
-    least, last = float(cut[0]), int(cut[1])
+    least, last = float(thresholds[0]), int(thresholds[1])
     return (row > least) | ((row == least) & (torch.arange(length) <= last))
 
 
@@ -177,7 +177,7 @@ def test_strides(isa: str, forward: Callable) -> None:
     ("wrong", "value"), [("most", 0), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)]
 )
 def test_a_rule_that_makes_no_sense_is_refused(wrong: str, value: float) -> None:
-    rule = RowRule.of(TopK(ratio=0.25))._replace(**{wrong: value})
+    rule = TopK(ratio=0.25).row_rule()._replace(**{wrong: value})
     x, rows = torch.ones(1, 1, 2, 4), torch.empty(1, 1, 2)
     with pytest.raises(RuntimeError, match="an argument is out of its range"):
         cpu.row_forward(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,20 +16,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.reference import dropout
 
+MAX_HEAD_DIM = 512
+"""Of queries, keys and values."""
+
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_FEW_QUERIES = 6  # as nm/few_queries.h has it
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 
-# NMForwardArgs of dynattn_cpu.h, in its order: pointers, strides, sizes, the team, the seed, the scale, and the rest.
-_NM_FORWARD_ARGS = struct.Struct("12P 16q 7q P Q f 12i I f 2i 0q")
-# What NMBackwardArgs has behind its NMForwardArgs: pointers, then strides.
-_NM_BACKWARD_ARGS = struct.Struct("6P 12q")
-# What RowForwardArgs has behind its NMForwardArgs.
-_ROW_FORWARD_ARGS = struct.Struct("3q f 0q")
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
@@ -50,8 +48,8 @@ def nm_forward(
     *,
     seed: int = 0,
     needs_grad: bool = False,
-    cells: Tensor | None = None,
-    cell: int = 0,
+    blocks: Tensor | None = None,
+    block_size: int = 0,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -66,12 +64,13 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2`` or ``portable``.
+        isa: ``avx512``, ``avx2`` or ``portable``; of bfloat16 without a gradient also ``amx``, ``avx512bf16`` or
+            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
-        cells: bool (batch, heads, ⌈q_len / cell⌉, ⌈kv_len / cell⌉), contiguous: False where a square of queries and
-            keys is forbidden whole, before N:M chooses; or None. Tiles of keys that a group of rows drops are skipped.
-        cell: side of the squares, between 1 and 1024.
+        blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
+            queries and keys is dropped whole, before N:M chooses; or None. What blocks drop is not computed.
+        block_size: queries and keys of a block, between 1 and 1024.
 
     Raises:
         ImportError: the library is not there.
@@ -82,7 +81,7 @@ def nm_forward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad,
-        cells, cell,
+        blocks, block_size,
     )  # fmt: skip
     _run("nm_forward", args)
 
@@ -97,7 +96,7 @@ def row_forward(
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    cut: tuple[Tensor, Tensor],
+    thresholds: tuple[Tensor, Tensor],
     rule: RowRule,
     pattern: Pattern,
     isa: str,
@@ -110,8 +109,9 @@ def row_forward(
 
     Args:
         query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, isa, seed: as in :func:`nm_forward`.
-        cut: (batch, heads, q_len), contiguous, float32 and int32, to be filled: the least score kept, in the kernels'
-            own unit, and the last key kept of those that have it. :func:`nm_backward` chooses by it.
+        thresholds: two of (batch, heads, q_len), contiguous, float32 and int32, to be filled: the smallest score that a
+            row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
+            chooses by them.
         rule: what a row keeps.
         pattern: dense: how to score.
 
@@ -122,9 +122,9 @@ def row_forward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, True, None, 0,
-        cut=cut,
+        thresholds=thresholds,
     )  # fmt: skip
-    _run("row_forward", args + _ROW_FORWARD_ARGS.pack(*rule))
+    _run("row_forward", args + ROW_FORWARD.pack(**rule._asdict()))
 
 
 def nm_backward(
@@ -145,9 +145,9 @@ def nm_backward(
     *,
     seed: int = 0,
     first: tuple[int, int] = (0, 0),
-    cells: Tensor | None = None,
-    cell: int = 0,
-    cut: tuple[Tensor, Tensor] | None = None,
+    blocks: Tensor | None = None,
+    block_size: int = 0,
+    thresholds: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
 
@@ -158,12 +158,12 @@ def nm_backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
         grad_logsumexp: (batch, heads, q_len), float32, contiguous.
-        query, key, value, mask, pattern, isa, seed, cells, cell: as the forward had them.
+        query, key, value, mask, pattern, isa, seed, blocks, block_size: as the forward had them.
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
         first: batch and head of the forward's tensors that these, a part of them, begin with: dropout draws by them.
-        cut: what :func:`row_forward` gave, for its gradients; the pattern is then dense.
+        thresholds: what :func:`row_forward` gave, for its gradients; the pattern is then dense.
 
     Raises:
         As :func:`nm_forward`.
@@ -171,20 +171,20 @@ def nm_backward(
     Source: arXiv:2203.00091; the formulas with logsumexp saved, arXiv:2205.14135.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, cells, cell, first,
-        cut or (None, None),
+        query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, blocks, block_size,
+        first, thresholds or (None, None),
     )  # fmt: skip
-    args += _NM_BACKWARD_ARGS.pack(
-        grad_out.data_ptr(),
-        grad_logsumexp.data_ptr(),
-        d_query.data_ptr(),
-        d_key.data_ptr(),
-        d_value.data_ptr(),
-        0 if d_scores is None else d_scores.data_ptr(),
-        *grad_out.stride()[:3],
-        *d_query.stride()[:3],
-        *d_key.stride()[:3],
-        *d_value.stride()[:3],
+    args += NM_BACKWARD.pack(
+        grad_out=grad_out.data_ptr(),
+        grad_logsumexp=grad_logsumexp.data_ptr(),
+        d_query=d_query.data_ptr(),
+        d_key=d_key.data_ptr(),
+        d_value=d_value.data_ptr(),
+        d_scores=_address(d_scores),
+        grad_out_strides=grad_out.stride()[:3],
+        d_query_strides=d_query.stride()[:3],
+        d_key_strides=d_key.stride()[:3],
+        d_value_strides=d_value.stride()[:3],
     )
     _run("nm_backward", args)
 
@@ -228,6 +228,28 @@ def isa_refusal(name: str) -> str | None:
     return None if refusal is None else refusal.decode()
 
 
+@cache
+def tile_isa() -> str | None:
+    """The tile engine that is faster than other kernels of bfloat16 on this processor; None where there is none."""
+    fastest = _library().dynattn_tile_isa()
+    return next((name for name, code in _ISAS.items() if code == fastest), None)
+
+
+def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
+    """The fastest instruction set for a forward of N:M attention or of whole blocks.
+
+    Tiles take bfloat16, and the forward alone: a gradient makes the choice again from the forward's own sums, which
+    other kernels round otherwise. For few queries keys are read in place, which tiles of 16 queries do not gain from.
+
+    Args:
+        dtype: of the tensors.
+        q_len: queries of a head.
+        needs_grad: :func:`nm_backward` will follow.
+    """
+    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES and not needs_grad
+    return (tile_isa() if tiled else None) or best_isa()
+
+
 def fma_peak(isa: str, threads: int, seconds: float) -> float:
     """Floating-point operations a second that multiply-adds reach at best: the roofline, measured.
 
@@ -242,54 +264,65 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
     return _library().dynattn_fma_peak(_ISAS[isa], threads, seconds, _parallel())
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
-    seed: int, needs_grad: bool, cells: Tensor | None, cell: int, first: tuple[int, int] = (0, 0),
-    cut: tuple[Tensor | None, Tensor | None] = (None, None),
+    seed: int, needs_grad: bool, blocks: Tensor | None, block_size: int, first: tuple[int, int] = (0, 0),
+    thresholds: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
-    return _NM_FORWARD_ARGS.pack(
-        query.data_ptr(),
-        key.data_ptr(),
-        value.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        out.data_ptr(),
-        logsumexp.data_ptr(),
-        *(0 if x is None else x.data_ptr() for x in counts),
-        0 if cells is None else cells.data_ptr(),
-        *(0 if x is None else x.data_ptr() for x in cut),
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *out.stride()[:3],
-        *(_NO_STRIDES if mask is None else mask.stride()),
-        batch,
-        heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim,
-        value_dim,
-        _parallel() or 0,
-        seed & _WORD64,
-        pattern.scale,
-        _DTYPES[query.dtype],
-        0 if mask is None else _DTYPES[mask.dtype],
-        pattern.n,
-        pattern.m,
-        pattern.window,
-        pattern.sinks,
-        pattern.stride,
-        pattern.causal,
-        _ISAS[isa],
-        torch.get_num_threads(),
-        needs_grad,
-        cell,
-        dropout.threshold(pattern.dropout_p),
-        1 / (1 - pattern.dropout_p),
-        *first,
+    kept_mass, kept, allowed = counts
+    threshold, last_tie = thresholds
+    first_batch, first_head = first
+    return NM_FORWARD.pack(
+        query=query.data_ptr(),
+        key=key.data_ptr(),
+        value=value.data_ptr(),
+        mask=_address(mask),
+        out=out.data_ptr(),
+        logsumexp=logsumexp.data_ptr(),
+        kept_mass=_address(kept_mass),
+        kept=_address(kept),
+        allowed=_address(allowed),
+        blocks=_address(blocks),
+        threshold=_address(threshold),
+        last_tie=_address(last_tie),
+        query_strides=query.stride()[:3],
+        key_strides=key.stride()[:3],
+        value_strides=value.stride()[:3],
+        out_strides=out.stride()[:3],
+        mask_strides=_NO_STRIDES if mask is None else mask.stride(),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        parallel=_parallel() or 0,
+        seed=seed & _WORD64,
+        scale=pattern.scale,
+        dtype=_DTYPES[query.dtype],
+        mask_dtype=0 if mask is None else _DTYPES[mask.dtype],
+        n=pattern.n,
+        m=pattern.m,
+        window=pattern.window,
+        sinks=pattern.sinks,
+        stride=pattern.stride,
+        causal=pattern.causal,
+        isa=_ISAS[isa],
+        threads=torch.get_num_threads(),
+        needs_grad=needs_grad,
+        block_size=block_size,
+        drop_below=dropout.threshold(pattern.dropout_p),
+        keep_factor=1 / (1 - pattern.dropout_p),
+        first_batch=first_batch,
+        first_head=first_head,
     )
 
 
@@ -320,7 +353,7 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    expected = 2 * _NM_FORWARD_ARGS.size + _NM_BACKWARD_ARGS.size + _ROW_FORWARD_ARGS.size
+    expected = NM_BACKWARD.size + ROW_FORWARD.size
     if not hasattr(library, "dynattn_args_bytes") or library.dynattn_args_bytes() != expected:
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "

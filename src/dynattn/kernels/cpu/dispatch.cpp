@@ -2,19 +2,17 @@
 #include <atomic>
 #include <chrono>
 
+#include "common/builds.h"
+#include "common/team.h"
 #include "dynattn_cpu.h"
-#include "kernel.h"
-#include "team.h"
 #include "tiles/processor.h"
 
 namespace {
 
-constexpr int64_t kMaxDim = 256;
-constexpr int64_t kMaxTileDim = 512;
 constexpr int32_t kMaxM = 32;
 constexpr int32_t kMaxStride = 64;
-constexpr int32_t kMaxBlock = 256;  // m · stride
-constexpr int32_t kMaxCell = 1024;
+constexpr int32_t kMaxGroupSpan = 256;  // m · stride
+constexpr int32_t kMaxBlockSize = 1024;
 constexpr int64_t kFinestShare = 1000000;  // denominators, so that products with lengths do not overflow
 
 struct Isa {
@@ -69,28 +67,28 @@ bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYN
 
 // The callers have checked what their users gave them; this keeps a mistake of theirs from reaching memory.
 bool is_sound(const NMForwardArgs& args) {
-  const int64_t most = args.isa >= DYNATTN_ISA_TILES_PORTABLE ? kMaxTileDim : kMaxDim;
   const bool sizes = args.batch >= 0 && args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
-                     args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 && args.head_dim <= most &&
-                     args.value_dim >= 1 && args.value_dim <= most;
+                     args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 &&
+                     args.head_dim <= DYNATTN_MAX_HEAD_DIM && args.value_dim >= 1 &&
+                     args.value_dim <= DYNATTN_MAX_HEAD_DIM;
   const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 &&
                        args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
-                       args.m * args.stride <= kMaxBlock;
+                       args.m * args.stride <= kMaxGroupSpan;
   const bool dtypes = is_storage(args.dtype) &&
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
   const bool counts =
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
-  const bool cells = args.cells == nullptr || (args.cell >= 1 && args.cell <= kMaxCell);
+  const bool blocks = args.blocks == nullptr || (args.block_size >= 1 && args.block_size <= kMaxBlockSize);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
   const bool dropout =
       (args.drop_below == 0 || args.keep_factor >= 1.0f) && args.first_batch >= 0 && args.first_head >= 0;
-  return sizes && pattern && dtypes && counts && cells && scale && dropout && args.threads >= 1;
+  return sizes && pattern && dtypes && counts && blocks && scale && dropout && args.threads >= 1;
 }
 
 bool is_sound(const RowForwardArgs& args) {
   const NMForwardArgs& call = args.call;
-  const bool dense = call.n == 1 && call.m == 1 && call.cells == nullptr;
-  const bool outputs = call.batch * call.q_len == 0 || (call.least != nullptr && call.last != nullptr);
+  const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr;
+  const bool outputs = call.batch * call.q_len == 0 || (call.threshold != nullptr && call.last_tie != nullptr);
   const bool rank =
       args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator && args.denominator <= kFinestShare;
   return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);

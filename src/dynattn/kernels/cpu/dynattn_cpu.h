@@ -1,7 +1,8 @@
 // The C interface of dynattn's CPU kernels: plain pointers, strides and tags.
 //
-// No torch headers, no Python headers: one shared library serves every Python and
-// every torch. kernels/cpu/__init__.py mirrors NMForwardArgs with ctypes; change both together.
+// There are no torch headers and no Python headers here, so that one shared library serves every Python and every
+// torch. kernels/cpu/arguments.py lists the fields of these structures by name and packs them into bytes; a test holds
+// the two against each other, field by field.
 #pragma once
 
 #include <stdint.h>
@@ -11,6 +12,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// Largest head_dim and value_dim.
+enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
 enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3 };
 
@@ -41,14 +45,14 @@ typedef struct {
   float* kept_mass;   // [batch, heads, q_len] contiguous, or NULL when not asked for
   int32_t* kept;      // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
   int32_t* allowed;   // [batch, heads, q_len] contiguous: pairs allowed, or NULL
-  // [batch, heads, ceil(q_len / cell), ceil(kv_len / cell)] contiguous: 0 where all pairs of a square of queries and
-  // keys are forbidden, before anything is chosen; or NULL
-  const uint8_t* cells;
-  // Of rows that choose by their scores (dynattn_row_forward): a score, in the kernels' own unit, that the kept ones
-  // reach and no others, and the last key kept of those that equal it; [batch, heads, q_len] contiguous, or NULL in N:M
-  // attention.
-  float* least;
-  int32_t* last;
+  // [batch, heads, ceil(q_len / block_size), ceil(kv_len / block_size)] contiguous: 0 where a block of queries and keys
+  // is dropped whole, before anything is chosen in it; or NULL.
+  const uint8_t* blocks;
+  // [batch, heads, q_len] contiguous, for rows that choose by their own scores (dynattn_row_forward writes them); NULL
+  // in N:M attention. A row keeps the scores above its threshold, in the kernels' own unit, and of those equal to it
+  // the keys up to `last_tie`.
+  float* threshold;
+  int32_t* last_tie;
 
   int64_t query_strides[3];  // batch, head, length
   int64_t key_strides[3];
@@ -71,21 +75,21 @@ typedef struct {
   int32_t causal;       // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
   int32_t isa;          // one of DYNATTN_ISA_*
   int32_t threads;      // at most this many
-  int32_t needs_grad;   // the scores must round as the backward's will: nothing is taken by the path for few queries
-  int32_t cell;         // side of the squares, between 1 and 1024, where there are any
-  uint32_t drop_below;  // of 2^32: probability that a kept weight is dropped; 0 for no dropout
-  float keep_factor;    // of the weights that are not
-  // where these tensors begin among those of a call that runs in parts: dropout draws by batch and head of the whole
+  int32_t needs_grad;   // scores must round as the backward's will, so that the path for few queries is not taken
+  int32_t block_size;   // queries and keys of a block, between 1 and 1024, where there are blocks
+  uint32_t drop_below;  // a kept weight is dropped with this probability, times 2^32; 0 for no dropout
+  float keep_factor;    // the factor of the weights that are not dropped
+  // Batch and head of the whole call that these tensors begin with, where a call runs in parts: dropout draws by them.
   int32_t first_batch, first_head;
 } NMForwardArgs;
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
-// Attention of rows that choose by their own scores, forward. By rank: a row of a allowed keys keeps the
-// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight: a row
+// Attention of rows that choose by their own scores, forward. By rank, a row of `a` allowed keys keeps the
+// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight, a row
 // keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
 typedef struct {
-  NMForwardArgs call;  // as dense attention: n and m 1, no cells; with `least` and `last`
+  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks; with `threshold` and `last_tie`
   int64_t most, numerator, denominator;
   float weight;  // below 0: by rank
 } RowForwardArgs;
@@ -93,8 +97,8 @@ typedef struct {
 DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 
 // N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
-// from the same products in the same order, so it is the forward's to the bit. With `least` and `last` the same for
-// rows that chose by their scores.
+// from the same products in the same order, so it is the forward's to the bit. With `threshold` and `last_tie` it
+// is the gradient of rows that chose by their own scores.
 typedef struct {
   NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
   const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
@@ -112,7 +116,8 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// Sizes of NMBackwardArgs and RowForwardArgs, added up: tells a caller that was built for other arguments.
+// The sizes of NMBackwardArgs and RowForwardArgs, added up. A caller compares it with its own, to learn whether it was
+// built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // The fastest instruction set that this library holds and this processor runs.

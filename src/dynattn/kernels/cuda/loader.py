@@ -1,7 +1,7 @@
 """Kernels compiled at their first use, kept on disk.
 
 NVRTC compiles one instantiation of a template, for one architecture, in a second or two; later calls, in any process,
-read it from ``cuda`` in :func:`dynattn.cache.cache_home`. An entry's key covers the sources, the options, the
+read it from ``cuda`` in :func:`dynattn.paths.cache_home`. An entry's key covers the sources, the options, the
 architecture, the instantiation and the version of NVRTC. Several processes at once are safe: a file appears whole or
 not at all, and whoever comes second replaces it by equal code.
 
@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynattn.cache import cache_home
 from dynattn.kernels.cuda.variants import Instantiation
+from dynattn.paths import cache_home
 
 REMEDY = "pip install 'dynattn[cuda]'"
 
@@ -62,7 +62,7 @@ def missing() -> str | None:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Of the NVRTC at hand, which :func:`missing` found."""
+    """Version of the NVRTC that :func:`missing` found, as (major, minor)."""
     _, major, minor = import_module("cuda.bindings.nvrtc").nvrtcVersion()
     return major, minor
 

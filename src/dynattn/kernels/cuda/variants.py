@@ -111,7 +111,7 @@ class Variant:
 
     @property
     def element_bytes(self) -> int:
-        """Of one element in memory."""
+        """Bytes that one element takes in memory."""
         return 4 if self.dtype == "tf32" else 2
 
     @property

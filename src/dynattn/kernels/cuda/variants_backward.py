@@ -50,7 +50,7 @@ class RowTermsVariant:
         return f"dynattn::nm_backward_row_terms<dynattn::{ELEMENTS[self.dtype]}>"
 
     def blocks(self, rows: int) -> int:
-        """Of the grid, for so many rows of all heads."""
+        """Blocks of the grid for ``rows``, the rows of all heads together."""
         return -(-rows // _ROW_TERMS_ROWS)
 
 
@@ -76,7 +76,7 @@ class QueryVariant:
         return f"dynattn::nm_backward_query<dynattn::{ELEMENTS[self.dtype]}>"
 
     def blocks(self, row_blocks: int, columns: int) -> int:
-        """Of the grid, for so many blocks of 16 queries of all heads, and columns of the sums."""
+        """Blocks of the grid, for so many blocks of 16 queries of all heads and columns of the sums."""
         return -(-row_blocks * (columns // 8) // _QUERY_FRAGMENTS)
 
 

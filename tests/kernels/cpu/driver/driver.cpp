@@ -111,11 +111,11 @@ std::string run(const Case& c) {
   args.mask_dtype = p.mask_dtype(), args.n = c.pattern.n, args.m = c.pattern.m, args.window = c.pattern.window;
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads;
-  if (c.cell > 0) args.cells = p.cells.data(), args.cell = c.cell;
+  if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_size = c.block_size;
   args.needs_grad = !c.aux;
-  std::unique_ptr<float[]> least(new float[rows]);
-  std::unique_ptr<int32_t[]> last(new int32_t[rows]);
-  if (c.rule.most > 0) args.least = least.get(), args.last = last.get();
+  std::unique_ptr<float[]> threshold(new float[rows]);
+  std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
+  if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
   const RowForwardArgs by_row = {args, c.rule.most, c.rule.numerator, c.rule.denominator, c.rule.weight};
   const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
@@ -158,20 +158,20 @@ struct Counts {
     std::printf(
         "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux "
         "%d "
-        "dtype %d threads %d scale %g cell %d most %d weight %g: %s\n",
+        "dtype %d threads %d scale %g block_size %d most %d weight %g: %s\n",
         kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch,
         s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
         static_cast<int>(c.order), static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads,
-        static_cast<double>(c.scale), c.cell, static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight),
+        static_cast<double>(c.scale), c.block_size, static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight),
         wrong.c_str());
   }
 };
 
-// Squares that are forbidden whole, of sides that fall together with groups of rows and tiles of keys, and that do not.
-void check_cells(const Pattern& pattern, const Shape& shape, int isa, int turn, Counts& counts) {
-  const int sides[] = {1, 5, 16, 24, 48, 64, 100, 1024};
+// Blocks that are dropped whole, of sizes that fall together with bands of rows and tiles of keys, and that do not.
+void check_blocks(const Pattern& pattern, const Shape& shape, int isa, int turn, Counts& counts) {
+  const int sizes[] = {1, 5, 16, 24, 48, 64, 100, 1024};
   Case c;
-  c.pattern = pattern, c.shape = shape, c.isa = isa, c.cell = sides[turn % 8];
+  c.pattern = pattern, c.shape = shape, c.isa = isa, c.block_size = sizes[turn % 8];
   c.mask = turn % 3 == 2 ? static_cast<Mask>(turn / 3 % 5) : Mask::kNone;
   c.order = static_cast<Order>(turn / 5 % 4), c.causal = turn % 4 == 1, c.aux = turn % 5 == 0, c.threads = 1 + turn % 3;
   c.dtype = turn % 7 == 0 ? DYNATTN_BFLOAT16 : DYNATTN_FLOAT32;
@@ -252,15 +252,15 @@ void check_isa(int isa, Counts& counts) {
       }
     }
     for (const Shape& shape : shapes) {
-      for (int i = 0; i < 3; i++, turn++) check_cells(pattern, shape, isa, turn, counts);
+      for (int i = 0; i < 3; i++, turn++) check_blocks(pattern, shape, isa, turn, counts);
     }
-    for (const Shape& shape : few) check_cells(pattern, shape, isa, turn++, counts);
+    for (const Shape& shape : few) check_blocks(pattern, shape, isa, turn++, counts);
     for (int trouble = 1; trouble <= 4; trouble++) {
       for (int mask = 0; mask <= 3; mask++) {
         Case c;
         c.pattern = pattern, c.shape = {1, 2, 1, 31, 140, 24, 20}, c.mask = static_cast<Mask>(mask), c.isa = isa;
         c.trouble = static_cast<Trouble>(trouble), c.causal = trouble % 2 == 0, c.aux = mask % 2 == 1;
-        c.cell = mask == 2 ? 24 : 0;
+        c.block_size = mask == 2 ? 24 : 0;
         counts.check(c);
       }
     }

@@ -43,7 +43,7 @@ struct Case {
   bool causal = false, aux = false;
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
-  int cell = 0;  // side of the squares that may be forbidden whole; 0 for none
+  int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none
   Rule rule;
 };
 
@@ -125,7 +125,7 @@ struct Problem {
   Tensor query, key, value, out;
   std::vector<unsigned char> mask;
   int64_t mask_strides[4] = {0, 0, 0, 0};
-  std::vector<unsigned char> cells;
+  std::vector<unsigned char> blocks;
 
   explicit Problem(const Case& given)
       : c(given),
@@ -141,7 +141,7 @@ struct Problem {
     }
     for (size_t i = 0; i < out.count; i++) out.set(static_cast<int64_t>(i), NAN);
     fill_mask();
-    fill_cells();
+    fill_blocks();
     make_trouble();
   }
 
@@ -171,18 +171,19 @@ struct Problem {
       for (int64_t j = 0; j < s.kv_len; j++) set_mask(mask_strides[2] + j, false, -INFINITY);
     }
   }
-  int64_t cell_at(int b, int h, int i, int j) const {
-    const int64_t rows = (c.shape.q_len + c.cell - 1) / c.cell, columns = (c.shape.kv_len + c.cell - 1) / c.cell;
-    return ((int64_t{b} * c.shape.heads + h) * rows + i / c.cell) * columns + j / c.cell;
+  int64_t block_at(int b, int h, int i, int j) const {
+    const int64_t rows = (c.shape.q_len + c.block_size - 1) / c.block_size,
+                  columns = (c.shape.kv_len + c.block_size - 1) / c.block_size;
+    return ((int64_t{b} * c.shape.heads + h) * rows + i / c.block_size) * columns + j / c.block_size;
   }
-  void fill_cells() {
+  void fill_blocks() {
     const Shape& s = c.shape;
-    if (c.cell == 0) return;
+    if (c.block_size == 0) return;
     const bool some = s.batch * s.heads * s.q_len * s.kv_len > 0;
-    cells.resize(some ? static_cast<size_t>(cell_at(s.batch - 1, s.heads - 1, s.q_len - 1, s.kv_len - 1)) + 1 : 0);
-    cells.shrink_to_fit();
-    for (unsigned char& cell : cells) cell = random_int(0, 2) == 0 ? 1 : 0;
-    for (int j = 0; some && j < s.kv_len; j++) cells[static_cast<size_t>(cell_at(0, s.heads - 1, 0, j))] = 0;
+    blocks.resize(some ? static_cast<size_t>(block_at(s.batch - 1, s.heads - 1, s.q_len - 1, s.kv_len - 1)) + 1 : 0);
+    blocks.shrink_to_fit();
+    for (unsigned char& block : blocks) block = random_int(0, 2) == 0 ? 1 : 0;
+    for (int j = 0; some && j < s.kv_len; j++) blocks[static_cast<size_t>(block_at(0, s.heads - 1, 0, j))] = 0;
   }
   void set_mask(int64_t i, bool allowed, float bias) {
     unsigned char* at = mask.data() + static_cast<size_t>(i) * mask_size();
@@ -198,7 +199,7 @@ struct Problem {
   double bias(int b, int h, int i, int j) const {
     const int64_t offset = c.shape.kv_len - c.shape.q_len;
     if (c.causal && j > i + offset) return -kInf;
-    if (c.cell > 0 && !cells[static_cast<size_t>(cell_at(b, h, i, j))]) return -kInf;
+    if (c.block_size > 0 && !blocks[static_cast<size_t>(block_at(b, h, i, j))]) return -kInf;
     if (c.mask == Mask::kNone) return 0.0;
     const int64_t index = b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3];
     const unsigned char* at = mask.data() + static_cast<size_t>(index) * mask_size();

@@ -1,5 +1,5 @@
 // The tile kernels of one engine as a library of their own, for tests that compile them otherwise than the package does.
-#include "team.cpp"
+#include "common/team.cpp"
 #include "tiles/tiles.cpp"
 
 using namespace dynattn::DYNATTN_NAMESPACE;

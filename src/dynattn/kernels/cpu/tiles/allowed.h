@@ -2,8 +2,8 @@
 // added to their scores.
 #pragma once
 
-#include "cells.h"
-#include "convert.h"
+#include "common/kept_blocks.h"
+#include "common/dtypes.h"
 #include "tiles/plan.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -43,14 +43,14 @@ static void forbid_later_keys(const QueryTile& at, int64_t first_key, int64_t ke
   }
 }
 
-static void forbid_cells(const QueryTile& at, const KeyCells& cells, int64_t first_key, int64_t keys,
+static void forbid_dropped_blocks(const QueryTile& at, const BlockColumns& columns, int64_t first_key, int64_t keys,
                          Allowed& allowed) {
   for (int64_t query = at.first; query < at.first + at.count;) {
-    const int64_t next = (query / cells.side + 1) * cells.side;
+    const int64_t next = (query / columns.size + 1) * columns.size;
     const uint32_t queries = query_bits(query - at.first, next - at.first);
-    const uint8_t* row = cells_of(cells, query);
+    const uint8_t* row = block_row(columns, query);
     for (int64_t i = 0; i < keys; i++) {
-      if (row[(first_key + i) / cells.side - first_key / cells.side] == 0) allowed.pairs[i] &= ~queries;
+      if (row[(first_key + i) / columns.size - first_key / columns.size] == 0) allowed.pairs[i] &= ~queries;
     }
     query = next;
   }
@@ -116,17 +116,17 @@ static void find_allowed(const QueryTile& at, int64_t first_key, Allowed& allowe
   const NMForwardArgs& args = *plan.args;
   const int64_t keys = smaller<int64_t>(plan.key_block, args.kv_len - first_key);
   const bool crossed = args.causal && first_key + keys - 1 > at.first + plan.offset;
-  const KeyCells cells = key_cells(args, at.batch, at.head, first_key, keys);
-  const Cells kept = kept_cells(cells, at.first, at.first + at.count - 1);
+  const BlockColumns columns = block_columns(args, at.batch, at.head, first_key, keys);
+  const KeptBlocks kept = kept_blocks(columns, at.first, at.first + at.count - 1);
   allowed.force = allowed.unsafe = false;
-  allowed.any = kept != Cells::kNone;
-  allowed.all = !crossed && kept == Cells::kAll && args.mask == nullptr && keys == plan.key_block;
+  allowed.any = kept != KeptBlocks::kNone;
+  allowed.all = !crossed && kept == KeptBlocks::kAll && args.mask == nullptr && keys == plan.key_block;
   if (allowed.any && plan.window) force_window(at, first_key, keys, allowed);
   if (!allowed.any || allowed.all) return;
 
   for (int64_t i = 0; i < plan.key_block; i++) allowed.pairs[i] = i < keys ? kAllQueries : 0;
   if (crossed) forbid_later_keys(at, first_key, keys, allowed);
-  if (kept == Cells::kSome) forbid_cells(at, cells, first_key, keys, allowed);
+  if (kept == KeptBlocks::kSome) forbid_dropped_blocks(at, columns, first_key, keys, allowed);
   if (args.mask != nullptr && !plan.biased) apply_bool_mask(at, first_key, keys, allowed);
   if (plan.biased) {
     memset(allowed.bias, 0, static_cast<size_t>(plan.key_block * kQueries) * sizeof(float));

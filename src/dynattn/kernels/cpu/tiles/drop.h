@@ -1,8 +1,8 @@
-// Dropout of weights: the pairs that dropout.h draws, as every kernel does. The factor of those that stay is the
+// Dropout of weights: the pairs that common/dropout.h draws, as every kernel does. The factor of those that stay is the
 // output's, so that no weight is rounded twice.
 #pragma once
 
-#include "dropout.h"
+#include "common/dropout.h"
 #include "tiles/softmax.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {

@@ -25,7 +25,7 @@
 
 #include <stdint.h>
 
-#include "simd.h"
+#include "simd/simd.h"
 
 #if defined(DYNATTN_TILES_AMX)
 #include "tiles/engine_amx.h"

@@ -1,7 +1,7 @@
 // The forward of 32 queries of one head: a block of keys at a time, scores, weights and values.
 #pragma once
 
-#include "layouter.h"
+#include "common/arena.h"
 #include "tiles/drop.h"
 #include "tiles/pack.h"
 #include "tiles/softmax.h"
@@ -17,13 +17,13 @@ struct TileScratch {
   Allowed* allowed;
 };
 
-static TileScratch lay_tile_scratch(const TilePlan& plan, Layouter& layouter) {
+static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
   TileScratch s;
-  s.queries = layouter.take<uint32_t>(plan.depth * kGroups * kTileWords);
-  s.scores = layouter.take<float>(int64_t{plan.padded} * kQueries);
-  s.weights = layouter.take<uint32_t>(int64_t{plan.padded} / 2 * kQueries);
-  s.out = layouter.take<float>(plan.dims * kTileRows * kQueries);
-  s.allowed = layouter.take<Allowed>(1);
+  s.queries = arena.take<uint32_t>(plan.depth * kGroups * kTileWords);
+  s.scores = arena.take<float>(int64_t{plan.padded} * kQueries);
+  s.weights = arena.take<uint32_t>(int64_t{plan.padded} / 2 * kQueries);
+  s.out = arena.take<float>(plan.dims * kTileRows * kQueries);
+  s.allowed = arena.take<Allowed>(1);
   return s;
 }
 

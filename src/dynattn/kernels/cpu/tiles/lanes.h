@@ -4,7 +4,7 @@
 // lower key in its low half, as a tile of pairs has them.
 #pragma once
 
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -31,7 +31,7 @@ DYNATTN_INLINE Lanes low_half(Words x) { return floats_of(shift_left<16>(x)); }
 // 2^y, exactly 0 below 2^-127 and infinite from 2^128 on; relative error 2e-7. NaN gives 0.
 //
 // Adding 1.5 · 2^23 + 127 rounds y to an integer in the low bits of the sum, biased as a float's exponent is, so that a
-// shift makes a power of two of it. The polynomial on [-1/2, 1/2] is simd.h's.
+// shift makes a power of two of it. The polynomial on [-1/2, 1/2] is simd/simd.h's.
 DYNATTN_INLINE Lanes exp2_lanes(Lanes y) {
   const Lanes magic = broadcast_lanes(12582912.0f + 127.0f);
   y = min(max(y, broadcast_lanes(-127.0f)), broadcast_lanes(128.0f));

@@ -9,7 +9,7 @@
 // marked, and the value goes only where the key is kept (forward.h).
 #pragma once
 
-#include "convert.h"
+#include "common/dtypes.h"
 #include "tiles/lanes.h"
 #include "tiles/plan.h"
 
@@ -25,18 +25,6 @@ struct TileHead {
   int64_t value_stride;     // numbers, of the caller's values
   const uint8_t* odd;       // [key]: 1 where a value is NaN or infinite
   float key_bound, value_bound;  // largest magnitudes; infinite where one is not finite
-};
-
-// The same of the memory that a head is packed into.
-struct TileSlot {
-  char* keys;
-  char* values;
-  uint8_t* odd;
-};
-
-// What packing has seen of a part of a head.
-struct Bounds {
-  float keys, values;
 };
 
 // The largest magnitude of numbers, as bits.
@@ -57,6 +45,11 @@ struct Largest {
 
 DYNATTN_INLINE const uint16_t* row_of(const char* head, int64_t row, int64_t stride) {
   return reinterpret_cast<const uint16_t*>(head) + row * stride;
+}
+
+// A key head of `base`, of those of all batches.
+static const char* head_of(const NMForwardArgs& args, const void* base, const int64_t strides[3], int64_t head) {
+  return element(base, head / args.kv_heads * strides[0] + head % args.kv_heads * strides[1], args.dtype);
 }
 
 static void see_row(const uint16_t* row, int64_t dim, Largest& largest) {

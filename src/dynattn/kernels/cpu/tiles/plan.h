@@ -63,7 +63,7 @@ DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) { return plan.pad
 // Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
 static int choose_key_block(const TilePlan& plan) {
   const NMForwardArgs& args = *plan.args;
-  if (plan.m == 1) return args.cells != nullptr && args.cell < kBestKeyBlock ? kTileDepth : kBestKeyBlock;
+  if (plan.m == 1) return args.blocks != nullptr && args.block_size < kBestKeyBlock ? kTileDepth : kBestKeyBlock;
   const int unit = plan.m * plan.stride;
   int best = 0;
   for (int keys = unit; keys <= kMaxKeyBlock; keys += unit) {

@@ -1,0 +1,106 @@
+"""Which backend runs: the fastest that computes the definition, or the one that was asked for by name.
+
+A backend is one file with one class: whether it can compute a problem, what it is, and how it runs a call. It is added
+by its line in ``_BACKENDS``, and by its place in ``_fastest_first`` where ``auto`` is to take it.
+"""
+
+from __future__ import annotations
+
+from dynattn.backends.base import Backend
+from dynattn.backends.blockwise import Blockwise
+from dynattn.backends.cpu import CPU, Tiles
+from dynattn.backends.cuda import CUDA
+from dynattn.backends.problem import Call, Plan, Problem, Result
+from dynattn.backends.reference import Reference
+from dynattn.backends.sdpa import SDPA
+from dynattn.methods.base import Choice
+
+__all__ = ["Backend", "Call", "Plan", "Problem", "Result", "backends", "explain", "route"]
+
+
+def route(problem: Problem, backend: str) -> Backend:
+    """The backend that runs: the first of the fastest that can, or the one asked for.
+
+    Args:
+        problem: what decides.
+        backend: ``auto`` or the name of a backend.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: the backend asked for cannot run this problem; the text says why.
+    """
+    if backend == "auto":
+        return _fastest(problem)
+    if backend not in _BACKENDS:
+        raise ValueError(
+            f"attention: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}: got {backend!r}"
+        )
+    reason = _BACKENDS[backend].cannot(problem)
+    if reason is not None:
+        raise RuntimeError(
+            f"attention: backend {backend!r} cannot run this: {reason}; use backend='auto', "
+            "and dynattn.explain(...) to see what it would run"
+        )
+    return _BACKENDS[backend]
+
+
+def explain(problem: Problem, backend: str) -> Plan:
+    """What :func:`route` answers, with the reasons.
+
+    Args:
+        problem, backend: as for :func:`route`.
+
+    Raises:
+        As :func:`route`.
+    """
+    chosen = route(problem, backend)
+    what = chosen.what(problem)
+    if backend != "auto":
+        return Plan(chosen.name, f"{what}; asked for by name")
+    first = _fastest_first(problem)
+    passed_over = first[: first.index(chosen.name)] if chosen.name in first else first
+    rejected = {name: _BACKENDS[name].cannot(problem) or "" for name in passed_over}
+    return Plan(chosen.name, f"{what}; the fastest here that computes {problem.method.known_as}", rejected)
+
+
+def backends() -> tuple[str, ...]:
+    """Names that ``backend=`` takes besides ``auto``."""
+    return tuple(_BACKENDS)
+
+
+def _fastest_first(problem: Problem) -> tuple[str, ...]:
+    """Backends that ``auto`` tries on this device before the reference."""
+    method, device = problem.method, problem.device.type
+    if device == "cuda":
+        # sdpa is dense with half of the products of our kernel, which computes with zeros
+        return ("sdpa", "cuda") if method.keeps_everything else ("cuda", "blockwise", "sdpa")
+    if device == "cpu":
+        # the kernel for rows lists all pairs that they keep, one by one
+        listed = method.keeps_everything and method.choice is Choice.ROWS
+        return ("sdpa", "cpu") if listed else ("cpu", "blockwise", "sdpa")
+    return ("blockwise", "sdpa")
+
+
+def _fastest(problem: Problem) -> Backend:
+    for name in _fastest_first(problem):
+        if _BACKENDS[name].cannot(problem) is None:
+            return _BACKENDS[name]
+    return _BACKENDS["reference"]
+
+
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        CPU(),
+        CPU("avx512"),
+        CPU("avx2"),
+        CPU("portable"),
+        Tiles("amx"),
+        Tiles("avx512bf16"),
+        Tiles("tiles-portable"),
+        CUDA(),
+        Blockwise(_fastest),
+        SDPA(),
+        Reference(),
+    )
+}

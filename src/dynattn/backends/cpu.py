@@ -1,0 +1,96 @@
+"""The fused C++ kernels: N:M attention, rows that choose by their own scores, and whole blocks of pairs."""
+
+from __future__ import annotations
+
+import torch
+
+from dynattn.backends.base import Backend, run_nm, short
+from dynattn.backends.problem import Call, Problem, Result
+from dynattn.kernels import cpu
+from dynattn.methods.base import Choice
+from dynattn.ops.blocks import block_attention
+from dynattn.ops.rows import row_attention
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class CPU(Backend):
+    """The kernels of one instruction set, or of the best that the processor runs.
+
+    Args:
+        isa: ``avx512``, ``avx2`` or ``portable``; None for the best.
+    """
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._isa = isa
+        self.name = "cpu" if isa is None else f"cpu-{isa}"
+
+    def cannot(self, problem: Problem) -> str | None:
+        method = problem.method
+        if method.choice not in (Choice.GROUPS, Choice.ROWS, Choice.BLOCKS):
+            return (
+                "its kernels compute N:M attention, top-k, thresholds and large blocks, and "
+                f"{method.known_as} is another method"
+            )
+        if method.choice is Choice.BLOCKS and problem.mask_by_query:
+            return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
+        if method.choice is Choice.ROWS and problem.mask_needs_grad:
+            return "the gradient of a mask is not made where rows choose by their scores"
+        if problem.device.type != "cpu":
+            return f"tensors are on {problem.device}"
+        if problem.dtype not in _DTYPES:
+            return f"the kernels take float32, bfloat16 and float16, not {short(problem.dtype)}"
+        for which, size in (("head_dim", problem.head_dim), ("value_dim", problem.value_dim)):
+            if size > cpu.MAX_HEAD_DIM:
+                return f"the kernels take a {which} of at most {cpu.MAX_HEAD_DIM}, not {size}"
+        if torch.compiler.is_compiling():
+            return None
+        return cpu.unavailable_reason() if self._isa is None else cpu.isa_refusal(self._isa)
+
+    def what(self, problem: Problem) -> str:
+        what = f"fused C++ kernel ({self._named(problem)})"
+        if problem.method.choice is Choice.ROWS:
+            return f"{what}, all pairs scored, values of the kept ones read"
+        return f"{what}, dropped blocks skipped" if problem.method.choice is Choice.BLOCKS else what
+
+    def _named(self, problem: Problem) -> str:
+        """The instruction set, and of bfloat16 why it is not one of the matrix units."""
+        if self._isa is not None:
+            return self._isa
+        isa = cpu.best_isa()
+        if problem.method.choice is not Choice.ROWS:
+            isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
+        if problem.dtype != torch.bfloat16 or isa == "amx":
+            return isa
+        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or 'few queries read keys in place'}"
+
+    def run(self, call: Call) -> Result:
+        if call.method.choice is Choice.GROUPS:
+            return run_nm(call, self.name)
+        options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
+        if call.method.choice is Choice.ROWS:
+            return Result(*row_attention(*options, self.name)[:5])
+        return Result(*block_attention(*options, call.needs_grad, self.name)[:5])
+
+
+class Tiles(CPU):
+    """The kernels on one tile engine, which ``cpu`` takes by itself where it is the fastest.
+
+    Args:
+        isa: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+    """
+
+    def __init__(self, isa: str) -> None:
+        super().__init__(isa)
+
+    def cannot(self, problem: Problem) -> str | None:
+        if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS) and problem.dtype != torch.bfloat16:
+            return f"tiles take bfloat16, not {short(problem.dtype)}"
+        return super().cannot(problem) or _no_tiles(problem)
+
+
+def _no_tiles(problem: Problem) -> str | None:
+    """Why tiles do not compute a problem of bfloat16; None where they do."""
+    if problem.method.choice is Choice.ROWS:
+        return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
+    return "the gradient is not made on tiles" if problem.needs_grad else None

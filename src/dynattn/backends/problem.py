@@ -1,0 +1,128 @@
+"""What backends are asked and what they answer: a call, the problem that it poses, its plan and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynattn.methods.base import Method
+
+
+class Problem(NamedTuple):
+    """What the choice of a backend depends on: a call without its numbers.
+
+    Attributes:
+        device: of all tensors.
+        dtype: of query, key and value.
+        method: what to keep.
+        head_dim: of query and key.
+        value_dim: of value.
+        q_len, kv_len: lengths.
+        causal: whether keys after the query are forbidden.
+        masked: whether there is a mask.
+        mask_by_query: the mask is added, or is not the same for all queries.
+        mask_needs_grad: its gradient will be asked for.
+        aux: whether the certificate is asked for.
+        dropout: whether weights are dropped.
+        needs_grad: gradients will be asked for.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    method: Method
+    head_dim: int
+    value_dim: int
+    q_len: int = 1
+    kv_len: int = 1
+    causal: bool = False
+    masked: bool = False
+    mask_by_query: bool = False
+    mask_needs_grad: bool = False
+    aux: bool = False
+    dropout: bool = False
+    needs_grad: bool = False
+
+
+class Call(NamedTuple):
+    """A call of :func:`dynattn.attention` whose arguments are checked.
+
+    Attributes:
+        query, key, value, attn_mask, method, causal, dropout_p: as :func:`dynattn.attention` takes them.
+        seed: of dropout, an int64 tensor of one element; None without dropout.
+        scale: factor of the scores.
+        aux: whether the certificate is asked for.
+        needs_grad: whether a gradient may be asked for.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    seed: Tensor | None
+    method: Method
+    causal: bool
+    scale: float
+    dropout_p: float
+    aux: bool
+    needs_grad: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Those that operators take first."""
+        return self[:5]
+
+    @property
+    def problem(self) -> Problem:
+        """What it poses."""
+        query, mask = self.query, self.attn_mask
+        return Problem(
+            query.device, query.dtype, self.method, query.shape[3], self.value.shape[3], query.shape[2],
+            self.key.shape[2], self.causal, mask is not None,
+            mask is not None and (mask.dtype != torch.bool or (mask.dim() > 1 and mask.shape[-2] != 1)),
+            mask is not None and self.needs_grad and mask.requires_grad, self.aux, self.dropout_p > 0, self.needs_grad,
+        )  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What a backend computed; all but ``out`` are None, or hold nothing, where the certificate was not asked for.
+
+    Attributes:
+        out: (batch, heads, q_len, value_dim), dtype of the query.
+        logsumexp: (batch, heads, q_len), float32 or float64, of kept scores.
+        kept_mass: same shape and dtype, dense weight of the kept pairs.
+        kept: same shape, int32, pairs kept.
+        allowed: same shape, int32, pairs allowed.
+    """
+
+    out: Tensor
+    logsumexp: Tensor | None = None
+    kept_mass: Tensor | None = None
+    kept: Tensor | None = None
+    allowed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which backend runs, and why the ones before it do not; print it to read it.
+
+    Attributes:
+        backend: name of the backend, as ``dynattn.attention(..., backend=...)`` takes it; None where heads differ in
+            their method, and each of ``parts`` has its own.
+        reason: what it is and why it was chosen.
+        rejected: for each faster backend, why it cannot run here.
+        parts: plans by heads, where the method is a ``PerHead``: the heads in words, and the plan of their method.
+    """
+
+    backend: str | None
+    reason: str
+    rejected: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Plan] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.parts:
+            return "\n".join(f"{heads}: {plan}" for heads, plan in self.parts.items())
+        lines = [f"{self.backend}: {self.reason}"]
+        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.rejected.items()])

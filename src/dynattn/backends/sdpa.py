@@ -1,0 +1,52 @@
+"""PyTorch's own attention, for methods that keep everything."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from dynattn.backends.base import Backend
+from dynattn.backends.problem import Call, Problem, Result
+
+
+class SDPA(Backend):
+    """``torch.nn.functional.scaled_dot_product_attention``."""
+
+    name = "sdpa"
+
+    def cannot(self, problem: Problem) -> str | None:
+        if not problem.method.keeps_everything:
+            return f"it is dense, and {problem.method.known_as} is not"
+        if problem.aux:
+            return "it returns no logsumexp"
+        if problem.dropout:
+            return "it draws its dropout otherwise"
+        if problem.masked:
+            return "it gives NaN for rows that a mask empties"
+        if problem.causal and problem.q_len != problem.kv_len:
+            return "it aligns causal masks top-left where q_len != kv_len"
+        return None
+
+    def what(self, problem: Problem) -> str:
+        return "torch.nn.functional.scaled_dot_product_attention"
+
+    def run(self, call: Call) -> Result:
+        query, key, value = call.query, call.key, call.value
+        if call.needs_grad:
+            query, key, value = _apart(query), _apart(key), _apart(value)
+        return Result(scaled_dot_product_attention(
+            query, key, value, is_causal=call.causal, scale=call.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        ))  # fmt: skip
+
+
+def _apart(x: Tensor) -> Tensor:
+    """``x``, or a copy where elements share memory: PyTorch's gradient of such an input is wrong on CPUs (2.13)."""
+    if x.is_contiguous():
+        return x
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return x.contiguous()
+        reach = max(reach, stride * size)
+    return x

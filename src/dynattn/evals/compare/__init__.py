@@ -1,6 +1,0 @@
-"""``dynattn compare``: a model with dense attention against the same model with each method, in one run."""
-
-from dynattn.evals.compare.results import Comparison
-from dynattn.evals.compare.run import Settings, compare
-
-__all__ = ["Comparison", "Settings", "compare"]

@@ -1,0 +1,122 @@
+"""The arguments of the CPU kernels as bytes: the structures of ``dynattn_cpu.h``, field by field.
+
+Each structure is a table of names and C types, in the header's order. A caller gives its values by name, and all of
+them; the table puts them in order. ``struct`` packs them in a third of the time that ``ctypes`` fields take.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+POINTER, INT32, UINT32, INT64, UINT64, FLOAT = "P", "i", "I", "q", "Q", "f"
+
+
+class Structure:
+    """A C structure: its own fields, behind those of the structure that it begins with.
+
+    Attributes:
+        name: in the header.
+        begins_with: name of the first member and its structure, or None. The bytes that :meth:`pack` gives belong
+            behind those of that structure.
+        fields: name, C type and length of every field of its own, in order; a length of 1 is no array. Arrays lie
+            side by side.
+        size: bytes of the whole structure.
+    """
+
+    def __init__(
+        self, name: str, fields: list[tuple[str, str, int]], begins_with: tuple[str, Structure] | None = None
+    ) -> None:
+        self.name, self.fields, self.begins_with = name, fields, begins_with
+        self._layout = struct.Struct(" ".join(f"{length}{kind}" for _, kind, length in fields) + " 0q")
+        self.size = self._layout.size + (begins_with[1].size if begins_with else 0)
+        self._values = itemgetter(*(field for field, _, _ in fields))
+        arrays = [i for i, (_, _, length) in enumerate(fields) if length > 1]
+        self._first, self._end = (arrays[0], arrays[-1] + 1) if arrays else (0, 0)
+
+    def pack(self, **values: Any) -> bytes:
+        """The structure's own fields as bytes.
+
+        Args:
+            values: one for each field, by name; a tuple for an array.
+
+        Raises:
+            KeyError: a field has no value.
+            struct.error: a value does not fit its type.
+        """
+        ordered = self._values(values)
+        arrays = chain.from_iterable(ordered[self._first : self._end])
+        return self._layout.pack(*ordered[: self._first], *arrays, *ordered[self._end :])
+
+
+NM_FORWARD = Structure(
+    "NMForwardArgs",
+    [
+        ("query", POINTER, 1),
+        ("key", POINTER, 1),
+        ("value", POINTER, 1),
+        ("mask", POINTER, 1),
+        ("out", POINTER, 1),
+        ("logsumexp", POINTER, 1),
+        ("kept_mass", POINTER, 1),
+        ("kept", POINTER, 1),
+        ("allowed", POINTER, 1),
+        ("blocks", POINTER, 1),
+        ("threshold", POINTER, 1),
+        ("last_tie", POINTER, 1),
+        ("query_strides", INT64, 3),
+        ("key_strides", INT64, 3),
+        ("value_strides", INT64, 3),
+        ("out_strides", INT64, 3),
+        ("mask_strides", INT64, 4),
+        ("batch", INT64, 1),
+        ("heads", INT64, 1),
+        ("kv_heads", INT64, 1),
+        ("q_len", INT64, 1),
+        ("kv_len", INT64, 1),
+        ("head_dim", INT64, 1),
+        ("value_dim", INT64, 1),
+        ("parallel", POINTER, 1),
+        ("seed", UINT64, 1),
+        ("scale", FLOAT, 1),
+        ("dtype", INT32, 1),
+        ("mask_dtype", INT32, 1),
+        ("n", INT32, 1),
+        ("m", INT32, 1),
+        ("window", INT32, 1),
+        ("sinks", INT32, 1),
+        ("stride", INT32, 1),
+        ("causal", INT32, 1),
+        ("isa", INT32, 1),
+        ("threads", INT32, 1),
+        ("needs_grad", INT32, 1),
+        ("block_size", INT32, 1),
+        ("drop_below", UINT32, 1),
+        ("keep_factor", FLOAT, 1),
+        ("first_batch", INT32, 1),
+        ("first_head", INT32, 1),
+    ],
+)
+ROW_FORWARD = Structure(
+    "RowForwardArgs",
+    [("most", INT64, 1), ("numerator", INT64, 1), ("denominator", INT64, 1), ("weight", FLOAT, 1)],
+    begins_with=("call", NM_FORWARD),
+)
+NM_BACKWARD = Structure(
+    "NMBackwardArgs",
+    [
+        ("grad_out", POINTER, 1),
+        ("grad_logsumexp", POINTER, 1),
+        ("d_query", POINTER, 1),
+        ("d_key", POINTER, 1),
+        ("d_value", POINTER, 1),
+        ("d_scores", POINTER, 1),
+        ("grad_out_strides", INT64, 3),
+        ("d_query_strides", INT64, 3),
+        ("d_key_strides", INT64, 3),
+        ("d_value_strides", INT64, 3),
+    ],
+    begins_with=("forward", NM_FORWARD),
+)

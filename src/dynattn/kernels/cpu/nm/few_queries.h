@@ -1,0 +1,327 @@
+// Few queries against many keys, as in decoding with a KV cache: keys and values are read in place, and only once.
+//
+// Packing pays when many rows use a packed key. For a few, a score is a product along head_dim with the key's own row,
+// and a value row is touched only where its key is kept. The scores of a tile lie by position as plan.h has it, so that
+// masks, choice, weights and counts are those of packed query blocks, in their careful variant: NaN and infinity need
+// no second path here.
+//
+// A task is a key head, for all query rows that share it, and a range of keys. The task that completes a head merges
+// its ranges, in order; shapes alone decide how long they are, so that threads change no bit.
+#pragma once
+
+#include "common/arena.h"
+#include "common/team.h"
+#include "nm/forward.h"
+#include "nm/unpacked.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// Queries up to which nothing is packed, and rows that may share a key head: both by measurement. More queries fill
+// the register tiles of packed query blocks.
+constexpr int64_t kFewQueries = 6;
+constexpr int64_t kFewRows = 64;
+
+constexpr int64_t kRangeKeys = 512;   // keys a range, at least
+constexpr int64_t kRangeTasks = 256;  // ranges are not multiplied beyond about so many tasks
+
+// A thread's memory.
+struct FewScratch {
+  float* queries;         // [row][key_width], padded with zeros
+  float* scores;          // [row][tile], then weights; negative where not kept
+  float* bias;            // [row][tile]
+  const float** bias_of;  // [row]: its bias, or NULL
+  float* block_bias;      // [tile], by position: what a row's blocks forbid
+  float* values;          // [tile][value width]: rows that cannot be read in place
+  RowStates rows;         // unless ranges have states of their own
+};
+
+struct Few {
+  const Plan* plan;
+  char* memory;
+  int64_t* finished;                  // [head] ranges done
+  int64_t heads, heads_per_kv, rows;  // key heads, query heads of each, query rows of each
+  int64_t ranges, range_tiles;
+  int64_t key_width;                      // head_dim rounded up to whole vectors
+  bool keys_in_place, values_in_place;    // float32 rows of whole vectors
+  int64_t states_offset, states_bytes;    // [head][range], where a head has several
+  int64_t scratch_offset, scratch_bytes;  // [thread]
+  int64_t next_task, next_thread;
+};
+
+static RowStates rows_from(RowStates rows, int64_t row) {
+  rows.reference += row;
+  rows.ceiling += row;
+  rows.sum += row * kWidth;
+  rows.dropped += row * kWidth;
+  rows.out += row * rows.out_stride;
+  rows.kept += row;
+  rows.allowed += row;
+  rows.poisoned += row;
+  return rows;
+}
+
+// One query head of a task, as a query block.
+struct FewHead {
+  PackedHead packed = {};
+  Scratch scratch = {};
+  QueryBlock block;
+
+  FewHead(const Few& few, const FewScratch& own, const RowStates& rows, int64_t head, int64_t member)
+      : block{*few.plan, packed, scratch, 0, 0, 0, few.plan->args->q_len, true, true} {
+    const NMForwardArgs& args = *few.plan->args;
+    scratch.rows = rows_from(rows, member * args.q_len);
+    scratch.block_bias = own.block_bias;
+    block.batch = head / args.kv_heads;
+    block.index = head % args.kv_heads * few.heads_per_kv + member;
+  }
+};
+
+static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
+  const Plan& plan = *few.plan;
+  FewScratch s;
+  s.queries = arena.take<float>(few.rows * few.key_width);
+  s.scores = arena.take<float>(few.rows * plan.tile);
+  s.bias = arena.take<float>(few.rows * plan.tile);
+  s.bias_of = arena.take<const float*>(few.rows);
+  s.block_bias = arena.take<float>(plan.args->blocks != nullptr ? plan.tile : 0);
+  s.values = arena.take<float>(few.values_in_place ? 0 : plan.tile * value_width(plan));
+  s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.rows, arena);
+  return s;
+}
+
+// The queries of a task. A negative scale turns their sign, as it turns the keys' where they are packed.
+static void copy_queries(const Few& few, int64_t head, float* to) {
+  const NMForwardArgs& args = *few.plan->args;
+  const int64_t* stride = args.query_strides;
+  for (int64_t r = 0; r < few.rows; r++) {
+    const int64_t query_head = head % args.kv_heads * few.heads_per_kv + r / args.q_len;
+    const int64_t at = head / args.kv_heads * stride[0] + query_head * stride[1] + r % args.q_len * stride[2];
+    copy_row(to + r * few.key_width, element(args.query, at, args.dtype), args.dtype, args.head_dim, few.key_width);
+    scale_row(to + r * few.key_width, few.key_width, few.plan->fold);
+  }
+}
+
+// Products of all rows with one tile of keys, by position.
+static void score_in_place(const Few& few, const FewScratch& scratch, const char* key_head, int64_t tile) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  alignas(64) float room[kWidth][kMaxHeadDim];
+  const int64_t stride = args.key_strides[2], ahead = int64_t{plan.m} * kWidth;
+  for (int position = 0; position < plan.tile; position += kWidth) {
+    const float* keys[kWidth];
+    for (int lane = 0; lane < kWidth; lane++) {
+      const int64_t key = tile * plan.tile + plan.key_of[position + lane];
+      const char* row = element(key_head, key * stride, args.dtype);
+      keys[lane] = kZeros;
+      if (key >= args.kv_len) continue;
+      prefetch_row(element(row, ahead * stride, args.dtype), args.head_dim * element_size(args.dtype));
+      keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
+      if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
+    }
+    for (int64_t r = 0; r < few.rows; r += kFewAtOnce) {
+      const float* queries = scratch.queries + r * few.key_width;
+      float* scores = scratch.scores + r * plan.tile + position;
+      switch (smaller<int64_t>(kFewAtOnce, few.rows - r)) {
+        case 1:
+          dot_rows<1>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        case 2:
+          dot_rows<2>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        case 3:
+          dot_rows<3>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        default:
+          dot_rows<kFewAtOnce>(queries, few.key_width, keys, scores, plan.tile);
+      }
+    }
+  }
+}
+
+// The bias of every row over a tile; neighbouring rows that see the same share one. Returns false where nothing is
+// allowed.
+static bool make_few_biases(const Few& few, const FewScratch& scratch, int64_t head, int64_t first_key) {
+  const Plan& plan = *few.plan;
+  const int64_t q_len = plan.args->q_len;
+  const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
+  const char* last_mask = nullptr;
+  const uint8_t* last_blocks = nullptr;
+  const uint8_t* laid = nullptr;
+  int64_t last_allowed = -1;
+  bool any = false;
+  for (int64_t r = 0; r < few.rows; r++) {
+    const FewHead at(few, scratch, scratch.rows, head, r / q_len);
+    const int64_t query = r % q_len, allowed = allowed_keys(plan, query, first_key);
+    const char* mask = mask_entries(at.block, query, first_key);
+    const BlockColumns columns = block_columns(*plan.args, at.block.batch, at.block.index, first_key, keys);
+    const uint8_t* blocks = columns.kept == nullptr ? nullptr : block_row(columns, query);
+    if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks) {
+      scratch.bias_of[r] = scratch.bias_of[r - 1];
+    } else {
+      float* row = scratch.bias + r * plan.tile;
+      const bool dropped = kept_blocks(columns, query, query) != KeptBlocks::kAll;
+      const bool whole = mask == nullptr && allowed == plan.tile && !dropped;
+      const BiasSummary all = whole
+                                  ? BiasSummary{true, true, false}
+                                  : make_row_bias(at.block, query, first_key, dropped ? &columns : nullptr, laid, row);
+      scratch.bias_of[r] = as_band_bias(all, plan, row, 0).rows;
+      any |= all.any;
+    }
+    last_mask = mask, last_allowed = allowed, last_blocks = blocks;
+  }
+  return any;
+}
+
+DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias) {
+  const Vec multiplier = broadcast(plan.multiplier);
+  for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
+}
+
+// Rows that cannot be read in place are converted once a tile, when the first row keeps them.
+static void convert_kept(const Few& few, const char* values, const KeptKeys& kept, bool* converted, float* to) {
+  const NMForwardArgs& args = *few.plan->args;
+  const int64_t width = value_width(*few.plan);
+  for (int i = 0; i < kept.count; i++) {
+    const int64_t key = kept.key[i];
+    if (converted[key]) continue;
+    converted[key] = true;
+    const char* row = element(values, key * args.value_strides[2], args.dtype);
+    copy_row(to + key * width, row, args.dtype, args.value_dim, width);
+  }
+}
+
+// Choice, weights and values of every row over one tile whose scores are made.
+static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head,
+                      int64_t first_key) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t at = head / args.kv_heads * args.value_strides[0] + head % args.kv_heads * args.value_strides[1] +
+                     first_key * args.value_strides[2];
+  const char* values = element(args.value, at, args.dtype);
+  const float* base = few.values_in_place ? reinterpret_cast<const float*>(values) : scratch.values;
+  const int64_t stride = few.values_in_place ? args.value_strides[2] : value_width(plan);
+  bool converted[kMaxTile];
+  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
+  KeptKeys kept;
+  for (int64_t member = 0; member < few.heads_per_kv; member++) {
+    const FewHead query_head(few, scratch, rows, head, member);
+    for (int64_t i = 0; i < args.q_len; i++) {
+      const int64_t r = member * args.q_len + i;
+      float* scores = scratch.scores + r * plan.tile;
+      const float* bias = scratch.bias_of[r];
+      if (bias != nullptr) add_bias(plan, scores, bias);
+      weigh_by_position(query_head.block, i, scores, bias, first_key);
+      list_kept(plan, scores, kept);
+      if (!few.values_in_place) convert_kept(few, values, kept, converted, scratch.values);
+      add_kept(plan, rows.out + r * rows.out_stride, base, stride, kept);
+    }
+  }
+}
+
+static void run_range(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head, int64_t range) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  FewHead all(few, scratch, rows, head, 0);
+  all.block.count = few.rows;
+  clear_rows(all.block);
+  copy_queries(few, head, scratch.queries);
+  const char* keys = element(
+      args.key, head / args.kv_heads * args.key_strides[0] + head % args.kv_heads * args.key_strides[1], args.dtype);
+  const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
+  for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
+    const int64_t first_key = tile * plan.tile;
+    if (allowed_keys(plan, args.q_len - 1, first_key) == 0) break;
+    if (!make_few_biases(few, scratch, head, first_key)) continue;
+    score_in_place(few, scratch, keys, tile);
+    weigh_few(few, scratch, rows, head, first_key);
+  }
+}
+
+static void add_scaled(float* to, const float* from, int64_t count, float factor) {
+  const Vec f = broadcast(factor);
+  for (int64_t i = 0; i < count; i += kWidth) store(to + i, fmadd(load(from + i), f, load(to + i)));
+}
+
+// What another range of keys has accumulated for a row, brought to a common reference and added.
+static void merge_row(const Plan& plan, const RowStates& to, const RowStates& from, int64_t row) {
+  to.kept[row] += from.kept[row];
+  to.allowed[row] += from.allowed[row];
+  to.poisoned[row] |= from.poisoned[row];
+  if (from.ceiling[row] == -INFINITY) return;
+  if (to.ceiling[row] == -INFINITY || from.reference[row] > to.reference[row]) {
+    raise_reference(plan, to, row, from.reference[row]);
+  }
+  const float factor = exp2f((from.reference[row] - to.reference[row]) * plan.exponent);
+  add_scaled(to.sum + row * kWidth, from.sum + row * kWidth, kWidth, factor);
+  add_scaled(to.dropped + row * kWidth, from.dropped + row * kWidth, kWidth, factor);
+  add_scaled(to.out + row * to.out_stride, from.out + row * from.out_stride, to.out_stride, factor);
+}
+
+static RowStates range_states(const Few& few, int64_t task) {
+  Arena arena = {reinterpret_cast<uintptr_t>(few.memory + few.states_offset + task * few.states_bytes), 0};
+  return lay_rows(*few.plan, few.rows, arena);
+}
+
+static void work_few(void* data) {
+  Few& few = *static_cast<Few*>(data);
+  char* own = few.memory + few.scratch_offset + increment(few.next_thread) * few.scratch_bytes;
+  Arena arena = {reinterpret_cast<uintptr_t>(own), 0};
+  const FewScratch scratch = lay_few_scratch(few, arena);
+  for (int64_t task = increment(few.next_task); task < few.heads * few.ranges; task = increment(few.next_task)) {
+    const int64_t head = task / few.ranges;
+    const RowStates rows = few.ranges > 1 ? range_states(few, task) : scratch.rows;
+    run_range(few, scratch, rows, head, task % few.ranges);
+    if (increment(few.finished[head]) + 1 < few.ranges) continue;
+
+    const RowStates whole = few.ranges > 1 ? range_states(few, head * few.ranges) : rows;
+    for (int64_t range = 1; range < few.ranges; range++) {
+      const RowStates part = range_states(few, head * few.ranges + range);
+      for (int64_t r = 0; r < few.rows; r++) merge_row(*few.plan, whole, part, r);
+    }
+    for (int64_t member = 0; member < few.heads_per_kv; member++)
+      finish_rows(FewHead(few, scratch, whole, head, member).block);
+  }
+}
+
+static bool are_few(const NMForwardArgs& args) {
+  return args.q_len <= kFewQueries && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
+}
+
+// The whole call, for at least one query row; `threads` may be more than there are tasks.
+static int32_t run_few(Plan& plan, int threads) {
+  const NMForwardArgs& args = *plan.args;
+  plan.rows = 1;  // no padding
+  Few few = {};
+  few.plan = &plan;
+  few.heads = args.batch * args.kv_heads;
+  few.heads_per_kv = args.heads / args.kv_heads;
+  few.rows = few.heads_per_kv * args.q_len;
+  const int64_t most = larger<int64_t>(1, smaller(ceil_div(args.kv_len, kRangeKeys), ceil_div(kRangeTasks, few.heads)));
+  few.range_tiles = larger<int64_t>(1, ceil_div(plan.tiles, most));
+  few.ranges = larger<int64_t>(1, ceil_div(plan.tiles, few.range_tiles));
+  threads = static_cast<int>(smaller<int64_t>(threads, few.heads * few.ranges));
+
+  few.key_width = round_up(args.head_dim, kWidth);
+  few.keys_in_place = args.dtype == DYNATTN_FLOAT32 && few.key_width == args.head_dim;
+  few.values_in_place = args.dtype == DYNATTN_FLOAT32 && value_width(plan) == args.value_dim;
+  Arena scratch = {0, 0}, states = {0, 0}, all = {0, 0};
+  lay_few_scratch(few, scratch);
+  few.scratch_bytes = scratch.used;
+  lay_rows(plan, few.rows, states);
+  few.states_bytes = states.used;
+  all.take<int64_t>(few.heads);
+  few.scratch_offset = all.used;
+  all.take<char>(threads * few.scratch_bytes);
+  few.states_offset = all.used;
+  all.take<char>(few.ranges > 1 ? few.heads * few.ranges * few.states_bytes : 0);
+
+  few.memory = static_cast<char*>(take_workspace(static_cast<size_t>(all.used)));
+  if (few.memory == nullptr) return DYNATTN_OUT_OF_MEMORY;
+  few.finished = reinterpret_cast<int64_t*>(few.memory);
+  memset(few.finished, 0, static_cast<size_t>(few.heads) * sizeof(int64_t));
+  run_team(args.parallel, threads, work_few, &few);
+  return_workspace(few.memory);
+  return DYNATTN_OK;
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

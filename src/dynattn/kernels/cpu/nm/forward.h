@@ -1,0 +1,216 @@
+// N:M attention of one query block: its queries against all keys of their head, tile by tile.
+//
+// A tile is taken in two steps. First every band of rows gets its scores, its choice and its weights, with the tile
+// of keys in the first-level cache; then every band's weights multiply the tile of values, which takes the keys'
+// place there.
+#pragma once
+
+#include "common/bias.h"
+#include "common/chunks.h"
+#include "common/threshold.h"
+#include "nm/choice.h"
+#include "nm/dropout.h"
+#include "nm/scores.h"
+#include "nm/values.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// True where a window or the sinks keep entries of these rows in this tile.
+static bool touched(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
+  if (!plan.window) return false;
+  const int64_t window = plan.args->window;
+  const bool near =
+      window > 0 && first + plan.offset - window < first_key + keys - 1 && last + plan.offset + window > first_key;
+  return first_key < plan.args->sinks || near;
+}
+
+template <int kR, int kV, bool kBiased>
+static void score(const QueryBlock& block, int64_t band, int64_t tile, const BandBias& bias, BandKind kind) {
+  const Plan& plan = block.plan;
+  const float* query = block.scratch.queries + band * kR * plan.args->head_dim;
+  const float* key = block.head.keys + (tile - block.head.first_tile) * plan.tile * plan.args->head_dim;
+  const ScoreTile to = {block.scratch.scores + band * kR * plan.tile, plan.tile,
+                        block.scratch.choice + band * kR * (kTile / 2 / kWidth), bias.rows, bias.stride};
+  if (kind == kChosenInRegisters) {
+    score_band<kR, kV, kBiased, true>(plan, query, key, to);
+  } else {
+    score_band<kR, kV, kBiased, false>(plan, query, key, to);
+  }
+}
+
+static void weigh_by_position(const QueryBlock& block, int64_t row, float* scores, const float* bias,
+                              int64_t first_key) {
+  const Plan& plan = block.plan;
+  const RowStates& rows = block.scratch.rows;
+  if (block.careful) clean_row(plan, rows, row, scores, bias);
+  const AlwaysKept always = always_kept(plan, block.first + row, first_key);
+  const float dropped = block.careful || block.marked ? -1.0f : 0.0f;
+  if (plan.m == 2) {
+    choose_row<2>(plan, rows, row, scores, always, dropped);
+  } else if (plan.m == 4) {
+    choose_row<4>(plan, rows, row, scores, always, dropped);
+  } else {
+    choose_row<0>(plan, rows, row, scores, always, dropped);
+  }
+}
+
+// Weights of a row that chose by its own scores, by the threshold that its forward found; entries not kept are below
+// zero.
+static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scores, const float* bias,
+                               int64_t first_key) {
+  const Plan& plan = block.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t at = first_row(block) + row;
+  const Threshold threshold = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
+  if (block.careful) clean_row(plan, block.scratch.rows, row, scores, bias);
+  const Vec reference = broadcast(block.scratch.rows.reference[row]);
+  const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor), dropped = broadcast(-1.0f);
+  for (int i = 0; i < plan.tile; i += kWidth) {
+    const Vec x = load(scores + i);
+    const Mask kept = mask_of(kept_lanes(threshold, x, first_key + i));
+    store(scores + i, select(kept, exp2_scaled(sub(x, reference), exponent, floor), dropped));
+  }
+}
+
+template <int kR>
+static void weigh(const QueryBlock& block, int64_t band, int64_t tile, const BandBias& bias, BandKind kind) {
+  const Plan& plan = block.plan;
+  const RowStates& rows = block.scratch.rows;
+  float* scores = block.scratch.scores + band * kR * plan.tile;
+  if (kind == kChosenInRegisters) {
+    weigh_rows<kTile / 2 / kWidth>(plan, rows, band * kR, kR, scores, kTile / 2);
+  } else if (plan.args->threshold != nullptr) {
+    for (int r = 0; r < kR; r++) {
+      const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
+      weigh_by_threshold(block, band * kR + r, scores + r * plan.tile, row_bias, tile * plan.tile);
+    }
+  } else if (plan.dense && !plan.counts && !block.careful) {
+    if (plan.tile == kTile) {
+      weigh_rows<kTile / kWidth>(plan, rows, band * kR, kR, scores, kTile);
+    } else {
+      weigh_rows<kTileFine / kWidth>(plan, rows, band * kR, kR, scores, kTileFine);
+    }
+  } else {
+    for (int r = 0; r < kR; r++) {
+      const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
+      weigh_by_position(block, band * kR + r, scores + r * plan.tile, row_bias, tile * plan.tile);
+    }
+  }
+}
+
+// First step of a tile: weights of every band. Returns false where a bias asks for the careful variant.
+template <int kR, int kV>
+static bool weigh_tile(const QueryBlock& block, int64_t tile, bool* any) {
+  const Plan& plan = block.plan;
+  TileBias biases(block, tile);
+  const int64_t first_key = biases.first_key, keys = biases.keys;
+  const BlockColumns columns = block_columns(*plan.args, block.batch, block.index, first_key, keys);
+  const bool positions = block.careful || plan.generic || plan.layout == Layout::kPositions;
+  for (int64_t band = 0; band * kR < block.count; band++) {
+    const int64_t first = block.first + band * kR;
+    const int64_t last = smaller(first + kR, block.first + block.count) - 1;
+    BandKind& kind = block.scratch.kinds[band];
+    kind = kSkipped;
+    if (allowed_keys(plan, last, first_key) == 0) continue;
+    const KeptBlocks kept = kept_blocks(columns, first, last);
+    if (kept == KeptBlocks::kNone) continue;
+    const BandBias bias = biases.of_band(first, last, kept == KeptBlocks::kSome ? &columns : nullptr);
+    if (bias.unsafe && !block.careful) return false;
+    if (!bias.any) continue;
+    kind = positions || touched(plan, first, last, first_key, keys) ? kByPosition : kChosenInRegisters;
+    if (bias.rows != nullptr) {
+      score<kR, kV, true>(block, band, tile, bias, kind);
+    } else {
+      score<kR, kV, false>(block, band, tile, bias, kind);
+    }
+    weigh<kR>(block, band, tile, bias, kind);
+    *any = true;
+  }
+  return true;
+}
+
+// Second step: the weights of every band times the tile's values. kBits 0: the layout has no bands chosen in registers.
+template <int kR, int kV, int kBits, int kChunk>
+static void add_values(const QueryBlock& block, const float* values) {
+  const Plan& plan = block.plan;
+  const RowStates& rows = block.scratch.rows;
+  for (int chunk = 0; chunk < plan.chunks; chunk++) {
+    const float* value = values + int64_t{chunk} * plan.tile * kChunk * kWidth;
+    for (int64_t band = 0; band * kR < block.count; band++) {
+      float* out = rows.out + band * kR * rows.out_stride + chunk * kChunk * kWidth;
+      const float* weights = block.scratch.scores + band * kR * plan.tile;
+      const BandKind kind = block.scratch.kinds[band];
+      if (kind == kChosenInRegisters) {
+        const uint32_t* choice = block.scratch.choice + band * kR * (kTile / 2 / kWidth);
+        if constexpr (kBits > 0) {
+          if (plan.stride == 1) {
+            sparse_band<kR, kBits, kChunk, false>(plan, out, rows.out_stride, weights, choice, value);
+          } else {
+            sparse_band<kR, kBits, kChunk, true>(plan, out, rows.out_stride, weights, choice, value);
+          }
+        }
+      } else if (kind == kByPosition && block.careful) {
+        for (int r = 0; r < kR; r++) careful_row(plan, out + r * rows.out_stride, weights + r * plan.tile, value);
+      } else if (kind == kByPosition) {
+        dense_band<kR, kV>(plan, out, rows.out_stride, weights, value);
+      }
+    }
+  }
+}
+
+static const float* value_tile(const QueryBlock& block, int64_t tile) {
+  const Plan& plan = block.plan;
+  const bool partial = (tile + 1) * plan.tile > plan.args->kv_len;
+  if (plan.value_in_place && partial) return block.head.value_tail;
+  return block.head.values + tile * plan.tile * value_width(plan);
+}
+
+template <int kR, int kV, int kBits>
+static void add_values(const QueryBlock& block, const float* values) {
+  with_chunk(block.plan.chunk, [&](auto chunk) { add_values<kR, kV, kBits, decltype(chunk)::value>(block, values); });
+}
+
+// All tiles. Returns false where a bias asks for the careful variant.
+template <int kR, int kV, int kBits>
+static bool run_tiles(const QueryBlock& block) {
+  const Plan& plan = block.plan;
+  clear_rows(block);
+  for (int64_t tile = 0; tile < plan.tiles; tile++) {
+    if (allowed_keys(plan, block.first + block.count - 1, tile * plan.tile) == 0) break;
+    bool any = false;
+    if (!weigh_tile<kR, kV>(block, tile, &any)) return false;
+    if (any && plan.args->drop_below > 0) {
+      dropout_tile(block, tile);
+      drop_weights(block, block.careful ? -1.0f : 0.0f);  // nothing dropped may touch an infinite value
+    }
+    if (any) add_values<kR, kV, kBits>(block, value_tile(block, tile));
+  }
+  return true;
+}
+
+static bool run_tiles(const QueryBlock& block) {
+  const bool single = block.plan.rows == 1;
+  switch (block.plan.layout) {
+    case Layout::kOneOfTwo:
+      return single ? run_tiles<1, kPanel, 1>(block) : run_tiles<kRows, kPanel, 1>(block);
+    case Layout::kTwoOfFour:
+      return single ? run_tiles<1, kPanelWide, 2>(block) : run_tiles<kRowsWide, kPanelWide, 2>(block);
+    case Layout::kPositions:
+      break;
+  }
+  if (block.plan.rows == kRowsBlocks) return run_tiles<kRowsBlocks, kPanel, 0>(block);
+  if (block.plan.rows == kRowsFine) return run_tiles<kRowsFine, 1, 0>(block);
+  return single ? run_tiles<1, kPanel, 0>(block) : run_tiles<kRows, kPanel, 0>(block);
+}
+
+static inline void run_query_block(const Plan& plan, const PackedHead& head, const Scratch& scratch, int64_t batch,
+                                   int64_t index, int64_t first) {
+  QueryBlock block = open_query_block(plan, head, scratch, batch, index, first);
+  if (!run_tiles(block)) {
+    block.careful = true;
+    run_tiles(block);
+  }
+  finish_rows(block);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

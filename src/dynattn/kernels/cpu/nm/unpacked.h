@@ -1,0 +1,100 @@
+// Products with rows where they lie, for a few queries: keys along head_dim, values only where their key is kept.
+#pragma once
+
+#include "common/chunks.h"
+#include "common/pack.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// Register tiles of the products: rows × keys.
+constexpr int kFewAtOnce = 4;
+constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
+
+// A row converted to floats and padded with zeros.
+static void copy_row(float* to, const char* row, int32_t dtype, int64_t dim, int64_t width) {
+  to_floats(to, row, dtype, dim);
+  for (int64_t k = dim; k < width; k++) to[k] = 0.0f;
+}
+
+// scores[r][lane] = Σ_k queries[r][k] · keys[lane][k]. Lanes are summed for kWidth keys at once, each in the same
+// order, so that equal keys get equal scores, to the bit.
+template <int kR>
+static void dot_rows(const float* queries, int64_t width, const float* const keys[kWidth], float* scores,
+                     int64_t stride) {
+  Vec sums[kR][kWidth];
+  for (int j = 0; j < kWidth; j += kKeysAtOnce) {
+    Vec acc[kR][kKeysAtOnce];
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; r++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kKeysAtOnce; i++) acc[r][i] = zero();
+    }
+    for (int64_t k = 0; k < width; k += kWidth) {
+      Vec b[kKeysAtOnce];
+#pragma GCC unroll 16
+      for (int i = 0; i < kKeysAtOnce; i++) b[i] = load_any(keys[j + i] + k);
+#pragma GCC unroll 16
+      for (int r = 0; r < kR; r++) {
+        const Vec a = load(queries + r * width + k);
+#pragma GCC unroll 16
+        for (int i = 0; i < kKeysAtOnce; i++) acc[r][i] = fmadd(a, b[i], acc[r][i]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; r++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kKeysAtOnce; i++) sums[r][j + i] = acc[r][i];
+    }
+  }
+  for (int r = 0; r < kR; r++) store(scores + r * stride, sum_each(sums[r]));
+}
+
+// The kept keys of a row and tile.
+struct KeptKeys {
+  int count;
+  int key[kMaxTile];  // within the tile
+  float weight[kMaxTile];
+};
+
+static void list_kept(const Plan& plan, const float* weights, KeptKeys& kept) {
+  kept.count = 0;
+  const Vec none = broadcast(-0.5f);
+  for (int position = 0; position < plan.tile; position += kWidth) {
+    uint32_t left = bits(greater(load(weights + position), none));
+    for (; left != 0; left &= left - 1) {
+      const int at = position + __builtin_ctz(left);
+      kept.key[kept.count] = plan.key_of[at];
+      kept.weight[kept.count++] = weights[at];
+    }
+  }
+}
+
+// out += Σ weight · value over the kept keys, for kChunk vectors of the row; value rows are `stride` floats apart.
+template <int kChunk>
+static void add_kept(float* out, const float* value, int64_t stride, const KeptKeys& kept) {
+  constexpr int kAhead = 8;
+  Vec acc[kChunk];
+#pragma GCC unroll 16
+  for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
+  for (int i = 0; i < kept.count; i++) {
+    const float* next = value + kept.key[smaller(i + kAhead, kept.count - 1)] * stride;
+    const float* row = value + kept.key[i] * stride;
+    const Vec weight = broadcast(kept.weight[i]);
+#pragma GCC unroll 16
+    for (int c = 0; c < kChunk; c++) {
+      __builtin_prefetch(next + c * kWidth);
+      acc[c] = fmadd(weight, load_any(row + c * kWidth), acc[c]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < kChunk; c++) store(out + c * kWidth, acc[c]);
+}
+
+static void add_kept(const Plan& plan, float* out, const float* value, int64_t stride, const KeptKeys& kept) {
+  for (int chunk = 0; chunk < plan.chunks; chunk++) {
+    with_chunk(plan.chunk, [&](auto vectors) { add_kept<decltype(vectors)::value>(out, value, stride, kept); });
+    out += plan.chunk * kWidth, value += plan.chunk * kWidth;
+  }
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

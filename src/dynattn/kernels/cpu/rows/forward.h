@@ -1,0 +1,305 @@
+// A query block whose rows choose by their own scores. A row has to be known as a whole before anything of it can be
+// dropped, so the block goes three times over its keys:
+//
+//     1. scores of all rows and keys, which stay in the second-level cache;
+//     2. row by row, what is kept: its weights go to the front of the row, with the numbers of its value rows;
+//     3. weights times values, a span of keys at a time for all rows, so that its values are read while they are near.
+#pragma once
+
+#include "common/add_rows.h"
+#include "common/bias.h"
+#include "common/dropout.h"
+#include "nm/scores.h"
+#include "rows/find_threshold.h"
+#include "rows/kept_list.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+constexpr int64_t kRowScores = 96 * 1024;  // scores of a query block, unless one band of rows has more
+// Values of a span, of one chunk: what the first-level cache holds. Where a quarter or less is kept twice as many: then
+// rows keep too few of a span to pay for what its beginning and end cost, and those few may come from further off.
+constexpr int64_t kSpanBytes = 32 * 1024;
+constexpr float kSparse = 0.25f;
+
+struct RowPlan : Plan {
+  const RowForwardArgs* rule;
+  int64_t row_floats;         // scores of a row: whole tiles
+  int64_t spans, span_tiles;  // tiles of keys a span
+};
+
+// The share of its keys that a long row keeps, as far as the rule tells.
+static float share_of(const RowForwardArgs& rule) {
+  if (rule.weight >= 0.0f) return 0.0f;
+  const float share = static_cast<float>(rule.numerator) / static_cast<float>(rule.denominator);
+  return smaller(share, static_cast<float>(rule.most) / static_cast<float>(larger<int64_t>(rule.call.kv_len, 1)));
+}
+
+static void make_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
+  make_plan(plan, rule.call);
+  plan.rule = &rule;
+  plan.row_floats = plan.tiles * plan.tile;
+  const int64_t span_bytes = share_of(rule) > kSparse ? kSpanBytes : 2 * kSpanBytes;
+  const int64_t tile_bytes = int64_t{plan.tile} * plan.chunk * kWidth * static_cast<int64_t>(sizeof(float));
+  plan.span_tiles = larger<int64_t>(1, span_bytes / tile_bytes);
+  plan.spans = ceil_div(plan.tiles, plan.span_tiles);
+  if (plan.query_blocks == 0) return;
+  const int64_t bands = larger<int64_t>(1, kRowScores / larger<int64_t>(plan.row_floats, 1) / plan.rows);
+  plan.query_block = static_cast<int>(smaller<int64_t>(plan.query_block, bands * plan.rows));
+  plan.query_blocks = ceil_div(rule.call.q_len, plan.query_block);
+}
+
+// A thread's memory for one query block.
+struct RowScratch {
+  Scratch block;
+  float* scores;     // [row][row_floats]; then weights of what is kept, at the front
+  int32_t* numbers;  // [row][row_floats]: of their value rows, from the span's first, as chunks of values lie
+  float* room;       // [row_floats], for a search among them
+  int64_t* starts;   // [row][span + 1]: where a span's part of them begins
+};
+
+static RowScratch lay_row_scratch(const RowPlan& plan, Arena& arena) {
+  RowScratch s;
+  s.block = lay_scratch(plan, arena);
+  s.scores = arena.take<float>(plan.query_block * plan.row_floats);
+  s.numbers = arena.take<int32_t>(plan.query_block * plan.row_floats);
+  s.room = arena.take<float>(plan.row_floats + 4 * kWidth);
+  s.starts = arena.take<int64_t>(plan.query_block * (plan.spans + 1));
+  return s;
+}
+
+// Keys that causality leaves to a query.
+DYNATTN_INLINE int64_t keys_of(const Plan& plan, int64_t query) {
+  const NMForwardArgs& args = *plan.args;
+  return args.causal ? larger<int64_t>(0, smaller<int64_t>(args.kv_len, query + plan.offset + 1)) : args.kv_len;
+}
+
+DYNATTN_INLINE void forbid_all(float* scores, int count) {
+  for (int i = 0; i < count; i += kWidth) store(scores + i, broadcast(-INFINITY));
+}
+
+// Where scores may be NaN, a bias of -inf does not make -inf of them.
+static void forbid_by_bias(float* scores, const float* bias, int count) {
+  const Vec lowest = broadcast(-FLT_MAX), forbidden = broadcast(-INFINITY);
+  for (int i = 0; i < count; i += kWidth) {
+    store(scores + i, select(greater(lowest, load(bias + i)), forbidden, load(scores + i)));
+  }
+}
+
+// Scores of one band and tile, rows `stride` apart.
+template <int kR, int kV>
+static void score_tile(const QueryBlock& block, int64_t band, int64_t tile, const BandBias& bias, float* scores,
+                       int64_t stride) {
+  const Plan& plan = block.plan;
+  const int64_t dim = plan.args->head_dim;
+  const float* query = block.scratch.queries + band * kR * dim;
+  const float* key = block.head.keys + tile * plan.tile * dim;
+  const ScoreTile to = {scores, stride, nullptr, bias.rows, bias.stride};
+  if (bias.rows == nullptr) return score_band<kR, kV, false, false>(plan, query, key, to);
+  score_band<kR, kV, true, false>(plan, query, key, to);
+  if (!block.careful) return;
+  for (int r = 0; r < kR; r++) forbid_by_bias(scores + r * stride, bias.rows + r * bias.stride, plan.tile);
+}
+
+// Step 1. Returns false where a bias asks for the careful variant.
+template <int kR, int kV>
+static bool score_rows(const QueryBlock& block, float* scores, int64_t stride) {
+  const Plan& plan = block.plan;
+  for (int64_t tile = 0; tile < plan.tiles; tile++) {
+    TileBias biases(block, tile);
+    const int64_t first_key = biases.first_key;
+    for (int64_t band = 0; band * kR < block.count; band++) {
+      const int64_t first = block.first + band * kR;
+      const int64_t last = smaller(first + kR, block.first + block.count) - 1;
+      if (allowed_keys(plan, last, first_key) == 0) continue;
+      const BandBias bias = biases.of_band(first, last, nullptr);
+      if (bias.unsafe && !block.careful) return false;
+      float* to = scores + band * kR * stride + first_key;
+      if (bias.any) {
+        score_tile<kR, kV>(block, band, tile, bias, to, stride);
+      } else {
+        for (int r = 0; r < kR; r++) forbid_all(to + r * stride, plan.tile);
+      }
+    }
+  }
+  return true;
+}
+
+// Scores that are NaN or +inf, of which `wanted` may be kept: they rank first, poison the row that keeps them, and go
+// on as the largest float.
+static uint8_t settle_row(float* scores, int64_t length, int64_t wanted) {
+  uint8_t poison = 0;
+  for (int64_t i = 0; i < length; i++) {
+    if (scores[i] < INFINITY) continue;
+    if (wanted-- > 0) poison |= scores[i] == INFINITY ? kInfinite : kNan;
+    scores[i] = FLT_MAX;
+  }
+  return poison;
+}
+
+// The same where a row keeps one of them, a NaN if there is one. The threshold is at that one.
+static Threshold settle_on_one(float* scores, int64_t length, uint8_t* poison) {
+  int64_t one = -1;
+  for (int64_t i = 0; i < length; i++) {
+    if (scores[i] < INFINITY) continue;
+    const uint8_t kind = scores[i] == INFINITY ? kInfinite : kNan;
+    if (kind > *poison) *poison = kind, one = i;
+    scores[i] = FLT_MAX;
+  }
+  return {FLT_MAX, static_cast<int32_t>(one)};
+}
+
+static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, int64_t i, float* scores, int64_t keys,
+                                  int64_t allowed, float* room) {
+  const int64_t length = round_up(keys, plan.tile);
+  const RowForwardArgs& rule = *plan.rule;
+  uint8_t& poison = block.scratch.rows.poisoned[i];
+  if (allowed == 0) return kKeepNothing;
+  if (rule.weight >= 0.0f) {
+    const Threshold one = block.careful ? settle_on_one(scores, length, &poison) : kKeepNothing;
+    return poison ? one : threshold_by_weight(plan, scores, length, rule.weight);
+  }
+  const int64_t wanted = smaller(rule.most, ceil_div(allowed * rule.numerator, rule.denominator));
+  if (block.careful) poison = settle_row(scores, length, wanted);
+  return threshold_by_rank(scores, keys, allowed, wanted, room);
+}
+
+// What is dropped of a row, against its largest score, by lane.
+static void sum_dropped(const Plan& plan, const float* scores, int64_t length, const Threshold& threshold,
+                        float* sums) {
+  const Vec reference = broadcast(largest_of(scores, length)), exponent = broadcast(plan.exponent);
+  const Vec floor = broadcast(plan.floor), forbidden = broadcast(-INFINITY);
+  Vec sum = zero();
+  for (int64_t at = 0; at < length; at += kWidth) {
+    const Vec x = load(scores + at);
+    const uint32_t dropped = bits(greater(x, forbidden)) & ~kept_lanes(threshold, x, at);
+    sum = add(sum, select(mask_of(dropped), exp2_scaled(sub(x, reference), exponent, floor), zero()));
+  }
+  store(sums, sum);
+}
+
+// What a threshold keeps of a row goes to its front. Returns the largest score.
+static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i, int64_t length,
+                      const Threshold& threshold) {
+  float* scores = scratch.scores + i * plan.row_floats;
+  int32_t* numbers = scratch.numbers + i * plan.row_floats;
+  int64_t* starts = scratch.starts + i * (plan.spans + 1);
+  const int64_t tile_rows = int64_t{plan.tile} * plan.chunks;  // in units of a chunk's width
+  Vec largest = broadcast(-INFINITY);
+  int64_t count = 0;
+  for (int64_t span = 0, first = 0; span < plan.spans; span++) {
+    starts[span] = count;
+    for (int64_t tile = 0; tile < plan.span_tiles && first < length; tile++, first += plan.tile) {
+      count = list_scores(threshold, scores + first, first, plan.tile, static_cast<int32_t>(tile * tile_rows), scores,
+                          numbers, count, largest);
+    }
+  }
+  starts[plan.spans] = count;
+  return reduce_max(largest);
+}
+
+// Listed scores become weights, in place; their sum by lane.
+static void weigh_list(const Plan& plan, float* scores, int64_t count, float largest, float* sums) {
+  const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
+  Vec sum = zero();
+  for (int64_t at = 0; at < count; at += kWidth) {
+    const Mask listed = mask_of(first_lanes(count - at));
+    const Vec weight = select(listed, exp2_scaled(sub(load(scores + at), reference), exponent, floor), zero());
+    store(scores + at, weight);
+    sum = add(sum, weight);
+  }
+  store(sums, sum);
+}
+
+// Dropout of a row's listed weights. What is dropped leaves the list, so that it touches no value.
+static void drop_listed(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i,
+                        uint32_t stream) {
+  const NMForwardArgs& args = *plan.args;
+  float* weights = scratch.scores + i * plan.row_floats;
+  int32_t* numbers = scratch.numbers + i * plan.row_floats;
+  int64_t* starts = scratch.starts + i * (plan.spans + 1);
+  const int64_t tile_rows = int64_t{plan.tile} * plan.chunks;
+  int64_t at = 0, count = 0;
+  for (int64_t span = 0; span < plan.spans; span++) {
+    const int64_t end = starts[span + 1];
+    starts[span] = count;
+    while (at < end) {
+      const int some = static_cast<int>(smaller<int64_t>(kWidth, end - at));
+      uint32_t drawn[kWidth] = {};
+      for (int lane = 0; lane < some; lane++) {
+        const int64_t tile = span * plan.span_tiles + numbers[at + lane] / tile_rows;
+        drawn[lane] = static_cast<uint32_t>(tile * plan.tile + numbers[at + lane] % tile_rows);
+      }
+      dropout_words(stream, static_cast<uint32_t>(block.first + i), drawn);
+      for (int lane = 0; lane < some; lane++, at++) {
+        if (drawn[lane] < args.drop_below) continue;
+        weights[count] = weights[at] * args.keep_factor;
+        numbers[count++] = numbers[at];
+      }
+    }
+  }
+  starts[plan.spans] = count;
+}
+
+// Step 2 for one row.
+static void keep_row(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i) {
+  const NMForwardArgs& args = *plan.args;
+  const RowStates& rows = block.scratch.rows;
+  float* scores = scratch.scores + i * plan.row_floats;
+  const int64_t keys = keys_of(plan, block.first + i), length = round_up(keys, plan.tile);
+  const bool known = args.mask == nullptr && !block.careful;
+  const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
+  const Threshold threshold = threshold_of_row(plan, block, i, scores, keys, allowed, scratch.room);
+  const int64_t row = first_row(block) + i;
+  args.threshold[row] = threshold.score;
+  args.last_tie[row] = threshold.last_tie;
+  if (plan.counts) sum_dropped(plan, scores, length, threshold, rows.dropped + i * kWidth);
+  const float largest = list_row(plan, scratch, i, length, threshold);
+  const int64_t count = scratch.starts[i * (plan.spans + 1) + plan.spans];
+  rows.kept[i] = static_cast<int32_t>(count);
+  rows.allowed[i] = static_cast<int32_t>(allowed);
+  if (count == 0) return;
+  rows.reference[i] = largest;
+  weigh_list(plan, scores, count, largest, rows.sum + i * kWidth);
+}
+
+// Step 3.
+static void add_kept_values(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch) {
+  const RowStates& rows = block.scratch.rows;
+  const int64_t span_floats = plan.span_tiles * plan.tile * value_width(plan);
+  for (int64_t span = 0; span < plan.spans; span++) {
+    for (int chunk = 0; chunk < plan.chunks; chunk++) {
+      const float* values = block.head.values + span * span_floats + int64_t{chunk} * plan.tile * plan.chunk * kWidth;
+      for (int64_t i = 0; i < block.count; i++) {
+        const int64_t* starts = scratch.starts + i * (plan.spans + 1) + span;
+        const int64_t at = i * plan.row_floats + starts[0];
+        if (starts[1] == starts[0]) continue;
+        add_rows(plan.chunk, rows.out + i * rows.out_stride + chunk * plan.chunk * kWidth, values, scratch.scores + at,
+                 scratch.numbers + at, static_cast<int>(starts[1] - starts[0]));
+      }
+    }
+  }
+}
+
+static bool score_rows(const QueryBlock& block, float* scores, int64_t stride) {
+  return block.plan.rows == 1 ? score_rows<1, kPanel>(block, scores, stride)
+                              : score_rows<kRows, kPanel>(block, scores, stride);
+}
+
+static inline void run_row_query_block(const RowPlan& plan, const PackedHead& head, const RowScratch& scratch,
+                                       int64_t batch, int64_t index, int64_t first) {
+  QueryBlock block = open_query_block(plan, head, scratch.block, batch, index, first);
+  if (!score_rows(block, scratch.scores, plan.row_floats)) {
+    block.careful = true;
+    score_rows(block, scratch.scores, plan.row_floats);
+  }
+  clear_rows(block);
+  const uint32_t stream = dropout_stream(plan.args->seed, static_cast<uint32_t>(batch), static_cast<uint32_t>(index));
+  for (int64_t i = 0; i < block.count; i++) {
+    keep_row(plan, block, scratch, i);
+    if (plan.args->drop_below > 0) drop_listed(plan, block, scratch, i, stream);
+  }
+  add_kept_values(plan, block, scratch);
+  finish_rows(block);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,87 @@
+"""The machine's limits, measured: multiply-adds a second, and bytes a second.
+
+    attainable FLOP/s = min(peak, intensity · bandwidth)
+
+Attention at the lengths of the suites stands far right of the ridge (hundreds of FLOPs a byte): peak bounds it.
+
+Source: Williams, Waterman, Patterson, "Roofline", CACM 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dynattn.kernels import cpu
+from dynattn.lab.bench import cuda
+from dynattn.lab.timing import interleaved
+
+_COPY_BYTES = 1 << 28  # eight times a large L3, so that the copy goes through memory
+_PRODUCT, _GPU_COPY_BYTES = 8192, 1 << 30  # fill any GPU; twenty times a large L2
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Measured limits.
+
+    Attributes:
+        flops: multiply-add peak in FLOP/s (a multiply-add is 2); None where the kernel library is not there.
+        bandwidth: of memory in bytes/s, by a copy: read plus written.
+        isa: instruction set of ``flops``; on a GPU ``bfloat16``, of a large matrix product through torch.
+        threads: of the CPU, used for both; 0 on a GPU.
+    """
+
+    flops: float | None
+    bandwidth: float
+    isa: str | None
+    threads: int
+
+    def attainable(self, intensity: float) -> float:
+        """FLOP/s at ``intensity`` FLOPs a byte."""
+        by_memory = intensity * self.bandwidth
+        return by_memory if self.flops is None else min(self.flops, by_memory)
+
+    def or_higher(self, other: Roofline) -> Roofline:
+        """The higher of each limit: what disturbs a measurement can only lower it."""
+        flops = max(filter(None, (self.flops, other.flops)), default=None)
+        return replace(self, flops=flops, bandwidth=max(self.bandwidth, other.bandwidth))
+
+
+def roofline(seconds: float = 0.5, device: str = "cpu") -> Roofline:
+    """Measure, on a CPU with the current number of threads.
+
+    Args:
+        seconds: for each of the two limits.
+        device: ``cpu`` or ``cuda``.
+    """
+    if device == "cuda":
+        return _of_gpu(seconds)
+    threads = torch.get_num_threads()
+    if cpu.unavailable_reason() is None:
+        isa = cpu.best_isa()
+        # the best of three: what else runs can only take away
+        flops = max(cpu.fma_peak(isa, threads, seconds / 3) for _ in range(3))
+    else:
+        isa = flops = None
+    return Roofline(flops, _bandwidth(seconds), isa, threads)
+
+
+def _of_gpu(seconds: float) -> Roofline:
+    """A matrix product of ``_PRODUCT`` cubed on random bfloat16, and a copy in the device's memory."""
+    a, b = (torch.randn(_PRODUCT, _PRODUCT, device=cuda.DEVICE).bfloat16() for _ in range(2))
+    source = torch.zeros(_GPU_COPY_BYTES, dtype=torch.uint8, device=cuda.DEVICE)
+    target, product = torch.empty_like(source), torch.empty_like(a)
+    timings = interleaved(
+        {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)},
+        seconds=2 * seconds, waited=lambda: None, elapsed=cuda.elapsed,
+    )  # fmt: skip
+    fastest = {name: min(timing.samples) for name, timing in timings.items()}
+    return Roofline(2 * _PRODUCT**3 / fastest["product"], 2 * _GPU_COPY_BYTES / fastest["copy"], "bfloat16", 0)
+
+
+def _bandwidth(seconds: float) -> float:
+    source = torch.zeros(_COPY_BYTES // 4)
+    target = torch.zeros_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, seconds=seconds)["copy"]
+    return 2 * _COPY_BYTES / min(timing.samples)

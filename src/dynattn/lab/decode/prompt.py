@@ -1,0 +1,138 @@
+"""A prompt, read once and densely, and the caches that each way of decoding makes of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.integrations.transformers import Call, observing, register
+from dynattn.lab.decode.ways import EVERY, Way
+
+PIECE = EVERY
+"""Tokens read at once after the prompt; ways that evict do so at the end of each piece."""
+
+
+class Prompt(NamedTuple):
+    """What reading a prompt leaves.
+
+    Attributes:
+        keys: of each layer, (1, kv_heads, length, head_dim).
+        values: likewise.
+        received: attention that each token received in each layer, (1, length).
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    received: tuple[Tensor, ...]
+
+
+@torch.inference_mode()
+def read(model: Any, ids: Tensor) -> Prompt:
+    """Read a prompt with dense attention.
+
+    Args:
+        model: a Transformers decoder.
+        ids: (1, length).
+    """
+    from transformers import DynamicCache
+
+    from dynattn.decode.spatten import received
+
+    register()
+    weights: dict[int, Tensor] = {}
+
+    def look(call: Call) -> None:
+        weights[call.layer] = received(call)
+
+    cache: Any = DynamicCache(config=model.config)
+    model.set_attn_implementation("dynattn:dense")
+    with observing(look):
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+    return Prompt(keys, values, tuple(weights[index] for index in range(len(keys))))
+
+
+@torch.inference_mode()
+def cache_of(model: Any, prompt: Prompt, way: Way) -> Any:
+    """The cache that reading the prompt with this way's cache leaves; the prompt is not read anew."""
+    from dynattn.decode import SpAttenCache
+
+    cache = way.cache(model.config)
+    for index, (keys, values, received) in enumerate(zip(*prompt, strict=True)):
+        cache.update(keys, values, index)
+        if isinstance(cache, SpAttenCache):
+            cache.layers[index].take(received, first=index == 0)
+    return cache
+
+
+@torch.inference_mode()
+def score(model: Any, prompt: Prompt, way: Way, ids: Tensor, answer: int) -> tuple[float, bool]:
+    """Read on after the prompt, densely read, by one way; score the end.
+
+    Args:
+        model: a Transformers decoder.
+        prompt: what was read, the beginning of ``ids``.
+        way: how to decode.
+        ids: (1, length), the prompt, and what follows: at least one token, then the answer.
+        answer: tokens at the end that are scored.
+
+    Returns:
+        Mean NLL of the answer, in nats per token, and whether each of its tokens was the likeliest.
+
+    Raises:
+        ValueError: no token stands between prompt and answer; the first of the answer would be the prompt's to tell.
+    """
+    start = prompt.keys[0].shape[2]
+    if start + answer >= ids.shape[1]:
+        raise ValueError(f"score: a token must stand between prompt and answer: got {start}, {answer}, {ids.shape[1]}")
+    cache = cache_of(model, prompt, way)
+    model.set_attn_implementation(way.together)
+    rest = ids[:, start:-1]
+    logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest.split(PIECE, 1)]
+    told, target = torch.cat(logits)[-answer:].float(), ids[0, -answer:]
+    return nn.functional.cross_entropy(told, target).item(), bool((told.argmax(-1) == target).all())
+
+
+@torch.inference_mode()
+def step_seconds(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> float:
+    """Seconds for decoding tokens one by one after a prompt, which is not timed.
+
+    Args:
+        model: a Transformers decoder.
+        prompt: what was read.
+        way: how to decode.
+        ids: (1, steps), tokens to decode.
+    """
+    cache = cache_of(model, prompt, way)
+    model.set_attn_implementation(way.implementation)
+    start = time.perf_counter()
+    for token in ids.split(1, 1):
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+    return time.perf_counter() - start
+
+
+def cache_bytes(cache: Any) -> int:
+    """Memory of keys and values, and of what the cache holds besides."""
+    known = getattr(cache, "bytes", None)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if known is None else known
+
+
+def shortened(prompt: Prompt, tokens: int) -> Prompt:
+    """The prompt's first tokens alone: what attention costs, seen by leaving it out."""
+    return Prompt(
+        tuple(keys[:, :, :tokens] for keys in prompt.keys),
+        tuple(values[:, :, :tokens] for values in prompt.values),
+        tuple(received[:, :tokens] for received in prompt.received),
+    )
+
+
+def repeated(prompt: Prompt, times: int) -> Prompt:
+    """The prompt so many times: long enough to time, since what keys hold decides no time."""
+    return Prompt(
+        tuple(keys.repeat(1, 1, times, 1) for keys in prompt.keys),
+        tuple(values.repeat(1, 1, times, 1) for values in prompt.values),
+        tuple(received.repeat(1, times) for received in prompt.received),
+    )

@@ -1,0 +1,79 @@
+"""What was found about decoding, as it is written to JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dynattn.lab.figures import Record, Spread
+
+
+class WaySpeed(Record):
+    """How fast one way decodes.
+
+    Attributes:
+        way: its name.
+        step: milliseconds a token.
+        speedup: over dense decoding, from the ratios within each round.
+        samples: rounds.
+        disturbed: rounds in which other processes took the cores; None where the system does not tell.
+        cache: bytes after the prompt and the steps.
+    """
+
+    way: str
+    step: Spread
+    speedup: Spread
+    samples: int
+    disturbed: int | None
+    cache: int
+
+
+class DecodeSpeed(Record):
+    """Decoding after a prompt of one length.
+
+    Attributes:
+        length: tokens of the prompt.
+        steps: tokens decoded in a sample.
+        weights: bytes of the model, read at every step.
+        rows: one a way, dense decoding first.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    description: str
+    machine: dict[str, Any]
+    length: int
+    steps: int
+    weights: int
+    rows: list[WaySpeed]
+
+    def of(self, way: str) -> WaySpeed:
+        """The row of a way."""
+        return next(row for row in self.rows if row.way == way)
+
+
+class ItemScores(Record):
+    """One context.
+
+    Attributes:
+        task: what is asked.
+        item: which context.
+        nll: of the answer, nats per token, by way.
+        hit: whether each token of the answer was the likeliest, by way.
+    """
+
+    task: str
+    item: str
+    nll: dict[str, float]
+    hit: dict[str, bool]
+
+
+class DecodeQuality(Record):
+    """Answers decoded after prompts of one length, by every way."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    description: str
+    machine: dict[str, Any]
+    length: int
+    ways: list[str]
+    items: list[ItemScores]

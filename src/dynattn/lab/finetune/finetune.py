@@ -1,0 +1,150 @@
+"""``dynattn finetune``: a pretrained model, a task of the suite, and the recipe that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dynattn.lab.finetune.restore import Restore
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.progress import Stage
+from dynattn.lab.records import slug
+from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, make
+from dynattn.lab.tasks.texts import read
+from dynattn.lab.training.experiment import Experiment
+from dynattn.lab.training.job import Job
+from dynattn.lab.training.results import Study
+from dynattn.lab.training.settings import check
+from dynattn.lab.training.study import study
+
+
+class Recipe(NamedTuple):
+    """What a training takes unless it is told otherwise. Chosen on dense attention; see docs/finetune.md.
+
+    Attributes:
+        steps: of the optimizer.
+        batch: examples a step.
+        learning_rate: at its highest.
+        items: held out.
+        tokens: of a text.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    items: int
+    tokens: int
+
+
+RECIPES: dict[str, Recipe] = {
+    Restore.task: Recipe(steps=64, batch=4, learning_rate=5e-4, items=64, tokens=256),
+    Manpages.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
+    Retrieval.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
+    Perplexity.name: Recipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
+}
+"""Tasks that a model can be trained on."""
+
+_DEFAULT = {"encoder": Restore.task, "decoder": Perplexity.name}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to fine-tune.
+
+    Args:
+        model: a name that :func:`dynattn.lab.models.load` takes: an encoder or a decoder.
+        task: one of :data:`RECIPES`; None for the one that fits the model.
+        methods: short names; dense attention is trained beside them.
+        seeds: how many, from 0.
+        steps: of the optimizer; None, here and below, for the recipe's.
+        batch: examples a step, over all processes.
+        learning_rate: at its highest.
+        items: held out.
+        tokens: of a text.
+        text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
+        keep_models: write the trained models too.
+        threads: of torch; None leaves them.
+    """
+
+    model: str = "minilm"
+    task: str | None = None
+    methods: tuple[str, ...] = ("nm-2-4", "nm-1-2")
+    seeds: int = 3
+    steps: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    items: int | None = None
+    tokens: int | None = None
+    text: Path | None = None
+    keep_models: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check("finetune", self, ("seeds", "steps", "batch", "items", "tokens", "threads"))
+        if self.task is not None and self.task not in RECIPES:
+            raise ValueError(f"finetune: task must be one of {', '.join(RECIPES)}: got {self.task!r}; see --task")
+
+
+def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
+    """Fine-tune a model with dense attention and with each method, by the same recipe.
+
+    Args:
+        settings: what to train.
+        output: folder; the runs go into ``finetune-<model>-on-<task>`` there and are not repeated when they are there.
+        stage: shows progress.
+
+    Returns:
+        Scores without training, with dense training and the method swapped in after, and with training; differences to
+        dense, and curves.
+
+    Raises:
+        ValueError: a name is unknown, a task does not fit the model, or the folder holds other runs.
+        dynattn.lab.tasks.DataMissingError: the task's data is not on this machine.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    advance = stage(f"load {settings.model}", 2)
+    pretrained = load(settings.model)
+    advance()
+    task = settings.task or _default(settings, pretrained)
+    recipe = RECIPES[task]
+    experiment = _experiment(settings, task, recipe, pretrained)
+    advance()
+    steps = settings.steps or recipe.steps
+    job: Callable[[str, int], Job] = partial(
+        Job,
+        steps=steps,
+        batch=settings.batch or recipe.batch,
+        learning_rate=settings.learning_rate or recipe.learning_rate,
+        evaluate_every=max(1, steps // 3),
+        save_every=max(1, steps // 6),
+    )
+    folder = output / f"finetune-{slug(experiment.name)}"
+    seeds = range(settings.seeds)
+    return study(experiment, settings.methods, seeds, job, folder, stage, settings.keep_models, swap=True)
+
+
+def _default(settings: Settings, pretrained: Pretrained) -> str:
+    if pretrained.kind not in _DEFAULT:
+        raise ValueError(
+            f"finetune: the model must be an encoder or a decoder of text: {settings.model} is {pretrained.kind}; "
+            "train it with dynattn.integrations.transformers directly"
+        )
+    return _DEFAULT[pretrained.kind]
+
+
+def _experiment(settings: Settings, name: str, recipe: Recipe, pretrained: Pretrained) -> Experiment:
+    from dynattn.lab.finetune.language import Language
+    from dynattn.lab.finetune.pairs import Pairs
+
+    texts = None if settings.text is None else read(settings.text)
+    items, tokens = settings.items or recipe.items, settings.tokens or recipe.tokens
+    if name == Restore.task:
+        return Restore(pretrained, items, tokens, texts)
+    task = make(name, pretrained, items=items, tokens=tokens, texts=texts)
+    return Language(pretrained, task) if isinstance(task, Perplexity) else Pairs(pretrained, task)  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+"""What a sweep is made of: exams, and cells, each of which is one method in one exam.
+
+A cell is addressed by its content: the key is a digest of the fields that decide its scores. So a sweep that was
+killed knows what it has, and records of several machines merge by key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from dynattn.lab.figures import BASELINE, Record
+
+Phase = Literal["prefill", "decode"]
+"""``prefill``: one forward over the whole input. ``decode``: the answer is written token by token with a cache."""
+
+
+def digest(fields: Any) -> str:
+    """16 hexadecimal digits that tell two JSON values apart."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Exam(Record):
+    """A task at a length: what every method is put through.
+
+    Attributes:
+        model: as :func:`dynattn.lab.models.load` takes it.
+        phase: what of the model's work the method takes part in.
+        task: its name.
+        tokens: of each text; None for tasks whose inputs have one size.
+        items: how many; None for the task's default.
+        texts: digest of the user's texts; None for the task's own.
+    """
+
+    model: str
+    phase: Phase
+    task: str
+    tokens: int | None
+    items: int | None
+    texts: str | None
+
+    @property
+    def key(self) -> str:
+        """Address of the exam."""
+        return digest(self.model_dump())
+
+    @property
+    def title(self) -> str:
+        """For people: ``retrieval 512``."""
+        return self.task if self.tokens is None else f"{self.task} {self.tokens}"
+
+
+class Entry(Record):
+    """A method as it takes part.
+
+    Attributes:
+        name: short name, as :func:`dynattn.methods.parse` takes it; ``sdpa`` for dense attention.
+        family: methods that differ in the budget alone.
+        budget: share of the pairs that it was asked to keep; None where it was named without one.
+    """
+
+    name: str
+    family: str
+    budget: float | None
+
+    @property
+    def label(self) -> str:
+        """The same at every length, where names may hold sizes: ``window 1/4``."""
+        if self.budget is None:
+            return self.name
+        share = f"1/{round(1 / self.budget)}" if abs(1 / self.budget % 1) < 1e-9 else f"{self.budget:g}"
+        return f"{self.family} {share}"
+
+
+DENSE = Entry(name=BASELINE, family="dense", budget=None)
+"""What every method is compared with."""
+
+
+class Cell(Record):
+    """One method in one exam."""
+
+    exam: Exam
+    entry: Entry
+
+    @property
+    def key(self) -> str:
+        """Address of the cell. Family and budget are how it is shown, not what it is."""
+        return digest([self.exam.model_dump(), self.entry.name])
+
+
+class Race(Record):
+    """A method timed against dense attention, on one machine.
+
+    Attributes:
+        exam: gives the input; tasks of equal length take equally long, so one of them is timed.
+        entry: the method.
+        machine: address of the machine in the record.
+    """
+
+    exam: Exam
+    entry: Entry
+    machine: str
+
+    @property
+    def key(self) -> str:
+        """Address of the race."""
+        return digest([self.exam.model_dump(), self.entry.name, self.machine])

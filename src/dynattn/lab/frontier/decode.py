@@ -1,0 +1,130 @@
+"""The decode phase: the context is read densely, its question and the answer by the method, over a key-value cache.
+
+The prompt ends before the question, so that a cache that forgets has to do so before it knows what will be asked. What
+a step costs is seen at the first token after the prompt; time is that of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynattn.account import counting
+from dynattn.integrations.transformers import observing
+from dynattn.lab.decode import ways
+from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.frontier.results import Work
+from dynattn.lab.frontier.work import Seen, see, tally
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks import TASKS, Prepared
+from dynattn.lab.tasks.passkey import Passkey
+from dynattn.lab.tasks.recall import Recall
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
+
+QUESTION = 64
+"""Tokens before the answer that are read after the prompt: the question, and some of the text."""
+
+_LOOKED = 2  # items whose first step is counted
+
+
+def answers(task: str) -> bool:
+    """Whether a task has an answer that could be decoded."""
+    return issubclass(TASKS[task], (Recall, Passkey))
+
+
+def prompts(pretrained: Pretrained, data: Prepared) -> list[Prompt]:
+    """The context of every item, densely read.
+
+    Raises:
+        ValueError: the contexts are too short.
+    """
+    return [read(pretrained.model, ids[:, : _start(ids, answer)]) for ids, answer in data.payload]
+
+
+def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> list[float]:
+    """NLL of every item's answer, decoded by a method.
+
+    Args:
+        pretrained: the model; its attention implementation is set.
+        name: of the method, or ``sdpa``.
+        data: of a task that :func:`answers`.
+        read_before: from :func:`prompts`.
+    """
+    way = _way(name)
+    return [
+        score(pretrained.model, prompt, way, ids, answer)[0]
+        for (ids, answer), prompt in zip(data.payload, read_before, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> Work:
+    """The work of one step, on average; see :func:`dynattn.lab.frontier.work.look`.
+
+    Args:
+        As :func:`examine`.
+    """
+    way = _way(name)
+    seen: list[Seen] = []
+    linear = 0.0
+    chosen = list(zip(data.payload, read_before, strict=True))[:_LOOKED]
+    for (ids, answer), prompt in chosen:
+        start = _start(ids, answer)
+        step = {"input_ids": ids[:, start : start + 1], "use_cache": True}
+        pretrained.model.set_attn_implementation(BASELINE)
+        with counting(pretrained.model) as account:
+            pretrained.model(**step, past_key_values=cache_of(pretrained.model, prompt, ways.find(ways.BASELINE)))
+        linear += account.linear.linear
+        pretrained.model.set_attn_implementation(way.together)
+        cache = cache_of(pretrained.model, prompt, way)
+        with observing(lambda call: seen.extend(see(call))):
+            pretrained.model(**step, past_key_values=cache)
+    work = tally(seen, linear, len(chosen))
+    # of what a cache has forgotten nobody knows the weight
+    return work.model_copy(update={"kept_mass": None}) if name.startswith("cache-") else work
+
+
+def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> tuple[Timing, Timing]:
+    """Time a step with dense attention and with a method, after the first item's prompt, in alternation.
+
+    Args:
+        pretrained: the model; its attention implementation is set.
+        name: of the method.
+        data: of a task that :func:`answers`.
+        seconds: to spend; three rounds at least.
+
+    Returns:
+        Of dense attention, and of the method.
+    """
+    ids, answer = data.payload[0]
+    start = _start(ids, answer)
+    prompt = read(pretrained.model, ids[:, :start])
+    after = ids[:, start : start + PIECE]
+
+    def elapsed(steps: Callable[[], Any], _: int) -> float:
+        return steps()  # they time themselves: making the cache does not count
+
+    timings = interleaved(
+        {way: partial(step_seconds, pretrained.model, prompt, _way(way), after) for way in (BASELINE, name)},
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, each=after.shape[1], elapsed=elapsed,
+    )  # fmt: skip
+    return timings[BASELINE], timings[name]
+
+
+def _way(name: str) -> ways.Way:
+    return ways.find(ways.BASELINE if name == BASELINE else name)
+
+
+def _start(ids: Tensor, answer: int) -> int:
+    start = ids.shape[1] - answer - QUESTION
+    if start < 1:
+        raise ValueError(
+            f"decode: contexts must be longer than their last {QUESTION} tokens and the answer: got {ids.shape[1]}; "
+            "give more --tokens"
+        )
+    return start

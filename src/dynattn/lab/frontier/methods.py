@@ -1,0 +1,181 @@
+"""The methods that take part, and their names at a budget: one table.
+
+A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
+density; of methods that take tokens away, the share of the tokens in the last layer. What they keep is measured; a
+method whose density follows the data, or that adds a window, lands beside the budget, and the report shows where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dynattn.lab.frontier.apply import canonical
+from dynattn.lab.frontier.cell import Entry, Phase
+from dynattn.lab.models import Kind
+
+BUDGETS = (1 / 2, 1 / 4, 1 / 8)
+"""Densities at which methods are compared by default."""
+
+_LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
+
+
+class _Place(NamedTuple):
+    """What a name may depend on."""
+
+    budget: float
+    length: int
+    causal: bool
+
+    @property
+    def sinks(self) -> int:
+        """First keys that are always kept: decoders put much weight on a few, encoders on the class token."""
+        return 4 if self.causal else 1
+
+
+def _nm(suffix: str) -> Callable[[_Place], str]:
+    return lambda place: f"nm-1-{round(1 / place.budget)}{suffix}"
+
+
+def _nm_window(place: _Place) -> str:
+    """A window of 1/32 of the keys to each side, and the first keys."""
+    return f"nm-1-{round(1 / place.budget)}-w{max(4, place.length // 32)}-s{place.sinks}"
+
+
+def _window(place: _Place) -> str:
+    """Each key less than so far away that a share of the allowed pairs is within it, and the first keys.
+
+    With a causal mask and without one, a window of w = r · n keys holds r · (2 - r) of the pairs.
+    """
+    reach = 1 - math.sqrt(1 - place.budget)
+    return f"window-{max(1, round(reach * place.length))}-s{place.sinks}"
+
+
+def _threshold(place: _Place) -> str:
+    """Half of what exponentially distributed weights would need, ``P(weight > t) = exp(-t · keys)``: real ones have
+    a heavier tail, and at half of it MiniLM keeps 0.42, 0.26 and 0.18 of its pairs for budgets of 1/2, 1/4 and 1/8."""
+    keys = place.length / 2 if place.causal else place.length  # that a query may attend, on average
+    return f"threshold-{float(f'{-math.log(place.budget) / (2 * keys):.2g}'):.8f}"
+
+
+def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
+    return lambda place: f"{prefix}-{place.budget}{suffix}"
+
+
+def _scatterbrain(place: _Place) -> str:
+    """One hash into as many buckets as the budget's pairs are of all: about so many are computed exactly, and 64 random
+    features for the others."""
+    return f"scatterbrain-f64-b{2 * max(1, round(0.5 / place.budget))}-r1"
+
+
+def _cache_window(place: _Place) -> str:
+    return f"cache-window-{max(1, round(place.budget * place.length))}-s{place.sinks}"
+
+
+def _ltp(place: _Place) -> str:
+    """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
+    MiniLM's tokens in the last layer."""
+    return f"ltp-{float(f'{-0.7 * math.log(place.budget) / place.length:.2g}'):.8f}"
+
+
+class Family(NamedTuple):
+    """Methods that differ in the budget alone.
+
+    Attributes:
+        name: of the family's method for a place.
+        phases: that it takes part in.
+        kinds: of models that it fits.
+        baselines: families that look at nothing and take away the same: this one has to beat them at the same budget.
+    """
+
+    name: Callable[[_Place], str]
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    kinds: tuple[Kind, ...] = ("encoder", "decoder", "vision", "speech")
+    baselines: tuple[str, ...] = ("random", "fixed")
+
+
+_PREFILL: tuple[Phase, ...] = ("prefill",)
+_DECODE: tuple[Phase, ...] = ("decode",)
+_SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
+_TOKENS = ("random tokens",)
+
+FAMILIES = {
+    "N:M": Family(_nm("")),
+    "N:M, stride 16": Family(_nm("-x16")),
+    "N:M, window": Family(_nm_window),
+    "top-k": Family(_ratio("topk")),
+    "threshold": Family(_threshold),
+    "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
+    "window": Family(_window),
+    "DSA": Family(_ratio("dsa")),
+    "Scatterbrain": Family(_scatterbrain, _PREFILL),
+    "random": Family(_ratio("random"), baselines=()),
+    "fixed": Family(_ratio("fixed"), baselines=()),
+    "SpAtten": Family(_ratio("spatten"), _PREFILL, _SHORTENED, _TOKENS),
+    "LTP": Family(_ltp, _PREFILL, _SHORTENED, _TOKENS),
+    "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
+    "cache: window": Family(_cache_window, _DECODE),
+    "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
+}
+"""Every family by its name."""
+
+WITHOUT_BUDGET = ("efficient",)
+"""Methods of the prefill phase that have no such size."""
+
+
+def check(budgets: Sequence[float]) -> None:
+    """Raise unless every budget is one that all families can have.
+
+    Raises:
+        ValueError: a budget is not 1 over a whole number, as that of 1:M is.
+    """
+    for budget in budgets:
+        if not 0 < budget <= 0.5 or abs(1 / budget - round(1 / budget)) > 1e-9:
+            raise ValueError(
+                f"frontier: a budget must be 1 over a whole number of at least 2: got {budget:g}; try 0.5 or 0.25"
+            )
+
+
+def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float]) -> list[Entry]:
+    """The methods of the table for one exam.
+
+    Args:
+        kind: the model's.
+        phase: the exam's.
+        tokens: of the exam's texts; None where its inputs have one size.
+        budgets: shares of the pairs, see :func:`check`.
+
+    Returns:
+        One entry a family and budget, and those without a budget.
+    """
+    length = _LENGTHS[kind] if tokens is None else tokens
+    found = []
+    for label, family in FAMILIES.items():
+        if phase in family.phases and kind in family.kinds:
+            names = (family.name(_Place(budget, length, kind == "decoder")) for budget in budgets)
+            found += [
+                Entry(name=canonical(name), family=label, budget=budget)
+                for name, budget in zip(names, budgets, strict=True)
+            ]
+    return [*found, *named(WITHOUT_BUDGET)] if phase == "prefill" else found
+
+
+def baselines(family: str) -> tuple[str, ...]:
+    """Families that a family has to beat; none for the baselines themselves, and for methods without a family."""
+    return FAMILIES[family].baselines if family in FAMILIES else ()
+
+
+def is_baseline(family: str) -> bool:
+    """Whether a family looks at nothing, and others are held against it."""
+    return any(family in other.baselines for other in FAMILIES.values())
+
+
+def named(names: Sequence[str]) -> list[Entry]:
+    """Methods that were asked for by name: each a family of its own.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    chosen = dict.fromkeys(canonical(name) for name in names)
+    return [Entry(name=name, family=name, budget=None) for name in chosen]

@@ -1,0 +1,149 @@
+"""The sweep's one JSON file: written whole after every result, so that a kill loses nothing finished; and merging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.frontier.cell import Cell, Race
+from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Time
+from dynattn.lab.records import write_record
+
+_DRIFT = 1e-3  # in a score of dense attention: more is not the rounding of another machine, but other data or weights
+
+
+class Store:
+    """A record and its file.
+
+    Attributes:
+        found: what there is so far.
+    """
+
+    def __init__(self, path: Path, empty: Frontier) -> None:
+        """Take up the record at ``path``, or begin with ``empty``.
+
+        Args:
+            path: of the file; its folder is made if need be.
+            empty: tells the model.
+
+        Raises:
+            ValueError: the file is of another model, or not a record.
+        """
+        self._path = path
+        self.found = load(path) if path.exists() else empty
+        _check_same_model(self.found, empty)
+
+    def lacks(self, wanted: Cell | Race) -> bool:
+        """Whether this has not been measured yet."""
+        return wanted.key not in (self.found.grades if isinstance(wanted, Cell) else self.found.times)
+
+    def add(self, wanted: Cell | Race, *, machines: dict[str, dict[str, Any]], seconds: float, **found: Any) -> None:
+        """Add what was measured, and write the file.
+
+        Args:
+            wanted: what was measured; a failure of it that was recorded before is forgotten.
+            machines: that measured it, by address.
+            seconds: since the last call.
+            found: sheets, grades, times, failures: each by address.
+
+        Raises:
+            ValueError: an exam asks other items than it did before.
+        """
+        failures = {key: failure for key, failure in self.found.failures.items() if key != wanted.key}
+        base = self.found.model_copy(update={"failures": failures})
+        more = base.model_copy(
+            update={"sheets": {}, "grades": {}, "times": {}, "failures": {}, "machines": machines, "seconds": seconds}
+            | found
+        )
+        self.found = merge([base, more])
+        save(self.found, self._path)
+
+
+def save(found: Frontier, path: Path) -> None:
+    """Write a record; a kill leaves the one before or this one, whole."""
+    write_record(found, path)
+
+
+def load(path: Path) -> Frontier:
+    """Read a record.
+
+    Raises:
+        ValueError: the file is not one.
+        OSError: there is no such file.
+    """
+    try:
+        return Frontier.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"frontier: {path} must be a record that dynattn frontier wrote: {error}; check the name, or give another "
+            "--output"
+        ) from error
+
+
+def merge(records: Sequence[Frontier]) -> Frontier:
+    """One record from several of one model. Of what two have measured, the first one's stands.
+
+    Args:
+        records: at least one.
+
+    Returns:
+        The record. What one could not measure and another could is no failure.
+
+    Raises:
+        ValueError: the records are of different models, an exam has other items in one than in another, or dense
+            attention scores otherwise there.
+    """
+    if not records:
+        raise ValueError("merge: records must not be empty: name at least one file")
+    first = records[0]
+    sheets: dict[str, Sheet] = {}
+    grades: dict[str, Grade] = {}
+    times: dict[str, Time] = {}
+    failures: dict[str, Failure] = {}
+    machines: dict[str, dict[str, Any]] = {}
+    for record in records:
+        _check_same_model(record, first)
+        for key, sheet in record.sheets.items():
+            _check_same_items(sheets.setdefault(key, sheet), sheet)
+        for key, grade in record.grades.items():
+            _check_same_scores(grades.setdefault(key, grade), grade)
+        times = record.times | times
+        failures = record.failures | failures
+        machines = record.machines | machines
+    done = grades.keys() | times.keys()
+    return Frontier(
+        model=first.model, kind=first.kind, description=first.description, machines=machines, sheets=sheets,
+        grades=grades, times=times, failures={key: why for key, why in failures.items() if key not in done},
+        seconds=sum(record.seconds for record in records),
+    )  # fmt: skip
+
+
+def _check_same_model(record: Frontier, other: Frontier) -> None:
+    if (record.model, record.description) != (other.model, other.description):
+        raise ValueError(
+            f"frontier: a record must be of one model: got {record.model} ({record.description}) and {other.model} "
+            f"({other.description}); give another --output, or merge records of one model"
+        )
+
+
+def _check_same_items(there: Sheet, new: Sheet) -> None:
+    if there.items != new.items or there.length != new.length:
+        raise ValueError(
+            f"frontier: an exam must ask the same items everywhere: {there.exam.title} does not ({there.data}; "
+            f"{new.data}); data or packages differ: begin a new record with another --output"
+        )
+
+
+def _check_same_scores(there: Grade, new: Grade) -> None:
+    """Of dense attention. Methods that choose may differ by more where rounding flips a choice."""
+    if there is new or there.cell.entry.name != BASELINE:
+        return
+    if np.abs(np.subtract(there.scores, new.scores)).max() > _DRIFT:
+        raise ValueError(
+            f"frontier: dense attention must score alike in all records: in {there.cell.exam.title} it does not; data, "
+            "weights or packages differ, so differences to it would not be paired: do not merge these"
+        )

@@ -1,0 +1,208 @@
+"""What a record says of each method at each budget: what it retains of dense attention's quality, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dynattn.lab.figures import Interval
+from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase
+from dynattn.lab.frontier.methods import baselines
+from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time
+from dynattn.lab.frontier.shares import lead, retained, together
+
+
+class Result(NamedTuple):
+    """A contender in one exam.
+
+    Attributes:
+        sheet: of the exam.
+        grade: as measured.
+        retained: share of dense attention's quality.
+        density: pairs kept over the pairs of dense attention; None where the method has no pairs.
+        flops: of the model, over those with dense attention.
+        attention: FLOPs of attention alone, likewise.
+        time: seconds of the model over those with dense attention, in the same run; None where it was not timed.
+    """
+
+    sheet: Sheet
+    grade: Grade
+    retained: Interval
+    density: float | None
+    flops: float
+    attention: float
+    time: float | None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method at a budget, over all exams of a phase that it took.
+
+    Attributes:
+        entry: of the first exam: names may hold sizes that follow the length.
+        results: one an exam.
+        leads: by baseline's family: what is retained less what the baseline of the same budget retains, mean over the
+            exams; empty for the baselines themselves and for methods without a budget.
+    """
+
+    entry: Entry
+    results: tuple[Result, ...]
+    leads: dict[str, Interval]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.entry.label
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short names; one where all lengths have the same."""
+        return tuple(dict.fromkeys(result.grade.cell.entry.name for result in self.results))
+
+    @property
+    def retained(self) -> Interval:
+        """Mean over the exams."""
+        return together([result.retained for result in self.results])
+
+    @property
+    def worst(self) -> Result:
+        """The exam that suffers most."""
+        return min(self.results, key=lambda result: result.retained.mean)
+
+    @property
+    def density(self) -> float | None:
+        """Mean over the exams."""
+        return self.mean(lambda result: result.density)
+
+    @property
+    def kept_mass(self) -> float | None:
+        """Mean over the exams."""
+        return self.mean(lambda result: result.grade.work.kept_mass)
+
+    @property
+    def flops(self) -> float:
+        """Of the model, over dense: mean over the exams."""
+        return float(np.mean([result.flops for result in self.results]))
+
+    @property
+    def attention(self) -> float:
+        """FLOPs of attention, over dense: mean over the exams."""
+        return float(np.mean([result.attention for result in self.results]))
+
+    @property
+    def time(self) -> float | None:
+        """Of the model, over dense: geometric mean over the exams that were timed, as befits ratios."""
+        found = self.mean(lambda result: None if result.time is None else math.log(result.time))
+        return None if found is None else math.exp(found)
+
+    @property
+    def beats_baselines(self) -> bool | None:
+        """Whether it retains more than every baseline of its budget, beyond noise; None where there is none."""
+        if not self.leads:
+            return None
+        return all(found.low is not None and found.low > 0 for found in self.leads.values())
+
+    def mean(self, figure: Callable[[Result], float | None]) -> float | None:
+        """Of a figure, over the exams that have it."""
+        found = [value for value in map(figure, self.results) if value is not None]
+        return float(np.mean(found)) if found else None
+
+
+def phases(found: Frontier) -> list[Phase]:
+    """Those that were measured."""
+    return list(dict.fromkeys(sheet.exam.phase for sheet in found.sheets.values()))
+
+
+def exams(found: Frontier, phase: Phase) -> list[Sheet]:
+    """Exams of a phase in which dense attention was measured and has something to lose, by task and length."""
+    chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
+    return sorted(chosen, key=lambda sheet: (sheet.exam.task, sheet.exam.tokens or 0, len(sheet.items)))
+
+
+def titles(sheets: Sequence[Sheet]) -> dict[str, str]:
+    """Titles that tell exams apart, by address: with the number of items where a task was asked in two sizes."""
+    given = [sheet.exam.title for sheet in sheets]
+    return {
+        sheet.exam.key: sheet.exam.title + (f" ({len(sheet.items)} items)" if given.count(sheet.exam.title) > 1 else "")
+        for sheet in sheets
+    }
+
+
+def contenders(found: Frontier, phase: Phase) -> list[Contender]:
+    """Every method at every budget, in the order of the record; dense attention is not among them.
+
+    Args:
+        found: the record.
+        phase: of the model's work.
+    """
+    times = _times(found, phase)
+    grouped: dict[str, list[Result]] = {}
+    for sheet in exams(found, phase):
+        for grade in found.grades.values():
+            if grade.cell.exam == sheet.exam and grade.cell.entry != DENSE:
+                grouped.setdefault(grade.cell.entry.label, []).append(_result(found, sheet, grade, times))
+    return [
+        Contender(own[0].grade.cell.entry, tuple(own), _leads(found, own, grouped)) for own in grouped.values()
+    ]  # fmt: skip
+
+
+def timing_machine(found: Frontier) -> str | None:
+    """Address of the machine whose times are shown: the one that timed most; None where nothing was timed."""
+    machines = [time.race.machine for time in found.times.values()]
+    return max(dict.fromkeys(machines), key=machines.count, default=None)
+
+
+def _can_lose(found: Frontier, sheet: Sheet) -> bool:
+    dense = found.grade(sheet.exam)
+    return dense is not None and (not sheet.higher_is_better or float(np.mean(dense.scores)) > 0)
+
+
+def _dense(found: Frontier, exam: Exam) -> Grade:
+    return found.grades[Cell(exam=exam, entry=DENSE).key]
+
+
+def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int | None, str], Time]) -> Result:
+    dense = _dense(found, sheet.exam)
+    timed = times.get((sheet.exam.tokens, grade.cell.entry.name))
+    return Result(
+        sheet,
+        grade,
+        retained(grade.scores, dense.scores, sheet.higher_is_better),
+        grade.work.pairs / dense.work.pairs if grade.work.pairs is not None and dense.work.pairs else None,
+        grade.work.total / dense.work.total,
+        grade.work.attention / dense.work.attention,
+        None if timed is None else 1 / timed.speedup.median,
+    )
+
+
+def _times(found: Frontier, phase: Phase) -> dict[tuple[int | None, str], Time]:
+    """By length and method, of the machine that timed most."""
+    machine = timing_machine(found)
+    return {
+        (time.race.exam.tokens, time.race.entry.name): time
+        for time in found.times.values()
+        if time.race.exam.phase == phase and time.race.machine == machine
+    }
+
+
+def _leads(found: Frontier, own: Sequence[Result], grouped: dict[str, list[Result]]) -> dict[str, Interval]:
+    """Over each baseline of the same budget, in the exams that both took."""
+    entry = own[0].grade.cell.entry
+    if entry.budget is None:
+        return {}
+    leads = {}
+    for family in baselines(entry.family):
+        label = Entry(name=family, family=family, budget=entry.budget).label
+        others = {result.sheet.exam: result.grade.scores for result in grouped.get(label, ())}
+        over = [
+            lead(mine.grade.scores, others[exam], _dense(found, exam).scores, mine.sheet.higher_is_better)
+            for mine in own
+            if (exam := mine.sheet.exam) in others
+        ]
+        if over:
+            leads[family] = together(over)
+    return leads

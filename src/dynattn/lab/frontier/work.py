@@ -1,0 +1,143 @@
+"""How much work a method is, by its definition: FLOPs of attention and of the whole forward, from the pairs kept.
+
+    attention = 2 · (scored · head_dim + allowed · glance + kept · value_dim)
+
+    scored = allowed, glance = 0     for a choice by the exact scores: it has to know them all, as dense attention does
+    scored = kept                    for a choice by something else, which costs so many multiply-adds a pair
+
+A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how fast, is
+another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from dynattn.account import counting, of_forward, of_mixing, of_pairs
+from dynattn.functional import attention
+from dynattn.integrations.transformers import Call, observing
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.frontier.apply import applied
+from dynattn.lab.frontier.results import Work
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks.base import Inputs
+from dynattn.methods import MixingMethod, PairMethod
+from dynattn.pruning import Forward, Pruning, find
+
+LOOKED = 2
+"""Examples that suffice: they are of full length, and means over all layers and heads."""
+
+
+class Seen(NamedTuple):
+    """One attention call: FLOPs; pairs kept and kept mass of each query, where there are pairs."""
+
+    flops: float
+    pairs: float | None
+    mass: torch.Tensor | None
+
+
+@torch.inference_mode()
+def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
+    """Run the examples with a method and count.
+
+    Args:
+        pretrained: a model; its attention implementation is set.
+        name: the method's short name, or ``sdpa``.
+        examples: model inputs without padding.
+
+    Returns:
+        The work of one of them, on average.
+
+    Raises:
+        ValueError: the model made no call of dynattn.
+    """
+    shortening = None if name == BASELINE else find(name)
+    if shortening is not None:
+        return _shortened(pretrained, shortening, examples)
+    with applied(pretrained, BASELINE), counting(pretrained.model) as account:
+        for inputs in examples:
+            pretrained.model(**inputs)
+    seen: list[Seen] = []
+    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.extend(see(call))):
+        for inputs in examples:
+            pretrained.model(**inputs)
+    if not seen:
+        raise ValueError(
+            f"look: the model must call dynattn: {type(pretrained.model).__name__} made no call; take a model whose "
+            "attention comes from Transformers' interface"
+        )
+    return tally(seen, account.linear.linear, len(examples))
+
+
+def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
+    """The work of one input.
+
+    Args:
+        seen: all attention calls.
+        linear: multiply-adds of all linear layers.
+        inputs: how many there were.
+    """
+    attention = sum(call.flops for call in seen)
+    kept = [call.pairs for call in seen if call.pairs is not None]
+    mass = [call.mass for call in seen if call.mass is not None]
+    return Work(
+        pairs=sum(kept) / inputs if kept else None,
+        kept_mass=torch.cat(mass).mean().item() if mass else None,
+        attention=attention / inputs,
+        total=(attention + 2 * linear) / inputs,
+    )
+
+
+def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> Work:
+    """Of a method that takes tokens out: dense attention among those that are left, and fewer rows for all layers."""
+    forwards: list[Forward] = []
+    pretrained.model.set_attn_implementation(BASELINE)
+    with method.apply(pretrained.model) as trace, counting(pretrained.model) as account:
+        trace.on_forward = forwards.append
+        for inputs in examples:
+            pretrained.model(**inputs)
+    config = pretrained.model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inside = [of_forward(forward, head_dim=head_dim, itemsize=4) for forward in forwards]
+    attention = 2 * sum(work.multiply_adds for work in inside)
+    return Work(
+        pairs=sum(work.exponentials for work in inside) / len(examples),
+        kept_mass=None,
+        attention=attention / len(examples),
+        total=(attention + 2 * account.linear.linear) / len(examples),
+    )
+
+
+def pairs(call: Call) -> int:
+    """Query-key pairs that may be attended, of all batch entries and heads."""
+    batch, heads, q_len, _ = call.query.shape
+    kv_len = call.key.shape[2]
+    if call.attn_mask is not None:
+        mask = call.attn_mask if call.attn_mask.dtype == torch.bool else call.attn_mask != -torch.inf
+        return int(mask.expand(batch, heads, q_len, kv_len).sum())
+    if not call.causal:
+        return batch * heads * q_len * kv_len
+    last = torch.arange(kv_len - q_len + 1, kv_len + 1).clamp(min=0)  # keys that each query may see
+    return batch * heads * int(last.sum())
+
+
+def see(call: Call) -> list[Seen]:
+    """What an attention call costs and keeps; where heads differ, of each method's heads."""
+    return [_seen(part) for part in call.by_method()]
+
+
+def _seen(call: Call) -> Seen:
+    tensors = call.query, call.key, call.value
+    options: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
+    if isinstance(call.method, MixingMethod):
+        return Seen(2 * of_mixing(*tensors, call.method, **options).multiply_adds, None, None)
+    method = cast(PairMethod, call.method)
+    _, aux = attention(*tensors, method, **options, return_aux=True)
+    allowed = pairs(call)
+    kept = aux.density.double().mean().item() * allowed
+    head_dim, value_dim, itemsize = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
+    work = of_pairs(method.glance(head_dim, itemsize), allowed, kept, head_dim, value_dim)
+    return Seen(2 * work.multiply_adds, kept, aux.kept_mass.float().flatten())

@@ -1,0 +1,71 @@
+"""Pretrained models by name: four that packages carry, and any that Transformers can load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+Kind = Literal["encoder", "decoder", "vision", "speech"]
+
+PACKAGED = ("minilm", "smollm2", "dinov2", "whisper")
+"""Names whose weights packages carry; each is a module of this package with a ``load()``."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, ready to evaluate.
+
+    Attributes:
+        name: what it was asked for by.
+        model: a Transformers model in eval mode, float32, with ``attn_implementation="sdpa"``.
+        processor: its tokenizer, image processor, or feature extractor and tokenizer in one.
+        kind: what it takes and gives.
+        description: one line: what it is, its parameters, where the weights come from.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    kind: Kind
+    description: str
+
+
+def load(name: str) -> Pretrained:
+    """A pretrained model by name.
+
+    Args:
+        name: one of :data:`PACKAGED`, else a local folder or a hub id for Transformers' ``from_pretrained``.
+
+    Returns:
+        The model and what it needs to be used.
+
+    Raises:
+        dynattn.lab.data.packages.PackageUnavailableError: the package that carries the weights cannot be had.
+        ImportError: a package that reads them is missing; the text names the extra to install.
+        ValueError: the model is of a kind that this project does not evaluate.
+    """
+    if name in PACKAGED:
+        return import_module(f"dynattn.lab.models.{name}").load()
+    return import_module("dynattn.lab.models.hub").load(name)
+
+
+def parameters(model: nn.Module) -> str:
+    """How many parameters, as in ``22.7M parameters``; shared ones count once."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
+
+
+def complete(auto: Any, path: Path) -> None:
+    """Raise unless the folder holds every weight of the model and no other: for what a conversion wrote.
+
+    Args:
+        auto: the Transformers class to load it by.
+        path: the folder.
+    """
+    _, found = auto.from_pretrained(path, output_loading_info=True)
+    wrong = {rule: found[rule] for rule in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[rule]}
+    if wrong:
+        raise ValueError(f"load: converted weights must fill {auto.__name__} exactly: got {wrong}")

@@ -1,0 +1,60 @@
+"""A task's score with one attention, and what is told of the task beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dynattn.integrations.transformers import observing
+from dynattn.lab.figures import Quality, TaskResult
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks import Outcome, Prepared, Task
+
+
+def evaluate(
+    task: Task, data: Prepared, pretrained: Pretrained, implementation: str, advance: Callable[[], None]
+) -> Outcome:
+    """Score a task with one implementation, and make sure that the model really used it.
+
+    Args:
+        task: what to do.
+        data: prepared by the task.
+        pretrained: the model; it is left with the implementation.
+        implementation: as ``set_attn_implementation`` takes it.
+        advance: called after each step.
+
+    Raises:
+        ValueError: the implementation is dynattn's and the model made no call of it: models that write their own
+            attention leave the setting aside, with a line in the log at most.
+    """
+
+    calls = 0
+
+    def count(_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    pretrained.model.set_attn_implementation(implementation)
+    with observing(count):
+        outcome = task.evaluate(pretrained, data, advance)
+    if calls == 0 and implementation.startswith("dynattn:"):
+        raise ValueError(
+            f"compare: the model must take its attention from Transformers' interface: {pretrained.name} "
+            f"({type(pretrained.model).__name__}) ran without one call of {implementation}, by attention of its own; "
+            "call dynattn.attention in its attention module, or compare another model"
+        )
+    return outcome
+
+
+def task_result(task: Task, data: Prepared, results: list[Quality], seconds: float) -> TaskResult:
+    """What a task is, beside its results."""
+    return TaskResult(
+        name=task.name,
+        title=(type(task).__doc__ or task.name).split(";")[0].split("\n")[0],
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        data=data.summary,
+        items=list(data.labels),
+        length=data.length,
+        seconds=seconds,
+        results=results,
+    )

@@ -1,0 +1,78 @@
+"""Paired differences and their confidence intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynattn.lab.figures import Interval, Quality, Worst
+from dynattn.lab.tasks import Outcome, Prepared
+
+RESAMPLES = 9999
+FEWEST = 4  # items; a bootstrap over fewer says next to nothing, so none is printed
+
+
+def interval(differences: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of paired differences and its 95% percentile bootstrap interval.
+
+    Args:
+        differences: (items,), method less baseline.
+        seed: of the resampling.
+
+    Returns:
+        The interval; without bounds for fewer than 4 items.
+
+    Source: Efron, "Bootstrap methods", Annals of Statistics 7 (1979).
+    """
+    from scipy.stats import bootstrap
+
+    mean = float(np.mean(differences))
+    if len(differences) < FEWEST:
+        return Interval(mean=mean, low=None, high=None)
+    if np.ptp(differences) == 0:
+        return Interval(mean=mean, low=mean, high=mean)
+    found = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=1000, rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Interval(mean=mean, low=float(found.low), high=float(found.high))
+
+
+def quality(method: str, outcome: Outcome, baseline: Outcome, data: Prepared, higher_is_better: bool) -> Quality:
+    """One method's scores beside the baseline's.
+
+    Args:
+        method: short name.
+        outcome: of the method.
+        baseline: of the dense model; the same object for the baseline itself.
+        data: names the items.
+        higher_is_better: which way is good.
+    """
+    agreement = cosines(outcome, baseline)
+    scores = agreement if outcome.scores is None else outcome.scores
+    expected = np.ones(len(data.labels)) if baseline.scores is None else baseline.scores
+    if scores is None:
+        raise ValueError("quality: an outcome must have scores or outputs: got neither")
+    is_baseline = outcome is baseline
+    differences = scores - expected
+    harm = -differences if higher_is_better else differences
+    most = int(np.argmax(harm))
+    return Quality(
+        method=method,
+        score=float(scores.mean()),
+        difference=None if is_baseline else interval(differences),
+        agreement=None if agreement is None else float(agreement.mean()),
+        worst=None if is_baseline or harm[most] <= 0 else _worst(data.labels[most], float(differences[most])),
+        scores=[float(score) for score in scores],
+    )
+
+
+def _worst(label: str, difference: float) -> Worst:
+    return Worst(item=label, difference=difference)
+
+
+def cosines(outcome: Outcome, baseline: Outcome) -> np.ndarray | None:
+    """(items,): cosine of each item's outputs to the baseline's."""
+    if outcome.outputs is None or baseline.outputs is None:
+        return None
+    a, b = outcome.outputs.astype(np.float64), baseline.outputs.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)

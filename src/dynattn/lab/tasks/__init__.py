@@ -1,0 +1,91 @@
+"""Tasks on real data, one file each; quality is measured by them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dynattn.lab.data.packages import DataMissingError
+from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.common_words import CommonWords
+from dynattn.lab.tasks.features import Features
+from dynattn.lab.tasks.manpages import Manpages
+from dynattn.lab.tasks.needle import MultiNeedle, Needle
+from dynattn.lab.tasks.passkey import Passkey
+from dynattn.lab.tasks.perplexity import Perplexity
+from dynattn.lab.tasks.retrieval import Retrieval
+from dynattn.lab.tasks.saliency import Saliency
+from dynattn.lab.tasks.speech import Speech
+from dynattn.lab.tasks.variables import Variables
+
+__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "make"]
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        Retrieval,
+        Manpages,
+        Perplexity,
+        Passkey,
+        Needle,
+        MultiNeedle,
+        Variables,
+        CommonWords,
+        Saliency,
+        Features,
+        Speech,
+    )
+}
+"""Every task by name."""
+
+_DEFAULT: dict[Kind, tuple[str, ...]] = {
+    "encoder": ("retrieval",),
+    "decoder": ("perplexity", "passkey"),
+    "vision": ("features",),
+    "speech": ("speech",),
+}
+
+
+def default(kind: Kind, model: str) -> tuple[str, ...]:
+    """Names of the tasks that a model is judged by unless others are asked for.
+
+    Args:
+        kind: the model's.
+        model: its name; one of them has a task of its own.
+    """
+    return ("saliency",) if model == "dinov2" else _DEFAULT[kind]
+
+
+def find(name: str) -> type[Task]:
+    """A task by name.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"find: task must be one of {', '.join(TASKS)}: got {name!r}; check the spelling of --tasks")
+    return TASKS[name]
+
+
+def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
+    """A task for a model.
+
+    Args:
+        name: of the task.
+        pretrained: the model.
+        fields: of the task; None for its default. Sizes that it does not have are left out, texts are not.
+
+    Raises:
+        ValueError: there is no such task, it does not fit the model, or it takes no texts.
+    """
+    kind = find(name)
+    if pretrained.kind not in kind.kinds:
+        raise ValueError(
+            f"make: task {name} takes a model that is {' or '.join(kind.kinds)}: {pretrained.name} is "
+            f"{pretrained.kind}; leave the task out, or use {', '.join(default(pretrained.kind, pretrained.name))}"
+        )
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if fields.get("texts") is not None and "texts" not in known:
+        raise ValueError(f"make: task {name} takes no texts: leave --text out, or name another task")
+    return kind(**{field: value for field, value in fields.items() if field in known and value is not None})

@@ -1,0 +1,56 @@
+"""The numbers of one training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from dynattn.lab.figures import BASELINE
+from dynattn.methods import parse
+
+_AT_LEAST_ONE = ("steps", "batch", "evaluate_every", "save_every")
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """One run: AdamW, a linear warm-up and a linear decay to zero, gradients clipped to norm 1.
+
+    Args:
+        method: what attention keeps, a short name; ``sdpa`` for PyTorch's dense attention.
+        seed: of the order of the data, of dropout, and of the weights where a model starts from scratch.
+        steps: of the optimizer.
+        batch: examples a step, over all processes.
+        learning_rate: at its highest.
+        warmup: share of the steps.
+        weight_decay: of AdamW.
+        evaluate_every: steps between two points of the learning curve.
+        save_every: steps between two checkpoints.
+    """
+
+    method: str
+    seed: int
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    evaluate_every: int = 10
+    save_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.method != BASELINE:
+            parse(self.method)
+        for field in _AT_LEAST_ONE:
+            if getattr(self, field) < 1:
+                raise ValueError(f"Job: {field} must be at least 1: got {getattr(self, field)}; leave it out")
+        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                "Job: learning_rate must be positive, weight_decay not negative, warmup in [0, 1): got "
+                f"{self.learning_rate}, {self.weight_decay}, {self.warmup}; 3e-5, 0 and 0.1 are usual"
+            )
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return f"{self.method}-seed{self.seed}"

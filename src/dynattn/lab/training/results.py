@@ -1,0 +1,121 @@
+"""What trainings gave, as it is written to JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dynattn.lab.figures import BASELINE, Interval, Record, Spread
+
+
+class Point(Record):
+    """A value after so many steps."""
+
+    step: int
+    value: float
+
+
+class Run(Record):
+    """One model, trained or not.
+
+    Attributes:
+        seed: None where nothing was trained.
+        scores: one an item.
+        curve: mean score on the held-out items as training went on, its end included.
+        losses: training loss of each step.
+    """
+
+    seed: int | None
+    scores: list[float]
+    curve: list[Point]
+    losses: list[Point]
+
+    @property
+    def score(self) -> float:
+        """Mean over the items."""
+        return sum(self.scores) / len(self.scores)
+
+
+class Contrast(Interval):
+    """A mean over seeds and items with its 95% interval, and what it was made of.
+
+    Attributes:
+        by_seed: mean over the items, one a seed.
+        over: what the interval lets vary.
+        degrees: of freedom of Student's t; None for a bootstrap.
+    """
+
+    by_seed: list[float]
+    over: Literal["seeds and items", "items"]
+    degrees: float | None
+
+
+class Arm(Record):
+    """One method: without training, put into what dense attention was trained to, or trained itself.
+
+    Attributes:
+        method: short name.
+        trained: whether the model was.
+        score: over its runs.
+        difference: to dense attention, paired by seed and item: to the untrained one without training, else to the
+            trained one; None for dense.
+        gain: over the same method without training, paired by item; None without training.
+        seconds: of a training step.
+        runs: one a seed.
+        swapped: whether the model was trained with dense attention, of the same seed, and the method put in after.
+        recovered: by training with the method: over the swapped arm, paired by seed and item; None where there is none.
+    """
+
+    method: str
+    trained: bool
+    score: Contrast
+    difference: Contrast | None
+    gain: Contrast | None
+    seconds: Spread | None
+    runs: list[Run]
+    swapped: bool = False  # records of before there was such an arm have neither
+    recovered: Contrast | None = None
+
+
+class Study(Record):
+    """Every method with every seed.
+
+    Attributes:
+        name: of the experiment.
+        summary: its data.
+        metric: what a score is.
+        higher_is_better: which way is good.
+        items: a name for each.
+        identity: all that decides a result besides the job.
+        job: the numbers that all runs share.
+        methods: the baseline first.
+        seeds: of the runs.
+        processes: that shared each step.
+        machine: where it ran.
+        arms: without training first, then swapped, then trained.
+        seconds: of this call; runs that were finished before cost nothing.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    summary: str
+    metric: str
+    higher_is_better: bool
+    items: list[str]
+    identity: dict[str, Any]
+    job: dict[str, Any]
+    methods: list[str]
+    seeds: list[int]
+    processes: int
+    machine: dict[str, Any]
+    arms: list[Arm]
+    seconds: float
+
+    def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
+        """A method's arm, if there is one."""
+        wanted = (method, trained, swapped)
+        return next((arm for arm in self.arms if (arm.method, arm.trained, arm.swapped) == wanted), None)
+
+    @property
+    def dense(self) -> Arm:
+        """Dense attention, trained."""
+        return next(arm for arm in self.arms if arm.method == BASELINE and arm.trained)

@@ -1,0 +1,182 @@
+"""Every method with every seed: what training makes of dense and of sparse attention, by the same recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from dynattn.lab.figures import BASELINE, Spread
+from dynattn.lab.machine import machine
+from dynattn.lab.progress import Stage
+from dynattn.lab.training import checkpoints
+from dynattn.lab.training.experiment import Experiment
+from dynattn.lab.training.job import Job
+from dynattn.lab.training.processes import processes
+from dynattn.lab.training.results import Arm, Run, Study
+from dynattn.lab.training.run import run, seconds_a_step
+from dynattn.lab.training.statistics import contrast
+from dynattn.lab.training.swapped import swapped
+
+_VARIES = ("method", "seed")
+
+
+def study(
+    experiment: Experiment,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    job: Callable[[str, int], Job],
+    folder: Path,
+    stage: Stage,
+    keep_models: bool = False,
+    swap: bool = False,
+) -> Study:
+    """Train every method with every seed, dense attention included. What ``folder`` holds already is not repeated.
+
+    Args:
+        experiment: model, data and measure.
+        methods: short names; dense attention (``sdpa``) is added.
+        seeds: at least one; two or more for an interval that holds for other seeds too.
+        job: the numbers of a run by method and seed, for example ``partial(Job, steps=30, ...)``.
+        folder: a folder a run, see :func:`dynattn.lab.training.run.run`.
+        stage: shows progress.
+        keep_models: write the trained models there too.
+        swap: judge each method also with the weights that dense attention was trained to, which are kept for it.
+
+    Returns:
+        Scores, paired differences with intervals, and curves.
+
+    Raises:
+        ValueError: there is no seed, or as :func:`dynattn.lab.training.run.run`.
+    """
+    if not seeds:
+        raise ValueError("study: there must be a seed: got none; 3 are usual")
+    began = time.perf_counter()
+    seeds = list(dict.fromkeys(seeds))
+    methods = list(dict.fromkeys([BASELINE, *methods]))
+    jobs = {(method, seed): job(method, seed) for seed in seeds for method in methods}
+    after: dict[str, list[Run]] = {method: [] for method in methods}
+    between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
+    times: dict[str, list[float]] = {method: [] for method in methods}
+    with _alone(folder):
+        before = {
+            method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained
+        }
+        for (method, seed), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
+            after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
+            times[method] += seconds_a_step(each, folder)
+            if method in between:
+                dense = folder / jobs[BASELINE, seed].name
+                between[method].append(swapped(method, seed, experiment, dense, stage))
+    numbers = dataclasses.asdict(next(iter(jobs.values())))
+    return Study(
+        name=experiment.name,
+        summary=experiment.summary,
+        metric=experiment.metric,
+        higher_is_better=experiment.higher_is_better,
+        items=list(experiment.labels),
+        identity=experiment.identity(),
+        job={key: value for key, value in numbers.items() if key not in _VARIES},
+        methods=methods,
+        seeds=seeds,
+        processes=processes().num_processes,
+        machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
+        arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],
+        seconds=time.perf_counter() - began,
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a folder that others train in, who would delete each other's checkpoints; a kill frees it."""
+    from filelock import FileLock, Timeout  # torch depends on it
+
+    if not processes().is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"study: one command at a time trains in a folder: another is at work in {folder}; wait for it, or give "
+            "another --output"
+        ) from error
+
+
+def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:
+    """The model as it came, under a method."""
+    wanted = json.loads(json.dumps(experiment.identity()))
+    path = folder / f"{method}-untrained.json"
+    advance = stage(f"{method}: without training", experiment.steps())
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if there["experiment"] == wanted:  # else it is written anew; a trained one would be refused
+            return Run.model_validate(there["run"])
+    scores = experiment.evaluate(experiment.model(method).eval().to(processes().device), advance)
+    found = Run(seed=None, scores=scores.tolist(), curve=[], losses=[])
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_json(path, {"experiment": wanted, "run": found.model_dump()})
+    return found
+
+
+def _untrained_arms(before: Mapping[str, list[Run]]) -> list[Arm]:
+    return [
+        _arm(method, runs, None if method == BASELINE else before[BASELINE], trained=False)
+        for method, runs in before.items()
+    ]
+
+
+def _swapped_arms(between: Mapping[str, list[Run]], after: Mapping[str, list[Run]]) -> list[Arm]:
+    return [_arm(method, runs, after[BASELINE], trained=True, swapped=True) for method, runs in between.items()]
+
+
+def _trained_arms(
+    after: Mapping[str, list[Run]],
+    before: Mapping[str, list[Run]],
+    between: Mapping[str, list[Run]],
+    times: Mapping[str, list[float]],
+) -> list[Arm]:
+    arms = []
+    for method, runs in after.items():
+        spent = times[method]
+        arm = _arm(method, runs, None if method == BASELINE else after[BASELINE], trained=True)
+        found = {
+            "gain": contrast(_table(runs) - _table(before[method])) if before else None,
+            "recovered": contrast(_table(runs) - _table(between[method])) if method in between else None,
+            "seconds": _spread(spent) if spent else None,
+        }
+        arms.append(arm.model_copy(update=found))
+    return arms
+
+
+def _arm(method: str, runs: list[Run], dense: list[Run] | None, trained: bool, swapped: bool = False) -> Arm:
+    """What all arms have; ``dense`` is what its runs are compared with."""
+    table = _table(runs)
+    return Arm(
+        method=method,
+        trained=trained,
+        score=contrast(table),
+        difference=None if dense is None else contrast(table - _table(dense)),
+        gain=None,
+        seconds=None,
+        runs=runs,
+        swapped=swapped,
+    )
+
+
+def _table(runs: list[Run]) -> np.ndarray:
+    """(seeds, items); one row without training."""
+    return np.array([each.scores for each in runs])
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    q1, median, q3 = np.percentile(values, [25, 50, 75])
+    return Spread(median=float(median), q1=float(q1), q3=float(q3))

@@ -1,0 +1,1 @@
+"""What methods share, and that knows no method."""

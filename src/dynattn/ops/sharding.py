@@ -1,0 +1,100 @@
+"""Operators on ``DTensor``: shards of batch and heads are computed where they lie, as PyTorch's own attention does.
+
+What is split otherwise is gathered first. So is what goes to methods in plain PyTorch, whose choice may depend on the
+place of a head among all.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor
+
+_BATCH, _HEADS = 0, 1
+_ALONG = ("query", "key", "value", "out", "logsumexp", "kept_mass", "kept", "allowed", "least", "last", "blocks",
+          "grad_out", "grad_logsumexp")  # fmt: skip
+_by_shards: list[Any] = []
+_gathered: list[Any] = []
+
+
+def split(schema: Any) -> None:
+    """Let an operator compute shards of batch and heads apart.
+
+    Args:
+        schema: :class:`dynattn.ops.library.Schema`.
+    """
+    _by_shards.append(schema)
+
+
+def gather(schema: Any) -> None:
+    """Let an operator see whole tensors.
+
+    Args:
+        schema: :class:`dynattn.ops.library.Schema`.
+    """
+    _gathered.append(schema)
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether ``x`` is a ``DTensor``, without importing what defines it."""
+    if type(x) is Tensor:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+@cache
+def register() -> None:
+    """Tell ``DTensor`` how the operators may be split. Called at the first that comes along."""
+    from torch.distributed.tensor.experimental import register_sharding
+
+    for schema in _by_shards:
+        register_sharding(schema.operator)(partial(_shards, schema))
+    for schema in _gathered:
+        register_sharding(schema.operator)(partial(_whole, schema))
+
+
+def _whole(schema: Any, *arguments: Any) -> list[tuple[list, list]]:
+    from torch.distributed.tensor import Replicate
+
+    call = schema.Arguments(*arguments)
+    inputs = [Replicate() if name in schema.tensors and x is not None else None for name, x in call._asdict().items()]
+    return [([Replicate() for _ in schema.Results._fields], inputs)]
+
+
+def _shards(schema: Any, *arguments: Any) -> list[tuple[list, list]]:
+    call = schema.Arguments(*arguments)
+    ways = _whole(schema, *arguments)
+    if getattr(call, "seed", None) is not None:  # dropout draws by the place of batch and head among all
+        return ways
+    ways.append(_along(schema, call, _BATCH))
+    if call.key.shape[_HEADS] % call.key.mesh.size() == 0:  # query heads stay with the key head that they share
+        ways.append(_along(schema, call, _HEADS))
+    return ways
+
+
+def _along(schema: Any, call: Any, dim: int) -> tuple[list, list]:
+    """Placements of results and arguments where a dimension is split."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    mask = getattr(call, "attn_mask", None)
+    mask_dim = -1 if mask is None else mask.ndim - 4 + dim
+    splits_mask = mask_dim >= 0 and mask.shape[mask_dim] > 1
+    arguments, results = [], []
+    for name, x in call._asdict().items():
+        if name not in schema.tensors or x is None:
+            arguments.append(None)
+        elif name == "attn_mask":
+            arguments.append(Shard(mask_dim) if splits_mask else Replicate())
+        else:
+            arguments.append(Shard(dim))
+    for name in schema.Results._fields:
+        if name == "attn_mask" and call.mask_needs_grad:
+            results.append(Shard(mask_dim) if splits_mask else Partial())
+        elif name not in _ALONG or (name in ("kept_mass", "kept", "allowed") and not call.aux):
+            results.append(Replicate())  # of no element
+        else:
+            results.append(Shard(dim))
+    return results, arguments

@@ -1,0 +1,89 @@
+"""``torch.ops.dynattn.window_attention``: windows with sinks in time linear in length, on any device.
+
+The blocks of :mod:`dynattn.maths.bands` are one call of ``nm_attention``, dense, on the backend that the caller names.
+As an operator it is one node for the compiler, whatever the length. Inputs are taken as checked:
+:func:`dynattn.attention` checks them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynattn.maths.bands import Bands
+from dynattn.ops import buffers
+from dynattn.ops.library import GRADIENTS, complete, define, library, recording
+from dynattn.ops.nm import BACKWARD as NM_BACKWARD
+from dynattn.ops.nm import nm_attention
+
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask"
+_CALL = "int window, int sinks, bool causal, float scale"
+_DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask says it all
+
+FORWARD = define(
+    "window_attention", f"{_INPUTS}, {_CALL}, bool needs_grad, str backend", "Tensor out, Tensor logsumexp"
+)
+BACKWARD = define(
+    "window_attention_backward",
+    f"{GRADIENTS}, Tensor out, Tensor logsumexp, {_INPUTS}, {_CALL}, bool mask_needs_grad, str backend",
+    "Tensor query, Tensor key, Tensor value, Tensor attn_mask",
+)
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, window: int, sinks: int, causal: bool,
+    scale: float, needs_grad: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
+    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+        out, logsumexp, *_ = nm_attention(
+            *_pieces(bands, query, key, value, attn_mask), None, *_DENSE, scale, 0.0, False, needs_grad, backend
+        )
+        return bands.joined(out), bands.joined(logsumexp)
+
+
+def _pieces(
+    bands: Bands, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mask = bands.mask(query.shape[0], attn_mask, query.device)
+    return bands.queries(query), bands.keys(key), bands.keys(value), mask
+
+
+def _backward(
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, window: int, sinks: int, causal: bool, scale: float, mask_needs_grad: bool, backend: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of the blocks by ``nm_attention_backward``, brought back to the inputs by autograd of the cutting."""
+    bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
+    inputs = [query, key, value, *([attn_mask] if mask_needs_grad and attn_mask is not None else [])]
+    with recording(query.device):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        pieces = _pieces(bands, *leaves[:3], leaves[3] if len(leaves) == 4 else attn_mask)
+    d_pieces = NM_BACKWARD.operator(
+        bands.queries(grad_out), bands.queries(grad_logsumexp), bands.queries(out),
+        bands.queries(logsumexp, fill=-torch.inf), *(x.detach() for x in pieces), None, *_DENSE, scale, 0.0,
+        len(leaves) == 4, backend,
+    )  # fmt: skip
+    found = torch.autograd.grad(pieces[: len(leaves)], leaves, d_pieces[: len(leaves)])
+    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+    for gradient, one in zip(gradients, found, strict=False):
+        gradient.copy_(one)
+    return gradients
+
+
+def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return buffers.packed(query, value)
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    call = BACKWARD.Arguments(*arguments)
+    return buffers.gradients(call.query, call.key, call.value, call.attn_mask, call.mask_needs_grad)
+
+
+library.impl("window_attention", _forward, "CompositeExplicitAutograd")
+library.impl("window_attention_backward", _backward, "CompositeExplicitAutograd")
+complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
+
+window_attention = FORWARD.operator

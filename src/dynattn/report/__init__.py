@@ -1,1 +1,0 @@
-"""Tables, plots, one self-contained HTML page."""

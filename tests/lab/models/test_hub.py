@@ -1,0 +1,38 @@
+"""Models that no package carries: what a config says they are."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs dynattn[transformers]")
+
+from dynattn.lab.models import hub
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "kind"),
+    [
+        ("gpt2", "GPT2LMHeadModel", "decoder"),
+        ("llama", "LlamaForCausalLM", "decoder"),
+        ("bert", "BertForMaskedLM", "encoder"),
+        ("roberta", "RobertaModel", "encoder"),
+        ("vit", "ViTForImageClassification", "vision"),
+        ("dinov2", "Dinov2Model", "vision"),
+        ("whisper", "WhisperForConditionalGeneration", "speech"),
+    ],
+)
+def test_kinds(model_type, architecture, kind):
+    assert hub._classify(model_type, [architecture], "x")[0] == kind
+
+
+def test_a_model_with_attention_of_its_own_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a bloom, whose attention is its own"):
+        hub.load(str(tmp_path))
+
+
+def test_other_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"some-model is a clip \(no architecture given\)"):
+        hub._classify("clip", [], "some-model")

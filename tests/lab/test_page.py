@@ -1,0 +1,61 @@
+"""The page: self-contained, escaped, and figures in the page's own ink."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from markupsafe import Markup
+
+from dynattn.lab.page import Section, new_figure, render, svg, table
+from dynattn.lab.words import interval, label, signed
+
+
+def _figure() -> str:
+    figure, ax = new_figure(4, 2)
+    ax.plot([0, 1], [0, 1], label="a & b")
+    ax.set_xlabel("kept <mass>")
+    ax.legend()
+    return svg(figure, label='a "label"')
+
+
+def test_svg_takes_its_ink_and_font_from_the_page_and_holds_no_address():
+    text = _figure()
+    assert text.startswith("<svg")
+    assert "currentColor" in text
+    assert "#000000" not in text
+    assert "font-family" not in text
+    assert "http" not in text
+    assert "kept &lt;mass&gt;" in text
+    assert 'aria-label="a &#34;label&#34;"' in text
+
+
+def test_page_escapes_plain_text_and_keeps_html():
+    text = render("a <b>", "c & d", [Section("e <f>", "<p>g</p>", "h <i>")])
+    for escaped in ("a &lt;b&gt;", "c &amp; d", "e &lt;f&gt;", "h &lt;i&gt;"):
+        assert escaped in text
+    assert "<p>g</p>" in text
+    assert not re.search(r"https?:|(src|href)=", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_table_escapes_cells_and_sets_numbers_right():
+    text = table(["name", "value"], [["<a>", 1.5], [Markup("<b>bold</b>"), "−3 ms"]])
+    assert "&lt;a&gt;" in text
+    assert "<b>bold</b>" in text
+    assert text.count('class="number"') == 3  # the heading and two cells
+    with pytest.raises(ValueError, match="each row must have 2 cells"):
+        table(["name", "value"], [["only one"]])
+
+
+def test_labels_and_signs():
+    assert label("nm-1-2-w16-s1") == "1:2, window 16, 1 sink"
+    assert label("nm-2-4-w64-s4") == "2:4, window 64, 4 sinks"
+    assert label("nm-1-2-x16-w64") == "1:2, stride 16, window 64"
+    assert label("nm-1-2") == "1:2"
+    assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
+    assert interval(None) == "–"

@@ -1,0 +1,82 @@
+"""Paired differences and their intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pydantic")
+pytest.importorskip("scipy")
+
+from dynattn.lab.statistics import interval, quality
+from dynattn.lab.tasks import Outcome, Prepared
+
+
+def _data(count: int) -> Prepared:
+    return Prepared(tuple(f"item {i}" for i in range(count)), 1, (), 0, "", None)
+
+
+def test_interval_is_the_normal_one_for_many_normal_differences():
+    draw = np.random.default_rng(0)
+    differences = draw.normal(0.3, 2.0, 1000)
+    found = interval(differences)
+    half = 1.96 * differences.std() / np.sqrt(1000)
+    assert found.mean == pytest.approx(differences.mean())
+    assert found.low is not None
+    assert found.high is not None
+    assert found.mean - found.low == pytest.approx(half, rel=0.05)
+    assert found.high - found.mean == pytest.approx(half, rel=0.05)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    hits = 0
+    for trial in range(200):
+        found = interval(draw.exponential(1.0, 60) - 1.0, seed=trial)  # skewed, of mean 0
+        hits += (found.low or 0) <= 0 <= (found.high or 0)
+    # binomial with p near 0.93 (percentile intervals of 60 skewed items are a little short): 3 sd is 11 of 200
+    assert 175 <= hits <= 198
+
+
+def test_interval_of_equal_differences_is_a_point_and_of_few_has_no_bounds():
+    same = interval(np.full(8, 0.25))
+    assert (same.low, same.high) == (0.25, 0.25)
+    assert same.clear
+    few = interval(np.array([0.1, 0.2, 0.3]))
+    assert (few.low, few.high) == (None, None)
+    assert few.mean == pytest.approx(0.2)
+    assert not few.clear
+
+
+@pytest.mark.parametrize(("higher_is_better", "item", "difference"), [(True, "item 1", -0.5), (False, "item 3", 0.3)])
+def test_worst_item_is_the_one_most_harmed(higher_is_better: bool, item: str, difference: float):
+    dense = Outcome(np.array([1.0, 1.0, 1.0, 1.0]), None)
+    sparse = Outcome(np.array([1.0, 0.5, 0.9, 1.3]), None)
+    found = quality("nm-1-2", sparse, dense, _data(4), higher_is_better)
+    assert found.worst is not None
+    assert found.worst.item == item
+    assert found.worst.difference == pytest.approx(difference)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(-0.075)
+
+
+def test_nothing_worse_means_no_worst_item():
+    dense, sparse = Outcome(np.zeros(4), None), Outcome(np.ones(4), None)
+    assert quality("nm-1-2", sparse, dense, _data(4), True).worst is None
+
+
+def test_agreement_is_the_cosine_and_stands_in_for_scores():
+    dense = Outcome(None, np.array([[1.0, 0.0], [0.0, 2.0]]))
+    sparse = Outcome(None, np.array([[1.0, 1.0], [0.0, 1.0]]))
+    found = quality("nm-1-2", sparse, dense, _data(2), True)
+    assert found.scores == pytest.approx([np.sqrt(0.5), 1.0])
+    assert found.agreement == pytest.approx((np.sqrt(0.5) + 1) / 2)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx((np.sqrt(0.5) - 1) / 2)
+    assert quality("sdpa", dense, dense, _data(2), True).difference is None
+
+
+def test_an_outcome_of_nothing_is_refused():
+    nothing = Outcome(None, None)
+    with pytest.raises(ValueError, match="scores or outputs"):
+        quality("nm-1-2", nothing, nothing, _data(1), True)

@@ -1,0 +1,29 @@
+"""Names of methods, one or more of every registered class, for tests that no method may slip through."""
+
+from __future__ import annotations
+
+NAMES = (
+    "nm-1-2",
+    "nm-2-4-x3-w3-s1",
+    "dense",
+    "topk-3",
+    "topk-0.3",
+    "topk-1.0",
+    "threshold-0.05",
+    "blocktopk-0.5-b8",
+    "blocktopk-0.5-b4",
+    "window-5-s2",
+    "fixed-0.5",
+    "random-0.5",
+    "dsa-0.5-k0.25-int4-v4",
+    "efficient",
+    "scatterbrain-f8-b4-r1",
+    "topk-3+window-2",
+    "nm-1-2&window-5",
+    "perhead(nm-1-2_window-4_2*topk-3)",
+)
+LAYERED = ("perlayer(nm-1-2_0-2=dense)",)
+"""What a call of attention does not take."""
+
+PLAIN = frozenset({"efficient", "scatterbrain-f8-b4-r1"})
+"""Those that are plain PyTorch outside of compiled code, which has derivatives of any kind."""
