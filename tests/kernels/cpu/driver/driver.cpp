@@ -2,6 +2,7 @@
 //
 //     driver portable   prints "portable: N passed, N failed"; exits with 1 when a case fails
 //     driver avx512     likewise; says so and exits with 0 where the processor does not run it
+//     driver tiles-portable, amx, avx512bf16: the tile kernels, whose forward takes bfloat16
 #include <cstdio>
 #include <initializer_list>
 #include <string>
@@ -112,7 +113,7 @@ std::string run(const Case& c) {
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads;
   if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_size = c.block_size;
-  args.needs_grad = !c.aux;
+  args.needs_grad = !c.aux && !c.rounded;
   std::unique_ptr<float[]> threshold(new float[rows]);
   std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
   if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
@@ -126,12 +127,16 @@ std::string run(const Case& c) {
       for (int i = 0; i < s.q_len; i++, at++) {
         const Row row = naive_row(p, b, h, i);
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
-        if (!close(logsumexp[at], row.logsumexp, 4e-6 * (1 + std::fabs(row.logsumexp)))) return "logsumexp" + where;
+        const double rounding = args.needs_grad || c.aux || c.isa < DYNATTN_ISA_TILES_PORTABLE
+                                    ? 4e-6 * (1 + std::fabs(row.logsumexp))
+                                    : 0x1p-8;  // that of bfloat16 weights
+        if (!close(logsumexp[at], row.logsumexp, rounding)) return "logsumexp" + where;
         if (c.aux && !close(kept_mass[at], row.kept_mass, 4e-6)) return "kept mass" + where;
         if (c.aux && (kept[at] != row.kept || allowed[at] != row.allowed)) return "counts" + where;
         for (int d = 0; d < s.value_dim; d++) {
           const double got = p.out.get(p.out.at(b, h, i) + d), want = row.out[static_cast<size_t>(d)];
-          if (!close(got, want, unit_of(c.dtype, row.kept) * (1 + row.spread))) {
+          const double unit = unit_of(c.dtype, row.kept) * (c.isa < DYNATTN_ISA_TILES_PORTABLE ? 1 : 2);  // weights too
+          if (!close(got, want, unit * (1 + row.spread))) {
             return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " +
                    std::to_string(want);
           }
@@ -139,15 +144,21 @@ std::string run(const Case& c) {
       }
     }
   }
-  return c.aux ? "" : run_backward(p, args);
+  return c.aux || c.isa >= DYNATTN_ISA_TILES_PORTABLE ? "" : run_backward(p, args);
 }
 
-const char* const kIsaNames[] = {"portable", "avx2", "avx512"};
+const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx"};
+
+bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE; }
 
 struct Counts {
   int passed = 0, failed = 0;
 
-  void check(const Case& c) {
+  void check(Case c) {
+    if (is_tiled(c.isa)) {
+      c.dtype = DYNATTN_BFLOAT16;
+      c.rounded = !c.aux && c.threads == 2;
+    }
     const std::string wrong = run(c);
     if (wrong.empty()) {
       passed++;
@@ -270,18 +281,18 @@ void check_isa(int isa, Counts& counts) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int isa : {DYNATTN_ISA_PORTABLE, DYNATTN_ISA_AVX2, DYNATTN_ISA_AVX512}) {
+  for (int isa = 0; isa < static_cast<int>(sizeof kIsaNames / sizeof kIsaNames[0]); isa++) {
     if (argc != 2 || std::string(argv[1]) != kIsaNames[isa]) continue;
-    if (!dynattn_isa_available(isa)) {
-      std::printf("%s: not run by this processor, skipped\n", argv[1]);
+    if (dynattn_isa_refusal(isa) != nullptr) {
+      std::printf("%s: %s, skipped\n", argv[1], dynattn_isa_refusal(isa));
       return 0;
     }
     Counts counts;
     check_isa(isa, counts);
-    check_rows(isa, counts);
+    if (!is_tiled(isa)) check_rows(isa, counts);
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|tiles-portable|avx512bf16|amx\n");
   return 2;
 }

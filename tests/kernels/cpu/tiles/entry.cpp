@@ -1,4 +1,4 @@
-// The tile kernels of one engine as a library of their own, for tests that compile them otherwise than the package does.
+// The tile kernels of one engine as a library of their own, for tests that compile them otherwise than the package.
 #include "common/team.cpp"
 #include "tiles/tiles.cpp"
 

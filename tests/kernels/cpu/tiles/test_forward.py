@@ -52,7 +52,10 @@ def test_tails(method: NM, kv_len: int, head_dim: int, engine: str):
     check(grid(2, 1, 40, kv_len, head_dim, 20), engine, method=method, causal=kv_len % 2 == 1)
 
 
-@pytest.mark.parametrize("kind", ["bool", "padding", "left padding", "float", "bfloat16", "transposed", "shared by all"])
+MASKS = ["bool", "padding", "left padding", "float", "bfloat16", "transposed", "shared by all"]
+
+
+@pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("method", [*PATTERNS[:5], NM(2, 4, stride=3), NM(1, 2, window=5, sinks=3)], ids=identify)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_masks(method: NM, kind: str, causal: bool, engine: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import building
 import pytest
@@ -25,7 +25,7 @@ class Bug(NamedTuple):
     problem: Problem
 
 
-def plain(method: NM = NM(1, 2), **options: object) -> Problem:
+def plain(method: NM = NM(1, 2), **options: Any) -> Problem:
     return grid(2, 1, 40, 150, 16, 24, method=method, **options)
 
 
@@ -80,8 +80,8 @@ BUGS = [
         "store(score_row(tile, key), x);", plain(causal=True)),
     Bug("tiles/forward.h", "if (pass.careful) add_odd_values(pass, block);", "", with_an_infinite_value()),
     Bug("tiles/forward.h", "if (bits & kNotKept) continue;", "", with_an_infinite_value()),
-    Bug("tiles/forward.h", "put_weight(tile, key, broadcast_words(0));", "put_weight(tile, key, broadcast_words(0x7f80u));",
-        plain(NM(1, 3, stride=17))),
+    Bug("tiles/forward.h", "put_weight(tile, key, broadcast_words(0));",
+        "put_weight(tile, key, broadcast_words(0x7f80u));", plain(NM(1, 3, stride=17))),
     Bug("tiles/forward.h", "if (args.causal) end = smaller(end, pass.at.first + pass.at.count + plan.offset);",
         "if (args.causal) end = smaller(end, pass.at.first + plan.offset);", plain(causal=True)),
     Bug("tiles/pack.h", "args.scale < 0 ? 0x80008000u : 0u", "args.scale < 0 ? 0x8000u : 0u", plain(scale=-0.25)),

@@ -127,7 +127,9 @@ static bool attend(const Pass& pass) {
     if (!allowed.any) continue;
     score_keys(pass, block);
     for (int group = 0; group < pass.groups; group++) weigh_keys(pass, group, pass.states[group]);
-    if (args.drop_below > 0) drop_weights(pass.at, block * plan.key_block, pass.groups, pass.careful, pass.scratch.weights);
+    if (args.drop_below > 0) {
+      drop_weights(pass.at, block * plan.key_block, pass.groups, pass.careful, pass.scratch.weights);
+    }
     add_values(pass, block);
     if (pass.careful) add_odd_values(pass, block);
   }

@@ -147,7 +147,9 @@ DYNATTN_INLINE Lanes floats_of(Words a) {
 
 // a - floor(a), for a >= 0; infinity gives 0.
 DYNATTN_INLINE Lanes above_floor(Lanes a) {
-  return each_lane<Lanes>([&](int i) { return a.x[i] < 0x1p23f ? a.x[i] - static_cast<float>(static_cast<int32_t>(a.x[i])) : 0.0f; });
+  return each_lane<Lanes>([&](int i) {
+    return a.x[i] < 0x1p23f ? a.x[i] - static_cast<float>(static_cast<int32_t>(a.x[i])) : 0.0f;
+  });
 }
 
 // Round to nearest, ties to even; 2^31 for what is too large.

@@ -58,7 +58,9 @@ DYNATTN_INLINE int64_t packed_key_bytes(const TilePlan& plan) { return plan.dept
 
 // Bytes of a key block's keys, and of its values, as packed.
 DYNATTN_INLINE int64_t key_block_bytes(const TilePlan& plan) { return plan.padded * packed_key_bytes(plan); }
-DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) { return plan.padded / kTileDepth * plan.dims * kTileBytes; }
+DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
+  return plan.padded / kTileDepth * plan.dims * kTileBytes;
+}
 
 // Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
 static int choose_key_block(const TilePlan& plan) {

@@ -44,7 +44,8 @@ bool has_avx512() {
 }
 
 const char* find_amx_refusal() {
-  if ((leaf(7, 0).edx & (kAmxBf16 | kAmxTile)) != (kAmxBf16 | kAmxTile)) return "this processor has no AMX for bfloat16";
+  constexpr unsigned kAmx = kAmxBf16 | kAmxTile;
+  if ((leaf(7, 0).edx & kAmx) != kAmx) return "this processor has no AMX for bfloat16";
   if (avx512bf16_refusal() != nullptr) return avx512bf16_refusal();
   if ((saved_state() & kTileState) != kTileState) return "the operating system does not save AMX tiles";
 #if defined(__linux__)
