@@ -20,6 +20,16 @@ def tensors(dtype: torch.dtype = torch.bfloat16, head_dim: int = 32) -> Any:
     return tuple(torch.randn(1, 2, 80, head_dim, generator=generator).to(dtype) for _ in range(3))
 
 
+def attend(inputs: Any, method: Method, **options: Any) -> Any:
+    query, key, value = inputs
+    return dynattn.attention(query, key, value, method, **options)
+
+
+def explained(inputs: Any, method: Method, **options: Any) -> str:
+    query, key, value = inputs
+    return str(dynattn.explain(query, key, value, method, **options))
+
+
 @pytest.fixture
 def tiles_are_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with matrix units, with the portable engine in their place."""
@@ -28,11 +38,11 @@ def tiles_are_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 5), NM(1, 1), parse("blocktopk-0.5-b16")])
 def test_asked_for_by_name(method: Method):
-    got, aux = dynattn.attention(*tensors(), method, causal=True, return_aux=True, backend=TILES)
-    want, expected = dynattn.attention(*tensors(), method, causal=True, return_aux=True, backend="reference")
+    got, aux = attend(tensors(), method, causal=True, return_aux=True, backend=TILES)
+    want, expected = attend(tensors(), method, causal=True, return_aux=True, backend="reference")
     assert (got.float() - want.float()).abs().gt(0.03).float().mean() < 0.01  # near-ties may be chosen otherwise
     torch.testing.assert_close(aux.logsumexp, expected.logsumexp, atol=0.05, rtol=0.0)
-    assert "(tiles-portable)" in str(dynattn.explain(*tensors(), method, backend=TILES))
+    assert "(tiles-portable)" in (explained(tensors(), method, backend=TILES))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,7 @@ def test_asked_for_by_name(method: Method):
 )
 def test_what_they_do_not_take_is_said(inputs: Any, method: Method, reason: str):
     with pytest.raises(RuntimeError, match=f"backend '{TILES}' cannot run this: .*{reason}"):
-        dynattn.attention(*inputs, method, backend=TILES)
+        attend(inputs, method, backend=TILES)
 
 
 @pytest.mark.parametrize("name", ["amx", "avx512bf16"])
@@ -55,18 +65,18 @@ def test_a_refusal_is_a_reason(name: str):
     """Where the processor or the system has no such unit: an answer, and no crash."""
     refusal = cpu.isa_refusal(name)
     if refusal is None:
-        assert f"({name})" in str(dynattn.explain(*tensors(), NM(1, 2), backend=f"cpu-{name}"))
+        assert f"({name})" in (explained(tensors(), NM(1, 2), backend=f"cpu-{name}"))
         return
     with pytest.raises(RuntimeError, match=refusal.split("(")[0]):
-        dynattn.attention(*tensors(), NM(1, 2), backend=f"cpu-{name}")
+        attend(tensors(), NM(1, 2), backend=f"cpu-{name}")
     assert cpu.tile_isa() != name
 
 
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
-    said = str(dynattn.explain(*tensors(), NM(1, 2)))
+    said = (explained(tensors(), NM(1, 2)))
     refusal = cpu.isa_refusal("amx")
     assert (f"not amx: {refusal}" in said) if refusal else ("(amx)" in said)
-    assert "amx" not in str(dynattn.explain(*tensors(torch.float32), NM(1, 2)))
+    assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
 
 
 def test_the_portable_engine_is_never_taken_unasked():
@@ -78,9 +88,9 @@ def test_the_portable_engine_is_never_taken_unasked():
 def test_cpu_takes_tiles_where_they_are_fastest():
     inputs = tensors()
     for method in (NM(1, 2), parse("blocktopk-0.5-b16")):
-        by_name = dynattn.attention(*inputs, method, backend=TILES)
-        assert torch.equal(dynattn.attention(*inputs, method), by_name)
-        assert "(tiles-portable" in str(dynattn.explain(*inputs, method))
+        by_name = attend(inputs, method, backend=TILES)
+        assert torch.equal(attend(inputs, method), by_name)
+        assert "(tiles-portable" in (explained(inputs, method))
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")
@@ -90,11 +100,11 @@ def test_cpu_takes_other_kernels_where_tiles_do_not_go():
     inputs: Any = tuple(x.requires_grad_() for x in tensors())
     gradients = []
     for backend in ("cpu", other):
-        out = dynattn.attention(*inputs, NM(1, 2), backend=backend)
+        out = attend(inputs, NM(1, 2), backend=backend)
         gradients.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     reason = cpu.isa_refusal("amx") or "the gradient is not made on tiles"
-    assert f"not amx: {reason}" in str(dynattn.explain(*inputs, NM(1, 2)))
+    assert f"not amx: {reason}" in (explained(inputs, NM(1, 2)))
 
     query, key, value = tensors()
     few = query[:, :, :2]
@@ -103,11 +113,11 @@ def test_cpu_takes_other_kernels_where_tiles_do_not_go():
         (tensors(torch.float32), NM(1, 2)),
         ((query, key, value), TopK(8)),
     ):
-        assert torch.equal(dynattn.attention(*inputs, method), dynattn.attention(*inputs, method, backend=other))
+        assert torch.equal(attend(inputs, method), attend(inputs, method, backend=other))
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")
 def test_compiled_calls_take_them_too():
     inputs = tensors()
-    compiled = torch.compile(lambda q, k, v: dynattn.attention(q, k, v, NM(2, 4)), backend="eager", fullgraph=True)
-    assert torch.equal(compiled(*inputs), dynattn.attention(*inputs, NM(2, 4), backend=TILES))
+    compiled = torch.compile(lambda *inputs: attend(inputs, NM(2, 4)), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*inputs), attend(inputs, NM(2, 4), backend=TILES))
