@@ -28,6 +28,7 @@ from dynattn.lab.frontier.methods import BUDGETS, entries
 from dynattn.lab.inspect import from_image, from_text
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_json
 from dynattn.lab.tasks.recall import encode
 from dynattn.lab.tasks.texts import wikipedia
 from dynattn.pruning import SpAtten, parse
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _save(path: Path, models: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"machine": machine(), "cache_bytes": CACHE, "models": models}, indent=1) + "\n")
+    write_json(path, {"machine": machine(), "cache_bytes": CACHE, "models": models})
 
 
 def encoder(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
 from dynattn.lab.machine import describe, machine
+from dynattn.lab.records import write_json
 from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
 
@@ -62,7 +63,7 @@ def measure() -> None:
             for name, timing in timings.items()
         }
         shapes.append({"shape": [heads, length, head_dim], "rows": rows})
-    RECORD.write_text(json.dumps({"machine": machine(), "rate": RATE, "shapes": shapes}, indent=1) + "\n")
+    write_json(RECORD, {"machine": machine(), "rate": RATE, "shapes": shapes})
 
 
 def with_table(page: str) -> str:

@@ -28,21 +28,22 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import dynattn
 from dynattn import DSA, NM, EfficientAttention, Method, Random, Scatterbrain, TopK, metrics
-from dynattn.integrations import prediction
+from dynattn.integrations import dsa
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.data.packages import folder
 from dynattn.lab.inspect import from_image, from_text
 from dynattn.lab.inspect.measure import scores
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
+from dynattn.lab.records import write_json
 from dynattn.lab.scoring import evaluate
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.timing import interleaved
+from dynattn.maths.buckets import hashes
 from dynattn.methods import MixingMethod
 from dynattn.methods.dsa import top_of_runs
-from dynattn.reference.buckets import hashes
 
 RESULTS = Path(__file__).parent / "results" / "family"
 EVERY = {"minilm": 1, "smollm2": 5, "dinov2": 4}  # layers looked at: every one, every fifth, every fourth
@@ -220,10 +221,10 @@ def predictor() -> dict[str, Any]:
         "model": pretrained.description, "steps": STEPS, "tokens": length, "share": 0.25, "bits": 4,
         "trained_on": len(pool), "held_out": len(held_out),
     }  # fmt: skip
-    predictors = prediction.new(pretrained.model, batches[0])
+    predictors = dsa.new(pretrained.model, batches[0])
     record["untrained"] = _guesses(pretrained, predictors, held_out)
     losses: list[float] = []
-    prediction.fit(pretrained.model, predictors, batches, on_step=lambda _, loss: losses.append(loss))
+    dsa.fit(pretrained.model, predictors, batches, on_step=lambda _, loss: losses.append(loss))
     record["trained"] = _guesses(pretrained, predictors, held_out)
     record["losses"] = losses
     return record
@@ -323,7 +324,7 @@ def main(arguments: Sequence[str]) -> int:
     before = machine()
     record = {"machine": before} | MEASUREMENTS[arguments[0]]()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    _path(arguments[0]).write_text(json.dumps(record, indent=1) + "\n")
+    write_json(_path(arguments[0]), record)
     return 0
 
 

@@ -30,6 +30,7 @@ from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.inspect import from_image, from_text
 from dynattn.lab.machine import machine
 from dynattn.lab.models import load
+from dynattn.lab.records import write_json
 from dynattn.lab.timing import Timing, interleaved
 from dynattn.methods import parse
 
@@ -178,7 +179,7 @@ def saved(name: str) -> dict[str, Any]:
 def save(name: str, record: dict[str, Any]) -> None:
     """Write a record."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"pairs-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(RESULTS / f"pairs-{name}.json", record)
 
 
 def write(page: str, start: str, text: str) -> None:

@@ -5,12 +5,12 @@ python benchmarks/listops_floor.py
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dynattn.lab.lra.baselines import first_token
 from dynattn.lab.lra.listops import Rules, load
 from dynattn.lab.machine import machine
+from dynattn.lab.records import write_json
 
 TRAIN, TEST, SEED = 6000, 2000, 0
 RECORD = Path(__file__).parent / "results" / "listops-floor.json"
@@ -20,7 +20,7 @@ def main() -> None:
     """Half a minute."""
     data = load(Rules(), TRAIN, TEST, SEED)
     found = {"data": data.source, "train": TRAIN, "test": TEST, "accuracy": first_token(data), "machine": machine()}
-    RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(RECORD, found)
     print(f"{found['accuracy']:.1%} of {TEST} {data.source}")
 
 

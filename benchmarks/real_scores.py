@@ -19,6 +19,7 @@ from dynattn import NM
 from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.machine import machine
 from dynattn.lab.models import load
+from dynattn.lab.records import write_json
 
 RECORD = Path(__file__).parent / "results" / "real_scores.json"
 PAGE = Path(__file__).parent.parent / "docs" / "theory.md"
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 2
     record = {"method": METHOD.name, "machine": machine(), "models": {model: measure(model) for model in MODELS}}
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(RECORD, record)
     return 0
 
 

@@ -11,9 +11,9 @@ import dynattn
 from dynattn import NM
 from dynattn.kernels import cpu
 from dynattn.methods import parse
+from dynattn.methods.nm import choose
 from dynattn.ops import nm
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 BACKENDS = ("cpu", "reference")
 

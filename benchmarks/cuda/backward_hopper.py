@@ -11,7 +11,6 @@ five 64 x 128 tiles, as FlashAttention-3 computes them.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import PATTERNS, WGMMA_HEAD_DIMS
 from dynattn.kernels.cuda.variants_backward import WgmmaBackwardVariant
 from dynattn.lab.machine import machine
+from dynattn.lab.records import write_json
 
 ARCH = "sm_90a"
 QUERIES, KEYS, UNIT = 64, 128, 64
@@ -76,7 +76,7 @@ def main() -> None:
             record["variants"].append({"kernel": variant.name_expression} | count(variant))
             print(record["variants"][-1], flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(output, record)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ with all that stands in it, edges and rescaling too; of loops inside it, one tur
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import PATTERNS, Variant
 from dynattn.kernels.cuda.variants_backward import BackwardVariant
 from dynattn.lab.machine import machine
+from dynattn.lab.records import write_json
 
 ARCH = "sm_80"
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);")
@@ -99,7 +99,7 @@ def main() -> None:
         print(variant.name_expression, without, dropping, sep="\n  ", flush=True)
     record = {"machine": machine(), "nvrtc": loader.nvrtc_version(), "arch": ARCH, "variants": records}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(output, record)
 
 
 if __name__ == "__main__":

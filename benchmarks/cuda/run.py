@@ -45,6 +45,7 @@ from dynattn.kernels.cuda import driver, loader, warm  # noqa: E402
 from dynattn.kernels.cuda.variants import Variant  # noqa: E402
 from dynattn.lab import machine  # noqa: E402
 from dynattn.lab.bench.roofline import Roofline, roofline  # noqa: E402
+from dynattn.lab.records import write_json  # noqa: E402
 
 _TESTS_SECONDS, _SANITIZER_SECONDS = 150, 35  # at most, the second for each tool
 _HANGS_SECONDS = 60  # in one test: where it stands is written down
@@ -79,7 +80,7 @@ class Run:
             self.results[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
         self.results["seconds"][name] = round(time.monotonic() - start, 1)
         self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+        write_json(self.output / "results.json", self.results)
 
     def machine(self) -> dict:
         found: dict = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

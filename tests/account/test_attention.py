@@ -15,7 +15,7 @@ from torch import Tensor
 import dynattn
 from dynattn import NM, EfficientAttention
 from dynattn.account import Work, of_call, of_mixing, of_pairs
-from dynattn.account.cache import misses
+from dynattn.account.lru import misses
 from dynattn.methods import parse
 from dynattn.methods.base import Glance, PairMethod, Rows
 

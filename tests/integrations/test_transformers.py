@@ -198,7 +198,7 @@ def cache_of(kind: str, model: Any, length: int = 20):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [*itertools.product(["dense", "nm-2-4", "nm-1-3"], ["dynamic", "static"]), ("nm-1-4-w2-s1", "dynamic")],
+    [*itertools.product(["dense", "nm-2-4", "nm-1-3", "nm-1-4-w2-s1"], ["dynamic", "static"])],
 )
 @pytest.mark.parametrize("sizes", [[9, 1, 1, 1, 1], [5, 4, 4], [13], [1] * 13], ids=str)
 @pytest.mark.parametrize("padding", [None, "left"])
@@ -212,14 +212,29 @@ def test_cache_equals_one_pass(method, kind, padding, sizes):
     assert_equal(chunks_of(model, inputs, sizes, cache_of(kind, model)), expected, inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("sizes", [[13], [9, 1]], ids=str)
+@pytest.mark.parametrize("padding", [None, "left"])
+@pytest.mark.parametrize("free", [0, 1, 7])
 @torch.no_grad()
-def test_a_window_needs_a_cache_without_free_slots(sizes):
+def test_a_window_ends_at_the_query_in_a_compiled_static_cache(free, padding):
+    """The free slots behind the query are not counted, and one graph serves all steps of one size."""
+    model, inputs = with_attention(tiny("llama"), "dynattn:nm-1-4-w2-s1"), text(padding=padding)
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    expected = model(**inputs, position_ids=positions).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    actual = chunks_of(compiled, inputs, [9, 1, 1, 1, 1], cache_of("static", model, length=13 + free))
+    assert_equal(actual, expected, inputs["attention_mask"])
+
+
+@torch.no_grad()
+def test_a_window_ends_at_the_query_where_padding_is_on_the_right():
+    """The last tokens of all samples are padding: a window must not move to the last real token for it."""
     model, inputs = with_attention(tiny("llama"), "dynattn:nm-1-4-w2-s1"), text()
-    with pytest.raises(ValueError, match="static cache with room to spare"):
-        chunks_of(model, inputs, sizes, cache_of("static", model))
-    full = cache_of("static", model, length=13)
-    assert_equal(chunks_of(model, inputs, [13], full), model(**inputs).logits)
+    inputs["attention_mask"][:, 11:] = 0
+    expected = model(**inputs).logits
+    actual = [chunks_of(model, inputs, [7, 6], cache_of(kind, model)) for kind in ("dynamic", "static")]
+    for each in actual:
+        assert_equal(each, expected, inputs["attention_mask"])
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("scipy")
 
-from dynattn.lab.statistics import interval, quality
+from dynattn.lab.statistics import at_chance, interval, quality
 from dynattn.lab.tasks import Outcome, Prepared
 
 
@@ -80,3 +80,26 @@ def test_an_outcome_of_nothing_is_refused():
     nothing = Outcome(None, None)
     with pytest.raises(ValueError, match="scores or outputs"):
         quality("nm-1-2", nothing, nothing, _data(1), True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chance", "higher_is_better", "expected"),
+    [
+        ((0.9, 0.8, 0.9, 0.7, 0.8), 0.5, True, False),
+        ((0.4, 0.8, 0.3, 0.7, 0.4), 0.5, True, True),
+        ((0.1, 0.1, 0.1, 0.1), 0.5, True, True),
+        ((1.0, 1.2, 0.9, 1.1), 4.0, False, False),
+        ((4.1, 3.9, 4.2, 3.9), 4.0, False, True),
+        ((0.9,), 0.5, True, False),
+        ((0.5,), 0.5, True, True),
+        ((0.9, float("nan"), 0.9, 0.9), None, True, True),
+        ((0.0, 0.0), None, True, False),
+    ],
+)
+def test_scores_are_at_chance_where_their_interval_does_not_leave_it_behind(scores, chance, higher_is_better, expected):
+    assert at_chance(scores, chance, higher_is_better) is expected
+
+
+def test_an_interval_of_what_is_not_finite_has_no_bounds():
+    found = interval(np.array([0.1, np.inf, 0.2, 0.3, 0.1]))
+    assert (found.low, found.high) == (None, None)

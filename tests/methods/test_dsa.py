@@ -142,7 +142,7 @@ def test_the_choice_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -
     q, k, v = inputs(40, 40)
     method = DSA(0.1, 0.5, together=8)
     whole = dynattn.attention(q, k, v, method, causal=True)
-    monkeypatch.setattr("dynattn.ops.plain._BLOCK_SCORES", 1)
+    monkeypatch.setattr("dynattn.reference.in_blocks._BLOCK_SCORES", 1)
     assert torch.equal(whole, dynattn.attention(q, k, v, method, causal=True))
 
 

@@ -3,9 +3,8 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import NM, PerHead, TopK, Window
+from dynattn import NM, PerHead, TopK, Window, heads
 from dynattn.methods import Method
-from dynattn import heads
 
 DENSE, HALF, BEST, NEAR = NM(1, 1), NM(1, 2), TopK(k=3), Window(4, 1)
 MIXED = (HALF, DENSE, BEST, HALF, NEAR, HALF)

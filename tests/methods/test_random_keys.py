@@ -5,7 +5,7 @@ import torch
 
 import dynattn
 from dynattn import Random, TopK
-from dynattn.reference import dropout
+from dynattn.maths import dropout
 from tests.methods.oracle import expected, inputs, padding
 
 
@@ -23,7 +23,7 @@ def word(seed: int, batch: int, head: int, position: int, key: int) -> int:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("q_len", [9, 4])
 def test_definition(seed: int, causal: bool, q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynattn.ops.plain._BLOCK_SCORES", 200)
+    monkeypatch.setattr("dynattn.reference.in_blocks._BLOCK_SCORES", 200)
     query, key, value = inputs(q_len, 9)
     mask = padding(9, 9, 6)
     heads = iter([(b, h) for b in range(2) for h in range(4)])

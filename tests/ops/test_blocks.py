@@ -12,7 +12,8 @@ from torch import Tensor
 import dynattn
 from dynattn import BlockTopK
 from dynattn.kernels import cpu
-from dynattn.methods import Rows, pooled
+from dynattn.maths import pooled
+from dynattn.methods import Rows
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
 

@@ -13,7 +13,7 @@ import dynattn
 from dynattn import NM, TopK, metrics
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import MixingMethod, PairMethod, Rows, parse, register
-from dynattn.ops import plain
+from dynattn.reference import in_blocks
 
 
 @register
@@ -97,7 +97,7 @@ def by_loops(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cau
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain, "_BLOCK_SCORES", 1200)  # a few queries at a time
+    monkeypatch.setattr(in_blocks, "_BLOCK_SCORES", 1200)  # a few queries at a time
 
 
 @pytest.mark.usefixtures("small_blocks")

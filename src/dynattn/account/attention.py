@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynattn.account.cache import misses
+from dynattn.account.lru import misses
 from dynattn.account.work import Work
 from dynattn.methods.base import Glance, MixingMethod, PairMethod
 from dynattn.reference import pairs as reference

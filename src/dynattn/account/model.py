@@ -31,7 +31,7 @@ class Account:
 
     @property
     def total(self) -> Work:
-        """Of the model."""
+        """Costs of the whole model."""
         return self.attention + self.linear
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from dynattn.backends.base import Backend, run_nm, short
+from dynattn.backends.base import Backend, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
 from dynattn.methods.base import Choice
 from dynattn.ops.blocks import block_attention
+from dynattn.ops.library import unobserved
+from dynattn.ops.nm import forward_cpu
 from dynattn.ops.rows import row_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,6 +68,8 @@ class CPU(Backend):
 
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
+            if not call.needs_grad and unobserved(call.query, call.key, call.value):
+                return Result(*forward_cpu(*nm_arguments(call, self.name)))
             return run_nm(call, self.name)
         options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
         if call.method.choice is Choice.ROWS:

@@ -71,6 +71,7 @@ class TaskResult(Record):
     length: int
     seconds: float
     results: list[Quality]
+    chance: float | None = None  # the score that guessing gives; records of before have none
 
     def of(self, method: str) -> Quality:
         """The result of a method."""

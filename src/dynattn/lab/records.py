@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     R = TypeVar("R", bound=BaseModel)
 
+_POINT = 4  # numbers with names that take one line together
 _RESERVED = 1 << 20
 """Bytes of disk that are kept for each file while the work goes on. The largest recorded file takes 0.7 MB."""
 
 
 def dumps(value: Any) -> str:
-    """JSON with an entry a line, indented by a blank a level, and arrays of numbers on one line.
+    """JSON with an entry a line, indented by a blank a level; arrays of numbers, and of a few numbers with
+    names, take one line.
 
     Args:
         value: dictionaries with string keys, lists, tuples, strings, numbers, booleans and None. What is not finite is
@@ -112,12 +114,25 @@ def as_record(kind: type[R], value: Any, path: Path, remedy: str) -> R:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"read: {path} must hold a {kind.__name__}: {_first(error)}; {remedy}") from error
+        raise ValueError(f"read: {path} must hold a {kind.__name__}: {reason(error)}; {remedy}") from error
 
 
 def slug(name: str) -> str:
     """A name as a part of a file's: ``minilm on retrieval`` as ``minilm-on-retrieval``."""
     return re.sub(r"[^\w.-]+", "-", name)
+
+
+def reason(error: Any) -> str:
+    """The first thing that pydantic's ``ValidationError`` tells, in a few words."""
+    found = error.errors(include_url=False, include_context=False)
+    one = min(found, key=lambda each: each["loc"] != ("schema_version",))  # another version explains the others
+    where = ".".join(map(str, one["loc"])) or "the whole"
+    if one["loc"] == ("schema_version",):
+        return f"it is of version {one['input']!r}, which this dynattn does not read"
+    given = repr(one["input"])
+    given = given if len(given) <= 40 else given[:40] + "…"
+    said = one["msg"][0].lower() + one["msg"][1:]
+    return f"{where}: {said}" + ("" if one["type"] == "missing" else f", got {given}")
 
 
 @contextmanager
@@ -143,8 +158,8 @@ def alone(path: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"records: one command at a time writes to {path}: another is at work there; wait for it, or give "
-                "another --output"
+                f"records: one command at a time writes to a place: another is at work in {path}; wait for it, or "
+                "give another --output"
             ) from error
     try:
         yield
@@ -255,26 +270,22 @@ def _short(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
 
 
-def _first(error: Any) -> str:
-    """The first thing that a record lacks, in a few words."""
-    found = error.errors(include_url=False, include_context=False)
-    one = min(found, key=lambda each: each["loc"] != ("schema_version",))  # another version explains the others
-    where = ".".join(map(str, one["loc"])) or "the whole"
-    if one["loc"] == ("schema_version",):
-        return f"it is of version {one['input']!r}, which this dynattn does not read"
-    given = repr(one["input"])
-    given = given if len(given) <= 40 else given[:40] + "…"
-    said = one["msg"][0].lower() + one["msg"][1:]
-    return f"{where}: {said}" + ("" if one["type"] == "missing" else f", got {given}")
-
-
 def _text(value: Any, newline: str) -> str:
     """A value whose lines begin with ``newline``: a line end and the indentation."""
     inner = newline + " "
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and not _is_point(value):
         names = (json.dumps(str(name), ensure_ascii=False) for name in value)
         entries = (f"{inner}{name}: {_text(each, inner)}" for name, each in zip(names, value.values(), strict=True))
         return "{" + ",".join(entries) + newline + "}"
-    if isinstance(value, (list, tuple)) and not all(isinstance(each, (int, float)) or each is None for each in value):
+    if isinstance(value, (list, tuple)) and not all(_is_number(each) or _is_point(each) for each in value):
         return "[" + ",".join(inner + _text(each, inner) for each in value) + newline + "]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
+def _is_point(value: Any) -> bool:
+    """Whether this is a few numbers with names, as a step and its loss, or a median and its quartiles."""
+    return isinstance(value, dict) and 0 < len(value) <= _POINT and all(map(_is_number, value.values()))

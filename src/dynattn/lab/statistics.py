@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from dynattn.lab.figures import Interval, Quality, Worst
@@ -19,14 +21,14 @@ def interval(differences: np.ndarray, seed: int = 0) -> Interval:
         seed: of the resampling.
 
     Returns:
-        The interval; without bounds for fewer than 4 items.
+        The interval; without bounds for fewer than 4 items, and where one is not finite.
 
     Source: Efron, "Bootstrap methods", Annals of Statistics 7 (1979).
     """
     from scipy.stats import bootstrap
 
     mean = float(np.mean(differences))
-    if len(differences) < FEWEST:
+    if len(differences) < FEWEST or not np.isfinite(differences).all():
         return Interval(mean=mean, low=None, high=None)
     if np.ptp(differences) == 0:
         return Interval(mean=mean, low=mean, high=mean)
@@ -34,6 +36,29 @@ def interval(differences: np.ndarray, seed: int = 0) -> Interval:
         (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=1000, rng=np.random.default_rng(seed)
     ).confidence_interval
     return Interval(mean=mean, low=float(found.low), high=float(found.high))
+
+
+@lru_cache(maxsize=256)  # asked for every method and cell of a table
+def at_chance(scores: tuple[float, ...], chance: float | None, higher_is_better: bool) -> bool:
+    """Whether scores say no more than guesses would: then neither does a difference between two methods.
+
+    Args:
+        scores: of dense attention, one an item.
+        chance: what guessing gives; None where nobody knows it.
+        higher_is_better: which way is good.
+
+    Returns:
+        True where the interval of the mean does not leave chance behind (with too few items for one, where the mean
+        does not), and where a score is not finite.
+    """
+    if not np.isfinite(scores).all():
+        return True
+    if chance is None:
+        return False
+    found = interval(np.subtract(scores, chance))
+    bound = found.low if higher_is_better else found.high
+    gain = found.mean if bound is None else bound
+    return not (gain > 0 if higher_is_better else gain < 0)
 
 
 def quality(method: str, outcome: Outcome, baseline: Outcome, data: Prepared, higher_is_better: bool) -> Quality:

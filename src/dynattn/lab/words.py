@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from markupsafe import Markup
 
 from dynattn.lab.figures import BASELINE, UNFUSED, Interval, Quality, TaskResult
+from dynattn.lab.statistics import at_chance
 from dynattn.methods import NM, parse
 
+NOT_FINITE = "not finite"
+NO_CONCLUSION = "dense is at chance, so nothing can be concluded"
 _MINUS = "−"
 
 
@@ -43,13 +48,20 @@ def interval(found: Interval | None) -> str:
     """Mean and bounds: ``−0.0013 [−0.0122, +0.0091]``."""
     if found is None:
         return "–"
+    if not math.isfinite(found.mean):
+        return NOT_FINITE
     if found.low is None or found.high is None:
         return f"{signed(found.mean)} (too few items for an interval)"
     return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 
 def reading(found: Interval | None, higher_is_better: bool) -> str:
-    """``worse``, ``better`` or ``within noise``: whether the interval leaves zero out; ``same`` where nothing moved."""
+    """``worse``, ``better`` or ``within noise``: whether the interval leaves zero out; ``same`` where nothing moved.
+
+    ``not finite`` where a score is not, and an interval has no meaning.
+    """
+    if found is not None and not math.isfinite(found.mean):
+        return NOT_FINITE
     if found is None or found.low is None or found.high is None:
         return "–"
     if max(abs(found.low), abs(found.high)) < 1e-6:
@@ -60,7 +72,10 @@ def reading(found: Interval | None, higher_is_better: bool) -> str:
 
 
 def verdict(task: TaskResult, result: Quality) -> str:
-    """:func:`reading` of a method's difference to dense."""
+    """:func:`reading` of a method's difference to dense; where dense is at chance, that no difference says anything."""
+    dense = task.of(BASELINE).scores
+    if all(map(math.isfinite, dense)) and at_chance(tuple(dense), task.chance, task.higher_is_better):
+        return NO_CONCLUSION
     return reading(result.difference, task.higher_is_better)
 
 

@@ -76,11 +76,20 @@ class RowRule(NamedTuple):
 class Method(ABC):
     """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each.
 
-    Attributes:
-        known_as: ``name`` as it was when the object was made; registered classes have it.
+    A subclass with a ``__post_init__`` of its own ends it with ``super().__post_init__()``.
     """
 
-    known_as: str
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known_as", self.name)
+
+    @property
+    def known_as(self) -> str:
+        """``name`` as it was when the object was made.
+
+        A function under torch.compile that meets a second object takes its numbers for symbols, and a name cannot be
+        made of those; one that is there is a constant.
+        """
+        return self.__dict__.get("_known_as") or self.name
 
     @property
     @abstractmethod

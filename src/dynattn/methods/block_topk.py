@@ -20,10 +20,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.methods import pooled, share
+from dynattn.maths import pooled
+from dynattn.maths.selection import largest
+from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+)")
 _MAX_BLOCK = 1024
@@ -61,6 +62,7 @@ class BlockTopK(PairMethod):
             raise TypeError(f"BlockTopK: block must be an int: got {self.block!r}; try BlockTopK(0.25, 16)")
         if not 1 <= self.block <= _MAX_BLOCK:
             raise ValueError(f"BlockTopK: block must be between 1 and {_MAX_BLOCK}: got {self.block}; try 16 or 64")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -16,11 +16,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dynattn.maths.scores import arithmetic_dtype
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.pairs import arithmetic_dtype
-from dynattn.reference.selection import largest
 
 BITS = (4, 8)
 TOGETHER = (1, 4, 8, 16)
@@ -59,7 +59,7 @@ class DSA(PairMethod):
     that would be left without any key keeps the best predicted one of its own. Ties go to the lower key index.
 
     This is the form without training, on each head's queries and keys. The published predictor works on the layer's
-    input and is trained: :mod:`dynattn.prediction`.
+    input and is trained: :class:`dynattn.nn.DSAPredictor`.
 
     Args:
         ratio: keep ratio, a float above 0 and at most 1; 1.0 is dense attention.
@@ -93,6 +93,7 @@ class DSA(PairMethod):
                 raise ValueError(f"DSA: {field} must be one of {known}: got {value}; try {known[0]}")
         if self.seed < 0:
             raise ValueError(f"DSA: seed must be at least 0: got {self.seed}; leave it out")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
     kept(i, j) ⇔ word(i, j) among the ⌈ratio · allowed keys of row i⌉ largest of row i
 
-``word`` is the counter-based generator of :mod:`dynattn.reference.dropout`, of the batch, the head, the query's
+``word`` is the counter-based generator of :mod:`dynattn.maths.dropout`, of the batch, the head, the query's
 position on the key axis and the key: the same for every block of queries, in the backward, and on every device. A row
 keeps exactly as many pairs as ``TopK(ratio=ratio)``, so that both differ in the choice alone.
 
@@ -19,11 +19,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths import dropout
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference import dropout
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"random-(?P<ratio>{share.NUMBER})(?:-seed(?P<seed>\d+))?")
 
@@ -54,6 +54,7 @@ class Random(PairMethod):
             raise TypeError(f"Random: seed must be an int: got {self.seed!r}; pass a whole number")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"Random: seed must be at least 0 and below 2**63: got {self.seed}")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

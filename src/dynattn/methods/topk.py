@@ -15,10 +15,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Choice, PairMethod, RowRule, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
 _NAME = re.compile(rf"topk-(?:(?P<k>\d+)|(?P<ratio>{share.NUMBER}))")
 
@@ -55,6 +55,7 @@ class TopK(PairMethod):
             raise TypeError(f"TopK: k must be an int: got {self.k!r}; try TopK(k=64), or TopK(ratio=0.25) for a share")
         elif not 1 <= self.k < 2**31:
             raise ValueError(f"TopK: k must be between 1 and 2**31 - 1: got {self.k}; try TopK(k=64)")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

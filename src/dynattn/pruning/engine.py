@@ -119,7 +119,7 @@ class _Session:
 
     @property
     def progress(self) -> _Progress | None:
-        """Of the forward that this thread runs; None between forwards."""
+        """How far the forward that this thread runs has come; None between forwards."""
         return getattr(self.thread, "progress", None)
 
     def attach(self, undo: ExitStack, prunes_heads: bool) -> None:

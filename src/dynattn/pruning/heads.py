@@ -70,7 +70,7 @@ class Heads(NamedTuple):
         """Have a block's projections compute the heads of the union alone, until ``undo`` is closed.
 
         Args:
-            block: whose attention shapes its heads by what its projections return.
+            block: the layer; its attention must shape its heads by what its projections return.
             heads: of the model.
             current: gives the heads left.
             undo: takes the change away.

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     Attributes:
         blocks: in order.
         runner: the module whose forward calls them one after the other.
-        config: whose ``_attn_implementation`` says how attention is computed.
+        config: the model's; its ``_attn_implementation`` says how attention is computed.
         heads: of a layer.
         leading: tokens at the start of each sample that are not of its content: class token, registers.
     """

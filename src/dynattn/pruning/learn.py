@@ -43,7 +43,7 @@ class Soft:
     """Thresholds that can be learnt; a model's forward with them notes its masks.
 
     Attributes:
-        logarithms: (layers - 1,) parameter, log θ_l of all layers but the last, whose tokens no layer follows.
+        logarithms: (layers - 1,) parameter, log θ_l of all layers but the last one, since no layer follows on that.
         masks: soft masks of the forwards since they were last cleared: (batch, tokens), 1 for leading tokens, and
             which of them are tokens.
     """

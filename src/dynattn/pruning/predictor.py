@@ -92,7 +92,7 @@ class Predictors(nn.Module):
         self.stages = nn.ModuleList(Predictor(width) for _ in layers)
 
     def log_probabilities(self, stage: int, hidden: Tensor, kept: Tensor) -> Tensor:
-        """Of :class:`Predictor`, of the stage counted from 0."""
+        """What the :class:`Predictor` of a stage, counted from 0, returns."""
         return self.stages[stage](hidden, kept)
 
     def save(self, folder: Path) -> None:

@@ -34,7 +34,7 @@ def register(cls: _Class) -> _Class:
 
 
 def find(name: str) -> Pruning | None:
-    """As :func:`parse`, but None where no method has this name."""
+    """The method that a short name stands for, as :func:`parse` gives it, or None where there is none."""
     return _known.find(name)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 FRONT = 0.15
-"""Share of the layers, at the front, whose tokens are not pruned, in methods with a schedule."""
+"""Share of the layers, at the front, that see every token, in methods with a schedule."""
 
 
 def schedule(keep: float, layers: int, share: float) -> tuple[float, ...]:

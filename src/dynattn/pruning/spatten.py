@@ -30,7 +30,7 @@ from dynattn.pruning.importance import probabilities, received
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
 HEAD_FRONT = 0.3
-"""Share of the layers, at the front, whose heads are not pruned: head importance settles later than tokens'."""
+"""Share of the layers, at the front, that keep all heads: the importance of heads settles later than that of tokens."""
 
 _NAME = re.compile(
     rf"spatten-(?P<keep>{NUMBER})(?:-h(?P<heads>{NUMBER}))?(?:-v(?P<values>{NUMBER}))?"
@@ -48,7 +48,8 @@ class SpAtten(Pruning):
         heads: keep ratio of the heads at the last layer.
         values: of the keys that a query attends to, the share whose values are read.
         bits: high and low bits of Q and K, as in (8, 4); V is rounded to all of them. None for no quantisation.
-        threshold: rows whose largest probability is below it are computed again with the low bits, 0 to 1.
+        threshold: between 0 and 1; where the largest probability of a row is below it, the row is computed again with
+            the low bits.
 
     Raises:
         TypeError: an argument is of a wrong type.

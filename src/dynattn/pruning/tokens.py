@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def all(cls, alive: Tensor) -> Tokens:
-        """Of a sequence of which nothing is pruned.
+        """All tokens of a sequence, before anything is pruned.
 
         Args:
             alive: (batch, length) bool, False at padding.

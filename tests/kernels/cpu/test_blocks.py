@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
 from dynattn.methods.nm import NM
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 PATTERNS = [NM(1, 1), NM(1, 2), NM(2, 4, stride=16), NM(3, 5), NM(1, 2, window=5, sinks=3)]
@@ -99,6 +99,14 @@ def test_threads_change_no_bit(isa: str, forward) -> None:
     torch.set_num_threads(3)
     for a, b in zip(alone, forward(query, key, value, NM(1, 1), isa, **options), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(257, 512), (512, 320)], ids=str)
+@pytest.mark.parametrize("q_len", [3, 70])
+def test_wide_heads(q_len: int, sizes: tuple, isa: str, grid, check) -> None:
+    for block_size in (16, 64):
+        blocks = some_blocks(1, 2, q_len, 140, block_size)
+        check(*grid(2, 1, q_len, 140, *sizes), NM(1, 1), isa, blocks=blocks, block_size=block_size, scale=0.0625)
 
 
 @pytest.mark.parametrize("method", PATTERNS[:4], ids=lambda method: method.name)

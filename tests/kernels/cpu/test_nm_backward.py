@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
 from dynattn.methods.nm import NM
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 PATTERNS = (
@@ -30,6 +30,12 @@ SHAPES = (  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients(pattern: NM, shape: tuple, causal: bool, isa: str, grid: Callable) -> None:
     check(*grid(*shape), method=pattern, isa=isa, causal=causal)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[:8], ids=lambda method: method.name)
+@pytest.mark.parametrize("sizes", [(257, 320), (512, 511), (320, 512), (511, 257)], ids=str)
+def test_wide_heads(pattern: NM, sizes: tuple[int, int], isa: str, grid: Callable) -> None:
+    check(*grid(2, 1, 30, 100, *sizes), method=pattern, isa=isa, causal=True, scale=0.0625, dropout_p=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from dynattn.kernels import cpu
-from dynattn.methods.nm import NM
+from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),
@@ -23,6 +22,8 @@ SHAPES = [
     (1, 1, 5, 384, 128, 256), (4, 2, 1, 300, 64, 72),
     (1, 1, 3, 4096, 256, 64), (2, 2, 64, 64, 64, 64),
 ]  # fmt: skip
+# Wide heads: up to the largest, and where the last vector of a row and the last chunk of a value row are parts.
+WIDE = [(1, 1, 20, 130, 257, 320), (2, 1, 7, 66, 512, 511), (1, 1, 3, 300, 320, 512), (2, 1, 1, 70, 511, 257)]
 STRIDED = [NM(1, 2, stride=16), NM(2, 4, stride=16)]
 FAST = [NM(1, 1), NM(1, 2), NM(2, 4), *STRIDED]
 # In registers with vectors of 4 or 8 only, or with none; tiles of several blocks; the longest tile.
@@ -42,6 +43,21 @@ def identify(value: object) -> str:
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_matches_the_reference(method, shape, causal, isa, grid, check):
     check(*grid(*shape), method, isa, causal=causal)
+
+
+@pytest.mark.parametrize("shape", WIDE, ids=identify)
+@pytest.mark.parametrize("method", [*PATTERNS[:5], *STRIDED, NM(1, 2, window=5, sinks=3)], ids=identify)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_wide_heads(method, shape, dtype, isa, grid, check):
+    check(*(x.to(dtype) for x in grid(*shape)), method, isa, causal=True, scale=0.0625)
+
+
+@pytest.mark.parametrize("sizes", [(0, 8), (8, 0), (513, 8), (8, 513)], ids=identify)
+def test_heads_out_of_range_are_refused(sizes, isa, forward):
+    head_dim, value_dim = sizes
+    query, value = torch.zeros(1, 1, 4, head_dim), torch.zeros(1, 1, 4, value_dim)
+    with pytest.raises(RuntimeError, match="an argument is out of its range"):
+        forward(query, query, value, NM(1, 2), isa, scale=1.0)
 
 
 @pytest.mark.parametrize("kv_len", [1, 15, 17, 31, 32, 33, 63, 64, 65, 129, 300])
@@ -232,7 +248,7 @@ def test_dense_is_sdpa(causal, isa, forward):
     torch.testing.assert_close(forward(query, key, value, NM(4, 4), isa, causal=causal).out, want)
 
 
-# Few queries (decode.h): kernels read keys and values in place up to 6 queries; 7 are packed as blocks are.
+# Few queries (few_queries.h): kernels read keys and values in place up to 6 queries; 7 are packed.
 QUERIES = [1, 2, 3, 4, 6, 7]
 DECODE = [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 5), NM(5, 31), NM(1, 2, window=9, sinks=5), NM(2, 4, window=40, sinks=3)]
 LONG = 2500  # keys: more than one range, and a partial last tile

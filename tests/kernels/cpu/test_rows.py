@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths.selection import largest
 from dynattn.methods import NM, Threshold, TopK
 from dynattn.reference import pairs as reference
-from dynattn.reference.selection import largest
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
@@ -29,6 +29,8 @@ SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (2, 2, 13, 257, 32, 80),
     (1, 1, 5, 129, 5, 256),
     (1, 1, 3, 66, 256, 128),
+    (1, 1, 20, 300, 512, 257),
+    (2, 1, 5, 130, 257, 511),
     (4, 2, 1, 150, 24, 40),
     (1, 1, 9, 1300, 8, 64),
     (2, 1, 200, 190, 16, 24),

@@ -16,8 +16,8 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, prepare_backward
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are
@@ -97,7 +97,8 @@ def run(problem: BackwardProblem, schedule: Schedule = SCHEDULES[0], sources: Pa
     gradients = Gradients(inside["query"], inside["key"], inside["value"], inside.get("mask"))
     launches = prepare_backward(
         problem.grad_out, problem.grad_logsumexp, p.query, p.key, p.value, p.mask, out, logsumexp,
-        p.pattern, *gradients, problem.device, p.seed,
+        pattern=p.pattern, d_query=gradients.query, d_key=gradients.key, d_value=gradients.value,
+        d_mask=gradients.mask, device=problem.device, seed=p.seed,
     )  # fmt: skip
     assert launches[1].variant.kernel == {"mma": "backward", "wgmma": "backward_wgmma"}[kernel_of(problem)]
     _, counts, _ = (emulator.run(one, schedule, _folder(one.variant.source, sources)) for one in launches)

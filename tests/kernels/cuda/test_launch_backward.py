@@ -35,8 +35,9 @@ def prepare(
     out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
     return prepare_backward(
         torch.empty_like(out) if grad_out is None else grad_out, torch.empty_like(logsumexp), query, key, value, mask,
-        out, logsumexp, Pattern.of(method, True, scale)._replace(dropout_p=dropout_p), torch.empty_like(query),
-        torch.empty_like(key), torch.empty_like(value), d_mask, device, seed,
+        out, logsumexp, pattern=Pattern.of(method, True, scale)._replace(dropout_p=dropout_p),
+        d_query=torch.empty_like(query), d_key=torch.empty_like(key), d_value=torch.empty_like(value), d_mask=d_mask,
+        device=device, seed=seed,
     )  # fmt: skip
 
 
@@ -80,8 +81,8 @@ def test_keys_are_dealt_out_to_fill_the_device(batch: int, kv_len: int, splits: 
     key, value = (x[:, :, :1].expand(-1, -1, kv_len, -1) for x in (key, value))
     out, figures = torch.empty_like(query), torch.empty(query.shape[:3])
     prepared = prepare_backward(
-        out, figures, query, key, value, None, out, figures, Pattern.of(NM(1, 2), True, 1.0), out, key, value, None,
-        AMPERE,
+        out, figures, query, key, value, None, out, figures, pattern=Pattern.of(NM(1, 2), True, 1.0), d_query=out,
+        d_key=key, d_value=value, d_mask=None, device=AMPERE,
     )  # fmt: skip
     assert prepared[1].params.splits == splits
 

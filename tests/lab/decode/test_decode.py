@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynattn.decode import FullCache, SpAttenCache, WindowCache
 from dynattn.integrations.transformers import register
+from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 from dynattn.lab.decode.prompt import PIECE, cache_bytes, cache_of, read, score, shortened, step_seconds
 from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed
 from dynattn.lab.decode.ways import BASELINE, find

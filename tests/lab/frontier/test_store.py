@@ -120,5 +120,5 @@ def test_records_that_are_not_of_the_same_data_are_refused():
 def test_a_file_that_is_no_record_is_named(tmp_path: Path):
     path = tmp_path / "notes.json"
     path.write_text("nothing")
-    with pytest.raises(ValueError, match=r"notes\.json must be a record that dynattn frontier wrote"):
+    with pytest.raises(ValueError, match=r"notes\.json must hold JSON.*name a record that dynattn frontier wrote"):
         store.load(path)

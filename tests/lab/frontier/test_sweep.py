@@ -21,10 +21,11 @@ import typer
 from typer.testing import CliRunner
 
 from dynattn.cli.frontier import frontier as command
+from dynattn.lab import records
 from dynattn.lab.frontier import Settings, measure, store, sweep, workers
-from dynattn.lab.frontier.cell import DENSE, Cell
+from dynattn.lab.frontier.cell import DENSE, Cell, Exam
 from dynattn.lab.frontier.measure import Answer, Job
-from dynattn.lab.frontier.results import Frontier, Work
+from dynattn.lab.frontier.results import Failure, Frontier, Work
 from dynattn.lab.frontier.sweep import plan
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
@@ -185,6 +186,33 @@ def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
     again = sweep(settings, tmp_path / "record.json", _silent, _here)
     assert again.failures == {}
     assert len(again.grades) == 3
+
+
+def test_a_task_of_another_kind_is_refused_before_there_is_a_record(tiny_encoder: Path, texts: Path, tmp_path: Path):
+    path = tmp_path / "record.json"
+    with pytest.raises(ValueError, match="task perplexity takes a model that is decoder"):
+        sweep(_settings(tiny_encoder, texts, tasks=("retrieval", "perplexity")), path, _silent, _here)
+    assert not path.exists()
+
+
+def test_failures_of_before_are_no_failures_of_now(tiny_encoder: Path, texts: Path, tmp_path: Path):
+    path = tmp_path / "record.json"
+    settings = _settings(tiny_encoder, texts, tokens=(32,), seconds=0)
+    found = sweep(settings, path, _silent, _here)
+    cell = Cell(
+        exam=Exam(model=str(tiny_encoder), phase="prefill", task="perplexity", tokens=32, items=6, texts=None),
+        entry=DENSE,
+    )
+    failure = Failure(exam=cell.exam, entry=DENSE, reason="a wrong option, once")
+    store.save(found.model_copy(update={"failures": {cell.key: failure}}), path)
+    assert sweep(settings, path, _silent, _here).failures == {}
+
+
+def test_two_sweeps_do_not_write_one_record(tiny_encoder: Path, texts: Path, tmp_path: Path):
+    path = tmp_path / "record.json"
+    with records.alone(path), pytest.raises(ValueError, match=r"another is at work in .*record\.json"):
+        sweep(_settings(tiny_encoder, texts), path, _silent, _here)
+    assert not path.exists()
 
 
 def test_a_record_of_another_model_is_not_gone_on_with(

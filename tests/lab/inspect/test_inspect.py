@@ -14,9 +14,9 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from dynattn.lab import inspect as inspecting  # noqa: E402
-from dynattn.lab.inspect.command import summary  # noqa: E402
 from dynattn.lab.inspect.sections import page  # noqa: E402
 from dynattn.lab.inspect.subject import from_image, from_text  # noqa: E402
+from dynattn.lab.inspect.terminal import summary  # noqa: E402
 from dynattn.lab.models import Pretrained  # noqa: E402
 
 
@@ -145,7 +145,7 @@ def test_text_page(kind, words):
     assert_self_contained(html)
     assert f"{found.mean('kept_mass'):.3f}" in html
     assert f"Some text, {min(3 * words, 64)} tokens" + (" (cut)" if words == 60 else "") in html
-    assert summary(found).row_count == 3
+    assert len(summary(found).rows) == 3
 
 
 def test_image_page(tmp_path):

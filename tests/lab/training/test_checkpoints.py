@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynattn.lab.training.checkpoints import discard, discard_incomplete, last_complete, seal, write_json
+from dynattn.lab.records import write_json
+from dynattn.lab.training.checkpoints import discard, discard_incomplete, last_complete, seal
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

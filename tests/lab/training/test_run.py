@@ -236,3 +236,18 @@ def test_numbers_of_a_job_are_checked(change: dict):
 
 def test_the_items_and_the_examples_differ():
     assert not torch.equal(data(ITEMS, 1)[0], data(EXAMPLES, 0)[0][:ITEMS])
+
+
+def test_a_training_that_diverges_is_said_and_leaves_the_folder_to_other_numbers(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"must be finite: .* diverged with a learning rate of 1e\+30"):
+        run(replace(JOB("sdpa", 0), learning_rate=1e30), Tiny(), tmp_path, silent)
+    assert len(run(JOB("sdpa", 0), Tiny(), tmp_path, silent).scores) == ITEMS
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"job": 3}', '{"job": {}}'])
+def test_a_damaged_job_is_named(tmp_path: Path, content: str):
+    home = tmp_path / JOB("sdpa", 0).name
+    home.mkdir()
+    (home / "job.json").write_text(content)
+    with pytest.raises(ValueError, match=r"job\.json must hold .*delete the folder, and it is trained again"):
+        run(JOB("sdpa", 0), Tiny(), tmp_path, silent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
-from dynattn.reference import dropout
+from dynattn.maths import dropout
 
 MAX_HEAD_DIM = 512
 """Of queries, keys and values."""
@@ -28,7 +29,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
-
+_ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
@@ -84,6 +85,27 @@ def nm_forward(
         blocks, block_size,
     )  # fmt: skip
     _run("nm_forward", args)
+
+
+def prepare_nm_forward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, pattern: Pattern, isa: str
+) -> bytes:
+    """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
+
+    Args:
+        query, key, value, out, logsumexp, pattern, isa: as in :func:`nm_forward`, without mask, counts and dropout.
+    """
+    none = (None, None, None)
+    args = _forward_args(query, key, value, None, out, logsumexp, none, pattern, isa, 0, False, None, 0)
+    return args[_ADDRESSES.size :]
+
+
+def nm_forward_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, prepared: bytes
+) -> None:
+    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
+    addresses = (query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), logsumexp.data_ptr())
+    _run("nm_forward", _ADDRESSES.pack(*addresses, 0, 0, 0, 0, 0, 0) + prepared)
 
 
 def row_forward(

@@ -150,7 +150,7 @@ double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_pa
   const auto length =
       std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
   Peak peak = {kIsas[isa], start + length, {0}};
-  dynattn::run_team(parallel, threads, run_peak, &peak);
+  dynattn::run_team(parallel, dynattn::most_threads(threads), run_peak, &peak);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   return static_cast<double>(peak.operations.load()) / took.count();
 }

@@ -74,7 +74,7 @@ typedef struct {
   int32_t stride;       // between the members of a group; m · stride is at most 256
   int32_t causal;       // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
   int32_t isa;          // one of DYNATTN_ISA_*
-  int32_t threads;      // at most this many
+  int32_t threads;      // at most this many, and no more than a few for each processor
   int32_t needs_grad;   // scores must round as the backward's will, so that the path for few queries is not taken
   int32_t block_size;   // queries and keys of a block, between 1 and 1024, where there are blocks
   uint32_t drop_below;  // a kept weight is dropped with this probability, times 2^32; 0 for no dropout

@@ -116,8 +116,8 @@ def nm_backward(
     with torch.cuda.device(device.index):  # the caller's current device may be another one
         stream = torch.cuda.current_stream(device.index).cuda_stream
         for one in prepare_backward(
-            grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, pattern,
-            d_query, d_key, d_value, d_mask, device, seed, first,
+            grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, pattern=pattern, d_query=d_query,
+            d_key=d_key, d_value=d_value, d_mask=d_mask, device=device, seed=seed, first=first,
         ):  # fmt: skip
             if one.blocks:
                 driver.launch(one.variant, device, one.blocks, one.params, one.tensor_maps, stream)
@@ -132,6 +132,7 @@ def prepare_backward(
     mask: Tensor | None,
     out: Tensor,
     logsumexp: Tensor,
+    *,
     pattern: Pattern,
     d_query: Tensor,
     d_key: Tensor,

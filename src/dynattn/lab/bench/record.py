@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ from dynattn.lab.bench.cases import DTYPES, Workload
 from dynattn.lab.bench.check import Check
 from dynattn.lab.bench.peers import DENSE, SDPA
 from dynattn.lab.bench.roofline import Roofline
+from dynattn.lab.records import read_json, reason, write_json
 from dynattn.lab.timing import Spread, Timing
+
+_REMEDY = "measure again, or name the file that dynattn bench wrote"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def save(record: Record, path: Path) -> None:
     it: ``Infinity``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    write_json(path, asdict(record))
 
 
 def load(path: Path) -> Record:
@@ -128,7 +130,11 @@ def load(path: Path) -> Record:
         ValueError: the file is not a record.
     """
     try:
-        from pydantic import TypeAdapter
+        from pydantic import TypeAdapter, ValidationError
     except ImportError as error:
         raise ImportError("dynattn.lab.bench: reading records needs pydantic; pip install 'dynattn[cli]'") from error
-    return TypeAdapter(Record).validate_json(path.read_bytes())
+    value = read_json(path, _REMEDY)
+    try:
+        return TypeAdapter(Record).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"read: {path} must hold a record of dynattn bench: {reason(error)}; {_REMEDY}") from error

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from dynattn.children import command
 from dynattn.lab.compare.results import Memory
 from dynattn.lab.tasks.base import Inputs
 
@@ -47,11 +48,15 @@ def peaks(model: str, implementations: Mapping[str, str], inputs: Inputs) -> tup
         job = Path(folder) / "inputs.pt"
         torch.save(inputs, job)
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when they are freed
-        command = [sys.executable, "-m", "dynattn.lab.compare.memory", model, json.dumps(implementations), str(job)]
-        command.append(str(torch.get_num_threads()))
+        given = (model, json.dumps(implementations), str(job), str(torch.get_num_threads()))
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
+                command(__name__, *given),
+                capture_output=True,
+                text=True,
+                env=environment,
+                timeout=_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return [], f"Not measured: the process took longer than {_SECONDS} s."

@@ -19,11 +19,11 @@ from dynattn.lab.figures import BASELINE, UNFUSED, TaskResult
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
 from dynattn.lab.progress import Stage
-from dynattn.lab.scoring import evaluate, task_result
+from dynattn.lab.scoring import evaluate, prepare, task_result
 from dynattn.lab.statistics import quality
 from dynattn.lab.tasks import Prepared, Task, default, find, make
 from dynattn.lab.tasks.base import Inputs
-from dynattn.lab.tasks.texts import read
+from dynattn.lab.tasks.texts import Text, read
 from dynattn.methods import Method, parse
 
 # Without training, a stride between the keys of a group takes away much of what N:M loses. A causal model leans on its
@@ -103,6 +103,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     from dynattn.integrations.transformers import register
 
     began = time.perf_counter()
+    texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     advance = stage(f"load {settings.model}", 1)
@@ -111,7 +112,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     methods = _methods(settings, pretrained.kind)
     register(*methods)
     implementations = {BASELINE: "sdpa", **{method.name: f"dynattn:{method.name}" for method in methods}}
-    prepared = _prepare(settings, pretrained, stage)
+    prepared = _prepare(settings, texts, pretrained, stage)
     tasks = [_task(task, data, pretrained, implementations, stage) for task, data in prepared]
     first = prepared[0][1]
     enough = max(1, _ENOUGH_TOKENS // first.length)
@@ -144,15 +145,16 @@ def _methods(settings: Settings, kind: Kind) -> list[Method]:
     return list(dict.fromkeys(settings.asked or map(parse, _BY_DEFAULT[kind])))
 
 
-def _prepare(settings: Settings, pretrained: Pretrained, stage: Stage) -> list[tuple[Task, Prepared]]:
+def _prepare(
+    settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, stage: Stage
+) -> list[tuple[Task, Prepared]]:
     names = settings.tasks or default(pretrained.kind, pretrained.name)
-    given: dict[str, Any] = {"items": settings.items, "tokens": settings.tokens}
-    given["texts"] = None if settings.text is None else read(settings.text)
+    given: dict[str, Any] = {"items": settings.items, "tokens": settings.tokens, "texts": texts}
     advance = stage("prepare data", len(names))
     prepared = []
     for name in names:
         task = make(name, pretrained, **given)
-        prepared.append((task, task.prepare(pretrained)))
+        prepared.append((task, prepare(task, pretrained)))
         advance()
     return prepared
 

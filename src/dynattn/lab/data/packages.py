@@ -10,12 +10,12 @@ import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from dynattn.children import command
 from dynattn.paths import cache_home
 
 _FETCH_SECONDS = 900
@@ -86,10 +86,10 @@ def folder(name: str, version: str, sha256: str | None = None, module: str | Non
 
 def _fetch(name: str, version: str, sha256: str | None, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--dest", downloads, f"{name}=={version}"]
+        pip = command("pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:")
+        pip += ["--disable-pip-version-check", "--dest", downloads, f"{name}=={version}"]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+            run = subprocess.run(pip, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
             reason = run.stderr.strip()[-500:]
         except subprocess.TimeoutExpired:
             reason = f"pip took longer than {_FETCH_SECONDS} s"

@@ -39,7 +39,7 @@ def read(model: Any, ids: Tensor) -> Prompt:
     """
     from transformers import DynamicCache
 
-    from dynattn.decode.spatten import received
+    from dynattn.kv_caches.spatten import received
 
     register()
     weights: dict[int, Tensor] = {}
@@ -58,7 +58,7 @@ def read(model: Any, ids: Tensor) -> Prompt:
 @torch.inference_mode()
 def cache_of(model: Any, prompt: Prompt, way: Way) -> Any:
     """The cache that reading the prompt with this way's cache leaves; the prompt is not read anew."""
-    from dynattn.decode import SpAttenCache
+    from dynattn.kv_caches import SpAttenCache
 
     cache = way.cache(model.config)
     for index, (keys, values, received) in enumerate(zip(*prompt, strict=True)):

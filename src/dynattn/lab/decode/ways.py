@@ -52,7 +52,7 @@ def find(name: str) -> Way:
     """
     from transformers import DynamicCache
 
-    from dynattn.decode import FullCache, SpAttenCache, WindowCache
+    from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 
     register()
     if name == BASELINE:

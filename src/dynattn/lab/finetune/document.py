@@ -8,7 +8,7 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.finetune import plots
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.training.results import Arm, Contrast, Study
-from dynattn.lab.words import colored, interval, label, reading, signed
+from dynattn.lab.words import NO_CONCLUSION, colored, interval, label, reading, signed
 
 
 def trained(found: Study) -> str:
@@ -159,7 +159,7 @@ def _conditions(found: Study) -> Section:
 
 
 def _sentence(found: Study, state: str, difference: Contrast | None) -> str:
-    word = reading(difference, found.higher_is_better)
+    word = NO_CONCLUSION if found.at_chance else reading(difference, found.higher_is_better)
     line = f"{state}, less dense, {trained(found)}: {interval(difference)}"
     line += "" if word == "–" else f": {word}"
     loss = None if difference is None else _possible_loss(difference, found.higher_is_better)

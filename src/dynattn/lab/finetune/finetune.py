@@ -15,7 +15,7 @@ from dynattn.lab.models import Pretrained, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import slug
 from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, make
-from dynattn.lab.tasks.texts import read
+from dynattn.lab.tasks.texts import Text, read
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.results import Study
@@ -108,12 +108,13 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
     advance = stage(f"load {settings.model}", 2)
     pretrained = load(settings.model)
     advance()
     task = settings.task or _default(settings, pretrained)
     recipe = RECIPES[task]
-    experiment = _experiment(settings, task, recipe, pretrained)
+    experiment = _experiment(settings, task, recipe, pretrained, texts)
     advance()
     steps = settings.steps or recipe.steps
     job: Callable[[str, int], Job] = partial(
@@ -138,11 +139,12 @@ def _default(settings: Settings, pretrained: Pretrained) -> str:
     return _DEFAULT[pretrained.kind]
 
 
-def _experiment(settings: Settings, name: str, recipe: Recipe, pretrained: Pretrained) -> Experiment:
+def _experiment(
+    settings: Settings, name: str, recipe: Recipe, pretrained: Pretrained, texts: tuple[Text, ...] | None
+) -> Experiment:
     from dynattn.lab.finetune.language import Language
     from dynattn.lab.finetune.pairs import Pairs
 
-    texts = None if settings.text is None else read(settings.text)
     items, tokens = settings.items or recipe.items, settings.tokens or recipe.tokens
     if name == Restore.task:
         return Restore(pretrained, items, tokens, texts)

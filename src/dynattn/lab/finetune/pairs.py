@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from dynattn.lab.finetune.pretrained import fresh
 from dynattn.lab.models import Pretrained
+from dynattn.lab.scoring import prepare
 from dynattn.lab.tasks import Manpages, Retrieval, embedding
 from dynattn.lab.tasks.base import Inputs, Pair
 from dynattn.lab.training.experiment import Experiment, digest
@@ -65,11 +66,11 @@ class Pairs(Experiment):
 
     def __init__(self, pretrained: Pretrained, task: Manpages | Retrieval) -> None:
         self.base, self.task = pretrained, task
-        self.data = task.prepare(pretrained)
+        self.data = prepare(task, pretrained)
         self.examples = task.pairs(pretrained, self.data)
         self.name = f"{Path(pretrained.name).name} on {task.name}"
         self.metric, self.higher_is_better = task.metric, task.higher_is_better
-        self.labels = self.data.labels
+        self.labels, self.chance = self.data.labels, self.data.chance
         self.summary = f"{self.data.summary}; trained on {len(self.examples)} others"
 
     def identity(self) -> dict[str, Any]:

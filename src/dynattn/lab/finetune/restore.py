@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from dynattn.lab.finetune.pretrained import with_head
 from dynattn.lab.finetune.writing import CLASSES, IGNORED, Passage, encode, f1, passages
 from dynattn.lab.models import Pretrained
+from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, wikipedia
@@ -86,6 +87,8 @@ class Restore(Experiment):
         cut = [passages(self.base.processor, text, self.tokens) for text in others]
         self.examples = [passage for found in cut for passage in found]
         self.name = f"{Path(pretrained.name).name} on {self.task}"
+        check_known(pretrained, [passage.read for passage in (*self.items, *self.examples)], self.task)
+        self.chance = 0.0  # of a model that puts nothing back
         self.labels = tuple(passage.label for passage in self.items)
         self.summary = (
             f"{len(self.items)} passages of {self.tokens} tokens from {len({_title(item) for item in self.items})} "

@@ -1,10 +1,15 @@
-"""Which method to take: of those that lose little enough everywhere, the cheapest."""
+"""Which method to take: of those that surely lose little enough everywhere, the cheapest.
+
+Advice stands on intervals and not on point estimates: the lower bound of what is retained has to hold in every exam, a
+method has to beat looking at nothing, and what is called faster is so in three quarters of the rounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.summary import Contender
 
 LEAST = (0.99, 0.95, 0.90)
@@ -19,11 +24,19 @@ COSTS: dict[str, Callable[[Contender], float | None]] = {
 
 
 class Pick(NamedTuple):
-    """The cheapest method that retains enough; None where none does, or none costs less than dense attention."""
+    """The cheapest method that surely retains enough.
+
+    Attributes:
+        least: the bound.
+        cost: a key of :data:`COSTS`.
+        contender: the method; None where none is sure to retain enough, or none of those costs less than dense.
+        enough: how many methods are sure to.
+    """
 
     least: float
     cost: str
     contender: Contender | None
+    enough: int
 
 
 def comparable(contenders: Sequence[Contender]) -> list[Contender]:
@@ -37,19 +50,31 @@ def comparable(contenders: Sequence[Contender]) -> list[Contender]:
 
 
 def picks(contenders: Sequence[Contender]) -> list[Pick]:
-    """For every bound and every cost, the cheapest comparable method whose worst exam stays above the bound.
+    """For every bound and every cost, the cheapest comparable method that is sure to stay above the bound everywhere.
+
+    Methods that do not beat looking at nothing at the same budget, and these baselines themselves, are no advice.
 
     Args:
         contenders: of one phase.
     """
     found = []
     for least in LEAST:
-        enough = [contender for contender in comparable(contenders) if contender.worst.retained.mean >= least]
+        enough = [contender for contender in comparable(contenders) if _is_sure(contender, least)]
         for name, cost in COSTS.items():
             cheaper = [(value, one) for one in enough if (value := cost(one)) is not None and value < 1]
+            if name == "time":
+                cheaper = [(value, one) for value, one in cheaper if one.faster]
             best = min(cheaper, key=lambda pair: pair[0], default=None)
-            found.append(Pick(least, name, None if best is None else best[1]))
+            found.append(Pick(least, name, None if best is None else best[1], len(enough)))
     return found
+
+
+def _is_sure(contender: Contender, least: float) -> bool:
+    if any(result.at_chance for result in contender.results):
+        return False
+    if contender.least is None or contender.least < least:
+        return False
+    return contender.beats_baselines is not False and not is_baseline(contender.entry.family)
 
 
 def undominated(contenders: Sequence[Contender], cost: Callable[[Contender], float | None]) -> list[Contender]:

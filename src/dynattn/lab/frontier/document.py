@@ -11,9 +11,18 @@ from dynattn.lab.frontier import plots
 from dynattn.lab.frontier.choice import COSTS, LEAST, picks, undominated
 from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.results import Frontier, Sheet
-from dynattn.lab.frontier.summary import Contender, Result, contenders, exams, phases, timing_machine, titles
+from dynattn.lab.frontier.summary import (
+    Contender,
+    Result,
+    at_chance_in,
+    contenders,
+    exams,
+    phases,
+    timing_machine,
+    titles,
+)  # fmt: skip
 from dynattn.lab.page import Section, facts, render, table
-from dynattn.lab.words import colored
+from dynattn.lab.words import NO_CONCLUSION, colored
 
 _COST_TITLES = {"time": "fastest", "FLOPs": "fewest FLOPs", "pairs": "fewest pairs"}
 _PHASES = {
@@ -40,6 +49,7 @@ def page(found: Frontier) -> str:
         if chosen:
             several = f", {phase}" if len(phases(found)) > 1 else ""
             sections += _of_phase(found, chosen, exams(found, phase), several, first=not sections)
+            sections += _at_chance(at_chance_in(found, phase), several)
     if not sections:
         raise ValueError(f"page: methods must be measured beside dense attention: none is; {_first_failure(found)}")
     failures = [_failures(found)] if found.failures else []
@@ -82,15 +92,20 @@ def against_baselines(contender: Contender) -> str:
 
 def sentences(chosen: Sequence[Contender]) -> list[str]:
     """The choice in words, one sentence a bound; and which methods cannot be compared."""
+    if all(result.at_chance for contender in chosen for result in contender.results):
+        return [f"In every exam {NO_CONCLUSION} about any method."]
     lines = []
     for least in LEAST:
+        found = [pick for pick in picks(chosen) if pick.least == least]
         named = [
             f"{_COST_TITLES[pick.cost]} {pick.contender.label} ({COSTS[pick.cost](pick.contender):.0%} of dense)"
-            for pick in picks(chosen)
-            if pick.least == least and pick.contender is not None
+            for pick in found
+            if pick.contender is not None
         ]
-        text = "; ".join(named) or "nothing measured here costs less than dense attention"
-        lines.append(f"To retain at least {least:.0%} of the quality in the worst exam: {text}.")
+        none = "no method is sure to, as far as these items can tell; more --items tell more"
+        if any(pick.enough for pick in found):
+            none = "nothing that is sure to costs less than dense attention"
+        lines.append(f"To retain at least {least:.0%} of the quality in every exam: {'; '.join(named) or none}.")
     return [*lines, *_incomplete(chosen)]
 
 
@@ -218,6 +233,20 @@ def _times(chosen: Sequence[Contender], found: Frontier, several: str) -> Sectio
     if others:
         note += f" Of {others + 1} machines that timed, the one that timed most is shown; the record holds all."
     return Section(f"Time{several}", table(columns, rows), note)
+
+
+def _at_chance(sheets: Sequence[Sheet], several: str) -> list[Section]:
+    """Exams that are left out, and why."""
+    if not sheets:
+        return []
+    rows = [
+        [sheet.exam.title, sheet.metric, "–" if sheet.chance is None else f"{sheet.chance:.3f}"] for sheet in sheets
+    ]
+    note = (
+        "In these exams dense attention does no better than guessing, so nothing can be concluded: they have no part "
+        "in the choice."
+    )
+    return [Section(f"Dense at chance{several}", table(["exam", "metric", "guessing gives"], rows), note)]
 
 
 def _failures(found: Frontier) -> Section:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dynattn.lab import scoring
 from dynattn.lab.data.packages import PackageUnavailableError
 from dynattn.lab.decode.prompt import Prompt
 from dynattn.lab.figures import BASELINE
@@ -94,6 +95,12 @@ def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     described = task_result(task, data, [], 0.0).model_dump(exclude={"name", "seconds", "results"})
     sheet = Sheet(exam=cell.exam, **described)
     seconds = time.perf_counter() - start
+    if not np.isfinite(scores).all():
+        wrong = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(
+            f"measure: scores must be finite: {cell.entry.name} gives {scores[wrong]} for {data.labels[wrong]}; the "
+            "model's weights or its inputs are not finite, or the method divides by nothing there"
+        )
     grade = Grade(cell=cell, scores=[float(score) for score in scores], work=work, seconds=seconds, machine=machine)
     return sheet, grade
 
@@ -131,7 +138,7 @@ def _loaded(model: str) -> Pretrained:
 def _prepared(job: Job, name: str, tokens: int | None, items: int | None) -> tuple[Task, Prepared]:
     pretrained = _loaded(job.model)
     task = make(name, pretrained, items=items, tokens=tokens, texts=job.texts)
-    return task, task.prepare(pretrained)
+    return task, scoring.prepare(task, pretrained)
 
 
 @lru_cache(maxsize=1)

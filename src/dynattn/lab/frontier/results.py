@@ -28,6 +28,7 @@ class Sheet(Record):
     data: str
     items: list[str]
     length: int
+    chance: float | None = None  # the score that guessing gives; records of before have none
 
 
 class Work(Record):

@@ -11,7 +11,7 @@ import numpy as np
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.cell import Cell, Race
 from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Time
-from dynattn.lab.records import write_record
+from dynattn.lab.records import read_record, write_record
 
 _DRIFT = 1e-3  # in a score of dense attention: more is not the rounding of another machine, but other data or weights
 
@@ -36,6 +36,10 @@ class Store:
         self._path = path
         self.found = load(path) if path.exists() else empty
         _check_same_model(self.found, empty)
+
+    def forget_failures(self) -> None:
+        """What could not be measured before is tried again, or is not asked for any more."""
+        self.found = self.found.model_copy(update={"failures": {}})
 
     def lacks(self, wanted: Cell | Race) -> bool:
         """Whether this has not been measured yet."""
@@ -72,16 +76,9 @@ def load(path: Path) -> Frontier:
     """Read a record.
 
     Raises:
-        ValueError: the file is not one.
-        OSError: there is no such file.
+        ValueError: there is no such file, or it is not one.
     """
-    try:
-        return Frontier.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"frontier: {path} must be a record that dynattn frontier wrote: {error}; check the name, or give another "
-            "--output"
-        ) from error
+    return read_record(Frontier, path, "name a record that dynattn frontier wrote, or give another --output")
 
 
 def merge(records: Sequence[Frontier]) -> Frontier:

@@ -14,6 +14,7 @@ from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase
 from dynattn.lab.frontier.methods import baselines
 from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time
 from dynattn.lab.frontier.shares import lead, retained, together
+from dynattn.lab.statistics import at_chance
 
 
 class Result(NamedTuple):
@@ -27,6 +28,8 @@ class Result(NamedTuple):
         flops: of the model, over those with dense attention.
         attention: FLOPs of attention alone, likewise.
         time: seconds of the model over those with dense attention, in the same run; None where it was not timed.
+        faster: whether three quarters of the rounds say so; None likewise.
+        at_chance: whether dense attention does no better than guessing there.
     """
 
     sheet: Sheet
@@ -36,6 +39,8 @@ class Result(NamedTuple):
     flops: float
     attention: float
     time: float | None
+    faster: bool | None = None
+    at_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,18 @@ class Contender:
     def worst(self) -> Result:
         """The exam that suffers most."""
         return min(self.results, key=lambda result: result.retained.mean)
+
+    @property
+    def least(self) -> float | None:
+        """What is retained in every exam: the lowest of the lower bounds; None where an exam has too few items."""
+        bounds = [result.retained.low for result in self.results]
+        known = [bound for bound in bounds if bound is not None]
+        return min(known) if len(known) == len(bounds) else None
+
+    @property
+    def faster(self) -> bool:
+        """Whether the model is faster than with dense attention wherever it was timed, in three quarters of rounds."""
+        return all(result.faster is not False for result in self.results)
 
     @property
     def density(self) -> float | None:
@@ -118,8 +135,12 @@ def phases(found: Frontier) -> list[Phase]:
 
 
 def exams(found: Frontier, phase: Phase) -> list[Sheet]:
-    """Exams of a phase in which dense attention was measured and has something to lose, by task and length."""
+    """Exams of a phase in which dense attention was measured and has something to lose, by task and length.
+
+    Those in which it does no better than guessing are left out, but for where there are no others.
+    """
     chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
+    chosen = [sheet for sheet in chosen if not _guesses(found, sheet)] or chosen
     return sorted(chosen, key=lambda sheet: (sheet.exam.task, sheet.exam.tokens or 0, len(sheet.items)))
 
 
@@ -156,9 +177,19 @@ def timing_machine(found: Frontier) -> str | None:
     return max(dict.fromkeys(machines), key=machines.count, default=None)
 
 
+def at_chance_in(found: Frontier, phase: Phase) -> list[Sheet]:
+    """Exams of a phase in which dense attention does no better than guessing: nothing can be concluded from them."""
+    return [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _guesses(found, sheet)]
+
+
 def _can_lose(found: Frontier, sheet: Sheet) -> bool:
     dense = found.grade(sheet.exam)
     return dense is not None and (not sheet.higher_is_better or float(np.mean(dense.scores)) > 0)
+
+
+def _guesses(found: Frontier, sheet: Sheet) -> bool:
+    dense = found.grade(sheet.exam)
+    return dense is not None and at_chance(tuple(dense.scores), sheet.chance, sheet.higher_is_better)
 
 
 def _dense(found: Frontier, exam: Exam) -> Grade:
@@ -176,6 +207,8 @@ def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int |
         grade.work.total / dense.work.total,
         grade.work.attention / dense.work.attention,
         None if timed is None else 1 / timed.speedup.median,
+        None if timed is None else timed.speedup.q1 > 1,
+        _guesses(found, sheet),
     )
 
 

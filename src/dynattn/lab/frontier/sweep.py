@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -21,11 +22,12 @@ from dynattn.lab.frontier.store import Store
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
 from dynattn.lab.progress import Stage
-from dynattn.lab.tasks import default, find
+from dynattn.lab.records import reserve
+from dynattn.lab.tasks import default, find, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
-Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
+Runner = Callable[[Job, Sequence[Cell]], Generator[Answer, None, None]]
 """Measures cells somewhere: in processes here, or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
@@ -163,16 +165,26 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     Raises:
         ValueError: a name is unknown, a length is more than the model takes, or the record there does not fit.
     """
-    advance = stage(f"load {settings.model}", 1)
-    pretrained = load(settings.model)
-    advance()
-    _check_length(settings, pretrained)
-    job = Job(settings.model, None if settings.text is None else read(settings.text))
+    texts = None if settings.text is None else read(settings.text)
+    with reserve(path):
+        advance = stage(f"load {settings.model}", 1)
+        pretrained = load(settings.model)
+        advance()
+        _check_length(settings, pretrained)
+        return _measured(Job(settings.model, texts), settings, pretrained, path, stage, runner)
+
+
+def _measured(
+    job: Job, settings: Settings, pretrained: Pretrained, path: Path, stage: Stage, runner: Runner
+) -> Frontier:
     cells, timed = plan(settings, pretrained.kind)
+    for task in dict.fromkeys(cell.exam.task for cell in cells):  # a task that cannot be would fail in every cell
+        make(task, pretrained, texts=job.texts)
     store = Store(path, Frontier(
         model=settings.model, kind=pretrained.kind, description=pretrained.description, machines={}, sheets={},
         grades={}, times={}, failures={}, seconds=0.0,
     ))  # fmt: skip
+    store.forget_failures()
     _score(job, cells, store, stage, runner)
     if settings.seconds:
         facts = machine()
@@ -187,15 +199,16 @@ def _score(job: Job, cells: Sequence[Cell], store: Store, stage: Stage, runner: 
     for _ in range(len(cells) - len(wanted)):
         advance()
     began = time.perf_counter()
-    for answer in runner(job, wanted) if wanted else ():
-        took, began = time.perf_counter() - began, time.perf_counter()
-        found = (
-            {"failures": {answer.cell.key: answer.failure}}
-            if answer.sheet is None or answer.grade is None
-            else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
-        )
-        store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
-        advance()
+    with closing(runner(job, wanted)) if wanted else nullcontext(()) as answers:
+        for answer in answers:
+            took, began = time.perf_counter() - began, time.perf_counter()
+            found = (
+                {"failures": {answer.cell.key: answer.failure}}
+                if answer.sheet is None or answer.grade is None
+                else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
+            )
+            store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
+            advance()
 
 
 def _time(job: Job, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:

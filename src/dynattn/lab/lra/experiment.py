@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,9 @@ from dynattn.lab.lra.baselines import Baselines, baselines
 from dynattn.lab.lra.data import PADDING, Data, Split
 from dynattn.lab.lra.model import Config, Encoder
 from dynattn.lab.lra.recipes import Recipe
+from dynattn.lab.records import read_json, write_json
 from dynattn.lab.training import Experiment
+from dynattn.lab.training.kept import AGAIN
 from dynattn.methods import parse
 
 _WEIGHTS = "model.safetensors"
@@ -52,6 +53,7 @@ class Arena(Experiment):
             recipe.width, recipe.layers, recipe.heads, recipe.mlp, recipe.pool, recipe.dropout,
         )  # fmt: skip
         self.baselines: Baselines = baselines(data)
+        self.chance = self.baselines.majority
         self.labels = tuple(
             f"sequence {index} of class {label}, {len(tokens)} tokens"
             for index, (tokens, label) in enumerate(zip(data.test.tokens, data.test.labels, strict=True))
@@ -81,10 +83,10 @@ class Arena(Experiment):
     def collate(self, examples: list[Example]) -> dict[str, Any]:
         """A batch: ``input_ids``, ``labels``, and ``attention_mask`` where lengths differ between sequences."""
         length = max(len(tokens) for tokens, _ in examples)
-        ids = torch.full((len(examples), length), PADDING)
+        ids = torch.full((len(examples), length), PADDING, device="cpu")
         for row, (tokens, _) in zip(ids, examples, strict=True):
             row[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in examples])}
+        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in examples], device="cpu")}
         return {**batch, "attention_mask": ids != PADDING} if self.data.ragged else batch
 
     def steps(self) -> int:
@@ -112,7 +114,7 @@ class Arena(Experiment):
 
         folder.mkdir(parents=True, exist_ok=True)
         save_model(model, str(folder / _WEIGHTS))
-        (folder / _CONFIG).write_text(json.dumps(dataclasses.asdict(self.config), indent=1), encoding="utf-8")
+        write_json(folder / _CONFIG, dataclasses.asdict(self.config))
 
 
 class Sequences(Dataset):
@@ -137,10 +139,20 @@ def load(folder: Path, method: str) -> Encoder:
 
     Returns:
         The model, in eval mode.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another model.
     """
     from safetensors.torch import load_model
 
-    config = Config(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
-    model = Encoder(config, None if method == BASELINE else parse(method))
-    load_model(model, str(folder / _WEIGHTS))
+    sizes = read_json(folder / _CONFIG, AGAIN)
+    try:
+        model = Encoder(Config(**sizes), None if method == BASELINE else parse(method))
+        load_model(model, str(folder / _WEIGHTS))
+    except Exception as error:  # damaged files make it raise nearly anything
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"load: {folder} must hold a model's {_CONFIG} and {_WEIGHTS}, whole: {said}; delete the run's folder, and "
+            "it is trained again"
+        ) from error
     return model.eval()

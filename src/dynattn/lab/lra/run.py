@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from dynattn.lab.lra.experiment import Arena
 from dynattn.lab.lra.kept import kept
 from dynattn.lab.lra.recipes import find
 from dynattn.lab.progress import Stage
+from dynattn.lab.records import write_json
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.results import Study
 from dynattn.lab.training.settings import check
@@ -98,15 +98,11 @@ def lra(settings: Settings, output: Path, stage: Stage) -> Study:
     seeds = range(settings.seeds)
     found = study(arena, settings.methods, seeds, job, folder, stage, keep_models=True)
     looked = [each.model_dump() for each in kept(arena, found.methods, seeds, folder)]
-    _write(folder / _FLOORS, arena.baselines._asdict())
-    _write(folder / _KEPT, looked)
+    write_json(folder / _FLOORS, arena.baselines._asdict())
+    write_json(folder / _KEPT, looked)
     return found
 
 
 def runs_folder(output: Path, task: str, size: str) -> Path:
     """Where the runs of a task in a size are kept."""
     return output / f"lra-{task}-{size}"
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dynattn.lab.data.packages import folder, once
 from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models.checked import weights
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -58,13 +59,13 @@ def load() -> Pretrained:
     from transformers import Dinov2Model
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-    model = Dinov2Model.from_pretrained(_converted(), dtype=torch.float32, attn_implementation="sdpa").eval()
-    processor = BitImageProcessorPil(
+    model = weights(Dinov2Model, _converted(), str(_converted()))
+    images = BitImageProcessorPil(
         size={"height": _PIXELS, "width": _PIXELS}, do_center_crop=False,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     )  # fmt: skip
     description = f"DINOv2-small, vision transformer, {parameters(model)}, from {_PACKAGE[0]}=={_PACKAGE[1]}"
-    return Pretrained("dinov2", model, processor, "vision", description)
+    return Pretrained("dinov2", model, images, "vision", description)
 
 
 def saliency_decoder() -> SaliencyDecoder:
@@ -124,5 +125,5 @@ def _weights(graph: GraphProto) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     first, patches = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
     parts["backbone"]["embeddings.position_embeddings"] = torch.cat([first, patches], dim=1)
     for i in (1, 2, 3):  # PyTorch counts batches in training, ONNX does not keep the count
-        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0)
+        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0, device="cpu")
     return parts["backbone"], parts["decoder"]

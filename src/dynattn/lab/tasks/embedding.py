@@ -71,6 +71,11 @@ def embed(pretrained: Pretrained, texts: Sequence[str], tokens: int, advance: Ca
     return np.stack([out[i] for i in range(len(texts))])
 
 
+def guessed_rank(documents: int, cut: int = 10) -> float:
+    """Mean of :func:`reciprocal_ranks` where every document is equally likely to come first."""
+    return sum(1 / rank for rank in range(1, min(cut, documents) + 1)) / documents
+
+
 def reciprocal_ranks(queries: np.ndarray, documents: np.ndarray, own: np.ndarray, cut: int = 10) -> np.ndarray:
     """One over the rank of each query's own document by cosine; 0 below rank ``cut``.
 

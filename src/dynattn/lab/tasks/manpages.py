@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
@@ -76,7 +76,11 @@ class Manpages(Task):
             length=tokens,
             summary=f"{len(chosen)} manual pages of {tokens} tokens, each with its one-line description as the query",
             payload=_Payload(chosen, [page for page in pages if page not in chosen], tokens),
+            chance=embedding.guessed_rank(len(chosen)),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        return [page.body for page in data.payload.items]
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         pages, _, tokens = data.payload

@@ -8,8 +8,9 @@ Source of the construction: arXiv:2305.16300 (Landmark Attention).
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -23,6 +24,7 @@ from dynattn.lab.tasks.recall import score
 from dynattn.lab.tasks.texts import Text, wikipedia
 
 _NEEDLE = "\n\nThe secret pass key is {key}. Remember it. {key} is the pass key.\n\n"
+_KEYS = 90_000  # of five digits
 _QUESTION = "\n\nWhat is the secret pass key? The secret pass key is"
 
 
@@ -64,7 +66,12 @@ class Passkey(Task):
             length=length,
             summary=f"{len(built)} five-digit keys, each in {length} tokens of real text",
             payload=built,
+            chance=math.log(_KEYS) / float(np.mean([answer for _, answer in built])),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        texts = wikipedia() if self.texts is None else self.texts
+        return [text.body for text in texts[: self.items]]
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         return score(pretrained, data.payload, advance)
@@ -81,4 +88,4 @@ class Passkey(Task):
         hay = hay[:room]
         at = int(len(hay) * depth)
         ids = hay[:at] + needle + hay[at:] + question + answer
-        return torch.tensor([ids]), len(answer)
+        return torch.tensor([ids], device="cpu"), len(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task, uniform
 from dynattn.lab.tasks.texts import Text, wikipedia
 
 
@@ -63,7 +63,11 @@ class Perplexity(Task):
             length=longest,
             summary=f"{len(cut)} {kind}, up to {longest} tokens each, in {len(labels)} blocks of {self.block}",
             payload=[ids for _, ids in cut],
+            chance=uniform(pretrained),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        return [text.body for text in self._texts()[: self.items]]
 
     @torch.inference_mode()
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:

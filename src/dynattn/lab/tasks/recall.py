@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task, uniform
 from dynattn.lab.tasks.perplexity import prefill
 from dynattn.lab.tasks.texts import Text, sentences, wikipedia
 
@@ -104,7 +104,12 @@ class Recall(Task):
             length=length,
             summary=f"{len(built)} contexts of {length} tokens, each with {self.asked()}",
             payload=[(item.ids, item.answer) for item in built],
+            chance=uniform(pretrained),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        texts = wikipedia() if self.texts is None else self.texts
+        return [text.body for text in texts[: self.items]]
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         return score(pretrained, data.payload, advance)
@@ -227,7 +232,7 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
             if place == index:
                 out += statement
         out += sentence
-    return torch.tensor([out + question + answer]), len(answer)
+    return torch.tensor([out + question + answer], device="cpu"), len(answer)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

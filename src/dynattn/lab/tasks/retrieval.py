@@ -80,7 +80,11 @@ class Retrieval(Task):
             length=examples[0]["input_ids"].shape[1],
             summary=summary,
             payload=(passages, tokens),
+            chance=embedding.guessed_rank(len(passages)),
         )
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        return [passage.body for passage in data.payload[0]]
 
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         passages, tokens = data.payload

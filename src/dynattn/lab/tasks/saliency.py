@@ -57,6 +57,7 @@ class Saliency(Task):
             length=length,
             summary=f"{len(pictures)} photographs with one pasted digit, {self.pixels} pixels, {length} tokens",
             payload=(inputs, masks),
+            chance=0.5,
         )
 
     @torch.inference_mode()

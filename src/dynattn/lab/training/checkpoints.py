@@ -9,16 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from dynattn.lab.records import write_whole
+from dynattn.lab.records import write_json
 
 _SEAL = "complete.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1))
 
 
 def seal(checkpoint: Path) -> None:

@@ -31,6 +31,7 @@ class Experiment(ABC):
         pretrained: whether the model is worth evaluating before any training.
         labels: a name for each held-out item.
         summary: for people: the data, and how much of it.
+        chance: the score that guessing gives; None where nobody knows it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Experiment(ABC):
     pretrained: ClassVar[bool]
     labels: tuple[str, ...]
     summary: str
+    chance: float | None = None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Study(Record):
         machine: where it ran.
         arms: without training first, then swapped, then trained.
         seconds: of this call; runs that were finished before cost nothing.
+        chance: the score that guessing gives; None where nobody knows it, and in records of before.
     """
 
     schema_version: Literal[1] = 1
@@ -109,11 +110,22 @@ class Study(Record):
     machine: dict[str, Any]
     arms: list[Arm]
     seconds: float
+    chance: float | None = None
 
     def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
         """A method's arm, if there is one."""
         wanted = (method, trained, swapped)
         return next((arm for arm in self.arms if (arm.method, arm.trained, arm.swapped) == wanted), None)
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether trained dense attention does no better than guessing: then no difference to it says anything."""
+        if self.chance is None:
+            return False
+        score = self.dense.score
+        bound = score.low if self.higher_is_better else score.high
+        reached = score.mean if bound is None else bound
+        return not (reached > self.chance if self.higher_is_better else reached < self.chance)
 
     @property
     def dense(self) -> Arm:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import torch
 from torch import nn
 
 from dynattn.lab.progress import Stage
+from dynattn.lab.records import read_json, write_json, write_record
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
+from dynattn.lab.training.kept import AGAIN, keep, read_run
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Point, Run
-from dynattn.lab.training.swapped import keep
 
 _JOB = "job.json"
 _RESULT = "result.json"
@@ -60,40 +62,73 @@ def run(
     home = folder / job.name
     wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
     wanted["processes"] = processes().num_processes
-    there = json.loads((home / _JOB).read_text(encoding="utf-8")) if (home / _JOB).exists() else wanted
+    there = _read_job(home / _JOB) if (home / _JOB).exists() else wanted
     _refuse_another(home, there, wanted)
     if (home / _RESULT).exists():
-        return _finished(home, keep_model)
+        return _finished(home, experiment, keep_model)
     _refuse_other_processes(home, there.get("processes"), wanted["processes"])
     trainer, start = _trainer(job, experiment, home, stage)
     if trainer.is_world_process_zero():  # not before: a job that cannot start leaves the folder to other numbers
-        checkpoints.write_json(home / _JOB, wanted)
-    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        write_json(home / _JOB, wanted)
+    _train(trainer, start)
     model = trainer.model.eval()
     scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            f"run: scores must be finite: {job.name} gave {scores[~np.isfinite(scores)][0]} after {job.steps} steps: "
-            "the training diverged; use a smaller --learning-rate"
-        )
+    _refuse_diverged(job, scores, trainer, home)
     found = _result(job.seed, scores.tolist(), trainer.state.log_history, job.steps)
     if trainer.is_world_process_zero():
         if keep_model:
             experiment.save(model, home / "model")
         if keep_weights:
             keep(model, home)
-        checkpoints.write_json(home / _RESULT, found.model_dump())
+        write_record(found, home / _RESULT)
         checkpoints.discard(home)
     return found
 
 
-def _finished(home: Path, keep_model: bool) -> Run:
+def _read_job(path: Path) -> dict[str, Any]:
+    found = read_json(path, AGAIN)
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("job", "experiment")):
+        raise ValueError(f"read: {path} must hold a job and its experiment: it holds something else; {AGAIN}")
+    return found
+
+
+def _train(trainer: Any, start: Path | None) -> None:
+    """Train on from a checkpoint, if there is one that can be read."""
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except Exception as error:  # a damaged checkpoint makes Trainer raise nearly anything
+        if start is None or trainer.state.global_step > checkpoints.step(start):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"run: a checkpoint must be readable: {start} is not ({said}); delete it, and training goes on from the "
+            "one before or from the start"
+        ) from error
+
+
+def _refuse_diverged(job: Job, scores: np.ndarray, trainer: Any, home: Path) -> None:
+    """Refuse a model whose scores or losses are not finite, and leave the folder free for other numbers."""
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    lost = next(((step, loss) for step, loss in losses if not math.isfinite(loss)), None)
+    if lost is None and np.isfinite(scores).all():
+        return
+    if trainer.is_world_process_zero():
+        checkpoints.discard(home)
+        (home / _JOB).unlink(missing_ok=True)
+    what = f"a loss of {lost[1]} at step {lost[0]}" if lost else f"a score of {scores[~np.isfinite(scores)][0]}"
+    raise ValueError(
+        f"run: losses and scores must be finite: {job.name} gave {what}: the training diverged with a learning rate of "
+        f"{job.learning_rate:g}; use a smaller --learning-rate"
+    )
+
+
+def _finished(home: Path, experiment: Experiment, keep_model: bool) -> Run:
     if keep_model and not (home / "model").exists():
         raise ValueError(
             f"run: a finished run has its model where it was to be kept: {home} has none; delete the folder, and it is "
             "trained again, or do without --keep-models"
         )
-    return Run.model_validate_json((home / _RESULT).read_text(encoding="utf-8"))
+    return read_run(home / _RESULT, experiment, AGAIN)
 
 
 def seconds_a_step(job: Job, folder: Path) -> list[float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import numpy as np
 from dynattn.lab.figures import BASELINE, Spread
 from dynattn.lab.machine import machine
 from dynattn.lab.progress import Stage
-from dynattn.lab.training import checkpoints
+from dynattn.lab.records import alone, read_json, write_json
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
+from dynattn.lab.training.kept import read_run
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Arm, Run, Study
 from dynattn.lab.training.run import run, seconds_a_step
@@ -25,6 +26,7 @@ from dynattn.lab.training.statistics import contrast
 from dynattn.lab.training.swapped import swapped
 
 _VARIES = ("method", "seed")
+_REMEDY = "delete it, and the model is judged again"
 
 
 def study(
@@ -64,7 +66,7 @@ def study(
     after: dict[str, list[Run]] = {method: [] for method in methods}
     between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
     times: dict[str, list[float]] = {method: [] for method in methods}
-    with _alone(folder):
+    with alone(folder) if processes().is_main_process else nullcontext():
         before = {
             method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained
         }
@@ -89,26 +91,8 @@ def study(
         machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
         arms=[*_untrained_arms(before), *_swapped_arms(between, after), *_trained_arms(after, before, between, times)],
         seconds=time.perf_counter() - began,
+        chance=experiment.chance,
     )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a folder that others train in, who would delete each other's checkpoints; a kill frees it."""
-    from filelock import FileLock, Timeout  # torch depends on it
-
-    if not processes().is_main_process:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(
-            f"study: one command at a time trains in a folder: another is at work in {folder}; wait for it, or give "
-            "another --output"
-        ) from error
 
 
 def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:
@@ -117,13 +101,12 @@ def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) 
     path = folder / f"{method}-untrained.json"
     advance = stage(f"{method}: without training", experiment.steps())
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if there["experiment"] == wanted:  # else it is written anew; a trained one would be refused
-            return Run.model_validate(there["run"])
+        there = read_json(path, _REMEDY)
+        if isinstance(there, dict) and there.get("experiment") == wanted:  # else it is written anew; a trained one not
+            return read_run(path, experiment, _REMEDY, inside="run")
     scores = experiment.evaluate(experiment.model(method).eval().to(processes().device), advance)
     found = Run(seed=None, scores=scores.tolist(), curve=[], losses=[])
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_json(path, {"experiment": wanted, "run": found.model_dump()})
+    write_json(path, {"experiment": wanted, "run": found.model_dump()})
     return found
 
 

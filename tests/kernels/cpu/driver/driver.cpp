@@ -1,13 +1,17 @@
 // The CPU kernels against naive loops, without Python: made to run under AddressSanitizer and UBSan.
 //
-//     driver portable   prints "portable: N passed, N failed"; exits with 1 when a case fails
-//     driver avx512     likewise; says so and exits with 0 where the processor does not run it
-//     driver tiles-portable, amx, avx512bf16: the tile kernels, whose forward takes bfloat16
+//     driver portable       prints "portable: N passed, N failed"; exits with 1 when a case fails
+//     driver avx512         likewise; says so and exits with 0 where the processor does not run it
+//     driver tiles-portable the tile kernels likewise, whose forward takes bfloat16; so amx, avx512bf16
+//     driver avx2 random    20 seconds of random cases only
+//     driver avx2 1234      random case 1234 alone
 #include <cstdio>
+#include <ctime>
 #include <initializer_list>
 #include <string>
 
 #include "naive.h"
+#include "random_case.h"
 
 using namespace driver;
 
@@ -27,15 +31,16 @@ double unit_of(int dtype, int terms = 64) {
 }
 
 // What differs between a gradient and the naive one, or nothing. The kernel's weights come from a rounded logsumexp
-// and its row sums from a rounded output, so that its errors are a few units of the terms' sum.
+// and its row sums from a rounded output, so that its errors are a few units of the terms' sum and of `size`, the
+// magnitude of an output.
 std::string compare(const char* name, const Tensor& got, const Sums& want, const Shape& s, int heads, int length,
-                    int dim) {
+                    int dim, double size) {
   size_t at = 0;
   for (int b = 0; b < s.batch; b++) {
     for (int h = 0; h < heads; h++) {
       for (int i = 0; i < length; i++) {
         for (int d = 0; d < dim; d++, at++) {
-          if (close(got.get(got.at(b, h, i) + d), want.sum[at], 12 * unit_of(got.dtype) * (1 + want.size[at])))
+          if (close(got.get(got.at(b, h, i) + d), want.sum[at], 12 * unit_of(got.dtype) * (size + want.size[at])))
             continue;
           return std::string(name) + " of " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i) +
                  " at " + std::to_string(d) + ": got " + std::to_string(got.get(got.at(b, h, i) + d)) + ", want " +
@@ -79,11 +84,12 @@ std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
   if (c.trouble != Trouble::kNone) return "";
 
   const Gradients want = naive_gradients(p, grad_out, grad_logsumexp);
-  std::string wrong = compare("d_query", d_query, want.query, s, s.heads, s.q_len, s.head_dim);
-  if (wrong.empty()) wrong = compare("d_key", d_key, want.key, s, s.kv_heads, s.kv_len, s.head_dim);
-  if (wrong.empty()) wrong = compare("d_value", d_value, want.value, s, s.kv_heads, s.kv_len, s.value_dim);
+  const double size = 1.0 / (1.0 - c.dropout_p);
+  std::string wrong = compare("d_query", d_query, want.query, s, s.heads, s.q_len, s.head_dim, size);
+  if (wrong.empty()) wrong = compare("d_key", d_key, want.key, s, s.kv_heads, s.kv_len, s.head_dim, size);
+  if (wrong.empty()) wrong = compare("d_value", d_value, want.value, s, s.kv_heads, s.kv_len, s.value_dim, size);
   for (size_t i = 0; wrong.empty() && args.d_scores != nullptr && i < d_scores.size(); i++) {
-    if (!close(d_scores[i], want.scores[i], 500 * unit_of(c.dtype))) wrong = "d_scores at " + std::to_string(i);
+    if (!close(d_scores[i], want.scores[i], 500 * size * unit_of(c.dtype))) wrong = "d_scores at " + std::to_string(i);
   }
   return wrong;
 }
@@ -111,7 +117,8 @@ std::string run(const Case& c) {
   args.head_dim = s.head_dim, args.value_dim = s.value_dim, args.scale = c.scale, args.dtype = c.dtype;
   args.mask_dtype = p.mask_dtype(), args.n = c.pattern.n, args.m = c.pattern.m, args.window = c.pattern.window;
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
-  args.threads = c.threads;
+  args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
+  args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
   if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
   std::unique_ptr<float[]> threshold(new float[rows]);
@@ -126,6 +133,7 @@ std::string run(const Case& c) {
     for (int h = 0; h < s.heads; h++) {
       for (int i = 0; i < s.q_len; i++, at++) {
         const Row row = naive_row(p, b, h, i);
+        if (!row.certain) return "";
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
         const double rounding = args.needs_grad || c.aux || c.isa < DYNATTN_ISA_TILES_PORTABLE
                                     ? 4e-6 * (1 + std::fabs(row.logsumexp))
@@ -156,7 +164,7 @@ struct Counts {
 
   void check(Case c) {
     if (is_tiled(c.isa)) {
-      c.dtype = DYNATTN_BFLOAT16;
+      c.dtype = DYNATTN_BFLOAT16, c.rule = Rule();
       c.rounded = !c.aux && c.threads == 2;
     }
     const std::string wrong = run(c);
@@ -166,17 +174,28 @@ struct Counts {
     }
     failed++;
     const Shape& s = c.shape;
-    std::printf(
-        "FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d causal %d aux "
-        "%d "
-        "dtype %d threads %d scale %g block_size %d most %d weight %g: %s\n",
-        kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride, s.batch,
-        s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
-        static_cast<int>(c.order), static_cast<int>(c.trouble), c.causal, c.aux, c.dtype, c.threads,
-        static_cast<double>(c.scale), c.block_size, static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight),
-        wrong.c_str());
+    std::printf("FAILED %s %d:%d window %d sinks %d stride %d (%d,%d/%d,%d/%d,%d/%d) mask %d order %d trouble %d ",
+                kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride,
+                s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
+                static_cast<int>(c.order), static_cast<int>(c.trouble));
+    std::printf("causal %d aux %d dtype %d threads %d scale %g block_size %d most %d weight %g dropout %g: %s\n",
+                c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), c.block_size,
+                static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight), c.dropout_p, wrong.c_str());
   }
 };
+
+// Random cases until the processor's time or the cases are used up.
+void check_random(int isa, Counts& counts) {
+  constexpr double kSeconds = 20;
+  constexpr int kCases = 4000;
+  const std::clock_t start = std::clock();
+  for (int number = 0; number < kCases; number++) {
+    if (static_cast<double>(std::clock() - start) > kSeconds * CLOCKS_PER_SEC) break;
+    const int failed = counts.failed;
+    counts.check(random_case(isa, number));
+    if (counts.failed > failed) std::printf("       random case %d\n", number);
+  }
+}
 
 // Blocks that are dropped whole, of sizes that fall together with bands of rows and tiles of keys, and that do not.
 void check_blocks(const Pattern& pattern, const Shape& shape, int isa, int turn, Counts& counts) {
@@ -195,7 +214,8 @@ void check_rows(int isa, Counts& counts) {
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40}, {0, 1, 1, 4, 4, 8, 8},
-                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},     {1, 1, 1, 9, 1100, 3, 64}};
+                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},     {1, 1, 1, 9, 1100, 3, 64},
+                          {1, 1, 1, 5, 70, 512, 257}};
   int turn = 0;
   for (const Rule& rule : rules) {
     for (const Shape& shape : shapes) {
@@ -228,7 +248,8 @@ void check_isa(int isa, Counts& counts) {
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},     {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 32, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},
-                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},      {1, 2, 1, 200, 190, 16, 24}};
+                          {1, 1, 1, 3, 0, 8, 8},      {1, 1, 1, 0, 3, 8, 8},      {1, 2, 1, 200, 190, 16, 24},
+                          {1, 1, 1, 7, 66, 257, 512}, {1, 1, 1, 2, 70, 512, 511}};
   int turn = 0;
   for (const Pattern& pattern : patterns) {
     for (const Shape& shape : shapes) {
@@ -282,17 +303,24 @@ void check_isa(int isa, Counts& counts) {
 
 int main(int argc, char** argv) {
   for (int isa = 0; isa < static_cast<int>(sizeof kIsaNames / sizeof kIsaNames[0]); isa++) {
-    if (argc != 2 || std::string(argv[1]) != kIsaNames[isa]) continue;
+    if (argc < 2 || argc > 3 || std::string(argv[1]) != kIsaNames[isa]) continue;
     if (dynattn_isa_refusal(isa) != nullptr) {
       std::printf("%s: %s, skipped\n", argv[1], dynattn_isa_refusal(isa));
       return 0;
     }
     Counts counts;
-    check_isa(isa, counts);
-    if (!is_tiled(isa)) check_rows(isa, counts);
+    if (argc == 2) {
+      check_isa(isa, counts);
+      if (!is_tiled(isa)) check_rows(isa, counts);
+    }
+    if (argc == 2 || std::string(argv[2]) == "random") {
+      check_random(isa, counts);
+    } else {
+      counts.check(random_case(isa, std::atoi(argv[2])));
+    }
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512|tiles-portable|avx512bf16|amx\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|tiles-portable|avx512bf16|amx [random|NUMBER]\n");
   return 2;
 }

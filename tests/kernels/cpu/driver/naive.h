@@ -14,11 +14,43 @@ struct Row {
   int kept, allowed;
   double spread;                // largest magnitude of a weighted value: the unit of rounding
   std::vector<double> weights;  // of every key, 0 where it is not kept
+  std::vector<double> factors;  // of dropout: 0, or the factor of what is left
+  bool certain;                 // no choice hangs on how a weight is rounded
 };
+
+// Philox, as Random123 has it: `n` words of counter and n / 2 of key.
+inline uint32_t philox(int n, uint32_t counter[4], uint32_t key[2]) {
+  const uint32_t multipliers[2] = {n == 4 ? 0xD2511F53u : 0xD256D193u, 0xCD9E8D57u};
+  for (int round = 0; round < 10; round++) {
+    uint32_t low[2], high[2];
+    for (int i = 0; i < n / 2; i++) {
+      const uint64_t product = uint64_t{counter[2 * i]} * multipliers[i];
+      low[i] = static_cast<uint32_t>(product), high[i] = static_cast<uint32_t>(product >> 32);
+    }
+    if (n == 2) {
+      counter[0] = high[0] ^ key[0] ^ counter[1], counter[1] = low[0];
+    } else {
+      counter[0] = high[1] ^ counter[1] ^ key[0], counter[2] = high[0] ^ counter[3] ^ key[1];
+      counter[1] = low[1], counter[3] = low[0];
+    }
+    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+  }
+  return counter[0];
+}
+
+// What dropout multiplies the weight of a pair by.
+inline double drop_factor(const Case& c, int b, int h, int i, int j) {
+  if (c.dropout_p == 0.0) return 1.0;
+  uint32_t head[4] = {static_cast<uint32_t>(h), static_cast<uint32_t>(b), 0, 0};
+  uint32_t seed[2] = {static_cast<uint32_t>(c.seed), static_cast<uint32_t>(c.seed >> 32)};
+  uint32_t stream[2] = {philox(4, head, seed), 0};
+  uint32_t pair[4] = {static_cast<uint32_t>(j), static_cast<uint32_t>(i), 0, 0};
+  return philox(2, pair, stream) < drop_below(c) ? 0.0 : 1.0 / (1.0 - c.dropout_p);
+}
 
 // What a rule keeps of a row of scores.
 template <class Beats>
-std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& score, Beats beats) {
+std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& score, Beats beats, bool& certain) {
   const int length = static_cast<int>(score.size());
   std::vector<bool> keep(score.size());
   double largest = -kInf, all = 0;
@@ -33,6 +65,7 @@ std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& scor
     int better = 0;
     for (int other = 0; other < length; other++) better += other != j && beats(other, j);
     const double weight = std::exp(score[static_cast<size_t>(j)] - largest) / all;  // NaN is above nothing
+    certain = certain && !(std::fabs(weight - double{rule.weight}) < 1e-5 * weight);
     keep[static_cast<size_t>(j)] = rule.weight < 0 ? better < wanted : better == 0 || weight > double{rule.weight};
   }
   return keep;
@@ -58,11 +91,18 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     const double bias = p.bias(b, h, i, j);
     score[static_cast<size_t>(j)] = bias == -kInf ? bias : double{sum} * p.c.scale + bias;
   }
-  Row row = {
-      std::vector<double>(static_cast<size_t>(s.value_dim)), -kInf, 1.0, 0, 0, 0.0, std::vector<double>(score.size())};
+  Row row = {std::vector<double>(static_cast<size_t>(s.value_dim)),
+             -kInf,
+             1.0,
+             0,
+             0,
+             0.0,
+             std::vector<double>(score.size()),
+             std::vector<double>(score.size()),
+             true};
   double largest = -kInf, kept = 0, all = 0;
   bool nan = false, infinite = false;
-  const std::vector<bool> by_rule = naive_choice(p.c.rule, score, beats);
+  const std::vector<bool> by_rule = naive_choice(p.c.rule, score, beats, row.certain);
   for (int j = 0; j < s.kv_len; j++) {
     int better = 0;
     const int block = pattern.m * pattern.stride, start = j / block * block;
@@ -86,8 +126,9 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     if (!keep[static_cast<size_t>(j)]) continue;
     kept += weight;
     row.weights[static_cast<size_t>(j)] = weight;
-    for (int d = 0; d < s.value_dim; d++) {
-      const double v = p.value.get(p.value.at(b, group, j) + d);
+    const double factor = row.factors[static_cast<size_t>(j)] = drop_factor(p.c, b, h, i, j);
+    for (int d = 0; d < s.value_dim && factor > 0; d++) {
+      const double v = factor * p.value.get(p.value.at(b, group, j) + d);
       row.out[static_cast<size_t>(d)] += weight * v;
       if (std::isfinite(v)) row.spread = std::fmax(row.spread, std::fabs(v));
     }
@@ -134,11 +175,12 @@ inline Gradients naive_gradients(const Problem& p, const Tensor& grad_out, const
         for (int j = 0; j < s.kv_len; j++) {
           const double weight = row.weights[static_cast<size_t>(j)];
           if (weight == 0) continue;
+          const double factor = row.factors[static_cast<size_t>(j)];
           const int64_t key = (int64_t{b} * s.kv_heads + group) * s.kv_len + j;
           for (int d = 0; d < s.value_dim; d++) {
             const double grad = grad_out.get(grad_out.at(b, h, i) + d);
-            d_weight[static_cast<size_t>(j)] += grad * p.value.get(p.value.at(b, group, j) + d);
-            g.value.add(key * s.value_dim + d, weight * grad);
+            d_weight[static_cast<size_t>(j)] += factor * grad * p.value.get(p.value.at(b, group, j) + d);
+            g.value.add(key * s.value_dim + d, factor * weight * grad);
           }
           mean += weight * d_weight[static_cast<size_t>(j)];
         }

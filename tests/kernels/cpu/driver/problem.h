@@ -46,7 +46,12 @@ struct Case {
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none
   Rule rule;
+  double dropout_p = 0.0;
+  uint64_t seed = 0;
 };
+
+// A word below this drops its pair.
+inline uint32_t drop_below(const Case& c) { return static_cast<uint32_t>(c.dropout_p * 0x1p32); }
 
 inline unsigned long long state = 1;
 inline int random_int(int low, int high) {  // a linear congruential generator: the same cases everywhere

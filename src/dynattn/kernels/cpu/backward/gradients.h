@@ -74,7 +74,8 @@ static void picked_gradient_band(const BackwardQueryBlock& block, int64_t band, 
   const int64_t dim = block.plan.upstream.args->head_dim;
   const float* value = block.section.values + (tile - block.section.first_tile) * kTile * dim;
   const int64_t first = band * kR * kTile;
-  const float* drops = block.scratch.scores.drops == nullptr ? nullptr : block.scratch.scores.drops + first;
+  const uint32_t* left = block.scratch.scores.left;
+  const Vec keep_factor = broadcast(block.plan.args->forward.keep_factor);
   for (int word = 0; word < kWords; word++) {
     for (int r = 0; r < kR; r += kAtOnce) {
       Vec d_weights[kAtOnce];
@@ -83,7 +84,7 @@ static void picked_gradient_band(const BackwardQueryBlock& block, int64_t band, 
 #pragma GCC unroll 16
       for (int i = 0; i < kAtOnce; i++) {
         const int64_t at = int64_t{r + i} * (kTile / 2) + word * kWidth;
-        if (drops != nullptr) d_weights[i] = mul(d_weights[i], load(drops + at));
+        if (left != nullptr) d_weights[i] = mul(d_weights[i], drop_factors(left[(first + at) / kWidth], keep_factor));
         const Vec delta = broadcast(block.scratch.delta[band * kR + r + i]);
         store(block.scratch.d_scores + first + at,
               mul(load(block.scratch.scores.scores + first + at), sub(d_weights[i], delta)));
@@ -100,7 +101,9 @@ static void gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t
   const int64_t dim = plan.args->head_dim, rows = band * kR;
   const float* value = block.section.values + (tile - block.section.first_tile) * plan.tile * dim;
   const float* weights = block.scratch.scores.scores + rows * plan.tile;
-  const float* drops = block.scratch.scores.drops == nullptr ? nullptr : block.scratch.scores.drops + rows * plan.tile;
+  const uint32_t* left =
+      block.scratch.scores.left == nullptr ? nullptr : block.scratch.scores.left + rows * plan.tile / kWidth;
+  const Vec keep_factor = broadcast(block.plan.args->forward.keep_factor);
   float* d_scores = block.scratch.d_scores + rows * plan.tile;
   for (int panel = 0; panel < plan.tile / kPanelKeys; panel++) {
     Vec acc[kR][kV];
@@ -114,7 +117,7 @@ static void gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t
         for (int s = 0; s < kBits; s++) {  // survivors of a group: as many as bits of a place
           const int64_t at = int64_t{r} * (kTile / 2) + (panel * kBits + s) * kWidth;
           Vec d_weight = pick<kBits == 2 ? 2 : 1>(acc[r], choice[s]);
-          if (drops != nullptr) d_weight = mul(d_weight, load(drops + at));
+          if (left != nullptr) d_weight = mul(d_weight, drop_factors(left[at / kWidth], keep_factor));
           store(d_scores + at, mul(load(weights + at), sub(d_weight, delta)));
         }
       } else {
@@ -122,7 +125,8 @@ static void gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t
         for (int v = 0; v < kV; v++) {
           const int64_t at = int64_t{r} * plan.tile + panel * kPanelKeys + v * kWidth;
           const Vec weight = load(weights + at);
-          const Vec d_weight = drops == nullptr ? acc[r][v] : mul(acc[r][v], load(drops + at));
+          const Vec d_weight =
+              left == nullptr ? acc[r][v] : mul(acc[r][v], drop_factors(left[at / kWidth], keep_factor));
           const Vec d_score = mul(weight, sub(d_weight, delta));
           store(d_scores + at, select(greater(zero(), weight), zero(), d_score));  // below zero: not kept
         }
@@ -268,7 +272,7 @@ static void backward_tile(BackwardQueryBlock& block, int64_t tile) {
   if (!any) return;
   if (block.scores.careful) poison_rows(block);
   const bool drops = plan.args->drop_below > 0;
-  if (drops) dropout_tile(block.scores, tile);
+  if (drops) draw_tile(block.scores, tile);
   for (int64_t band = 0; band * kR < block.scores.count; band++) {
     const BandKind kind = block.scratch.scores.kinds[band];
     if (kind == kSkipped) continue;

@@ -7,9 +7,9 @@
 // registers. A list is as long as it has to be: what is dropped costs nothing.
 #pragma once
 
-#include "backward/picked.h"
 #include "common/add_rows.h"
 #include "common/threshold.h"
+#include "nm/picked.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 

@@ -10,6 +10,7 @@
 
 #include <float.h>
 
+#include "common/team.h"
 #include "dynattn_cpu.h"
 #include "simd/simd.h"
 
@@ -69,7 +70,7 @@ struct Plan {
   int chunk_tiles;      // tiles that one thread packs at a time
   int64_t pack_steps;
 
-  int key_of[kMaxTile];                    // key of a position, within a tile
+  alignas(64) int32_t key_of[kMaxTile];    // key of a position, within a tile
   alignas(64) float key_number[kMaxTile];  // the same as a float
   int value_of[kMaxTile];                  // the same, in floats of a value chunk
 };

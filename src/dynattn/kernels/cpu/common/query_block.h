@@ -28,7 +28,7 @@ struct Scratch {
   float* shared_bias;  // [tile]
   float* bias;         // [rows][tile]
   float* block_bias;   // [tile], by position: what a row's blocks forbid; NULL without blocks
-  float* drops;        // factors of dropout, as the weights lie; NULL without dropout
+  uint32_t* left;      // a bit for each weight, as the weights lie: dropout leaves it; NULL without dropout
   BandKind* kinds;
   RowStates rows;
 };
@@ -42,7 +42,7 @@ static Scratch lay_scratch(const Plan& plan, Arena& arena) {
   s.shared_bias = arena.take<float>(plan.tile);
   s.bias = arena.take<float>(int64_t{plan.rows} * plan.tile);
   s.block_bias = plan.args->blocks != nullptr ? arena.take<float>(plan.tile) : nullptr;
-  s.drops = plan.args->drop_below > 0 ? arena.take<float>(rows * plan.tile) : nullptr;
+  s.left = plan.args->drop_below > 0 ? arena.take<uint32_t>(rows * plan.tile / kWidth) : nullptr;
   s.kinds = arena.take<BandKind>(rows);
   s.rows = lay_rows(plan, rows, arena);
   return s;

@@ -12,6 +12,12 @@
 
 namespace dynattn {
 
+int most_threads(int offered) {
+  constexpr unsigned kTimesOver = 4;
+  static const unsigned limit = kTimesOver * std::max(std::thread::hardware_concurrency(), 1u);
+  return std::min(offered, static_cast<int>(limit));
+}
+
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data) {
   if (threads <= 1) {
     body(data);
@@ -37,7 +43,7 @@ int useful_threads(const NMForwardArgs& args, int64_t tasks) {
   const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
                           static_cast<double>(args.head_dim + args.value_dim) *
                           static_cast<double>(args.batch * args.heads);
-  return products < kSmallWork ? 1 : static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(args.threads, tasks)));
+  return products < kSmallWork ? 1 : static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(most_threads(args.threads), tasks)));
 }
 
 namespace {

@@ -180,7 +180,7 @@ static bool run_tiles(const QueryBlock& block) {
     bool any = false;
     if (!weigh_tile<kR, kV>(block, tile, &any)) return false;
     if (any && plan.args->drop_below > 0) {
-      dropout_tile(block, tile);
+      draw_tile(block, tile);
       drop_weights(block, block.careful ? -1.0f : 0.0f);  // nothing dropped may touch an infinite value
     }
     if (any) add_values<kR, kV, kBits>(block, value_tile(block, tile));

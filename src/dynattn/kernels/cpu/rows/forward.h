@@ -210,31 +210,43 @@ static void weigh_list(const Plan& plan, float* scores, int64_t count, float lar
   store(sums, sum);
 }
 
+// The keys of listed value rows, from the first of their span on: chunks of a tile lie behind one another, so that the
+// rows of the next tile are counted on from there.
+DYNATTN_INLINE Vec keys_of_numbers(const Plan& plan, const int32_t* numbers) {
+  if (plan.chunks == 1) return load_any(reinterpret_cast<const float*>(numbers));
+  const int32_t tile_rows = plan.tile * plan.chunks;
+  alignas(64) int32_t keys[kWidth];
+  for (int lane = 0; lane < kWidth; lane++) {
+    keys[lane] = numbers[lane] / tile_rows * plan.tile + numbers[lane] % tile_rows;
+  }
+  return load(reinterpret_cast<const float*>(keys));
+}
+
 // Dropout of a row's listed weights. What is dropped leaves the list, so that it touches no value.
 static void drop_listed(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i,
-                        uint32_t stream) {
-  const NMForwardArgs& args = *plan.args;
+                        const DropoutStream& stream) {
   float* weights = scratch.scores + i * plan.row_floats;
   int32_t* numbers = scratch.numbers + i * plan.row_floats;
   int64_t* starts = scratch.starts + i * (plan.spans + 1);
-  const int64_t tile_rows = int64_t{plan.tile} * plan.chunks;
+  const Vec factor = broadcast(plan.args->keep_factor);
+  const Vec drop_below = broadcast_integer(static_cast<int32_t>(plan.args->drop_below));
   int64_t at = 0, count = 0;
   for (int64_t span = 0; span < plan.spans; span++) {
+    const Vec first_key = broadcast_integer(static_cast<int32_t>(span * plan.span_tiles * plan.tile));
     const int64_t end = starts[span + 1];
     starts[span] = count;
-    while (at < end) {
-      const int some = static_cast<int>(smaller<int64_t>(kWidth, end - at));
-      uint32_t drawn[kWidth] = {};
-      for (int lane = 0; lane < some; lane++) {
-        const int64_t tile = span * plan.span_tiles + numbers[at + lane] / tile_rows;
-        drawn[lane] = static_cast<uint32_t>(tile * plan.tile + numbers[at + lane] % tile_rows);
-      }
-      dropout_words(stream, static_cast<uint32_t>(block.first + i), drawn);
-      for (int lane = 0; lane < some; lane++, at++) {
-        if (drawn[lane] < args.drop_below) continue;
-        weights[count] = weights[at] * args.keep_factor;
-        numbers[count++] = numbers[at];
-      }
+    for (; at < end; at += smaller<int64_t>(kWidth, end - at)) {
+      const Vec keys = add_integers(keys_of_numbers(plan, numbers + at), first_key);
+      uint32_t left;
+      draw<1>(stream, static_cast<uint32_t>(block.first + i), drop_below, &keys, &left);
+      left &= first_lanes(end - at);
+      const size_t bytes = static_cast<size_t>(__builtin_popcount(left)) * sizeof(float);
+      alignas(64) float some[2][kWidth];  // only what is left may be written: the next span's entries may follow
+      store(some[0], compress(left, mul(load_any(weights + at), factor)));
+      store(some[1], compress(left, load_any(reinterpret_cast<const float*>(numbers + at))));
+      memcpy(weights + count, some[0], bytes);
+      memcpy(numbers + count, some[1], bytes);
+      count += __builtin_popcount(left);
     }
   }
   starts[plan.spans] = count;
@@ -293,10 +305,12 @@ static inline void run_row_query_block(const RowPlan& plan, const PackedHead& he
     score_rows(block, scratch.scores, plan.row_floats);
   }
   clear_rows(block);
-  const uint32_t stream = dropout_stream(plan.args->seed, static_cast<uint32_t>(batch), static_cast<uint32_t>(index));
+  const NMForwardArgs& args = *plan.args;
+  const DropoutStream stream = open_stream(args.seed, static_cast<uint32_t>(args.first_batch + batch),
+                                           static_cast<uint32_t>(args.first_head + index));
   for (int64_t i = 0; i < block.count; i++) {
     keep_row(plan, block, scratch, i);
-    if (plan.args->drop_below > 0) drop_listed(plan, block, scratch, i, stream);
+    if (args.drop_below > 0) drop_listed(plan, block, scratch, i, stream);
   }
   add_kept_values(plan, block, scratch);
   finish_rows(block);

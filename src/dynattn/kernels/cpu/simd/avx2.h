@@ -61,6 +61,25 @@ DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
 
 DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return _mm256_castsi256_ps(_mm256_set1_epi32(x)); }
 
+DYNATTN_INLINE Vec exclusive_or(Vec a, Vec b) { return _mm256_xor_ps(a, b); }
+
+DYNATTN_INLINE Mask reaches(Vec a, Vec limit) {  // a >= limit, without sign
+  const __m256i x = _mm256_castps_si256(a);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(x, _mm256_castps_si256(limit)), x));
+}
+
+// Lanes as halves of 64 bits: products of the low halves, the high halves moved to the low ones, and the low halves of
+// two vectors, of which `even` gives the even lanes of 32 bits.
+DYNATTN_INLINE Vec multiply_halves(Vec a, Vec b) {
+  return _mm256_castsi256_ps(_mm256_mul_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+
+DYNATTN_INLINE Vec high_halves(Vec a) { return _mm256_castsi256_ps(_mm256_srli_epi64(_mm256_castps_si256(a), 32)); }
+
+DYNATTN_INLINE Vec join_halves(Vec even, Vec odd) {
+  return _mm256_blend_ps(even, _mm256_castsi256_ps(_mm256_slli_epi64(_mm256_castps_si256(odd), 32)), 0xAA);
+}
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }

@@ -52,6 +52,24 @@ DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
 
 DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return _mm512_castsi512_ps(_mm512_set1_epi32(x)); }
 
+DYNATTN_INLINE Vec exclusive_or(Vec a, Vec b) { return _mm512_xor_ps(a, b); }
+
+DYNATTN_INLINE Mask reaches(Vec a, Vec limit) {  // a >= limit, without sign
+  return _mm512_cmpge_epu32_mask(_mm512_castps_si512(a), _mm512_castps_si512(limit));
+}
+
+// Lanes as halves of 64 bits: products of the low halves, the high halves moved to the low ones, and the low halves of
+// two vectors, of which `even` gives the even lanes of 32 bits.
+DYNATTN_INLINE Vec multiply_halves(Vec a, Vec b) {
+  return _mm512_castsi512_ps(_mm512_mul_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+DYNATTN_INLINE Vec high_halves(Vec a) { return _mm512_castsi512_ps(_mm512_srli_epi64(_mm512_castps_si512(a), 32)); }
+
+DYNATTN_INLINE Vec join_halves(Vec even, Vec odd) {
+  return _mm512_mask_blend_ps(0xAAAA, even, _mm512_castsi512_ps(_mm512_slli_epi64(_mm512_castps_si512(odd), 32)));
+}
+
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }

@@ -5,6 +5,8 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t Mask __attribute__((vector_size(16)));
+typedef uint32_t Unsigned __attribute__((vector_size(16)));
+typedef uint64_t Halves __attribute__((vector_size(16)));
 constexpr int kWidth = 4;
 constexpr int kRegisters = 16;
 
@@ -68,6 +70,28 @@ DYNATTN_INLINE Vec add_integers(Vec a, Vec b) {
 }
 
 DYNATTN_INLINE Vec broadcast_integer(int32_t x) { return reinterpret_cast<Vec>(Mask{x, x, x, x}); }
+
+DYNATTN_INLINE Vec exclusive_or(Vec a, Vec b) {
+  return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) ^ reinterpret_cast<Mask>(b));
+}
+
+DYNATTN_INLINE Mask reaches(Vec a, Vec limit) {  // a >= limit, without sign
+  return reinterpret_cast<Unsigned>(a) >= reinterpret_cast<Unsigned>(limit);
+}
+
+// Lanes as halves of 64 bits: products of the low halves, the high halves moved to the low ones, and the low halves of
+// two vectors, of which `even` gives the even lanes of 32 bits.
+DYNATTN_INLINE Vec multiply_halves(Vec a, Vec b) {
+  const Halves low = {0xffffffffu, 0xffffffffu};
+  return reinterpret_cast<Vec>((reinterpret_cast<Halves>(a) & low) * (reinterpret_cast<Halves>(b) & low));
+}
+
+DYNATTN_INLINE Vec high_halves(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Halves>(a) >> 32); }
+
+DYNATTN_INLINE Vec join_halves(Vec even, Vec odd) {
+  const Halves low = {0xffffffffu, 0xffffffffu};
+  return reinterpret_cast<Vec>((reinterpret_cast<Halves>(even) & low) | (reinterpret_cast<Halves>(odd) << 32));
+}
 
 DYNATTN_INLINE Vec low_bits_to_exponent(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<Mask>(a) << 23); }
 

@@ -12,7 +12,13 @@ static LaneMask dropped_lanes(const NMForwardArgs& args, uint32_t stream, int64_
   alignas(64) uint32_t words[kLanes], second[kLanes];
   store(words, keys);
   for (int i = 0; i < kLanes; i++) second[i] = static_cast<uint32_t>(first_query + i);
-  philox_words<kLanes>(stream, second, words);
+  for (int round = 0; round < kPhiloxRounds; round++, stream += 0x9E3779B9u) {
+    for (int i = 0; i < kLanes; i++) {
+      const uint64_t product = uint64_t{words[i]} * 0xD256D193u;
+      words[i] = static_cast<uint32_t>(product >> 32) ^ stream ^ second[i];
+      second[i] = static_cast<uint32_t>(product);
+    }
+  }
   unsigned dropped = 0;
   for (int i = 0; i < kLanes; i++) dropped |= static_cast<unsigned>(words[i] < args.drop_below) << i;
   return static_cast<LaneMask>(dropped);
@@ -39,7 +45,7 @@ static Words drop_pairs(const NMForwardArgs& args, uint32_t stream, int64_t firs
 static void drop_weights(const QueryTile& at, int64_t first_key, int groups, bool careful, uint32_t* weights) {
   const TilePlan& plan = at.plan;
   const NMForwardArgs& args = *plan.args;
-  const uint32_t stream = dropout_stream(args.seed, static_cast<uint32_t>(args.first_batch + at.batch),
+  const uint32_t stream = stream_of(args.seed, static_cast<uint32_t>(args.first_batch + at.batch),
                                          static_cast<uint32_t>(args.first_head + at.head));
   const Words none = broadcast_words(careful ? kNotKept * 0x10001u : 0u);
   const int64_t pairs = plan.padded / 2;

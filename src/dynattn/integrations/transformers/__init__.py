@@ -1,0 +1,64 @@
+"""Hugging Face Transformers: ``attn_implementation="dynattn:nm-2-4"``.
+
+    dynattn.integrations.transformers.register()
+    model.set_attn_implementation("dynattn:nm-2-4")            # or from_pretrained(..., attn_implementation=...)
+
+The semantics are those of transformers' own ``sdpa`` implementation: with ``dynattn:dense`` a model's outputs equal
+the ``sdpa`` ones up to rounding, or the ``eager`` ones where it has no ``sdpa``. What this attention cannot compute
+raises; nothing that a model passes is dropped. Modules that keep attention of their own are named in a warning.
+
+Keys are grouped by their index in the key-value cache, so decoding with a cache keeps what one pass over the whole
+text keeps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from dynattn.integrations.transformers import attend, loading, masks
+from dynattn.integrations.transformers.caches import follow
+from dynattn.integrations.transformers.calls import Call, observing
+from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, coverage
+from dynattn.methods import Method, parse
+
+__all__ = ["COMMON", "Call", "Coverage", "Part", "coverage", "follow", "observing", "register"]
+
+COMMON = (
+    "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
+)  # fmt: skip
+"""Methods that :func:`register` always registers."""
+
+
+def register(*methods: Method | str) -> tuple[str, ...]:
+    """Make ``attn_implementation="dynattn:<method>"`` known to Transformers. May be called again at any time.
+
+    From the first call on, Transformers' models ask about such names when they are loaded and when
+    ``set_attn_implementation`` is called: names of methods that are not registered yet are, and models that keep
+    attention of their own, wholly or in part, say so in a warning.
+
+    Args:
+        methods: methods or their short names, registered besides :data:`COMMON`.
+
+    Returns:
+        The names now known, those of ``methods`` first.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: a name is not a method's.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+    except ImportError as error:
+        raise ImportError(
+            "dynattn.integrations.transformers: needs transformers 5 or newer: pip install 'dynattn[transformers]'"
+        ) from error
+    known: dict[str, Method] = {}
+    for method in (*methods, *COMMON):
+        name, method = (method, parse(method)) if isinstance(method, str) else (method.name, method)
+        known[PREFIX + name] = method
+    for name, method in known.items():
+        AttentionInterface.register(name, partial(attend.forward, method=method))
+        # Without this one Transformers drops every mask, and says nothing.
+        AttentionMaskInterface.register(name, partial(masks.make, method=method))
+    loading.install(register)
+    return tuple(known)

@@ -1,0 +1,155 @@
+"""The attention function that Transformers calls in each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.functional import attention
+from dynattn.integrations.transformers import contracts, places
+from dynattn.integrations.transformers.caches import following
+from dynattn.integrations.transformers.calls import Call, observers
+from dynattn.integrations.transformers.masks import narrow
+from dynattn.integrations.transformers.packed import refuse_lengths
+from dynattn.methods import Method, PerLayer
+
+# Arguments by which models change what attention computes; what this one would have to be able to do, and the remedy.
+_EAGER = "call model.set_attn_implementation('eager'), or load the model with attn_implementation='eager'"
+_UNSUPPORTED = {
+    "softcap": ("cap the scores with tanh", _EAGER),
+    "s_aux": ("add a learned sink to the softmax", _EAGER),
+    "sinks": ("add a learned sink to the softmax", _EAGER),
+    "head_mask": (
+        "scale heads",
+        "leave it out, since the models of Transformers 5 ignore it with every implementation; to silence a head, set "
+        "the rows of the output projection that read it to 0",
+    ),
+    "indices": ("attend to keys that the model selects", _EAGER),
+    "block_indices": ("attend to blocks that the model selects", _EAGER),
+    "block_mask": ("take a flex_attention block mask", "pass a 4-dimensional attention_mask"),
+    "cache": (
+        "read a paged cache",
+        "use generate() in place of continuous batching, or model.set_attn_implementation('sdpa')",
+    ),
+    "output_attentions": (
+        "return the attention weights",
+        "call model.set_attn_implementation('eager') before you ask for them; an argument of the call does not change "
+        "the implementation",
+    ),
+}
+
+
+def forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    *,
+    method: Method,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
+    _refuse_unsupported(module, kwargs)
+    refuse_lengths(kwargs, attention_mask, query.shape[2], key.shape[2])
+    method = _of_layer(module, method) if isinstance(method, PerLayer) else method
+    causal = causal_without_mask(module, query, key, attention_mask, is_causal)
+    layer = following(key)
+    if layer is not None:
+        attention_mask = layer.fit(attention_mask)
+    attn_mask = merge(attention_mask, position_bias)
+    if attn_mask is not None and not method.keeps_everything:
+        attn_mask = _forbidding(attn_mask)
+    if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
+        query = query.expand(key.shape[0], -1, -1, -1)
+    if _has_free_slots(module, query, key, attn_mask, is_causal, method):
+        if torch.compiler.is_compiling():
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            out = places.attention_up_to(query, key, value, attn_mask, method.known_as, scale)
+            return out.transpose(1, 2).contiguous(), None
+        end = int(places.end_of(attn_mask))  # type: ignore[arg-type]
+        key, value, attn_mask = key[:, :, :end], value[:, :, :end], attn_mask[..., :end]  # type: ignore[index]
+    for observe in observers:
+        observe(module, query, key, value, method, attn_mask, causal, scaling)
+    out = attention(
+        query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
+    )  # fmt: skip
+    if layer is not None:
+        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def causal_without_mask(
+    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, is_causal: bool | None
+) -> bool:
+    """Whether the mask was left out because the layer is causal.
+
+    The rule is that of transformers' ``sdpa``; models that don't support that follow the rule of ``eager``, to which
+    no mask is no mask.
+    """
+    q_len, kv_len = query.shape[2], key.shape[2]
+    if attention_mask is not None or q_len == 1 or contracts.eager_alone(getattr(module, "config", None)):
+        return False
+    if not _says_causal(module, is_causal):
+        return False
+    if q_len != kv_len:
+        raise ValueError(
+            f"dynattn: {type(module).__name__} asks for causal attention without a mask, which does not say where the "
+            f"queries stand among the keys: got q_len {q_len}, kv_len {kv_len}; pass a "
+            "4-dimensional attention_mask, or use attn_implementation='sdpa' for this model"
+        )
+    return True
+
+
+def merge(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
+    """One mask from a mask (bool or additive) and an additive bias."""
+    if attention_mask is None:
+        return position_bias
+    if position_bias is None:
+        return narrow(attention_mask)
+    if attention_mask.dtype == torch.bool:
+        return position_bias.masked_fill(~attention_mask, -torch.inf)
+    return position_bias + attention_mask
+
+
+def _says_causal(module: nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _has_free_slots(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, method: Method
+) -> bool:
+    """Whether the keys may end behind the last query, in a way that the method would notice."""
+    if mask is None or not method.looks_at_positions or not _says_causal(module, is_causal):
+        return False
+    return query.shape[2] < key.shape[2] == mask.shape[-1]
+
+
+def _forbidding(mask: Tensor) -> Tensor:
+    """An additive mask that forbids by -inf, which methods that choose among the allowed keys can tell."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
+
+
+def _of_layer(module: nn.Module, method: PerLayer) -> Method:
+    """What this layer keeps; decoders count their layers apart from the encoder's."""
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ValueError(
+            f"dynattn: {type(module).__name__} has no layer_idx, by which {method.name} tells layers apart; set "
+            "module.layer_idx on the attention modules of this model, counting from 0"
+        )
+    return method.at(layer)
+
+
+def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    for name, (would, remedy) in _UNSUPPORTED.items():
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(f"dynattn: attention cannot {would}: {type(module).__name__} passes {name}; {remedy}")

@@ -1,0 +1,33 @@
+"""How the layer of a key-value cache hears of the attention over the keys that it returned.
+
+Models pass the keys that a cache returns on to attention as they are, so the layer is found by the tensor itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_layers = WeakTensorKeyDictionary()  # keys to a weak reference of their layer: neither keeps the other alive
+
+
+def follow(key: Tensor, layer: Any) -> None:
+    """Tell the layer of a cache about the attention over the keys that it returned.
+
+    Args:
+        key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
+        layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
+    """
+    _layers[key] = weakref.ref(layer)
+
+
+def following(key: Tensor) -> Any:
+    """The layer that returned these keys and asked to be told; None where there is none."""
+    if torch.compiler.is_compiling() or not _layers:
+        return None
+    found = _layers.get(key)
+    return None if found is None else found()

@@ -1,0 +1,74 @@
+"""What a call of attention from a Transformers model looks like, and who is shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from dynattn import heads
+from dynattn.methods import Method, PerHead
+
+
+class Call(NamedTuple):
+    """One call of dynattn from a Transformers model, as :func:`observing` reports it.
+
+    Attributes:
+        layer: the module's ``layer_idx``; where it has none, how many other modules were seen before it.
+        module: the attention module.
+        query: (batch, heads, q_len, head_dim).
+        key: (batch, kv_heads, kv_len, head_dim), the cache's included, not repeated for the heads.
+        value: (batch, kv_heads, kv_len, value_dim).
+        method: what is kept, in this layer.
+        attn_mask: as :func:`dynattn.attention` takes it, or None.
+        causal: as :func:`dynattn.attention` takes it.
+        scale: factor of the scores, or None.
+    """
+
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    method: Method
+    attn_mask: Tensor | None
+    causal: bool
+    scale: float | None
+
+    def by_method(self) -> list[Call]:
+        """The calls of one method each that it is made of: itself, or where heads differ one for each of theirs."""
+        if not isinstance(self.method, PerHead):
+            return [self]
+        parts = heads.parts(self.query, self.key, self.value, self.method, self.attn_mask, None)
+        return [
+            self._replace(
+                method=part.method, query=part.query, key=part.key, value=part.value, attn_mask=part.attn_mask
+            )
+            for part in parts
+        ]
+
+
+observers: list[Callable[..., None]] = []
+
+
+@contextmanager
+def observing(callback: Callable[[Call], None]) -> Iterator[None]:
+    """While active, every dynattn call that a Transformers model makes is first shown to ``callback``.
+
+    Args:
+        callback: gets a :class:`Call`. It may call :func:`dynattn.attention` on the tensors, with ``return_aux=True``
+            to see the kept mass. An exception in it ends the model's forward.
+    """
+    order: dict[nn.Module, int] = {}
+
+    def observe(module: nn.Module, *rest: Any) -> None:
+        layer = getattr(module, "layer_idx", None)
+        callback(Call(order.setdefault(module, len(order)) if layer is None else layer, module, *rest))
+
+    observers.append(observe)
+    try:
+        yield
+    finally:
+        observers.remove(observe)

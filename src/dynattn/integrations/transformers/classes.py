@@ -1,0 +1,169 @@
+"""How a class attends, read from its code: through Transformers' interface, by arithmetic of its own, or not at all.
+
+Transformers asks each attention module for nothing: a module takes part where its code looks the implementation up in
+an ``AttentionInterface``. Whether it does is seen in the names that its functions refer to, without running them.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+# What code refers to that attends by itself: a softmax with products beside it, or a function for the whole. A softmax
+# with products is also what routers and matching losses have, so there the class's name has to speak of attention.
+_SOFTMAX = {"softmax", "Softmax", "logsumexp", "sparsemax"}
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "mm"}
+_WHOLE = {"scaled_dot_product_attention", "multi_head_attention_forward", "MultiheadAttention", "flex_attention"}
+_NAMED = re.compile(r"attn|attention|pool", re.IGNORECASE)
+_FOREIGN = ("torch", "builtins", "abc", "typing")  # modules whose classes are not looked into
+
+
+class Names(NamedTuple):
+    """What the functions of a class, and the functions of its file that they call, refer to.
+
+    Attributes:
+        plain: names of globals and attributes.
+        texts: string constants.
+        globals: the objects that global names stand for.
+    """
+
+    plain: frozenset[str]
+    texts: frozenset[str]
+    globals: dict[str, Any]
+
+
+@cache
+def names(cls: type) -> Names:
+    """The names in a class's code, that of its bases included but for those of PyTorch and Transformers' own."""
+    plain: set[str] = set()
+    texts: set[str] = set()
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if not _looked_into(base):
+            continue
+        scope = vars(sys.modules.get(base.__module__, sys))
+        pending = [code for member in vars(base).values() for code in _codes(member)]
+        seen: set[CodeType] = set()
+        while pending:
+            code = pending.pop()
+            if code in seen:
+                continue
+            seen.add(code)
+            plain.update(code.co_names)
+            plain.update("@" for step in dis.get_instructions(code) if step.argrepr in ("@", "@="))
+            texts.update(_texts(code.co_consts))
+            for name in code.co_names:
+                if name in scope:
+                    found[name] = value = scope[name]
+                    if isinstance(value, FunctionType) and value.__module__ == base.__module__:
+                        pending.extend(_codes(value))
+    return Names(frozenset(plain), frozenset(texts), found)
+
+
+def asks_interface(cls: type) -> bool:
+    """Whether the class looks attention functions up in one of Transformers' interfaces."""
+    from transformers import AttentionInterface
+
+    return any(isinstance(value, AttentionInterface) for value in names(cls).globals.values())
+
+
+def attends_itself(cls: type) -> bool:
+    """Whether the class computes attention and does not ask the interface for it."""
+    from transformers import PreTrainedModel
+
+    if issubclass(cls, nn.MultiheadAttention):
+        return True
+    if not issubclass(cls, nn.Module) or issubclass(cls, PreTrainedModel) or asks_interface(cls):
+        return False
+    plain = names(cls).plain
+    if plain & _WHOLE:
+        return True
+    return bool(_NAMED.search(cls.__name__)) and bool(plain & _SOFTMAX) and bool(plain & (_PRODUCTS | {"@"}))
+
+
+def tables(cls: type) -> tuple[str, ...]:
+    """Names of the tables from implementations to attention classes that the class picks from while it is built."""
+    return tuple(
+        sorted(
+            name
+            for name, value in names(cls).globals.items()
+            if isinstance(value, dict)
+            and {"eager", "sdpa", "flash_attention_2"} & set(value)
+            and all(_is_module_class(member) for member in value.values())
+        )
+    )
+
+
+@cache
+def parts(cls: type) -> tuple[type, ...]:
+    """The class and the module classes that its code can build, but for models, which are parts of their own."""
+    from transformers import PreTrainedModel
+
+    found: list[type] = []
+    pending = [cls]
+    while pending:
+        one = pending.pop()
+        if one in found or (one is not cls and issubclass(one, PreTrainedModel)):
+            continue
+        found.append(one)
+        for value in names(one).globals.values():
+            members = value.values() if isinstance(value, dict) else [value]
+            pending.extend(each for each in members if _is_module_class(each) and _looked_into(each))
+    return tuple(found)
+
+
+@cache
+def holds_models(cls: type) -> bool:
+    """Whether the class's code can build other models: by their classes, an Auto class, or the loader of backbones."""
+    from transformers import PreTrainedModel
+
+    for one in parts(cls):
+        for name, value in names(one).globals.items():
+            members = value.values() if isinstance(value, dict) else [value]
+            if name.startswith("Auto") or name == "load_backbone":
+                return True
+            if any(_is_module_class(each) and issubclass(each, PreTrainedModel) for each in members if each is not cls):
+                return True
+    return False
+
+
+def _is_module_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _looked_into(cls: type) -> bool:
+    if cls.__module__.split(".")[0] in _FOREIGN:
+        return False
+    return cls.__module__ not in ("transformers.modeling_utils", "transformers.generation.utils")
+
+
+def _codes(member: Any) -> Iterator[CodeType]:
+    """The code of a function, through decorators and properties, and of the functions inside it."""
+    if isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    if isinstance(member, property):
+        member = member.fget
+    member = inspect.unwrap(member) if callable(member) else member
+    if not isinstance(member, FunctionType):
+        return
+    pending = [member.__code__]
+    while pending:
+        code = pending.pop()
+        yield code
+        pending.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+def _texts(constants: tuple) -> Iterator[str]:
+    for constant in constants:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, (tuple, frozenset)):
+            yield from _texts(tuple(constant))

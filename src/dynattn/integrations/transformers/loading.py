@@ -1,0 +1,222 @@
+"""What happens when a Transformers model is given the name of a dynattn method.
+
+Transformers asks a model class whether it can run ``sdpa``, and nothing about other implementations: it takes any
+registered name and hands masks of that name to whatever the model does with them. :func:`install` adds the question.
+A model whose attention does not ask the interface gets the implementation that Transformers would choose by itself,
+and a warning; a model of which parts take part gets a warning that names the others, and masks that are right for all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+from dynattn.integrations.transformers import classes, contracts
+from dynattn.integrations.transformers.contracts import Contract
+from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
+from dynattn.integrations.transformers.packed import refuse_restarts
+
+_installed = False
+
+
+class Registered:
+    """Held by a model, so that a process that unpickles the model knows the method too."""
+
+    def __init__(self, name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> None:
+        self.name = name
+        self.notes = notes
+
+    def __reduce__(self) -> tuple[Callable[..., Registered], tuple[Any, ...]]:
+        return _restore, (self.name, self.notes)
+
+
+def install(register: Callable[[str], Any]) -> None:
+    """Have Transformers ask about dynattn's names; does nothing when called again.
+
+    Args:
+        register: registers the method of a short name.
+    """
+    global _installed
+    if _installed:
+        return
+    from transformers import PreTrainedModel, masking_utils
+
+    PreTrainedModel.get_correct_attn_implementation = _checking(  # type: ignore[method-assign]
+        PreTrainedModel.get_correct_attn_implementation, register
+    )
+    PreTrainedModel.set_attn_implementation = _telling(PreTrainedModel.set_attn_implementation)  # type: ignore[method-assign]
+    PreTrainedModel.post_init = _surveying(PreTrainedModel.post_init)  # type: ignore[method-assign]
+    masking_utils._preprocess_mask_arguments = _refusing_restarts(masking_utils._preprocess_mask_arguments)
+    _installed = True
+
+
+def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> Callable[..., str]:
+    @wraps(original)
+    def check(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
+        if not _ours(requested_attention):
+            return original(self, requested_attention, is_init_check)
+        _make_known(str(requested_attention), register)
+        if _keeps_its_own(self, is_init_check):
+            before = self.config._attn_implementation
+            chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
+            _warn_of_none(self, str(requested_attention), chosen)
+            return chosen
+        if not is_init_check:
+            _look(self, str(requested_attention), building=False)
+        return str(requested_attention)
+
+    return check
+
+
+def _surveying(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def post_init(self: Any) -> None:
+        original(self)
+        if _ours(self.config._attn_implementation):
+            _look(self, self.config._attn_implementation, building=True)
+
+    return post_init
+
+
+def _telling(original: Callable[..., None]) -> Callable[..., None]:
+    """Models that Transformers leaves as they are: it logs that it does, and does not name the modules."""
+
+    @wraps(original)
+    def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, attn_implementation, *args, **kwargs)
+        if _ours(attn_implementation) and not self._can_set_attn_implementation():
+            _warn_of_none(self, attn_implementation, self.config._attn_implementation)
+
+    return set_attn_implementation
+
+
+def _refusing_restarts(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def preprocess(
+        config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, position_ids: Any, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if _ours(config._attn_implementation):
+            refuse_restarts(position_ids, attention_mask, past_key_values)
+        return original(config, inputs_embeds, attention_mask, past_key_values, position_ids, *args, **kwargs)
+
+    return preprocess
+
+
+def _ours(implementation: Any) -> bool:
+    return isinstance(implementation, str) and implementation.startswith(PREFIX)
+
+
+def _make_known(name: str, register: Callable[[str], Any]) -> None:
+    from transformers import AttentionInterface
+
+    if name not in AttentionInterface._global_mapping:
+        register(name.removeprefix(PREFIX))
+
+
+def _keeps_its_own(model: Any, building: bool) -> bool:
+    """Whether nothing of the model itself takes part, nor of models inside it that only hear of the name by it."""
+    cls = type(model)
+    built_from = classes.parts(cls)
+    if building and any(classes.tables(one) for one in built_from):
+        return True  # which would be a KeyError while it is built
+    if any(classes.asks_interface(one) for one in built_from):
+        return False
+    if building:
+        return not classes.holds_models(cls)
+    return not any(kind == "asks" for kind, _ in survey(model.named_modules()))
+
+
+def _look(model: Any, name: str, building: bool) -> None:
+    """Note what masks the model needs, and warn of the modules that keep their own attention.
+
+    Models inside it warn of theirs: while they are built, or, later, where Transformers gives them the name too.
+    """
+    from transformers import PreTrainedModel
+
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    found = list(survey(model.named_modules()))
+    contract = max(_needs(one) for one in models)
+    contracts.note(model.config, contract, all(one._supports_sdpa for one in models if one.config is model.config))
+    notes = ((type(model.config), contract, model._supports_sdpa),)
+    model.dynattn_registered = Registered(name, notes)
+    apart = [one for one in models if one is not model and (building or _told(one, model))]
+    warned = tuple(f"{name}." for name, module in model.named_modules() if any(module is one for one in apart))
+    rest = [part for kind, part in found if kind != "asks"]
+    rest += [part for part in _detached(model) if not _ours(part.implementation)]
+    rest = [part for part in rest if not part.name.startswith(warned)]
+    if rest:
+        _warn_of_some(model, name, rest)
+    elif not found and len(models) == 1:
+        _warn_of_none(model, name, name)
+
+
+def _told(inner: Any, model: Any) -> bool:
+    return inner.config is not model.config and inner._can_set_attn_implementation()
+
+
+def _needs(model: Any) -> Contract:
+    """What the masks of a model must be like for the modules that it holds."""
+    kinds = {kind for kind, _ in survey(model.named_modules())}
+    if not kinds:
+        return Contract.SDPA
+    if not model._supports_sdpa or "own" in kinds or any(_detached(model)):
+        return Contract.ADDED
+    asks_for_sdpa = any("sdpa" in classes.names(type(module)).texts for module in model.modules())
+    return Contract.WHOLE if asks_for_sdpa else Contract.SDPA
+
+
+def _detached(model: Any) -> Iterator[Part]:
+    """Modules that read another config than the models around them, so that no change of implementation reaches them.
+
+    An encoder–decoder pair that is made of two models gives them copies of their configs.
+    """
+    from transformers import PreTrainedModel
+
+    pending: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    known: set[int] = set()
+    while pending:
+        config = pending.pop()
+        if config is not None and id(config) not in known:
+            known.add(id(config))
+            pending.extend(getattr(config, name, None) for name in config.sub_configs)
+    modules = dict(model.named_modules())
+    for kind, part in survey(modules.items()):
+        if kind == "asks" and id(getattr(modules[part.name], "config", None)) not in known:
+            yield part
+
+
+def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
+    warnings.warn(
+        f"dynattn: {type(model).__name__} takes part in '{name}' in part: {len(parts)} of its attention modules keep "
+        f"attention of their own ({kinds_of(parts)}), since they do not ask Transformers' attention interface, or not "
+        "for this model's config; dynattn.integrations.transformers.coverage(model) lists them",
+        stacklevel=2,
+    )
+
+
+def _warn_of_none(model: Any, name: str, chosen: str) -> None:
+    own = [one.__name__ for one in classes.parts(type(model)) if classes.attends_itself(one)]
+    whose = f" of its own ({', '.join(own)})" if own else " that it has, if any"
+    warnings.warn(
+        f"dynattn: '{name}' changes nothing in {type(model).__name__}: no module of it asks Transformers' attention "
+        f"interface, so it keeps the attention{whose}, and runs as with attn_implementation='{chosen}'",
+        stacklevel=2,
+    )
+
+
+def _restore(name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> Registered:
+    from dynattn.integrations.transformers import register
+
+    try:
+        register(name.removeprefix(PREFIX))
+    except ValueError as error:
+        raise ValueError(
+            f"dynattn: the model was pickled with attn_implementation='{name}', and no class of this process has a "
+            "method of that name; import the module that defines it first, or name it in DYNATTN_METHODS"
+        ) from error
+    for kind, contract, sdpa in notes:
+        contracts.note_kind(kind, contract, sdpa)
+    return Registered(name, notes)

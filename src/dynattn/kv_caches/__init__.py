@@ -1,0 +1,13 @@
+"""Key-value caches for generation that hold fewer tokens: what they evict is really freed.
+
+    cache = dynattn.kv_caches.WindowCache(window=1024, sinks=4)
+    model.generate(**prompt, past_key_values=cache)
+
+The first forward, over the prompt, is dense; then the cache is cut, and decoding reads what is left.
+"""
+
+from dynattn.kv_caches.full import FullCache
+from dynattn.kv_caches.spatten import SpAttenCache
+from dynattn.kv_caches.window import WindowCache
+
+__all__ = ["FullCache", "SpAttenCache", "WindowCache"]

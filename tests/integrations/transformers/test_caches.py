@@ -1,0 +1,42 @@
+"""A cache's layer is found by the keys that it returned, and neither keeps the other alive."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs dynattn[transformers]")
+
+from dynattn.integrations.transformers import caches, follow
+
+
+class Layer:
+    keys: torch.Tensor
+
+
+def test_the_layer_is_found_by_its_keys_alone():
+    key, layer = torch.zeros(2, 2), Layer()
+    follow(key, layer)
+    assert caches.following(key) is layer
+    assert caches.following(torch.zeros(2, 2)) is None
+    assert caches.following(copy.copy(key)) is None
+    assert not vars(key)
+
+
+def test_nothing_is_kept_alive():
+    key, layer = torch.zeros(2, 2), Layer()
+    layer.keys = key
+    follow(key, layer)
+    gone = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert gone() is None
+    assert caches.following(key) is None
+    before = len(caches._layers)
+    del key
+    gc.collect()
+    assert len(caches._layers) == before - 1
