@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
 from dynattn.methods import NM
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 

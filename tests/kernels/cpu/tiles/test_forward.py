@@ -10,8 +10,8 @@ import torch
 from calling import Problem, Sums, check, error, grid, reference_of, run
 from torch import Tensor
 
+from dynattn.maths import dropout
 from dynattn.methods import NM
-from dynattn.reference import dropout
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 2, stride=16), NM(2, 4, stride=16),  # chosen between whole vectors

@@ -73,7 +73,7 @@ def test_a_refusal_is_a_reason(name: str):
 
 
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
-    said = (explained(tensors(), NM(1, 2)))
+    said = explained(tensors(), NM(1, 2))
     refusal = cpu.isa_refusal("amx")
     assert (f"not amx: {refusal}" in said) if refusal else ("(amx)" in said)
     assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
