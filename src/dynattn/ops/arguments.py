@@ -12,6 +12,13 @@ def isa_of(backend: str) -> str:
     return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
 
 
+def forward_isa(backend: str, query: Tensor, needs_grad: bool) -> str:
+    """The same for a forward of N:M attention or of whole blocks, where ``cpu`` may be a matrix unit."""
+    if backend == "cpu":
+        return cpu.forward_isa(query.dtype, query.shape[2], needs_grad)
+    return isa_of(backend)
+
+
 def integer(seed: Tensor | None) -> int:
     """The seed of dropout as a number; 0 without dropout."""
     return 0 if seed is None else int(seed)

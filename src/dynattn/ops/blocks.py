@@ -17,7 +17,7 @@ from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, forward_isa, integer, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
@@ -43,7 +43,7 @@ def _forward(
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(
         _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        pattern=call.pattern, isa=isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+        pattern=call.pattern, isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
     run(outputs, aux, blocks=blocks, block_size=int(method.whole_blocks))

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import batching, buffers
-from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_contiguous
 from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete, define, library
 from dynattn.reference import in_blocks
 
@@ -45,8 +45,8 @@ def forward_cpu(
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), isa_of(backend), seed=integer(seed),
-        needs_grad=needs_grad,
+        out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), forward_isa(backend, query, needs_grad),
+        seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
 
