@@ -23,7 +23,7 @@ def page(found: Comparison) -> str:
     """
     machine = found.machine
     subtitle = (
-        f"{found.description}. {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
+        f"{found.description}, in {found.dtype}. {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
         f"torch {machine['torch']}, dynattn {machine['dynattn']}, {machine['date']}."
     )
     sections = [

@@ -87,13 +87,14 @@ class Study(Record):
         items: a name for each.
         identity: all that decides a result besides the job.
         job: the numbers that all runs share.
-        methods: the baseline first.
+        methods: the baseline first; those whose training diverged are not among them.
         seeds: of the runs.
         processes: that shared each step.
         machine: where it ran.
         arms: without training first, then swapped, then trained.
         seconds: of this call; runs that were finished before cost nothing.
         chance: the score that guessing gives; None where nobody knows it, and in records of before.
+        diverged: methods of which a training gave what is not finite, and what it gave.
     """
 
     schema_version: Literal[1] = 1
@@ -111,6 +112,7 @@ class Study(Record):
     arms: list[Arm]
     seconds: float
     chance: float | None = None
+    diverged: dict[str, str] = {}
 
     def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
         """A method's arm, if there is one."""
