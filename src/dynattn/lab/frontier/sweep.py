@@ -170,7 +170,7 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     with reserve(path):
         if path.exists() and (there := load_record(path).model) != settings.model:  # before the model is loaded
             raise ValueError(
-                f"frontier: a record is of one model: {path} is of {there}, not of {settings.model}; give another "
+                f"frontier: a record must be of one model: {path} is of {there}, not of {settings.model}; give another "
                 "--output"
             )
         advance = stage(f"load {settings.model}", 1)
