@@ -18,6 +18,7 @@ from dynattn.lab.models import load
 from dynattn.lab.tasks import TASKS, DataMissingError, default, find
 from dynattn.lab.tasks.embedding import embed, reciprocal_ranks
 from dynattn.lab.tasks.manpages import Manpages, _parse
+from dynattn.lab.tasks.manpages import _read as _pages
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.retrieval import Retrieval
@@ -251,6 +252,17 @@ def test_saliency_pictures_hold_their_object_where_the_mask_says():
     other = SimpleNamespace(name="vit")
     with pytest.raises(ValueError, match="must be dinov2"):
         small.prepare(other)  # type: ignore[arg-type]
+
+
+def test_manual_pages_of_before_utf_8_are_read_as_latin_1(tmp_path: Path):
+    page = ".TH A 2\n.SH NAME\n{name} \\- says caf\u00e9\n.SH DESCRIPTION\nIt says caf\u00e9 \u00e0 la fin.\n"
+    (tmp_path / "man2").mkdir()
+    for name, encoding in (("new", "utf-8"), ("old", "latin-1")):
+        with gzip.open(tmp_path / "man2" / f"{name}.2.gz", "wb") as file:
+            file.write(page.format(name=name).encode(encoding))
+    found = _pages(tmp_path)
+    assert [(each.name, each.line) for each in found] == [("new", "says caf\u00e9"), ("old", "says caf\u00e9")]
+    assert found[0].body == found[1].body == "It says caf\u00e9 \u00e0 la fin."
 
 
 def test_chance_in_speech_is_what_the_model_says_of_a_recording_that_it_does_not_hear(tmp_path: Path):

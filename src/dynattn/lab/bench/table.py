@@ -25,7 +25,8 @@ _CPU_NOTE = (
     "ms: median of one call. × SDPA: how many times as fast as PyTorch's scaled_dot_product_attention, the median of "
     "the ratios within each round, and their quartiles; × unfused and × dense: as fast as matmul, softmax, matmul, and "
     "as this library's own dense kernel. of peak: multiply-adds that the function needs (N:M: all of QKᵀ, N/M of PV) "
-    "over the most that were measured here in the workload's dtype. Every result was checked against the definition in float64 in the same run."
+    "over the most that were measured here in the workload's dtype. Every result was checked against the definition in "
+    "float64 in the same run."
 )
 _CPU_MORE = "GFLOP/s counts the same multiply-adds. disturbed: samples during which threads waited for a core."
 _GPU_NOTE = (
@@ -33,7 +34,8 @@ _GPU_NOTE = (
     "fastest dense attention of this table, the median of the ratios within each round, and their quartiles; × SDPA: "
     "as torch's own choice; × unfused: as matmul, softmax, matmul. dense TFLOP/s: multiply-adds of dense attention "
     "over this time. of peak: multiply-adds that the function needs (N:M: all of QKᵀ, N/M of PV) over those of a "
-    "large matrix product in the workload's dtype. Every result was checked against the definition in float64 in the same run."
+    "large matrix product in the workload's dtype. Every result was checked against the definition in float64 in the "
+    "same run."
 )
 _GPU_MORE = (
     "TFLOP/s counts what the function needs. of copy: query, key, value and output, once, over the bandwidth of a "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dynattn.lab.figures import BASELINE, Interval, Record, Spread
 
 
@@ -112,7 +114,7 @@ class Study(Record):
     arms: list[Arm]
     seconds: float
     chance: float | None = None
-    diverged: dict[str, str] = {}
+    diverged: dict[str, str] = Field(default_factory=dict)
 
     def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
         """A method's arm, if there is one."""
