@@ -20,6 +20,10 @@ def bench(
     suite: Annotated[str, typer.Option(help=_SUITE)] = "targets",
     device: Annotated[str, typer.Option(help="cpu, or cuda for the GPU at hand and shapes that fill one.")] = "cpu",
     methods: Annotated[str, typer.Option(help="Short names, comma-separated, instead of the suite's own.")] = "",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of every workload: float32, bfloat16, float16; tf32 on a GPU. Default: the suite's own."),
+    ] = None,
     threads: Threads = None,
     seconds: Annotated[
         float, typer.Option(help="Time for one workload, all functions together.", callback=timed())
@@ -46,7 +50,7 @@ def bench(
 
         settings = Settings(
             suite=suite, device=device, methods=listed(methods), threads=threads, seconds=seconds, rounds=rounds,
-            backend=backend,
+            backend=backend, dtype=dtype,
         )  # fmt: skip
         if not run(settings, output, report, console()):
             raise typer.Exit(FAILED_CHECK)

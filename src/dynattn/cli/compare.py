@@ -9,6 +9,7 @@ import typer
 
 from dynattn.cli.options import (
     MOST_BATCH,
+    Dtype,
     Items,
     Model,
     Reports,
@@ -50,6 +51,7 @@ def compare(
     ] = None,
     seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.", callback=timed())] = 10.0,
     threads: Threads = None,
+    dtype: Dtype = "float32",
     trust_remote_code: TrustRemoteCode = False,
     output: Reports = Path("reports"),
 ) -> None:
@@ -61,6 +63,6 @@ def compare(
 
         settings = Settings(
             model=model, methods=listed(methods), tasks=listed(tasks), text=text, items=items, tokens=tokens,
-            batch=batch, seconds=seconds, threads=threads,
+            batch=batch, seconds=seconds, threads=threads, dtype=dtype,
         )  # fmt: skip
         run(settings, output, console())

@@ -21,7 +21,7 @@ from dynattn.cli.options import (
     counted,
     listed,
 )
-from dynattn.cli.running import running
+from dynattn.cli.running import FAILED_CHECK, running
 from dynattn.lab.models.trust import trusting
 
 
@@ -54,7 +54,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model with dense and with sparse attention by the same recipe; tell whether they end alike.
 
-    Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices.
+    Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices. Ends
+    with code 1 where the training of a method diverged.
     """
     with running("finetune", "train"), trusting(trust_remote_code):
         from dynattn.lab.finetune.command import run
@@ -66,4 +67,5 @@ def finetune(
             learning_rate=learning_rate, items=items, tokens=tokens, text=text, keep_models=keep_models,
             threads=threads,
         )  # fmt: skip
-        run(settings, output, console())
+        if not run(settings, output, console()):
+            raise typer.Exit(FAILED_CHECK)

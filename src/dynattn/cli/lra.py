@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dynattn.cli.options import MOST_BATCH, LearningRate, Runs, Seeds, Steps, Threads, TrainedMethods, counted, listed
-from dynattn.cli.running import running
+from dynattn.cli.running import FAILED_CHECK, running
 
 
 def lra(
@@ -29,7 +29,7 @@ def lra(
 ) -> None:
     """Train a small transformer from scratch on a task of the Long Range Arena's kind, dense and sparse, and compare.
 
-    Run it again to go on where it was stopped.
+    Run it again to go on where it was stopped. Ends with code 1 where the training of a method diverged.
     """
     with running("lra", "train"):
         from dynattn.lab.lra.command import run
@@ -40,4 +40,5 @@ def lra(
             task=task, size=size, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
             learning_rate=learning_rate, threads=threads,
         )  # fmt: skip
-        run(settings, output, console())
+        if not run(settings, output, console()):
+            raise typer.Exit(FAILED_CHECK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dynattn.backends import backends
 from dynattn.lab.bench import cuda
-from dynattn.lab.bench.cases import Case
+from dynattn.lab.bench.cases import DTYPES, Case
 from dynattn.lab.bench.page import page
 from dynattn.lab.bench.record import Record, save
 from dynattn.lab.bench.roofline import roofline
@@ -28,6 +28,7 @@ from dynattn.lab.terminal import say, stages
 from dynattn.methods import NM, parse
 
 _DEVICES = ("cpu", "cuda")
+_DTYPES = {"cpu": tuple(name for name in DTYPES if name != "tf32"), "cuda": tuple(DTYPES)}
 
 
 def _nm(name: str) -> NM:
@@ -39,7 +40,8 @@ def _nm(name: str) -> NM:
 
 def _measure(settings: Settings, here: dict[str, Any], stage: Stage) -> Record:
     advance = stage("machine's limits", 1)
-    limit = roofline(device=settings.device)
+    dtypes = tuple(dict.fromkeys(case.workload.dtype for case in settings.cases))
+    limit = roofline(device=settings.device, dtypes=dtypes)
     advance()
     results = []
     for workload, methods in by_workload(settings.cases).items():
@@ -50,7 +52,7 @@ def _measure(settings: Settings, here: dict[str, Any], stage: Stage) -> Record:
         )  # fmt: skip
         advance()
     advance = stage("machine's limits, again", 1)
-    limit = limit.or_higher(roofline(device=settings.device))
+    limit = limit.or_higher(roofline(device=settings.device, dtypes=dtypes))
     advance()
     return Record(settings.suite, here, limit, tuple(results))
 
@@ -76,9 +78,10 @@ class Settings:
         threads: of torch and the kernels; None leaves torch's setting.
         seconds, rounds: for each workload, as :func:`dynattn.lab.timing.interleaved` takes them.
         backend: as :func:`dynattn.attention` takes it.
+        dtype: of all workloads, instead of the suite's own; None for those.
 
     Raises:
-        ValueError: no such suite, method, device or backend; or nothing can run on the device here.
+        ValueError: no such suite, dtype, method, device or backend; or nothing can run on the device here.
     """
 
     suite: str = "targets"
@@ -88,10 +91,15 @@ class Settings:
     seconds: float = 3.0
     rounds: int | None = None
     backend: str = "auto"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.device not in _DEVICES:
             raise ValueError(f"bench: device must be one of {', '.join(_DEVICES)}: got {self.device!r}")
+        if self.dtype is not None and self.dtype not in _DTYPES[self.device]:
+            raise ValueError(
+                f"bench: dtype must be one of {', '.join(_DTYPES[self.device])} on {self.device}: got {self.dtype!r}"
+            )
         known = ("auto", *backends())
         if self.backend not in known:
             raise ValueError(f"bench: backend must be one of {', '.join(known)}: got {self.backend!r}")
@@ -104,6 +112,8 @@ class Settings:
     def cases(self) -> tuple[Case, ...]:
         """What is run."""
         own = suite(self.suite, self.device)
+        if self.dtype is not None:
+            own = tuple(dict.fromkeys(replace(c, workload=replace(c.workload, dtype=self.dtype)) for c in own))
         if not self.methods:
             return own
         chosen = [_nm(method) for method in self.methods]

@@ -44,7 +44,7 @@ def summary(found: Comparison) -> Grid:
             result = task.of(method)
             row += [f"{result.score:.4f}", _difference(task, result)]
         rows.append([*row, memory.get(method, "–"), mass.get(method, "1")])
-    return Grid(f"{found.model}: {found.description}", columns, rows)
+    return Grid(f"{found.model}: {found.description}, in {found.dtype}", columns, rows)
 
 
 def notes(found: Comparison) -> list[str]:

@@ -19,18 +19,18 @@ from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Study
 
 
-def run(settings: Settings, output: Path, console: Console) -> None:
-    """``dynattn finetune``: see :func:`present`.
+def run(settings: Settings, output: Path, console: Console) -> bool:
+    """``dynattn finetune``: see :func:`present`, whose result it gives.
 
     Args:
         settings: what to train.
         output: folder, made if need be.
         console: where to print.
     """
-    present(lambda stage: finetune(settings, output, stage), output, "finetune", console)
+    return present(lambda stage: finetune(settings, output, stage), output, "finetune", console)
 
 
-def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: Console) -> None:
+def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: Console) -> bool:
     """Do a study with its progress shown, write ``<prefix>-<name>.html`` and ``.json``, and print it.
 
     The table is printed whether the files could be written or not. Of several processes, the main one does this; the
@@ -41,6 +41,9 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
         output: folder, made if need be.
         prefix: of the files' names: the command's.
         console: where to print.
+
+    Returns:
+        False where the training of a method diverged.
 
     Raises:
         ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, or
@@ -53,7 +56,7 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
         with stages(console if main else new_console(quiet=True)) as stage:
             found = work(stage)
         if not main:
-            return
+            return not found.diverged
         stem = f"{prefix}-{slug(found.name)}"
         report, figures = output / f"{stem}.html", output / f"{stem}.json"
         try:
@@ -62,3 +65,4 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
         finally:
             show(found, console)
     say(console, f"\nreport  {report}\nfigures {figures}")
+    return not found.diverged

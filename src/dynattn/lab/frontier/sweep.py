@@ -19,6 +19,7 @@ from dynattn.lab.frontier.methods import BUDGETS, check, entries, named
 from dynattn.lab.frontier.race import race
 from dynattn.lab.frontier.results import Failure, Frontier, address
 from dynattn.lab.frontier.store import Store
+from dynattn.lab.frontier.store import load as load_record
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
 from dynattn.lab.progress import Stage
@@ -167,6 +168,11 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     """
     texts = None if settings.text is None else read(settings.text)
     with reserve(path):
+        if path.exists() and (there := load_record(path).model) != settings.model:  # before the model is loaded
+            raise ValueError(
+                f"frontier: a record must be of one model: {path} is of {there}, not of {settings.model}; give another "
+                "--output"
+            )
         advance = stage(f"load {settings.model}", 1)
         pretrained = load(settings.model)
         advance()

@@ -10,7 +10,7 @@ from dynattn.lab.finetune.command import present
 from dynattn.lab.lra.run import Settings, lra
 
 
-def run(settings: Settings, output: Path, console: Console) -> None:
+def run(settings: Settings, output: Path, console: Console) -> bool:
     """Train, write ``lra-<task>-<size>.html`` and ``.json``, and print the table.
 
     Args:
@@ -18,7 +18,10 @@ def run(settings: Settings, output: Path, console: Console) -> None:
         output: folder, made if need be.
         console: where to print.
 
+    Returns:
+        False where the training of a method diverged.
+
     Raises:
         As :func:`dynattn.lab.finetune.command.present`.
     """
-    present(lambda stage: lra(settings, output, stage), output, "lra", console)
+    return present(lambda stage: lra(settings, output, stage), output, "lra", console)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynattn.lab.models.trust import trusted
 
 _SHOWN = 3  # names of weights in a message
@@ -27,22 +29,21 @@ _BUFFERS = re.compile(
 )
 
 
-def weights(auto: Any, source: str | Path, name: str) -> Any:
-    """A model in eval mode, float32, with PyTorch's dense attention, every weight of it read from the files.
+def weights(auto: Any, source: str | Path, name: str, dtype: torch.dtype) -> Any:
+    """A model in eval mode with PyTorch's dense attention, every weight of it read from the files.
 
     Args:
         auto: a class of Transformers with ``from_pretrained``.
         source: a folder or a hub id.
         name: what the user called it, for errors.
+        dtype: of the weights.
 
     Raises:
         ValueError: weights are missing, left over, of another shape or not readable, or the files bring code along.
     """
-    import torch
-
     with refusals(name, "weights"):
         model, found = auto.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trusted(),
+            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trusted(),
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     missing = [key for key in found["missing_keys"] if not _SPARE.search(key)]

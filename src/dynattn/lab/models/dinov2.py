@@ -54,12 +54,12 @@ class SaliencyDecoder(nn.Module):
         return x.sigmoid().squeeze(1)
 
 
-def load() -> Pretrained:
+def load(dtype: torch.dtype) -> Pretrained:
     """The backbone and its image processor; see :func:`dynattn.lab.models.load`."""
     from transformers import Dinov2Model
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-    model = weights(Dinov2Model, _converted(), str(_converted()))
+    model = weights(Dinov2Model, _converted(), str(_converted()), dtype)
     images = BitImageProcessorPil(
         size={"height": _PIXELS, "width": _PIXELS}, do_center_crop=False,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],

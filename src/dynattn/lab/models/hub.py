@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynattn.lab.models import PACKAGED, Kind, Pretrained, parameters
 from dynattn.lab.models.checked import nearest, processor, refusals, weights
 from dynattn.lab.models.trust import trusted
 
 
-def load(name: str) -> Pretrained:
+def load(name: str, dtype: torch.dtype) -> Pretrained:
     """Load ``name`` by the Auto class that fits its config; see :func:`dynattn.lab.models.load`."""
     import transformers
 
     config = _config(name)
     kind, auto, made_by = _of_own_code(config) or _classify(config.model_type, config.architectures or [], name)
     try:
-        model = weights(getattr(transformers, auto), name, name)
+        model = weights(getattr(transformers, auto), name, name, dtype)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
