@@ -79,7 +79,7 @@ def test_more_keys_than_queries_masks_and_gradients(method: str) -> None:
     for length in LENGTHS[:3]:
         inputs: Any = cast(Any, [x.requires_grad_() for x in tensors(length, length + 7)])
         mask = (torch.arange(length + 7) < length + 3).view(1, 1, 1, -1)
-        got, want = (torch.autograd.grad(f(*inputs, mask), inputs) for f in (compiled, step))
+        got, want = (torch.autograd.grad(f(*inputs, mask=mask), inputs) for f in (compiled, step))
         torch.testing.assert_close(got, want)
 
 

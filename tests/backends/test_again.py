@@ -40,16 +40,17 @@ def transposed(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
 def test_the_answer_is_the_first_ones(method: NM, dtype: torch.dtype, layout) -> None:
     tensors: Any = cast(Any, [layout(x) for x in inputs(dtype)])
-    for options in ({}, {"causal": True}, {"scale": 0.3}, {"scale": -0.3, "causal": True}):
-        first = dynattn.attention(*tensors, method, **options)
+    choices: list[dict[str, Any]] = [{}, {"causal": True}, {"scale": 0.3}, {"scale": -0.3, "causal": True}]
+    for options in choices:
+        first = dynattn.attention(*tensors, method=method, **options)
         known = dict(again._plans)
         others: Any = cast(Any, [layout(x * 2) for x in inputs(dtype)])
-        assert torch.equal(dynattn.attention(*tensors, method, **options), first)
-        second = dynattn.attention(*others, method, **options)
+        assert torch.equal(dynattn.attention(*tensors, method=method, **options), first)
+        second = dynattn.attention(*others, method=method, **options)
         assert again._plans == known
         assert second.stride() == first.stride()
         again._plans.clear()
-        assert torch.equal(second, dynattn.attention(*others, method, **options))
+        assert torch.equal(second, dynattn.attention(*others, method=method, **options))
     assert again._plans
 
 

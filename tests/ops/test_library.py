@@ -30,7 +30,8 @@ def attend(method: str, which: int):
     tensors: Any = cast(Any, inputs())
 
     def function(x: Tensor) -> Tensor:
-        return dynattn.attention(*tensors[:which], x, *tensors[which + 1 :], parse(method), causal=True)
+        given: Any = [*tensors[:which], x, *tensors[which + 1 :]]
+        return dynattn.attention(*given, method=parse(method), causal=True)
 
     return function, tensors[which]
 

@@ -48,8 +48,8 @@ def alike(rank: int, mesh: Any) -> None:
             )  # fmt: skip
             given: Any = cast(Any, [x.requires_grad_() for x in (query, key, value, bias)])
             for mask, its in ((None, None), (given[3], leaves[3])):
-                out: Any = dynattn.attention(*given[:3], parse(method), attn_mask=mask, causal=True)
-                want = dynattn.attention(*leaves[:3], parse(method), attn_mask=its, causal=True)
+                out: Any = dynattn.attention(*given[:3], method=parse(method), attn_mask=mask, causal=True)
+                want = dynattn.attention(*leaves[:3], method=parse(method), attn_mask=its, causal=True)
                 assert isinstance(out, DTensor)
                 torch.testing.assert_close(out.full_tensor(), want, rtol=1e-5, atol=1e-5, msg=f"{method} {placement}")
                 count = 3 if mask is None else 4
@@ -58,8 +58,8 @@ def alike(rank: int, mesh: Any) -> None:
                 for a, b in zip(got, wanted, strict=True):
                     torch.testing.assert_close(a.full_tensor(), b, rtol=1e-4, atol=1e-4, msg=f"{method} {placement}")
             if not mixes:
-                _, aux = dynattn.attention(*given[:3], parse(method), return_aux=True)
-                _, want_aux = dynattn.attention(*leaves[:3], parse(method), return_aux=True)
+                _, aux = dynattn.attention(*given[:3], method=parse(method), return_aux=True)
+                _, want_aux = dynattn.attention(*leaves[:3], method=parse(method), return_aux=True)
                 for a, b in zip(aux, want_aux, strict=True):
                     torch.testing.assert_close(a.full_tensor(), b, rtol=1e-5, atol=1e-5)
 
@@ -69,7 +69,7 @@ def in_place(rank: int, mesh: Any) -> None:
     for method in ("nm-1-2", "topk-3", "blocktopk-0.5-b8", "window-4"):
         for placement in (Shard(0), Shard(1)):
             tensors: Any = cast(Any, [distribute_tensor(x, mesh, [placement]) for x in inputs()[:3]])
-            out = dynattn.attention(*tensors, parse(method))
+            out = dynattn.attention(*tensors, method=parse(method))
             assert out.placements == (placement,)
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ def _silent(title: str, steps: int):
     return lambda: None
 
 
-def _here(job: Job, cells: Sequence[Cell]) -> Iterator[Answer]:
+def _here(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
     """In this process."""
     for cell in cells:
         yield measure.measure(job, cell)
@@ -154,7 +154,7 @@ def test_going_on_measures_what_is_missing_and_nothing_else(
     store.save(found.model_copy(update=rest), path)
     asked: list[Cell] = []
 
-    def watched(job: Job, cells: Sequence[Cell]) -> Iterator[Answer]:
+    def watched(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
         asked.extend(cells)
         return _here(job, cells)
 

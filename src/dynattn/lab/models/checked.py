@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def refusals(name: str, what: str) -> Iterator[None]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its report on the weights comes through loading info
+    logging.set_verbosity(CRITICAL)  # its report on the weights comes through loading info
     try:
         yield
     except Exception as error:  # broken files make it raise nearly anything: TypeError, KeyError, SafetensorError

@@ -14,6 +14,7 @@ from torch import Tensor
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.maths import dropout
+from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods import NM
 from dynattn.reference import pairs as reference
 
@@ -98,7 +99,7 @@ def reference_of(problem: Problem, convert: type | object = Tensor.double) -> re
         drops = dropout.factors(p.seed, p.dropout_p, query.shape[0], heads, range(q_len), kv_len, query.device)
     mask = whole_mask(p)
     if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(reference.arithmetic_dtype(query.dtype))  # float32's lowest number is -inf in bfloat16
+        mask = mask.to(arithmetic_dtype(query.dtype))  # float32's lowest number is -inf in bfloat16
     return reference.forward(query, key, value, p.method, mask, p.causal, p.scale, drops=drops)
 
 
