@@ -58,7 +58,7 @@ def alike(rank: int, mesh: Any) -> None:
                 for a, b in zip(got, wanted, strict=True):
                     torch.testing.assert_close(a.full_tensor(), b, rtol=1e-4, atol=1e-4, msg=f"{method} {placement}")
             if not mixes:
-                _, aux = dynattn.attention(*given[:3], method=parse(method), return_aux=True)
+                _, aux = cast(Any, dynattn.attention)(*given[:3], method=parse(method), return_aux=True)
                 _, want_aux = dynattn.attention(*leaves[:3], method=parse(method), return_aux=True)
                 for a, b in zip(aux, want_aux, strict=True):
                     torch.testing.assert_close(a.full_tensor(), b, rtol=1e-5, atol=1e-5)
@@ -69,7 +69,7 @@ def in_place(rank: int, mesh: Any) -> None:
     for method in ("nm-1-2", "topk-3", "blocktopk-0.5-b8", "window-4"):
         for placement in (Shard(0), Shard(1)):
             tensors: Any = cast(Any, [distribute_tensor(x, mesh, [placement]) for x in inputs()[:3]])
-            out = dynattn.attention(*tensors, method=parse(method))
+            out: Any = dynattn.attention(*tensors, method=parse(method))
             assert out.placements == (placement,)
 
 

@@ -64,7 +64,7 @@ class CPU(Backend):
             isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
         if problem.dtype != torch.bfloat16 or isa == "amx":
             return isa
-        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or 'few queries read keys in place'}"
+        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or _not_taken()}"
 
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
@@ -91,6 +91,13 @@ class Tiles(CPU):
         if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS) and problem.dtype != torch.bfloat16:
             return f"tiles take bfloat16, not {short(problem.dtype)}"
         return super().cannot(problem) or _no_tiles(problem)
+
+
+def _not_taken() -> str:
+    """Why ``cpu`` leaves a problem to other kernels that the matrix units would compute."""
+    if "amx" not in cpu.PROVEN_TILES:
+        return "its kernels have passed their tests on emulated instructions only; backend='cpu-amx' runs them"
+    return "few queries read keys in place"
 
 
 def _no_tiles(problem: Problem) -> str | None:

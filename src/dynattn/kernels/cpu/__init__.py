@@ -21,6 +21,7 @@ from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
+PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tests on a processor that has them
 MAX_HEAD_DIM = 512
 """Of queries, keys and values."""
 
@@ -252,9 +253,13 @@ def isa_refusal(name: str) -> str | None:
 
 @cache
 def tile_isa() -> str | None:
-    """The tile engine that is faster than other kernels of bfloat16 on this processor; None where there is none."""
+    """The tile engine that is taken unasked on this processor; None where there is none.
+
+    It must be fast here, and its tests must have passed on such a processor: emulated instructions show that the code
+    follows the manual, not that the processor does.
+    """
     fastest = _library().dynattn_tile_isa()
-    return next((name for name, code in _ISAS.items() if code == fastest), None)
+    return next((name for name, code in _ISAS.items() if code == fastest and name in PROVEN_TILES), None)
 
 
 def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:

@@ -75,12 +75,12 @@ def test_a_refusal_is_a_reason(name: str):
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
     said = explained(tensors(), NM(1, 2))
     refusal = cpu.isa_refusal("amx")
-    assert (f"not amx: {refusal}" in said) if refusal else ("(amx)" in said)
+    assert f"not amx: {refusal or 'its kernels have passed their tests on emulated instructions only'}" in said
     assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
 
 
 def test_the_portable_engine_is_never_taken_unasked():
-    assert cpu.tile_isa() != "tiles-portable"
+    assert cpu.tile_isa() is None  # nor any other, before it has passed its tests on a processor that has it
     assert cpu.best_isa() in ("avx512", "avx2", "portable")
 
 
