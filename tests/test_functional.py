@@ -124,7 +124,7 @@ def test_gradients_are_blocked_without_changing_them(monkeypatch: pytest.MonkeyP
     bias = torch.zeros(2, 1, 50, 70, requires_grad=True)
     call = lambda: attention(query, key, value, NM(2, 4), attn_mask=bias, backend="reference").square().sum()  # noqa: E731
     whole = torch.autograd.grad(call(), (query, key, value, bias))
-    monkeypatch.setattr("dynattn.ops.plain._BLOCK_SCORES", 8 * 70 * 7)  # 7 rows at a time
+    monkeypatch.setattr("dynattn.reference.in_blocks._BLOCK_SCORES", 8 * 70 * 7)  # 7 rows at a time
     for expected, got in zip(whole, torch.autograd.grad(call(), (query, key, value, bias)), strict=True):
         torch.testing.assert_close(got, expected)
 

@@ -132,7 +132,7 @@ def _product_on_gpu(dtype: str, seconds: float) -> float:
 
 
 def _bandwidth(seconds: float) -> float:
-    source = torch.zeros(_COPY_BYTES // 4)
+    source = torch.zeros(_COPY_BYTES // 4, device="cpu")
     target = torch.zeros_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, seconds=seconds)["copy"]
     return 2 * _COPY_BYTES / min(timing.samples)

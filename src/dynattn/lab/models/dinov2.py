@@ -125,5 +125,5 @@ def _weights(graph: GraphProto) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     first, patches = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
     parts["backbone"]["embeddings.position_embeddings"] = torch.cat([first, patches], dim=1)
     for i in (1, 2, 3):  # PyTorch counts batches in training, ONNX does not keep the count
-        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0)
+        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0, device="cpu")
     return parts["backbone"], parts["decoder"]

@@ -80,7 +80,7 @@ class CommonWords(Recall):
             )
         ids, answer = built(others)
         guess = math.log(math.perm(_COMMON + others, _COMMON))  # words of the list, whatever their number
-        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids]), answer, guess)
+        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids], device="cpu"), answer, guess)
 
 
 class _Listing(NamedTuple):

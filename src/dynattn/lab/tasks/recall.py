@@ -235,7 +235,7 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
             if place == index:
                 out += statement
         out += sentence
-    return torch.tensor([out + question + answer]), len(answer)
+    return torch.tensor([out + question + answer], device="cpu"), len(answer)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -84,7 +84,7 @@ class Speech(Task):
         tokenizer = pretrained.processor.tokenizer
         text = tokenizer(" " + recording.transcript, add_special_tokens=False)["input_ids"]
         prompt = tokenizer.convert_tokens_to_ids(list(_PROMPT))
-        ids = torch.tensor([[*prompt, *text, tokenizer.eos_token_id]])
+        ids = torch.tensor([[*prompt, *text, tokenizer.eos_token_id]], device="cpu")
         return in_dtype(pretrained, {"input_features": sound["input_features"], "decoder_input_ids": ids})
 
 

@@ -110,9 +110,7 @@ def study(
     )
 
 
-def jobs_of(
-    methods: Sequence[str], seeds: Sequence[int], job: Callable[[str, int], Job]
-) -> dict[tuple[str, int], Job]:
+def jobs_of(methods: Sequence[str], seeds: Sequence[int], job: Callable[[str, int], Job]) -> dict[tuple[str, int], Job]:
     """The jobs of a study by method and seed, dense attention's first.
 
     Raises:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dynattn.reference.selection import largest
+from dynattn.maths.selection import largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int32, torch.int64])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dynattn import NM
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 CASES = [
     NM(2, 4), NM(1, 2), NM(3, 7), NM(1, 32), NM(4, 4),

@@ -18,10 +18,12 @@ from torch import Tensor
 
 def directions(features: int, head_dim: int, orthogonal: bool, generator: torch.Generator) -> Tensor:
     """The w of the equation, (features, head_dim), float64 on the CPU: the same numbers for every device."""
-    normal = torch.randn(features, head_dim, dtype=torch.float64, generator=generator)
+    normal = torch.randn(features, head_dim, dtype=torch.float64, generator=generator, device="cpu")
     if not orthogonal:
         return normal
-    blocks = torch.randn(-(-features // head_dim), head_dim, head_dim, dtype=torch.float64, generator=generator)
+    blocks = torch.randn(
+        -(-features // head_dim), head_dim, head_dim, dtype=torch.float64, generator=generator, device="cpu"
+    )
     turned, upper = torch.linalg.qr(blocks)
     # QR is unique, and its factor uniform among the rotations, only with a positive diagonal.
     turned = turned * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)

@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from dynattn import NM, explain
+from dynattn.backends import Problem
+from dynattn.backends import explain as explain_choice
+from dynattn.backends import route as take
 from dynattn.kernels import cuda
 from dynattn.kernels.cuda import driver, emulator, launch, launch_backward
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import nm
-from dynattn.ops.choose import Problem, explain_choice, route
 
 CUDA = torch.device("cuda", 0)
 
 
 def problem(method: NM = NM(1, 2), dtype: torch.dtype = torch.bfloat16, **change) -> Problem:
-    fields = {"masked": False, "square_or_not_causal": True, "aux": False, "head_dim": 64, "value_dim": 64} | change
+    fields: dict[str, Any] = {"head_dim": 64, "value_dim": 64} | change
     return Problem(CUDA, dtype, method, **fields)
+
+
+def route(problem: Problem, backend: str) -> str:
+    return take(problem, backend).name
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
         (problem(NM(2, 2)), "sdpa", ""),
         (problem(NM(2, 2), masked=True), "cuda", ""),
         (problem(NM(1, 1), aux=True), "cuda", ""),
-        (problem(NM(1, 1, stride=3), square_or_not_causal=False), "cuda", ""),
+        (problem(NM(1, 1, stride=3), causal=True, q_len=3, kv_len=5), "cuda", ""),
         (problem(NM(1, 2, stride=16, window=64)), "cuda", ""),
         (problem(NM(2, 4, stride=2)), "cuda", ""),
         (problem(dropout=True), "cuda", ""),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dynattn.reference import dropout
+from dynattn.maths import dropout
 
 
 def test_known_answers() -> None:

@@ -45,11 +45,6 @@ def key_bias(method: str, attn_mask: Tensor | None, dtype: torch.dtype) -> Tenso
     return mask.mT.to(dtype)
 
 
-def per_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat each key or value head for the query heads that share it: (batch, heads, kv_len, ...)."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
 def forbid(log_key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logarithms with the bias of :func:`key_bias`, and values of which forbidden keys' are 0, whatever they hold."""
     if bias is None:

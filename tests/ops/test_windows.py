@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import NM, Window
-from dynattn.ops import banded
+from dynattn import Window
+from dynattn.maths import bands
+from dynattn.ops import nm, windows
 
 SIZES = [(300, 300), (70, 300), (300, 70), (1, 300), (129, 129), (1, 1), (200, 5), (0, 5), (5, 0)]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(banded, "_BLOCK", 32)
+    monkeypatch.setattr(bands, "_BLOCK", 32)
 
 
 def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -86,14 +87,17 @@ def test_nan_reaches_the_queries_whose_windows_hold_it_and_no_other() -> None:
 
 
 def test_work_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_BLOCK", 32)
     pairs = []
 
-    def dense(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    def dense(query: Tensor, key: Tensor, *rest) -> tuple[Tensor, ...]:
         pairs.append(query.shape[0] * query.shape[2] * key.shape[2])
-        return dynattn.attention(query, key, value, NM(1, 1), **options)
+        return nm.nm_attention(query, key, *rest)
 
+    monkeypatch.setattr(windows, "nm_attention", dense)
     for length in (512, 1024, 2048):
-        banded.attend(dense, *inputs(length, length), Window(16, 4), attn_mask=None, causal=True, scale=None)  # pyright: ignore[reportCallIssue]
+        query, key, value = inputs(length, length)
+        dynattn.attention(query, key, value, Window(16, 4), causal=True)
     assert pairs == [2 * length * (32 + 15 + 4) for length in (512, 1024, 2048)]
 
 

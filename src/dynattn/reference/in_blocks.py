@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch: the definition, a block of queries at a time, so that memory is linear in length."""
+"""The definition for a whole call, a block of queries at a time, so that memory is linear in length."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from dynattn.maths import dropout
+from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods.base import PairMethod
-from dynattn.ops import buffers
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 _BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MB of float32 a temporary
 
 
-class Call(NamedTuple):
+class Options(NamedTuple):
     """What a call computes besides its tensors.
 
     Attributes:
@@ -54,42 +54,53 @@ def _drops(query: Tensor, key: Tensor, seed: Tensor | None, rows: range, dropout
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, call: Call,
-    aux: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """The operator's forward by the definition; tensors and results are the operator's."""
-    outputs = buffers.outputs(query, value, aux)
+    outputs: tuple[Tensor, ...], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
+    seed: Tensor | None, options: Options, aux: bool,
+) -> None:  # fmt: skip
+    """Attention by the definition, into tensors that the caller gives.
+
+    Args:
+        outputs: to be filled: out, logsumexp, kept mass, pairs kept, pairs allowed; the last three where ``aux``.
+        query, key, value, attn_mask: as :func:`dynattn.attention` takes them.
+        seed: of dropout, a tensor of one element; None without.
+        options: what to compute.
+        aux: whether the certificate is asked for.
+    """
     compute = reference.forward if aux else reference.attend
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
-        for block in _rows_at_a_time(query, key, call.method):
+        for block in _rows_at_a_time(query, key, options.method):
             rows = slice(block.start, block.stop)
             result = compute(
-                query[:, :, rows], key, value, call.method, _mask_rows(attn_mask, rows), call.causal,
-                call.scale, offset=key.shape[2] - query.shape[2] + block.start,
-                drops=_drops(query, key, seed, block, call.dropout_p),
+                query[:, :, rows], key, value, options.method, _mask_rows(attn_mask, rows), options.causal,
+                options.scale, offset=key.shape[2] - query.shape[2] + block.start,
+                drops=_drops(query, key, seed, block, options.dropout_p),
             )  # fmt: skip
             for output, part in zip(outputs if aux else outputs[:2], result, strict=False):
                 output[:, :, rows] = part
-    return outputs
 
 
 def backward(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    seed: Tensor | None, call: Call, mask_needs_grad: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """The operator's backward by the definition; tensors and results are the operator's."""
-    dtype = reference.arithmetic_dtype(query.dtype)
-    gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+    gradients: tuple[Tensor, ...], grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, seed: Tensor | None, options: Options,
+) -> None:  # fmt: skip
+    """Gradients by the definition, into tensors that the caller gives.
+
+    Args:
+        gradients: to be filled: of query, key, value and attn_mask; the last of no element where it is not wanted.
+        grad_out, grad_logsumexp: of what :func:`forward` gave.
+        query, key, value, attn_mask, seed, options: as there.
+    """
+    dtype = arithmetic_dtype(query.dtype)
     d_query, *rest = gradients
     d_key, d_value, d_mask = (torch.zeros_like(x, dtype=dtype) for x in rest)  # summed in the arithmetic's dtype
     with torch.autocast(query.device.type, enabled=False):
-        for block in _rows_at_a_time(query, key, call.method):
+        for block in _rows_at_a_time(query, key, options.method):
             rows = slice(block.start, block.stop)
             grad = reference.backward(
-                grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, call.method,
-                _mask_rows(attn_mask, rows), call.causal, call.scale,
+                grad_out[:, :, rows], grad_logsumexp[:, :, rows], query[:, :, rows], key, value, options.method,
+                _mask_rows(attn_mask, rows), options.causal, options.scale,
                 offset=key.shape[2] - query.shape[2] + block.start,
-                drops=_drops(query, key, seed, block, call.dropout_p),
+                drops=_drops(query, key, seed, block, options.dropout_p),
             )  # fmt: skip
             d_query[:, :, rows] = grad.query
             d_key += grad.key
@@ -99,4 +110,3 @@ def backward(
                 d_mask_rows += grad.scores.sum_to_size(d_mask_rows.shape)
     for gradient, total in zip(rest, (d_key, d_value, d_mask), strict=True):
         gradient.copy_(total)
-    return gradients

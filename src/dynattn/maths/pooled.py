@@ -15,26 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from dynattn.reference import pairs as reference
+from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks
+from dynattn.maths.scores import arithmetic_dtype
 
-_AT_ONCE = 1 << 22  # scores, or mean scores, held at a time: 16 MB of float32 a temporary
 _CUT_AT_ONCE = 1 << 18  # elements of queries in the sums along the diagonal: temporaries that stay in the cache
-
-
-class Means(NamedTuple):
-    """Some rows of blocks.
-
-    Attributes:
-        rows: which.
-        mean: (batch, heads, rows, blocks of keys), mean score of each block's allowed pairs; 0 where there are none.
-        some: of a shape that broadcasts to it, whether there are any.
-    """
-
-    rows: slice
-    mean: Tensor
-    some: Tensor
 
 
 class _Cut(NamedTuple):
@@ -46,7 +31,7 @@ class _Cut(NamedTuple):
     counts: Tensor  # (batch or 1, heads or 1, blocks): allowed pairs
 
 
-class _Call(NamedTuple):
+class _InBlocks(NamedTuple):
     """A call in blocks of ``size``, the last ones filled up with zeros."""
 
     query: Tensor  # (batch, heads, I, B, head_dim)
@@ -71,76 +56,55 @@ def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors (batch, heads, ⌈rows / size⌉, ⌈kv_len / size⌉); a mean of nothing is 0.
     """
-    queries, keys = (-(-length // size) for length in scores.shape[-2:])
-    padding = (0, -scores.shape[-1] % size, 0, -scores.shape[-2] % size)
-    blocks = pad(scores, padding, value=-math.inf)
-    blocks = blocks.unflatten(-1, (keys, size)).unflatten(-3, (queries, size))  # [batch, heads, I, i, J, j]
-    allowed = blocks != -math.inf
+    cut = in_blocks(scores, size)  # [batch, heads, I, i, J, j]
+    allowed = cut != -math.inf
     count = allowed.sum((-3, -1))
-    return blocks.masked_fill(~allowed, 0.0).sum((-3, -1)) / count.clamp(min=1), count > 0
+    return cut.masked_fill(~allowed, 0.0).sum((-3, -1)) / count.clamp(min=1), count > 0
 
 
-def means(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float, size: int
-) -> Iterator[Means]:
+def of_input(call: Input, size: int) -> Iterator[Estimated]:
     """Mean scores of all blocks, some rows of blocks at a time.
 
     Inputs with NaN or infinity go by the definition, scores and all: sums would tell too little.
 
     Args:
-        query: (batch, heads, q_len, head_dim).
-        key: (batch, kv_heads, kv_len, head_dim).
-        attn_mask: bool, the same for all queries: broadcasts to (batch, heads, 1, kv_len); or None.
-        causal: forbid keys after the query, aligned bottom-right.
-        scale: factor of the scores.
+        call: queries and keys.
         size: queries and keys in a block.
 
     Yields:
-        :class:`Means`, from the first row of blocks to the last.
+        :class:`Estimated`, from the first row of blocks to the last.
     """
-    call = _call(query, key, attn_mask, size)
-    q, k = call.query.sum(-2), call.key.sum(-2)  # [batch, heads, blocks, head_dim]
+    cut = _call(call, size)
+    q, k = cut.query.sum(-2), cut.key.sum(-2)  # [batch, heads, blocks, head_dim]
     if not bool(q.isfinite().all() & k.isfinite().all()):
-        yield from _by_scores(query, key, attn_mask, causal, scale, size)
+        yield from _by_scores(call, size)
         return
-    shifts = _shifts(call.offset, size) if causal else range(0)
-    cuts = [_cut(call, shift) for shift in shifts]
-    rows, columns = q.shape[2], k.shape[2]
-    step = max(1, _AT_ONCE // max(1, query.shape[0] * query.shape[1] * columns))
-    for start in range(0, rows, step):
-        at = slice(start, min(start + step, rows))
-        sums = (call.by_kv_head(q[:, :, at]) @ k.unsqueeze(2).mT).flatten(1, 2)
-        counts = call.queries[at].sum(-1).unsqueeze(-1) * call.keys.sum(-1).unsqueeze(-2)
-        if causal:
-            for cut in cuts:
-                _diagonal(sums, start, cut).copy_(_part(cut.sums, start, cut, sums))
-                _diagonal(counts, start, cut).copy_(_part(cut.counts, start, cut, counts))
-            counts = counts.tril(shifts.stop - 1 + start)  # what lies further right is forbidden
-        yield Means(at, sums.mul_(scale).div_(counts.clamp(min=1)), counts > 0)
+    shifts = _shifts(cut.offset, size) if call.causal else range(0)
+    cuts = [_cut(cut, shift) for shift in shifts]
+    for at in call.steps(size, k.shape[2]):
+        sums = (cut.by_kv_head(q[:, :, at]) @ k.unsqueeze(2).mT).flatten(1, 2)
+        counts = cut.queries[at].sum(-1).unsqueeze(-1) * cut.keys.sum(-1).unsqueeze(-2)
+        if call.causal:
+            for one in cuts:
+                _diagonal(sums, at.start, one).copy_(_part(one.sums, at.start, one, sums))
+                _diagonal(counts, at.start, one).copy_(_part(one.counts, at.start, one, counts))
+            counts = counts.tril(shifts.stop - 1 + at.start)  # what lies further right is forbidden
+        yield Estimated(at, sums.mul_(call.scale).div_(counts.clamp(min=1)), counts > 0)
 
 
-def _call(query: Tensor, key: Tensor, attn_mask: Tensor | None, size: int) -> _Call:
-    dtype = reference.arithmetic_dtype(query.dtype)
-    heads, q_len = query.shape[1:3]
-    kv_heads, kv_len = key.shape[1:3]
-    keys = torch.ones(1, 1, kv_len, dtype=dtype, device=key.device)
-    if attn_mask is not None:
-        mask = attn_mask.view((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))[:, :, 0].expand(-1, -1, kv_len)
-        if mask.shape[1] > 1:
-            key = key.repeat_interleave(heads // kv_heads, 1)
-        key, keys = key.masked_fill(~mask.unsqueeze(-1), 0.0), mask.to(dtype)
+def _call(call: Input, size: int) -> _InBlocks:
+    dtype, key = arithmetic_dtype(call.query.dtype), call.key
+    q_len = call.query.shape[2]
+    allowed = call.allowed_keys()
+    if call.attn_mask is not None:
+        if allowed.shape[1] > 1:
+            key = key.repeat_interleave(call.query.shape[1] // key.shape[1], 1)
+        key = key.masked_fill(~allowed.unsqueeze(-1), 0.0)
     queries = torch.ones(q_len, dtype=dtype, device=key.device)
-    return _Call(
-        _blocks(query.to(dtype), size, 2), _blocks(key.to(dtype), size, 2), _blocks(queries, size, 0),
-        _blocks(keys, size, 2), kv_len - q_len, size,
+    return _InBlocks(
+        blocks(call.query.to(dtype), size, 2), blocks(key.to(dtype), size, 2), blocks(queries, size, 0),
+        blocks(allowed.to(dtype), size, 2), call.offset, size,
     )  # fmt: skip
-
-
-def _blocks(x: Tensor, size: int, dim: int) -> Tensor:
-    """A dimension cut into blocks, the last one filled up with zeros."""
-    missing = -x.shape[dim] % size
-    whole = pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing)) if missing else x
-    return whole.unflatten(dim, (whole.shape[dim] // size, size))
 
 
 def _shifts(offset: int, size: int) -> range:
@@ -148,7 +112,7 @@ def _shifts(offset: int, size: int) -> range:
     return range((offset + 1) // size, (offset + size - 1) // size + 1)
 
 
-def _cut(call: _Call, shift: int) -> _Cut:
+def _cut(call: _InBlocks, shift: int) -> _Cut:
     """Sums over the allowed pairs of the blocks (I, I + shift)."""
     rows, columns = call.query.shape[2], call.key.shape[2]
     first, last = max(0, -shift), max(0, -shift, min(rows, columns - shift))
@@ -184,14 +148,6 @@ def _part(values: Tensor, start: int, cut: _Cut, x: Tensor) -> Tensor:
     return values.narrow(-1, max(start - cut.first, 0) if count else 0, count)
 
 
-def _by_scores(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float, size: int
-) -> Iterator[Means]:
-    batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[2]
-    step = max(1, _AT_ONCE // max(1, batch * heads * kv_len * size))
-    for start in range(0, -(-q_len // size), step):
-        rows = slice(start * size, (start + step) * size)
-        s = reference.scores(query[:, :, rows], key, attn_mask, causal, scale, kv_len - q_len + rows.start)
-        mean, some = of_scores(s, size)
-        yield Means(slice(start, start + mean.shape[2]), mean, some)
+def _by_scores(call: Input, size: int) -> Iterator[Estimated]:
+    for rows in call.steps(size, call.key.shape[2] * size):
+        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))

@@ -38,7 +38,7 @@ class Tiles(NamedTuple):
 
 def rotations(buckets: int, rounds: int, head_dim: int, generator: torch.Generator) -> Tensor:
     """The R of the equation, (rounds, head_dim, buckets / 2), float64 on the CPU."""
-    return torch.randn(rounds, head_dim, buckets // 2, dtype=torch.float64, generator=generator)
+    return torch.randn(rounds, head_dim, buckets // 2, dtype=torch.float64, generator=generator, device="cpu")
 
 
 def hashes(x: Tensor, rotations: Tensor) -> Tensor:
