@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("typer")
@@ -84,3 +88,30 @@ def test_help_and_errors_are_written_in_any_encoding(encoding: str):
         result = runner.invoke(app, arguments)
         assert result.exit_code in (0, 2)
         assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_ends_a_command_leaves_nothing_half_written(tmp_path, end):
+    code = (
+        "import sys, time, typer\n"
+        "from pathlib import Path\n"
+        "from dynattn.cli.running import running\n"
+        "from dynattn.lab.records import reserve\n"
+        "def work():\n"
+        "    with running('bench'), reserve(Path(sys.argv[1])):\n"
+        "        print('there', flush=True)\n"
+        "        time.sleep(600)\n"
+        "app = typer.Typer()\n"
+        "app.command()(work)\n"
+        "app(args=[])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "figures.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        assert list(tmp_path.iterdir())
+        other.send_signal(end)
+        _, error = other.communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == []
+    assert other.returncode == 128 + end
+    assert "Traceback" not in error

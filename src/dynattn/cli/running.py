@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -32,12 +35,34 @@ def running(command: str, extra: str = "cli") -> Iterator[None]:
     """
     spell_out(sys.stdout, sys.stderr)
     try:
-        yield
+        with _swept():
+            yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # typer ends these itself
     except _EXPECTED as error:
         typer.echo(f"error: {printable(_words(command, extra, error))}", err=True)
         raise typer.Exit(REFUSED) from error
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """To be ended by another program, or by a terminal that is closed, leaves no more behind than Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = [end for end in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if end is not None]
+    ends = [end for end in ends if signal.getsignal(end) is signal.SIG_DFL]  # nohup, and who embeds this, decide
+    for end in ends:
+        signal.signal(end, _leave)
+    try:
+        yield
+    finally:
+        for end in ends:
+            signal.signal(end, signal.SIG_DFL)
+
+
+def _leave(number: int, _: Any) -> None:
+    sys.exit(128 + number)
 
 
 def _words(command: str, extra: str, error: BaseException) -> str:

@@ -161,7 +161,10 @@ def test_a_folder_of_another_job_is_refused_before_anything_is_made(tmp_path: Pa
         study(other, ["nm-1-2"], [0], _job, tmp_path, silent)
     with pytest.raises(ValueError, match=r"nm-1-2-seed0 has steps 3, now it is 12"):
         study(other, ["nm-1-2"], [0], JOB, tmp_path, silent)
-    assert other.models == 0
+    (tmp_path / "nm-1-2-seed0" / "result.json").write_text('{"seed": 0, "sco')
+    with pytest.raises(ValueError, match=r"nm-1-2-seed0/result\.json must hold JSON: .*; delete the folder"):
+        study(same := Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent)
+    assert (other.models, same.models) == (0, 0)
     assert not (tmp_path / "sdpa-seed0").exists()
 
 

@@ -188,17 +188,18 @@ def _timings(
 
     def timed(title: str, measure: Callable[..., Any], names: Mapping[str, str], inputs: Any) -> Any:
         began = time.perf_counter()
-        ticks = stage(title, round(settings.seconds))
+        whole = max(1, round(settings.seconds))
+        ticks = stage(title, whole)
         done = 0
 
         def on_round(_: int) -> None:
             nonlocal done
-            while done < min(round(settings.seconds), int(time.perf_counter() - began)):
+            while done < min(whole, int(time.perf_counter() - began)):
                 ticks()
                 done += 1
 
         found = measure(pretrained, names, inputs, data.length, settings.seconds, on_round)
-        while done < round(settings.seconds):
+        while done < whole:
             ticks()
             done += 1
         return found

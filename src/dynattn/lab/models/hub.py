@@ -12,7 +12,7 @@ from dynattn.lab.models.checked import nearest, processor, refusals, weights
 from dynattn.lab.models.trust import trusted
 
 
-def load(name: str, dtype: torch.dtype) -> Pretrained:
+def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
     """Load ``name`` by the Auto class that fits its config; see :func:`dynattn.lab.models.load`."""
     import transformers
 

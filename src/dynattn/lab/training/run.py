@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dynattn.lab.progress import Stage
-from dynattn.lab.records import read_json, write_json, write_record
+from dynattn.lab.records import read_json, read_record, write_json, write_record
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
@@ -93,7 +93,7 @@ def run(
 
 
 def refuse_another(jobs: Iterable[Job], folder: Path, experiment: Experiment | None = None) -> None:
-    """See that no run in a folder is of another job, before anything is loaded or trained for it.
+    """See that no run in a folder is of another job or damaged, before anything is loaded or trained for it.
 
     Args:
         jobs: that are to be run there.
@@ -101,7 +101,7 @@ def refuse_another(jobs: Iterable[Job], folder: Path, experiment: Experiment | N
         experiment: that they are of; None while it is not loaded yet, and the numbers alone are compared.
 
     Raises:
-        ValueError: a run of the same name is of another job, or what it is cannot be read.
+        ValueError: a run of the same name is of another job, or a file of it cannot be read.
     """
     for job in jobs:
         home = folder / job.name
@@ -111,6 +111,8 @@ def refuse_another(jobs: Iterable[Job], folder: Path, experiment: Experiment | N
                 "job": dataclasses.asdict(job),
                 "experiment": there["experiment"] if experiment is None else _as_json(experiment.identity()),
             })  # fmt: skip
+        if (home / _RESULT).exists():
+            read_record(Run, home / _RESULT, AGAIN)
 
 
 def _read_job(path: Path) -> dict[str, Any]:
