@@ -36,6 +36,22 @@ def test_positions_that_start_anew_are_refused_where_no_block_mask_is_made(name,
         model(packed(), position_ids=POSITIONS, **more)
 
 
+@pytest.mark.parametrize("given", ["cache", "mask"])
+@torch.no_grad()
+def test_compiled_models_refuse_them_too(given):
+    """The positions are known only while the graph runs."""
+    torch._dynamo.reset()
+    model = with_attention(tiny("llama"), "dynattn:dense")
+    more: dict[str, Any] = {"use_cache": True}
+    if given == "mask":
+        more = {"use_cache": False, "attention_mask": torch.ones(1, 13, dtype=torch.int64)}
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    counted = torch.arange(13).unsqueeze(0)
+    assert_equal(compiled(packed(), position_ids=counted, **more).logits, model(packed(), **more).logits)
+    with pytest.raises(RuntimeError, match=r"packed batches.*start anew.*use_cache=False"):
+        compiled(packed(), position_ids=POSITIONS, **more)
+
+
 @pytest.mark.parametrize("given", [LENGTHS, MAXIMA, {**LENGTHS, **MAXIMA}], ids=["cu_seq_lens", "max_length", "both"])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @torch.no_grad()

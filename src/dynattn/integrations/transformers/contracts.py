@@ -29,19 +29,14 @@ _contracts: dict[type, Contract] = {}  # by the config's class
 _eager_alone: set[type] = set()  # configs of models to which a missing mask means: attend to everything
 
 
-def note(config: Any, contract: Contract, sdpa: bool) -> None:
-    """Remember what a model with a config of this class needs; the most demanding model counts.
+def note(kind: type, contract: Contract, sdpa: bool) -> None:
+    """Remember what a model with configs of this class needs; the most demanding model counts.
 
     Args:
-        config: the model's.
+        kind: the config's class.
         contract: what its masks must be like.
         sdpa: whether the model declares that it runs ``sdpa``.
     """
-    note_kind(type(config), contract, sdpa)
-
-
-def note_kind(kind: type, contract: Contract, sdpa: bool) -> None:
-    """As :func:`note`, by the config's class."""
     _contracts[kind] = max(contract, _contracts.get(kind, contract))
     if not sdpa:
         _eager_alone.add(kind)

@@ -139,18 +139,36 @@ def _look(model: Any, name: str, building: bool) -> None:
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     found = list(survey(model.named_modules()))
     contract = max(_needs(one) for one in models)
-    contracts.note(model.config, contract, all(one._supports_sdpa for one in models if one.config is model.config))
-    notes = ((type(model.config), contract, model._supports_sdpa),)
+    sdpa = all(one._supports_sdpa for one in models if one.config is model.config)
+    read = {type(model.config)} if sdpa else {type(model.config), *_configs_of_its_own(model)}
+    notes = tuple((kind, contract, sdpa) for kind in read)
+    for note in notes:
+        contracts.note(*note)
     model.dynattn_registered = Registered(name, notes)
     apart = [one for one in models if one is not model and (building or _told(one, model))]
     warned = tuple(f"{name}." for name, module in model.named_modules() if any(module is one for one in apart))
     rest = [part for kind, part in found if kind != "asks"]
     rest += [part for part in _detached(model) if not _ours(part.implementation)]
     rest = [part for part in rest if not part.name.startswith(warned)]
-    if rest:
+    if rest and any(kind == "asks" for kind, _ in found):
         _warn_of_some(model, name, rest)
+    elif rest:
+        _warn_of_none(model, name, "eager")  # the masks are those, and nothing else asks for the name
     elif not found and len(models) == 1:
         _warn_of_none(model, name, name)
+
+
+def _configs_of_its_own(model: Any) -> Iterator[type]:
+    """The classes of the configs that attention modules of a model read, but for those of models inside it."""
+    from transformers import PreTrainedModel
+
+    inner = tuple(f"{name}." for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel))
+    modules = dict(model.named_modules())
+    for kind, part in survey(modules.items()):
+        if kind == "asks" and not part.name.startswith(inner):
+            config = getattr(modules[part.name], "config", None)
+            if config is not None:
+                yield type(config)
 
 
 def _told(inner: Any, model: Any) -> bool:
@@ -218,5 +236,5 @@ def _restore(name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> Regis
             "method of that name; import the module that defines it first, or name it in DYNATTN_METHODS"
         ) from error
     for kind, contract, sdpa in notes:
-        contracts.note_kind(kind, contract, sdpa)
+        contracts.note(kind, contract, sdpa)
     return Registered(name, notes)

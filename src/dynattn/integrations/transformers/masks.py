@@ -17,7 +17,9 @@ def make(
 ) -> Tensor | None:
     """The mask for a forward pass: transformers' ``sdpa_mask``, or its ``eager_mask`` where the model needs that.
 
-    - What is left out, and whether the mask is bool, follows the model's :class:`~.contracts.Contract`.
+    - What is left out, and whether the mask is bool, follows the model's :class:`~.contracts.Contract`. Where no mask
+      means that everything may be attended to, a mask that says nothing else is left out, as for ``eager``: Autoformer
+      fails with any.
     - A padding mask that is the same for every query is expanded from (batch, 1, 1, kv_len): memory linear in length,
       and :func:`narrow` finds it again.
     - A causal mask is left out only where q_len == kv_len or q_len == 1: elsewhere ``sdpa_mask`` may leave it out too,
@@ -32,7 +34,7 @@ def make(
     contract = contracts.of(config)
     may_skip = kwargs.get("allow_is_bidirectional_skip")  # None where the mask is causal
     places = may_skip is None and method.looks_at_positions and q_length != kv_length
-    if contract is not Contract.SDPA:
+    if contract is not Contract.SDPA and not contracts.eager_alone(config):
         kwargs["allow_is_bidirectional_skip"] = False
     static = places and not isinstance(q_offset, int)
     if contract is not Contract.SDPA or static or q_length not in (1, kv_length):

@@ -23,7 +23,8 @@ _REMEDY = (
 def refuse_restarts(position_ids: Any, attention_mask: Any, past_key_values: Any) -> None:
     """Refuse position ids that start anew where Transformers makes no block mask from them.
 
-    Not looked at under ``torch.compile``, which could not act on what it finds.
+    A compiled graph asserts it while it runs, since positions are not known before: it raises RuntimeError, and does
+    not say where; on a GPU the error comes as one of the device.
 
     Args:
         position_ids: (batch, q_len), as a model gives them to Transformers' mask functions; all else passes.
@@ -35,7 +36,7 @@ def refuse_restarts(position_ids: Any, attention_mask: Any, past_key_values: Any
     """
     if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or position_ids.shape[1] < 2:
         return
-    if torch.compiler.is_compiling() or (attention_mask is None and past_key_values is None):
+    if attention_mask is None and past_key_values is None:
         return
     restarts = position_ids[:, 1:] < position_ids[:, :-1]
     if isinstance(attention_mask, Tensor):
@@ -43,12 +44,16 @@ def refuse_restarts(position_ids: Any, attention_mask: Any, past_key_values: Any
             return
         text = attention_mask[:, -position_ids.shape[1] :].bool()
         restarts = restarts & text[:, 1:] & text[:, :-1]
-    if bool(restarts.any()):
+    said = (
+        f"dynattn: packed batches are not supported with {'a cache' if attention_mask is None else 'an attention_mask'}"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(~restarts.any(), f"{said}: position_ids start anew; {_REMEDY}")
+    elif bool(restarts.any()):
         sample, place = (int(i) for i in restarts.nonzero()[0])
         raise ValueError(
-            "dynattn: packed batches are not supported with "
-            f"{'a cache' if attention_mask is None else 'an attention_mask'}: position_ids start anew at "
-            f"[{sample}, {place + 1}], and the texts before and after would see each other; {_REMEDY}"
+            f"{said}: position_ids start anew at [{sample}, {place + 1}], and the texts before and after would see "
+            f"each other; {_REMEDY}"
         )
 
 
