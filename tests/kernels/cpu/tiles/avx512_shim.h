@@ -41,6 +41,7 @@ inline To as(From from) {
 
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(64)));
+typedef uint64_t Pairs __attribute__((vector_size(64)));
 
 template <class Make>
 inline __m512 floats(Make make) {
@@ -102,6 +103,25 @@ template <class... Int>
 SHIM __m512i _mm512_setr_epi32(Int... x) {
   const int all[16] = {x...};
   return avx512_shim::load<__m512i>(all);
+}
+
+// Lanes as bits, and as eight halves of 64 bits.
+SHIM __m512 _mm512_xor_ps(__m512 a, __m512 b) {
+  return avx512_shim::as<__m512>(avx512_shim::as<__m512i>(a) ^ avx512_shim::as<__m512i>(b));
+}
+SHIM __mmask16 _mm512_cmpge_epu32_mask(__m512i a, __m512i b) {
+  const auto x = avx512_shim::as<avx512_shim::Words>(a), y = avx512_shim::as<avx512_shim::Words>(b);
+  return avx512_shim::mask([=](int i) { return x[i] >= y[i]; });
+}
+SHIM __m512i _mm512_mul_epu32(__m512i a, __m512i b) {
+  const auto x = avx512_shim::as<avx512_shim::Pairs>(a), y = avx512_shim::as<avx512_shim::Pairs>(b);
+  return avx512_shim::as<__m512i>((x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu));
+}
+SHIM __m512i _mm512_srli_epi64(__m512i a, unsigned bits) {
+  return avx512_shim::as<__m512i>(avx512_shim::as<avx512_shim::Pairs>(a) >> bits);
+}
+SHIM __m512i _mm512_slli_epi64(__m512i a, unsigned bits) {
+  return avx512_shim::as<__m512i>(avx512_shim::as<avx512_shim::Pairs>(a) << bits);
 }
 
 SHIM __m512 _mm512_loadu_ps(const void* p) { return avx512_shim::load<__m512>(p); }
