@@ -1,5 +1,6 @@
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +219,13 @@ def test_the_default_of_the_command(tmp_path):
     assert "highlands" in html
     wrong = typer_testing.CliRunner().invoke(app, ["--method", "nm-5-4", "--output", str(target)])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_text_without_words_is_refused_before_the_model_is_loaded(text: str, tmp_path: Path):
+    from dynattn.lab.inspect.command import Settings, _read
+
+    (tmp_path / "text.txt").write_text(text)
+    for settings in (Settings(text=text), Settings(file=tmp_path / "text.txt")):
+        with pytest.raises(ValueError, match="inspect: the text must have words: got none"):
+            _read(settings)

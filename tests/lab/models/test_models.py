@@ -183,12 +183,3 @@ def test_other_models_by_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(ValueError, match="is a clip"):
         models.load(str(tmp_path))
-
-
-@pytest.mark.parametrize("dtype", models.DTYPES)
-def test_weights_are_of_the_dtype_asked_for_and_positions_are_not_rounded(dtype: str, tiny_decoder: Path):
-    model = models.load(str(tiny_decoder), dtype).model
-    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
-    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
-    with pytest.raises(ValueError, match="load: dtype must be one of float32, bfloat16, float16: got 'int8'"):
-        models.load(str(tiny_decoder), "int8")

@@ -64,7 +64,10 @@ class Settings:
 
 def _read(settings: Settings) -> str | None:
     """The text that was given."""
-    return settings.text if settings.file is None else read_text(settings.file)
+    text = settings.text if settings.file is None else read_text(settings.file)
+    if text is not None and not text.strip():
+        raise ValueError("inspect: the text must have words: got none; pass another, or leave it out for an article")
+    return text
 
 
 def _subject(settings: Settings, text: str | None, pretrained: Pretrained) -> Subject:
