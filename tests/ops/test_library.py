@@ -86,7 +86,7 @@ def test_each_operator_and_its_backward_refuse_dual_numbers(name: str) -> None:
         with forward_ad.dual_level():
             arguments[0] = forward_ad.make_dual(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
             for i, argument in enumerate(schema.operator._schema.arguments):
-                fill = {"Tensor": torch.ones(1, 1, 1, 1), "str": "cpu", "bool": False, "int": 1, "float": 0.5}
+                fill = {"Tensor": torch.ones(1, 1, 1, 1), "str": "cpu", "bool": False, "int": 1, "number": 0.5}
                 if arguments[i] is None:
                     arguments[i] = fill.get(str(argument.type))
             with pytest.raises(NotImplementedError, match=REFUSAL):

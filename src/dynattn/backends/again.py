@@ -68,6 +68,8 @@ def key_of(
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
         or query.is_nested
+        or key.is_nested
+        or value.is_nested
         or query.layout is not torch.strided
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):

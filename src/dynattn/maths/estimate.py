@@ -163,10 +163,10 @@ def near(rows: range, offset: int, q_len: int, kv_len: int, size: int, window: i
     Returns:
         bool (rows, blocks of keys), on the CPU.
     """
-    start = torch.arange(0, kv_len, size)  # of each block of keys
+    start = torch.arange(0, kv_len, size, device="cpu")  # of each block of keys
     kept = (start < sinks).expand(len(rows), -1)
     if window:
-        first = torch.tensor([i * size for i in rows], dtype=torch.int64).unsqueeze(-1) + offset
+        first = torch.tensor([i * size for i in rows], dtype=torch.int64, device="cpu").unsqueeze(-1) + offset
         last = (first + size).clamp(max=offset + q_len) - 1
         end = (start + size).clamp(max=kv_len) - 1
         kept = kept | ((start < last + window) & (end > first - window))

@@ -105,7 +105,7 @@ def _product(dtype: torch.dtype, seconds: float) -> float:
     """FLOP/s of the fastest product seen. Without instructions for 16 bits it is slow, and is not waited for."""
     best, took = 0.0, 0.0
     for size in _SIZES:
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device="cpu").to(dtype) for _ in range(2))
         end = time.perf_counter() + seconds / len(_SIZES)
         while True:
             start = time.perf_counter()
