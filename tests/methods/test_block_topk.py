@@ -190,9 +190,8 @@ def test_causal_attention_keeps_its_own_blocks_and_the_first_within_the_budget()
 @pytest.mark.parametrize("by", ["mean", "sampled", "bounds", "antidiagonal"])
 @pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
 def test_nan_reaches_the_output(by: str, kind: type[Blocks]) -> None:
-    query, key, value = inputs(48, 80)  # whole tiles: antidiagonals of a cut one miss some keys
-    key[0, 0, 71] = math.nan
-    # of five blocks three are kept by force, so that a fourth is ranked
+    query, key, value = inputs(48, 112)  # whole tiles: antidiagonals of a cut one miss some keys
+    key[0, 0, 20] = math.nan  # of seven blocks at most four are kept by force, and not this one: it is ranked
     for method in (kind(0.8, 16, by), kind(0.1, 16, by, window=0, sinks=0)):  # pyright: ignore[reportCallIssue]
         out = dynattn.attention(query, key, value, method)
         assert out[0, :2].isnan().all()

@@ -58,8 +58,9 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
 
 def _sampled(rows: range, length: int, size: int) -> tuple[Tensor, Tensor]:
     """Numbers of the sampled queries, (rows, runs), and whether there is one."""
-    first = torch.tensor(list(rows), dtype=torch.int64).unsqueeze(-1) * size + torch.arange(0, size, STEP)
-    end = first + torch.tensor([min(STEP, size - start) for start in range(0, size, STEP)])
+    first = torch.tensor(list(rows), dtype=torch.int64, device="cpu").unsqueeze(-1) * size
+    first = first + torch.arange(0, size, STEP, device="cpu")
+    end = first + torch.tensor([min(STEP, size - start) for start in range(0, size, STEP)], device="cpu")
     return end.clamp(max=length) - 1, first < length
 
 

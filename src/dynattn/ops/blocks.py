@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
@@ -51,7 +52,20 @@ def _forward(
         dense = buffers.outputs(query, value, aux)
         run(dense, aux)
         _certify(outputs, dense)
-    return *buffers.complete(outputs, query), blocks
+    return *buffers.complete(outputs, query), _roomy(blocks, query, key, int(method.whole_blocks))
+
+
+def _room(query: Tensor, key: Tensor, size: int) -> tuple[int, int]:
+    """Rows and columns of the blocks that the operator returns: more than one whatever the lengths are.
+
+    A size that may be 1 or not makes compilers and ``torch.export`` choose, and bake lengths in.
+    """
+    return query.shape[2] // size + 2, key.shape[2] // size + 2
+
+
+def _roomy(blocks: Tensor, query: Tensor, key: Tensor, size: int) -> Tensor:
+    rows, columns = _room(query, key, size)
+    return pad(blocks, (0, columns - blocks.shape[3], 0, rows - blocks.shape[2]))
 
 
 def _run(
@@ -77,17 +91,18 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     call = ByName(*arguments)
+    size = int(call.pairs.whole_blocks)
+    blocks = blocks[:, :, : -(-query.shape[2] // size), : -(-key.shape[2] // size)]
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        blocks=blocks.contiguous(), block_size=int(call.pairs.whole_blocks),
+        blocks=blocks.contiguous(), block_size=size,
     )  # fmt: skip
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, name, _causal, _scale, _dropout_p, aux, _needs_grad, _backend = rest
     size = int(cast(PairMethod, parse(name)).whole_blocks)
-    batch, heads, q_len, _ = query.shape
-    shape = (batch, heads, -(-q_len // size), -(-key.shape[2] // size))
+    shape = (*query.shape[:2], *_room(query, key, size))
     return *buffers.complete(buffers.outputs(query, value, aux), query), query.new_empty(shape, dtype=torch.bool)
 
 
