@@ -41,9 +41,9 @@ from dynattn.lab.statistics import quality
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.timing import interleaved
+from dynattn.maths.buckets import hashes
 from dynattn.methods import MixingMethod
 from dynattn.methods.dsa import top_of_runs
-from dynattn.reference.buckets import hashes
 
 RESULTS = Path(__file__).parent / "results" / "family"
 EVERY = {"minilm": 1, "smollm2": 5, "dinov2": 4}  # layers looked at: every one, every fifth, every fourth

@@ -6,6 +6,8 @@
     python benchmarks/family_pairs.py steps            # benchmarks/results/family/pairs-steps.json
     python benchmarks/family_pairs.py table            # the tables of docs/methods/*.md from the records
 
+Shares have no floor here and blocks are not forced (``-f0``, ``-w0-s0``): what a choice alone is worth.
+
 Quality is measured on the queries, keys and values of the dense model, in every attention layer, on the text or image
 that ``dynattn inspect`` shows by default (texts of 256 tokens): each method gets the dense model's own inputs.
 """
@@ -40,27 +42,35 @@ MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2", "dinov2": "DINOv2"}
 START, END = "<!-- written by benchmarks/family_pairs.py -->", "<!-- end -->"
 TIMES = "<!-- times: written by benchmarks/family_pairs.py -->"
 STEPS = "<!-- steps: written by benchmarks/family_pairs.py -->"
-BASELINES = ("nm-2-4", "fixed-0.5", "random-0.5")
+BASELINES = ("nm-2-4", "fixed-0.5", "random-0.5-f0")
 PAGES = {
-    "topk": ("topk-0.5", "topk-0.25", "topk-0.1", "topk-64", *BASELINES),
-    "threshold": ("threshold-0.001", "threshold-0.003", "threshold-0.01", "topk-0.5", "topk-0.25", "topk-0.1"),
+    "topk": ("topk-0.5-f0", "topk-0.25-f0", "topk-0.1-f0", "topk-64", *BASELINES),
+    "threshold": ("threshold-0.001", "threshold-0.003", "threshold-0.01", "topk-0.5-f0", "topk-0.25-f0", "topk-0.1-f0"),
     "blocktopk": (
-        "blocktopk-0.5-b16", "blocktopk-0.25-b16", "blocktopk-0.5-b64", "blocktopk-0.25-b64", "topk-0.5", "topk-0.25",
+        "blocktopk-0.5-b16-w0-s0-f0", "blocktopk-0.25-b16-w0-s0-f0", "blocktopk-0.5-b64-w0-s0-f0",
+        "blocktopk-0.25-b64-w0-s0-f0", "topk-0.5-f0", "topk-0.25-f0",
         *BASELINES,
     ),
     "window": ("window-64", "window-64-s4", "window-128-s4", *BASELINES),
-    "random": ("random-0.5", "random-0.25", "fixed-0.5", "nm-2-4", "topk-0.5"),
-    "fixed": ("fixed-0.5", "fixed-0.25", "random-0.5", "nm-2-4", "topk-0.5"),
+    "random": ("random-0.5-f0", "random-0.25-f0", "fixed-0.5", "nm-2-4", "topk-0.5-f0"),
+    "fixed": ("fixed-0.5", "fixed-0.25", "random-0.5-f0", "nm-2-4", "topk-0.5-f0"),
     "combinations": (
-        "nm-1-2", "nm-1-2+window-64-s4", "nm-1-2&window-128-s4", "blocktopk-0.25-b16",
-        "blocktopk-0.25-b16+window-16-s4", "topk-0.1", "topk-0.1+window-16-s4",
+        "nm-1-2", "nm-1-2+window-64-s4", "nm-1-2&window-128-s4", "blocktopk-0.25-b16-w0-s0-f0",
+        "blocktopk-0.25-b16-w0-s0-f0+window-16-s4", "topk-0.1-f0", "topk-0.1-f0+window-16-s4",
     ),
 }  # fmt: skip
 METHODS = tuple(dict.fromkeys(name for names in PAGES.values() for name in names))
 TOKENS = 256
 LENGTHS = (512, 1024, 2048, 4096)
-BY_ROW = ("topk-0.5", "topk-0.25", "topk-0.125", "threshold-0.01")
-FAST = ("dense", "nm-2-4", "blocktopk-0.25-b64", "blocktopk-0.25-b16", "window-64-s4", *BY_ROW)  # timed at all lengths
+BY_ROW = ("topk-0.5-f0", "topk-0.25-f0", "topk-0.125-f0", "threshold-0.01")
+FAST = (
+    "dense",
+    "nm-2-4",
+    "blocktopk-0.25-b64-w0-s0-f0",
+    "blocktopk-0.25-b16-w0-s0-f0",
+    "window-64-s4",
+    *BY_ROW,
+)  # timed at all lengths
 TIMED = (*FAST, "fixed-0.5")
 FULL = ("dense", "nm-1-2", "nm-2-4", *BY_ROW)  # timed without causality
 

@@ -164,7 +164,7 @@ def _backbone(timm: Any) -> Any:
     stages = len(getattr(timm, "out_indices", None) or [4])
     return ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 16, 16, 32], depths=[1, 1, 1, 1],
-        out_features=[f"stage{i}" for i in range(5 - min(stages, 4), 5)],
+        out_features=[f"stage{i}" for i in range(5 - min(stages, 4), 5)],  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import torch
 
 import dynattn
 from dynattn import NM, metrics
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 
 def inputs(seed=0, heads=4, kv_heads=2, length=37, dim=8, dtype=torch.float32):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynattn import NM, theory
-from dynattn.reference.nm import choose
+from dynattn.methods.nm import choose
 
 SIGMAS = torch.tensor([0.0, 0.3, 1.0, 2.0, 4.0], dtype=torch.float64)
 SIGMAS_OFF_ZERO = SIGMAS[1:].tolist()

@@ -23,9 +23,9 @@ from dynattn.lab.bench import cuda as timing
 from dynattn.lab.bench.cases import Workload
 from dynattn.lab.bench.peers import peers
 from dynattn.lab.timing import interleaved
-from dynattn.reference import dropout
+from dynattn.maths import dropout
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 
 class Case(NamedTuple):

@@ -6,6 +6,7 @@ from dynattn.functional import Aux, attention, explain
 from dynattn.methods import (
     DSA,
     NM,
+    BlockMass,
     BlockTopK,
     EfficientAttention,
     Fixed,
@@ -26,6 +27,7 @@ __all__ = [
     "DSA",
     "NM",
     "Aux",
+    "BlockMass",
     "BlockTopK",
     "EfficientAttention",
     "Fixed",

@@ -66,7 +66,7 @@ def check(
         _check_scale(scale, dtype)
     if dropout_p != 0 or seed is not None:
         _check_dropout(dropout_p, seed, device)
-    if type(query) is not Tensor:
+    if not (type(query) is type(key) is type(value) is Tensor and (attn_mask is None or type(attn_mask) is Tensor)):
         _check_shards(query, key, value, attn_mask, dropout_p)
 
 

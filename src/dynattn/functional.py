@@ -1,4 +1,4 @@
-"""``attention()``: check the arguments, split by head if asked, choose a backend, run it. ``explain()`` only chooses."""
+"""``attention()``: check the arguments, split by head if asked, route, run. ``explain()``: the route alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynattn import backends, heads
-from dynattn.backends import Call, Plan, Result
+from dynattn.backends import Call, Plan, Result, again
 from dynattn.checks import check
 from dynattn.methods import NM, Method, PerHead
 from dynattn.ops import transforms
@@ -106,13 +106,20 @@ def attention(
 
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """
+    special = return_aux or attn_mask is not None or seed is not None or dropout_p != 0
+    known = again.key_of(query, key, value, method, causal, scale, backend, special)
+    if known is not None and (plan := again.find(known)) is not None:
+        return plan.run(query, key, value)
     query, key, value = _autocast(query, key, value)
     check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     if isinstance(method, PerHead):
         options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "backend": backend}
         return _by_head(list(heads.parts(query, key, value, method, attn_mask, seed)), options, return_aux)
     call = _call(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
-    result = backends.route(call.problem, backend).run(call)
+    chosen = backends.route(call.problem, backend)
+    if known is not None:
+        again.remember(known, chosen, call)
+    result = chosen.run(call)
     return (result.out, Aux.of(result)) if return_aux else result.out
 
 

@@ -62,7 +62,7 @@ def kept_mass(method: NM, sigma: float | Tensor, kv_len: int | Tensor | None = N
     if lengths.is_floating_point() or bool((lengths < 1).any()):
         raise ValueError(f"kept_mass: kv_len must be a whole number of keys, at least 1: got {kv_len}")
     sigmas, lengths = torch.broadcast_tensors(sigmas, lengths)
-    out = torch.empty(sigmas.shape, dtype=torch.float64)
+    out = torch.empty(sigmas.shape, dtype=torch.float64, device="cpu")
     for one in sigmas.unique():  # one integral serves all lengths
         out[sigmas == one] = _finite(method, float(one), lengths[sigmas == one])
     return out
@@ -87,7 +87,7 @@ def top_kept_mass(keep_ratio: float, sigma: float | Tensor) -> Tensor:
     """
     if not 0 <= keep_ratio <= 1:
         raise ValueError(f"top_kept_mass: keep_ratio must be between 0 and 1: got {keep_ratio}")
-    threshold = torch.special.ndtri(torch.tensor(1 - keep_ratio, dtype=torch.float64))
+    threshold = torch.special.ndtri(torch.tensor(1 - keep_ratio, dtype=torch.float64, device="cpu"))
     return torch.special.ndtr(_check_sigma("top_kept_mass", sigma) - threshold)
 
 
@@ -110,7 +110,7 @@ def output_error(method: NM, sigma: float | Tensor) -> Tensor:
         As :func:`kept_mass`.
     """
     mass = kept_mass(method, sigma)
-    squares = kept_mass(method, 2 * torch.as_tensor(sigma, dtype=torch.float64))
+    squares = kept_mass(method, 2 * torch.as_tensor(sigma, dtype=torch.float64, device="cpu"))
     return (1 - squares + (1 / mass - 1).square() * squares).clamp(min=0).sqrt()
 
 
@@ -124,7 +124,7 @@ def _check_sigma(function: str, sigma: float | Tensor) -> Tensor:
 def _limit(method: NM, sigma: Tensor) -> Tensor:
     if (method.n, method.m) == (1, 2):
         return torch.special.ndtr(sigma / math.sqrt(2))
-    y = torch.arange(-_TAIL, _TAIL + _STEP, _STEP, dtype=torch.float64)  # z - σ
+    y = torch.arange(-_TAIL, _TAIL + _STEP, _STEP, dtype=torch.float64, device="cpu")  # z - σ
     density = _STEP * (-0.5 * y.square()).exp() / math.sqrt(2 * math.pi)
     z = y + sigma.unsqueeze(-1)
     won = _among_largest(method.n, method.m, torch.special.ndtr(-z), torch.special.ndtr(z))
@@ -155,10 +155,10 @@ def _finite(method: NM, sigma: float, length: Tensor) -> Tensor:
         return kept.double() / length
     # The rule for 1/T in log λ with step h errs by e^{-π²/h}; left of the smallest 1/T by 26 e-folds nothing is left.
     span = _TAIL * sigma
-    log_rate = torch.arange(-span - math.log(int(length.max())) - 26, span + 5, 0.25, dtype=torch.float64)
+    log_rate = torch.arange(-span - math.log(int(length.max())) - 26, span + 5, 0.25, dtype=torch.float64, device="cpu")
     rate = log_rate.exp().unsqueeze(-1)
     step = 0.02
-    z = torch.arange(-_TAIL, _TAIL + step, step, dtype=torch.float64)
+    z = torch.arange(-_TAIL, _TAIL + step, step, dtype=torch.float64, device="cpu")
     w = (sigma * z).exp()
     damped = (-0.5 * z.square() - rate * w).exp() / math.sqrt(2 * math.pi)  # [rates, z]
     slope = damped * (-z - rate * w * sigma)
@@ -172,7 +172,7 @@ def _finite(method: NM, sigma: float, length: Tensor) -> Tensor:
         return size * step * 0.25 * rate.squeeze(-1) * (w * damped * won).sum(-1)  # [rates]
 
     log_total = total.squeeze(-1).log()
-    out = torch.zeros(length.shape, dtype=torch.float64)
+    out = torch.zeros(length.shape, dtype=torch.float64, device="cpu")
     for size, count in _groups(method, length).items():
         others = (length - size).clamp(min=0).double().unsqueeze(-1)
         out += count * (group(size) * (others * log_total).exp()).sum(-1)

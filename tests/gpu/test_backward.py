@@ -15,9 +15,9 @@ from torch import Tensor
 from dynattn import NM, attention
 from dynattn.kernels import cuda
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import dropout
+from dynattn.maths import dropout
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 METHODS = (NM(1, 2), NM(2, 4), NM(1, 2, window=20, sinks=3), NM(2, 4, stride=16))
 LENGTHS = ((1, 1), (63, 65), (65, 1), (111, 384), (384, 111), (130, 129), (1, 1024), (5, 0))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dynattn import NM, attention, explain
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 HALF = (torch.bfloat16, torch.float16)
 METHODS = (

@@ -12,8 +12,8 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations import dsa  # noqa: E402
+from dynattn.maths.scores import scores  # noqa: E402
 from dynattn.methods.dsa import top_of_runs  # noqa: E402
-from dynattn.reference.pairs import scores  # noqa: E402
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 

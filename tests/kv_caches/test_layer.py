@@ -262,7 +262,7 @@ class Operations(RuleBasedStateMachine):
                         parts = tuple(x.clone().requires_grad_(grad) for x in (key, value))
                     if isinstance(cache, SpAttenCache):
                         cache.layers[layer]._waiting = False
-                    pairs.append((parts, cache.update(*parts, layer)))
+                    pairs.append((parts, cache.update(parts[0], parts[1], layer)))
             (our_parts, ours), (their_parts, theirs) = pairs
             for a, b in zip(ours, theirs, strict=True):
                 assert torch.equal(a, b)

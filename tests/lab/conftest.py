@@ -46,7 +46,8 @@ def _tokenizer(folder: Path, texts: Path) -> None:
     tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     trainer = trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"])
-    tokenizer.train([str(path) for path in sorted(texts.glob("*.txt"))], trainer)
+    written = [path.read_text() for path in sorted(texts.glob("*.txt"))]
+    tokenizer.train_from_iterator([*written, "' s"], trainer)  # a word of several tokens is known, too
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=128
     ).save_pretrained(folder)

@@ -59,3 +59,34 @@ def test_labels_and_signs():
     assert label("nm-1-2") == "1:2"
     assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
     assert interval(None) == "–"
+
+
+def test_legends_have_no_box_of_their_own_colour():
+    figure, ax = new_figure(4, 2)
+    ax.plot([0, 1], [0, 1], label="a")
+    ax.legend(frameon=True)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center")
+    text = svg(figure)
+    assert text.count('id="legend_') == 2
+    for legend in text.split('id="legend_')[1:]:
+        assert "patch_" not in legend.partition("text_")[0]  # the box comes before the text
+    assert "#ffffff" not in text
+
+
+def test_figures_keep_a_size_at_which_text_can_be_read():
+    found = re.search(r"<svg[^>]*min-width: (\d+)px", _figure())
+    assert found is not None
+    assert int(found[1]) >= 0.75 * 4 * 96
+    assert re.search(r"figure \{[^}]*overflow-x: auto", render("a", "b", []))
+
+
+def test_dollar_signs_begin_no_formula():
+    figure, ax = new_figure(4, 2)
+    ax.set_title("costs $5 and $x_1$ or $\\frac")
+    ax.plot([1, 2], [1, 1000], label="$y$")
+    ax.set_yscale("log")
+    ax.legend()
+    text = svg(figure)
+    assert "costs $5 and $x_1$ or $\\frac" in text
+    assert ">$y$<" in text
+    assert "mathdefault" not in re.sub(r"<!--.*?-->", "", text)  # the axis's own formulas are set as ones

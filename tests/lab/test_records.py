@@ -71,7 +71,7 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path):
     done = _with_small_files("with records.reserve(Path(sys.argv[1])): print('worked')", tmp_path / "figures.json")
     assert "must be a file that can be written: File too large" in done.stderr
     assert done.stdout == ""
-    assert not [name for name in os.listdir(tmp_path) if not name.endswith(".lock")]
+    assert os.listdir(tmp_path) == []
 
 
 def test_disk_is_held_until_the_file_is_written(tmp_path):
@@ -92,7 +92,7 @@ def test_reserving_leaves_the_file_that_is_there_and_sweeps_what_kills_left(tmp_
     with pytest.raises(RuntimeError), records.reserve(path):
         raise RuntimeError
     assert path.read_text() == "before"
-    assert sorted(os.listdir(tmp_path)) == [".figures.json.lock", "figures.json"]
+    assert os.listdir(tmp_path) == ["figures.json"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ with records.{claim.__name__}(Path(sys.argv[1])):
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "there\n"
-        with pytest.raises(ValueError, match="another is at work there; wait for it"), claim(path):
+        with pytest.raises(ValueError, match=r"another is at work in .*; wait for it"), claim(path):
             pytest.fail("two at once")
     finally:
         other.kill()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dynattn
 from dynattn.methods import Method
-from dynattn.ops import plain
+from dynattn.reference import in_blocks
 
 Scores = list[list[float]]
 Rule = Callable[[Scores, int], list[set[int]]]
@@ -69,7 +69,7 @@ def agrees(
     method: Method, rule: Rule, shapes: Sequence[tuple[int, int]] = ((13, 13), (5, 13), (1, 1), (13, 5))
 ) -> None:
     """The method gives what its rule gives: masked, causal or not, more or fewer queries, few at a time."""
-    before, plain._BLOCK_SCORES = plain._BLOCK_SCORES, 200
+    before, in_blocks._BLOCK_SCORES = in_blocks._BLOCK_SCORES, 200
     try:
         for q_len, kv_len in shapes:
             query, key, value = inputs(q_len, kv_len, heads=2, kv_heads=1)
@@ -82,4 +82,4 @@ def agrees(
                 density = torch.where(want.allowed > 0, want.kept / want.allowed, 1.0)
                 torch.testing.assert_close(aux.density, density)
     finally:
-        plain._BLOCK_SCORES = before
+        in_blocks._BLOCK_SCORES = before

@@ -48,7 +48,8 @@ def test_a_query_that_is_left_with_nothing_gives_zero() -> None:
 def test_blocks_are_cut_where_all_parts_allow_it() -> None:
     both = Union((BlockTopK(0.5, 4), BlockTopK(0.5, 6), NM(1, 2)))
     assert both.rows_together == 12
-    assert not both.looks_at_positions
+    assert both.looks_at_positions
+    assert not Union((BlockTopK(0.5, 4, window=0), NM(1, 2))).looks_at_positions
     assert Union((both, Window(3))).looks_at_positions
 
 

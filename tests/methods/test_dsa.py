@@ -142,7 +142,7 @@ def test_the_choice_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -
     q, k, v = inputs(40, 40)
     method = DSA(0.1, 0.5, together=8)
     whole = dynattn.attention(q, k, v, method, causal=True)
-    monkeypatch.setattr("dynattn.ops.plain._BLOCK_SCORES", 1)
+    monkeypatch.setattr("dynattn.reference.in_blocks._BLOCK_SCORES", 1)
     assert torch.equal(whole, dynattn.attention(q, k, v, method, causal=True))
 
 
@@ -196,7 +196,7 @@ def test_wrong_values_are_refused(arguments: dict, error: type, text: str) -> No
         DSA(**arguments)
 
 
-@pytest.mark.parametrize("method", [DSA(0.2), TopK(ratio=0.00002)], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [DSA(0.2), TopK(ratio=0.00002, floor=1)], ids=lambda method: method.name)
 def test_is_one_node_of_a_compiled_graph(method: PairMethod) -> None:
     """The name of a share, of a small one too, is made while tracing."""
     torch.compiler.reset()  # a float that differs from the last call's would be traced as a symbol

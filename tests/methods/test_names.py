@@ -11,21 +11,41 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dynattn
-from dynattn import DSA, NM, BlockTopK, Fixed, Intersection, PerHead, PerLayer, Random, Threshold, TopK, Union, Window
+from dynattn import (
+    DSA,
+    NM,
+    BlockMass,
+    BlockTopK,
+    Fixed,
+    Intersection,
+    PerHead,
+    PerLayer,
+    Random,
+    Threshold,
+    TopK,
+    Union,
+    Window,
+)  # fmt: skip
 from dynattn.methods import PairMethod, Rows, parse, register, registry
+from dynattn.methods.blocks import ESTIMATES
 from tests.methods import every
 
 counts = st.integers(1, 2**31 - 1)
 shares = st.floats(1e-6, 1.0)
+floors = st.one_of(st.just(32), st.integers(0, 2**31 - 1))
+windows = st.one_of(st.none(), st.integers(0, 2**31 - 1))
+estimates = st.sampled_from(sorted(ESTIMATES))
 
 pairs = st.one_of(
     st.builds(NM, st.just(1), st.integers(1, 32), window=st.integers(0, 99), sinks=st.integers(0, 9)),
     st.builds(lambda k: TopK(k=k), counts),
-    st.builds(lambda ratio: TopK(ratio=ratio), shares),
+    st.builds(lambda ratio, floor: TopK(ratio=ratio, floor=floor), shares, floors),
     st.builds(Threshold, st.floats(0.0, 1.0, exclude_max=True).map(abs)),
+    st.builds(BlockTopK, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors, floors),
     st.builds(BlockTopK, shares, st.integers(1, 1024)),
+    st.builds(BlockMass, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors),
     st.builds(Window, counts, st.integers(0, 2**31 - 1)),
-    st.builds(Random, shares, st.integers(0, 2**63 - 1)),
+    st.builds(Random, shares, st.integers(0, 2**63 - 1), floors),
     st.builds(Fixed, shares),
     st.builds(DSA, shares, shares, st.sampled_from((4, 8)), st.sampled_from((1, 4, 8, 16)), st.integers(0, 99)),
 )
@@ -66,6 +86,9 @@ def test_names_round_trip(method) -> None:
         ("topk-64", TopK(k=64)),
         ("topk-1", TopK(k=1)),
         ("topk-1.0", TopK(ratio=1.0)),
+        ("topk-0.25", TopK(ratio=0.25, floor=32)),
+        ("topk-0.25-f0", TopK(ratio=0.25, floor=0)),
+        ("random-0.5-f8-seed3", Random(0.5, 3, 8)),
         ("threshold-0.01", Threshold(0.01)),
         ("blocktopk-0.25-b16", BlockTopK(0.25, 16)),
         ("window-64-s4", Window(64, 4)),
@@ -90,7 +113,10 @@ def test_names(name: str, method) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "topk-", "topk-0", "topk-1.5", "topk-.5", "topk--1", "topk-1e-3", "threshold-1.0", "threshold-1", "fixed-2.0",
+        "topk-", "topk-0", "topk-1.5", "topk-.5", "topk--1", "topk-1e-3", "topk-64-f0", "topk-0.5-f",
+        "blocktopk-0.5-b24-antidiagonal",
+        "blocktopk-0.5-b16-best", "blocktopk-0.5-b16-s4-w4", "blockmass-0.5-b16-f32", "blockmass-1.5-b16",
+        "threshold-1.0", "threshold-1", "fixed-2.0",
         "blocktopk-0.25", "blocktopk-0.25-b0", "window-0", "window-4-s", "random-0.5-seed", "random-0", "nm-1-2+",
         "+nm-1-2", "nm-1-2++nm-2-4", "(nm-1-2", "nm-1-2)", "(nm-1-2)", "nm-1-2&", "()", "perhead()", "perhead(a_b)",
         "perhead(0*dense)", "perhead(perhead(dense))", "perhead(dense", "perlayer()", "perlayer(dense_1)",

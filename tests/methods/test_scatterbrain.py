@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import dynattn
+from dynattn.maths.random_features import directions, log_features
 from dynattn.methods import Scatterbrain, parse
-from dynattn.reference.random_features import directions, log_features
 from tests.methods.mixing import looped
 
 SMALL = Scatterbrain(features=7, buckets=4, rounds=2)

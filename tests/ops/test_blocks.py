@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import BlockTopK
+from dynattn import BlockMass, BlockTopK
 from dynattn.kernels import cpu
-from dynattn.methods import Rows, pooled
+from dynattn.maths import estimate, pooled
+from dynattn.maths.estimate import Input
+from dynattn.methods import Rows
+from dynattn.methods.blocks import ESTIMATES, Blocks
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
 
@@ -40,7 +44,7 @@ def padding(kind: str, kv_len: int) -> Tensor | None:
     }[kind]
 
 
-def defined(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, method: BlockTopK) -> Tensor:
+def defined(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, method: Blocks) -> Tensor:
     """The choice by the scores of all pairs, in float64: (batch, heads, q_len, kv_len)."""
     offset, key = key.shape[2] - query.shape[2], key.repeat_interleave(2, 1).double()
     s = reference.scores(query.double(), key, mask, causal, 0.5, offset)
@@ -57,18 +61,54 @@ def spread(blocks: Tensor, size: int, query: Tensor, key: Tensor, mask: Tensor |
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("at_once", [pooled._AT_ONCE, 100])
+@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
 def test_pooled_sums_choose_what_the_scores_choose(
     lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooled, "_AT_ONCE", at_once)  # a few rows of blocks at a time
+    monkeypatch.setattr(estimate, "AT_ONCE", at_once)  # a few rows of blocks at a time
     query, key, _ = inputs(*lengths)
     mask = padding(kind, lengths[1])
-    for size, ratio in itertools.product(SIDES, (0.25, 0.5, 1e-6)):
-        method = BlockTopK(ratio, size)
+    unforced: dict[str, Any] = {"window": 0, "sinks": 0, "floor": 0}
+    for size, ratio, forced in itertools.product(SIDES, (0.25, 0.5, 1e-6), ({}, unforced)):
+        method = BlockTopK(ratio, size, **forced)
         blocks = method.choose_blocks(query, key, mask, causal, 0.5)
         got = spread(blocks, size, query, key, mask, causal)
-        assert torch.equal(got, defined(query, key, mask, causal, method)), (size, ratio)
+        assert torch.equal(got, defined(query, key, mask, causal, method)), method
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
+@pytest.mark.parametrize("by", sorted(set(ESTIMATES) - {"mean"}))
+def test_estimates_of_inputs_are_those_of_scores(
+    lengths: tuple[int, int], kind: str, causal: bool, at_once: int, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "AT_ONCE", at_once)
+    query, key, _ = (x.double() + torch.rand(x.shape, dtype=torch.float64) for x in inputs(*lengths))
+    mask, offset = padding(kind, lengths[1]), lengths[1] - lengths[0]
+    key[0, 0, -1] = math.inf if kind == "padding" and lengths[1] == 16 else key[0, 0, -1]
+    s = reference.scores(query, key, mask, causal, 0.5, offset)
+    for size in (16, 48, 64):
+        want, some = ESTIMATES[by].of_scores(s, Rows(query, key.repeat_interleave(2, 1), offset, 0.5), size)
+        rows = 0
+        for at, value, its in ESTIMATES[by].of_input(Input(query, key, mask, causal, 0.5), size):
+            assert torch.equal(its.expand_as(value), some[:, :, at])
+            torch.testing.assert_close(value.where(its, 0.0), want[:, :, at].where(some[:, :, at], 0.0), equal_nan=True)
+            rows = at.stop
+        assert rows == want.shape[2]
+
+
+@pytest.mark.parametrize("by", sorted(ESTIMATES))
+@pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_choose_what_the_definition_chooses(by: str, kind: type[Blocks], causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, h, n, 8, generator=generator, dtype=torch.float64) for h, n in ((4, 130), (2, 170)))
+    for size, mask in itertools.product((16, 64), (None, torch.arange(170) < 120)):
+        method = kind(0.4, size, by)  # pyright: ignore[reportCallIssue]
+        got = spread(method.choose_blocks(query, key, mask, causal, 0.5), size, query, key, mask, causal)
+        assert torch.equal(got, defined(query, key, mask, causal, method)), (size, mask is None)
 
 
 def test_pooled_sums_are_the_means_of_the_scores() -> None:
@@ -78,15 +118,15 @@ def test_pooled_sums_are_the_means_of_the_scores() -> None:
         s = reference.scores(query, key, mask, causal, 0.3, 61)
         for size in (8, 16, 64):
             want, some = pooled.of_scores(s, size)
-            for rows, mean, its in pooled.means(query, key, mask, causal, 0.3, size):
+            for rows, mean, its in pooled.of_input(Input(query, key, mask, causal, 0.3), size):
                 assert torch.equal(its.expand_as(mean), some[:, :, rows])
                 torch.testing.assert_close(mean.where(its, 0.0), want[:, :, rows])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("at_once", [pooled._AT_ONCE, 100])
+@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
 def test_inputs_that_are_not_finite_go_by_the_scores(bad: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooled, "_AT_ONCE", at_once)
+    monkeypatch.setattr(estimate, "AT_ONCE", at_once)
     query, key, _ = inputs(70, 90)
     key[0, 1, 33, 2] = bad
     method, mask = BlockTopK(0.25, 16), torch.arange(90) != 60
@@ -128,7 +168,8 @@ def test_rows_that_keep_nothing_give_zero() -> None:
     query, key, value = (torch.ones(1, 1, 64, 8) for _ in range(3))
     key[:, :, :32] = -1.0
     key[:, :, 48:] = 2.0
-    out, aux = dynattn.attention(query[:, :, :48], key, value, BlockTopK(0.1, 32), causal=True, return_aux=True)
+    method = BlockTopK(0.1, 32, window=0, sinks=0)
+    out, aux = dynattn.attention(query[:, :, :48], key, value, method, causal=True, return_aux=True)
     none = aux.logsumexp[0, 0] == -math.inf
     assert none.tolist() == [i < 16 for i in range(32)] + [False] * 16
     assert not out[0, 0, none].any()
@@ -242,7 +283,7 @@ def test_what_autograd_saves_is_linear_but_for_the_blocks() -> None:
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
         dynattn.attention(query, key, value, BlockTopK(0.25, 16))
-    assert sum(saved) == 4 * query.numel() + 2 * 512 + 2 * 32 * 32
+    assert sum(saved) == 4 * query.numel() + 2 * 512 + 2 * 34 * 34
 
 
 @needs_kernels
@@ -267,11 +308,17 @@ def test_routes() -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_empty(shape: tuple[int, int, int, int], causal: bool) -> None:
+@pytest.mark.parametrize("by", sorted(ESTIMATES))
+@pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
+def test_empty(shape: tuple[int, int, int, int], causal: bool, by: str, kind: type[Blocks]) -> None:
     batch, heads, q_len, kv_len = shape
     query = torch.randn(batch, heads, q_len, 8, requires_grad=True)
     key = torch.randn(batch, heads, kv_len, 8, requires_grad=True)
-    out, aux = dynattn.attention(query, key, key, BlockTopK(0.5, 8), causal=causal, return_aux=True, backend="cpu")
+    method = kind(0.5, 16, by)  # pyright: ignore[reportCallIssue]
+    chosen = method.choose_blocks(query, key, None, causal, 1.0)
+    assert chosen.shape == (batch, heads, -(-q_len // 16), -(-kv_len // 16))
+    dynattn.attention(query, key, key, method, causal=causal, backend="reference")
+    out, aux = dynattn.attention(query, key, key, method, causal=causal, return_aux=True, backend="cpu")
     assert torch.equal(out, torch.zeros(batch, heads, q_len, 8))
     assert torch.equal(aux.kept_mass, torch.ones(batch, heads, q_len))
     for gradient in torch.autograd.grad(out.sum(), (query, key)):

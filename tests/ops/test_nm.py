@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dynattn.ops.choose import backends
+from dynattn.backends import backends
 from dynattn.ops.nm import nm_attention
 
 

@@ -13,7 +13,7 @@ import dynattn
 from dynattn import NM, TopK, metrics
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import MixingMethod, PairMethod, Rows, parse, register
-from dynattn.ops import plain
+from dynattn.reference import in_blocks
 
 
 @register
@@ -97,7 +97,7 @@ def by_loops(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cau
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain, "_BLOCK_SCORES", 1200)  # a few queries at a time
+    monkeypatch.setattr(in_blocks, "_BLOCK_SCORES", 1200)  # a few queries at a time
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -232,12 +232,13 @@ def test_nm_is_a_pair_method_too(method: NM, causal: bool) -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        ("topk-0.25", "topk-0.5", "topk-4", "topk-3"),
+        ("topk-0.25-f0", "topk-0.5-f0", "topk-0.5-f9", "topk-4", "topk-3"),
         ("threshold-0.1", "threshold-0.2"),
-        ("blocktopk-0.25-b4", "blocktopk-0.5-b8"),
+        ("blocktopk-0.25-b4", "blocktopk-0.25-b4-w0-s0-f0", "blocktopk-0.5-b8"),
+        ("blockmass-0.5-b8", "blockmass-0.5-b4-sampled", "blockmass-0.9-b8-bounds-w0"),
         ("window-3", "window-5-s2"),
-        ("perhead(topk-0.25_dense)", "perhead(topk-0.5_dense)"),
-        ("topk-0.25+window-2", "topk-0.5+window-3"),
+        ("perhead(topk-0.25-f0_dense)", "perhead(topk-0.5-f0_dense)"),
+        ("topk-0.25-f0+window-2", "topk-0.5-f0+window-3"),
     ],
 )
 def test_a_compiled_function_takes_one_method_of_a_class_after_another(names: tuple[str, ...]) -> None:
@@ -252,7 +253,7 @@ def test_a_compiled_function_takes_one_method_of_a_class_after_another(names: tu
 
 def test_a_method_may_be_made_in_a_compiled_function() -> None:
     def step(query: Tensor, ratio: float) -> Tensor:
-        return dynattn.attention(query, query, query, TopK(ratio=ratio))
+        return dynattn.attention(query, query, query, TopK(ratio=ratio, floor=2))
 
     query = torch.randn(1, 2, 16, 8)
     assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(query, 0.25), step(query, 0.25))

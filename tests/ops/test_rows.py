@@ -15,7 +15,7 @@ from dynattn.kernels import cpu
 from dynattn.ops.rows import row_attention
 
 LENGTHS = [(1, 1), (17, 64), (64, 17), (130, 130), (63, 130), (5, 300), (200, 72)]
-METHODS = [TopK(k=5), TopK(ratio=0.3), Threshold(0.05)]
+METHODS = [TopK(k=5), TopK(ratio=0.3), TopK(ratio=0.3, floor=7), Threshold(0.05)]
 MASKS = ["none", "padding", "by query", "added"]
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")

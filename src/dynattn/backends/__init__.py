@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dynattn.backends.base import Backend
 from dynattn.backends.blockwise import Blockwise
-from dynattn.backends.cpu import CPU
+from dynattn.backends.cpu import CPU, Tiles
 from dynattn.backends.cuda import CUDA
 from dynattn.backends.problem import Call, Plan, Problem, Result
 from dynattn.backends.reference import Reference
@@ -95,6 +95,9 @@ _BACKENDS: dict[str, Backend] = {
         CPU("avx512"),
         CPU("avx2"),
         CPU("portable"),
+        Tiles("amx"),
+        Tiles("avx512bf16"),
+        Tiles("tiles-portable"),
         CUDA(),
         Blockwise(_fastest),
         SDPA(),

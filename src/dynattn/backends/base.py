@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -51,11 +51,17 @@ def run_nm(call: Call, backend: str) -> Result:
         call: of a method that is :class:`dynattn.NM`.
         backend: the operator's.
     """
-    method = cast(NM, call.method)
     # the compiler maps the operator itself
     transformed = transforms.active() and not torch.compiler.is_compiling()
     operator = transforms.NMAttention.apply if transformed else nm_attention
-    return Result(*operator(
-        *call.tensors, method.n, method.m, method.window, method.sinks, method.stride, call.causal, call.scale,
-        call.dropout_p, call.aux, call.needs_grad, backend,
-    ))  # fmt: skip
+    return Result(*operator(*nm_arguments(call, backend)))
+
+
+def nm_arguments(call: Call, backend: str) -> tuple[Any, ...]:
+    """What the operator of N:M attention takes, of a call of a method that is :class:`dynattn.NM`."""
+    query, key, value, attn_mask, seed, method, causal, scale, dropout_p, aux, needs_grad = call
+    method = cast(NM, method)
+    return (
+        query, key, value, attn_mask, seed, method.n, method.m, method.window, method.sinks, method.stride, causal,
+        scale, dropout_p, aux, needs_grad, backend,
+    )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from dynattn.backends.base import Backend, run_nm, short
+from dynattn.backends.base import Backend, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
 from dynattn.methods.base import Choice
 from dynattn.ops.blocks import block_attention
+from dynattn.ops.library import unobserved
+from dynattn.ops.nm import forward_cpu
 from dynattn.ops.rows import row_attention
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,20 +47,61 @@ class CPU(Backend):
                 return f"the kernels take a {which} of at most {cpu.MAX_HEAD_DIM}, not {size}"
         if torch.compiler.is_compiling():
             return None
-        if self._isa is not None and cpu.unavailable_reason() is None and not cpu.isa_available(self._isa):
-            return f"this processor does not run {self._isa}"
-        return cpu.unavailable_reason()
+        return cpu.unavailable_reason() if self._isa is None else cpu.isa_refusal(self._isa)
 
     def what(self, problem: Problem) -> str:
-        what = f"fused C++ kernel ({self._isa or cpu.best_isa()})"
+        what = f"fused C++ kernel ({self._named(problem)})"
         if problem.method.choice is Choice.ROWS:
             return f"{what}, all pairs scored, values of the kept ones read"
         return f"{what}, dropped blocks skipped" if problem.method.choice is Choice.BLOCKS else what
 
+    def _named(self, problem: Problem) -> str:
+        """The instruction set, and of bfloat16 why it is not one of the matrix units."""
+        if self._isa is not None:
+            return self._isa
+        isa = cpu.best_isa()
+        if problem.method.choice is not Choice.ROWS:
+            isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
+        if problem.dtype != torch.bfloat16 or isa == "amx":
+            return isa
+        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or _not_taken()}"
+
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
+            if not call.needs_grad and unobserved(call.query, call.key, call.value):
+                return Result(*forward_cpu(*nm_arguments(call, self.name)))
             return run_nm(call, self.name)
         options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
         if call.method.choice is Choice.ROWS:
             return Result(*row_attention(*options, self.name)[:5])
         return Result(*block_attention(*options, call.needs_grad, self.name)[:5])
+
+
+class Tiles(CPU):
+    """The kernels on one tile engine, which ``cpu`` takes by itself where it is the fastest.
+
+    Args:
+        isa: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+    """
+
+    def __init__(self, isa: str) -> None:
+        super().__init__(isa)
+
+    def cannot(self, problem: Problem) -> str | None:
+        if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS) and problem.dtype != torch.bfloat16:
+            return f"tiles take bfloat16, not {short(problem.dtype)}"
+        return super().cannot(problem) or _no_tiles(problem)
+
+
+def _not_taken() -> str:
+    """Why ``cpu`` leaves a problem to other kernels that the matrix units would compute."""
+    if "amx" not in cpu.PROVEN_TILES:
+        return "its kernels have passed their tests on emulated instructions only; backend='cpu-amx' runs them"
+    return "few queries read keys in place"
+
+
+def _no_tiles(problem: Problem) -> str | None:
+    """Why tiles do not compute a problem of bfloat16; None where they do."""
+    if problem.method.choice is Choice.ROWS:
+        return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
+    return "the gradient is not made on tiles" if problem.needs_grad else None

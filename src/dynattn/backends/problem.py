@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods.base import Method
+from dynattn.ops.sharding import is_sharded
 
 
 class Problem(NamedTuple):
@@ -28,6 +29,7 @@ class Problem(NamedTuple):
         aux: whether the certificate is asked for.
         dropout: whether weights are dropped.
         needs_grad: gradients will be asked for.
+        sharded: the tensors are ``DTensor``.
     """
 
     device: torch.device
@@ -44,6 +46,7 @@ class Problem(NamedTuple):
     aux: bool = False
     dropout: bool = False
     needs_grad: bool = False
+    sharded: bool = False
 
 
 class Call(NamedTuple):
@@ -83,6 +86,7 @@ class Call(NamedTuple):
             self.key.shape[2], self.causal, mask is not None,
             mask is not None and (mask.dtype != torch.bool or (mask.dim() > 1 and mask.shape[-2] != 1)),
             mask is not None and self.needs_grad and mask.requires_grad, self.aux, self.dropout_p > 0, self.needs_grad,
+            is_sharded(query),
         )  # fmt: skip
 
 

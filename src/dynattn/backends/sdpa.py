@@ -25,6 +25,8 @@ class SDPA(Backend):
             return "it gives NaN for rows that a mask empties"
         if problem.causal and problem.q_len != problem.kv_len:
             return "it aligns causal masks top-left where q_len != kv_len"
+        if problem.sharded and problem.device.type == "cpu":
+            return "on CPUs it does not take DTensor"
         return None
 
     def what(self, problem: Problem) -> str:
@@ -34,10 +36,11 @@ class SDPA(Backend):
         query, key, value = call.query, call.key, call.value
         if call.needs_grad:
             query, key, value = _apart(query), _apart(key), _apart(value)
-        return Result(scaled_dot_product_attention(
-            query, key, value, is_causal=call.causal, scale=call.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        ))  # fmt: skip
+        grouped = True if query.shape[1] != key.shape[1] else False  # noqa: SIM210  # symbols are no bool
+        out = scaled_dot_product_attention(
+            query, key, value, is_causal=call.causal, scale=call.scale, enable_gqa=grouped
+        )  # fmt: skip
+        return Result(out)
 
 
 def _apart(x: Tensor) -> Tensor:

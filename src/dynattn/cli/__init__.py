@@ -1,8 +1,12 @@
-"""The ``dynattn`` command: one file a subcommand."""
+"""The ``dynattn`` command: one file a subcommand, which parses options and calls ``lab/<subcommand>/command.py``."""
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from dynattn.cli.bench import bench
 from dynattn.cli.compare import compare
@@ -11,12 +15,24 @@ from dynattn.cli.frontier import frontier
 from dynattn.cli.inspect import inspect
 from dynattn.cli.lra import lra
 from dynattn.cli.warmup import warmup
+from dynattn.lab.terminal import spell_out
+
+
+class _Commands(TyperGroup):
+    """Help and errors are written in any encoding, like what the commands print."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        spell_out(sys.stdout, sys.stderr)
+        return super().main(*args, **kwargs)
+
 
 app = typer.Typer(
     name="dynattn",
+    cls=_Commands,
     help="Dynamic sparse attention: compare it with dense attention on real models, train, bench, look inside.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,  # what stands in an error, a path say, is no markup
+    pretty_exceptions_enable=False,
 )
 app.command()(compare)
 app.command()(bench)

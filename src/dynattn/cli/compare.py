@@ -7,13 +7,26 @@ from typing import Annotated
 
 import typer
 
-from dynattn.cli.options import Threads, listed
+from dynattn.cli.options import (
+    MOST_BATCH,
+    Dtype,
+    Items,
+    Model,
+    Reports,
+    Text,
+    Threads,
+    Tokens,
+    TrustRemoteCode,
+    counted,
+    listed,
+    timed,
+)
+from dynattn.cli.running import running
+from dynattn.lab.models.trust import trusting
 
 
 def compare(
-    model: Annotated[
-        str, typer.Option(help="minilm, smollm2, dinov2, whisper (packages carry these); or a folder or hub id.")
-    ] = "minilm",
+    model: Model = "minilm",
     methods: Annotated[
         str,
         typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4. Default: dense, 2:4, 1:2, 1:2 of stride 16."),
@@ -26,32 +39,30 @@ def compare(
             "that fit the model."
         ),
     ] = "",
-    text: Annotated[
-        Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")
-    ] = None,
-    items: Annotated[
-        int | None, typer.Option(help="Items of each task: passages, pages, texts, keys, pictures.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of each text.")] = None,
+    text: Text = None,
+    items: Items = None,
+    tokens: Tokens = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="Items at once where throughput and memory are measured; default: 2048 tokens' worth."),
+        typer.Option(
+            help="Items at once where throughput and memory are measured. Default: 2048 tokens' worth.",
+            callback=counted(most=MOST_BATCH),
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="To spend on each of the three timings.", callback=timed())] = 10.0,
     threads: Threads = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report and the JSON.")] = Path("reports"),
+    dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+    output: Reports = Path("reports"),
 ) -> None:
     """Compare a model under dense attention with the same model under sparse attention: quality, speed, memory."""
-    try:
-        from dynattn.lab.compare.terminal import run
-    except ImportError as error:
-        raise typer.BadParameter(f"compare needs more packages ({error}): pip install 'dynattn[evals]'") from error
-    run(
-        {
-            "model": model,
-            "methods": listed(methods),
-            "tasks": listed(tasks),
-            "text": text, "items": items, "tokens": tokens, "batch": batch, "seconds": seconds, "threads": threads,
-        },
-        output,
-    )  # fmt: skip
+    with running("compare", "evals"), trusting(trust_remote_code):
+        from dynattn.lab.compare.command import run
+        from dynattn.lab.compare.run import Settings
+        from dynattn.lab.terminal import console
+
+        settings = Settings(
+            model=model, methods=listed(methods), tasks=listed(tasks), text=text, items=items, tokens=tokens,
+            batch=batch, seconds=seconds, threads=threads, dtype=dtype,
+        )  # fmt: skip
+        run(settings, output, console())

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from dynattn.cli.options import LearningRate, Runs, Seeds, Threads, TrainedMethods, listed
+from dynattn.cli.options import (
+    MOST_BATCH,
+    LearningRate,
+    Runs,
+    Seeds,
+    Steps,
+    Text,
+    Threads,
+    Tokens,
+    TrainedMethods,
+    TrustRemoteCode,
+    counted,
+    listed,
+)
+from dynattn.cli.running import FAILED_CHECK, running
+from dynattn.lab.models.trust import trusting
 
 
 def finetune(
@@ -21,38 +36,36 @@ def finetune(
     ] = None,
     methods: TrainedMethods = "nm-2-4,nm-1-2",
     seeds: Seeds = 3,
-    steps: Annotated[int | None, typer.Option(help="Of the optimizer. Default: the task's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Examples a step, over all processes.")] = None,
-    learning_rate: LearningRate = None,
-    items: Annotated[int | None, typer.Option(help="Items held out to judge by.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of each text.")] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")
+    steps: Steps = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples a step, over all processes. Default: the task's.", callback=counted(most=MOST_BATCH)
+        ),
     ] = None,
+    learning_rate: LearningRate = None,
+    items: Annotated[int | None, typer.Option(help="Items held out to judge by.", callback=counted())] = None,
+    tokens: Tokens = None,
+    text: Text = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Write the trained models, too.")] = False,
     threads: Threads = None,
+    trust_remote_code: TrustRemoteCode = False,
     output: Runs = Path("reports"),
 ) -> None:
     """Fine-tune a model with dense and with sparse attention by the same recipe; tell whether they end alike.
 
-    Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices.
+    Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices. Ends
+    with code 1 where the training of a method diverged.
     """
-    try:
-        from dynattn.lab.finetune import present
+    with running("finetune", "train"), trusting(trust_remote_code):
+        from dynattn.lab.finetune.command import run
         from dynattn.lab.finetune.finetune import Settings
-        from dynattn.lab.finetune.finetune import finetune as train
-    except ImportError as error:
-        raise typer.BadParameter(f"finetune needs more packages ({error}): pip install 'dynattn[train]'") from error
-    present(
-        lambda stage: train(
-            Settings(
-                model=model, task=task, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
-                learning_rate=learning_rate, items=items, tokens=tokens, text=text, keep_models=keep_models,
-                threads=threads,
-            ),
-            output,
-            stage,
-        ),
-        output,
-        "finetune",
-    )  # fmt: skip
+        from dynattn.lab.terminal import console
+
+        settings = Settings(
+            model=model, task=task, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
+            learning_rate=learning_rate, items=items, tokens=tokens, text=text, keep_models=keep_models,
+            threads=threads,
+        )  # fmt: skip
+        if not run(settings, output, console()):
+            raise typer.Exit(FAILED_CHECK)

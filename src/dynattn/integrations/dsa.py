@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.integrations.transformers import Call, attend, masks, observing, register
+from dynattn.maths.scores import scores as exact_scores
 from dynattn.methods import NM
 from dynattn.methods.dsa import TOGETHER, top_of_runs
 from dynattn.nn import DSAPredictor, prediction_loss
-from dynattn.reference.pairs import scores as exact_scores
 
 _NAME = "dynattn:predicted"
 _DENSE = NM(1, 1)

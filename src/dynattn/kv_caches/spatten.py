@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dynattn.integrations.transformers import Call
 from dynattn.kv_caches.layer import Layer, LayeredCache
-from dynattn.reference.pairs import scores
+from dynattn.maths.scores import scores
 
 _WHOLE = 0.15  # of the layers, the first ones, which keep every token: the source's choice
 _ROWS = 128  # queries at once, so that memory is linear in the length of a prompt
@@ -80,7 +80,7 @@ class SpAttenCache(LayeredCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each sample so many times."""
-        batch = torch.arange(len(self.state.received)).repeat_interleave(repeats)
+        batch = torch.arange(len(self.state.received), device=self.state.received.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
         self.state.samples(batch)
 
@@ -102,8 +102,8 @@ class _Importance:
         self.clear()
 
     def clear(self) -> None:
-        self.received = torch.zeros(0, 0)
-        self.alive = torch.zeros(0, 0, dtype=torch.bool)
+        self.received = torch.zeros(0, 0, device="cpu")
+        self.alive = torch.zeros(0, 0, dtype=torch.bool, device="cpu")
 
     def add(self, positions: Tensor, received: Tensor, seen: int) -> None:
         batch, known = self.received.shape

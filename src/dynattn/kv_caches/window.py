@@ -60,7 +60,10 @@ class _WindowLayer(Layer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         attended_to = super().update(key_states, value_states)
         if self.held >= self.window + self.sinks + self.every:
-            first, last = torch.arange(self.sinks), torch.arange(self.held - self.window, self.held)
+            first, last = (
+                torch.arange(self.sinks, device="cpu"),
+                torch.arange(self.held - self.window, self.held, device="cpu"),
+            )
             self.evict(torch.cat([first, last]).to(key_states.device).expand(len(key_states), -1))
         return attended_to
 

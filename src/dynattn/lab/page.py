@@ -26,6 +26,8 @@ _STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+_PIXELS = 96  # of an inch
+_LEAST_SCALE = 0.75  # of a figure, so that its text can be read; on a narrower screen it is scrolled
 _NUMBER = re.compile(r"[+\-−±≈<>~]?\s*[\d.]|[–—-]?$")
 
 
@@ -73,6 +75,7 @@ def svg(figure: Figure, label: str = "") -> str:
         An ``<svg>`` element to be put into a page's body.
     """
     matplotlib = _matplotlib()
+    _on_the_page(figure)
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True)
@@ -83,7 +86,8 @@ def svg(figure: Figure, label: str = "") -> str:
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text)  # the page's own font is inherited
     text = text.replace("#000000", "currentColor").replace("fill: black", "fill: currentColor")
     role = f' role="img" aria-label="{_escape(label)}"' if label else ""
-    return text.replace("<svg", f"<svg{role}", 1)
+    least = round(_LEAST_SCALE * _PIXELS * figure.get_figwidth())
+    return text.replace("<svg", f'<svg{role} style="min-width: {least}px"', 1)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -139,6 +143,24 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         The HTML document.
     """
     return _environment().get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+
+
+def _on_the_page(figure: Figure) -> None:
+    """No white box behind a legend, whose text takes the page's ink; and no dollar sign in a text begins a formula."""
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
+
+    for legend in figure.findobj(Legend):
+        legend.set_frame_on(False)  # pyright: ignore[reportAttributeAccessIssue]
+    ticks = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if text not in ticks:  # a logarithmic axis writes its own as formulas
+            text.set_parse_math(False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _value(value: object) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,7 +140,7 @@ def alone(path: Path) -> Iterator[None]:
     """Keep others from working on a file or a folder meanwhile; when this process ends, in whatever way, it is free.
 
     Args:
-        path: of the file or folder, which need not exist. The lock lies beside it, ``.<name>.lock``.
+        path: of the file or folder, which need not exist. Meanwhile a lock lies beside it, ``.<name>.lock``.
 
     Raises:
         ValueError: another process, or this one, is at work there.
@@ -158,12 +158,14 @@ def alone(path: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"records: one command at a time writes to {path}: another is at work there; wait for it, or give "
-                "another --output"
+                f"records: one command at a time writes to a place: another is at work in {path}; wait for it, or "
+                "give another --output"
             ) from error
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows removes no open file: there it stays
+            claimed.unlink()  # while it is still held; FileLock refuses a lock whose file has gone
         lock.release()
 
 

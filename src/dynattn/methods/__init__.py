@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynattn.methods.base import Method, MixingMethod, PairMethod, Rows
+from dynattn.methods.block_mass import BlockMass
 from dynattn.methods.block_topk import BlockTopK
 from dynattn.methods.combine import Intersection, Union
 from dynattn.methods.dsa import DSA
@@ -21,6 +22,7 @@ from dynattn.methods.window import Window
 __all__ = [
     "DSA",
     "NM",
+    "BlockMass",
     "BlockTopK",
     "EfficientAttention",
     "Fixed",

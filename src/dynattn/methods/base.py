@@ -59,15 +59,19 @@ class Choice(Enum):
 
 
 class RowRule(NamedTuple):
-    """What a row keeps by its own scores: of a allowed keys ``min(most, ⌈numerator · a / denominator⌉)``, or by weight.
+    """What a row keeps by its own scores, by count or by weight.
+
+    Of a allowed keys ``min(a, most, max(floor, ⌈numerator · a / denominator⌉))`` by count.
 
     Attributes:
         most: pairs kept at most, between 1 and 2**31 - 1.
+        floor: pairs kept at least, where there are as many, between 0 and 2**31 - 1.
         numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
         weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
     """
 
     most: int = 2**31 - 1
+    floor: int = 0
     numerator: int = 1
     denominator: int = 1
     weight: float = -1.0
@@ -76,11 +80,20 @@ class RowRule(NamedTuple):
 class Method(ABC):
     """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each.
 
-    Attributes:
-        known_as: ``name`` as it was when the object was made; registered classes have it.
+    A subclass with a ``__post_init__`` of its own ends it with ``super().__post_init__()``.
     """
 
-    known_as: str
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known_as", self.name)
+
+    @property
+    def known_as(self) -> str:
+        """``name`` as it was when the object was made.
+
+        A function under torch.compile that meets a second object takes its numbers for symbols, and a name cannot be
+        made of those; one that is there is a constant.
+        """
+        return self.__dict__.get("_known_as") or self.name
 
     @property
     @abstractmethod

@@ -1,13 +1,16 @@
-"""Block top-k attention: each block of queries keeps the blocks of keys with the largest mean scores.
+"""Block top-k attention: each block of queries keeps a share of the blocks of keys, those near, and the best of others.
 
-    score(I, J) = mean of s_ij over the allowed pairs i ∈ I, j ∈ J
-    kept(i, j)  ⇔ score(I, J) among the ⌈ratio · blocks of row I with an allowed pair⌉ largest of row I
+    kept(i, j) ⇔ block J of j holds a key near the queries of I or one of the first keys,
+                 or value(I, J) is among the largest of the others,
+                 ⌈ratio · blocks of row I with an allowed pair⌉ blocks in all, at least ⌈floor / B⌉
 
-I and J are blocks of B consecutive queries and keys, ``[0, B), [B, 2B), …``. Where all pairs are allowed and no bias is
-added, the mean score is the product of the pooled vectors, ``scale · mean(q_I) · mean(k_J)``, which costs 1/B² of the
-scores; with a mask the mean is of what may be attended, where published kernels pool over masked pairs too.
+I and J are blocks of B consecutive queries and keys, ``[0, B), [B, 2B), …``. By default the value is the mean score of
+the allowed pairs: where all pairs are allowed and no bias is added, the product of the pooled vectors,
+``scale · mean(q_I) · mean(k_J)``, which costs 1/B² of the scores; with a mask the mean is of what may be attended,
+where published kernels pool over masked pairs too.
 
 Source: the block-sparse head of MInference, arXiv:2407.02490; pooled scores also in SpargeAttention, arXiv:2502.18137.
+First, own and nearest block forced: The Sparse Frontier, arXiv:2504.17768.
 """
 
 from __future__ import annotations
@@ -17,55 +20,63 @@ import re
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
-from dynattn.methods import pooled, share
-from dynattn.methods.base import Glance, PairMethod, Rows
+from dynattn.maths.selection import largest
+from dynattn.methods import share
+from dynattn.methods.blocks import OPTIONS, Blocks
 from dynattn.methods.registry import register
-from dynattn.reference.selection import largest
 
-_NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+)")
-_MAX_BLOCK = 1024
-_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs is no more than queries and keys take at length 64k
+_NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+){OPTIONS}{share.FLOOR}")
 
 
 @final
 @register
 @dataclass(frozen=True)
-class BlockTopK(PairMethod):
-    """Keep, for every block of queries, a share of the blocks of keys, by their mean score.
+class BlockTopK(Blocks):
+    """Keep, for every block of queries, a share of the blocks of keys: those near and the first, then by an estimate.
 
-    Ties go to the lower block. All allowed pairs of a kept block are kept. A query whose allowed keys all lie in
-    dropped blocks gives 0; join a :class:`~dynattn.Window` with ``+`` where masks can bring that about.
+    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count: only where they are
+    more than the share asks for are more kept. Without a window a query whose allowed keys all lie in dropped blocks
+    gives 0.
 
     Blocks of queries are counted from the first query of the call, blocks of keys from key 0.
 
     Args:
         ratio: share of the blocks that have an allowed pair, a float above 0, at most 1 (which is dense attention).
         block: queries and keys in a block, between 1 and 1024.
+        by: what ranks the blocks that are not forced: ``mean``, the mean score; ``sampled``, the exact attention of
+            every 16th query; ``bounds``, upper bounds of the scores; ``antidiagonal``, scores along antidiagonals, for
+            which the block must be a multiple of 16.
+        window: blocks are kept that hold a key less than so many positions from one of the block's queries: None for
+            ``block``, so that these are its own block and the neighbours; 0 for none.
+        sinks: blocks are kept that hold one of so many first keys; 0 for none.
+        floor: a row of blocks keeps at least ⌈floor / block⌉, where it has as many; 0 for no floor.
 
     Raises:
         TypeError: an argument is of a wrong type.
         ValueError: an argument is out of its range.
 
-    Source: arXiv:2407.02490.
+    Source: arXiv:2407.02490; see the estimates' files for theirs.
     """
 
     ratio: float
     block: int = 16
+    by: str = "mean"
+    window: int | None = None
+    sinks: int = Blocks.default_sinks
+    floor: int = share.DEFAULT_FLOOR
 
     def __post_init__(self) -> None:
         share.check("BlockTopK", self.ratio)
-        if not isinstance(self.block, int) or isinstance(self.block, bool):
-            raise TypeError(f"BlockTopK: block must be an int: got {self.block!r}; try BlockTopK(0.25, 16)")
-        if not 1 <= self.block <= _MAX_BLOCK:
-            raise ValueError(f"BlockTopK: block must be between 1 and {_MAX_BLOCK}: got {self.block}; try 16 or 64")
+        share.check_floor("BlockTopK", self.floor)
+        super().__post_init__()
 
     @property
     def name(self) -> str:
-        """``blocktopk-0.25-b16``."""
-        return f"blocktopk-{share.text(self.ratio)}-b{self.block}"
+        """``blocktopk-0.25-b16``, with ``-sampled`` and the like, ``-wWINDOW``, ``-sSINKS``, ``-fFLOOR`` where they
+        differ from the defaults."""
+        return f"blocktopk-{share.text(self.ratio)}{self.options()}{share.floor_text(self.floor)}"
 
     @property
     def keeps_everything(self) -> bool:
@@ -76,44 +87,13 @@ class BlockTopK(PairMethod):
     def from_name(cls, name: str) -> BlockTopK | None:
         """The method that ``name`` stands for, or None where it is not a block top-k name."""
         match = _NAME.fullmatch(name)
-        return cls(float(match["ratio"]), int(match["block"])) if match else None
+        if not match:
+            return None
+        sizes = {key: int(match[key]) for key in ("window", "sinks", "floor") if match[key]}
+        return cls(float(match["ratio"]), int(match["block"]), match["by"] or "mean", **sizes)
 
-    @property
-    def rows_together(self) -> int:
-        """The block."""
-        return self.block
-
-    def glance(self, head_dim: int, itemsize: int) -> Glance:
-        """Pooled queries times pooled keys."""
-        return Glance(head_dim / self.block**2, head_dim * itemsize / self.block)
-
-    def choose(self, scores: Tensor, rows: Rows) -> Tensor:
-        """The blocks with the largest mean scores, each with all its pairs."""
-        length, kv_len = scores.shape[-2:]
-        kept = self.best(*pooled.of_scores(scores, self.block))
-        return kept.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)[..., :length, :kv_len]
-
-    @property
-    def whole_blocks(self) -> int:
-        """The block, from 8 on."""
-        return self.block if self.block >= _LEAST_WHOLE else 0
-
-    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-        """The blocks with the largest mean scores, by pooled queries and keys."""
-        rows, columns = (-(-x.shape[2] // self.block) for x in (query, key))
-        kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
-        for at, mean, some in pooled.means(query, key, attn_mask, causal, scale, self.block):
-            kept[:, :, at] = self.best(mean, some.expand_as(mean))
-        return kept
-
-    def best(self, mean: Tensor, some: Tensor) -> Tensor:
-        """The blocks kept of every row of blocks.
-
-        Args:
-            mean: (..., blocks of keys), mean score of the allowed pairs.
-            some: same shape, whether a pair is allowed.
-
-        Returns:
-            bool, same shape.
-        """
-        return largest(mean.masked_fill(~some, -math.inf), share.ceil(self.ratio, some.sum(-1))) & some
+    def best(self, value: Tensor, others: Tensor, forced: Tensor) -> Tensor:
+        """The largest values, as many as are left of the budget."""
+        taken = forced.sum(-1)
+        count = share.ceil(self.ratio, others.sum(-1) + taken).clamp(min=-(-self.floor // self.block))
+        return largest(value.masked_fill(~others, -math.inf), (count - taken).clamp(min=0))

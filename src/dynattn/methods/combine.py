@@ -43,6 +43,7 @@ class _Combination(PairMethod):
         if len(self.parts) < 2:
             raise ValueError(f"{owner}: parts must be two or more: got {len(self.parts)}")
         object.__setattr__(self, "parts", tuple(grammar.named(owner, part) for part in self.parts))
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -16,11 +16,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dynattn.maths.scores import arithmetic_dtype
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.pairs import arithmetic_dtype
-from dynattn.reference.selection import largest
 
 BITS = (4, 8)
 TOGETHER = (1, 4, 8, 16)
@@ -93,6 +93,7 @@ class DSA(PairMethod):
                 raise ValueError(f"DSA: {field} must be one of {known}: got {value}; try {known[0]}")
         if self.seed < 0:
             raise ValueError(f"DSA: seed must be at least 0: got {self.seed}; leave it out")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

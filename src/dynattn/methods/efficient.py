@@ -14,10 +14,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths.linear import forbid, key_bias, mix
+from dynattn.maths.scores import arithmetic_dtype, per_head
 from dynattn.methods.base import MixingMethod
 from dynattn.methods.registry import register
-from dynattn.reference.linear import forbid, key_bias, mix, per_head
-from dynattn.reference.pairs import arithmetic_dtype
 
 
 @final

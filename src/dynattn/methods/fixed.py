@@ -45,6 +45,7 @@ class Fixed(PairMethod):
 
     def __post_init__(self) -> None:
         share.check("Fixed", self.ratio)
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -2,20 +2,24 @@
 
     s = scale · QKᵀ + bias,    kept(i, j) ⇔ s_ij among the N largest of its group of M,    out = softmax(s | kept) V
 
+The group of key j is ``(j // (M·stride), j % stride)``: its keys stand ``stride`` apart.
+
 Source: DFSS, "Dynamic N:M Fine-grained Structured Sparse Attention Mechanism", arXiv:2203.00091, PPoPP 2023.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
+from dynattn.maths.positions import distance
 from dynattn.methods.base import Choice, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference import nm as reference
 
 MAX_M = 32
 MAX_STRIDE = 64
@@ -77,6 +81,7 @@ class NM(PairMethod):
                 f"NM: m * stride must be at most {MAX_BLOCK}: got {self.m} * {self.stride}; "
                 f"use a stride of at most {MAX_BLOCK // self.m}"
             )
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -107,10 +112,36 @@ class NM(PairMethod):
         return Choice.GROUPS
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
-        """As :func:`dynattn.reference.nm.choose`."""
-        return reference.choose(scores, self, rows.offset)
+        """As :func:`choose` says."""
+        return choose(scores, self, rows.offset)
 
     @property
     def looks_at_positions(self) -> bool:
         """True where there is a window."""
         return self.window > 0
+
+
+def choose(s: Tensor, method: NM, offset: int = 0) -> Tensor:
+    """The kept pairs: True for the N largest scores of each group, the window and the sinks, where s > -inf.
+
+    NaN counts as the largest score, so that it is kept and reaches the output. Ties go to the lower index.
+
+    Args:
+        s: scores (batch, heads, q_len, kv_len), -inf where the pair is not allowed.
+        method: what to keep.
+        offset: position of the first query on the key axis.
+
+    Returns:
+        bool (batch, heads, q_len, kv_len).
+    """
+    kv_len = s.shape[-1]
+    block = method.m * method.stride
+    padded = torch.nn.functional.pad(s, (0, -kv_len % block), value=-math.inf)
+    # [batch, heads, q_len, blocks, m, stride]: a group is a column of its block.
+    groups = padded.unflatten(-1, (padded.shape[-1] // block, method.m, method.stride))
+    order = groups.sort(dim=-2, descending=True, stable=True).indices
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-2, order[..., : method.n, :], True)
+    kept = kept.flatten(-3)[..., :kv_len]
+    kept = kept | (distance(s, offset).abs() < method.window)
+    kept = kept | (torch.arange(kv_len, device=s.device) < method.sinks)
+    return kept & (s != -math.inf)

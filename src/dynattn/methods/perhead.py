@@ -53,6 +53,7 @@ class PerHead(Method):
                 f"got {self.parts!r}; put PerHead inside of PerLayer"
             )
         object.__setattr__(self, "parts", tuple(grammar.named("PerHead", part) for part in self.parts))
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -58,6 +58,7 @@ class PerLayer(Method):
         named = tuple((where, grammar.named("PerLayer", method)) for where, method in pairs)
         object.__setattr__(self, "layers", named)
         object.__setattr__(self, "default", grammar.named("PerLayer", self.default))
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -1,10 +1,10 @@
 """Random attention: each query keeps a share of its keys drawn by lot. A baseline: it looks at no score.
 
-    kept(i, j) ⇔ word(i, j) among the ⌈ratio · allowed keys of row i⌉ largest of row i
+    kept(i, j) ⇔ word(i, j) among the max(floor, ⌈ratio · allowed keys of row i⌉) largest of row i
 
-``word`` is the counter-based generator of :mod:`dynattn.reference.dropout`, of the batch, the head, the query's
+``word`` is the counter-based generator of :mod:`dynattn.maths.dropout`, of the batch, the head, the query's
 position on the key axis and the key: the same for every block of queries, in the backward, and on every device. A row
-keeps exactly as many pairs as ``TopK(ratio=ratio)``, so that both differ in the choice alone.
+keeps exactly as many pairs as ``TopK(ratio=ratio, floor=floor)``, so that both differ in the choice alone.
 
 Source: random attention of Big Bird, arXiv:2007.14062, for single pairs.
 """
@@ -19,24 +19,25 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths import dropout
+from dynattn.maths.selection import largest
 from dynattn.methods import share
 from dynattn.methods.base import Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference import dropout
-from dynattn.reference.selection import largest
 
-_NAME = re.compile(rf"random-(?P<ratio>{share.NUMBER})(?:-seed(?P<seed>\d+))?")
+_NAME = re.compile(rf"random-(?P<ratio>{share.NUMBER}){share.FLOOR}(?:-seed(?P<seed>\d+))?")
 
 
 @final
 @register
 @dataclass(frozen=True)
 class Random(PairMethod):
-    """Keep a random share of every row's allowed keys, ⌈ratio · allowed⌉ of them.
+    """Keep a random share of every row's allowed keys, ⌈ratio · allowed⌉ of them, but at least ``floor``.
 
     Args:
         ratio: the share, a float above 0, at most 1 (which is dense attention).
         seed: of the lot, at least 0 and below 2**63.
+        floor: pairs kept at least in rows that have as many; 0 for no floor.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -47,18 +48,22 @@ class Random(PairMethod):
 
     ratio: float
     seed: int = 0
+    floor: int = share.DEFAULT_FLOOR
 
     def __post_init__(self) -> None:
         share.check("Random", self.ratio)
+        share.check_floor("Random", self.floor)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise TypeError(f"Random: seed must be an int: got {self.seed!r}; pass a whole number")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"Random: seed must be at least 0 and below 2**63: got {self.seed}")
+        super().__post_init__()
 
     @property
     def name(self) -> str:
-        """``random-0.5``, or ``random-0.5-seed7`` with another seed than 0."""
-        return f"random-{share.text(self.ratio)}" + (f"-seed{self.seed}" if self.seed else "")
+        """``random-0.5``, with ``-fFLOOR`` for another floor than 32 and ``-seedSEED`` for another seed than 0."""
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"random-{share.text(self.ratio)}{share.floor_text(self.floor)}{seed}"
 
     @property
     def keeps_everything(self) -> bool:
@@ -69,7 +74,10 @@ class Random(PairMethod):
     def from_name(cls, name: str) -> Random | None:
         """The method that ``name`` stands for, or None where it is not a random choice's name."""
         match = _NAME.fullmatch(name)
-        return cls(float(match["ratio"]), int(match["seed"] or 0)) if match else None
+        if not match:
+            return None
+        floor = share.DEFAULT_FLOOR if match["floor"] is None else int(match["floor"])
+        return cls(float(match["ratio"]), int(match["seed"] or 0), floor)
 
     @property
     def looks_at_positions(self) -> bool:
@@ -90,4 +98,4 @@ class Random(PairMethod):
             torch.arange(kv_len, device=scores.device),
         )
         allowed = scores != -math.inf
-        return largest(words.masked_fill(~allowed, -1), share.ceil(self.ratio, allowed.sum(-1)))
+        return largest(words.masked_fill(~allowed, -1), share.count(self.ratio, allowed.sum(-1), self.floor))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import wraps
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dynattn.methods.base import Method
 from dynattn.methods.classes import Classes
@@ -40,25 +39,8 @@ def register(cls: _Class) -> _Class:
         TypeError: it is no such class.
     """
     _known.add(cls)
-    _remember_names(cls)
     _parsed.clear()
     return cls
-
-
-def _remember_names(cls: type[Method]) -> None:
-    """Let every object of the class form its name when it is made.
-
-    A function under torch.compile that meets a second object takes its numbers for symbols, and a name cannot be made
-    of those; a name that is there is a constant.
-    """
-    init = cls.__init__
-
-    @wraps(init)
-    def named(self: Method, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        object.__setattr__(self, "known_as", self.name)
-
-    cls.__init__ = named
 
 
 def _import_plugins() -> bool:

@@ -15,12 +15,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dynattn.maths.buckets import Tiles, hashes, rotations, tiles
+from dynattn.maths.linear import forbid, key_bias, mix
+from dynattn.maths.random_features import directions, log_features
+from dynattn.maths.scores import arithmetic_dtype, per_head
 from dynattn.methods.base import MixingMethod
 from dynattn.methods.registry import register
-from dynattn.reference.buckets import Tiles, hashes, rotations, tiles
-from dynattn.reference.linear import forbid, key_bias, mix, per_head
-from dynattn.reference.pairs import arithmetic_dtype
-from dynattn.reference.random_features import directions, log_features
 
 _NAME = re.compile(
     r"scatterbrain-f(?P<features>\d+)-b(?P<buckets>\d+)-r(?P<rounds>\d+)(?P<iid>-iid)?(?:-seed(?P<seed>\d+))?"
@@ -41,8 +41,8 @@ class Scatterbrain(MixingMethod):
         out_i = Σ_j w_ij v_j / Σ_j w_ij
 
     computed as ``φ(q') (φ(k')ᵀ v) + Σ_S (exp(s) - φ(q') · φ(k')) v``: time and memory linear in length, but for what
-    the pairs of S take. φ are positive random features (:mod:`dynattn.reference.random_features`), S the pairs that an
-    angular hash puts into one bucket in at least one round (:mod:`dynattn.reference.buckets`). Numerator and
+    the pairs of S take. φ are positive random features (:mod:`dynattn.maths.random_features`), S the pairs that an
+    angular hash puts into one bucket in at least one round (:mod:`dynattn.maths.buckets`). Numerator and
     denominator are unbiased; their ratio is only as good as the denominator's variance is small.
 
     A mask is one for each key, and multiplies both parts by ``exp(bias_j)``.
@@ -78,6 +78,7 @@ class Scatterbrain(MixingMethod):
             raise ValueError(f"Scatterbrain: buckets must be even: got {self.buckets}; try {self.buckets + 1}")
         if not isinstance(self.orthogonal, bool):
             raise TypeError(f"Scatterbrain: orthogonal must be a bool: got {self.orthogonal!r}; pass True or False")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

@@ -10,12 +10,18 @@ from torch import Tensor
 NUMBER = r"\d+\.\d+"
 """A share in a name, as a regular expression: always with a point, so that ``topk-1`` is a count."""
 
+FLOOR = r"(?:-f(?P<floor>\d+))?"
+"""The end of a name where the floor is not the default, as a regular expression."""
+
+DEFAULT_FLOOR = 32
+"""Keys that a share keeps at least: a quarter of the first few keys of a causal row is next to nothing."""
+
 _FINEST = 10**6
 
 _Count = TypeVar("_Count", int, Tensor)
 
 
-def check(method: str, ratio: float) -> None:
+def check(method: str, ratio: float, field: str = "ratio") -> None:
     """Refuse what is no share.
 
     Raises:
@@ -23,9 +29,22 @@ def check(method: str, ratio: float) -> None:
         ValueError: it is not between 1e-6 and 1.
     """
     if not isinstance(ratio, float):
-        raise TypeError(f"{method}: ratio must be a float: got {ratio!r}; write a share such as 0.25")
+        raise TypeError(f"{method}: {field} must be a float: got {ratio!r}; write a share such as 0.25")
     if not 1 / _FINEST <= ratio <= 1:
-        raise ValueError(f"{method}: ratio must be between 1e-6 and 1: got {ratio}; 0.25 keeps a quarter")
+        raise ValueError(f"{method}: {field} must be between 1e-6 and 1: got {ratio}; 0.25 keeps a quarter")
+
+
+def check_floor(method: str, floor: int) -> None:
+    """Refuse what is no floor of a share.
+
+    Raises:
+        TypeError: ``floor`` is not an int.
+        ValueError: it is not between 0 and 2**31 - 1.
+    """
+    if not isinstance(floor, int) or isinstance(floor, bool):
+        raise TypeError(f"{method}: floor must be an int: got {floor!r}; it counts keys, as 32 does")
+    if not 0 <= floor < 2**31:
+        raise ValueError(f"{method}: floor must be between 0 and 2**31 - 1: got {floor}; 0 sets none")
 
 
 def text(ratio: float) -> str:
@@ -37,6 +56,22 @@ def text(ratio: float) -> str:
     if not exponent:
         return digits
     return "0." + "0" * (int(exponent) - 1) + digits.replace(".", "")
+
+
+def floor_text(floor: int) -> str:
+    """``-f8``; nothing for the default."""
+    return f"-f{floor}" if floor != DEFAULT_FLOOR else ""
+
+
+def count(ratio: float, allowed: Tensor, floor: int) -> Tensor:
+    """Keys that a row keeps of those it may attend: the share, at least ``floor``, and no more than there are.
+
+    Args:
+        ratio: the share.
+        allowed: keys that each row may attend, int64.
+        floor: the least count.
+    """
+    return ceil(ratio, allowed).clamp(min=floor).minimum(allowed)
 
 
 def ceil(ratio: float, length: _Count) -> _Count:

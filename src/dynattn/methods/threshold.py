@@ -52,6 +52,7 @@ class Threshold(PairMethod):
             raise TypeError(f"Threshold: least must be a float: got {self.least!r}; try Threshold(0.01)")
         if not (0 <= self.least < 1 and math.copysign(1, self.least) > 0):
             raise ValueError(f"Threshold: least must be at least 0 and below 1: got {self.least}; try Threshold(0.01)")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

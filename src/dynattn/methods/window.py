@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dynattn.maths.positions import distance
 from dynattn.methods.base import Choice, Glance, PairMethod, Rows
 from dynattn.methods.registry import register
-from dynattn.reference.positions import distance
 
 _NAME = re.compile(r"window-(?P<window>\d+)(?:-s(?P<sinks>\d+))?")
 
@@ -53,6 +53,7 @@ class Window(PairMethod):
                 raise TypeError(f"Window: {field} must be an int: got {value!r}; pass a whole number, as in Window(64)")
             if not least <= value < 2**31:
                 raise ValueError(f"Window: {field} must be between {least} and 2**31 - 1: got {value}; try Window(64)")
+        super().__post_init__()
 
     @property
     def name(self) -> str:

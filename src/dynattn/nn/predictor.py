@@ -50,7 +50,7 @@ class DSAPredictor(nn.Module):
         if bits not in BITS:
             raise ValueError(f"DSAPredictor: bits must be one of {BITS}: got {bits}; try {BITS[0]}")
         self.bits = bits
-        self.register_buffer("projection", projection(width, rank, seed).float())
+        self.register_buffer("projection", projection(width, rank, seed).float().to(torch.get_default_device()))
         # X R Rᵀ Xᵀ approximates X Xᵀ, the sum of `width` products; brought to the size of a scaled score.
         start = width**-0.25 * torch.eye(rank).repeat(heads, 1, 1)
         self.query_map = nn.Parameter(start.clone())

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-_BACKWARD_GRADS = 4  # the tensors in front of the inputs: grad_out, grad_logsumexp, out, logsumexp
+if TYPE_CHECKING:
+    from dynattn.ops.library import Schema
 
 
-def forward(
-    info: Any, in_dims: tuple, *arguments: Any, call: Any = None
+def rule(
+    schema: Schema, info: Any, in_dims: tuple, *arguments: Any, call: Any = None
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The rule of ``nm_attention``, as ``torch.library.register_vmap`` takes it; ``call`` stands for the operator."""
-    size = info.batch_size
-    tensors = _fold(arguments[:3], in_dims[:3], size)
-    mask = _fold_mask(arguments[3], in_dims[3], size, arguments[0], in_dims[0])
-    _refuse_seeds(in_dims[4])
-    outputs = (call or torch.ops.dynattn.nm_attention)(*tensors, mask, *arguments[4:])
-    return _unfold(outputs, size)
+    """The rule of an operator, or of its backward, as ``torch.library.register_vmap`` takes it.
+
+    Gradients of what was not mapped are summed by the caller's own rules.
+
+    Args:
+        schema: the operator; its tensors have the batch first, but for ``attn_mask`` and ``seed``.
+        info, in_dims, arguments: as PyTorch gives them.
+        call: stands for the operator.
+    """
+    given, dims, size = schema.Arguments(*arguments), schema.Arguments(*in_dims), info.batch_size
+    _refuse_seeds(dims.seed)
+    mask_needs_grad = getattr(given, "mask_needs_grad", False)
+    names = schema.tensors - {"attn_mask", "seed"}
+    folded = {name: _fold(getattr(given, name), getattr(dims, name), size) for name in names}
+    # where its gradient is asked for, each of the mapped calls has one of its own
+    mask = _fold_mask(given.attn_mask, dims.attn_mask, size, given.query, dims.query, always=mask_needs_grad)
+    outputs, out_dims = _unfold((call or schema.operator)(*given._replace(**folded, attn_mask=mask)), size)
+    if not mask_needs_grad:
+        return outputs, out_dims
+    results = schema.Results(*outputs)
+    dim = dims.attn_mask
+    inner = given.attn_mask.shape if dim is None else given.attn_mask.movedim(dim, 0).shape[1:]
+    return tuple(results._replace(attn_mask=_sum_to(results.attn_mask, inner))), out_dims
 
 
-def backward(
-    info: Any, in_dims: tuple, *arguments: Any, call: Any = None
-) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The rule of ``nm_attention_backward``. Gradients of what was not mapped are summed by the caller's own rules."""
-    size, first = info.batch_size, _BACKWARD_GRADS
-    tensors = _fold(arguments[: first + 3], in_dims[: first + 3], size)
-    attn_mask, mask_dim = arguments[first + 3], in_dims[first + 3]
-    mask = _fold_mask(attn_mask, mask_dim, size, arguments[first], in_dims[first])
-    _refuse_seeds(in_dims[first + 4])
-    mask_needs_grad = arguments[-2]
-    if mask_needs_grad:  # each of the mapped calls has a gradient of its own
-        mask = _fold_mask(attn_mask, mask_dim, size, arguments[first], in_dims[first], always=True)
-    outputs = (call or torch.ops.dynattn.nm_attention_backward)(*tensors, mask, *arguments[first + 4 :])
-    gradients, dims = _unfold(outputs, size)
-    if mask_needs_grad:
-        inner = attn_mask.shape if mask_dim is None else attn_mask.movedim(mask_dim, 0).shape[1:]
-        gradients = (*gradients[:3], _sum_to(gradients[3], inner))
-    return gradients, dims
-
-
-def _fold(tensors: tuple, dims: tuple, size: int) -> list[Tensor]:
+def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """(mapped, batch, ...) seen as (mapped · batch, ...); what is not mapped is repeated."""
-    front = (
-        x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(tensors, dims, strict=True)
-    )
-    return [x.flatten(0, 1) for x in front]
+    front = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return front.flatten(0, 1)
 
 
 def _fold_mask(

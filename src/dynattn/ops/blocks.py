@@ -12,14 +12,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.arguments import expanded, forward_isa, integer, rows_contiguous
+from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
 _CHOICE = "Tensor blocks"
 
@@ -37,13 +38,13 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, needs_grad, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
     method = call.pairs
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(
         _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        pattern=call.pattern, isa=isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+        pattern=call.pattern, isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
     run(outputs, aux, blocks=blocks, block_size=int(method.whole_blocks))
@@ -51,15 +52,27 @@ def _forward(
         dense = buffers.outputs(query, value, aux)
         run(dense, aux)
         _certify(outputs, dense)
-    return *outputs, blocks
+    return *buffers.complete(outputs, query), _roomy(blocks, query, key, int(method.whole_blocks))
+
+
+def _room(query: Tensor, key: Tensor, size: int) -> tuple[int, int]:
+    """Rows and columns of the blocks that the operator returns: more than one whatever the lengths are.
+
+    A size that may be 1 or not makes compilers and ``torch.export`` choose, and bake lengths in.
+    """
+    return query.shape[2] // size + 2, key.shape[2] // size + 2
+
+
+def _roomy(blocks: Tensor, query: Tensor, key: Tensor, size: int) -> Tensor:
+    rows, columns = _room(query, key, size)
+    return pad(blocks, (0, columns - blocks.shape[3], 0, rows - blocks.shape[2]))
 
 
 def _run(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, outputs: tuple[Tensor, ...], aux: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    out, logsumexp, *counts = outputs
-    kept_mass, kept, allowed = counts if aux else (None, None, None)
+    out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, **options)
 
 
@@ -77,19 +90,20 @@ def _backward(
     key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
+    size = int(call.pairs.whole_blocks)
+    blocks = blocks[:, :, : -(-query.shape[2] // size), : -(-key.shape[2] // size)]
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        blocks=blocks.contiguous(), block_size=int(call.pairs.whole_blocks),
+        blocks=blocks.contiguous(), block_size=size,
     )  # fmt: skip
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, name, _causal, _scale, _dropout_p, aux, _needs_grad, _backend = rest
     size = int(cast(PairMethod, parse(name)).whole_blocks)
-    batch, heads, q_len, _ = query.shape
-    shape = (batch, heads, -(-q_len // size), -(-key.shape[2] // size))
-    return *buffers.outputs(query, value, aux), query.new_empty(shape, dtype=torch.bool)
+    shape = (*query.shape[:2], *_room(query, key, size))
+    return *buffers.complete(buffers.outputs(query, value, aux), query), query.new_empty(shape, dtype=torch.bool)
 
 
 def _backward_fake(

@@ -5,28 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynattn.reference import pairs as reference
+from dynattn.maths.scores import arithmetic_dtype
 
 
-def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs to be filled; ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy."""
+def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
+    """Outputs to be filled: out and logsumexp, and where ``aux``, kept mass, pairs kept and pairs allowed.
+
+    ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy.
+    """
     batch, heads, q_len, _ = query.shape
     value_dim = value.shape[-1]
-    dtype = reference.arithmetic_dtype(query.dtype)
+    dtype = arithmetic_dtype(query.dtype)
     out = _beside(query, value_dim)
     logsumexp = query.new_empty((batch, heads, q_len), dtype=dtype)
     if not aux:
-        return out, logsumexp, query.new_empty(0), query.new_empty(0), query.new_empty(0)
+        return out, logsumexp
     kept = query.new_empty((batch, heads, q_len), dtype=torch.int32)
     return out, logsumexp, torch.empty_like(logsumexp), kept, torch.empty_like(kept)
+
+
+def complete(outputs: tuple[Tensor, ...], query: Tensor) -> tuple[Tensor, ...]:
+    """As many outputs as an operator must return, of no element where they were not asked for."""
+    return outputs if len(outputs) == 5 else (*outputs, query.new_empty(0), query.new_empty(0), query.new_empty(0))
 
 
 def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Output and logsumexp, contiguous."""
     rows = query.shape[:3]
-    return query.new_empty((*rows, value.shape[-1])), query.new_empty(
-        rows, dtype=reference.arithmetic_dtype(query.dtype)
-    )
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=arithmetic_dtype(query.dtype))
 
 
 def gradients(

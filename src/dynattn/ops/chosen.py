@@ -16,10 +16,10 @@ from dynattn.methods.base import PairMethod
 from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 
 
-class Call(NamedTuple):
+class ByName(NamedTuple):
     """An operator's arguments after its tensors, in order."""
 
     method: str
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 def gradients(
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    attn_mask: Tensor | None, seed: Tensor | None, call: Call, backend: str, **choice: Any,
+    attn_mask: Tensor | None, seed: Tensor | None, call: ByName, backend: str, **choice: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Of query, key and value; ``choice`` as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
     d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)

@@ -23,7 +23,7 @@ library = torch.library.Library("dynattn", "DEF")
 INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
 """What every operator's schema begins with."""
 
-CALL = "str method, bool causal, float scale, float dropout_p"
+CALL = "str method, bool causal, Scalar scale, Scalar dropout_p"
 """What follows in those of methods by name."""
 
 RESULTS = "Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed"
@@ -95,6 +95,24 @@ def complete(
         (sharding.split if split else sharding.gather)(schema)
 
 
+def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether an operator's implementation may be called without the dispatcher, as nobody would see the difference.
+
+    The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
+    There must be no compiler, tracer, transform, mode or profiler at work, no dual numbers, and no subclass of tensors.
+    The caller says that no gradient is asked for by not asking.
+    """
+    return (
+        type(query) is type(key) is type(value) is Tensor
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+    )
+
+
 class Derivative:
     """What an operator's ``torch.autograd.Function`` keeps for its backward, and calls it with.
 
@@ -128,6 +146,8 @@ class Derivative:
         given = dict(zip(self._tensors, ctx.saved_tensors, strict=True))
         given.update(zip(self._others, ctx.others, strict=True))
         given.update((f"grad_{name}", x) for name, x in zip(self._forward.Results._fields, of_results, strict=True))
+        if type(given["query"]) is not Tensor:
+            given.update((name, sharding.like(given["query"], x)) for name, x in given.items() if "grad_" in name)
         given["mask_needs_grad"] = mask_needs_grad = ctx.needs_input_grad[self._mask]
         found = (call or self._backward.operator)(*[given[name] for name in self._names])
         by_name = dict(zip(self._backward.Results._fields, found, strict=True))

@@ -16,7 +16,7 @@ from dynattn.methods.registry import parse
 from dynattn.ops import buffers
 from dynattn.ops.library import complete, define, library, recording
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, str method, bool causal, float scale"
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, str method, bool causal, Scalar scale"
 
 FORWARD = define("mixing_attention", _INPUTS, "Tensor out")
 BACKWARD = define(

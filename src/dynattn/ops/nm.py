@@ -1,7 +1,7 @@
 """``torch.ops.dynattn.nm_attention``: schema, fake, device implementations and gradient.
 
 Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backend of the operator computes
-:mod:`dynattn.reference.pairs` of :mod:`dynattn.reference.nm`'s choice; memory stays linear in length in all of them.
+:mod:`dynattn.reference.pairs` of :mod:`dynattn.methods.nm`'s choice; memory stays linear in length in all of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
-from dynattn.ops import batching, buffers, plain
+from dynattn.ops import batching, buffers
+from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_contiguous
 from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete, define, library
+from dynattn.reference import in_blocks
 
 _SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
 
-_PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, float scale, float dropout_p"
+_PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, Scalar scale, Scalar dropout_p"
 
 FORWARD = define("nm_attention", f"{INPUTS}, {_PATTERN}, bool aux, bool needs_grad, str backend", RESULTS)
 BACKWARD = define(
@@ -31,64 +33,53 @@ BACKWARD = define(
 DERIVATIVE = Derivative(FORWARD, BACKWARD)
 
 
-def _forward_cpu(
+def forward_cpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
+    """The operator on a CPU; arguments and results are the operator's, but for results that nobody asked for."""
     *pattern, aux, needs_grad, backend = rest
-    if backend == "reference":
-        return plain.forward(query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
     outputs = buffers.outputs(query, value, aux)
-    out, logsumexp, kept_mass, kept, allowed = outputs
+    if backend == "reference":
+        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(Pattern(*pattern)), aux)
+        return outputs
+    out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        out, logsumexp, kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern), isa_of(backend), seed=integer(seed), needs_grad=needs_grad,
+        out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), forward_isa(backend, query, needs_grad),
+        seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
 
 
-def _call(pattern: Pattern) -> plain.Call:
-    return plain.Call(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
+def _forward_cpu(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return buffers.complete(forward_cpu(query, *rest), query)
 
 
-def isa_of(backend: str) -> str:
-    return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
-
-
-def integer(seed: Tensor | None) -> int:
-    return 0 if seed is None else int(seed)
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    return None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+def _options(pattern: Pattern) -> in_blocks.Options:
+    return in_blocks.Options(pattern.method, pattern.causal, pattern.scale, pattern.dropout_p)
 
 
 def _forward_cuda(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *pattern, aux, needs_grad, backend = rest
+    outputs = buffers.outputs(query, value, aux)
     # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
-        return plain.forward(query, key, value, attn_mask, seed, _call(Pattern(*pattern)), aux)
-    outputs = buffers.outputs(query, value, aux)
-    out, logsumexp, kept_mass, kept, allowed = outputs
+        in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(Pattern(*pattern)), aux)
+        return buffers.complete(outputs, query)
+    out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cuda.nm_forward(
-        query, key, value, attn_mask, out, logsumexp,
-        kept_mass if aux else None, kept if aux else None, allowed if aux else None,
-        Pattern(*pattern), needs_grad, seed,
-    )  # fmt: skip
-    return outputs
+        query, key, value, attn_mask, out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), needs_grad, seed
+    )
+    return buffers.complete(outputs, query)
 
 
 def _forward_fake(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple:
     *_, aux, _needs_grad, _backend = rest
-    return buffers.outputs(query, value, aux)
+    return buffers.complete(buffers.outputs(query, value, aux), query)
 
 
 def _backward(
@@ -99,9 +90,11 @@ def _backward(
     *arguments, mask_needs_grad, backend = rest
     pattern = Pattern(*arguments)
     if backend == "reference" or (mask_needs_grad and _sums_over_queries(attn_mask, query)):
-        return plain.backward(
-            grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(pattern), mask_needs_grad
+        gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
+        in_blocks.backward(
+            gradients, grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _options(pattern)
         )  # fmt: skip
+        return gradients
     return _run_backward(
         kernel(pattern, backend, seed),
         rows_contiguous(grad_out), grad_logsumexp, rows_contiguous(out), logsumexp,
@@ -172,7 +165,7 @@ library.impl("nm_attention", _forward_cuda, "CUDA")
 library.impl("nm_attention_backward", partial(_backward, _cpu_backward), "CPU")
 library.impl("nm_attention_backward", partial(_backward, _cuda_backward), "CUDA")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
-torch.library.register_vmap("dynattn::nm_attention", batching.forward, lib=library)
-torch.library.register_vmap("dynattn::nm_attention_backward", batching.backward, lib=library)
+for _schema in (FORWARD, BACKWARD):
+    torch.library.register_vmap(_schema.operator.name(), partial(batching.rule, _schema), lib=library)
 
 nm_attention = FORWARD.operator

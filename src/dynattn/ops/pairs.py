@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
-from dynattn.ops import buffers, plain
+from dynattn.ops import buffers
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
+from dynattn.reference import in_blocks
 
 FORWARD = define("pair_attention", f"{INPUTS}, {CALL}, bool aux", RESULTS)
 BACKWARD = define(
@@ -28,32 +29,32 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *call, aux = rest
-    return plain.forward(query, key, value, attn_mask, seed, _call(*call), aux)
+    outputs = buffers.outputs(query, value, aux)
+    in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(*call), aux)
+    return buffers.complete(outputs, query)
 
 
-def _backward(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    seed: Tensor | None, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    *call, mask_needs_grad = rest
-    return plain.backward(
-        grad_out, grad_logsumexp, query, key, value, attn_mask, seed, _call(*call), mask_needs_grad
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    call = BACKWARD.Arguments(*arguments)
+    gradients = _backward_fake(*arguments)
+    in_blocks.backward(
+        gradients, call.grad_out, call.grad_logsumexp, call.query, call.key, call.value, call.attn_mask, call.seed,
+        _options(call.method, call.causal, call.scale, call.dropout_p),
     )  # fmt: skip
+    return gradients
 
 
-def _call(name: str, causal: bool, scale: float, dropout_p: float) -> plain.Call:
-    return plain.Call(cast(PairMethod, parse(name)), causal, scale, dropout_p)
+def _options(name: str, causal: bool, scale: float, dropout_p: float) -> in_blocks.Options:
+    return in_blocks.Options(cast(PairMethod, parse(name)), causal, scale, dropout_p)
 
 
 def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return buffers.outputs(query, value, aux=rest[-1])
+    return buffers.complete(buffers.outputs(query, value, aux=rest[-1]), query)
 
 
-def _backward_fake(
-    _grad_out: Tensor, _grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return buffers.gradients(query, key, value, attn_mask, rest[-1])
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    call = BACKWARD.Arguments(*arguments)
+    return buffers.gradients(call.query, call.key, call.value, call.attn_mask, call.mask_needs_grad)
 
 
 library.impl("pair_attention", _forward, "CompositeExplicitAutograd")

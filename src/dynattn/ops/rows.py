@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.ops import buffers
-from dynattn.ops.chosen import Call, gradients
+from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
-from dynattn.ops.nm import expanded, integer, isa_of, rows_contiguous
 
 _CHOICE = "Tensor least, Tensor last"
 
@@ -37,16 +37,15 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, backend = rest
-    call = Call(*arguments)
+    call = ByName(*arguments)
     rule = call.pairs.row_rule()
     outputs, cut = buffers.outputs(query, value, aux), _cut(query)
-    out, logsumexp, *counts = outputs
-    kept_mass, kept, allowed = counts if aux else (None, None, None)
+    out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
         logsumexp, kept_mass, kept, allowed, cut, rule, call.pattern, isa_of(backend), seed=integer(seed),
     )  # fmt: skip
-    return *outputs, *cut
+    return *buffers.complete(outputs, query), *cut
 
 
 def _backward(
@@ -55,14 +54,14 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     return gradients(
-        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, Call(*arguments), backend,
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, ByName(*arguments), backend,
         thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 
 
 def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, aux, _backend = rest
-    return *buffers.outputs(query, value, aux), *_cut(query)
+    return *buffers.complete(buffers.outputs(query, value, aux), query), *_cut(query)
 
 
 def _backward_fake(

@@ -7,6 +7,7 @@ place of a head among all.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -45,15 +46,28 @@ def is_sharded(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def like(x: Tensor, zeros: Tensor) -> Tensor:
+    """A gradient beside ``x``, a ``DTensor`` as it is: autograd makes plain zeros of those that nobody gave."""
+    if not is_sharded(x) or is_sharded(zeros):
+        return zeros
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = x.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
+    return DTensor.from_local(zeros, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 @cache
 def register() -> None:
     """Tell ``DTensor`` how the operators may be split. Called at the first that comes along."""
+    from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.experimental import register_sharding
 
-    for schema in _by_shards:
-        register_sharding(schema.operator)(partial(_shards, schema))
-    for schema in _gathered:
-        register_sharding(schema.operator)(partial(_whole, schema))
+    known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
+    for schema, ways in (*((x, _shards) for x in _by_shards), *((x, _whole) for x in _gathered)):
+        register_sharding(schema.operator)(partial(ways, schema))
+        # Which arguments, besides tensors, a placement depends on and is remembered by: not the numbers alone.
+        first = next(i for i, name in enumerate(schema.Arguments._fields) if name not in schema.tensors)
+        known[schema.operator] = replace(known[schema.operator], static_argnum=first)
 
 
 def _whole(schema: Any, *arguments: Any) -> list[tuple[list, list]]:
@@ -81,7 +95,7 @@ def _along(schema: Any, call: Any, dim: int) -> tuple[list, list]:
 
     mask = getattr(call, "attn_mask", None)
     mask_dim = -1 if mask is None else mask.ndim - 4 + dim
-    splits_mask = mask_dim >= 0 and mask.shape[mask_dim] > 1
+    splits_mask = mask is not None and mask_dim >= 0 and mask.shape[mask_dim] > 1
     arguments, results = [], []
     for name, x in call._asdict().items():
         if name not in schema.tensors or x is None:

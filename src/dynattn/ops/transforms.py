@@ -35,7 +35,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        return batching.backward(info, in_dims, *arguments, call=_Gradient.apply)
+        return batching.rule(nm.BACKWARD, info, in_dims, *arguments, call=_Gradient.apply)
 
 
 class NMAttention(torch.autograd.Function):
@@ -55,4 +55,4 @@ class NMAttention(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        return batching.forward(info, in_dims, *arguments, call=NMAttention.apply)
+        return batching.rule(nm.FORWARD, info, in_dims, *arguments, call=NMAttention.apply)

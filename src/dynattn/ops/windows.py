@@ -19,7 +19,7 @@ from dynattn.ops.nm import BACKWARD as NM_BACKWARD
 from dynattn.ops.nm import nm_attention
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask"
-_CALL = "int window, int sinks, bool causal, float scale"
+_CALL = "int window, int sinks, bool causal, Scalar scale"
 _DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask says it all
 
 FORWARD = define(
@@ -60,7 +60,8 @@ def _backward(
     inputs = [query, key, value, *([attn_mask] if mask_needs_grad and attn_mask is not None else [])]
     with recording(query.device):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        pieces = _pieces(bands, *leaves[:3], leaves[3] if len(leaves) == 4 else attn_mask)
+        mask = leaves[3] if len(leaves) == 4 else attn_mask
+        pieces = _pieces(bands, leaves[0], leaves[1], leaves[2], mask)
     d_pieces = NM_BACKWARD.operator(
         bands.queries(grad_out), bands.queries(grad_logsumexp), bands.queries(out),
         bands.queries(logsumexp, fill=-torch.inf), *(x.detach() for x in pieces), None, *_DENSE, scale, 0.0,

@@ -58,7 +58,7 @@ class RandomTokens(Pruning):
 
     def course(self, start: Start) -> Course:
         generator = torch.Generator().manual_seed(self.seed)
-        ranks = torch.rand(start.alive.shape[1], generator=generator).to(start.alive.device)
+        ranks = torch.rand(start.alive.shape[1], generator=generator, device="cpu").to(start.alive.device)
         return _Ranked(schedule(self.keep, start.layers, FRONT), start, ranks[start.alive.cumsum(1) - 1])
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.reference.selection import largest
+from dynattn.maths.selection import largest
 
 
 class Start(NamedTuple):

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from dynattn.reference.pairs import scores
+from dynattn.maths.scores import scores
 
 # A dropped key may score far above all that are left. Its weight is 0 whatever it scores, but its decision's gradient
 # would be e^{gap}. The authors' code bounds it too, by adding 1e-6 to the sum of the weights.

@@ -8,10 +8,11 @@
     dV = Pᵀ dO,    dP = dO Vᵀ,    dS = P ∘ (dP - rowsum(P ∘ dP) + dlogsumexp),
     dQ = scale · dS K,    dK = scale · dSᵀ Q
 
-With dropout, P is multiplied by the factors Z of :mod:`dynattn.reference.dropout` where it meets V, and dP by them as
+With dropout, P is multiplied by the factors Z of :mod:`dynattn.maths.dropout` where it meets V, and dP by them as
 well.
 
-The functions take one block of queries and are quadratic in memory; :mod:`dynattn.ops.plain` calls them block by block.
+The functions take one block of queries and are quadratic in memory; :mod:`dynattn.reference.in_blocks` calls them block
+by block.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynattn.maths.scores import per_head, scores
 from dynattn.methods.base import PairMethod, Rows
-from dynattn.reference.positions import distance
 
 
 class Attended(NamedTuple):
@@ -54,36 +55,6 @@ class Gradients(NamedTuple):
     scores: Tensor
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that half-precision inputs are computed in: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def scores(query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float, offset: int = 0) -> Tensor:
-    """``scale · QKᵀ + bias``, -inf where the pair is not allowed.
-
-    Args:
-        query: (batch, heads, q_len, head_dim).
-        key: (batch, kv_heads, kv_len, head_dim).
-        attn_mask: broadcasts to (batch, heads, q_len, kv_len): bool (True: allowed) or float (added).
-        causal: forbid keys after ``offset + i``.
-        scale: factor of the products.
-        offset: position of the first query on the key axis, ``kv_len - q_len`` of the whole sequence for its first.
-
-    Returns:
-        (batch, heads, q_len, kv_len), float32, or float64 for float64 inputs.
-    """
-    dtype = arithmetic_dtype(query.dtype)
-    s = scale * (query.to(dtype) @ _per_head(key, query.shape[1]).to(dtype).mT)
-    if attn_mask is not None:
-        s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(dtype)
-        forbidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -math.inf
-        s = s.masked_fill(forbidden, -math.inf)  # also where the score itself is NaN
-    if causal:
-        s = s.masked_fill(distance(s, offset) < 0, -math.inf)
-    return s
-
-
 def select(s: Tensor, method: PairMethod, query: Tensor, key: Tensor, offset: int, scale: float) -> Tensor:
     """The pairs that a method keeps, of those that are allowed.
 
@@ -95,7 +66,7 @@ def select(s: Tensor, method: PairMethod, query: Tensor, key: Tensor, offset: in
     Returns:
         bool (batch, heads, q_len, kv_len).
     """
-    return method.choose(s, Rows(query, _per_head(key, query.shape[1]), offset, scale)) & (s != -math.inf)
+    return method.choose(s, Rows(query, per_head(key, query.shape[1]), offset, scale)) & (s != -math.inf)
 
 
 def attend(
@@ -127,11 +98,9 @@ def attend(
     Returns:
         The output in the dtype of ``query``, the rest in the dtype of the arithmetic.
     """
-    offset, scale = _defaults(query, key, offset, scale)
-    s = scores(query, key, attn_mask, causal, scale, offset)
-    kept = select(s, method, query, key, offset, scale) if kept is None else kept
-    v = _per_head(value, query.shape[1]).to(s.dtype)
-    out = _weighted_sum(_dropped(_softmax(s, kept), drops), kept, v).to(query.dtype)
+    s, kept, weights, _ = _weights(query, key, method, attn_mask, causal, scale, offset, kept)
+    v = per_head(value, query.shape[1]).to(s.dtype)
+    out = _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype)
     return Attended(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
 
 
@@ -175,36 +144,35 @@ def backward(
     Returns:
         Gradients in the dtype of the arithmetic; keys' and values' summed over the queries of this block.
     """
-    offset, scale = _defaults(query, key, offset, scale)
-    s = scores(query, key, attn_mask, causal, scale, offset)
-    kept = select(s, method, query, key, offset, scale)
-    weights = _softmax(s, kept)
+    s, kept, weights, factor = _weights(query, key, method, attn_mask, causal, scale, offset)
     heads, kv_heads = query.shape[1], key.shape[1]
-    q, k, v = query.to(s.dtype), _per_head(key, heads).to(s.dtype), _per_head(value, heads).to(s.dtype)
+    q, k, v = query.to(s.dtype), per_head(key, heads).to(s.dtype), per_head(value, heads).to(s.dtype)
     d_out = grad_out.to(s.dtype)
     d_weights = _dropped(d_out @ v.mT, drops).where(kept, 0.0)
     row = (weights * d_weights).sum(-1, keepdim=True)
     d_scores = weights * (d_weights - row + grad_logsumexp.to(s.dtype).unsqueeze(-1))
     return Gradients(
-        scale * _weighted_sum(d_scores, kept, k),
-        _sum_over_group(scale * _weighted_sum(d_scores.mT, kept.mT, q), kv_heads),
+        factor * _weighted_sum(d_scores, kept, k),
+        _sum_over_group(factor * _weighted_sum(d_scores.mT, kept.mT, q), kv_heads),
         _sum_over_group(_weighted_sum(_dropped(weights, drops).mT, kept.mT, d_out), kv_heads),
         d_scores,
     )
 
 
-def _defaults(query: Tensor, key: Tensor, offset: int | None, scale: float | None) -> tuple[int, float]:
-    offset = key.shape[2] - query.shape[2] if offset is None else offset
-    return offset, query.shape[-1] ** -0.5 if scale is None else scale
-
-
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat each key or value head for the query heads that share it."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+def _weights(
+    query: Tensor, key: Tensor, method: PairMethod, attn_mask: Tensor | None, causal: bool, scale: float | None,
+    offset: int | None, kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, float]:  # fmt: skip
+    """Scores, the kept pairs, their weights, and the scale; arguments as in :func:`attend`."""
+    first = key.shape[2] - query.shape[2] if offset is None else offset
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    s = scores(query, key, attn_mask, causal, factor, first)
+    kept = select(s, method, query, key, first, factor) if kept is None else kept
+    return s, kept, _softmax(s, kept), factor
 
 
 def _sum_over_group(x: Tensor, kv_heads: int) -> Tensor:
-    """The transpose of :func:`_per_head`."""
+    """The transpose of :func:`dynattn.maths.scores.per_head`."""
     return x.unflatten(1, (kv_heads, x.shape[1] // kv_heads)).sum(2)
 
 

@@ -84,7 +84,8 @@ def test_the_constants_are_the_headers() -> None:
     text = HEADER.read_text()
     assert f"DYNATTN_MAX_HEAD_DIM = {cpu.MAX_HEAD_DIM} " in text
     for name, code in cpu._ISAS.items():
-        assert f"DYNATTN_ISA_{name.upper()} = {code}" in text
+        constant = name.upper().replace("-", "_")
+        assert f"DYNATTN_ISA_{constant} = {code}" in text
     for dtype, code in cpu._DTYPES.items():
         assert f"DYNATTN_{str(dtype).removeprefix('torch.').upper()} = {code}" in text
 

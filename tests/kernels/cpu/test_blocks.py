@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
 from dynattn.methods.nm import NM
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 PATTERNS = [NM(1, 1), NM(1, 2), NM(2, 4, stride=16), NM(3, 5), NM(1, 2, window=5, sinks=3)]

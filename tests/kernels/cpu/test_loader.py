@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynattn import explain
 from dynattn.kernels import cpu
 from dynattn.kernels.cpu import arguments
 from dynattn.methods.nm import NM
@@ -113,3 +114,9 @@ def test_a_team_is_bounded_by_the_processor(q_len: int, forward, monkeypatch):
     assert not got.out.isnan().any()
     assert len(asked) == 1
     assert 1 < asked[0] <= 4 * (os.cpu_count() or 1)
+
+
+def test_heads_wider_than_the_kernels_take_are_left_to_another_backend():
+    narrow, wide = (torch.zeros(1, 1, 4, size) for size in (cpu.MAX_HEAD_DIM, cpu.MAX_HEAD_DIM + 1))
+    assert explain(narrow, narrow, narrow, NM(1, 2)).backend == "cpu"
+    assert explain(narrow, narrow, wide, NM(1, 2)).backend != "cpu"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
 from dynattn.methods.nm import NM
-from dynattn.reference import dropout
 from dynattn.reference import pairs as reference
 
 PATTERNS = (

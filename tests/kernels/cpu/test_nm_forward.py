@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from dynattn.kernels import cpu
-from dynattn.methods.nm import NM
+from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),

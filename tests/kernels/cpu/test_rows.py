@@ -14,13 +14,16 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
+from dynattn.maths.selection import largest
 from dynattn.methods import NM, Threshold, TopK
 from dynattn.reference import pairs as reference
-from dynattn.reference.selection import largest
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
-METHODS = [TopK(k=1), TopK(k=17), TopK(k=10_000), TopK(ratio=0.25), TopK(ratio=1 / 3), TopK(ratio=0.9), Threshold(0.02)]
+METHODS = [
+    TopK(k=1), TopK(k=17), TopK(k=10_000), TopK(ratio=0.25), TopK(ratio=0.25, floor=0), TopK(ratio=1 / 3),
+    TopK(ratio=0.9, floor=100), Threshold(0.02),
+]  # fmt: skip
 SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (1, 1, 1, 1, 1, 1),
     (2, 1, 7, 63, 8, 8),
@@ -176,7 +179,7 @@ def test_strides(isa: str, forward: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "value"), [("most", 0), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)]
+    ("wrong", "value"), [("most", 0), ("floor", -1), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)]
 )
 def test_a_rule_that_makes_no_sense_is_refused(wrong: str, value: float) -> None:
     rule = TopK(ratio=0.25).row_rule()._replace(**{wrong: value})

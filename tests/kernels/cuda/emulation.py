@@ -15,9 +15,9 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.cuda.driver import Device
 from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference import dropout
+from dynattn.maths import dropout
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 SCHEDULES = [Schedule(reversed, eager) for reversed in (False, True) for eager in (False, True)]
 GUARD = 64  # elements before and after each output that must stay as they are

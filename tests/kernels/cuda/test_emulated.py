@@ -14,8 +14,8 @@ from emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, ru
 from dynattn import NM
 from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.pattern import Pattern
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

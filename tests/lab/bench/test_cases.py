@@ -8,8 +8,8 @@ import torch
 from dynattn.lab.bench.cases import Case, Workload
 from dynattn.lab.bench.suites import suite, suites
 from dynattn.methods import NM
+from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 
 def test_dense_by_hand():

@@ -45,6 +45,23 @@ def test_methods_and_backend_by_name(tiny, tmp_path):
     assert [(r.function, r.backend) for r in results[2:]] == [("nm-2-4", "reference"), ("nm-1-4-w2", "reference")]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dtype_takes_the_place_of_the_suites(tiny, tmp_path, dtype):
+    result = _bench(tmp_path, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    record = load(tmp_path / "r.json")
+    assert {r.workload.dtype for r in record.results} == {dtype}
+    assert [r.function for r in record.results] == ["sdpa", "unfused", "dense", "nm-1-2"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "tf32", ""])
+def test_a_dtype_that_there_is_not_is_refused(tiny, tmp_path, dtype):
+    result = _bench(tmp_path, "--dtype", dtype)
+    assert result.exit_code == 2
+    assert f"dtype must be one of float32, bfloat16, float16 on cpu: got {dtype!r}" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_kernel_fails_the_command(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "attention", lambda query, key, value, method, **rest: value)
     result = _bench(tmp_path)

@@ -136,6 +136,27 @@ def test_float32_has_no_share_of_a_gpus_16_bit_peak(gpu_record):
     assert gpu_record.share_of_bandwidth(tf32) == pytest.approx((1 << 20) / 0.8e-4 / 4e12)
 
 
+def test_a_share_is_of_the_peak_in_the_workloads_dtype(record, gpu_record):
+    half = replace(record.results[3], workload=replace(WORKLOAD, dtype="bfloat16"))
+    taken = 6e9 / 0.055
+    measured = replace(record.roofline, products={"float32": 1e11, "bfloat16": 8e11})
+    there = replace(record, roofline=measured)
+    assert there.share_of_peak(half) == pytest.approx(taken / 8e11)
+    assert there.share_of_peak(record.results[3]) == pytest.approx(taken / 2e11)  # of the FMA peak, which is higher
+    assert record.share_of_peak(half) == pytest.approx(taken / 2e11)  # a record of before: widened to float32
+    assert cells(there, half)["of peak"] == "14%"
+    assert "800 GFLOP/s product in bfloat16" in limits(measured)
+    tf32 = replace(gpu_record.results[3], workload=replace(WORKLOAD, dtype="tf32"))
+    on_gpu = replace(gpu_record, roofline=replace(gpu_record.roofline, products={"tf32": 5e14}))
+    assert on_gpu.share_of_peak(tf32) == pytest.approx(2e10 / 0.8e-4 / 5e14)
+
+
+def test_products_are_measured_in_each_dtype_asked_for():
+    found = roofline(0.02, dtypes=("float32", "bfloat16"))
+    assert list(found.products) == ["float32", "bfloat16"]
+    assert all(flops > 0 for flops in found.products.values())
+
+
 def test_a_gpus_page_and_words(gpu_record, tmp_path):
     save(gpu_record, tmp_path / "r.json")
     assert load(tmp_path / "r.json") == gpu_record
@@ -157,6 +178,8 @@ def test_attainable_is_the_lower_roof():
 def test_higher_of_two_measurements():
     one, two = Roofline(2e11, 1e10, "avx2", 2), Roofline(1e11, 2e10, "avx2", 2)
     assert one.or_higher(two) == two.or_higher(one) == Roofline(2e11, 2e10, "avx2", 2)
+    two, high = replace(two, products={"float16": 2.0, "float32": 1.0}), {"float16": 3.0, "float32": 1.0}
+    assert replace(one, products={"float16": 3.0}).or_higher(two).products == high
     assert replace(one, flops=None).or_higher(replace(two, flops=None)).flops is None
 
 

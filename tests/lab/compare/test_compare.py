@@ -143,6 +143,40 @@ def test_a_decoder_is_judged_by_perplexity_and_passkey(
     assert "too few items" in page(found)  # 2 keys
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dtype_is_that_of_the_model_and_of_both_attentions(
+    dtype: str, tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The process that measures memory is told as well: it would refuse inputs of another dtype, or run in float32."""
+    seen = set()
+
+    def look(function):
+        def watched(*args, **kwargs):
+            seen.update(x.dtype for x in args if isinstance(x, torch.Tensor) and x.is_floating_point())
+            return function(*args, **kwargs)
+
+        return watched
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look(sdpa))
+    settings = Settings(str(tiny_encoder), ("nm-1-2",), text=texts, items=4, tokens=64, seconds=0.05, dtype=dtype)
+    found = compare(settings, _silent)
+    assert seen == {getattr(torch, dtype)}
+    assert found.dtype == found.settings["dtype"] == dtype
+    assert f"in {dtype}" in page(found)
+    assert summary(found).title.endswith(f"in {dtype}")
+    assert all(len(result.scores) == 4 for result in found.tasks[0].results)
+    if Path("/proc/self/clear_refs").exists():
+        assert [entry.method for entry in found.memory] == ["sdpa", "nm-1-2", "eager"], found.memory_note
+
+
+def test_records_of_before_there_were_dtypes_are_of_float32(found: Comparison):
+    record = json.loads(found.model_dump_json())
+    del record["dtype"]
+    assert Comparison.model_validate(record) == found
+    assert found.dtype == "float32"
+
+
 def test_one_item_at_once_is_timed_once(tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_CLEAR", Path("/nonexistent"))  # spares a process
     monkeypatch.setattr(run, "_ENOUGH_TOKENS", 127)  # one text of 64 tokens
@@ -153,14 +187,14 @@ def test_one_item_at_once_is_timed_once(tiny_encoder: Path, texts: Path, monkeyp
     text = page(Comparison.model_validate_json(found.model_dump_json()))
     assert "throughput" not in text
     assert "items per s" in text  # of the latency's table
-    assert "attention" in str(summary(found).columns[1].header)
+    assert summary(found).columns[1] == "attention"
     assert len(summary(found).columns) == 7
 
 
 def test_a_model_that_goes_past_dynattn_is_refused(tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
     pretrained = load(str(tiny_encoder))
     monkeypatch.setattr(pretrained.model, "set_attn_implementation", lambda _: None)  # as models of old style do
-    monkeypatch.setattr(run, "load", lambda _: pretrained)
+    monkeypatch.setattr(run, "load", lambda *_: pretrained)
     with pytest.raises(ValueError, match=r"BertModel\) ran without one call of dynattn:nm-1-2.*another model"):
         compare(Settings(str(tiny_encoder), ("nm-1-2",), text=texts, items=2, tokens=64), _silent)
 
@@ -182,6 +216,7 @@ def test_kept_refuses_a_model_that_does_not_call_dynattn(tiny_encoder: Path):
         (["--text", "/nonexistent"], "must be a file or a folder"),
         (["--items", "0"], "items must be at least 1"),
         (["--seconds", "0"], "must be positive"),
+        (["--dtype", "float64"], "dtype must be one of float32, bfloat16, float16: got 'float64'"),
     ],
 )
 def test_wrong_options_end_with_a_reason(

@@ -54,7 +54,7 @@ def test_ways_that_lose_nothing_score_as_one_pass(model, ids, prompt, name):
     assert hit == bool((logits.argmax(-1) == ids[0, -answer:]).all())
 
 
-@pytest.mark.parametrize("name", ["nm-2-4", "topk-0.25", "window-16-s2"])
+@pytest.mark.parametrize("name", ["nm-2-4", "topk-0.25-f4", "window-16-s2"])
 def test_methods_score_as_one_pass_in_which_only_the_prompt_is_dense(model, ids, prompt, name):
     """The prompt's keys and values are dense; after it, pieces give what tokens one by one give."""
     way = find(name)

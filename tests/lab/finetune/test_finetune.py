@@ -279,7 +279,7 @@ def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_en
         (["--learning-rate", "-1"], "learning_rate must be positive"),
         (["--learning-rate", "0"], "learning_rate must be positive"),
         (["--learning-rate", "nan"], "learning_rate must be positive"),
-        (["--model", "models/of/mine"], "there is no folder models/of/mine"),
+        (["--model", "models/of/mine"], "got 'models/of/mine': no folder of this name is here; check the spelling"),
         ([*RETRIEVAL, "--text", "TEXTS", "--tokens", "64", "--items", "15"], "must fill a batch of 16"),
         (["--text", "TEXTS", "--tokens", "64", "--batch", "1000"], "must fill a batch of 1000"),
     ],

@@ -6,6 +6,7 @@ import importlib
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,40 @@ def test_the_documentation_shows_the_records(monkeypatch: pytest.MonkeyPatch):
     assert "worse than random" in shown
 
 
+def test_no_button_uploads_the_figures(html: str):
+    given = re.findall(r'"showSendToCloud":\s*(\w+)', html)
+    assert given == ["false"] * 2
+
+
+def test_names_in_plots_are_no_markup():
+    found = _record()
+    for grade_ in found.grades.values():
+        assert "<" in grade_.cell.entry.name or grade_.cell.entry.family == "dense"
+    script = page(found).rpartition("Plotly.newPlot(")[2]
+    assert "\\u003c64" not in script  # as plotly writes "<" in a script
+    assert "&lt;64" in script or "\\u0026lt;64" in script
+
+
+def test_on_a_narrow_screen_panels_stand_one_below_the_other():
+    from dynattn.lab.frontier import plots
+
+    figure = plots._subplots(2, 2, ["a", "b", "c"], titled=True)
+    for axis in ("xaxis", "yaxis"):
+        figure.layout[axis].update(title={"text": "t"})
+    figure.update_layout(height=640, margin={"t": 90}, legend={"y": -0.16}, updatemenus=[{"y": 1.1}], dragmode="zoom")
+    narrow = plots._stacked(figure, 3)
+    across = [value for place, value in narrow.items() if re.fullmatch(r"xaxis\d*\.domain", place)]
+    assert across == [[0, 1]] * 3
+    down = [value for place, value in narrow.items() if re.fullmatch(r"yaxis\d*\.domain", place)]
+    assert down[0][1] == 1
+    assert abs(down[-1][0]) < 1e-9
+    assert all(above[0] > below[1] for above, below in pairwise(down))
+    drawn = plots._as_drawn(figure, narrow)
+    assert drawn["yaxis.domain"] == list(figure.layout.yaxis.domain)
+    assert drawn["height"] == 640
+    assert drawn["annotations[1].x"] == figure.layout.annotations[1].x
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_a_browser_without_a_network_draws_every_plot(html: str, tmp_path: Path):
@@ -127,3 +162,5 @@ def test_a_browser_without_a_network_draws_every_plot(html: str, tmp_path: Path)
     drawn = done.stdout
     assert drawn.count('class="main-svg"') >= 2 * 2  # plotly lays two sheets for each plot
     assert {"top-k", "window", "random", "fixed"} <= set(re.findall(r'data-unformatted="([\w-]+)"', drawn))
+    assert "Download plot as a PNG" in drawn
+    assert 'data-title="Share' not in drawn

@@ -1,5 +1,6 @@
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from dynattn.lab import inspect as inspecting  # noqa: E402
-from dynattn.lab.inspect.command import summary  # noqa: E402
 from dynattn.lab.inspect.sections import page  # noqa: E402
 from dynattn.lab.inspect.subject import from_image, from_text  # noqa: E402
+from dynattn.lab.inspect.terminal import summary  # noqa: E402
 from dynattn.lab.models import Pretrained  # noqa: E402
 
 
@@ -145,7 +146,7 @@ def test_text_page(kind, words):
     assert_self_contained(html)
     assert f"{found.mean('kept_mass'):.3f}" in html
     assert f"Some text, {min(3 * words, 64)} tokens" + (" (cut)" if words == 60 else "") in html
-    assert summary(found).row_count == 3
+    assert len(summary(found).rows) == 3
 
 
 def test_image_page(tmp_path):
@@ -218,3 +219,13 @@ def test_the_default_of_the_command(tmp_path):
     assert "highlands" in html
     wrong = typer_testing.CliRunner().invoke(app, ["--method", "nm-5-4", "--output", str(target)])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_text_without_words_is_refused_before_the_model_is_loaded(text: str, tmp_path: Path):
+    from dynattn.lab.inspect.command import Settings, _read
+
+    (tmp_path / "text.txt").write_text(text)
+    for settings in (Settings(text=text), Settings(file=tmp_path / "text.txt")):
+        with pytest.raises(ValueError, match="inspect: the text must have words: got none"):
+            _read(settings)

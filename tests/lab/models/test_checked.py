@@ -14,6 +14,7 @@ pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
+from dynattn.lab import models
 from dynattn.lab.models import checked, load
 
 
@@ -144,3 +145,12 @@ def test_bert_is_the_same_as_transformers_loads_it(folder: Path):
     wanted = BertModel.from_pretrained(folder).state_dict()
     found = load(str(folder)).model.state_dict()
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_weights_are_of_the_dtype_asked_for_and_positions_are_not_rounded(dtype: str, tiny_decoder: Path):
+    model = models.load(str(tiny_decoder), dtype).model
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    with pytest.raises(ValueError, match="load: dtype must be one of float32, bfloat16, float16: got 'int8'"):
+        models.load(str(tiny_decoder), "int8")

@@ -5,12 +5,14 @@ A tokenizer of bytes gives the texts back exactly.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import string
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +146,31 @@ def test_common_words_come_as_often_as_the_rule_says(tokens, common, other):
                 assert {counts[word] for word in wanted} == {common}
                 assert {counts[word] for word in counts if word not in wanted} == {other}
         assert not set(re.findall(r"\d+\. ([a-z]+)", example)) & set(re.findall(r"\d+\. ([a-z]+)", listing))
+
+
+@pytest.mark.parametrize(
+    ("task", "nats"),
+    [
+        (Needle(items=2, tokens=3000, texts=TEXTS), math.log(9_000_000)),
+        (MultiNeedle(items=2, tokens=3000, texts=TEXTS, needles=3), 3 * math.log(9_000_000)),
+        (Variables(items=2, tokens=6000, texts=TEXTS, hops=1), 10 * math.log(26)),
+    ],
+)
+def test_chance_is_to_know_what_answers_look_like_and_not_which_it_is(task, nats):
+    """A guess among all tokens alike would be 6 nats a byte: a model that never looks back does far better."""
+    data = task.prepare(SimpleNamespace(processor=BYTES))
+    assert data.chance == pytest.approx(np.mean([nats / answer for _, answer in data.payload]))
+
+
+def test_chance_in_common_words_is_any_ten_of_the_list():
+    task = CommonWords(items=1, tokens=4000, texts=TEXTS)
+    data = task.prepare(SimpleNamespace(processor=BYTES))  # type: ignore[arg-type]
+    ((context, answer),) = _read(task)
+    listing = context.split("Below is a numbered list")[2].split("\nQuestion")[0]
+    words = len(set(re.findall(r"\d+\. ([a-z]+)", listing)))
+    guesses = sum(math.log(words - taken) for taken in range(10))
+    assert data.chance == pytest.approx(guesses / data.payload[0][1])
+    assert len(answer) == data.payload[0][1]
 
 
 def test_what_stands_in_the_text_already_is_drawn_anew():

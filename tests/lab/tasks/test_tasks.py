@@ -6,6 +6,7 @@ import gzip
 import wave
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from dynattn.lab.models import load
 from dynattn.lab.tasks import TASKS, DataMissingError, default, find
 from dynattn.lab.tasks.embedding import embed, reciprocal_ranks
 from dynattn.lab.tasks.manpages import Manpages, _parse
+from dynattn.lab.tasks.manpages import _read as _pages
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.saliency import Saliency, area_under_roc
-from dynattn.lab.tasks.speech import Speech, _read
+from dynattn.lab.tasks.speech import Speech, _read, _unheard
 from dynattn.lab.tasks.texts import read, sentences, wikipedia
 
 
@@ -250,6 +252,45 @@ def test_saliency_pictures_hold_their_object_where_the_mask_says():
     other = SimpleNamespace(name="vit")
     with pytest.raises(ValueError, match="must be dinov2"):
         small.prepare(other)  # type: ignore[arg-type]
+
+
+def test_manual_pages_of_before_utf_8_are_read_as_latin_1(tmp_path: Path):
+    page = ".TH A 2\n.SH NAME\n{name} \\- says caf\u00e9\n.SH DESCRIPTION\nIt says caf\u00e9 \u00e0 la fin.\n"
+    (tmp_path / "man2").mkdir()
+    for name, encoding in (("new", "utf-8"), ("old", "latin-1")):
+        with gzip.open(tmp_path / "man2" / f"{name}.2.gz", "wb") as file:
+            file.write(page.format(name=name).encode(encoding))
+    found = _pages(tmp_path)
+    assert [(each.name, each.line) for each in found] == [("new", "says caf\u00e9"), ("old", "says caf\u00e9")]
+    assert found[0].body == found[1].body == "It says caf\u00e9 \u00e0 la fin."
+
+
+def test_chance_in_speech_is_what_the_model_says_of_a_recording_that_it_does_not_hear(tmp_path: Path):
+    """A model that hears which token comes, and says so with a certainty of its own."""
+    heard: list[tuple[int, int]] = []
+
+    class Ears(SimpleNamespace):
+        def set_attn_implementation(self, name):
+            assert name == "sdpa"
+
+        def __call__(self, input_features, decoder_input_ids, use_cache):
+            heard.append((int(input_features), int(decoder_input_ids[0, 4])))
+            logits = torch.zeros(1, decoder_input_ids.shape[1], 16)
+            logits[..., int(input_features)] = 3.0
+            return SimpleNamespace(logits=logits)
+
+    built = [
+        {"input_features": torch.tensor(10 + i), "decoder_input_ids": torch.tensor([[0, 1, 2, 3, 10 + i]])}
+        for i in range(3)
+    ]
+    listening: Any = SimpleNamespace(model=Ears())
+    found = _unheard(listening, built)
+    assert heard == [(11, 10), (12, 11), (10, 12)]
+    assert found == pytest.approx(np.log(15 + np.exp(3.0)))
+    data: Any = SimpleNamespace(payload=built)
+    scores = Speech().evaluate(listening, data, lambda: None).scores
+    assert scores == pytest.approx(np.log(15 + np.exp(3.0)) - 3.0)
+    assert _unheard(listening, built[:1]) is None
 
 
 def test_speech_reads_recordings_that_a_transcription_names(tmp_path: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from dynattn.lab.finetune.document import sentences
 from dynattn.lab.training.results import Run, Study
+from dynattn.lab.training.run import DivergedError
 from dynattn.lab.training.statistics import contrast
 from dynattn.lab.training.study import study
 from tests.lab.training.tiny import ITEMS, JOB, Pretend, Tiny, silent
@@ -143,10 +147,56 @@ def test_from_scratch_there_is_nothing_to_judge_before_training(tmp_path: Path):
 def test_scores_without_training_are_taken_anew_for_another_experiment(tmp_path: Path):
     first = Pretend()
     study(first, [], [0], _job, tmp_path, silent)
+    shutil.rmtree(tmp_path / "sdpa-seed0")
     other = Pretend(version=2)
-    with pytest.raises(ValueError, match="has version 1, now it is 2"):
-        study(other, [], [0], _job, tmp_path, silent)
-    assert other.models == 1
+    study(other, [], [0], _job, tmp_path, silent)
+    assert other.models == 2  # without training, and trained
+
+
+def test_a_folder_of_another_job_is_refused_before_anything_is_made(tmp_path: Path):
+    study(Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent)
+    shutil.rmtree(tmp_path / "sdpa-seed0")  # what the study would begin with
+    other = Tiny(version=2)
+    with pytest.raises(ValueError, match=r"nm-1-2-seed0 has version 1, now it is 2; give another --output"):
+        study(other, ["nm-1-2"], [0], _job, tmp_path, silent)
+    with pytest.raises(ValueError, match=r"nm-1-2-seed0 has steps 3, now it is 12"):
+        study(other, ["nm-1-2"], [0], JOB, tmp_path, silent)
+    (tmp_path / "nm-1-2-seed0" / "result.json").write_text('{"seed": 0, "sco')
+    with pytest.raises(ValueError, match=r"nm-1-2-seed0/result\.json must hold JSON: .*; delete the folder"):
+        study(same := Tiny(), ["nm-1-2"], [0], _job, tmp_path, silent)
+    assert (other.models, same.models) == (0, 0)
+    assert not (tmp_path / "sdpa-seed0").exists()
+
+
+class _Diverging(Tiny):
+    """One method's models are not finite."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def model(self, method: str):
+        model: Any = super().model(method)
+        if method == self.method:
+            torch.nn.init.constant_(model.head.weight, float("nan"))
+        return model
+
+
+def test_a_method_that_diverges_is_left_out_and_said_to_be(tmp_path: Path):
+    experiment = _Diverging("nm-1-2")
+    found = study(experiment, ["nm-1-2", "nm-2-4"], [0, 1], _job, tmp_path, silent, swap=True)
+    assert found.methods == ["sdpa", "nm-2-4"]
+    assert {(arm.method, len(arm.runs)) for arm in found.arms} == {("sdpa", 2), ("nm-2-4", 2)}
+    assert list(found.diverged) == ["nm-1-2"]
+    assert "nm-1-2-seed0 gave a loss of nan at step 1: the training diverged" in found.diverged["nm-1-2"]
+    assert experiment.models == 2 + 1 + 2 + 2  # dense, one of 1:2, 2:4 swapped in, and trained
+    assert any(line.startswith("1:2 is left out: run: losses and scores must be finite") for line in sentences(found))
+    assert Study.model_validate_json(found.model_dump_json()) == found
+
+
+def test_dense_attention_that_diverges_ends_the_study(tmp_path: Path):
+    with pytest.raises(DivergedError, match=r"sdpa-seed0 gave a loss of nan .* use a smaller --learning-rate"):
+        study(_Diverging("sdpa"), ["nm-1-2"], [0], _job, tmp_path, silent)
 
 
 def test_a_study_needs_a_seed(tmp_path: Path):

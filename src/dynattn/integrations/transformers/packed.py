@@ -48,7 +48,7 @@ def refuse_restarts(position_ids: Any, attention_mask: Any, past_key_values: Any
         f"dynattn: packed batches are not supported with {'a cache' if attention_mask is None else 'an attention_mask'}"
     )
     if torch.compiler.is_compiling():
-        torch._assert_async(~restarts.any(), f"{said}: position_ids start anew; {_REMEDY}")
+        torch._assert_async(~restarts.any(), f"{said}: position_ids start anew; {_REMEDY}")  # type: ignore[attr-defined]
     elif bool(restarts.any()):
         sample, place = (int(i) for i in restarts.nonzero()[0])
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,15 +19,18 @@ from torch import Tensor
 
 from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
-from dynattn.reference import dropout
+from dynattn.maths import dropout
 
+PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tests on a processor that has them
 MAX_HEAD_DIM = 512
 """Of queries, keys and values."""
 
-_ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_FEW_QUERIES = 6  # as nm/few_queries.h has it
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
+_ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
@@ -62,7 +66,8 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2`` or ``portable``.
+        isa: ``avx512``, ``avx2`` or ``portable``; of bfloat16 without a gradient also ``amx``, ``avx512bf16`` or
+            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -81,6 +86,27 @@ def nm_forward(
         blocks, block_size,
     )  # fmt: skip
     _run("nm_forward", args)
+
+
+def prepare_nm_forward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, pattern: Pattern, isa: str
+) -> bytes:
+    """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
+
+    Args:
+        query, key, value, out, logsumexp, pattern, isa: as in :func:`nm_forward`, without mask, counts and dropout.
+    """
+    none = (None, None, None)
+    args = _forward_args(query, key, value, None, out, logsumexp, none, pattern, isa, 0, False, None, 0)
+    return args[_ADDRESSES.size :]
+
+
+def nm_forward_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, prepared: bytes
+) -> None:
+    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
+    addresses = (query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), logsumexp.data_ptr())
+    _run("nm_forward", _ADDRESSES.pack(*addresses, 0, 0, 0, 0, 0, 0) + prepared)
 
 
 def row_forward(
@@ -211,7 +237,44 @@ def best_isa() -> str:
 @cache
 def isa_available(name: str) -> bool:
     """True where the library holds kernels for ``name`` and this processor runs them."""
-    return name in _ISAS and is_available() and bool(_library().dynattn_isa_available(_ISAS[name]))
+    return isa_refusal(name) is None
+
+
+@cache
+def isa_refusal(name: str) -> str | None:
+    """Why the kernels for ``name`` cannot run here, or None where they can."""
+    if name not in _ISAS:
+        return f"there are no kernels for {name}"
+    if not is_available():
+        return unavailable_reason()
+    refusal = _library().dynattn_isa_refusal(_ISAS[name])
+    return None if refusal is None else refusal.decode()
+
+
+@cache
+def tile_isa() -> str | None:
+    """The tile engine that is taken unasked on this processor; None where there is none.
+
+    It must be fast here, and its tests must have passed on such a processor: emulated instructions show that the code
+    follows the manual, not that the processor does.
+    """
+    fastest = _library().dynattn_tile_isa()
+    return next((name for name, code in _ISAS.items() if code == fastest and name in PROVEN_TILES), None)
+
+
+def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
+    """The fastest instruction set for a forward of N:M attention or of whole blocks.
+
+    Tiles take bfloat16, and the forward alone: a gradient makes the choice again from the forward's own sums, which
+    other kernels round otherwise. For few queries keys are read in place, which tiles of 16 queries do not gain from.
+
+    Args:
+        dtype: of the tensors.
+        q_len: queries of a head.
+        needs_grad: :func:`nm_backward` will follow.
+    """
+    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES and not needs_grad
+    return (tile_isa() if tiled else None) or best_isa()
 
 
 def fma_peak(isa: str, threads: int, seconds: float) -> float:
@@ -325,7 +388,7 @@ def _library() -> ctypes.CDLL:
         )
     for function in (library.dynattn_nm_forward, library.dynattn_row_forward, library.dynattn_nm_backward):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
-    library.dynattn_isa_available.argtypes = [ctypes.c_int32]
+    library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double
     return library

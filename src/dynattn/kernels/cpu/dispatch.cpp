@@ -5,6 +5,7 @@
 #include "common/builds.h"
 #include "common/team.h"
 #include "dynattn_cpu.h"
+#include "tiles/processor.h"
 
 namespace {
 
@@ -23,23 +24,44 @@ struct Isa {
 
 #define DYNATTN_ISA(name) \
   {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
+#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr}
 
+// In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable), DYNATTN_ISA(avx2), DYNATTN_ISA(avx512)};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable),         DYNATTN_ISA(avx2),
+                         DYNATTN_ISA(avx512),           DYNATTN_TILES(tiles_portable),
+                         DYNATTN_TILES(tiles_avx512bf16), DYNATTN_TILES(tiles_amx)};
 
-bool runs(int32_t isa) {
-  if (isa == DYNATTN_ISA_AVX512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+const char* refusal(int32_t isa) {
+  switch (isa) {
+    case DYNATTN_ISA_PORTABLE:
+    case DYNATTN_ISA_TILES_PORTABLE:
+      return nullptr;
+    case DYNATTN_ISA_AVX2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? nullptr : "this processor has no AVX2";
+    case DYNATTN_ISA_AVX512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                 ? nullptr
+                 : "this processor has no AVX-512";
+    case DYNATTN_ISA_AVX512BF16:
+      return dynattn::avx512bf16_refusal();
+    case DYNATTN_ISA_AMX:
+      return dynattn::amx_refusal();
   }
-  if (isa == DYNATTN_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return isa == DYNATTN_ISA_PORTABLE;
+  return "there is no such instruction set";
 }
 #else
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable)};
+constexpr Isa kNone = {};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable)};
 
-bool runs(int32_t isa) { return isa == DYNATTN_ISA_PORTABLE; }
+const char* refusal(int32_t isa) {
+  const bool runs = isa == DYNATTN_ISA_PORTABLE || isa == DYNATTN_ISA_TILES_PORTABLE;
+  return runs ? nullptr : "this library holds no kernels for it";
+}
 #endif
+
+bool runs(int32_t isa) { return refusal(isa) == nullptr; }
 
 bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
 
@@ -67,8 +89,8 @@ bool is_sound(const RowForwardArgs& args) {
   const NMForwardArgs& call = args.call;
   const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr;
   const bool outputs = call.batch * call.q_len == 0 || (call.threshold != nullptr && call.last_tie != nullptr);
-  const bool rank =
-      args.most >= 1 && args.numerator >= 1 && args.numerator <= args.denominator && args.denominator <= kFinestShare;
+  const bool rank = args.most >= 1 && args.floor >= 0 && args.numerator >= 1 && args.numerator <= args.denominator &&
+                    args.denominator <= kFinestShare;
   return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);
 }
 
@@ -91,11 +113,16 @@ extern "C" {
 
 int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs)); }
 
-int32_t dynattn_isa_available(int32_t isa) { return runs(isa) ? 1 : 0; }
+const char* dynattn_isa_refusal(int32_t isa) { return refusal(isa); }
 
 int32_t dynattn_best_isa(void) {
   if (runs(DYNATTN_ISA_AVX512)) return DYNATTN_ISA_AVX512;
   return runs(DYNATTN_ISA_AVX2) ? DYNATTN_ISA_AVX2 : DYNATTN_ISA_PORTABLE;
+}
+
+int32_t dynattn_tile_isa(void) {
+  if (runs(DYNATTN_ISA_AMX)) return DYNATTN_ISA_AMX;
+  return dynattn::avx512bf16_pays() && runs(DYNATTN_ISA_AVX512BF16) ? DYNATTN_ISA_AVX512BF16 : -1;
 }
 
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {
@@ -106,18 +133,18 @@ int32_t dynattn_nm_forward(const NMForwardArgs* args) {
 
 int32_t dynattn_row_forward(const RowForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
-  if (!runs(args->call.isa)) return DYNATTN_UNSUPPORTED_ISA;
+  if (!runs(args->call.isa) || kIsas[args->call.isa].row_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->call.isa].row_forward(*args);
 }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
   if (args == nullptr || !is_sound(args->forward) || args->forward.kept_mass != nullptr) return DYNATTN_BAD_ARGUMENT;
-  if (!runs(args->forward.isa)) return DYNATTN_UNSUPPORTED_ISA;
+  if (!runs(args->forward.isa) || kIsas[args->forward.isa].nm_backward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->forward.isa].nm_backward(*args);
 }
 
 double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {
-  if (!runs(isa) || threads < 1 || !(seconds > 0)) return 0.0;
+  if (!runs(isa) || kIsas[isa].fma_chains == nullptr || threads < 1 || !(seconds > 0)) return 0.0;
   kIsas[isa].fma_chains(200000);  // clocks up
   const auto start = std::chrono::steady_clock::now();
   const auto length =

@@ -20,7 +20,15 @@ enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_B
 
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3 };
 
-enum { DYNATTN_ISA_PORTABLE = 0, DYNATTN_ISA_AVX2 = 1, DYNATTN_ISA_AVX512 = 2 };
+// The last three are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
+enum {
+  DYNATTN_ISA_PORTABLE = 0,
+  DYNATTN_ISA_AVX2 = 1,
+  DYNATTN_ISA_AVX512 = 2,
+  DYNATTN_ISA_TILES_PORTABLE = 3,
+  DYNATTN_ISA_AVX512BF16 = 4,
+  DYNATTN_ISA_AMX = 5
+};
 
 // GOMP_parallel of the OpenMP runtime that torch has already loaded, so that both share one pool of threads.
 typedef void (*dynattn_parallel_fn)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
@@ -78,11 +86,12 @@ typedef struct {
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
 // Attention of rows that choose by their own scores, forward. By rank, a row of `a` allowed keys keeps the
-// min(most, ceil(numerator · a / denominator)) with the largest scores; ties go to the lower key. By weight, a row
-// keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest score.
+// min(a, most, max(floor, ceil(numerator · a / denominator))) with the largest scores; ties go to the lower key. By
+// weight, a row keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest
+// score.
 typedef struct {
   NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks; with `threshold` and `last_tie`
-  int64_t most, numerator, denominator;
+  int64_t most, floor, numerator, denominator;
   float weight;  // below 0: by rank
 } RowForwardArgs;
 
@@ -114,7 +123,13 @@ DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // The fastest instruction set that this library holds and this processor runs.
 DYNATTN_API int32_t dynattn_best_isa(void);
-DYNATTN_API int32_t dynattn_isa_available(int32_t isa);
+
+// Why an instruction set cannot run here, in words; NULL where it can. Asking for AMX asks the operating system for its
+// permission, once for the process.
+DYNATTN_API const char* dynattn_isa_refusal(int32_t isa);
+
+// The tile engine that is faster than any other kernel of bfloat16 on this processor; -1 where there is none.
+DYNATTN_API int32_t dynattn_tile_isa(void);
 
 // Multiply-add peak of `threads` threads, in floating-point operations per second, measured over about
 // `seconds`: the roofline that `dynattn bench` draws.

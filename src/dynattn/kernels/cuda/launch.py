@@ -19,7 +19,7 @@ from dynattn.kernels.cuda import driver
 from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, WGMMA_STRIDES, Variant, row_tiles
 from dynattn.kernels.pattern import Pattern
-from dynattn.reference.dropout import threshold
+from dynattn.maths.dropout import threshold
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "tf32"}
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
@@ -87,7 +87,7 @@ def nm_forward(
 
         out = (Z ∘ softmax(scale · QKᵀ + mask, over the pairs that N:M keeps)) V
 
-    with Z dropout's factors (:mod:`dynattn.reference.dropout`), 1 without.
+    with Z dropout's factors (:mod:`dynattn.maths.dropout`), 1 without.
 
     Args:
         query: (batch, heads, q_len, head_dim), bfloat16, float16, or float32, which is rounded to TF32; head_dim and

@@ -36,11 +36,13 @@ class Compiled(NamedTuple):
         symbol: the kernel's name in it.
         cubin: what the driver loads, and what ``cuobjdump`` reads.
         log: what the compiler said, registers and spills among it; empty where the code came from the disk.
+        kept: whether it lies on the disk now, for the next process.
     """
 
     symbol: str
     cubin: bytes
     log: str = ""
+    kept: bool = True
 
 
 @cache
@@ -131,10 +133,12 @@ def _compile(variant: Instantiation, arch: str, disk: Any) -> Compiled:
         ) from error
     symbol, cubin = code.symbol_mapping[expression], bytes(code.code)
     symbol = symbol.decode() if isinstance(symbol, bytes) else symbol
+    kept = False
     if disk is not None:
         with suppress(OSError):  # a full disk: compiled again next time
             disk[key] = symbol.encode() + b"\0" + cubin
-    return Compiled(symbol, cubin, log.getvalue())
+            kept = True
+    return Compiled(symbol, cubin, log.getvalue(), kept)
 
 
 def _source(name: str) -> str:

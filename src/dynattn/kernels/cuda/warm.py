@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 
+import torch
+
+from dynattn.children import Pool
 from dynattn.kernels.cuda import loader
+from dynattn.kernels.cuda.driver import device
 from dynattn.kernels.cuda.variants import HEAD_DIMS, WGMMA_HEAD_DIMS, Instantiation, Variant, variants
 from dynattn.kernels.cuda.variants_backward import (
     BackwardVariant,
@@ -19,6 +24,59 @@ from dynattn.kernels.cuda.variants_backward import (
 
 _COMMON_HEAD_DIMS = (64, 128)
 _COMMON_MASKS = ("none", "bool")
+
+
+def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
+    """The kernels that take ``head_dim``, and the size that each pads it to."""
+    if not 1 <= head_dim <= HEAD_DIMS[-1]:
+        raise ValueError(f"warmup: head_dim must be between 1 and {HEAD_DIMS[-1]}: got {head_dim}")
+    for kernel, sizes in (("mma", HEAD_DIMS), ("wgmma", WGMMA_HEAD_DIMS)):
+        fits = [size for size in sizes if size >= head_dim]
+        yield from ((kernel, size) for size in fits[:1])
+
+
+def _common(variant: Variant | BackwardVariant | WgmmaBackwardVariant) -> bool:
+    aux = isinstance(variant, Variant) and variant.aux
+    dropout = not isinstance(variant, WgmmaBackwardVariant) and variant.dropout
+    if variant.mask not in _COMMON_MASKS or aux or dropout or variant.dtype == "tf32":
+        return False
+    return variant.stride == 1 or not variant.band
+
+
+def _check_cache() -> None:
+    """Before minutes of work, whether a file can be left in the cache."""
+    folder = loader.cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise OSError(_unwritable(error.strerror or str(error))) from error
+
+
+def _unwritable(reason: str) -> str:
+    return (
+        f"warmup: the cache must be a folder that can be written: {loader.cache_folder()}: {reason}; make room there, "
+        "or set DYNATTN_CACHE to another folder, also where the kernels are to be used"
+    )
+
+
+def _compile(variant: Instantiation, arch: str) -> tuple[bool, bool]:
+    """Whether it was compiled anew, and whether it lies on the disk now."""
+    done = loader.compile_variant(variant, arch)
+    return bool(done.log), done.kept
+
+
+def at_hand() -> list[str]:
+    """Architectures of the GPUs that torch sees.
+
+    Raises:
+        ValueError: there is none.
+    """
+    archs = sorted({device(index).arch for index in range(torch.cuda.device_count())})
+    if not archs:
+        raise ValueError("warmup: torch sees no CUDA device here; say what to compile for, as in --arch sm_80,sm_90a")
+    return archs
 
 
 def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Variant, str]]:
@@ -59,8 +117,8 @@ def chosen_for_training(archs: Sequence[str], head_dims: Sequence[int], every: b
     ]
 
 
-def warm(work: Sequence[tuple[Instantiation, str]], jobs: int = 0) -> Iterator[bool]:
-    """Compile each of ``work`` and leave it on the disk.
+def warm(work: Sequence[tuple[Instantiation, str]], jobs: int = 0) -> Generator[bool, None, None]:
+    """Compile each of ``work`` and leave it on the disk. Closing the iterator ends the compilers at once.
 
     Args:
         work: as :func:`chosen` gives it.
@@ -71,34 +129,22 @@ def warm(work: Sequence[tuple[Instantiation, str]], jobs: int = 0) -> Iterator[b
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
-        RuntimeError: the compiler refused one.
+        OSError: the cache cannot be written, so nothing would be there afterwards.
+        RuntimeError: the compiler refused one, or a process died.
     """
     reason = loader.missing()
     if reason is not None:
         raise ImportError(f"warmup: {reason}")
-    # spawned, since a forked process inherits torch's threads and locks but not their state
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, max(1, len(work))), mp_context=spawn) as pool:
-        for future in as_completed([pool.submit(_compile, variant, arch) for variant, arch in work]):
-            yield future.result()
-
-
-def _padded(head_dim: int) -> Iterator[tuple[str, int]]:
-    """The kernels that take ``head_dim``, and the size that each pads it to."""
-    if not 1 <= head_dim <= HEAD_DIMS[-1]:
-        raise ValueError(f"warmup: head_dim must be between 1 and {HEAD_DIMS[-1]}: got {head_dim}")
-    for kernel, sizes in (("mma", HEAD_DIMS), ("wgmma", WGMMA_HEAD_DIMS)):
-        fits = [size for size in sizes if size >= head_dim]
-        yield from ((kernel, size) for size in fits[:1])
-
-
-def _common(variant: Variant | BackwardVariant | WgmmaBackwardVariant) -> bool:
-    aux = isinstance(variant, Variant) and variant.aux
-    dropout = not isinstance(variant, WgmmaBackwardVariant) and variant.dropout
-    if variant.mask not in _COMMON_MASKS or aux or dropout or variant.dtype == "tf32":
-        return False
-    return variant.stride == 1 or not variant.band
-
-
-def _compile(variant: Instantiation, arch: str) -> bool:
-    return bool(loader.compile_variant(variant, arch).log)
+    _check_cache()
+    with Pool(min(jobs or os.cpu_count() or 1, max(1, len(work)))) as pool:
+        try:
+            for future in as_completed(pool.submit([(_compile, variant, arch) for variant, arch in work])):
+                compiled, kept = future.result()
+                if not kept:
+                    raise OSError(_unwritable("the disk may be full"))
+                yield compiled
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "warmup: compilers must live until they are done: one died, for want of memory as a rule; what was "
+                "compiled is kept: run the command again with fewer --jobs"
+            ) from error

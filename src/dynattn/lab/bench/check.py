@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from dynattn.lab.bench.cases import Workload
-from dynattn.methods.nm import NM
+from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 _BLOCKS, _ROWS = 5, 5  # rows are checked in blocks, no multiple of a kernel's tile; first and last row included
 

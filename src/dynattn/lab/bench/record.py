@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynattn.lab.bench.cases import DTYPES, Workload
+from dynattn.lab.bench.cases import Workload
 from dynattn.lab.bench.check import Check
 from dynattn.lab.bench.peers import DENSE, SDPA
 from dynattn.lab.bench.roofline import Roofline
@@ -97,15 +97,12 @@ class Record:
         return own.speedup(base) if own is not None and base is not None else None
 
     def share_of_peak(self, result: Result) -> float | None:
-        """FLOPs a second that the function needs, over the machine's; None where either was not measured.
+        """FLOPs a second that the function needs, over the most that the machine was measured to do in its dtype.
 
-        A GPU's peak is that of 16-bit products; those of float32 have another, and get no share.
+        None where either was not measured, as a GPU's float32 was not in records of before.
         """
-        if result.timing is None or self.roofline.flops is None:
-            return None
-        if self.on_gpu and DTYPES[result.workload.dtype].itemsize != 2:
-            return None
-        return result.flops / result.timing.median / self.roofline.flops
+        peak = self.roofline.peak(result.workload.dtype)
+        return None if result.timing is None or peak is None else result.flops / result.timing.median / peak
 
     def share_of_bandwidth(self, result: Result) -> float | None:
         """Bytes a second that have to be moved, over the machine's; None where the function was not timed."""

@@ -9,15 +9,19 @@ Source: Williams, Waterman, Patterson, "Roofline", CACM 2009.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from dynattn.kernels import cpu
 from dynattn.lab.bench import cuda
+from dynattn.lab.bench.cases import DTYPES, Workload
 from dynattn.lab.timing import interleaved
 
 _COPY_BYTES = 1 << 28  # eight times a large L3, so that the copy goes through memory
+_SIZES = 512, 2048  # of a matrix product on a CPU: the larger where the smaller takes no time to speak of
 _PRODUCT, _GPU_COPY_BYTES = 8192, 1 << 30  # fill any GPU; twenty times a large L2
 
 
@@ -30,12 +34,24 @@ class Roofline:
         bandwidth: of memory in bytes/s, by a copy: read plus written.
         isa: instruction set of ``flops``; on a GPU ``bfloat16``, of a large matrix product through torch.
         threads: of the CPU, used for both; 0 on a GPU.
+        products: FLOP/s of a large matrix product through torch, by dtype; empty in records of before.
     """
 
     flops: float | None
     bandwidth: float
     isa: str | None
     threads: int
+    products: dict[str, float] = field(default_factory=dict)
+
+    def peak(self, dtype: str) -> float | None:
+        """The most multiply-adds a second that were measured for operands of a dtype; None where none were.
+
+        On a CPU numbers of 16 bits may be widened to float32 and multiplied there, so that ``flops`` counts as well.
+        """
+        own = self.products.get(dtype)
+        if self.threads:
+            return max(filter(None, (own, self.flops)), default=None)
+        return own or (self.flops if DTYPES[dtype].itemsize == 2 else None)  # a GPU's ``flops`` is bfloat16's
 
     def attainable(self, intensity: float) -> float:
         """FLOP/s at ``intensity`` FLOPs a byte."""
@@ -45,18 +61,21 @@ class Roofline:
     def or_higher(self, other: Roofline) -> Roofline:
         """The higher of each limit: what disturbs a measurement can only lower it."""
         flops = max(filter(None, (self.flops, other.flops)), default=None)
-        return replace(self, flops=flops, bandwidth=max(self.bandwidth, other.bandwidth))
+        every = self.products | other.products
+        products = {dtype: max(each.products.get(dtype, 0.0) for each in (self, other)) for dtype in every}
+        return replace(self, flops=flops, bandwidth=max(self.bandwidth, other.bandwidth), products=products)
 
 
-def roofline(seconds: float = 0.5, device: str = "cpu") -> Roofline:
+def roofline(seconds: float = 0.5, device: str = "cpu", dtypes: Collection[str] = ()) -> Roofline:
     """Measure, on a CPU with the current number of threads.
 
     Args:
-        seconds: for each of the two limits.
+        seconds: for each limit.
         device: ``cpu`` or ``cuda``.
+        dtypes: of which a matrix product is measured.
     """
     if device == "cuda":
-        return _of_gpu(seconds)
+        return replace(_of_gpu(seconds), products={dtype: _product_on_gpu(dtype, seconds) for dtype in dtypes})
     threads = torch.get_num_threads()
     if cpu.unavailable_reason() is None:
         isa = cpu.best_isa()
@@ -64,7 +83,9 @@ def roofline(seconds: float = 0.5, device: str = "cpu") -> Roofline:
         flops = max(cpu.fma_peak(isa, threads, seconds / 3) for _ in range(3))
     else:
         isa = flops = None
-    return Roofline(flops, _bandwidth(seconds), isa, threads)
+    return Roofline(
+        flops, _bandwidth(seconds), isa, threads, {dtype: _product(DTYPES[dtype], seconds) for dtype in dtypes}
+    )
 
 
 def _of_gpu(seconds: float) -> Roofline:
@@ -80,8 +101,38 @@ def _of_gpu(seconds: float) -> Roofline:
     return Roofline(2 * _PRODUCT**3 / fastest["product"], 2 * _GPU_COPY_BYTES / fastest["copy"], "bfloat16", 0)
 
 
+def _product(dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of the fastest product seen. Without instructions for 16 bits it is slow, and is not waited for."""
+    best, took = 0.0, 0.0
+    for size in _SIZES:
+        a, b = (torch.randn(size, size, device="cpu").to(dtype) for _ in range(2))
+        end = time.perf_counter() + seconds / len(_SIZES)
+        while True:
+            start = time.perf_counter()
+            torch.mm(a, b)
+            stop = time.perf_counter()
+            took = stop - start
+            best = max(best, 2 * size**3 / took)
+            if stop >= end:
+                break
+        if took > seconds / 100:
+            break
+    return best
+
+
+def _product_on_gpu(dtype: str, seconds: float) -> float:
+    with cuda.precision(Workload(1, 1, 1, dtype=dtype)):
+        a, b = (torch.randn(_PRODUCT, _PRODUCT, device=cuda.DEVICE).to(DTYPES[dtype]) for _ in range(2))
+        product = torch.empty_like(a)
+        timing = interleaved(
+            {"product": lambda: torch.mm(a, b, out=product)},
+            seconds=seconds, waited=lambda: None, elapsed=cuda.elapsed,
+        )["product"]  # fmt: skip
+    return 2 * _PRODUCT**3 / min(timing.samples)
+
+
 def _bandwidth(seconds: float) -> float:
-    source = torch.zeros(_COPY_BYTES // 4)
+    source = torch.zeros(_COPY_BYTES // 4, device="cpu")
     target = torch.zeros_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, seconds=seconds)["copy"]
     return 2 * _COPY_BYTES / min(timing.samples)

@@ -102,7 +102,7 @@ def _functions(
         name: _Function(partial(peer, workload), _DENSE, "torch") for name, peer in peers(workload, device).items()
     }
     for method in methods:
-        route = explain(*inputs, method, causal=workload.causal, backend=backend).backend
+        route = explain(*inputs, method, causal=workload.causal, backend=backend).backend or "by head"
         if route == "cuda":
             pattern = Pattern.of(method, workload.causal, workload.head_dim**-0.5)
             route += " " + kernel_name(*inputs, pattern, workload.training)

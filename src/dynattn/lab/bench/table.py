@@ -25,7 +25,8 @@ _CPU_NOTE = (
     "ms: median of one call. × SDPA: how many times as fast as PyTorch's scaled_dot_product_attention, the median of "
     "the ratios within each round, and their quartiles; × unfused and × dense: as fast as matmul, softmax, matmul, and "
     "as this library's own dense kernel. of peak: multiply-adds that the function needs (N:M: all of QKᵀ, N/M of PV) "
-    "over the machine's measured peak. Every result was checked against the definition in float64 in the same run."
+    "over the most that were measured here in the workload's dtype. Every result was checked against the definition in "
+    "float64 in the same run."
 )
 _CPU_MORE = "GFLOP/s counts the same multiply-adds. disturbed: samples during which threads waited for a core."
 _GPU_NOTE = (
@@ -33,7 +34,8 @@ _GPU_NOTE = (
     "fastest dense attention of this table, the median of the ratios within each round, and their quartiles; × SDPA: "
     "as torch's own choice; × unfused: as matmul, softmax, matmul. dense TFLOP/s: multiply-adds of dense attention "
     "over this time. of peak: multiply-adds that the function needs (N:M: all of QKᵀ, N/M of PV) over those of a "
-    "large matrix product. Every result was checked against the definition in float64 in the same run."
+    "large matrix product in the workload's dtype. Every result was checked against the definition in float64 in the "
+    "same run."
 )
 _GPU_MORE = (
     "TFLOP/s counts what the function needs. of copy: query, key, value and output, once, over the bandwidth of a "
@@ -124,10 +126,16 @@ def limits(roofline: Roofline) -> str:
     """The machine's measured limits, one line."""
     if not roofline.threads:
         flops = f"{(roofline.flops or 0) * 1e-12:.0f} TFLOP/s in a large matrix product ({roofline.isa})"
-        return f"{flops}, {roofline.bandwidth * 1e-12:.2f} TB/s in a large copy"
+        copy = f"{roofline.bandwidth * 1e-12:.2f} TB/s in a large copy"
+        return ", ".join([flops, copy, *_products(roofline, 1e-12, "TFLOP/s")])
     peak = "no kernel library, so no peak" if roofline.flops is None else f"{roofline.flops * 1e-9:.0f} GFLOP/s peak"
     isa = f" ({roofline.isa})" if roofline.isa else ""
-    return f"{peak}{isa}, {roofline.bandwidth * 1e-9:.1f} GB/s copy, {roofline.threads} threads"
+    rest = f"{roofline.bandwidth * 1e-9:.1f} GB/s copy", f"{roofline.threads} threads"
+    return ", ".join([f"{peak}{isa}", *_products(roofline, 1e-9, "GFLOP/s"), *rest])
+
+
+def _products(roofline: Roofline, unit: float, name: str) -> list[str]:
+    return [f"{flops * unit:.3g} {name} product in {dtype}" for dtype, flops in roofline.products.items()]
 
 
 def _milliseconds(seconds: float) -> str:

@@ -23,8 +23,9 @@ def page(found: Comparison) -> str:
     """
     machine = found.machine
     subtitle = (
-        f"{found.description}. {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
-        f"torch {machine['torch']}, dynattn {machine['dynattn']}, {machine['date']}."
+        f"{found.description}, in {found.dtype}. {machine['processor']}, {machine['threads']} "
+        f"thread{'s' * (machine['threads'] != 1)}, torch {machine['torch']}, dynattn {machine['dynattn']}, "
+        f"{machine['date']}."
     )
     sections = [
         _summary(found), *(_quality(task) for task in found.tasks), _speed(found), _memory(found), _kept(found),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dynattn.lab.children import command
+from dynattn.children import command
 from dynattn.lab.compare.results import Memory
 from dynattn.lab.tasks.base import Inputs
 
@@ -31,11 +31,12 @@ _RESET_PEAK = "5"  # see proc(5), clear_refs
 _SECONDS = 300
 
 
-def peaks(model: str, implementations: Mapping[str, str], inputs: Inputs) -> tuple[list[Memory], str]:
+def peaks(model: str, dtype: str, implementations: Mapping[str, str], inputs: Inputs) -> tuple[list[Memory], str]:
     """Measure in a fresh process.
 
     Args:
         model: its name.
+        dtype: that it is loaded in.
         implementations: Transformers' name of each method.
         inputs: of the forward.
 
@@ -48,7 +49,7 @@ def peaks(model: str, implementations: Mapping[str, str], inputs: Inputs) -> tup
         job = Path(folder) / "inputs.pt"
         torch.save(inputs, job)
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when they are freed
-        given = (model, json.dumps(implementations), str(job), str(torch.get_num_threads()))
+        given = (model, dtype, json.dumps(implementations), str(job), str(torch.get_num_threads()))
         try:
             done = subprocess.run(
                 command(__name__, *given),
@@ -72,12 +73,12 @@ def peaks(model: str, implementations: Mapping[str, str], inputs: Inputs) -> tup
 
 
 @torch.inference_mode()
-def _measure(model: str, implementations: Mapping[str, str], inputs: Inputs) -> dict[str, int]:
+def _measure(model: str, dtype: str, implementations: Mapping[str, str], inputs: Inputs) -> dict[str, int]:
     from dynattn.integrations.transformers import register
     from dynattn.lab.models import load
 
     register(*(name.removeprefix("dynattn:") for name in implementations.values() if name.startswith("dynattn:")))
-    loaded = load(model).model
+    loaded = load(model, dtype).model
     ours = [name for name in implementations.values() if name.startswith("dynattn:")]
     # What libraries and kernels allocate once and keep is no method's: about 1 MB of scratch for all our kernels.
     for implementation in (next(iter(implementations.values())), *ours[:1]):
@@ -111,6 +112,6 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    _model, _implementations, _job, _threads = sys.argv[1:]
+    _model, _dtype, _implementations, _job, _threads = sys.argv[1:]
     torch.set_num_threads(int(_threads))
-    print(json.dumps(_measure(_model, json.loads(_implementations), torch.load(_job))))
+    print(json.dumps(_measure(_model, _dtype, json.loads(_implementations), torch.load(_job))))

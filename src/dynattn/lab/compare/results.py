@@ -80,6 +80,7 @@ class Comparison(Record):
     """All of it.
 
     Attributes:
+        dtype: of the model; records of before have none, and are of float32.
         throughput: of several items at once; None where one item alone fills the machine, and ``latency`` tells it.
         memory: of one forward of ``batch`` items.
     """
@@ -100,6 +101,7 @@ class Comparison(Record):
     memory_note: str
     kept: list[Kept]
     seconds: float
+    dtype: str = "float32"
 
     @property
     def batch(self) -> int:

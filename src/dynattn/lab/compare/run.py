@@ -17,7 +17,7 @@ from dynattn.lab.compare.kept import kept
 from dynattn.lab.compare.results import Comparison, Kept
 from dynattn.lab.figures import BASELINE, UNFUSED, TaskResult
 from dynattn.lab.machine import machine
-from dynattn.lab.models import Kind, Pretrained, load
+from dynattn.lab.models import DTYPES, Kind, Pretrained, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.scoring import evaluate, prepare, task_result
 from dynattn.lab.statistics import quality
@@ -57,6 +57,7 @@ class Settings:
             that is one, latency alone is measured: it tells the throughput as well.
         seconds: to spend on each of the three timings.
         threads: of torch; None leaves them.
+        dtype: of the model, and so of both attentions: one of :data:`dynattn.lab.models.DTYPES`.
     """
 
     model: str = "minilm"
@@ -68,6 +69,7 @@ class Settings:
     batch: int | None = None
     seconds: float = 10.0
     threads: int | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for field in ("items", "tokens", "batch", "threads"):
@@ -76,6 +78,8 @@ class Settings:
                 raise ValueError(f"compare: {field} must be at least 1: got {value}; leave it out for the default")
         if self.seconds <= 0:
             raise ValueError(f"compare: seconds must be positive: got {self.seconds}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"compare: dtype must be one of {', '.join(DTYPES)}: got {self.dtype!r}")
         _ = self.asked  # names that there are not are refused here
         for name in self.tasks:
             find(name)
@@ -107,7 +111,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     advance = stage(f"load {settings.model}", 1)
-    pretrained = load(settings.model)
+    pretrained = load(settings.model, settings.dtype)
     advance()
     methods = _methods(settings, pretrained.kind)
     register(*methods)
@@ -122,13 +126,15 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     shown = [_kept(pretrained, method, implementations, examples, stage) for method in methods]
     advance = stage("peak memory", 1)
     contrast = {**implementations, UNFUSED: "eager"}
-    sizes, note = memory.peaks(settings.model, contrast, speed.batched(first.examples[0], batch))
+    largest = speed.batched(first.examples[0], batch)
+    sizes, note = memory.peaks(settings.model, settings.dtype, contrast, largest)
     advance()
     pretrained.model.set_attn_implementation("sdpa")
     return Comparison(
         model=settings.model,
         kind=pretrained.kind,
         description=pretrained.description,
+        dtype=settings.dtype,
         machine=machine() | {"transformers": _transformers_version()},
         methods=[method.name for method in methods],
         settings={k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
@@ -182,17 +188,18 @@ def _timings(
 
     def timed(title: str, measure: Callable[..., Any], names: Mapping[str, str], inputs: Any) -> Any:
         began = time.perf_counter()
-        ticks = stage(title, round(settings.seconds))
+        whole = max(1, round(settings.seconds))
+        ticks = stage(title, whole)
         done = 0
 
         def on_round(_: int) -> None:
             nonlocal done
-            while done < min(round(settings.seconds), int(time.perf_counter() - began)):
+            while done < min(whole, int(time.perf_counter() - began)):
                 ticks()
                 done += 1
 
         found = measure(pretrained, names, inputs, data.length, settings.seconds, on_round)
-        while done < round(settings.seconds):
+        while done < whole:
             ticks()
             done += 1
         return found

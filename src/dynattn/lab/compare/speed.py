@@ -20,7 +20,7 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs, first_tensor
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
-_PROBE = "dynattn-probe-"
+_PROBE = "probe-"
 _MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
 
 
@@ -127,7 +127,7 @@ class _Probe:
         if self._inner is None:
             self.name = implementation
             return
-        self.name = _PROBE + implementation
+        self.name = _PROBE + implementation.replace(":", "-")  # with its colon it would be taken for dynattn's own
         AttentionInterface.register(self.name, self._run)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
 

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dynattn.lab.children import command
+from dynattn.children import command
 from dynattn.paths import cache_home
 
 _FETCH_SECONDS = 900

@@ -30,7 +30,7 @@ def sentences(found: Study) -> list[str]:
             (trained(found), found.of(method, trained=True)),
         ]
         lines += [_sentence(found, f"{label(method)}, {state}", arm.difference) for state, arm in states if arm]
-    return lines
+    return lines + [f"{label(method)} is left out: {why}." for method, why in found.diverged.items()]
 
 
 def how_sure(found: Study) -> str:

@@ -19,8 +19,9 @@ from dynattn.lab.tasks.texts import Text, read
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.results import Study
+from dynattn.lab.training.run import refuse_another
 from dynattn.lab.training.settings import check
-from dynattn.lab.training.study import study
+from dynattn.lab.training.study import jobs_of, study
 
 
 class Recipe(NamedTuple):
@@ -109,15 +110,25 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
+    seeds = range(settings.seeds)
+    for task in (settings.task,) if settings.task else _DEFAULT.values():  # before the model, too: only one is its own
+        refuse_another(jobs_of(settings.methods, seeds, _job(settings, task)).values(), _folder(settings, output, task))
     advance = stage(f"load {settings.model}", 2)
     pretrained = load(settings.model)
     advance()
     task = settings.task or _default(settings, pretrained)
-    recipe = RECIPES[task]
-    experiment = _experiment(settings, task, recipe, pretrained, texts)
+    experiment = _experiment(settings, task, RECIPES[task], pretrained, texts)
     advance()
+    return study(
+        experiment, settings.methods, seeds, _job(settings, task), _folder(settings, output, task), stage,
+        settings.keep_models, swap=True,
+    )  # fmt: skip
+
+
+def _job(settings: Settings, task: str) -> Callable[[str, int], Job]:
+    recipe = RECIPES[task]
     steps = settings.steps or recipe.steps
-    job: Callable[[str, int], Job] = partial(
+    return partial(
         Job,
         steps=steps,
         batch=settings.batch or recipe.batch,
@@ -125,9 +136,11 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
         evaluate_every=max(1, steps // 3),
         save_every=max(1, steps // 6),
     )
-    folder = output / f"finetune-{slug(experiment.name)}"
-    seeds = range(settings.seeds)
-    return study(experiment, settings.methods, seeds, job, folder, stage, settings.keep_models, swap=True)
+
+
+def _folder(settings: Settings, output: Path, task: str) -> Path:
+    """Of the runs, named like the experiment."""
+    return output / f"finetune-{slug(f'{Path(settings.model).name} on {task}')}"
 
 
 def _default(settings: Settings, pretrained: Pretrained) -> str:

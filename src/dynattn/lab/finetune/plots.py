@@ -58,7 +58,8 @@ def standing(found: Study) -> str:
     right.set_yticks([])
     left.set_xlabel(found.metric)
     right.set_xlabel("difference to dense")
-    right.locator_params(axis="x", nbins=5)
+    for ax in axes:
+        ax.locator_params(axis="x", nbins=5)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return svg(figure, "score and difference to dense by method, without training, swapped in and trained")

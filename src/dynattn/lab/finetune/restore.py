@@ -78,7 +78,6 @@ class Restore(Experiment):
             )
         noun = "Wikipedia articles" if texts is None else "texts"
         held_out, others = split(wikipedia() if texts is None else texts)
-        check_known(pretrained, [text.body.lower() for text in (*held_out, *others)], self.task)
         self.items = _in_turn([passages(self.base.processor, text, self.tokens) for text in held_out])[:items]
         if len(self.items) < 2:
             raise ValueError(
@@ -88,6 +87,7 @@ class Restore(Experiment):
         cut = [passages(self.base.processor, text, self.tokens) for text in others]
         self.examples = [passage for found in cut for passage in found]
         self.name = f"{Path(pretrained.name).name} on {self.task}"
+        check_known(pretrained, [passage.read for passage in (*self.items, *self.examples)], self.task)
         self.chance = 0.0  # of a model that puts nothing back
         self.labels = tuple(passage.label for passage in self.items)
         self.summary = (

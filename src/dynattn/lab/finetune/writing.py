@@ -98,7 +98,7 @@ def encode(tokenizer: Any, chosen: Sequence[Passage], tokens: int) -> tuple[Inpu
         )
     )
     spans = given.pop("offset_mapping").tolist()  # of characters; (0, 0) for padding and for added tokens
-    labels = torch.full(given["input_ids"].shape, IGNORED)
+    labels = torch.full(given["input_ids"].shape, IGNORED, device="cpu")
     for row, passage in enumerate(chosen):
         written = dict(zip(_ends(passage), passage.written, strict=True))
         for column, (_, stop) in enumerate(spans[row]):

@@ -6,16 +6,21 @@ Source: Ray, "A Distributed Framework for Emerging AI Applications", arXiv:1712.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
+from dynattn.children import safe_start
 from dynattn.lab.frontier import measure
 from dynattn.lab.frontier.cell import Cell
 from dynattn.lab.frontier.measure import Answer, Job
 
 
 class _Worker:
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, threads: int, directory: str) -> None:
+        with suppress(OSError):  # another machine may not have it
+            os.chdir(directory)
         measure.begin(threads)
         self._job = job
 
@@ -23,7 +28,7 @@ class _Worker:
         return measure.measure(self._job, cell)
 
 
-def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Iterator[Answer]:
+def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Generator[Answer, None, None]:
     """Measure cells on the cluster that Ray finds (``RAY_ADDRESS``, or one on this machine), else on one of its own.
 
     dynattn and the packages that carry models and data have to be installed on every node.
@@ -46,12 +51,13 @@ def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Iterator[Answer
         raise ImportError("frontier: --ray needs Ray: pip install 'dynattn[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        with safe_start(elsewhere=True):  # else Ray puts the current directory in front of its workers' imports
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         count = min(workers or cpus, cpus)
         actor: Any = ray.remote(num_cpus=cpus // count)(_Worker)
-        actors = [actor.remote(job, cpus // count) for _ in range(min(count, len(cells)))]
+        actors = [actor.remote(job, cpus // count, os.getcwd()) for _ in range(min(count, len(cells)))]
         pool: Any = ActorPool(actors)
         yield from pool.map_unordered(lambda worker, cell: worker.measure.remote(cell), list(cells))
         for each in actors:  # so that what is timed next runs alone

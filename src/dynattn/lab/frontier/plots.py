@@ -5,7 +5,9 @@ Source: Plotly.js, https://plotly.com/javascript/ (MIT); its script stands in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import html
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dynattn.lab.figures import Interval
@@ -14,6 +16,7 @@ from dynattn.lab.frontier.summary import Contender, Result
 from dynattn.lab.page import COLORS
 
 STYLE = """<style>
+figure.plot { overflow: visible; }
 .plotly-graph-div .main-svg text { fill: var(--ink) !important; }
 .plotly-graph-div .hoverlayer .hovertext text { fill: #ffffff !important; }
 .plotly-graph-div .gridlayer path { stroke: var(--line) !important; }
@@ -24,8 +27,23 @@ STYLE = """<style>
 </style>"""
 
 _MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
-_HEIGHT = 460
-_PANEL = 250
+_QUALITY = "quality retained"
+_HEIGHT = 460  # of a row of panels, all that is around them included; here and below in pixels
+_PANEL, _GAP = 250, 80  # of a panel among several, and between two that stand one below the other
+# On a narrow screen: Plotly's own buttons, each of ours, the space above the panels, and the legend.
+_BAR, _BUTTON, _TOP, _LEGEND = 30, 34, 60, 260
+_CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # "Share chart" uploads the data
+_FIT = """(() => {
+  const plot = document.getElementById("{plot_id}");
+  const narrow = window.matchMedia("(max-width: 800px)");
+  const fit = () => {
+    const layout = narrow.matches ? NARROW : WIDE;
+    plot.style.height = plot.parentElement.style.height = layout.height + "px";
+    Plotly.relayout(plot, layout);
+  };
+  narrow.addEventListener("change", fit);
+  if (narrow.matches) fit();
+})();"""
 
 
 class _Axis(NamedTuple):
@@ -89,7 +107,7 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
     """
     columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
-    figure = _subplots(rows, columns, list(titles.values()), titled=True)
+    figure = _subplots(rows, columns, [html.escape(title) for title in titles.values()], titled=True)
     names = [
         name
         for name, axis in AXES.items()
@@ -148,8 +166,8 @@ def _line(
     down = [0.0 if found.low is None else found.mean - found.low for found in y]
     color = COLORS[number % len(COLORS)]
     return graph.Scatter(
-        x=x, y=[found.mean for found in y], name=family, legendgroup=family, showlegend=legend, visible=visible,
-        mode="lines+markers", text=hover, hovertemplate="%{text}<extra></extra>",
+        x=x, y=[found.mean for found in y], name=html.escape(family), legendgroup=family,
+        showlegend=legend, visible=visible, mode="lines+markers", text=hover, hovertemplate="%{text}<extra></extra>",
         error_y={"array": up, "arrayminus": down, "thickness": 1, "width": 3, "color": color},
         line={"color": color, "width": 1.5, "dash": "solid" if number < len(COLORS) else "dot"},
         marker={"color": color, "size": 8, "symbol": _MARKS[number % len(_MARKS)]},
@@ -159,8 +177,8 @@ def _line(
 def _hover(member: Contender) -> str:
     worst = member.worst
     lines = [
-        f"<b>{member.label}</b> ({', '.join(member.names)})",
-        f"worst, {worst.sheet.exam.title}: {_bounds(worst.retained)}",
+        f"<b>{html.escape(member.label)}</b> ({html.escape(', '.join(member.names))})",
+        f"worst, {html.escape(worst.sheet.exam.title)}: {_bounds(worst.retained)}",
         f"mean: {_bounds(member.retained)}",
         *_costs(member),
     ]
@@ -169,8 +187,8 @@ def _hover(member: Contender) -> str:
 
 def _hover_result(member: Contender, result: Result) -> str:
     lines = [
-        f"<b>{member.label}</b> ({result.grade.cell.entry.name})",
-        f"{result.sheet.metric}: {sum(result.grade.scores) / len(result.grade.scores):.4f}",
+        f"<b>{html.escape(member.label)}</b> ({html.escape(result.grade.cell.entry.name)})",
+        f"{html.escape(result.sheet.metric)}: {sum(result.grade.scores) / len(result.grade.scores):.4f}",
         f"retained {_bounds(result.retained)}",
         *_costs(result),
     ]
@@ -202,8 +220,12 @@ def _subplots(rows: int, columns: int, titles: Sequence[str], titled: bool = Fal
     for index, title in enumerate(titles):
         row, column = index // columns + 1, index % columns + 1
         figure.update_xaxes(title_text=None if titled else title, tickformat=".3~p", row=row, col=column)
+    for spare in range(len(titles), rows * columns):
+        row, column = spare // columns + 1, spare % columns + 1
+        figure.update_xaxes(visible=False, row=row, col=column)
+        figure.update_yaxes(visible=False, row=row, col=column)
     figure.update_yaxes(tickformat=".3~p")
-    figure.update_yaxes(title_text="quality retained", col=1)
+    figure.update_yaxes(title_text=_QUALITY, col=1)
     return figure
 
 
@@ -221,13 +243,48 @@ def _html(figure: Any, buttons: list[dict[str, Any]], height: int, first: bool) 
     figure.update_layout(
         height=height, updatemenus=[menu], paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 10, "t": 90, "b": 50}, hovermode="closest", font={"family": "inherit", "size": 12},
-        hoverlabel={"bgcolor": "#333b47", "bordercolor": "#333b47", "align": "left"},
+        hoverlabel={"bgcolor": "#333b47", "bordercolor": "#333b47", "align": "left"}, dragmode="zoom",
         legend={"orientation": "h", "y": -0.16, "yanchor": "top"},
     )  # fmt: skip
-    text = figure.to_html(
-        full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True}
-    )  # fmt: skip
-    return f"<figure>{text}</figure>"
+    narrow = _stacked(figure, len(buttons))
+    script = _FIT.replace("NARROW", json.dumps(narrow)).replace("WIDE", json.dumps(_as_drawn(figure, narrow)))
+    text = figure.to_html(full_html=False, include_plotlyjs=first, config=_CONFIG, post_script=script)
+    return f'<figure class="plot">{text}</figure>'
+
+
+def _stacked(figure: Any, buttons: int) -> dict[str, Any]:
+    """The layout of a narrow screen, as Plotly's relayout takes it: one panel below another, buttons too."""
+    panels = [axis for axis in figure.select_xaxes() if axis.visible is not False]
+    suffixes = [axis.plotly_name.removeprefix("xaxis") for axis in panels]
+    plotted = len(suffixes) * _PANEL + (len(suffixes) - 1) * _GAP
+    top = _BAR + _TOP + _BUTTON * buttons
+    found: dict[str, Any] = {
+        "height": top + plotted + _LEGEND, "margin.t": top, "dragmode": False,  # a finger scrolls the page
+        "updatemenus[0].direction": "down", "updatemenus[0].y": 1 + _TOP / plotted, "legend.y": -70 / plotted,
+    }  # fmt: skip
+    for number, suffix in enumerate(suffixes):
+        upper = 1 - number * (_PANEL + _GAP) / plotted
+        found |= {
+            f"xaxis{suffix}.domain": [0, 1],
+            f"yaxis{suffix}.domain": [max(0.0, upper - _PANEL / plotted), upper],
+            f"yaxis{suffix}.showticklabels": True,
+            f"yaxis{suffix}.title.text": _QUALITY,
+        }
+        if figure.layout.annotations:  # the panels' titles
+            found |= {f"annotations[{number}].x": 0.5, f"annotations[{number}].y": upper}
+    return found
+
+
+def _as_drawn(figure: Any, changed: Iterable[str]) -> dict[str, Any]:
+    """What the figure has in the places that another layout changes."""
+    layout = figure.layout.to_plotly_json()
+    found = {}
+    for place in changed:
+        value: Any = layout
+        for part in place.replace("[", ".").replace("]", "").split("."):
+            value = value[int(part)] if isinstance(value, (list, tuple)) else (value or {}).get(part)
+        found[place] = value
+    return found
 
 
 def _graph_objects() -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ from dynattn.lab.frontier.methods import BUDGETS, check, entries, named
 from dynattn.lab.frontier.race import race
 from dynattn.lab.frontier.results import Failure, Frontier, address
 from dynattn.lab.frontier.store import Store
+from dynattn.lab.frontier.store import load as load_record
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, load
 from dynattn.lab.progress import Stage
@@ -26,7 +28,7 @@ from dynattn.lab.tasks import default, find, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
-Runner = Callable[[Job, Sequence[Cell]], Iterator[Answer]]
+Runner = Callable[[Job, Sequence[Cell]], Generator[Answer, None, None]]
 """Measures cells somewhere: in processes here, or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
@@ -166,6 +168,11 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     """
     texts = None if settings.text is None else read(settings.text)
     with reserve(path):
+        if path.exists() and (there := load_record(path).model) != settings.model:  # before the model is loaded
+            raise ValueError(
+                f"frontier: a record must be of one model: {path} is of {there}, not of {settings.model}; give another "
+                "--output"
+            )
         advance = stage(f"load {settings.model}", 1)
         pretrained = load(settings.model)
         advance()
@@ -198,15 +205,16 @@ def _score(job: Job, cells: Sequence[Cell], store: Store, stage: Stage, runner: 
     for _ in range(len(cells) - len(wanted)):
         advance()
     began = time.perf_counter()
-    for answer in runner(job, wanted) if wanted else ():
-        took, began = time.perf_counter() - began, time.perf_counter()
-        found = (
-            {"failures": {answer.cell.key: answer.failure}}
-            if answer.sheet is None or answer.grade is None
-            else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
-        )
-        store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
-        advance()
+    with closing(runner(job, wanted)) if wanted else nullcontext(()) as answers:
+        for answer in answers:
+            took, began = time.perf_counter() - began, time.perf_counter()
+            found = (
+                {"failures": {answer.cell.key: answer.failure}}
+                if answer.sheet is None or answer.grade is None
+                else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
+            )
+            store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
+            advance()
 
 
 def _time(job: Job, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:

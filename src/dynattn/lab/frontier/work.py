@@ -120,7 +120,7 @@ def pairs(call: Call) -> int:
         return int(mask.expand(batch, heads, q_len, kv_len).sum())
     if not call.causal:
         return batch * heads * q_len * kv_len
-    last = torch.arange(kv_len - q_len + 1, kv_len + 1).clamp(min=0)  # keys that each query may see
+    last = torch.arange(kv_len - q_len + 1, kv_len + 1, device="cpu").clamp(min=0)  # keys that each query may see
     return batch * heads * int(last.sum())
 
 

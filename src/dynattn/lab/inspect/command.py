@@ -1,80 +1,123 @@
-"""What ``dynattn inspect`` does: load, inspect, print the layers, write the page."""
+"""What ``dynattn inspect`` does: reserve the page, load, inspect, write the page, print the layers."""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from dynattn.lab.data.plaintext import read_text
-from dynattn.lab.inspect import Inspection, from_image, from_text, inspect
+from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
-from dynattn.lab.models import load
+from dynattn.lab.inspect.subject import Subject
+from dynattn.lab.inspect.terminal import show
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.progress import Stage
+from dynattn.lab.records import reserve, write_whole
+from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.methods import NM, parse
 
 
-def run(
-    text: str | None,
-    file: Path | None,
-    image: Path | None,
-    model: str,
-    method: str,
-    layer: int | None,
-    head: int | None,
-    tokens: int,
-    output: Path,
-) -> None:
-    """See :func:`dynattn.cli.inspect.inspect`, whose options these are."""
-    console = Console()
-    chosen = parse(method)
-    if not isinstance(chosen, NM):
-        raise ValueError(f"inspect: method must be an N:M method: got {method!r}")
-    with console.status(f"loading {model}") as status:
-        pretrained = load(model)
-        if image is not None or (pretrained.kind == "vision" and text is None and file is None):
-            subject = from_image(pretrained, image)
+@dataclass(frozen=True)
+class Settings:
+    """What to look at.
+
+    Args:
+        text: a text; None for the file or image, else for a news article or a photograph.
+        file: a file that holds the text.
+        image: an image, for a vision model.
+        model: a name that :func:`dynattn.lab.models.load` takes.
+        method: short name of an N:M method.
+        layer: draw heads of this layer; None for any.
+        head: draw this head; None for the ones that keep least and most.
+        tokens: cut the text after so many.
+
+    Raises:
+        ValueError: the method is no N:M method, or more than one subject is given.
+    """
+
+    text: str | None = None
+    file: Path | None = None
+    image: Path | None = None
+    model: str = "minilm"
+    method: str = "nm-2-4"
+    layer: int | None = None
+    head: int | None = None
+    tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.text, self.file, self.image)) > 1:
+            raise ValueError("inspect: there must be one subject: got several; give one of TEXT, --file and --image")
+        _ = self.asked  # a method that there is not is refused here
+
+    @cached_property
+    def asked(self) -> NM:
+        """The method named."""
+        method = parse(self.method)
+        if not isinstance(method, NM):
+            raise ValueError(f"inspect: method must be an N:M method: got {self.method!r}; for example nm-2-4")
+        return method
+
+
+def _read(settings: Settings) -> str | None:
+    """The text that was given."""
+    text = settings.text if settings.file is None else read_text(settings.file)
+    if text is not None and not text.strip():
+        raise ValueError("inspect: the text must have words: got none; pass another, or leave it out for an article")
+    return text
+
+
+def _subject(settings: Settings, text: str | None, pretrained: Pretrained) -> Subject:
+    if settings.image is not None or (pretrained.kind == "vision" and text is None):
+        return from_image(pretrained, settings.image)
+    given = "A news article" if text is None else "Text given"
+    title = given if settings.file is None else settings.file.name
+    return from_text(pretrained, text, title, settings.tokens)
+
+
+def _layers(stage: Stage, title: str) -> Callable[[int, int], None]:
+    """Progress by layers done and layers there are, which are known with the first call."""
+    advance: Callable[[], None] | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal advance
+        if advance is None:
+            advance = stage(title, total)
         else:
-            title = "Text given" if text is not None else file.name if file is not None else "A news article"
-            subject = from_text(pretrained, read_text(file) if file else text, title, tokens)
-        found = inspect(
-            pretrained, subject, chosen, layer, head,
-            lambda done, total: status.update(f"measuring {len(subject.labels)} tokens: layer {done} of {total}"),
-        )  # fmt: skip
-        status.update("drawing")
-        document = page(found)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(document, encoding="utf-8")
-    console.print(f"{found.model}\n{subject.title}", highlight=False)
-    console.print(summary(found))
-    console.print(
-        f"Output of the model with {chosen.name} in every layer: error {found.output_error:.1%}, "
-        f"cosine {found.output_cosine:.4f}\nPage: [bold]{output}[/bold]",
-        highlight=False,
-    )
+            advance()
+
+    return show
 
 
-def summary(found: Inspection) -> Table:
-    """A line for each layer and one for all, to print in a terminal."""
-    table = Table(title=f"What {found.method.name} keeps", title_justify="left")
-    table.add_column("layer")
-    for name in ("σ", "kept mass", "lowest head", "theory", "top-k", "random", "density", "output error"):
-        table.add_column(name, justify="right")
-    layers = {h.layer for h in found.heads}
-    for name, heads in (
-        *((str(layer), [h for h in found.heads if h.layer == layer]) for layer in sorted(layers)),
-        ("all", found.heads),
-    ):
-        mean = {
-            field: statistics.fmean(getattr(h, field) for h in heads)
-            for field in ("sigma", "kept_mass", "predicted", "top_k", "random", "density", "output_error")
-        }
-        if name == "all":
-            table.add_section()
-        table.add_row(
-            name, f"{mean['sigma']:.2f}", f"{mean['kept_mass']:.3f}", f"{min(h.kept_mass for h in heads):.3f}",
-            f"{mean['predicted']:.3f}", f"{mean['top_k']:.3f}", f"{mean['random']:.3f}", f"{mean['density']:.1%}",
-            f"{mean['output_error']:.1%}",
-        )  # fmt: skip
-    return table
+def run(settings: Settings, output: Path, console: Console) -> None:
+    """Inspect, write the page, and print the layers, whether the page could be written or not.
+
+    Args:
+        settings: what to look at.
+        output: the page's file.
+        console: where to print.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, a package is missing, or a file
+            cannot be read or written.
+    """
+    text = _read(settings)
+    with reserve(output):
+        quiet_transformers()
+        with stages(console) as stage:
+            advance = stage(f"load {settings.model}", 1)
+            pretrained = load(settings.model)
+            advance()
+            subject = _subject(settings, text, pretrained)
+            found = inspect(
+                pretrained, subject, settings.asked, settings.layer, settings.head,
+                _layers(stage, f"measure {len(subject.labels)} tokens, layer by layer"),
+            )  # fmt: skip
+        try:
+            write_whole(output, page(found))
+        finally:
+            show(found, console)
+    say(console, f"\nreport  {output}")

@@ -29,7 +29,7 @@ def kept_mass_grid(heads: list[Head]) -> Figure:
     """Kept mass of each layer (down) and head (across)."""
     layers = sorted({h.layer for h in heads})
     width = 1 + max(h.head for h in heads)
-    grid = torch.full((len(layers), width), torch.nan)
+    grid = torch.full((len(layers), width), torch.nan, device="cpu")
     for h in heads:
         grid[layers.index(h.layer), h.head] = h.kept_mass
     figure, axes = new_figure(7.0, 1.0 + 0.3 * len(layers))
@@ -53,7 +53,9 @@ def theory_plots(heads: list[Head], method: NM) -> Figure:
     density = sum(h.density for h in heads) / len(heads)
     sigmas = [h.sigma for h in heads]
     measured = [h.kept_mass for h in heads]
-    sigma = torch.logspace(math.log10(0.8 * max(min(sigmas), 1e-2)), math.log10(1.2 * max(sigmas)), 120).double()
+    sigma = torch.logspace(
+        math.log10(0.8 * max(min(sigmas), 1e-2)), math.log10(1.2 * max(sigmas)), 120, device="cpu"
+    ).double()
     plain = NM(method.n, method.m)
     top, choice = theory.top_kept_mass(min(density, 1.0), sigma), theory.kept_mass(plain, sigma)
     left.plot(sigma.numpy(), top.numpy(), color=COLORS[2], label=f"top {density:.0%}, theory", lw=1.4)

@@ -12,9 +12,8 @@ from torch import Tensor
 import dynattn
 from dynattn import metrics, theory
 from dynattn.integrations.transformers import Call
-from dynattn.methods.nm import NM
+from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from dynattn.reference.nm import choose
 
 
 @dataclass(frozen=True)
@@ -176,14 +175,14 @@ def expected(sigma: float, allowed: Tensor, method: NM) -> float:
 @lru_cache(maxsize=64)
 def _expected_by_length(method: NM, sigma: float, lengths: tuple[int, ...]) -> Tensor:
     """Kept for the next method that differs in its window alone: integrals for 2048 lengths take up to 0.1 s."""
-    return theory.kept_mass(method, sigma, torch.tensor(lengths))
+    return theory.kept_mass(method, sigma, torch.tensor(lengths, device="cpu"))
 
 
 def _beside(s: Tensor, kept: Tensor, method: NM, seed: int) -> dict[str, float]:
     """Sigma, the theory's expectation, and other choices of the same density on the same scores."""
     allowed = s != -math.inf
     sigma = spread(s, allowed)
-    noise = torch.rand(s.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(s.shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     anyhow = noise.masked_fill(~allowed, -1.0).argsort(-1, descending=True)  # forbidden pairs last
     shuffled = _reorder(s, anyhow, allowed)
     count = kept.sum(-1, keepdim=True)
@@ -198,7 +197,7 @@ def _beside(s: Tensor, kept: Tensor, method: NM, seed: int) -> dict[str, float]:
 
 def _always_kept(allowed: Tensor, method: NM) -> Tensor:
     q_len, kv_len = allowed.shape
-    query, key = torch.arange(q_len).unsqueeze(-1) + kv_len - q_len, torch.arange(kv_len)
+    query, key = torch.arange(q_len, device="cpu").unsqueeze(-1) + kv_len - q_len, torch.arange(kv_len, device="cpu")
     return allowed & (((query - key).abs() < method.window) | (key < method.sinks))
 
 
@@ -212,7 +211,7 @@ def _reorder(s: Tensor, order: Tensor, allowed: Tensor) -> Tensor:
 
 def _first(order: Tensor, count: Tensor) -> Tensor:
     """True for the first ``count`` of each row's order."""
-    rank = torch.arange(order.shape[-1]).expand_as(order)
+    rank = torch.arange(order.shape[-1], device="cpu").expand_as(order)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, rank < count)
 
 

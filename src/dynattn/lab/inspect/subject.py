@@ -143,7 +143,7 @@ def _readable(token: str) -> str:
 def _as_seen(pixels: Tensor, processor: Any) -> np.ndarray:
     """(3, height, width) as normalised for the model, back to colours."""
     mean, deviation = (
-        torch.tensor(getattr(processor, field, None) or default).view(-1, 1, 1)
+        torch.tensor(getattr(processor, field, None) or default, device="cpu").view(-1, 1, 1)
         for field, default in (("image_mean", [0.0] * 3), ("image_std", [1.0] * 3))
     )
     return (pixels * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -83,10 +83,10 @@ class Arena(Experiment):
     def collate(self, examples: list[Example]) -> dict[str, Any]:
         """A batch: ``input_ids``, ``labels``, and ``attention_mask`` where lengths differ between sequences."""
         length = max(len(tokens) for tokens, _ in examples)
-        ids = torch.full((len(examples), length), PADDING)
+        ids = torch.full((len(examples), length), PADDING, device="cpu")
         for row, (tokens, _) in zip(ids, examples, strict=True):
             row[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in examples])}
+        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in examples], device="cpu")}
         return {**batch, "attention_mask": ids != PADDING} if self.data.ragged else batch
 
     def steps(self) -> int:

@@ -16,8 +16,9 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.records import write_json
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.results import Study
+from dynattn.lab.training.run import refuse_another
 from dynattn.lab.training.settings import check
-from dynattn.lab.training.study import study
+from dynattn.lab.training.study import jobs_of, study
 
 _POINTS = 4  # of a learning curve; each costs an evaluation, which for bytes takes as long as 13 steps
 _MOST_UNSAVED = 500  # steps that a kill may cost, where a quarter of the run would be more
@@ -78,11 +79,6 @@ def lra(settings: Settings, output: Path, stage: Stage) -> Study:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     recipe = find(settings.task, settings.size)
-    advance = stage(f"data of {settings.task}", 2)
-    data = recipe.data()
-    advance()
-    arena = Arena(f"{settings.task} {settings.size}", data, recipe)
-    advance()
     steps = settings.steps or recipe.steps
     job: Callable[[str, int], Job] = partial(
         Job,
@@ -96,6 +92,12 @@ def lra(settings: Settings, output: Path, stage: Stage) -> Study:
     )
     folder = runs_folder(output, settings.task, settings.size)
     seeds = range(settings.seeds)
+    refuse_another(jobs_of(settings.methods, seeds, job).values(), folder)  # before the data
+    advance = stage(f"data of {settings.task}", 2)
+    data = recipe.data()
+    advance()
+    arena = Arena(f"{settings.task} {settings.size}", data, recipe)
+    advance()
     found = study(arena, settings.methods, seeds, job, folder, stage, keep_models=True)
     looked = [each.model_dump() for each in kept(arena, found.methods, seeds, folder)]
     write_json(folder / _FLOORS, arena.baselines._asdict())

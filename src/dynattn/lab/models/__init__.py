@@ -7,9 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 Kind = Literal["encoder", "decoder", "vision", "speech"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What models can be loaded and run in."""
 
 PACKAGED = ("minilm", "smollm2", "dinov2", "whisper")
 """Names whose weights packages carry; each is a module of this package with a ``load()``."""
@@ -21,7 +25,7 @@ class Pretrained:
 
     Attributes:
         name: what it was asked for by.
-        model: a Transformers model in eval mode, float32, with ``attn_implementation="sdpa"``.
+        model: a Transformers model in eval mode, with ``attn_implementation="sdpa"``.
         processor: its tokenizer, image processor, or feature extractor and tokenizer in one.
         kind: what it takes and gives.
         description: one line: what it is, its parameters, where the weights come from.
@@ -34,11 +38,12 @@ class Pretrained:
     description: str
 
 
-def load(name: str) -> Pretrained:
+def load(name: str, dtype: str = "float32") -> Pretrained:
     """A pretrained model by name.
 
     Args:
         name: one of :data:`PACKAGED`, else a local folder or a hub id for Transformers' ``from_pretrained``.
+        dtype: of the weights, one of :data:`DTYPES`.
 
     Returns:
         The model and what it needs to be used.
@@ -46,11 +51,13 @@ def load(name: str) -> Pretrained:
     Raises:
         dynattn.lab.data.packages.PackageUnavailableError: the package that carries the weights cannot be had.
         ImportError: a package that reads them is missing; the text names the extra to install.
-        ValueError: the model is of a kind that this project does not evaluate.
+        ValueError: the model is of a kind that this project does not evaluate, or there is no such dtype.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"load: dtype must be one of {', '.join(DTYPES)}: got {dtype!r}")
     if name in PACKAGED:
-        return import_module(f"dynattn.lab.models.{name}").load()
-    return import_module("dynattn.lab.models.hub").load(name)
+        return import_module(f"dynattn.lab.models.{name}").load(DTYPES[dtype])
+    return import_module("dynattn.lab.models.hub").load(name, DTYPES[dtype])
 
 
 def parameters(model: nn.Module) -> str:

@@ -8,8 +8,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from dynattn.lab.models.trust import trusted
 
 _SHOWN = 3  # names of weights in a message
 
@@ -25,22 +30,21 @@ _BUFFERS = re.compile(
 )
 
 
-def weights(auto: Any, source: str | Path, name: str) -> Any:
-    """A model in eval mode, float32, with PyTorch's dense attention, every weight of it read from the files.
+def weights(auto: Any, source: str | Path, name: str, dtype: torch.dtype) -> Any:
+    """A model in eval mode with PyTorch's dense attention, every weight of it read from the files.
 
     Args:
         auto: a class of Transformers with ``from_pretrained``.
         source: a folder or a hub id.
         name: what the user called it, for errors.
+        dtype: of the weights.
 
     Raises:
         ValueError: weights are missing, left over, of another shape or not readable, or the files bring code along.
     """
-    import torch
-
     with refusals(name, "weights"):
         model, found = auto.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False,
+            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trusted(),
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     missing = [key for key in found["missing_keys"] if not _SPARE.search(key)]
@@ -74,7 +78,7 @@ def processor(auto: Any, source: str | Path, name: str, model: Any) -> Any:
             embeddings for.
     """
     with refusals(name, "tokenizer or processor"):
-        found = auto.from_pretrained(source, trust_remote_code=False)
+        found = auto.from_pretrained(source, trust_remote_code=trusted())
     tokenizer = getattr(found, "tokenizer", found)
     if not hasattr(tokenizer, "get_vocab"):
         return found
@@ -100,7 +104,7 @@ def refusals(name: str, what: str) -> Iterator[None]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its report on the weights comes through loading info
+    logging.set_verbosity(CRITICAL)  # its report on the weights comes through loading info
     try:
         yield
     except Exception as error:  # broken files make it raise nearly anything: TypeError, KeyError, SafetensorError
@@ -121,7 +125,7 @@ def _reason(name: str, what: str, error: Exception) -> str:
     if "trust_remote_code" in said or "custom code" in said:
         return (
             f"a model must be of a class that Transformers has: {name} brings code of its own, which is not run; read "
-            "it, load the model in Python with trust_remote_code=True, and use dynattn.integrations.transformers"
+            "it, and pass --trust-remote-code where you trust it"
         )
     place = f"in the folder {name}" if Path(name).is_dir() else f"of {name}"
     short = said if len(said) <= 200 else said[:200] + "…"

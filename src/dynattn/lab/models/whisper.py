@@ -27,12 +27,12 @@ _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16)  
 _END, _START, _ENGLISH, _TRANSLATE, _TRANSCRIBE, _NO_TIMESTAMPS = 50257, 50258, 50259, 50358, 50359, 50363
 
 
-def load() -> Pretrained:
+def load(dtype: torch.dtype) -> Pretrained:
     """The model and its processor; see :func:`dynattn.lab.models.load`."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     path = once("models/whisper-base-1.0.0-a", _convert)
-    model = weights(WhisperForConditionalGeneration, path, str(path))
+    model = weights(WhisperForConditionalGeneration, path, str(path), dtype)
     description = f"Whisper-base, speech recognition, {parameters(model)}, from {_PACKAGES[0][0]}, -part2==1.0.0"
     return Pretrained("whisper", model, processor(WhisperProcessor, path, str(path), model), "speech", description)
 

@@ -111,6 +111,14 @@ def uniform(pretrained: Pretrained) -> float | None:
     return math.log(size) if size else None
 
 
+def in_dtype(pretrained: Pretrained, inputs: Inputs) -> Inputs:
+    """Pixels and sound in the dtype of the model's weights; token ids and masks as they are."""
+    return {
+        name: value.to(pretrained.model.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
 def first_tensor(inputs: Inputs) -> Tensor:
     """The tensor that carries the batch: token ids, pixels or sound."""
     return next(value for value in inputs.values() if isinstance(value, Tensor))

@@ -10,6 +10,7 @@ the list.
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -78,7 +79,8 @@ class CommonWords(Recall):
                 f"tokens, {len(words)} words; pass more tokens, or texts of more different words"
             )
         ids, answer = built(others)
-        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids]), answer)
+        guess = math.log(math.perm(_COMMON + others, _COMMON))  # words of the list, whatever their number
+        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids], device="cpu"), answer, guess)
 
 
 class _Listing(NamedTuple):

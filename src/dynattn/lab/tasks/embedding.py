@@ -33,7 +33,7 @@ def steps(texts: int) -> int:
 
 
 def pool(model: nn.Module, given: Inputs) -> Tensor:
-    """Mean of the last hidden states over the tokens of each text, of length 1.
+    """Mean of the last hidden states over the tokens of each text, of length 1, in float32.
 
     Args:
         model: an encoder.
@@ -42,7 +42,7 @@ def pool(model: nn.Module, given: Inputs) -> Tensor:
     Returns:
         (batch, hidden).
     """
-    hidden = model(**given).last_hidden_state
+    hidden = model(**given).last_hidden_state.float()
     mask = given["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [batch, length, 1]
     return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 

@@ -11,7 +11,7 @@ import torch
 
 from dynattn.lab.data.samples import photographs
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task, in_dtype
 
 
 @final
@@ -41,7 +41,7 @@ class Features(Task):
             side = int(draw.integers(200, 400))
             top, left = (int(draw.integers(0, n - side)) for n in photograph.shape[:2])
             crop = photograph[top : top + side, left : left + side]
-            inputs.append(dict(pretrained.processor(images=crop, return_tensors="pt")))
+            inputs.append(in_dtype(pretrained, dict(pretrained.processor(images=crop, return_tensors="pt"))))
         with torch.inference_mode():
             length = pretrained.model(**inputs[0]).last_hidden_state.flatten(2).shape[1]
         return Prepared(
@@ -57,6 +57,6 @@ class Features(Task):
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         outputs = []
         for inputs in data.payload:
-            outputs.append(pretrained.model(**inputs).last_hidden_state.flatten().numpy())
+            outputs.append(pretrained.model(**inputs).last_hidden_state.flatten().float().numpy())
             advance()
         return Outcome(None, np.stack(outputs))

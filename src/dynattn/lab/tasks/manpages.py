@@ -104,8 +104,12 @@ def _read(folder: Path) -> list[_Page]:
     """The pages of sections 2 to 8 that have a description."""
     pages = {}
     for path in sorted(folder.glob("man[2-8]/*.gz")):
-        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-            source = file.read()
+        with gzip.open(path) as file:
+            data = file.read()
+        try:
+            source = data.decode("utf-8")
+        except UnicodeDecodeError:  # what man itself falls back to
+            source = data.decode("latin-1")
         if re.match(r"\.so ", source):  # an alias of another page
             continue
         page = _parse(source)

@@ -10,6 +10,7 @@ Source: RULER, arXiv:2404.06654, section 3 (single and multi-query NIAH, words a
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _MANY = (
     "for {names} mentioned in the provided text are",
 )
 _DIGITS = 7
+_GUESS = math.log(9 * 10 ** (_DIGITS - 1))  # of one number
 
 
 @final
@@ -48,7 +50,7 @@ class Needle(Recall):
         depth = 0.1 + 0.8 * index / (self.items - 1) if self.items > 1 else 0.5
         text = excerpt(texts, index, self.tokens)
         puzzle = _needles(draw, texts, " ".join(text), (depth,))
-        return Item(f"depth {depth:.0%}", *hide(tokenizer, puzzle, text, self.tokens))
+        return Item(f"depth {depth:.0%}", *hide(tokenizer, puzzle, text, self.tokens), _GUESS)
 
 
 @final
@@ -77,7 +79,7 @@ class MultiNeedle(Recall):
         text = excerpt(texts, index, self.tokens)
         puzzle = _needles(draw, texts, " ".join(text), depths)
         label = f"{index + 1}: depths {', '.join(f'{depth:.0%}' for depth in depths)}"
-        return Item(label, *hide(tokenizer, puzzle, text, self.tokens))
+        return Item(label, *hide(tokenizer, puzzle, text, self.tokens), self.needles * _GUESS)
 
 
 def _needles(draw: random.Random, texts: Sequence[Text], text: str, depths: tuple[float, ...]) -> Puzzle:

@@ -88,4 +88,4 @@ class Passkey(Task):
         hay = hay[:room]
         at = int(len(hay) * depth)
         ids = hay[:at] + needle + hay[at:] + question + answer
-        return torch.tensor([ids]), len(answer)
+        return torch.tensor([ids], device="cpu"), len(answer)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task, uniform
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
 from dynattn.lab.tasks.perplexity import prefill
 from dynattn.lab.tasks.texts import Text, sentences, wikipedia
 
@@ -40,11 +40,14 @@ class Item(NamedTuple):
         label: what tells it from the others.
         ids: token ids, (1, length); the answer stands at the end.
         answer: how many tokens it has.
+        guess: nats of the answer to who knows what such answers look like, and not this one: the logarithm of how many
+            there may be.
     """
 
     label: str
     ids: Tensor
     answer: int
+    guess: float
 
 
 class Puzzle(NamedTuple):
@@ -104,7 +107,7 @@ class Recall(Task):
             length=length,
             summary=f"{len(built)} contexts of {length} tokens, each with {self.asked()}",
             payload=[(item.ids, item.answer) for item in built],
-            chance=uniform(pretrained),
+            chance=float(np.mean([item.guess / item.answer for item in built])),
         )
 
     def words(self, data: Prepared) -> Sequence[str]:
@@ -232,7 +235,7 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
             if place == index:
                 out += statement
         out += sentence
-    return torch.tensor([out + question + answer]), len(answer)
+    return torch.tensor([out + question + answer], device="cpu"), len(answer)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 
 from dynattn.lab.data.samples import digits, photographs, resize
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Outcome, Prepared, Task, in_dtype
 
 _CROP = 200  # pixels of the photograph: enlarged backgrounds are calm, and the crops differ
 _STRIDE = 4  # of the map's pixels that the score looks at: neighbours tell the same
@@ -48,7 +48,8 @@ class Saliency(Task):
                 "use --tasks features"
             )
         pictures, masks = zip(*self._draw(), strict=True)
-        inputs = [dict(pretrained.processor(images=p, return_tensors="pt", do_resize=False)) for p in pictures]
+        seen = [dict(pretrained.processor(images=p, return_tensors="pt", do_resize=False)) for p in pictures]
+        inputs = [in_dtype(pretrained, pixels) for pixels in seen]
         length = 1 + (self.pixels // 14) ** 2
         return Prepared(
             labels=tuple(f"picture {i + 1}" for i in range(len(pictures))),
@@ -67,7 +68,7 @@ class Saliency(Task):
         decoder = saliency_decoder()
         scores, maps = [], []
         for inputs, mask in zip(*data.payload, strict=True):
-            tokens = pretrained.model(**inputs).last_hidden_state
+            tokens = pretrained.model(**inputs).last_hidden_state.float()
             seen = decoder(tokens, (self.pixels, self.pixels))[0, ::_STRIDE, ::_STRIDE].flatten().numpy()
             scores.append(area_under_roc(seen, mask[::_STRIDE, ::_STRIDE].ravel()))
             maps.append(seen - seen.mean())  # centred, so that the cosine to the dense map is their correlation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
@@ -19,8 +19,9 @@ from torch import nn
 
 from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.data.plaintext import read_text
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Kind, Pretrained
-from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Inputs, Outcome, Prepared, Task, in_dtype
 
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s> \((.*)\)")
 _RATE = 16000
@@ -68,26 +69,45 @@ class Speech(Task):
             length=length,
             summary=f"{len(built)} recordings, {seconds:.0f} s of speech, padded to {length} tokens each",
             payload=built,
+            chance=_unheard(pretrained, built),
         )
 
-    @torch.inference_mode()
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         scores = []
         for inputs in data.payload:
-            ids = inputs["decoder_input_ids"]
-            logits = pretrained.model(**inputs, use_cache=False).logits[0, :-1]
-            start = len(_PROMPT) - 1  # what says language and task is given, not scored
-            scores.append(nn.functional.cross_entropy(logits[start:], ids[0, start + 1 :]).item())
+            scores.append(_nats(pretrained, inputs))
             advance()
         return Outcome(np.array(scores), None)
 
-    def _inputs(self, pretrained: Pretrained, recording: _Recording) -> dict:
+    def _inputs(self, pretrained: Pretrained, recording: _Recording) -> Inputs:
         sound = pretrained.processor.feature_extractor(recording.samples, sampling_rate=_RATE, return_tensors="pt")
         tokenizer = pretrained.processor.tokenizer
         text = tokenizer(" " + recording.transcript, add_special_tokens=False)["input_ids"]
         prompt = tokenizer.convert_tokens_to_ids(list(_PROMPT))
-        ids = torch.tensor([[*prompt, *text, tokenizer.eos_token_id]])
-        return {"input_features": sound["input_features"], "decoder_input_ids": ids}
+        ids = torch.tensor([[*prompt, *text, tokenizer.eos_token_id]], device="cpu")
+        return in_dtype(pretrained, {"input_features": sound["input_features"], "decoder_input_ids": ids})
+
+
+@torch.inference_mode()
+def _nats(pretrained: Pretrained, inputs: Inputs) -> float:
+    """NLL of a transcript, per token."""
+    ids = inputs["decoder_input_ids"]
+    logits = pretrained.model(**inputs, use_cache=False).logits[0, :-1].float()
+    start = len(_PROMPT) - 1  # what says language and task is given, not scored
+    return nn.functional.cross_entropy(logits[start:], ids[0, start + 1 :]).item()
+
+
+def _unheard(pretrained: Pretrained, built: Sequence[Inputs]) -> float | None:
+    """NLL of each transcript to the dense model that hears the next recording: what can be told without listening.
+
+    None where there is one recording alone.
+    """
+    if len(built) < 2:
+        return None
+    pretrained.model.set_attn_implementation(BASELINE)
+    others = zip(built, (*built[1:], built[0]), strict=True)
+    strange = [{**heard, "decoder_input_ids": said["decoder_input_ids"]} for said, heard in others]
+    return float(np.mean([_nats(pretrained, inputs) for inputs in strange]))
 
 
 def _read(folder: Path) -> list[_Recording]:

@@ -10,6 +10,7 @@ Source: RULER, arXiv:2404.06654, section 3 (one chain of 4 hops, names of 5 capi
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ class Variables(Recall):
             answer=" " + " ".join(names),
         )
         label = f"{index + 1}: depths {', '.join(f'{depth:.0%}' for depth in depths)}"
-        return Item(label, *hide(tokenizer, puzzle, text, self.tokens))
+        guess = (self.hops + 1) * _LETTERS * math.log(len(string.ascii_uppercase))
+        return Item(label, *hide(tokenizer, puzzle, text, self.tokens), guess)
 
 
 def _chain(draw: random.Random, text: str, hops: int, letters: int) -> tuple[list[str], str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dynattn.lab.figures import BASELINE, Interval, Record, Spread
 
 
@@ -87,13 +89,14 @@ class Study(Record):
         items: a name for each.
         identity: all that decides a result besides the job.
         job: the numbers that all runs share.
-        methods: the baseline first.
+        methods: the baseline first; those whose training diverged are not among them.
         seeds: of the runs.
         processes: that shared each step.
         machine: where it ran.
         arms: without training first, then swapped, then trained.
         seconds: of this call; runs that were finished before cost nothing.
         chance: the score that guessing gives; None where nobody knows it, and in records of before.
+        diverged: methods of which a training gave what is not finite, and what it gave.
     """
 
     schema_version: Literal[1] = 1
@@ -111,6 +114,7 @@ class Study(Record):
     arms: list[Arm]
     seconds: float
     chance: float | None = None
+    diverged: dict[str, str] = Field(default_factory=dict)
 
     def of(self, method: str, trained: bool, swapped: bool = False) -> Arm | None:
         """A method's arm, if there is one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from dynattn.lab.progress import Stage
-from dynattn.lab.records import read_json, write_json, write_record
+from dynattn.lab.records import read_json, read_record, write_json, write_record
 from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
@@ -27,7 +28,12 @@ from dynattn.lab.training.results import Point, Run
 
 _JOB = "job.json"
 _RESULT = "result.json"
+_ASKED = ("steps", "batch", "learning_rate")  # what a person gives, and other numbers follow from
 _KEPT_CHECKPOINTS = 2  # the newest may be half-written
+
+
+class DivergedError(ValueError):
+    """A training gave losses or scores that are not finite; its folder is left free for other numbers."""
 
 
 def run(
@@ -57,10 +63,11 @@ def run(
     Raises:
         ValueError: the folder holds another job of this name, one of other processes, or a finished one whose model was
             not kept; or the data does not fill a batch.
+        DivergedError: losses or scores are not finite.
         ImportError: transformers or accelerate is missing.
     """
     home = folder / job.name
-    wanted = json.loads(json.dumps({"job": dataclasses.asdict(job), "experiment": experiment.identity()}))
+    wanted = _as_json({"job": dataclasses.asdict(job), "experiment": experiment.identity()})
     wanted["processes"] = processes().num_processes
     there = _read_job(home / _JOB) if (home / _JOB).exists() else wanted
     _refuse_another(home, there, wanted)
@@ -85,11 +92,39 @@ def run(
     return found
 
 
+def refuse_another(jobs: Iterable[Job], folder: Path, experiment: Experiment | None = None) -> None:
+    """See that no run in a folder is of another job or damaged, before anything is loaded or trained for it.
+
+    Args:
+        jobs: that are to be run there.
+        folder: as :func:`run` takes it.
+        experiment: that they are of; None while it is not loaded yet, and the numbers alone are compared.
+
+    Raises:
+        ValueError: a run of the same name is of another job, or a file of it cannot be read.
+    """
+    for job in jobs:
+        home = folder / job.name
+        if (home / _JOB).exists():
+            there = _read_job(home / _JOB)
+            _refuse_another(home, there, {
+                "job": dataclasses.asdict(job),
+                "experiment": there["experiment"] if experiment is None else _as_json(experiment.identity()),
+            })  # fmt: skip
+        if (home / _RESULT).exists():
+            read_record(Run, home / _RESULT, AGAIN)
+
+
 def _read_job(path: Path) -> dict[str, Any]:
     found = read_json(path, AGAIN)
     if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("job", "experiment")):
         raise ValueError(f"read: {path} must hold a job and its experiment: it holds something else; {AGAIN}")
     return found
+
+
+def _as_json(value: Any) -> Any:
+    """As it comes back from a file: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(value))
 
 
 def _train(trainer: Any, start: Path | None) -> None:
@@ -116,7 +151,7 @@ def _refuse_diverged(job: Job, scores: np.ndarray, trainer: Any, home: Path) -> 
         checkpoints.discard(home)
         (home / _JOB).unlink(missing_ok=True)
     what = f"a loss of {lost[1]} at step {lost[0]}" if lost else f"a score of {scores[~np.isfinite(scores)][0]}"
-    raise ValueError(
+    raise DivergedError(
         f"run: losses and scores must be finite: {job.name} gave {what}: the training diverged with a learning rate of "
         f"{job.learning_rate:g}; use a smaller --learning-rate"
     )
@@ -141,7 +176,7 @@ def seconds_a_step(job: Job, folder: Path) -> list[float]:
 def _refuse_another(home: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     """See that what the folder holds is this job."""
     for part in ("job", "experiment"):
-        for key in sorted({*wanted[part], *there[part]}):
+        for key in sorted({*wanted[part], *there[part]}, key=lambda key: (key not in _ASKED, key)):
             new, old = wanted[part].get(key), there[part].get(key)
             if new != old:
                 raise ValueError(

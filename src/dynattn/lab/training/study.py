@@ -21,7 +21,7 @@ from dynattn.lab.training.job import Job
 from dynattn.lab.training.kept import read_run
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Arm, Run, Study
-from dynattn.lab.training.run import run, seconds_a_step
+from dynattn.lab.training.run import DivergedError, refuse_another, run, seconds_a_step
 from dynattn.lab.training.statistics import contrast
 from dynattn.lab.training.swapped import swapped
 
@@ -41,6 +41,8 @@ def study(
 ) -> Study:
     """Train every method with every seed, dense attention included. What ``folder`` holds already is not repeated.
 
+    A method whose training diverges is left out, and said to be; the others go on.
+
     Args:
         experiment: model, data and measure.
         methods: short names; dense attention (``sdpa``) is added.
@@ -55,27 +57,39 @@ def study(
         Scores, paired differences with intervals, and curves.
 
     Raises:
-        ValueError: there is no seed, or as :func:`dynattn.lab.training.run.run`.
+        ValueError: there is no seed, the training of dense attention diverges, or as
+            :func:`dynattn.lab.training.run.run`.
     """
-    if not seeds:
-        raise ValueError("study: there must be a seed: got none; 3 are usual")
     began = time.perf_counter()
-    seeds = list(dict.fromkeys(seeds))
-    methods = list(dict.fromkeys([BASELINE, *methods]))
-    jobs = {(method, seed): job(method, seed) for seed in seeds for method in methods}
+    jobs = jobs_of(methods, seeds, job)
+    methods = list(dict.fromkeys(method for method, _ in jobs))
+    seeds = list(dict.fromkeys(seed for _, seed in jobs))
+    refuse_another(jobs.values(), folder, experiment)  # before the first of them is trained for nothing
     after: dict[str, list[Run]] = {method: [] for method in methods}
     between: dict[str, list[Run]] = {method: [] for method in methods[1:]} if swap else {}
     times: dict[str, list[float]] = {method: [] for method in methods}
+    diverged: dict[str, str] = {}
     with alone(folder) if processes().is_main_process else nullcontext():
         before = {
             method: [_untrained(experiment, method, folder, stage)] for method in methods if experiment.pretrained
         }
-        for (method, seed), each in jobs.items():  # seeds outside: a study that was stopped half-way has all methods
-            after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
+        for (method, seed), each in jobs.items():
+            if method in diverged:
+                continue
+            try:
+                after[method].append(run(each, experiment, folder, stage, keep_models, swap and method == BASELINE))
+            except DivergedError as error:
+                if method == BASELINE:  # nothing is left to compare with
+                    raise
+                diverged[method] = str(error)
+                continue
             times[method] += seconds_a_step(each, folder)
             if method in between:
                 dense = folder / jobs[BASELINE, seed].name
                 between[method].append(swapped(method, seed, experiment, dense, stage))
+    for method in diverged:
+        for arms in (before, between, after):
+            arms.pop(method, None)
     numbers = dataclasses.asdict(next(iter(jobs.values())))
     return Study(
         name=experiment.name,
@@ -85,7 +99,8 @@ def study(
         items=list(experiment.labels),
         identity=experiment.identity(),
         job={key: value for key, value in numbers.items() if key not in _VARIES},
-        methods=methods,
+        methods=[method for method in methods if method not in diverged],
+        diverged=diverged,
         seeds=seeds,
         processes=processes().num_processes,
         machine=machine() | {name: version(name) for name in ("transformers", "accelerate")},
@@ -93,6 +108,19 @@ def study(
         seconds=time.perf_counter() - began,
         chance=experiment.chance,
     )
+
+
+def jobs_of(methods: Sequence[str], seeds: Sequence[int], job: Callable[[str, int], Job]) -> dict[tuple[str, int], Job]:
+    """The jobs of a study by method and seed, dense attention's first.
+
+    Raises:
+        ValueError: there is no seed.
+    """
+    if not seeds:
+        raise ValueError("study: there must be a seed: got none; 3 are usual")
+    # Seeds outside, so that a study that was stopped half-way has all methods.
+    every = dict.fromkeys([BASELINE, *methods])
+    return {(method, seed): job(method, seed) for seed in dict.fromkeys(seeds) for method in every}
 
 
 def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:

@@ -2,6 +2,7 @@
 //
 //     driver portable       prints "portable: N passed, N failed"; exits with 1 when a case fails
 //     driver avx512         likewise; says so and exits with 0 where the processor does not run it
+//     driver tiles-portable the tile kernels likewise, whose forward takes bfloat16; so amx, avx512bf16
 //     driver avx2 random    20 seconds of random cases only
 //     driver avx2 1234      random case 1234 alone
 #include <cstdio>
@@ -119,11 +120,11 @@ std::string run(const Case& c) {
   args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
   if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_size = c.block_size;
-  args.needs_grad = !c.aux;
+  args.needs_grad = !c.aux && !c.rounded;
   std::unique_ptr<float[]> threshold(new float[rows]);
   std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
   if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
-  const RowForwardArgs by_row = {args, c.rule.most, c.rule.numerator, c.rule.denominator, c.rule.weight};
+  const RowForwardArgs by_row = {args, c.rule.most, c.rule.floor, c.rule.numerator, c.rule.denominator, c.rule.weight};
   const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
@@ -134,12 +135,16 @@ std::string run(const Case& c) {
         const Row row = naive_row(p, b, h, i);
         if (!row.certain) return "";
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
-        if (!close(logsumexp[at], row.logsumexp, 4e-6 * (1 + std::fabs(row.logsumexp)))) return "logsumexp" + where;
+        const double rounding = args.needs_grad || c.aux || c.isa < DYNATTN_ISA_TILES_PORTABLE
+                                    ? 4e-6 * (1 + std::fabs(row.logsumexp))
+                                    : 0x1p-8;  // that of bfloat16 weights
+        if (!close(logsumexp[at], row.logsumexp, rounding)) return "logsumexp" + where;
         if (c.aux && !close(kept_mass[at], row.kept_mass, 4e-6)) return "kept mass" + where;
         if (c.aux && (kept[at] != row.kept || allowed[at] != row.allowed)) return "counts" + where;
         for (int d = 0; d < s.value_dim; d++) {
           const double got = p.out.get(p.out.at(b, h, i) + d), want = row.out[static_cast<size_t>(d)];
-          if (!close(got, want, unit_of(c.dtype, row.kept) * (1 + row.spread))) {
+          const double unit = unit_of(c.dtype, row.kept) * (c.isa < DYNATTN_ISA_TILES_PORTABLE ? 1 : 2);  // weights too
+          if (!close(got, want, unit * (1 + row.spread))) {
             return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " +
                    std::to_string(want);
           }
@@ -147,15 +152,21 @@ std::string run(const Case& c) {
       }
     }
   }
-  return c.aux ? "" : run_backward(p, args);
+  return c.aux || c.isa >= DYNATTN_ISA_TILES_PORTABLE ? "" : run_backward(p, args);
 }
 
-const char* const kIsaNames[] = {"portable", "avx2", "avx512"};
+const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx"};
+
+bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE; }
 
 struct Counts {
   int passed = 0, failed = 0;
 
-  void check(const Case& c) {
+  void check(Case c) {
+    if (is_tiled(c.isa)) {
+      c.dtype = DYNATTN_BFLOAT16, c.rule = Rule();
+      c.rounded = !c.aux && c.threads == 2;
+    }
     const std::string wrong = run(c);
     if (wrong.empty()) {
       passed++;
@@ -199,7 +210,8 @@ void check_blocks(const Pattern& pattern, const Shape& shape, int isa, int turn,
 
 // Rows that choose by their own scores.
 void check_rows(int isa, Counts& counts) {
-  const Rule rules[] = {{1}, {17}, {int64_t{1} << 40, 1, 4}, {int64_t{1} << 40, 9, 10}, {1, 1, 1, 0.013f}};
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const Rule rules[] = {{1}, {17}, {kAll, 0, 1, 4}, {kAll, 0, 9, 10}, {kAll, 32, 1, 4}, {1, 0, 1, 1, 0.013f}};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40}, {0, 1, 1, 4, 4, 8, 8},
@@ -291,16 +303,16 @@ void check_isa(int isa, Counts& counts) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int isa : {DYNATTN_ISA_PORTABLE, DYNATTN_ISA_AVX2, DYNATTN_ISA_AVX512}) {
+  for (int isa = 0; isa < static_cast<int>(sizeof kIsaNames / sizeof kIsaNames[0]); isa++) {
     if (argc < 2 || argc > 3 || std::string(argv[1]) != kIsaNames[isa]) continue;
-    if (!dynattn_isa_available(isa)) {
-      std::printf("%s: not run by this processor, skipped\n", argv[1]);
+    if (dynattn_isa_refusal(isa) != nullptr) {
+      std::printf("%s: %s, skipped\n", argv[1], dynattn_isa_refusal(isa));
       return 0;
     }
     Counts counts;
     if (argc == 2) {
       check_isa(isa, counts);
-      check_rows(isa, counts);
+      if (!is_tiled(isa)) check_rows(isa, counts);
     }
     if (argc == 2 || std::string(argv[2]) == "random") {
       check_random(isa, counts);
@@ -310,6 +322,6 @@ int main(int argc, char** argv) {
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512 [random|NUMBER]\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|tiles-portable|avx512bf16|amx [random|NUMBER]\n");
   return 2;
 }

@@ -60,7 +60,8 @@ std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& scor
     if (x > largest) largest = x;
   }
   for (double x : score) all += x == -kInf ? 0 : std::exp(x - largest);
-  const int64_t wanted = std::min(rule.most, (allowed * rule.numerator + rule.denominator - 1) / rule.denominator);
+  const int64_t share = (allowed * rule.numerator + rule.denominator - 1) / rule.denominator;
+  const int64_t wanted = std::min(rule.most, std::max(rule.floor, share));
   for (int j = 0; j < length && rule.most > 0; j++) {
     int better = 0;
     for (int other = 0; other < length; other++) better += other != j && beats(other, j);

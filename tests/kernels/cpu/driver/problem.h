@@ -26,7 +26,7 @@ struct Shape {
 
 // What a row keeps by its own scores, as RowForwardArgs has it; most 0: N:M chooses.
 struct Rule {
-  int64_t most = 0, numerator = 1, denominator = 1;
+  int64_t most = 0, floor = 0, numerator = 1, denominator = 1;
   float weight = -1.0f;
 };
 
@@ -41,6 +41,7 @@ struct Case {
   Order order = Order::kHeadsFirst;
   Trouble trouble = Trouble::kNone;
   bool causal = false, aux = false;
+  bool rounded = false;  // of the tile kernels, the variant that sums weights as rounded
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none

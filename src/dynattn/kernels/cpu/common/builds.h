@@ -16,4 +16,15 @@ DYNATTN_DECLARE(portable)
 DYNATTN_DECLARE(avx2)
 DYNATTN_DECLARE(avx512)
 
+// The tile kernels, one build for each engine: bfloat16 alone.
+#define DYNATTN_DECLARE_TILES(engine)               \
+  namespace dynattn::engine {                       \
+  int32_t nm_forward(const NMForwardArgs& args);    \
+  }
+
+DYNATTN_DECLARE_TILES(tiles_portable)
+DYNATTN_DECLARE_TILES(tiles_avx512bf16)
+DYNATTN_DECLARE_TILES(tiles_amx)
+
+#undef DYNATTN_DECLARE_TILES
 #undef DYNATTN_DECLARE

@@ -21,7 +21,7 @@ struct DropoutStream {
   Vec keys[kPhiloxRounds];
 };
 
-static DropoutStream open_stream(uint64_t seed, uint32_t batch, uint32_t head) {
+static uint32_t stream_of(uint64_t seed, uint32_t batch, uint32_t head) {
   uint32_t c[4] = {head, batch, 0, 0};
   uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
   for (int round = 0; round < kPhiloxRounds; round++) {
@@ -32,9 +32,14 @@ static DropoutStream open_stream(uint64_t seed, uint32_t batch, uint32_t head) {
     key[0] += 0x9E3779B9u;
     key[1] += 0xBB67AE85u;
   }
+  return c[0];
+}
+
+static inline DropoutStream open_stream(uint64_t seed, uint32_t batch, uint32_t head) {
+  const uint32_t key = stream_of(seed, batch, head);
   DropoutStream stream;
   for (uint32_t round = 0; round < kPhiloxRounds; round++) {
-    stream.keys[round] = broadcast_integer(static_cast<int32_t>(c[0] + round * 0x9E3779B9u));
+    stream.keys[round] = broadcast_integer(static_cast<int32_t>(key + round * 0x9E3779B9u));
   }
   return stream;
 }

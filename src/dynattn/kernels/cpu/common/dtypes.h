@@ -65,7 +65,7 @@ static void to_floats(float* to, const char* from, int32_t dtype, int64_t count)
   }
 }
 
-static void from_floats(char* to, const float* from, int32_t dtype, int64_t count) {
+static inline void from_floats(char* to, const float* from, int32_t dtype, int64_t count) {
   uint16_t* half = reinterpret_cast<uint16_t*>(to);
   if (dtype == DYNATTN_FLOAT32) {
     memcpy(to, from, static_cast<size_t>(count) * sizeof(float));

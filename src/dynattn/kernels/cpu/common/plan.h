@@ -121,18 +121,6 @@ static int tile_keys(const Plan& plan, int wanted) {
   return static_cast<int>(round_up(wanted, int64_t{plan.m} * groups));
 }
 
-// Multiply-adds below which waking another thread costs more than it brings.
-constexpr double kSmallWork = 3e6;
-
-// Threads for a call of so many tasks. More than the processor runs would only cost memory and wait for one another.
-DYNATTN_INLINE int useful_threads(const NMForwardArgs& args, int64_t tasks) {
-  const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
-                          static_cast<double>(args.head_dim + args.value_dim) *
-                          static_cast<double>(args.batch * args.heads);
-  if (products < kSmallWork) return 1;
-  return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(most_threads(args.threads), tasks)));
-}
-
 // Vectors of a panel, rows of a band and keys of a tile.
 static void plan_bands(Plan& plan) {
   const NMForwardArgs& args = *plan.args;

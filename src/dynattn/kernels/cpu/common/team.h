@@ -15,6 +15,10 @@ int most_threads(int offered);
 // its work from a shared counter. `parallel` is an OpenMP runtime's GOMP_parallel; without it threads are started.
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data);
 
+// Threads for a call of so many tasks: one where there is so little to do that waking others costs more than they bring,
+// and no more than the processor runs, which would only cost memory and wait for one another.
+int useful_threads(const NMForwardArgs& args, int64_t tasks);
+
 // 64-byte aligned memory, kept for the next call where it is not large; NULL when there is none.
 void* take_workspace(size_t bytes);
 void return_workspace(void* memory);

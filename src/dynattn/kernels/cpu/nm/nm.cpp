@@ -1,12 +1,12 @@
 // N:M attention, forward, for one instruction set. Compiled once for each.
 #include "common/builds.h"
-#include "common/tasks.h"
+#include "common/float_heads.h"
 #include "nm/few_queries.h"
 #include "nm/forward.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-struct NMWorker {
+struct NMWorker : FloatHeads {
   using Plan = DYNATTN_NAMESPACE::Plan;
   const Plan& plan;
   const Scratch scratch;

@@ -158,7 +158,8 @@ static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, 
     const Threshold one = block.careful ? settle_on_one(scores, length, &poison) : kKeepNothing;
     return poison ? one : threshold_by_weight(plan, scores, length, rule.weight);
   }
-  const int64_t wanted = smaller(rule.most, ceil_div(allowed * rule.numerator, rule.denominator));
+  const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
+  const int64_t wanted = smaller(smaller(rule.most, share), allowed);
   if (block.careful) poison = settle_row(scores, length, wanted);
   return threshold_by_rank(scores, keys, allowed, wanted, room);
 }

@@ -1,11 +1,11 @@
 // Attention of rows that choose by their own scores, forward, for one instruction set. Compiled once for each.
 #include "common/builds.h"
-#include "common/tasks.h"
+#include "common/float_heads.h"
 #include "rows/forward.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-struct RowWorker {
+struct RowWorker : FloatHeads {
   using Plan = RowPlan;
   const RowPlan& plan;
   const RowScratch scratch;

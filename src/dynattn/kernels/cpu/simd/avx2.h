@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-namespace dynattn::avx2 {
+namespace dynattn::DYNATTN_NAMESPACE {
 
 using Vec = __m256;
 using Mask = __m256;
@@ -132,4 +132,4 @@ DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
   return add(_mm256_permute2f128_ps(t[0], t[1], 0x20), _mm256_permute2f128_ps(t[0], t[1], 0x31));
 }
 
-}  // namespace dynattn::avx2
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-namespace dynattn::avx512 {
+namespace dynattn::DYNATTN_NAMESPACE {
 
 using Vec = __m512;
 using Mask = __mmask16;
@@ -132,4 +132,4 @@ DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
   return add(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xDD));
 }
 
-}  // namespace dynattn::avx512
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,7 +1,7 @@
 // GCC and Clang vector extensions: 4 lanes, which SSE2, NEON and their like all hold in a register.
 #pragma once
 
-namespace dynattn::portable {
+namespace dynattn::DYNATTN_NAMESPACE {
 
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t Mask __attribute__((vector_size(16)));
@@ -114,4 +114,4 @@ DYNATTN_INLINE Vec sum_each(const Vec r[kWidth]) {
   return add(add(t[0], t[1]), add(t[2], t[3]));
 }
 
-}  // namespace dynattn::portable
+}  // namespace dynattn::DYNATTN_NAMESPACE

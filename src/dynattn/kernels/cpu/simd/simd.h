@@ -11,13 +11,19 @@
 #define DYNATTN_INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if !defined(DYNATTN_NAMESPACE)
 #define DYNATTN_NAMESPACE avx512
+#endif
 #include "simd/avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
+#if !defined(DYNATTN_NAMESPACE)
 #define DYNATTN_NAMESPACE avx2
+#endif
 #include "simd/avx2.h"
 #else
+#if !defined(DYNATTN_NAMESPACE)
 #define DYNATTN_NAMESPACE portable
+#endif
 #include "simd/portable.h"
 #endif
 

@@ -1,0 +1,98 @@
+"""Short calls, made again: N:M attention on a CPU whose checks, route and arguments are known from the call before.
+
+A call of one head of 64 tokens takes less time in arithmetic than in Python. What it takes there depends on shapes,
+strides and options alone, so that it is kept by those: never a tensor, and never more than ``_MOST`` plans. What is not
+the plain case (a mask, dropout, gradients, autocast, a compiler, subclasses of tensors) has no key, and takes the way
+of every other call. The answer is the same, as the same kernel gets the same arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from dynattn.backends.base import Backend
+from dynattn.backends.cpu import CPU
+from dynattn.backends.problem import Call
+from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
+from dynattn.methods.nm import NM
+from dynattn.ops import buffers
+from dynattn.ops.arguments import isa_of
+from dynattn.ops.library import unobserved
+
+_MOST = 512
+_plans: dict[Hashable, Prepared] = {}
+
+
+class Prepared(NamedTuple):
+    """What a call needs besides its tensors.
+
+    Attributes:
+        like_query: whether the output is of the query's shape, contiguous.
+        arguments: the kernel's, but for addresses.
+    """
+
+    like_query: bool
+    arguments: bytes
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output."""
+        if self.like_query:
+            out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3], dtype=torch.float32, device="cpu")
+        else:
+            out, logsumexp = buffers.outputs(query, value, False)
+        cpu.nm_forward_again(query, key, value, out, logsumexp, self.arguments)
+        return out
+
+
+def key_of(
+    query: Any, key: Any, value: Any, method: Any, causal: Any, scale: Any, backend: Any, special: bool
+) -> Hashable | None:
+    """What a plan is kept by; None where there is none to be kept.
+
+    Args:
+        query, key, value, method, causal, scale, backend: as :func:`dynattn.attention` is given them, not checked.
+        special: whether there is anything else.
+    """
+    if (
+        special
+        or torch.compiler.is_compiling()
+        or type(method) is not NM
+        or not unobserved(query, key, value)
+        or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+        or torch.is_autocast_enabled("cpu")
+        or type(causal) is not bool
+        or (scale is not None and type(scale) is not float)
+        or query.is_nested
+        or key.is_nested
+        or value.is_nested
+        or query.layout is not torch.strided
+        or not (query.is_cpu and key.is_cpu and value.is_cpu)
+    ):
+        return None
+    return (
+        query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(), query.dtype, key.dtype,
+        value.dtype, method, causal, scale, backend, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def find(key: Hashable) -> Prepared | None:
+    """The plan kept by ``key``."""
+    return _plans.get(key)
+
+
+def remember(key: Hashable, chosen: Backend, call: Call) -> None:
+    """Keep a call's plan, where it is one for the kernels and needs no copies."""
+    query, value = call.query, call.value
+    if not isinstance(chosen, CPU) or any(x.stride(-1) != 1 for x in call[:3]):
+        return
+    if len(_plans) >= _MOST:
+        _plans.clear()
+    pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
+    out, logsumexp = buffers.outputs(query, value, False)
+    arguments = cpu.prepare_nm_forward(query, call.key, value, out, logsumexp, pattern, isa_of(chosen.name))
+    _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)

@@ -1,0 +1,75 @@
+"""How every command ends: expected errors become a line and an exit code, in any terminal.
+
+0: done. 1: done, and a check failed. 2: an option, a file, a package or the machine does not allow it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from dynattn.lab.terminal import printable, spell_out
+
+FAILED_CHECK = 1
+REFUSED = 2
+
+_EXPECTED = (ValueError, TypeError, OverflowError, OSError, ImportError, RuntimeError, MemoryError)
+
+
+@contextmanager
+def running(command: str, extra: str = "cli") -> Iterator[None]:
+    """Run the body of a command; an error that a person can act on is printed to standard error, without a traceback.
+
+    Args:
+        command: its name.
+        extra: what ``pip install 'dynattn[…]'`` takes to bring the packages that the command needs.
+
+    Raises:
+        typer.Exit: with code 2, after an error was printed.
+    """
+    spell_out(sys.stdout, sys.stderr)
+    try:
+        with _swept():
+            yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise  # typer ends these itself
+    except _EXPECTED as error:
+        typer.echo(f"error: {printable(_words(command, extra, error))}", err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """To be ended by another program, or by a terminal that is closed, leaves no more behind than Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = [end for end in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if end is not None]
+    ends = [end for end in ends if signal.getsignal(end) is signal.SIG_DFL]  # nohup, and who embeds this, decide
+    for end in ends:
+        signal.signal(end, _leave)
+    try:
+        yield
+    finally:
+        for end in ends:
+            signal.signal(end, signal.SIG_DFL)
+
+
+def _leave(number: int, _: Any) -> None:
+    sys.exit(128 + number)
+
+
+def _words(command: str, extra: str, error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{command} needs more packages ({error}): pip install 'dynattn[{extra}]'"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{command}: {error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"{command}: there must be enough memory: it ran out ({error}); take fewer items or tokens"
+    return str(error) or f"{command}: {type(error).__name__}"

@@ -1,0 +1,140 @@
+// Which pairs of a block of queries and a block of keys are allowed, as a word of 32 queries for each key, and what is
+// added to their scores.
+#pragma once
+
+#include "common/kept_blocks.h"
+#include "common/dtypes.h"
+#include "tiles/plan.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+constexpr uint32_t kAllQueries = 0xffffffffu;
+
+// A larger bias, or one that is NaN, is left to the careful variant, in units of the exponent.
+constexpr float kLargestTileBias = 0x1p17f;
+
+// Where a block of queries stands.
+struct QueryTile {
+  const TilePlan& plan;
+  int64_t batch, head, first, count;  // head: of the queries; count: at most kQueries
+};
+
+// The pairs of a QueryTile with one block of keys.
+struct Allowed {
+  alignas(64) uint32_t pairs[kMaxKeyBlock];   // a bit for each query, which may attend to the key
+  alignas(64) uint32_t forced[kMaxKeyBlock];  // likewise, kept whatever the choice
+  alignas(64) float bias[kMaxKeyBlock * kQueries];
+  bool all;     // every pair is allowed, and nothing is added
+  bool any;     // some pair is allowed
+  bool force;   // `forced` is filled
+  bool unsafe;  // a bias asks for the careful variant
+};
+
+// Queries [from, to) of the tile.
+DYNATTN_INLINE uint32_t query_bits(int64_t from, int64_t to) {
+  from = larger<int64_t>(0, from), to = smaller<int64_t>(kQueries, to);
+  if (from >= to) return 0;
+  return (to == kQueries ? kAllQueries : (uint32_t{1} << to) - 1) & ~((uint32_t{1} << from) - 1);
+}
+
+static void forbid_later_keys(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
+  for (int64_t i = 0; i < keys; i++) {
+    allowed.pairs[i] &= query_bits(first_key + i - at.plan.offset - at.first, kQueries);
+  }
+}
+
+static void forbid_dropped_blocks(const QueryTile& at, const BlockColumns& columns, int64_t first_key, int64_t keys,
+                         Allowed& allowed) {
+  for (int64_t query = at.first; query < at.first + at.count;) {
+    const int64_t next = (query / columns.size + 1) * columns.size;
+    const uint32_t queries = query_bits(query - at.first, next - at.first);
+    const uint8_t* row = block_row(columns, query);
+    for (int64_t i = 0; i < keys; i++) {
+      if (row[(first_key + i) / columns.size - first_key / columns.size] == 0) allowed.pairs[i] &= ~queries;
+    }
+    query = next;
+  }
+}
+
+static const char* mask_row(const QueryTile& at, int64_t i, int64_t key) {
+  const NMForwardArgs& args = *at.plan.args;
+  const int64_t* stride = args.mask_strides;
+  const int64_t query = at.first + smaller(i, at.count - 1);  // lanes of padding repeat the last query
+  return element(args.mask, at.batch * stride[0] + at.head * stride[1] + query * stride[2] + key * stride[3],
+                 args.mask_dtype);
+}
+
+static void apply_bool_mask(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
+  const NMForwardArgs& args = *at.plan.args;
+  const bool shared = args.mask_strides[2] == 0;
+  for (int64_t i = 0; i < (shared ? 1 : kQueries); i++) {
+    const char* row = mask_row(at, i, first_key);
+    const uint32_t query = shared ? kAllQueries : uint32_t{1} << i;
+    for (int64_t key = 0; key < keys; key++) {
+      if (row[key * args.mask_strides[3]] == 0) allowed.pairs[key] &= ~query;
+    }
+  }
+}
+
+DYNATTN_INLINE float mask_number(const char* row, int64_t index, int32_t dtype) {
+  float x;
+  to_floats(&x, element(row, index, dtype), dtype, 1);
+  return x;
+}
+
+static void apply_float_mask(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
+  const NMForwardArgs& args = *at.plan.args;
+  const bool shared = args.mask_strides[2] == 0;
+  for (int64_t i = 0; i < (shared ? 1 : kQueries); i++) {
+    const char* row = mask_row(at, i, first_key);
+    for (int64_t key = 0; key < keys; key++) {
+      const float bias = mask_number(row, key * args.mask_strides[3], args.mask_dtype);
+      float* to = allowed.bias + key * kQueries;
+      for (int64_t query = shared ? 0 : i; query < (shared ? kQueries : i + 1); query++) to[query] = bias;
+      if (bias == -INFINITY) allowed.pairs[key] &= ~(shared ? kAllQueries : uint32_t{1} << i);
+      if (!(bias < kLargestTileBias)) allowed.unsafe = true;
+    }
+  }
+}
+
+// Bits of the queries that keep a key as one of their window or of the sinks.
+static void force_window(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
+  const NMForwardArgs& args = *at.plan.args;
+  uint32_t any = 0;
+  for (int64_t i = 0; i < keys; i++) {
+    const int64_t key = first_key + i, lane = key - at.plan.offset - at.first;  // the lane whose own position it is
+    const uint32_t near = query_bits(lane - args.window + 1, lane + args.window);
+    allowed.forced[i] = key < args.sinks ? kAllQueries : args.window > 0 ? near : 0;
+    any |= allowed.forced[i];
+  }
+  allowed.force = any != 0;
+}
+
+// Fills `allowed` for keys [first_key, first_key + plan.key_block); those behind the last key are forbidden.
+static void find_allowed(const QueryTile& at, int64_t first_key, Allowed& allowed) {
+  const TilePlan& plan = at.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t keys = smaller<int64_t>(plan.key_block, args.kv_len - first_key);
+  const bool crossed = args.causal && first_key + keys - 1 > at.first + plan.offset;
+  const BlockColumns columns = block_columns(args, at.batch, at.head, first_key, keys);
+  const KeptBlocks kept = kept_blocks(columns, at.first, at.first + at.count - 1);
+  allowed.force = allowed.unsafe = false;
+  allowed.any = kept != KeptBlocks::kNone;
+  allowed.all = !crossed && kept == KeptBlocks::kAll && args.mask == nullptr && keys == plan.key_block;
+  if (allowed.any && plan.window) force_window(at, first_key, keys, allowed);
+  if (!allowed.any || allowed.all) return;
+
+  for (int64_t i = 0; i < plan.key_block; i++) allowed.pairs[i] = i < keys ? kAllQueries : 0;
+  if (crossed) forbid_later_keys(at, first_key, keys, allowed);
+  if (kept == KeptBlocks::kSome) forbid_dropped_blocks(at, columns, first_key, keys, allowed);
+  if (args.mask != nullptr && !plan.biased) apply_bool_mask(at, first_key, keys, allowed);
+  if (plan.biased) {
+    memset(allowed.bias, 0, static_cast<size_t>(plan.key_block * kQueries) * sizeof(float));
+    apply_float_mask(at, first_key, keys, allowed);
+  }
+  uint32_t any = 0;
+  for (int64_t i = 0; i < keys; i++) any |= allowed.pairs[i];
+  allowed.any = any != 0;
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

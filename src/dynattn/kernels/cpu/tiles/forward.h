@@ -1,0 +1,227 @@
+// The forward of 32 queries of one head: a block of keys at a time, scores, weights and values.
+#pragma once
+
+#include "common/arena.h"
+#include "tiles/drop.h"
+#include "tiles/pack.h"
+#include "tiles/softmax.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// A thread's memory.
+struct TileScratch {
+  uint32_t* queries;  // as pack_queries() has them
+  float* scores;      // [key][kQueries]
+  uint32_t* weights;  // [group][pair of keys][kLanes]
+  float* out;         // [dim][kQueries], of the output
+  Allowed* allowed;
+};
+
+static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
+  TileScratch s;
+  s.queries = arena.take<uint32_t>(plan.depth * kGroups * kTileWords);
+  s.scores = arena.take<float>(int64_t{plan.padded} * kQueries);
+  s.weights = arena.take<uint32_t>(int64_t{plan.padded} / 2 * kQueries);
+  s.out = arena.take<float>(plan.dims * kTileRows * kQueries);
+  s.allowed = arena.take<Allowed>(1);
+  return s;
+}
+
+// Queries on their way through the keys.
+struct Pass {
+  QueryTile at;
+  const TileHead& head;
+  const TileScratch& scratch;
+  Engine& engine;
+  int groups;  // of kLanes queries, that hold any
+  bool careful;
+  LaneState* states;  // [group]
+};
+
+DYNATTN_INLINE ScoreTile score_tile(const Pass& pass, int group) {
+  const TilePlan& plan = pass.at.plan;
+  return {pass.scratch.scores + group * kLanes, pass.scratch.weights + group * (plan.padded / 2) * kLanes,
+          plan.key_block};
+}
+
+// S^T = K Q^T of one block of keys.
+static void score_keys(const Pass& pass, int64_t block) {
+  const TilePlan& plan = pass.at.plan;
+  const bool packed = block >= plan.packed_from;
+  const int64_t stride = packed ? packed_key_bytes(plan) : pass.head.key_stride;
+  const char* keys = packed ? pass.head.packed_keys + (block - plan.packed_from) * key_block_bytes(plan)
+                            : pass.head.keys + block * plan.key_block * stride;
+  const Operand a = {keys, kTileRows * stride, kTileDepth * 2, stride};
+  const Operand b = {reinterpret_cast<const char*>(pass.scratch.queries), kTileBytes, pass.groups * kTileBytes, 64};
+  multiply_panel<false>(pass.engine, a, ceil_div(plan.key_block, kTileRows), b, pass.groups, plan.depth,
+                        pass.scratch.scores, kQueries);
+}
+
+// O^T += V^T P^T of one block of keys.
+static void add_values(const Pass& pass, int64_t block) {
+  const TilePlan& plan = pass.at.plan;
+  const int64_t steps = plan.padded / kTileDepth;
+  const Operand a = {pass.head.values + block * value_block_bytes(plan), kTileBytes, plan.dims * kTileBytes, 64};
+  const Operand b = {reinterpret_cast<const char*>(pass.scratch.weights), steps * kTileBytes, kTileBytes, 64};
+  multiply_panel<true>(pass.engine, a, plan.dims, b, pass.groups, steps, pass.scratch.out, kQueries);
+}
+
+// The careful variant: values that are NaN or infinite, which were packed as 0, go to the queries that keep their key.
+static void add_odd_values(const Pass& pass, int64_t block) {
+  const TilePlan& plan = pass.at.plan;
+  const int64_t first = block * plan.key_block;
+  for (int64_t i = 0; i < plan.key_block && first + i < plan.args->kv_len; i++) {
+    if (pass.head.odd[first + i] == 0) continue;
+    const uint16_t* values = pass.head.own_values + (first + i) * pass.head.value_stride;
+    for (int64_t query = 0; query < pass.groups * kLanes; query++) {
+      const ScoreTile tile = score_tile(pass, static_cast<int>(query / kLanes));
+      const uint32_t bits = pair_row(tile, i)[query % kLanes] >> (i % 2 * 16) & 0xffffu;
+      if (bits & kNotKept) continue;
+      for (int64_t d = 0; d < plan.args->value_dim; d++) {
+        if ((values[d] & 0x7f80u) != 0x7f80u) continue;
+        pass.scratch.out[d * kQueries + query] += from_bfloat16(static_cast<uint16_t>(bits)) * from_bfloat16(values[d]);
+      }
+    }
+  }
+}
+
+static void weigh_keys(const Pass& pass, int group, LaneState& state) {
+  const TilePlan& plan = pass.at.plan;
+  const Allowed& allowed = *pass.scratch.allowed;
+  const ScoreTile tile = score_tile(pass, group);
+  if (!allowed.all) mask_scores(plan, allowed, group, tile);
+  if (pass.careful) {
+    clean_scores(tile, state);
+    follow_largest(plan, tile, state, pass.scratch.out + group * kLanes);
+  } else if (state.open != kAllLanes) {
+    open_lanes(plan, tile, state);
+  }
+  // behind the last key of the block, where tiles of values are padded with zeros
+  for (int key = plan.key_block; key < plan.padded; key++) put_weight(tile, key, broadcast_words(0));
+  if (pass.careful || allowed.force || !plan.in_order) {
+    weigh_by_rank(plan, tile, allowed, group, pass.careful, state);
+  } else if (plan.exact) {
+    weigh_in_order<ExactWeights>(plan, tile, state);
+  } else {
+    weigh_in_order<RoundedWeights>(plan, tile, state);
+  }
+}
+
+// All blocks of keys. False where the careful variant has to do it again.
+static bool attend(const Pass& pass) {
+  const TilePlan& plan = pass.at.plan;
+  const NMForwardArgs& args = *plan.args;
+  // weights are kept so far below 1 that no sum of large values overflows
+  const float reference = pass.careful && pass.head.value_bound > 0x1p64f ? 64.0f : 0.0f;
+  for (int group = 0; group < pass.groups; group++) {
+    clear(pass.states[group]);
+    pass.states[group].reference = broadcast_lanes(reference);
+  }
+  memset(pass.scratch.out, 0, static_cast<size_t>(plan.dims * kTileRows * kQueries) * sizeof(float));
+  int64_t end = args.kv_len;
+  if (args.causal) end = smaller(end, pass.at.first + pass.at.count + plan.offset);
+  for (int64_t block = 0; block * plan.key_block < end; block++) {
+    Allowed& allowed = *pass.scratch.allowed;
+    find_allowed(pass.at, block * plan.key_block, allowed);
+    if (allowed.unsafe && !pass.careful) return false;
+    if (!allowed.any) continue;
+    score_keys(pass, block);
+    for (int group = 0; group < pass.groups; group++) weigh_keys(pass, group, pass.states[group]);
+    if (args.drop_below > 0) {
+      drop_weights(pass.at, block * plan.key_block, pass.groups, pass.careful, pass.scratch.weights);
+    }
+    add_values(pass, block);
+    if (pass.careful) add_odd_values(pass, block);
+  }
+  if (pass.careful) return true;
+  bool holds = true;
+  for (int group = 0; group < pass.groups; group++) {
+    const int64_t lanes = smaller<int64_t>(kLanes, pass.at.count - group * kLanes);
+    holds &= !must_repeat(plan, pass.states[group], static_cast<LaneMask>((1u << lanes) - 1));
+  }
+  return holds;
+}
+
+// logsumexp and counts of one query, and the factor of its output.
+static float finish_query(const Pass& pass, const LaneState& state, int64_t query, int lane) {
+  const TilePlan& plan = pass.at.plan;
+  const NMForwardArgs& args = *plan.args;
+  alignas(64) float sums[5][kLanes];
+  alignas(64) uint32_t counts[2][kLanes];
+  store(sums[0], state.origin), store(sums[1], state.reference), store(sums[2], state.sum);
+  store(sums[3], state.total), store(sums[4], state.dropped);
+  store(counts[0], state.kept), store(counts[1], state.allowed);
+  const float sum = sums[2][lane];
+  const double total = plan.exact ? sums[3][lane] : sum;
+  const bool nan = state.nan >> lane & 1, poisoned = nan || (state.infinite >> lane & 1);
+  const int64_t at = (pass.at.batch * args.heads + pass.at.head) * args.q_len + query;
+  // a float's exponent differs a little from the scale's, and a power of two of the reference likewise from e's
+  const double size = plan.biased ? 1.0 : static_cast<double>(fabsf(args.scale));
+  const double origin = pass.careful ? sums[0][lane] * size : 0.0;
+  const double logsumexp = origin + sums[1][lane] * (size / static_cast<double>(plan.exponent)) + log(total);
+  args.logsumexp[at] = nan ? NAN : poisoned ? INFINITY : sum > 0 ? static_cast<float>(logsumexp) : -INFINITY;
+  if (plan.counts) {
+    args.kept_mass[at] = poisoned ? NAN : sum > 0 ? sums[3][lane] / (sums[3][lane] + sums[4][lane]) : 1.0f;
+    args.kept[at] = static_cast<int32_t>(counts[0][lane]);
+    args.allowed[at] = static_cast<int32_t>(counts[1][lane]);
+  }
+  const float keep = args.drop_below > 0 ? args.keep_factor : 1.0f;
+  return poisoned ? NAN : sum > 0 ? keep / sum : 0.0f;
+}
+
+// The outputs of 16 queries, turned and rounded. False where one overflowed, which the careful variant avoids.
+static bool write_outputs(const Pass& pass, int group, const float* factors) {
+  const TilePlan& plan = pass.at.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t first = pass.at.first + group * kLanes;
+  const int64_t lanes = smaller<int64_t>(kLanes, pass.at.count - group * kLanes);
+  uint16_t* const out = static_cast<uint16_t*>(args.out) + pass.at.batch * args.out_strides[0] +
+                        pass.at.head * args.out_strides[1] + first * args.out_strides[2];
+  const Lanes factor = load_lanes(factors);
+  LaneMask finite = kAllLanes;
+  alignas(64) float row[kLanes];
+  for (int64_t d = 0; d < args.value_dim; d++) {
+    const Lanes x = mul(load_lanes(pass.scratch.out + d * kQueries + group * kLanes), factor);
+    finite &= greater(broadcast_lanes(INFINITY), max(x, sub(broadcast_lanes(0.0f), x)));
+    store(row, x);
+    for (int64_t lane = 0; lane < lanes; lane++) out[lane * args.out_strides[2] + d] = to_bfloat16(row[lane]);
+  }
+  return (static_cast<unsigned>(~finite) & ((1u << lanes) - 1)) == 0;
+}
+
+static bool finish(const Pass& pass) {
+  bool finite = true;
+  for (int group = 0; group < pass.groups; group++) {
+    alignas(64) float factors[kLanes] = {};
+    for (int lane = 0; lane < kLanes && group * kLanes + lane < pass.at.count; lane++) {
+      factors[lane] = finish_query(pass, pass.states[group], pass.at.first + group * kLanes + lane, lane);
+    }
+    finite &= write_outputs(pass, group, factors);
+  }
+  return finite;
+}
+
+// Scores within reach of the fast variant, and values that it may multiply without looking.
+static bool is_tame(const TilePlan& plan, const TileHead& head, float query_bound) {
+  const float largest = query_bound * head.key_bound * static_cast<float>(plan.args->head_dim);
+  const float scaled = largest * plan.multiplier * plan.exponent;
+  return largest < 1e37f && scaled < kReach && head.value_bound < INFINITY;
+}
+
+// At most kQueries queries, from `first` on.
+static void run_queries(const TilePlan& plan, const TileHead& head, const TileScratch& scratch, Engine& engine,
+                        int64_t batch, int64_t index, int64_t first, int64_t count) {
+  const NMForwardArgs& args = *plan.args;
+  LaneState states[kGroups];
+  const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1] + first * args.query_strides[2];
+  const int groups = static_cast<int>(ceil_div(count, kLanes));
+  const float query_bound = pack_queries(plan, element(args.query, at, args.dtype), count, groups, scratch.queries);
+  Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, !is_tame(plan, head, query_bound),
+               states};
+  if (attend(pass) && (finish(pass) || pass.careful)) return;
+  pass.careful = true;
+  attend(pass);
+  finish(pass);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,125 @@
+// The geometry of one call of the tile kernels: how queries and keys are cut.
+//
+// Scores are kept transposed, keys in rows and queries in lanes, so that the members of a group of M stand in different
+// vectors whatever their stride, and a choice among them needs no shuffle:
+//
+//     S^T = K Q^T        A: 16 keys' own rows          B: pairs of dims of 16 queries
+//     O^T = V^T P^T      A: 16 dims of 32 keys         B: pairs of keys of 16 queries
+#pragma once
+
+#include "dynattn_cpu.h"
+#include "tiles/engine.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+constexpr int kQueries = 32;      // queries at a time: two tiles of lanes
+constexpr int kGroups = 2;        // of kLanes queries
+constexpr int kMaxKeyBlock = 256; // keys at a time, at most
+constexpr int kLeastKeyBlock = 48;
+constexpr int kBestKeyBlock = 64;
+constexpr int kPackedKeys = 256;   // keys that one thread packs at a time, at least
+
+constexpr int kQueriesOfTask = 256;  // at most; cut down to kQueries where there would be fewer tasks than:
+constexpr int64_t kLeastTileTasks = 16;
+
+constexpr double kLog2 = 0.69314718055994530942;  // natural logarithm of 2
+
+// Scores up to this many powers of two are taken by the fast variant: a reference is then an integer that a float
+// holds with its fraction to spare.
+constexpr float kReach = 0x1p18f;
+
+struct TilePlan {
+  const NMForwardArgs* args;
+  int n, m, stride;  // n == m is taken as 1 of 1
+  bool window;       // there are entries kept besides the choice
+  bool counts;       // kept mass, kept and allowed are asked for
+  bool exact;        // weights are summed in float32 before they are rounded, for the logsumexp
+  bool in_order;     // whole vectors are chosen between: dense, 1:2 and 2:4, strides 1 and even
+
+  int key_block;       // keys at a time: whole blocks of m · stride
+  int padded;          // the same rounded up to kTileDepth
+  int64_t key_blocks;  // of the whole length
+  int64_t depth;       // head_dim in steps of kTileDepth
+  int64_t dims;        // value_dim in tiles of kTileRows
+  int64_t packed_from; // first key block whose keys are packed; the ones before are read in place
+
+  int64_t query_block, query_blocks;  // queries of a task, and tasks of a query head
+  int64_t offset;                     // position of query 0 on the key axis
+
+  // A score is product · multiplier + bias where there is a bias, else the product; its weight is
+  // 2^(score · exponent - reference).
+  bool biased;
+  float multiplier, exponent;
+
+  int64_t step_blocks, pack_steps;  // key blocks that one thread packs at a time
+};
+
+DYNATTN_INLINE int64_t packed_key_bytes(const TilePlan& plan) { return plan.depth * kTileDepth * 2; }
+
+// Bytes of a key block's keys, and of its values, as packed.
+DYNATTN_INLINE int64_t key_block_bytes(const TilePlan& plan) { return plan.padded * packed_key_bytes(plan); }
+DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
+  return plan.padded / kTileDepth * plan.dims * kTileBytes;
+}
+
+// Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
+static int choose_key_block(const TilePlan& plan) {
+  const NMForwardArgs& args = *plan.args;
+  if (plan.m == 1) return args.blocks != nullptr && args.block_size < kBestKeyBlock ? kTileDepth : kBestKeyBlock;
+  const int unit = plan.m * plan.stride;
+  int best = 0;
+  for (int keys = unit; keys <= kMaxKeyBlock; keys += unit) {
+    if (keys < kLeastKeyBlock && keys + unit <= kMaxKeyBlock) continue;
+    // waste / keys < waste of the best / best
+    const int64_t waste = round_up(keys, kTileDepth) - keys, least = best ? round_up(best, kTileDepth) - best : 0;
+    if (best == 0 || waste * best < least * keys) best = keys;
+  }
+  return best;
+}
+
+static void plan_keys(TilePlan& plan) {
+  const NMForwardArgs& args = *plan.args;
+  plan.key_block = choose_key_block(plan);
+  plan.padded = static_cast<int>(round_up(plan.key_block, kTileDepth));
+  plan.key_blocks = ceil_div(args.kv_len, plan.key_block);
+  plan.depth = ceil_div(args.head_dim, kTileDepth);
+  plan.dims = ceil_div(args.value_dim, kTileRows);
+  // A tile of A reads whole rows: keys lie well where head_dim fills its tiles, and where no tile reaches over the end.
+  const int64_t inside = args.kv_len < plan.padded ? 0 : (args.kv_len - plan.padded) / plan.key_block + 1;
+  plan.packed_from = args.head_dim % kTileDepth == 0 ? inside : 0;
+  plan.step_blocks = ceil_div(kPackedKeys, plan.key_block);
+  plan.pack_steps = ceil_div(plan.key_blocks, plan.step_blocks);
+}
+
+static void plan_queries(TilePlan& plan) {
+  const NMForwardArgs& args = *plan.args;
+  plan.offset = args.kv_len - args.q_len;
+  plan.query_block = kQueriesOfTask;
+  while (plan.query_block > kQueries &&
+         ceil_div(args.q_len, plan.query_block) * args.batch * args.heads < kLeastTileTasks) {
+    plan.query_block /= 2;
+  }
+  plan.query_blocks = ceil_div(args.q_len, plan.query_block);
+}
+
+static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
+  plan.args = &args;
+  const bool dense = args.n == args.m;
+  plan.n = dense ? 1 : args.n;
+  plan.m = dense ? 1 : args.m;
+  plan.stride = dense ? 1 : args.stride;
+  plan.window = !dense && (args.window > 0 || args.sinks > 0);
+  plan.counts = args.kept_mass != nullptr;
+  plan.exact = plan.counts || args.needs_grad != 0;
+  const bool pattern = plan.m == 1 || (plan.n == 1 && plan.m == 2) || (plan.n == 2 && plan.m == 4);
+  plan.in_order = pattern && !plan.counts && (plan.stride == 1 || plan.stride % 2 == 0);
+
+  const float size = fabsf(args.scale), log2e = 1.44269504088896341f;
+  plan.biased = args.mask != nullptr && args.mask_dtype != DYNATTN_BOOL;
+  plan.multiplier = plan.biased ? size : 1.0f;
+  plan.exponent = plan.biased ? log2e : size * log2e;
+  plan_keys(plan);
+  plan_queries(plan);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,295 @@
+// Choice and weights of 16 queries and a block of keys: scores in, pairs of bfloat16 weights out.
+//
+// A query's weights are relative to a reference of its own. The fast variant takes it from the first block of keys and
+// never changes it: sums and weights are floats, so that later scores may be 2^100 times larger in weight at no loss.
+// What exceeds that is seen at the end, and the queries are done again by the careful variant, which follows each
+// query's largest score, tells forbidden, infinite and NaN scores apart, and marks what is not kept.
+#pragma once
+
+#include <float.h>
+
+#include "tiles/allowed.h"
+#include "tiles/lanes.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+constexpr uint32_t kNotKept = 0x8000u;  // a weight of -0, in careful blocks
+
+// What 16 queries have accumulated.
+struct LaneState {
+  Lanes origin;     // largest score so far, in the careful variant; else 0
+  Lanes reference;  // an integer; a weight is 2^((score - origin) · exponent - reference)
+  Lanes sum;        // of weights as rounded to bfloat16, which the output is divided by
+  Lanes total;      // of kept weights before that
+  Lanes dropped;    // of weights not kept
+  Lanes passed;     // largest score of a block that was too low for a reference
+  Words kept, allowed;
+  Words overflow;   // bits above the 15th: a weight that bfloat16 does not hold
+  LaneMask open;    // queries that have a reference
+  LaneMask nan, infinite;
+};
+
+static void clear(LaneState& state) {
+  state.reference = state.sum = state.total = state.dropped = broadcast_lanes(0.0f);
+  state.origin = state.passed = broadcast_lanes(-INFINITY);
+  state.kept = state.allowed = state.overflow = broadcast_words(0);
+  state.open = state.nan = state.infinite = 0;
+}
+
+// Scores and weights of 16 queries.
+struct ScoreTile {
+  float* scores;      // [key][kQueries]
+  uint32_t* weights;  // [pair of keys][kLanes]
+  int keys;           // scored, all of them of the key block
+};
+
+DYNATTN_INLINE float* score_row(const ScoreTile& tile, int64_t key) { return tile.scores + key * kQueries; }
+DYNATTN_INLINE Lanes score(const ScoreTile& tile, int64_t key) { return load_lanes(score_row(tile, key)); }
+DYNATTN_INLINE uint32_t* pair_row(const ScoreTile& tile, int64_t key) { return tile.weights + key / 2 * kLanes; }
+
+// Weights one key's at a time.
+DYNATTN_INLINE void put_weight(const ScoreTile& tile, int64_t key, Words weight) {
+  const Words there = load_words(pair_row(tile, key));
+  store(pair_row(tile, key), key % 2 ? either(both(there, broadcast_words(0xffffu)), shift_left<16>(weight))
+                                     : either(both(there, broadcast_words(0xffff0000u)), weight));
+}
+
+// Forbidden scores become -inf, whatever they were, and a bias is added to the others.
+static void mask_scores(const TilePlan& plan, const Allowed& allowed, int group, const ScoreTile& tile) {
+  const Lanes forbidden = broadcast_lanes(-INFINITY), multiplier = broadcast_lanes(plan.multiplier);
+  for (int key = 0; key < tile.keys; key++) {
+    Lanes x = score(tile, key);
+    if (plan.biased) x = fmadd(x, multiplier, load_lanes(allowed.bias + key * kQueries + group * kLanes));
+    const LaneMask pairs = static_cast<LaneMask>(allowed.pairs[key] >> (group * kLanes));
+    store(score_row(tile, key), select(pairs, x, forbidden));
+  }
+}
+
+static Lanes largest_score(const ScoreTile& tile) {
+  Lanes even = score(tile, 0), odd = score(tile, tile.keys > 1 ? 1 : 0);
+  for (int key = 2; key < tile.keys; key++) {
+    Lanes& largest = key % 2 ? odd : even;
+    largest = max(largest, score(tile, key));
+  }
+  return max(even, odd);
+}
+
+// The fast variant: queries that have no reference yet take it from this block, where its scores are not all
+// forbidden, or so low that they can matter only beside others like them: those are looked at again at the end.
+static void open_lanes(const TilePlan& plan, const ScoreTile& tile, LaneState& state) {
+  const Lanes largest = largest_score(tile), scaled = mul(largest, broadcast_lanes(plan.exponent));
+  const LaneMask closed = static_cast<LaneMask>(~state.open);
+  const LaneMask high = closed & greater(scaled, broadcast_lanes(-2.0f * kReach));
+  state.reference = select(high, round_lanes(scaled), state.reference);
+  state.passed = select(static_cast<LaneMask>(closed & ~high), max(state.passed, largest), state.passed);
+  state.open |= high;
+}
+
+// True where the fast variant's numbers do not hold for some of `lanes`.
+static bool must_repeat(const TilePlan& plan, const LaneState& state, LaneMask lanes) {
+  const Lanes passed = mul(state.passed, broadcast_lanes(plan.exponent));
+  const LaneMask low = greater(state.passed, broadcast_lanes(-INFINITY));
+  const LaneMask near = greater(passed, sub(state.reference, broadcast_lanes(256.0f)));
+  const LaneMask lost = low & static_cast<LaneMask>(~state.open | near);
+  const LaneMask bits = nonzero(both(state.overflow, broadcast_words(0xffff8000u)));
+  const LaneMask finite = greater(broadcast_lanes(INFINITY), state.sum);
+  return (lanes & static_cast<LaneMask>(lost | bits | static_cast<LaneMask>(~finite))) != 0;
+}
+
+// The careful variant: scores that are NaN or +inf mark their query, and go on as the largest float, so that they are
+// kept.
+static void clean_scores(const ScoreTile& tile, LaneState& state) {
+  const Lanes infinity = broadcast_lanes(INFINITY), largest = broadcast_lanes(FLT_MAX);
+  for (int key = 0; key < tile.keys; key++) {
+    const Lanes x = score(tile, key);
+    const LaneMask below = greater(infinity, x), nan = is_nan(x);
+    state.nan |= nan;
+    state.infinite |= static_cast<LaneMask>(~(below | nan));
+    store(score_row(tile, key), select(below, x, largest));
+  }
+}
+
+// The careful variant: the origin follows the largest score, and what has been accumulated is scaled to it.
+static void follow_largest(const TilePlan& plan, const ScoreTile& tile, LaneState& state, float* out) {
+  const Lanes largest = largest_score(tile);
+  const LaneMask grown = greater(largest, state.origin);
+  if (grown == 0) return;
+  const Lanes one = broadcast_lanes(1.0f);
+  const Lanes factor =
+      select(grown, exp2_lanes(mul(sub(state.origin, largest), broadcast_lanes(plan.exponent))), one);
+  state.origin = select(grown, largest, state.origin);
+  state.sum = mul(state.sum, factor);
+  state.total = mul(state.total, factor);
+  state.dropped = mul(state.dropped, factor);
+  for (int64_t d = 0; d < plan.dims * kTileRows; d++) {
+    store(out + d * kQueries, mul(load_lanes(out + d * kQueries), factor));
+  }
+}
+
+// Weights straight to bfloat16; only those are summed.
+struct RoundedWeights {
+  Lanes exponent, shift, sum;
+  Words overflow;
+
+  RoundedWeights(const TilePlan& plan, const LaneState& state)
+      : exponent(broadcast_lanes(plan.exponent)),
+        shift(sub(broadcast_lanes(127.0f), state.reference)),
+        sum(state.sum),
+        overflow(state.overflow) {}
+  inline __attribute__((always_inline)) Words operator()(Lanes x) {
+    const Words bits = exp2_bfloat16(fmadd(x, exponent, shift));
+    overflow = either(overflow, bits);
+    sum = add(sum, low_half(bits));
+    return bits;
+  }
+  void finish(LaneState& state) const {
+    state.sum = sum;
+    state.overflow = overflow;
+  }
+};
+
+// Weights in float32, then rounded; both are summed.
+struct ExactWeights {
+  Lanes exponent, origin, reference, sum, total;
+
+  ExactWeights(const TilePlan& plan, const LaneState& state)
+      : exponent(broadcast_lanes(plan.exponent)),
+        origin(select(greater(state.origin, broadcast_lanes(-INFINITY)), state.origin, broadcast_lanes(0.0f))),
+        reference(state.reference),
+        sum(state.sum),
+        total(state.total) {}
+  inline __attribute__((always_inline)) Lanes weight(Lanes x) const {
+    return exp2_lanes(fmsub(sub(x, origin), exponent, reference));
+  }
+  inline __attribute__((always_inline)) Words operator()(Lanes x) { return count(weight(x)); }
+  inline __attribute__((always_inline)) Words count(Lanes w) {
+    const Words odd = both(shift_right<16>(words_of(w)), broadcast_words(1));
+    const Words bits = shift_right<16>(add(words_of(w), add(odd, broadcast_words(0x7fffu))));  // ties to even
+    total = add(total, w);
+    sum = add(sum, low_half(bits));
+    return bits;
+  }
+  void finish(LaneState& state) const {
+    state.sum = sum;
+    state.total = total;
+  }
+};
+
+// Weights of the kM members of a group, 0 for those not kept, each in the low half of its word. Dense attention is one
+// of one.
+template <class Weights>
+DYNATTN_INLINE void weigh_group(const Lanes (&x)[1], Weights& weights, Words (&to)[1]) {
+  to[0] = weights(x[0]);
+}
+
+template <class Weights>
+DYNATTN_INLINE void weigh_group(const Lanes (&x)[2], Weights& weights, Words (&to)[2]) {
+  const LaneMask second = greater(x[1], x[0]);
+  const Words weight = weights(max(x[1], x[0]));
+  to[0] = only(static_cast<LaneMask>(~second), weight);
+  to[1] = only(second, weight);
+}
+
+// A member is kept where at most one other beats it: a later one by being larger, an earlier one by being as large.
+// The two that are kept are taken in the order of their places, so that each place has one of two weights.
+template <class Weights>
+DYNATTN_INLINE void weigh_group(const Lanes (&x)[4], Weights& weights, Words (&to)[4]) {
+  const unsigned ab = greater(x[1], x[0]), ac = greater(x[2], x[0]), ad = greater(x[3], x[0]);
+  const unsigned bc = greater(x[2], x[1]), bd = greater(x[3], x[1]), cd = greater(x[3], x[2]);
+  const LaneMask a = static_cast<LaneMask>(~((ab & ac) | (ab & ad) | (ac & ad)));
+  const LaneMask b = static_cast<LaneMask>(~((~ab & bc) | (~ab & bd) | (bc & bd)));
+  const LaneMask d = static_cast<LaneMask>((ad & bd) | (ad & cd) | (bd & cd));
+  const LaneMask c = static_cast<LaneMask>((ac & bc) | (ac & ~cd) | (bc & ~cd));
+  const Words first = weights(select(a, x[0], select(b, x[1], x[2])));
+  const Words second = weights(select(d, x[3], select(c, x[2], x[1])));
+  to[0] = only(a, first);
+  to[1] = only(b, select(a, second, first));
+  to[2] = only(c, select(d, first, second));
+  to[3] = only(d, second);
+}
+
+// Groups whose members are neighbours.
+template <int kM, class Weights>
+static void weigh_neighbours(const ScoreTile& tile, Weights& weights) {
+  for (int key = 0; key < tile.keys; key += kM) {
+    Lanes x[kM];
+    Words to[kM];
+    for (int i = 0; i < kM; i++) x[i] = score(tile, key + i);
+    if constexpr (kM == 2) {  // one weight, which only has to stand in the right half
+      store(pair_row(tile, key), raise_halves(greater(x[1], x[0]), weights(max(x[1], x[0]))));
+    } else {
+      weigh_group(x, weights, to);
+      for (int i = 0; i < kM; i += 2) store(pair_row(tile, key + i), pair(to[i], to[i + 1]));
+    }
+  }
+}
+
+// Groups whose members are an even number of keys apart: two neighbouring groups at a time share their pairs of keys.
+template <int kM, class Weights>
+static void weigh_apart(const ScoreTile& tile, int stride, Weights& weights) {
+  for (int start = 0; start < tile.keys; start += kM * stride) {
+    for (int key = start; key < start + stride; key += 2) {
+      Lanes x[kM], y[kM];
+      Words low[kM], high[kM];
+      for (int i = 0; i < kM; i++) x[i] = score(tile, key + i * stride), y[i] = score(tile, key + 1 + i * stride);
+      weigh_group(x, weights, low);
+      weigh_group(y, weights, high);
+      for (int i = 0; i < kM; i++) store(pair_row(tile, key + i * stride), pair(low[i], high[i]));
+    }
+  }
+}
+
+template <class Weights>
+static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, LaneState& state) {
+  Weights weights(plan, state);
+  if (plan.m == 1) {
+    weigh_apart<1>(tile, 2, weights);
+  } else if (plan.m == 2 && plan.stride == 1) {
+    weigh_neighbours<2>(tile, weights);
+  } else if (plan.m == 2) {
+    weigh_apart<2>(tile, plan.stride, weights);
+  } else if (plan.stride == 1) {
+    weigh_neighbours<4>(tile, weights);
+  } else {
+    weigh_apart<4>(tile, plan.stride, weights);
+  }
+  weights.finish(state);
+}
+
+// Any pattern, with what is forced and counted: a member's rank is the number of those that beat it.
+static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group, bool careful,
+                          LaneState& state) {
+  constexpr int kMaxMembers = 32;
+  const Lanes one = broadcast_lanes(1.0f), wanted = broadcast_lanes(static_cast<float>(plan.n) - 0.5f);
+  const Words dropped = broadcast_words(careful ? kNotKept : 0u), single = broadcast_words(1);
+  ExactWeights weights(plan, state);
+  for (int start = 0; start < tile.keys; start += plan.m * plan.stride) {
+    for (int first = start; first < start + plan.stride; first++) {
+      Lanes x[kMaxMembers], rank[kMaxMembers];
+      for (int i = 0; i < plan.m; i++) {
+        x[i] = score(tile, first + i * plan.stride);
+        rank[i] = broadcast_lanes(0.0f);
+        for (int j = 0; j < i; j++) {
+          const LaneMask later = greater(x[i], x[j]);
+          rank[j] = select(later, add(rank[j], one), rank[j]);
+          rank[i] = select(later, rank[i], add(rank[i], one));
+        }
+      }
+      for (int i = 0; i < plan.m; i++) {
+        const int key = first + i * plan.stride;
+        const unsigned forced = allowed.force ? allowed.forced[key] >> (group * kLanes) : 0;
+        const LaneMask some = greater(x[i], broadcast_lanes(-INFINITY));
+        const LaneMask keep = static_cast<LaneMask>((greater(wanted, rank[i]) | forced) & some);
+        const Lanes weight = weights.weight(x[i]), none = broadcast_lanes(0.0f);
+        put_weight(tile, key, select(keep, weights.count(select(keep, weight, none)), dropped));
+        if (!plan.counts) continue;
+        state.dropped = add(state.dropped, select(static_cast<LaneMask>(some & ~keep), weight, none));
+        state.kept = add(state.kept, only(keep, single));
+        state.allowed = add(state.allowed, only(some, single));
+      }
+    }
+  }
+  weights.finish(state);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,78 @@
+// N:M attention of bfloat16 tensors on one tile engine, forward. Compiled once for each.
+#include "common/builds.h"
+#include "common/tasks.h"
+#include "tiles/forward.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+struct TileWorker {
+  using Plan = TilePlan;
+  using Head = TileHead;
+
+  struct Memory {
+    char* keys;
+    char* values;
+    uint8_t* odd;
+  };
+
+  struct Seen {
+    float keys, values;  // largest magnitudes; infinite where one is not finite
+  };
+
+  const TilePlan& plan;
+  const TileScratch scratch;
+  Engine engine;
+
+  TileWorker(const TilePlan& call, Arena& arena) : plan(call), scratch(lay_tile_scratch(call, arena)) {}
+
+  static Memory lay_head(const TilePlan& plan, Arena& arena) {
+    Memory memory;
+    memory.keys = arena.take<char>((plan.key_blocks - plan.packed_from) * key_block_bytes(plan));
+    memory.values = arena.take<char>(plan.key_blocks * value_block_bytes(plan));
+    memory.odd = arena.take<uint8_t>(plan.args->kv_len);
+    return memory;
+  }
+
+  static Seen pack(const TilePlan& plan, int64_t head, int64_t step, const Memory& memory) {
+    const NMForwardArgs& args = *plan.args;
+    const char* keys = head_of(args, args.key, args.key_strides, head);
+    const char* values = head_of(args, args.value, args.value_strides, head);
+    const int64_t first = step * plan.step_blocks, last = smaller(first + plan.step_blocks, plan.key_blocks);
+    return {pack_key_blocks(plan, keys, first, last, memory.keys),
+            pack_value_blocks(plan, values, first, last, memory.values, memory.odd)};
+  }
+
+  static Head open(const TilePlan& plan, int64_t head, const Memory& memory, const Seen* seen) {
+    const NMForwardArgs& args = *plan.args;
+    Head packed = {};
+    packed.keys = head_of(args, args.key, args.key_strides, head);
+    packed.key_stride = args.key_strides[2] * 2;
+    packed.packed_keys = memory.keys;
+    packed.values = memory.values;
+    packed.own_values = row_of(head_of(args, args.value, args.value_strides, head), 0, 0);
+    packed.value_stride = args.value_strides[2];
+    packed.odd = memory.odd;
+    for (int64_t step = 0; step < plan.pack_steps; step++) {
+      packed.key_bound = larger(packed.key_bound, seen[step].keys);
+      packed.value_bound = larger(packed.value_bound, seen[step].values);
+    }
+    return packed;
+  }
+
+  void run(const Head& head, int64_t batch, int64_t index, int64_t first) {
+    const int64_t end = smaller(first + plan.query_block, plan.args->q_len);
+    for (int64_t query = first; query < end; query += kQueries) {
+      run_queries(plan, head, scratch, engine, batch, index, query, smaller<int64_t>(kQueries, end - query));
+    }
+  }
+};
+
+int32_t nm_forward(const NMForwardArgs& args) {
+  if (args.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
+  if (args.batch * args.q_len == 0) return DYNATTN_OK;
+  TilePlan plan;
+  make_tile_plan(plan, args);
+  return run_heads<TileWorker>(plan);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

@@ -1,0 +1,39 @@
+"""What ``dynattn compare`` does: reserve the files, compare with progress, write the report, print the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dynattn.lab.compare.document import page
+from dynattn.lab.compare.run import Settings, compare
+from dynattn.lab.compare.terminal import show
+from dynattn.lab.records import reserve, slug, write_record, write_whole
+from dynattn.lab.terminal import quiet_transformers, say, stages
+
+
+def run(settings: Settings, output: Path, console: Console) -> None:
+    """Compare, write ``compare-<model>.html`` and ``.json``, and print the table, whether they could be written or not.
+
+    Args:
+        settings: what to compare.
+        output: folder, made if need be.
+        console: where to print.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, or
+            a file cannot be written.
+    """
+    stem = f"compare-{slug(Path(settings.model).name or settings.model)}"
+    report, figures = output / f"{stem}.html", output / f"{stem}.json"
+    with reserve(report, figures):
+        quiet_transformers()
+        with stages(console) as stage:
+            found = compare(settings, stage)
+        try:
+            write_record(found, figures)
+            write_whole(report, page(found))
+        finally:
+            show(found, console)
+    say(console, f"\nreport  {report}\nfigures {figures}")

@@ -1,0 +1,68 @@
+"""What commands that train do: reserve the files, train with progress, write the report, print the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from dynattn.lab.finetune.document import page
+from dynattn.lab.finetune.finetune import Settings, finetune
+from dynattn.lab.finetune.terminal import show
+from dynattn.lab.progress import Stage
+from dynattn.lab.records import reserve, slug, write_record, write_whole
+from dynattn.lab.terminal import console as new_console
+from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.training.processes import processes
+from dynattn.lab.training.results import Study
+
+
+def run(settings: Settings, output: Path, console: Console) -> bool:
+    """``dynattn finetune``: see :func:`present`, whose result it gives.
+
+    Args:
+        settings: what to train.
+        output: folder, made if need be.
+        console: where to print.
+    """
+    return present(lambda stage: finetune(settings, output, stage), output, "finetune", console)
+
+
+def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: Console) -> bool:
+    """Do a study with its progress shown, write ``<prefix>-<name>.html`` and ``.json``, and print it.
+
+    The table is printed whether the files could be written or not. Of several processes, the main one does this; the
+    others only take their part of the work.
+
+    Args:
+        work: the study; gets what shows its stages.
+        output: folder, made if need be.
+        prefix: of the files' names: the command's.
+        console: where to print.
+
+    Returns:
+        False where the training of a method diverged.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, or
+            a file cannot be written.
+    """
+    main = processes().is_main_process
+    quiet_transformers()
+    # The study's name, and so the files', is known only with the model and the task: the folder is tried before.
+    with reserve(output / f"{prefix}.html") if main else nullcontext():
+        with stages(console if main else new_console(quiet=True)) as stage:
+            found = work(stage)
+        if not main:
+            return not found.diverged
+        stem = f"{prefix}-{slug(found.name)}"
+        report, figures = output / f"{stem}.html", output / f"{stem}.json"
+        try:
+            write_record(found, figures)
+            write_whole(report, page(found))
+        finally:
+            show(found, console)
+    say(console, f"\nreport  {report}\nfigures {figures}")
+    return not found.diverged

@@ -1,0 +1,173 @@
+"""What estimates of blocks share: the form of their results, which blocks have an allowed pair, and which lie near.
+
+An estimate is a value for every block (I, J) of B queries and B keys, ``[0, B), [B, 2B), …``: the larger, the more of
+the attention of I's queries goes to J's keys. ``softmax_J`` of it estimates the share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dynattn.maths.scores import arithmetic_dtype
+
+AT_ONCE = 1 << 22  # scores, or values, held at a time: 16 MB of float32 a temporary
+
+
+class Estimated(NamedTuple):
+    """Some rows of blocks.
+
+    Attributes:
+        rows: which.
+        value: (batch, heads, rows, blocks of keys); anything where no pair is allowed.
+        some: of a shape that broadcasts to it, whether any is.
+    """
+
+    rows: slice
+    value: Tensor
+    some: Tensor
+
+
+class Input(NamedTuple):
+    """A call whose mask is the same for all queries.
+
+    Attributes:
+        query: (batch, heads, q_len, head_dim).
+        key: (batch, kv_heads, kv_len, head_dim).
+        attn_mask: bool, broadcasts to (batch, heads, 1, kv_len), True may be attended; or None.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    attn_mask: Tensor | None
+    causal: bool
+    scale: float
+
+    @property
+    def offset(self) -> int:
+        """Position of query 0 on the key axis."""
+        return self.key.shape[2] - self.query.shape[2]
+
+    def allowed_keys(self) -> Tensor:
+        """bool (batch or 1, heads or 1, kv_len)."""
+        kv_len = self.key.shape[2]
+        if self.attn_mask is None:
+            return torch.ones(1, 1, kv_len, dtype=torch.bool, device=self.key.device)
+        mask = self.attn_mask
+        return mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))[:, :, 0].expand(-1, -1, kv_len)
+
+    def steps(self, size: int, width: int, parts: int = 1) -> Iterator[slice]:
+        """All rows of blocks, so many at a time that ``AT_ONCE`` values fit, ``width`` a row of blocks and head.
+
+        With ``parts`` at least in so many steps, where there are as many rows.
+        """
+        batch, heads, q_len, _ = self.query.shape
+        rows = -(-q_len // size)
+        step = max(1, min(AT_ONCE // max(1, batch * heads * width), -(-rows // parts)))
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Scores of some queries, given by their numbers: (batch, heads, queries, kv_len), -inf where not allowed."""
+        dtype = arithmetic_dtype(self.query.dtype)
+        kv_len = seen = self.key.shape[2]
+        if self.causal and len(queries):
+            seen = min(kv_len, max(0, int(queries.max()) + self.offset + 1))
+        s = self.scale * by_kv_head(self.query[:, :, queries].to(dtype), self.key[:, :, :seen].to(dtype))
+        allowed = self.allowed_keys()[:, :, None, :seen]
+        if self.causal:
+            position = torch.arange(seen, device=self.key.device)
+            allowed = allowed & (position <= queries.unsqueeze(-1) + self.offset)
+        return pad(s.masked_fill(~allowed, -math.inf), (0, kv_len - seen), value=-math.inf)
+
+    def of_rows(self, rows: slice, size: int) -> Tensor:
+        """Numbers of the queries of some rows of blocks."""
+        return torch.arange(rows.start * size, min(rows.stop * size, self.query.shape[2]), device=self.query.device)
+
+
+def by_kv_head(query: Tensor, key: Tensor) -> Tensor:
+    """Products of queries (batch, heads, rows, width) and the keys (batch, key heads, columns, width) that they share.
+
+    Returns:
+        (batch, heads, rows, columns).
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads, columns = key.shape[1:3]
+    together = query.reshape(batch, kv_heads, heads // kv_heads * rows, width)  # a key is not repeated for its group
+    return (together @ key.mT).reshape(batch, heads, rows, columns)
+
+
+def blocks(x: Tensor, size: int, dim: int, fill: float = 0.0) -> Tensor:
+    """A dimension cut into blocks, the last one filled up."""
+    missing = -x.shape[dim] % size
+    whole = pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing), value=fill) if missing else x
+    return whole.unflatten(dim, (whole.shape[dim] // size, size))
+
+
+def in_blocks(scores: Tensor, size: int) -> Tensor:
+    """Scores as (batch, heads, I, i, J, j), -inf where filled up."""
+    return blocks(blocks(scores, size, scores.dim() - 1, -math.inf), size, scores.dim() - 2, -math.inf)
+
+
+def some_scored(scores: Tensor, size: int) -> Tensor:
+    """Whether a pair of the block is allowed: bool (batch, heads, blocks of queries, blocks of keys)."""
+    return (in_blocks(scores, size) != -math.inf).any(-1).any(-2)
+
+
+def log_shares(scores: Tensor) -> Tensor:
+    """``log Σ_i Σ_{j ∈ J} softmax(s_i)_j`` of some queries' scores.
+
+    Args:
+        scores: (batch, heads, I, i, J, j), -inf where not allowed.
+
+    Returns:
+        (batch, heads, I, J); +inf for a block with a score that is NaN or +inf, which counts in no other block.
+    """
+    of_block = scores.logsumexp(-1)
+    bad = of_block.isnan() | (of_block == math.inf)
+    of_block = of_block.masked_fill(bad, -math.inf)
+    whole = of_block.logsumexp(-1, keepdim=True)
+    shares = (of_block - whole).masked_fill(whole == -math.inf, -math.inf)
+    return shares.logsumexp(-2).masked_fill(bad.any(-2), math.inf)
+
+
+def some_allowed(call: Input, size: int) -> Tensor:
+    """Whether a pair of the block is allowed: bool (batch or 1, heads or 1, blocks of queries, blocks of keys)."""
+    q_len, kv_len = call.query.shape[2], call.key.shape[2]
+    position = torch.arange(kv_len, device=call.key.device)
+    at = position.where(call.allowed_keys(), kv_len)
+    first = pad(at, (0, -kv_len % size), value=kv_len).unflatten(2, (-(-kv_len // size), size)).amin(-1)
+    last = torch.full((-(-q_len // size),), kv_len - 1, device=call.key.device)
+    if call.causal:
+        last = torch.arange(1, len(last) + 1, device=call.key.device) * size
+        last = last.clamp(max=q_len) - 1 + call.offset
+    return first.unsqueeze(2) <= last.unsqueeze(-1)
+
+
+def near(rows: range, offset: int, q_len: int, kv_len: int, size: int, window: int, sinks: int) -> Tensor:
+    """Blocks that hold a key less than ``window`` positions from one of their queries, or one of the first ``sinks``.
+
+    Args:
+        rows: of blocks, each of ``size`` queries; the last may have fewer.
+        offset: position of query 0 on the key axis.
+        q_len, kv_len: queries and keys in all.
+        size: queries and keys in a block.
+        window, sinks: 0 for none.
+
+    Returns:
+        bool (rows, blocks of keys), on the CPU.
+    """
+    start = torch.arange(0, kv_len, size, device="cpu")  # of each block of keys
+    kept = (start < sinks).expand(len(rows), -1)
+    if window:
+        first = torch.tensor([i * size for i in rows], dtype=torch.int64, device="cpu").unsqueeze(-1) + offset
+        last = (first + size).clamp(max=offset + q_len) - 1
+        end = (start + size).clamp(max=kv_len) - 1
+        kept = kept | ((start < last + window) & (end > first - window))
+    return kept

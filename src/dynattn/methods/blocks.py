@@ -1,0 +1,168 @@
+"""What methods share that keep blocks of keys for blocks of queries: forced blocks, and the estimate that ranks others.
+
+    kept(I, J) ⇔ J holds a key near I or one of the first,  or  J is among the best of the others by value(I, J)
+
+A method says how many are the best; the forced ones count.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled
+from dynattn.maths.estimate import Estimated, Input
+from dynattn.methods.base import Glance, PairMethod, Rows
+
+LARGEST = 1024  # block
+_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs is no more than queries and keys take at length 64k
+
+
+class Estimate(NamedTuple):
+    """A way to rank blocks; see the files for what they compute.
+
+    Attributes:
+        of_scores: the definition.
+        of_input: the same without the scores of all pairs.
+        glance: what it costs, given head_dim, the bytes of an element, and the block.
+        multiple: that a block must be of.
+    """
+
+    of_scores: Callable[[Tensor, Rows, int], tuple[Tensor, Tensor]]
+    of_input: Callable[[Input, int], Iterator[Estimated]]
+    glance: Callable[[int, int, int], Glance]
+    multiple: int = 1
+
+
+ESTIMATES = {
+    "mean": Estimate(
+        lambda scores, _, size: pooled.of_scores(scores, size), pooled.of_input,
+        lambda d, b, size: Glance(d / size**2, d * b / size),
+    ),
+    "bounds": Estimate(
+        lambda scores, rows, size: bounds.of_scores(scores, size, rows.query, rows.key, rows.scale), bounds.of_input,
+        lambda d, b, size: Glance(2 * d / size**2, 2 * d * b / size),
+    ),
+    "antidiagonal": Estimate(
+        lambda scores, _, size: antidiagonal.of_scores(scores, size), antidiagonal.of_input,
+        lambda d, b, _: Glance(d / antidiagonal.STEP, d * b), antidiagonal.STEP,
+    ),
+    "sampled": Estimate(
+        lambda scores, _, size: sampled.of_scores(scores, size), sampled.of_input,
+        lambda d, b, size: Glance(d / min(size, sampled.STEP), d * b),
+    ),
+}  # fmt: skip
+"""Every estimate by its name."""
+
+OPTIONS = rf"(?:-(?P<by>{'|'.join(ESTIMATES)}))?(?:-w(?P<window>\d+))?(?:-s(?P<sinks>\d+))?"
+"""The end of a name, as a regular expression."""
+
+
+class Blocks(PairMethod):
+    """Keeps, for every block of queries, some blocks of keys.
+
+    Attributes:
+        block: queries and keys in a block.
+        by: name of the estimate.
+        window, sinks: blocks with such keys are kept; a window of None is the block.
+    """
+
+    block: int
+    by: str
+    window: int | None
+    sinks: int
+
+    default_sinks: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        for field, least, most in (("block", 1, LARGEST), ("window", 0, 2**31 - 1), ("sinks", 0, 2**31 - 1)):
+            value = getattr(self, field)
+            if field == "window" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{owner}: {field} must be an int: got {value!r}; try {owner}(0.25, block=64)")
+            if not least <= value <= most:
+                raise ValueError(f"{owner}: {field} must be between {least} and {most}: got {value}; leave it out")
+        if not isinstance(self.by, str) or self.by not in ESTIMATES:
+            raise ValueError(f"{owner}: by must be one of {', '.join(ESTIMATES)}: got {self.by!r}; try 'sampled'")
+        multiple = ESTIMATES[self.by].multiple
+        if self.block % multiple:
+            raise ValueError(f"{owner}: block must be a multiple of {multiple} with {self.by!r}: got {self.block}")
+        super().__post_init__()
+
+    def options(self) -> str:
+        """The end of the name: what differs from the defaults."""
+        by = f"-{self.by}" if self.by != "mean" else ""
+        window = "" if self.window is None else f"-w{self.window}"
+        sinks = f"-s{self.sinks}" if self.sinks != self.default_sinks else ""
+        return f"-b{self.block}{by}{window}{sinks}"
+
+    @property
+    def rows_together(self) -> int:
+        """The block."""
+        return self.block
+
+    @property
+    def looks_at_positions(self) -> bool:
+        """True where there is a window."""
+        return self._window > 0
+
+    @property
+    def whole_blocks(self) -> int:
+        """The block, from 8 on."""
+        return self.block if self.block >= _LEAST_WHOLE else 0
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """What the estimate is made from."""
+        return ESTIMATES[self.by].glance(head_dim, itemsize, self.block)
+
+    def choose(self, scores: Tensor, rows: Rows) -> Tensor:
+        """The forced blocks and the best of the others, each with all its pairs."""
+        length, kv_len = scores.shape[-2:]
+        value, some = ESTIMATES[self.by].of_scores(scores, rows, self.block)
+        forced = self._near(range(value.shape[2]), rows.offset, length, kv_len).to(value.device)
+        kept = self._kept(value, some, forced)
+        return kept.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)[..., :length, :kv_len]
+
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        """The same, without the scores of all pairs."""
+        (q_len, kv_len), call = (x.shape[2] for x in (query, key)), Input(query, key, attn_mask, causal, scale)
+        rows, columns = (-(-length // self.block) for length in (q_len, kv_len))
+        kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        for at, value, some in ESTIMATES[self.by].of_input(call, self.block):
+            forced = self._near(range(at.start, at.stop), call.offset, q_len, kv_len).to(value.device)
+            kept[:, :, at] = self._kept(value, some.expand_as(value), forced)
+        return kept
+
+    @abstractmethod
+    def best(self, value: Tensor, others: Tensor, forced: Tensor) -> Tensor:
+        """The blocks kept besides the forced ones.
+
+        Args:
+            value: (..., blocks of keys), finite where ``others`` is True but for NaN and +inf, which count as the
+                largest.
+            others: bool, same shape: the blocks to choose from.
+            forced: bool, same shape.
+
+        Returns:
+            bool, same shape; what it says elsewhere than in ``others`` does not count.
+        """
+
+    @property
+    def _window(self) -> int:
+        return self.block if self.window is None else self.window
+
+    def _near(self, rows: range, offset: int, q_len: int, kv_len: int) -> Tensor:
+        return estimate.near(rows, offset, q_len, kv_len, self.block, self._window, self.sinks)
+
+    def _kept(self, value: Tensor, some: Tensor, forced: Tensor) -> Tensor:
+        must = forced & some
+        others = some & ~must
+        # A block that an estimate gives no weight at all can still be kept, before any that may not be attended.
+        value = value.clamp(min=torch.finfo(value.dtype).min)
+        return must | (self.best(value, others, must) & others)

@@ -1,0 +1,34 @@
+"""Arguments of operators as the CPU kernels take them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dynattn.kernels import cpu
+
+
+def isa_of(backend: str) -> str:
+    """The instruction set of ``cpu``, which is the best, or of ``cpu-<isa>``."""
+    return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
+
+
+def forward_isa(backend: str, query: Tensor, needs_grad: bool) -> str:
+    """The same for a forward of N:M attention or of whole blocks, where ``cpu`` may be a matrix unit."""
+    if backend == "cpu":
+        return cpu.forward_isa(query.dtype, query.shape[2], needs_grad)
+    return isa_of(backend)
+
+
+def integer(seed: Tensor | None) -> int:
+    """The seed of dropout as a number; 0 without dropout."""
+    return 0 if seed is None else int(seed)
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """``x``, or a copy where its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask seen as (batch, heads, q_len, kv_len), by strides of 0 where it broadcasts."""
+    return None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])

@@ -1,0 +1,155 @@
+"""Calls made again give what they gave, and what is not the plain case is looked at anew."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dynattn
+from dynattn import NM
+from dynattn.backends import again
+from dynattn.kernels import cpu
+
+pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels are not built")
+
+
+@pytest.fixture(autouse=True)
+def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "_plans", {})
+
+
+def inputs(dtype: torch.dtype = torch.float32, q_len: int = 19) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, q_len, 16), (2, 2, 23, 16), (2, 2, 23, 16))
+    query, key, value = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return query, key, value
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
+def test_the_answer_is_the_first_ones(method: NM, dtype: torch.dtype, layout) -> None:
+    tensors: Any = cast(Any, [layout(x) for x in inputs(dtype)])
+    choices: list[dict[str, Any]] = [{}, {"causal": True}, {"scale": 0.3}, {"scale": -0.3, "causal": True}]
+    for options in choices:
+        first = dynattn.attention(*tensors, method=method, **options)
+        known = dict(again._plans)
+        others: Any = cast(Any, [layout(x * 2) for x in inputs(dtype)])
+        assert torch.equal(dynattn.attention(*tensors, method=method, **options), first)
+        second = dynattn.attention(*others, method=method, **options)
+        assert again._plans == known
+        assert second.stride() == first.stride()
+        again._plans.clear()
+        assert torch.equal(second, dynattn.attention(*others, method=method, **options))
+    assert again._plans
+
+
+def test_every_option_has_a_plan_of_its_own() -> None:
+    query, key, value = inputs()
+    calls = [
+        {}, {"causal": True}, {"scale": 0.5}, {"method": NM(1, 2)}, {"method": NM(1, 2, stride=2)},
+        {"backend": "cpu-portable"}, {"query": query.bfloat16(), "key": key.bfloat16(), "value": value.bfloat16()},
+        {"query": query[:, :, 1:]}, {"query": transposed(query)}, {"key": key[:, :, 1:], "value": value[:, :, 1:]},
+    ]  # fmt: skip
+    for number, change in enumerate(calls, 1):
+        call = {"query": query, "key": key, "value": value, "method": NM(2, 4)} | change
+        for _ in range(2):
+            torch.testing.assert_close(dynattn.attention(**call), dynattn.attention(**call | {"backend": "reference"}))
+        assert len(again._plans) == number
+
+
+def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
+    query, key, value = inputs()
+    plain = dynattn.attention(query, key, value)
+    assert len(again._plans) == 1
+    mask = torch.zeros(1, 1, 1, 23, dtype=torch.bool)
+    assert not dynattn.attention(query, key, value, attn_mask=mask).any()
+    assert not torch.equal(dynattn.attention(query, key, value, dropout_p=0.5, seed=1), plain)
+    assert len(dynattn.attention(query, key, value, return_aux=True)) == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dynattn.attention(query, key, value).dtype == torch.bfloat16
+    for number in range(3):
+        tensors: Any = cast(Any, [x.clone().requires_grad_(number == i) for i, x in enumerate((query, key, value))])
+        assert dynattn.attention(*tensors).requires_grad
+        with torch.no_grad():
+            assert torch.equal(dynattn.attention(*tensors), plain)
+    assert torch.equal(dynattn.attention(nn.Parameter(query), key, value), plain)
+    doubled = torch.func.vmap(lambda x: dynattn.attention(x, key, value))(torch.stack([query, query]))
+    assert torch.equal(doubled[0], plain)
+    assert len(again._plans) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"causal": 1}, TypeError), ({"scale": 0.0}, ValueError), ({"scale": "1"}, TypeError),
+        ({"dropout_p": 1.0}, ValueError), ({"backend": "gpu"}, ValueError), ({"backend": "sdpa"}, RuntimeError),
+        ({"value": torch.zeros(2, 2, 22, 16)}, ValueError), ({"key": torch.zeros(2, 2, 23, 15)}, ValueError),
+        ({"query": [1.0]}, TypeError), ({"method": "nm-2-4"}, TypeError), ({"seed": "x"}, ValueError),
+        ({"key": torch.zeros(2, 2, 23, 16, device="meta")}, ValueError), ({"attn_mask": [1]}, TypeError),
+    ],
+)  # fmt: skip
+def test_errors_come_after_a_call_that_was_right(change: dict, error: type[Exception]) -> None:
+    query, key, value = inputs()
+    call = {"query": query, "key": key, "value": value, "causal": True, "scale": 0.25}
+    for _ in range(2):
+        dynattn.attention(**call)
+        with pytest.raises(error, match=r"^attention: "):
+            dynattn.attention(**call | change)
+
+
+def test_modes_and_profilers_see_the_operator() -> None:
+    query, key, value = inputs()
+    for _ in range(2):
+        dynattn.attention(query, key, value)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        dynattn.attention(query, key, value)
+    assert "dynattn.nm_attention.default" in seen
+    with torch.profiler.profile() as profile:
+        dynattn.attention(query, key, value)
+    assert "dynattn::nm_attention" in {event.key for event in profile.key_averages()}
+
+
+def test_plans_are_few_and_hold_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "_MOST", 5)
+    for length in range(1, 30):
+        query, key, value = inputs(q_len=length)
+        dynattn.attention(query, key, value)
+        assert 1 <= len(again._plans) <= 5
+    gone = [weakref.ref(x) for x in (query, key, value)]
+    del query, key, value
+    gc.collect()
+    assert all(ref() is None for ref in gone)
+
+
+def test_the_number_of_threads_is_asked_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = inputs()
+    dynattn.attention(query, key, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    dynattn.attention(query, key, value)
+    assert len(again._plans) == 2
+
+
+def test_a_compiled_function_leaves_no_plan() -> None:
+    query, key, value = inputs()
+    plain = dynattn.attention(query, key, value)
+    compiled = torch.compile(lambda *tensors: dynattn.attention(*cast(Any, tensors)), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(query, key, value), plain)
+    assert len(again._plans) == 1

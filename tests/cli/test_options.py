@@ -1,0 +1,73 @@
+"""Numbers that no command can work with are refused before any work, with the rule and what was given."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from typer.testing import CliRunner
+
+from dynattn.cli import app
+
+COUNTS = {
+    "compare": ("--items", "--tokens", "--batch", "--threads"),
+    "bench": ("--threads", "--rounds"),
+    "inspect": ("--tokens",),
+    "finetune": ("--items", "--tokens", "--batch", "--threads", "--seeds", "--steps"),
+    "frontier": ("--items", "--tokens", "--workers", "--threads"),
+    "lra": ("--batch", "--threads", "--seeds", "--steps"),
+    "warmup": ("--jobs", "--head-dims"),
+}
+SECONDS = ("compare", "bench", "frontier")
+
+
+def _refused(*arguments: str) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "99999999999999999999", "1" * 5000, "2.5", "nan", "x"])
+@pytest.mark.parametrize("given", [(command, option) for command, options in COUNTS.items() for option in options])
+def test_counts_are_whole_numbers_in_range(given: tuple[str, str], value: str):
+    command, option = given
+    assert option in _refused(command, f"{option}={value}")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "-inf", "nan", "1e400", "1e300", "x"])
+@pytest.mark.parametrize("command", SECONDS)
+def test_seconds_are_finite_and_positive(command: str, value: str):
+    if (command, value) != ("frontier", "0"):  # which times nothing
+        assert "--seconds" in _refused(command, f"--seconds={value}")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("command", ["finetune", "lra"])
+def test_learning_rates_are_finite_and_positive(command: str, value: str):
+    assert "learning_rate must be positive and finite" in _refused(command, f"--learning-rate={value}")
+
+
+@pytest.mark.parametrize("value", ["0", "-0.5", "1.5", "inf", "nan", "x", "0.5,0"])
+def test_budgets_are_shares(value: str):
+    assert "budgets must be numbers above 0 and up to 1" in _refused("frontier", f"--budgets={value}")
+
+
+@pytest.mark.parametrize("command", ["compare", "bench", "finetune", "frontier", "lra"])
+def test_more_threads_than_cores_can_use_are_refused(command: str):
+    cores = os.cpu_count() or 1
+    text = _refused(command, "--threads", "100000")
+    assert f"threads must be at most 16 for each of the {cores} cores here, {16 * cores}: got 100000" in text
+
+
+def test_layers_and_heads_are_counted_from_0():
+    assert "layer must be at least 0" in _refused("inspect", "--layer=-1")
+    assert "head must be at least 0" in _refused("inspect", "--head=-1")
+
+
+def test_output_must_be_a_name_that_can_be_written():
+    assert "output must be a name in UTF-8" in _refused("compare", "--output", os.fsdecode(b"a\xff"))

@@ -1,0 +1,145 @@
+"""Runs a problem through a tile engine, poisoned outputs and all, and holds it against the definition."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
+from dynattn.maths import dropout
+from dynattn.maths.scores import arithmetic_dtype
+from dynattn.methods import NM
+from dynattn.reference import pairs as reference
+
+
+class Sums(Enum):
+    """Which sums of weights a call asks for, and so which variant of the softmax runs."""
+
+    ROUNDED = "rounded"  # for the output alone: the logsumexp is that of weights as rounded to bfloat16
+    EXACT = "exact"  # as training asks for
+    COUNTED = "counted"  # with the kept mass and the counts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs of one call, in bfloat16."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    method: NM = NM(1, 2)
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float = 0.25
+    blocks: Tensor | None = None
+    block_size: int = 0
+    dropout_p: float = 0.0
+    seed: int = 0
+    options: dict = field(default_factory=dict)
+
+    @property
+    def rows(self) -> torch.Size:
+        return self.query.shape[:3]
+
+
+class Result(NamedTuple):
+    out: Tensor
+    logsumexp: Tensor
+    kept_mass: Tensor
+    kept: Tensor
+    allowed: Tensor
+
+
+def grid(
+    heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, value_dim: int, *, batch: int = 1, seed: int = 0,
+    **options: object,
+) -> Problem:  # fmt: skip
+    """Small integer queries and keys, whose products are exact: ties are many, the choice is certain."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randint(-2, 3, (batch, heads, q_len, head_dim), generator=generator).bfloat16()
+    key = torch.randint(-2, 3, (batch, kv_heads, kv_len, head_dim), generator=generator).bfloat16()
+    value = torch.randn(batch, kv_heads, kv_len, value_dim, generator=generator).bfloat16()
+    return Problem(query, key, value, **options)  # type: ignore[arg-type]
+
+
+def run(problem: Problem, engine: str | ctypes.CDLL, sums: Sums = Sums.COUNTED) -> Result:
+    """One call, by an engine of the package or by a library that a test has compiled; outputs hold NaN before."""
+    p = problem
+    out = torch.full((*p.rows, p.value.shape[-1]), math.nan, dtype=p.query.dtype)
+    logsumexp, kept_mass = torch.full(p.rows, math.nan), torch.full(p.rows, math.nan)
+    kept, allowed = torch.full(p.rows, -1, dtype=torch.int32), torch.full(p.rows, -1, dtype=torch.int32)
+    counts = (kept_mass, kept, allowed) if sums is Sums.COUNTED else (None, None, None)
+    mask = None if p.mask is None else p.mask.expand(*p.rows, p.key.shape[2])
+    pattern = Pattern.of(p.method, p.causal, p.scale)._replace(dropout_p=p.dropout_p)
+    arguments = cpu._forward_args(
+        p.query, p.key, p.value, mask, out, logsumexp, counts, pattern,
+        engine if isinstance(engine, str) else "tiles-portable", p.seed, sums is Sums.EXACT, p.blocks, p.block_size,
+    )  # fmt: skip
+    if isinstance(engine, str):
+        cpu._run("nm_forward", arguments)
+    elif engine.dynattn_nm_forward(arguments) != 0:
+        raise RuntimeError("the library that a test has compiled refuses the call")
+    return Result(out, logsumexp, kept_mass, kept, allowed)
+
+
+def reference_of(problem: Problem, convert: type | object = Tensor.double) -> reference.Forward:
+    """The definition, in float64 or in what ``convert`` makes of the inputs."""
+    p, heads = problem, problem.query.shape[1]
+    query, key, value = (convert(x) for x in (p.query, p.key, p.value))  # type: ignore[operator]
+    drops = None
+    if p.dropout_p:
+        q_len, kv_len = query.shape[2], key.shape[2]
+        drops = dropout.factors(p.seed, p.dropout_p, query.shape[0], heads, range(q_len), kv_len, query.device)
+    mask = whole_mask(p)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(arithmetic_dtype(query.dtype))  # float32's lowest number is -inf in bfloat16
+    return reference.forward(query, key, value, p.method, mask, p.causal, p.scale, drops=drops)
+
+
+def whole_mask(problem: Problem) -> Tensor | None:
+    """The mask with what dropped blocks forbid."""
+    p = problem
+    if p.blocks is None:
+        return p.mask
+    q_len, kv_len = p.query.shape[2], p.key.shape[2]
+    kept = p.blocks.repeat_interleave(p.block_size, 2)[:, :, :q_len].repeat_interleave(p.block_size, 3)[..., :kv_len]
+    if p.mask is None:
+        return kept
+    return kept & p.mask if p.mask.dtype == torch.bool else p.mask.where(kept, -math.inf)
+
+
+def check(problem: Problem, engine: str | ctypes.CDLL, **changes: object) -> None:
+    """Every variant against the reference in float64: error at most twice that of plain PyTorch, and a floor.
+
+    The floor of an output is half a unit of bfloat16's last place for its weights, of the largest value; that of a
+    logsumexp likewise where only rounded weights are summed.
+    """
+    problem = replace(problem, **changes)  # type: ignore[arg-type]
+    exact, plain = reference_of(problem), reference_of(problem, lambda x: x)
+    size = max(problem.value.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if problem.value.numel() else 0.0, 1.0)
+    size /= 1 - problem.dropout_p
+    for sums in Sums:
+        got = run(problem, engine, sums)
+        assert error(plain.out, exact.out) < 1e300, "plain PyTorch cannot say how large an error may be"
+        assert error(got.out, exact.out) <= 2 * error(plain.out, exact.out) + size * 2.0**-8, sums
+        floor = 2.0**-8 if sums is Sums.ROUNDED else 4e-6
+        assert error(got.logsumexp, exact.logsumexp) <= 2 * error(plain.logsumexp, exact.logsumexp) + floor, sums
+        if sums is Sums.COUNTED:
+            assert error(got.kept_mass, exact.kept_mass) <= 2 * error(plain.kept_mass, exact.kept_mass) + 4e-6
+            assert torch.equal(got.kept, exact.kept)
+            assert torch.equal(got.allowed, exact.allowed)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Largest difference; infinity where one is not finite and the other differs."""
+    got, want = got.double(), want.double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    difference = (got - want).abs().masked_fill(same, 0.0).nan_to_num(math.inf)
+    return difference.max().item() if difference.numel() else 0.0

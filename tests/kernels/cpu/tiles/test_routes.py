@@ -1,0 +1,123 @@
+"""How calls find the tile kernels: names, reasons, and what ``cpu`` takes by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import dynattn
+from dynattn import NM
+from dynattn.kernels import cpu
+from dynattn.methods import Method, TopK, parse
+
+TILES = "cpu-tiles-portable"
+
+
+def tensors(dtype: torch.dtype = torch.bfloat16, head_dim: int = 32) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(1, 2, 80, head_dim, generator=generator).to(dtype) for _ in range(3))
+
+
+def attend(inputs: Any, method: Method, **options: Any) -> Any:
+    query, key, value = inputs
+    return dynattn.attention(query, key, value, method, **options)
+
+
+def explained(inputs: Any, method: Method, **options: Any) -> str:
+    query, key, value = inputs
+    return str(dynattn.explain(query, key, value, method, **options))
+
+
+@pytest.fixture
+def tiles_are_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with matrix units, with the portable engine in their place."""
+    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 5), NM(1, 1), parse("blocktopk-0.5-b16")])
+def test_asked_for_by_name(method: Method):
+    got, aux = attend(tensors(), method, causal=True, return_aux=True, backend=TILES)
+    want, expected = attend(tensors(), method, causal=True, return_aux=True, backend="reference")
+    assert (got.float() - want.float()).abs().gt(0.03).float().mean() < 0.01  # near-ties may be chosen otherwise
+    torch.testing.assert_close(aux.logsumexp, expected.logsumexp, atol=0.05, rtol=0.0)
+    assert "(tiles-portable)" in (explained(tensors(), method, backend=TILES))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "method", "reason"),
+    [
+        (tensors(torch.float32), NM(1, 2), "tiles take bfloat16, not float32"),
+        (tensors(torch.float16), NM(1, 2), "tiles take bfloat16, not float16"),
+        (tensors(), TopK(8), "tiles compute N:M attention and large blocks, and topk-8 is another method"),
+        (tuple(x.requires_grad_() for x in tensors()), NM(1, 2), "the gradient is not made on tiles"),
+        (tensors(head_dim=520), NM(1, 2), "head_dim of at most 512, not 520"),
+    ],
+)
+def test_what_they_do_not_take_is_said(inputs: Any, method: Method, reason: str):
+    with pytest.raises(RuntimeError, match=f"backend '{TILES}' cannot run this: .*{reason}"):
+        attend(inputs, method, backend=TILES)
+
+
+@pytest.mark.parametrize("name", ["amx", "avx512bf16"])
+def test_a_refusal_is_a_reason(name: str):
+    """Where the processor or the system has no such unit: an answer, and no crash."""
+    refusal = cpu.isa_refusal(name)
+    if refusal is None:
+        assert f"({name})" in (explained(tensors(), NM(1, 2), backend=f"cpu-{name}"))
+        return
+    with pytest.raises(RuntimeError, match=refusal.split("(")[0]):
+        attend(tensors(), NM(1, 2), backend=f"cpu-{name}")
+    assert cpu.tile_isa() != name
+
+
+def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
+    said = explained(tensors(), NM(1, 2))
+    refusal = cpu.isa_refusal("amx")
+    assert f"not amx: {refusal or 'its kernels have passed their tests on emulated instructions only'}" in said
+    assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
+
+
+def test_the_portable_engine_is_never_taken_unasked():
+    assert cpu.tile_isa() is None  # nor any other, before it has passed its tests on a processor that has it
+    assert cpu.best_isa() in ("avx512", "avx2", "portable")
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
+def test_cpu_takes_tiles_where_they_are_fastest():
+    inputs = tensors()
+    for method in (NM(1, 2), parse("blocktopk-0.5-b16")):
+        by_name = attend(inputs, method, backend=TILES)
+        assert torch.equal(attend(inputs, method), by_name)
+        assert "(tiles-portable" in (explained(inputs, method))
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
+def test_cpu_takes_other_kernels_where_tiles_do_not_go():
+    """Gradients make the forward's choice again, so both come from one kernel."""
+    other = f"cpu-{cpu.best_isa()}"
+    inputs: Any = tuple(x.requires_grad_() for x in tensors())
+    gradients = []
+    for backend in ("cpu", other):
+        out = attend(inputs, NM(1, 2), backend=backend)
+        gradients.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    reason = cpu.isa_refusal("amx") or "the gradient is not made on tiles"
+    assert f"not amx: {reason}" in (explained(inputs, NM(1, 2)))
+
+    query, key, value = tensors()
+    few = query[:, :, :2]
+    for inputs, method in (
+        ((few, key, value), NM(1, 2)),
+        (tensors(torch.float32), NM(1, 2)),
+        ((query, key, value), TopK(8)),
+    ):
+        assert torch.equal(attend(inputs, method), attend(inputs, method, backend=other))
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
+def test_compiled_calls_take_them_too():
+    inputs = tensors()
+    compiled = torch.compile(lambda *inputs: attend(inputs, NM(2, 4)), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*inputs), attend(inputs, NM(2, 4), backend=TILES))

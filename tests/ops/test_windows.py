@@ -1,0 +1,122 @@
+"""Windows block by block against the definition, on every size and mask."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynattn
+from dynattn import Window
+from dynattn.maths import bands
+from dynattn.ops import nm, windows
+
+SIZES = [(300, 300), (70, 300), (300, 70), (1, 300), (129, 129), (1, 1), (200, 5), (0, 5), (5, 0)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_BLOCK", 32)
+
+
+def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, n, length, 8, dtype=dtype) for n, length in ((4, q_len), (2, kv_len), (2, kv_len))]
+
+
+def masks(q_len: int, kv_len: int) -> dict[str, Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def allowed(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) < 0.7
+
+    return {
+        "none": None,
+        "padding": allowed(2, 1, 1, kv_len),
+        "by head": allowed(2, 4, q_len, kv_len),
+        "bias": torch.randn(q_len, kv_len, generator=generator, dtype=torch.float64),
+        "by query": allowed(1, 1, q_len, 1),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("mask", ["none", "padding", "by head", "bias", "by query"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_definition(size: tuple[int, int], mask: str, causal: bool) -> None:
+    (query, key, value), attn_mask = inputs(*size), masks(*size)[mask]
+    for window, sinks in itertools.product((1, 5, 40, 400), (0, 3, 10)):
+        got, want = (
+            dynattn.attention(
+                query, key, value, Window(window, sinks), attn_mask=attn_mask, causal=causal, scale=0.4, backend=backend
+            )
+            for backend in ("blockwise", "reference")
+        )
+        torch.testing.assert_close(got, want)
+
+
+def test_gradients_also_of_a_bias() -> None:
+    bias = torch.randn(100, 100, dtype=torch.float64)
+    found = []
+    for backend in ("blockwise", "reference"):
+        tensors = [x.clone().requires_grad_() for x in (*inputs(100, 100), bias)]
+        query, key, value, mask = tensors
+        out = dynattn.attention(query, key, value, Window(7, 2), attn_mask=mask, causal=True, backend=backend)
+        found.append(torch.autograd.grad(out.square().sum(), tensors))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_kernels_compute_the_blocks(dtype: torch.dtype) -> None:
+    query, key, value = inputs(200, 200, dtype)
+    exact = dynattn.attention(query.double(), key.double(), value.double(), Window(20, 4), backend="reference")
+    out = dynattn.attention(query, key, value, Window(20, 4))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_nan_reaches_the_queries_whose_windows_hold_it_and_no_other() -> None:
+    query, key, value = inputs(200, 200)
+    key[0, 0, 50], value[0, 0, 150] = torch.nan, torch.nan
+    out = dynattn.attention(query, key, value, Window(5), backend="blockwise")
+    bad = out.isnan().any(-1)
+    assert bad[0, :2].all(0).nonzero().flatten().tolist() == [*range(46, 55), *range(146, 155)]
+    assert not bad[0, 2:].any()
+    assert not bad[1].any()
+
+
+def test_work_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_BLOCK", 32)
+    pairs = []
+
+    def dense(query: Tensor, key: Tensor, *rest) -> tuple[Tensor, ...]:
+        pairs.append(query.shape[0] * query.shape[2] * key.shape[2])
+        return nm.nm_attention(query, key, *rest)
+
+    monkeypatch.setattr(windows, "nm_attention", dense)
+    for length in (512, 1024, 2048):
+        query, key, value = inputs(length, length)
+        dynattn.attention(query, key, value, Window(16, 4), causal=True)
+    assert pairs == [2 * length * (32 + 15 + 4) for length in (512, 1024, 2048)]
+
+
+def test_compiles_whole() -> None:
+    query, key, value = inputs(100, 100, torch.float32)
+
+    def step(query: Tensor) -> Tensor:
+        return dynattn.attention(query, key, value, Window(7, 2), causal=True)
+
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(query), step(query))
+
+
+def test_route() -> None:
+    query, key, value = inputs(20, 20)
+    assert dynattn.explain(query, key, value, Window(4)).backend == "blockwise"
+    plan = dynattn.explain(query, key, value, Window(4), return_aux=True)
+    assert plan.backend == "reference"
+    assert plan.rejected["blockwise"] == "the kept mass needs the scores of all pairs"
+    plan = dynattn.explain(query, key, value, Window(4), dropout_p=0.5)
+    assert plan.rejected["blockwise"] == "it draws its dropout otherwise"
+    with pytest.raises(RuntimeError, match="it computes windows, and topk-3 is another method"):
+        dynattn.attention(query, key, value, dynattn.TopK(k=3), backend="blockwise")
