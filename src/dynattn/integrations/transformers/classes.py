@@ -135,6 +135,29 @@ def holds_models(cls: type) -> bool:
     return False
 
 
+@cache
+def may_take_part(cls: type) -> bool:
+    """Whether anything that the class's code can build, models inside it too, asks the interface, or may."""
+    from transformers import PreTrainedModel
+
+    seen: list[type] = [PreTrainedModel]
+    pending = [cls]
+    while pending:
+        model = pending.pop()
+        seen.append(model)
+        for one in parts(model):
+            if asks_interface(one):
+                return True
+            for name, value in names(one).globals.items():
+                if name.startswith("Auto") or name == "load_backbone":
+                    return True
+                members = value.values() if isinstance(value, dict) else [value]
+                for each in members:
+                    if _is_module_class(each) and issubclass(each, PreTrainedModel) and each not in seen:
+                        pending.append(each)
+    return False
+
+
 def _is_module_class(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
 

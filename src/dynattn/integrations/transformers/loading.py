@@ -69,7 +69,8 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
             chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
             _warn_of_none(self, str(requested_attention), chosen)
             return chosen
-        _taking_part[id(self.config)] = self.config
+        if classes.may_take_part(type(self)):
+            _taking_part[id(self.config)] = self.config
         if not is_init_check:
             _look(self, str(requested_attention), building=False)
         return str(requested_attention)
