@@ -2,104 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import dynattn
-from dynattn import NM
-
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
+import dynattn  # noqa: E402
+from dynattn import NM, PerHead, PerLayer, TopK  # noqa: E402
 from dynattn.integrations.transformers import Call, observing, register  # noqa: E402
-
-register("nm-1-3", "nm-1-4-w2-s1")
-
-VOCABULARY = 97
-TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-
-
-def tiny(name: str, **overrides) -> Any:
-    """A random model with float64 weights large enough that attention is far from uniform."""
-    torch.manual_seed(0)
-    make = {
-        "bert": lambda o: transformers.BertModel(transformers.BertConfig(**TOKENS, **SMALL, **o)),
-        "llama": lambda o: transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**{**TOKENS, **SMALL, "num_key_value_heads": 2, **o})
-        ),
-        "mistral": lambda o: transformers.MistralForCausalLM(
-            transformers.MistralConfig(**TOKENS, **SMALL, num_key_value_heads=2, sliding_window=5, **o)
-        ),
-        "gemma2": lambda o: transformers.Gemma2ForCausalLM(
-            transformers.Gemma2Config(**TOKENS, **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5, **o)
-        ),
-        "gpt2": lambda o: transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(**TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64, **o)
-        ),
-        "gpt_oss": lambda o: transformers.GptOssForCausalLM(
-            transformers.GptOssConfig(
-                **TOKENS, **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, **o
-            )
-        ),
-        "t5": lambda o: transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                **TOKENS, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, **o
-            )
-        ),
-        "vit": lambda o: transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=20, patch_size=4, **o)),
-        "whisper": lambda o: transformers.WhisperForConditionalGeneration(
-            transformers.WhisperConfig(
-                **TOKENS, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-                decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8,
-                max_source_positions=25, max_target_positions=40, decoder_start_token_id=1, **o,
-            )
-        ),
-    }  # fmt: skip
-    model = make[name](overrides)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.mul_(6)
-    return model.double().eval()
-
-
-def with_attention(model: Any, name: str) -> Any:
-    """A copy of the model that attends by ``name``, so that both stay usable."""
-    other = copy.deepcopy(model)
-    other.set_attn_implementation(name)
-    assert other.config._attn_implementation == name
-    return other
-
-
-def assert_equal(actual: torch.Tensor, expected: torch.Tensor, rows: torch.Tensor | None = None) -> None:
-    """Equal to float64 rounding, at the rows (batch, length) that are not padding."""
-    if rows is not None:
-        actual, expected = actual[rows.bool()], expected[rows.bool()]
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
-
-
-def text(batch: int = 3, length: int = 13, padding: str | None = None) -> dict[str, torch.Tensor]:
-    """Random tokens, and a padding mask that gives each sample another length."""
-    ids = torch.randint(2, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    for i in range(batch if padding else 0):
-        mask[i, : 2 * i] = 0
-    if padding == "right":
-        mask = mask.flip(1)
-    return {"input_ids": ids.where(mask.bool(), 0), "attention_mask": mask}
-
-
-def feels_attention(model: Any, inputs: dict[str, torch.Tensor]) -> None:
-    """The model's outputs depend on which keys are kept: the comparison would see a wrong mask."""
-    with torch.no_grad():
-        dense, sparse = (with_attention(model, f"dynattn:{m}")(**inputs)[0] for m in ("dense", "nm-1-3"))
-    assert (dense - sparse).abs().max() > 1e-3 * dense.abs().max()
+from tests.integrations.transformers.tiny import (  # noqa: E402
+    assert_equal,
+    cache_of,
+    chunks_of,
+    feels_attention,
+    text,
+    tiny,
+    with_attention,
+)
 
 
 @pytest.mark.parametrize("shared_queries", [False, True])
@@ -174,28 +97,6 @@ def test_speech_model_equals_sdpa():
     assert_equal(with_attention(model, "dynattn:dense")(**inputs).logits, model(**inputs).logits)
 
 
-def chunks_of(model: Any, inputs: dict[str, torch.Tensor], sizes: list[int], cache) -> torch.Tensor:
-    """Logits of a text fed piece by piece through a key-value cache."""
-    logits, start = [], 0
-    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    for size in sizes:
-        stop = start + size
-        out = model(
-            input_ids=inputs["input_ids"][:, start:stop], attention_mask=inputs["attention_mask"][:, :stop],
-            position_ids=positions[:, start:stop], past_key_values=cache, use_cache=True,
-        )  # fmt: skip
-        logits.append(out.logits)
-        start = stop
-    return torch.cat(logits, dim=1)
-
-
-def cache_of(kind: str, model: Any, length: int = 20):
-    """A cache as generate() makes it; the static one is longer than the text."""
-    if kind == "dynamic":
-        return transformers.DynamicCache(config=model.config)
-    return transformers.StaticCache(config=model.config, max_cache_len=length)
-
-
 @pytest.mark.parametrize(
     ("method", "kind"),
     [*itertools.product(["dense", "nm-2-4", "nm-1-3", "nm-1-4-w2-s1"], ["dynamic", "static"])],
@@ -210,69 +111,6 @@ def test_cache_equals_one_pass(method, kind, padding, sizes):
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     expected = model(**inputs, position_ids=positions).logits
     assert_equal(chunks_of(model, inputs, sizes, cache_of(kind, model)), expected, inputs["attention_mask"])
-
-
-@pytest.mark.parametrize("padding", [None, "left"])
-@pytest.mark.parametrize("free", [0, 1, 7])
-@torch.no_grad()
-def test_a_window_ends_at_the_query_in_a_compiled_static_cache(free, padding):
-    """The free slots behind the query are not counted, and one graph serves all steps of one size."""
-    model, inputs = with_attention(tiny("llama"), "dynattn:nm-1-4-w2-s1"), text(padding=padding)
-    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    expected = model(**inputs, position_ids=positions).logits
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    actual = chunks_of(compiled, inputs, [9, 1, 1, 1, 1], cache_of("static", model, length=13 + free))
-    assert_equal(actual, expected, inputs["attention_mask"])
-
-
-@torch.no_grad()
-def test_a_window_ends_at_the_query_where_padding_is_on_the_right():
-    """The last tokens of all samples are padding: a window must not move to the last real token for it."""
-    model, inputs = with_attention(tiny("llama"), "dynattn:nm-1-4-w2-s1"), text()
-    inputs["attention_mask"][:, 11:] = 0
-    expected = model(**inputs).logits
-    actual = [chunks_of(model, inputs, [7, 6], cache_of(kind, model)) for kind in ("dynamic", "static")]
-    for each in actual:
-        assert_equal(each, expected, inputs["attention_mask"])
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("sizes", [[9, 1, 1, 1, 1], [5, 4, 4], [13]], ids=str)
-@torch.no_grad()
-def test_the_models_own_sliding_window(sizes, kind):
-    """The window limits the mask, and its cache drops old keys: dense equals sdpa at every step."""
-    model, inputs = tiny("mistral"), text(padding="left")
-    dense = with_attention(model, "dynattn:dense")
-    expected = chunks_of(model, inputs, sizes, cache_of(kind, model))
-    actual = chunks_of(dense, inputs, sizes, cache_of(kind, dense))
-    assert_equal(actual, expected, inputs["attention_mask"])
-
-
-@torch.no_grad()
-def test_packed_sequences_do_not_see_each_other():
-    """Position ids that start anew mark packed texts; Transformers makes the mask from them."""
-    model, ids = tiny("llama"), text(1, 13)["input_ids"]
-    packed = {"input_ids": ids, "position_ids": torch.cat([torch.arange(8), torch.arange(5)]).unsqueeze(0)}
-    for method in ("dense", "nm-2-4"):
-        other = with_attention(model, f"dynattn:{method}")
-        logits = other(**packed, use_cache=False).logits
-        assert_equal(logits[:, :8], other(ids[:, :8]).logits)
-        if method == "dense":
-            assert_equal(logits, model(**packed, use_cache=False).logits)
-
-
-@torch.no_grad()
-def test_custom_masks():
-    """4-dimensional masks reach attention as they are: bool ones, and additive ones with the lowest number."""
-    model = tiny("llama")
-    dense = with_attention(model, "dynattn:dense")
-    ids = text()["input_ids"]
-    allowed = torch.rand(3, 1, 13, 13, generator=torch.Generator().manual_seed(2)) < 0.5
-    allowed |= torch.eye(13, dtype=torch.bool)
-    added = torch.zeros(3, 1, 13, 13, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float64).min)
-    for mask in (allowed, added):
-        assert_equal(dense(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -322,21 +160,6 @@ def test_compiled_equals_eager():
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-def test_names_and_loading(tmp_path):
-    tiny("llama").save_pretrained(tmp_path)
-    for name in register(NM(3, 8, window=32), "nm-4-4"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name)
-        assert model.config._attn_implementation == name
-    assert register(NM(3, 8, window=32), "nm-4-4")[:2] == ("dynattn:nm-3-8-w32", "dynattn:nm-4-4")
-    with pytest.raises(ValueError, match="a method's short name"):
-        register("nm-two-four")
-
-
-def test_importing_changes_nothing():
-    code = "import sys, dynattn.integrations.transformers; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_sparse_keeps_what_the_method_says():
     """The model's output is what the definition gives on the tensors that reached attention."""
     model, calls, inputs = with_attention(tiny("llama"), "dynattn:nm-2-4"), [], text(padding="left")
@@ -360,35 +183,6 @@ def test_sparse_keeps_what_the_method_says():
         weights = scores.masked_fill(~kept, -torch.inf).softmax(-1).nan_to_num()
         expected = (weights @ call.value.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
         assert_equal(out, expected)
-
-
-@torch.no_grad()
-def test_observing_sees_every_call_and_ends():
-    model, seen = with_attention(tiny("vit"), "dynattn:nm-1-2"), []
-
-    def callback(call: Call) -> None:
-        _, aux = dynattn.attention(
-            call.query, call.key, call.value, call.method,
-            attn_mask=call.attn_mask, causal=call.causal, scale=call.scale, return_aux=True,
-        )  # fmt: skip
-        seen.append((call.layer, aux.kept_mass.mean().item()))
-
-    pixels = torch.randn(2, 3, 20, 20, dtype=torch.float64)
-    with observing(callback):
-        model(pixels)
-        model(pixels)
-    model(pixels)
-    assert [layer for layer, _ in seen] == [0, 1, 0, 1]
-    assert all(0.5 <= mass < 1 for _, mass in seen)
-
-
-@torch.no_grad()
-def test_padding_masks_stay_small():
-    """A mask that is the same for every query is not spread over (q_len, kv_len)."""
-    model, calls = with_attention(tiny("bert"), "dynattn:nm-2-4"), []
-    with observing(calls.append):
-        model(**text(padding="right"))
-    assert {tuple(call.attn_mask.shape) for call in calls} == {(3, 1, 1, 13)}
 
 
 def test_refuses_what_it_cannot_compute():
@@ -424,3 +218,94 @@ def test_refuses_causality_that_nothing_places():
     model(x, position_embeddings=rotary, attention_mask=None, past_key_values=cache)
     with pytest.raises(ValueError, match="q_len 3, kv_len 6"):
         model(x, position_embeddings=rotary, attention_mask=None, past_key_values=cache)
+
+
+DENSE, HALF = NM(1, 1), NM(1, 2)
+
+
+def seen(model, inputs) -> list[Call]:
+    """The calls of one forward."""
+    calls: list[Call] = []
+    with observing(calls.append), torch.no_grad():
+        model(**inputs)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@torch.no_grad()
+def test_layers_have_their_own_methods(name: str) -> None:
+    by_layer = PerLayer({range(1): TopK(k=3)}, DENSE)
+    (implementation, *_) = register(by_layer)
+    model, inputs = tiny(name), text()
+    calls = seen(with_attention(model, implementation), inputs)
+    assert [(call.layer, call.method) for call in calls] == [(0, TopK(k=3)), (1, DENSE)]
+    register("topk-3")
+    sparse, dense = (seen(with_attention(model, f"dynattn:{each}"), inputs) for each in ("topk-3", "dense"))
+    assert_equal(calls[0].query, dense[0].query)  # nothing comes before the first layer's attention
+    assert_equal(calls[1].query, sparse[1].query)
+    assert (calls[1].query - dense[1].query).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_model_that_does_not_number_its_layers() -> None:
+    (implementation, *_) = register(PerLayer({range(1): HALF}, DENSE))
+    model = with_attention(tiny("vit"), implementation)
+    inputs = {"pixel_values": torch.randn(1, 3, 20, 20, dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"has no layer_idx.*; set module.layer_idx on the attention modules"):
+        model(**inputs)
+    modules = [module for module in model.modules() if type(module).__name__ == "ViTAttention"]
+    assert len(modules) == 2
+    for layer, module in enumerate(modules):
+        module.layer_idx = layer
+    assert [call.method for call in seen(model, inputs)] == [HALF, DENSE]
+
+
+@torch.no_grad()
+def test_heads_have_their_own_methods() -> None:
+    (implementation, *_) = register(PerHead((HALF, DENSE, DENSE, TopK(k=2))))
+    model, inputs = tiny("llama"), text(padding="left")
+    for call in seen(with_attention(model, implementation), inputs):
+        out = dynattn.attention(call.query, call.key, call.value, call.method, attn_mask=call.attn_mask)
+        dense = dynattn.attention(call.query, call.key, call.value, DENSE, attn_mask=call.attn_mask)
+        best = dynattn.attention(call.query, call.key, call.value, TopK(k=2), attn_mask=call.attn_mask)
+        assert_equal(out[:, 1:3], dense[:, 1:3])
+        assert_equal(out[:, 3], best[:, 3])
+
+
+CACHED = ("topk-3", "topk-0.3-f2", "threshold-0.05", "fixed-0.4", "topk-2+nm-1-3", "perlayer(dense_1=topk-0.3-f0)")
+AT_THE_END = ("window-3-s1", "random-0.4-f0", "nm-1-2&window-5", "perhead(2*topk-3_window-3_dense)")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(method, kind) for method in (*CACHED, *AT_THE_END) for kind in ("dynamic", "static")],
+)
+@pytest.mark.parametrize("sizes", [[9, 1, 1, 1, 1], [5, 4, 4]], ids=str)
+@torch.no_grad()
+def test_cache_equals_one_pass_for_every_method(method: str, kind: str, sizes: list[int]) -> None:
+    register(method)
+    model, inputs = with_attention(tiny("llama"), f"dynattn:{method}"), text(padding="left")
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    expected = model(**inputs, position_ids=positions).logits
+    assert_equal(chunks_of(model, inputs, sizes, cache_of(kind, model)), expected, inputs["attention_mask"])
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_a_real_model_with_its_first_layers_dense() -> None:
+    from dynattn.lab.models import load
+
+    (implementation, *_) = register(PerLayer({range(3): DENSE}, HALF))
+    model = load("minilm").model
+    inputs = {"input_ids": torch.arange(1000, 1100).unsqueeze(0)}
+    by_method = {}
+    for name in (implementation, "dynattn:dense", "dynattn:nm-1-2"):
+        model.set_attn_implementation(name)
+        by_method[name] = seen(model, inputs)
+    methods = [call.method for call in by_method[implementation]]
+    assert methods == [DENSE] * 3 + [HALF] * (len(methods) - 3)
+    assert len(methods) in (6, 12)
+    layers, dense, sparse = by_method.values()
+    torch.testing.assert_close(layers[3].query, dense[3].query)
+    off = [float((calls[-1].query - dense[-1].query).norm() / dense[-1].query.norm()) for calls in (layers, sparse)]
+    assert 1e-3 < off[0] < off[1]
