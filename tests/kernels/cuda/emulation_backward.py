@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import emulation
 import torch
-from emulation import SCHEDULES, Problem
 from torch import Tensor
 
 from dynattn.kernels.cuda import emulator, launch
@@ -18,6 +16,8 @@ from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, prepare_backward
 from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
+from tests.kernels.cuda import emulation
+from tests.kernels.cuda.emulation import SCHEDULES, Problem
 
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import emulation
-import emulation_backward
 import pytest
 import torch
-from emulation import SCHEDULES, Problem, allowed, bias, check, grid, padding, run, simple
-from emulation_backward import FEW_BLOCKS, BackwardProblem, backward_problem
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.reference import pairs as reference
+from tests.kernels.cuda import emulation, emulation_backward
+from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, check, grid, padding, run, simple
+from tests.kernels.cuda.emulation_backward import FEW_BLOCKS, BackwardProblem, backward_problem
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

@@ -7,8 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emulation import SCHEDULES, Problem, allowed, bias, normal, padding
-from emulation_backward import (
+from torch import Tensor
+
+from dynattn import NM
+from dynattn.kernels.cuda import emulator
+from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, normal, padding
+from tests.kernels.cuda.emulation_backward import (
     HOPPER,
     HOPPER_FEW_BLOCKS,
     BackwardProblem,
@@ -19,10 +23,6 @@ from emulation_backward import (
     run,
     run_forward,
 )
-from torch import Tensor
-
-from dynattn import NM
-from dynattn.kernels.cuda import emulator
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

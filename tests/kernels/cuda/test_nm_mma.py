@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import emulation
 import pytest
 import torch
-from emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, run, simple
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
+from tests.kernels.cuda import emulation
+from tests.kernels.cuda.emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, run, simple
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import emulation
 import pytest
 import torch
-from emulation import SCHEDULES, allowed, bias, check, normal, padding, run, simple
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
+from tests.kernels.cuda import emulation
+from tests.kernels.cuda.emulation import SCHEDULES, allowed, bias, check, normal, padding, run, simple
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from test_compiles import cover, disassembled
 
 from dynattn.kernels.cuda.loader import compile_variant, missing
 from dynattn.kernels.cuda.variants import Variant
@@ -18,6 +17,7 @@ from dynattn.kernels.cuda.variants_backward import (
     small_variants,
     wgmma_variants,
 )
+from tests.kernels.cuda.test_variants import cover, disassembled
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
 

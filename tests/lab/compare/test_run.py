@@ -12,14 +12,11 @@ pytest.importorskip("pydantic")
 pytest.importorskip("matplotlib")
 
 
-from dynattn.cli.compare import compare as command
 from dynattn.lab.compare import Comparison, Settings, compare, memory, run
 from dynattn.lab.compare.document import page
 from dynattn.lab.compare.terminal import summary
 from dynattn.lab.models import load
-from tests.lab.compare.running import APP, METHODS, silent
-
-APP.command()(command)
+from tests.lab.compare.running import METHODS, silent
 
 
 def test_every_method_has_every_figure(found: Comparison):

@@ -13,14 +13,11 @@ pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner
 
-from dynattn.cli.finetune import finetune as command
 from dynattn.lab.models import load
 from dynattn.lab.tasks import make
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.training.results import Study
 from tests.lab.finetune.running import APP, RETRIEVAL, SIZES
-
-APP.command()(command)
 
 
 def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[str, Path]):

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import building
 import pytest
 import torch
-from calling import Problem, Sums, check, grid, run
 from torch import Tensor
 
 from dynattn.methods import NM
+from tests.kernels.cpu.tiles import building
+from tests.kernels.cpu.tiles.calling import Problem, Sums, check, grid, run
 
 pytestmark = pytest.mark.skipif(building.unavailable_reason() is not None, reason=str(building.unavailable_reason()))
 

@@ -6,10 +6,10 @@ import ctypes
 
 import pytest
 import torch
-from test_emulator import bits, offset
 from torch import Tensor
 
 from dynattn.kernels.cuda import emulator
+from tests.kernels.cuda.emulator.test_emulator import bits, offset
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 
