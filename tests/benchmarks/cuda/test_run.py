@@ -11,7 +11,7 @@ import pytest
 from dynattn.kernels.cuda import loader
 from dynattn.lab.bench.record import load
 
-_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda" / "run.py"
+_SCRIPT = Path(__file__).parents[3] / "benchmarks" / "cuda" / "run.py"
 
 
 @pytest.mark.skipif(loader.missing() is not None, reason=f"needs NVRTC: {loader.missing()}")
