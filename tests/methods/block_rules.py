@@ -20,7 +20,7 @@ def mean(s: Scores, queries: range, keys: range) -> float:
 
 
 def sampled_share(s: Scores, queries: range, keys: range) -> float:
-    """Of the last query of each run of 16."""
+    """The share of weights that the last query of each run of 16 gives to the keys."""
     total = 0.0
     for first in range(queries.start, queries.stop, 16):
         row = s[min(first + 16, queries.stop) - 1]

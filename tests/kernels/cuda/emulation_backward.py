@@ -40,7 +40,7 @@ class BackwardProblem:
 
 
 class Gradients(NamedTuple):
-    """Of query, key, value and, where asked for, the mask at its full shape."""
+    """Gradients of query, key, value and, where asked for, the mask at its full shape."""
 
     query: Tensor
     key: Tensor
