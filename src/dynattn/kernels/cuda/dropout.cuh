@@ -43,7 +43,7 @@ DYNATTN_DEVICE u32 dropout_word(u32 stream, u32 query, u32 key) {
   return first;
 }
 
-// The draws of one head. Of a variant without DROPOUT nothing is read and nothing computed.
+// The draws of one head. In a variant without DROPOUT nothing is read and nothing is computed.
 template <bool DROPOUT, int STRIDE>
 struct Dropout {
   const ForwardParams& p;
