@@ -59,7 +59,7 @@ DYNATTN_DEVICE void weigh(Survivors& s, const RowTerms& terms, float factor) {
   }
 }
 
-// Of four keys' products, those of the two that the nibble names.
+// Picks, from the products of a group of four keys, those of the two keys that the nibble names.
 template <Pattern PATTERN>
 DYNATTN_DEVICE void products_of_survivors(const float (&group)[4], u32 nibble, float (&pair)[2]) {
   if constexpr (PATTERN == Pattern::one_of_two) {

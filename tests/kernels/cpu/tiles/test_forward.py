@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calling import Problem, Sums, check, error, grid, reference_of, run
 from torch import Tensor
 
 from dynattn.maths import dropout
 from dynattn.methods import NM
+from tests.kernels.cpu.tiles.calling import Problem, Sums, check, error, grid, reference_of, run
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 2, stride=16), NM(2, 4, stride=16),  # chosen between whole vectors
