@@ -1,4 +1,4 @@
-"""Proof that a model loses no more than was allowed: a one-sided bound on its loss, from paired scores of held-out items.
+"""Proof that a model loses no more than was allowed: a one-sided bound on its loss, from paired scores.
 
     scores:      x_i = sparse_i − (1 − loss) · dense_i           the loss is at most ``loss`` where E[x] ≥ 0
     perplexity:  x_i = log(1 + loss) − (sparse_i − dense_i)      of negative log-likelihoods, nats per token
@@ -17,12 +17,13 @@ docs/decisions/0015-proof-by-gaffkes-bound.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-WORST_MARGINS = 4.0
+WORST_MARGINS = 10.0
 """How many times the allowed loss an item may lose at least, where nothing is known of it."""
 WORST_SEEN = 2.0
 """How many times what the worst item lost another one may lose, where nothing is known of it."""
@@ -88,7 +89,7 @@ class Proof:
         alpha: how often a false claim may be made, over all looks and attempts.
         attempt: which setting this is, where others may be tried; 0 where it is the only one.
         lowest: of scores. 0 for accuracy, MRR and their like.
-        worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 4 times what is
+        worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 10 times what is
             allowed and twice what the worst item lost: a guess, and the claim is conditional on it.
 
     Raises:
@@ -134,7 +135,8 @@ class Proof:
         if self.of == "perplexity":
             margin = math.log1p(self.max_loss)
             share = margin / max(self.worst or WORST_MARGINS * margin, margin)
-            share = min(share, 1 - 1e-12)
+            if share == 1:
+                return 1
         return math.ceil(math.log(self.spends(len(self.looks) - 1)) / math.log1p(-share))
 
     def look(self, dense: np.ndarray, sparse: np.ndarray) -> Verdict:
@@ -160,51 +162,76 @@ class Proof:
             )
         number = self.looks.index(len(dense))
         alpha = self.spends(number)
-        if not (np.isfinite(dense).all() and np.isfinite(sparse).all()):
-            loss, low, high = math.nan, -math.inf, math.inf
-        elif self.of == "perplexity":
-            loss, low, high = self._of_perplexity(sparse - dense, alpha)
-        else:
-            loss, low, high = self._of_score(dense - self.lowest, sparse - self.lowest, alpha)
-        state = "proved" if high <= self.max_loss else "refuted" if low > self.max_loss else "undecided"
+        loss, low, high = math.nan, -math.inf, math.inf
+        state = "undecided"
+        if np.isfinite(dense).all() and np.isfinite(sparse).all():
+            find = self._of_perplexity if self.of == "perplexity" else self._of_score
+            loss, low, high = find(dense, sparse, alpha)
+            if self.p_values(dense[None], sparse[None])[0] <= alpha:
+                state, high = "proved", min(high, self.max_loss)  # a bound is found to a rounding
+            elif low > self.max_loss:
+                state = "refuted"
         earlier = self.alpha * (1 - 2.0 ** -(self.attempt - 1)) if self.attempt else 0.0
         spent = earlier + sum(self.spends(each) for each in range(number + 1))
-        return Verdict(
-            state, loss, low, high, self.max_loss, len(dense), alpha, spent, 1 - self.alpha, self.of
-        )  # fmt: skip
+        return Verdict(state, loss, low, high, self.max_loss, len(dense), alpha, spent, 1 - self.alpha, self.of)
 
-    def _of_perplexity(self, lost: np.ndarray, alpha: float) -> tuple[float, float, float]:
-        """Loss, and its bounds, of nats lost by item."""
-        margin = math.log1p(self.max_loss)
-        worst = self.worst or max(WORST_MARGINS * margin, WORST_SEEN * float(np.abs(lost).max()))
-        worst = max(worst, float(np.abs(lost).max()))
-        mean = float(lost.mean())
-        high = _root(lambda nats: p_value((nats - lost)[None], np.array([nats - worst]))[0], mean, worst, alpha)
-        low = -_root(lambda nats: p_value((nats + lost)[None], np.array([nats - worst]))[0], -mean, worst, alpha)
-        return math.expm1(mean), math.expm1(low), math.expm1(high)
+    def p_values(self, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
+        """P-values of "the loss is at least max_loss"; a look proves it where its own is at most what it may spend.
+
+        Args:
+            dense: (runs, items), finite.
+            sparse: (runs, items), finite.
+
+        Returns:
+            (runs,).
+        """
+        if self.of == "perplexity":
+            nats, lost = math.log1p(self.max_loss), sparse - dense
+            return p_value(nats - lost, nats - self._worst(lost))
+        self._check_lowest(dense, sparse)
+        return _p_of_kept(self.max_loss, dense - self.lowest, sparse - self.lowest)
+
+    def _worst(self, lost: np.ndarray) -> np.ndarray:
+        """(runs,): the most nats that an item is taken to lose."""
+        most = lost.max(1)
+        if self.worst is not None:
+            return np.maximum(self.worst, most)
+        return np.maximum(WORST_MARGINS * math.log1p(self.max_loss), WORST_SEEN * most)
+
+    def _of_perplexity(self, dense: np.ndarray, sparse: np.ndarray, alpha: float) -> tuple[float, float, float]:
+        """Loss, and its bounds."""
+        lost = sparse - dense
+        bounds = []
+        for each in (lost, -lost):
+            worst = self._worst(each[None])
+            bounds.append(
+                _root(lambda nats, x=each, a=worst: p_value((nats - x)[None], nats - a), each.mean(), worst[0], alpha)
+            )
+        high, low = bounds
+        return tuple(float(np.expm1(nats)) for nats in (lost.mean(), -low, high))  # type: ignore[return-value]
 
     def _of_score(self, dense: np.ndarray, sparse: np.ndarray, alpha: float) -> tuple[float, float, float]:
-        """Loss, and its bounds, of scores that are 0 at worst."""
-        if min(dense.min(), sparse.min()) < 0:
-            raise ValueError(
-                f"Proof.look: scores must not be below the lowest, {self.lowest}: got "
-                f"{min(dense.min(), sparse.min()) + self.lowest}; give lowest"
-            )
-        top, mean = float(dense.max()), float(dense.mean())
+        """Loss, and its bounds."""
+        self._check_lowest(dense, sparse)
+        dense, sparse = dense - self.lowest, sparse - self.lowest
+        mean, best = float(dense.mean()), max(float(dense.max()), float(sparse.max()))
         if mean == 0:
             return math.nan, -math.inf, math.inf
         loss = 1 - float(sparse.mean()) / mean
-        best = max(top, float(sparse.max()))
 
-        def kept(share: float) -> np.ndarray:
-            return p_value((sparse - (1 - share) * dense)[None], np.array([-(1 - share) * top]))[0]
+        def of_gained(gain: float) -> np.ndarray:
+            return p_value(((1 + gain) * dense - sparse)[None], np.array([-best]))
 
-        def lost(share: float) -> np.ndarray:  # share is negative of a loss
-            return p_value(((1 + share) * dense - sparse)[None], np.array([-best]))[0]
+        high = _root(lambda share: _p_of_kept(share, dense[None], sparse[None]), loss, 1.0, alpha)
+        return loss, -_root(of_gained, -loss, best / mean, alpha), high
 
-        high = _root(kept, loss, 1.0, alpha)
-        low = -_root(lost, -loss, best / mean, alpha)
-        return loss, low, high
+    def _check_lowest(self, dense: np.ndarray, sparse: np.ndarray) -> None:
+        least = min(float(dense.min()), float(sparse.min()))
+        if least < self.lowest:
+            raise ValueError(
+                f"Proof: scores must not be below the lowest, {self.lowest:g}: got {least:g}; give lowest, or "
+                "of='perplexity' for scores of which lower is better"
+            )
 
 
 def p_value(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
@@ -234,12 +261,17 @@ def p_value(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
     return 1 - above[:, 0]
 
 
-def _root(p: object, start: float, end: float, alpha: float) -> float:
+def _p_of_kept(loss: float, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
+    """(runs,): p-values of "the loss is at least this", of scores that are 0 at worst."""
+    return p_value(sparse - (1 - loss) * dense, -(1 - loss) * dense.max(1))
+
+
+def _root(p: Callable[[float], np.ndarray], start: float, end: float, alpha: float) -> float:
     """The least loss between two whose p-value is at most alpha; inf where there is none."""
-    if not callable(p) or end <= start or p(end) > alpha:
+    low, high = float(start), float(end)
+    if high <= low or p(high)[0] > alpha:
         return math.inf
-    low, high = start, end
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if p(middle) <= alpha else (middle, high)
+        low, high = (low, middle) if p(middle)[0] <= alpha else (middle, high)
     return high
