@@ -63,11 +63,11 @@ class Verdict:
         """The finding as a sentence, for a page."""
         asked, sure = f"{100 * self.max_loss:g}%", f"{100 * self.level:g}% confidence"
         if self.state == "proved":
-            bound = f"{100 * self.high:.2f}%" if self.high > 0 else "0"
+            bound = f"{_upwards(self.high)}%" if self.high > 0 else "0"
             return f"the loss of {self.of} is at most {bound}, with {sure} (allowed: {asked}; {self.items} items)"
         if self.state == "refuted":
             return f"the loss of {self.of} is more than {asked}, with {sure} ({self.items} items)"
-        high = f"could be as much as {100 * self.high:.2f}%" if math.isfinite(self.high) else "has no bound yet"
+        high = f"could be as much as {_upwards(self.high)}%" if math.isfinite(self.high) else "has no bound yet"
         return f"not proved: the loss of {self.of} {high} at {sure} (allowed: {asked}; {self.items} items)"
 
 
@@ -259,6 +259,11 @@ def p_value(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
         both = (high * above[:, 1:] - low * above[:, :-1]) / span
         above = np.where(mixed, both, (low > 0).astype(np.float64))
     return 1 - above[:, 0]
+
+
+def _upwards(share: float) -> str:
+    """Percent to two decimals, never less than the share."""
+    return f"{math.ceil(round(10000 * share, 6)) / 100:.2f}"
 
 
 def _p_of_kept(loss: float, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
