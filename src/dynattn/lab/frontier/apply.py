@@ -49,7 +49,9 @@ def applied(pretrained: Pretrained, name: str) -> Iterator[str]:
     if shortening is None:
         yield implementation
         return
-    with shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder"):  # whose tasks average
+    with shortening.apply(
+        pretrained.model, zero_pruned=pretrained.kind == "encoder"
+    ):  # its tasks average over the tokens
         yield implementation
 
 
