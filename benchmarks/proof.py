@@ -1,9 +1,10 @@
 """How often a proof of a small loss is false, and how often a true one is found: simulated.
 
-    python benchmarks/proof.py          # a minute or two: benchmarks/results/proof.json
-    python benchmarks/proof.py table    # the tables of docs/decisions/0015-proof-by-gaffkes-bound.md from the record
+    python benchmarks/proof.py          # a minute: benchmarks/results/proof.json
+    python benchmarks/proof.py table    # the tables of docs/decisions/0015-proof-by-betting.md from the record
 
-Each way to prove looks at the same items at the same three times. "Peeking" spends all of alpha at each look.
+Betting looks after every item; the other ways look three times, and spend a part of alpha at each look but for "t,
+peeking", which spends all of it each time.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import numpy as np
 from marked import markdown, rewritten
 from scipy import stats
 
-from dynattn.lab.proof import Proof
+from dynattn.lab.proof import WORST_MARGINS, WORST_SEEN, Proof
 from dynattn.lab.records import write_json
 
 RECORD = Path(__file__).parent / "results" / "proof.json"
-PAGE = Path(__file__).parent.parent / "docs" / "decisions" / "0015-proof-by-gaffkes-bound.md"
+PAGE = Path(__file__).parent.parent / "docs" / "decisions" / "0015-proof-by-betting.md"
 RUNS, SEED, AT_ONCE = 2000, 0, 250
 LOOKS = (40, 80, 160)
-PERPLEXITY, SCORE = Proof(0.01, LOOKS, of="perplexity"), Proof(0.05, LOOKS)
+SPENT = (0.25, 0.25, 0.5)  # of alpha, at each look
+WAYS = ("betting", "Gaffke's bound", "Student's t", "bootstrap", "t, peeking")
+PERPLEXITY, SCORE = Proof(0.01, of="perplexity"), Proof(0.05)
 MARGIN = math.log1p(PERPLEXITY.max_loss)
 RANKS = np.array([1.0, 0.5, 1 / 3, 0.25, 0.1, 0.0])  # reciprocal ranks, and how often they are found
 SHARES = np.array([0.5, 0.15, 0.1, 0.05, 0.1, 0.1])
@@ -107,42 +110,47 @@ def by_bootstrap(x: np.ndarray, resamples: int = 1000) -> np.ndarray:
     return (x @ weights.T <= 0).mean(1)
 
 
-def by_betting(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
-    """(runs, items): one over the wealth so far of a bettor on x, the half of Kelly's share by the items before.
+def by_gaffke(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
+    """P(w_0 worst + w_1 x_1 + … ≤ 0) for weights drawn evenly from those that sum to 1.
 
-    Source: Waudby-Smith and Ramdas, arXiv:2010.09686.
+    Of sorted values, S(i, j) = (x_j S(i+1, j) − x_i S(i, j−1)) / (x_j − x_i) is P(w · x > 0) over values i to j, where
+    x_i ≤ 0 < x_j.
+
+    Source: Gaffke, Mathematical Methods of Statistics 14 (2005); Learned-Miller and Thomas, arXiv:1905.06208.
     """
-    count = np.arange(1, x.shape[1])
-    mean = np.cumsum(x, 1)[:, :-1] / count
-    square = np.cumsum(x * x, 1)[:, :-1] / count
-    share = np.zeros_like(x)
-    share[:, 1:] = np.clip(mean / np.maximum(square, 1e-12), 0, 0.9 / -worst[:, None])
-    share[:, 0] = 0.25 / -worst
-    return np.exp(-np.cumsum(np.log1p(share * x), 1))
+    x = np.sort(np.concatenate([np.minimum(worst, x.min(1))[:, None], x], 1), 1)
+    above = (x > 0).astype(np.float64)
+    for length in range(1, x.shape[1]):
+        low, high = x[:, :-length], x[:, length:]
+        mixed = (low <= 0) & (high > 0)
+        both = (high * above[:, 1:] - low * above[:, :-1]) / np.where(mixed, high - low, 1.0)
+        above = np.where(mixed, both, (low > 0).astype(np.float64))
+    return 1 - above[:, 0]
 
 
 def proved_by(proof: Proof, dense: np.ndarray, sparse: np.ndarray) -> dict[str, np.ndarray]:
     """(runs, looks), whether each way had proved it by then."""
     x = differences(proof, dense, sparse)
-    worst = np.minimum(-(1 - proof.max_loss) * dense.max(1), -1e-9)
-    betting = by_betting(x, worst) if proof.of == "score" else None
-    found: dict[str, list[np.ndarray]] = {}
-    for number, items in enumerate(proof.looks):
-        alpha, part = proof.spends(number), x[:, :items]
+    if proof.of == "perplexity":
+        worst = MARGIN - np.maximum(WORST_MARGINS * MARGIN, WORST_SEEN * (sparse - dense).max(1))
+    else:
+        worst = np.full(len(x), proof.max_loss - 1)
+    found: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
+    for items, share in zip(LOOKS, SPENT, strict=True):
+        part, alpha = x[:, :items], share * proof.alpha
         t = by_t(part)
-        found.setdefault("Gaffke's bound", []).append(proof.p_values(dense[:, :items], sparse[:, :items]) <= alpha)
-        found.setdefault("Student's t", []).append(t <= alpha)
-        found.setdefault("bootstrap", []).append(by_bootstrap(part) <= alpha)
-        found.setdefault("t, peeking", []).append(t <= proof.alpha)
-        if betting is not None:
-            found.setdefault("betting", []).append(betting[:, :items].min(1) <= proof.alpha)
+        found["betting"].append(proof.p_values(dense[:, :items], sparse[:, :items]) <= proof.alpha)
+        found["Gaffke's bound"].append(by_gaffke(part, worst) <= alpha)
+        found["Student's t"].append(t <= alpha)
+        found["bootstrap"].append(by_bootstrap(part) <= alpha)
+        found["t, peeking"].append(t <= proof.alpha)
     return {way: np.logical_or.accumulate(np.stack(each, 1), 1) for way, each in found.items()}
 
 
 def shares(proof: Proof, draw: Callable[[np.random.Generator, tuple[int, int]], Pairs]) -> dict[str, list[float]]:
     """Shares of runs in which each way had proved it by each look."""
     generator = np.random.default_rng(SEED)
-    parts = [proved_by(proof, *draw(generator, (AT_ONCE, proof.looks[-1]))) for _ in range(RUNS // AT_ONCE)]
+    parts = [proved_by(proof, *draw(generator, (AT_ONCE, LOOKS[-1]))) for _ in range(RUNS // AT_ONCE)]
     return {way: [float(share) for share in np.concatenate([part[way] for part in parts]).mean(0)] for way in parts[0]}
 
 
@@ -160,20 +168,16 @@ def measure() -> None:
 
 def tables(record: dict[str, Any]) -> str:
     """False claims at any look; true ones by each look."""
-    ways = ["Gaffke's bound", "Student's t", "bootstrap", "t, peeking", "betting"]
-    false = [
-        [name, *(f"{100 * found[way][-1]:.1f}%" if way in found else "" for way in ways)]
-        for name, found in record["false"].items()
-    ]
+    false = [[name, *(f"{100 * found[way][-1]:.1f}%" for way in WAYS)] for name, found in record["false"].items()]
     true = [
-        [name, *(" / ".join(f"{100 * share:.0f}" for share in found[way]) if way in found else "" for way in ways)]
+        [name, *(" / ".join(f"{100 * share:.0f}" for share in found[way]) for way in WAYS)]
         for name, found in record["true"].items()
     ]
     return (
         f"False claims in {record['runs']} runs, the loss being exactly what is allowed:\n\n"
-        f"{markdown(['null', *ways], false)}\n\n"
+        f"{markdown(['null', *WAYS], false)}\n\n"
         f"Of 100 true claims, proved by {' / '.join(map(str, record['looks']))} items:\n\n"
-        f"{markdown(['truth', *ways], true)}"
+        f"{markdown(['truth', *WAYS], true)}"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dynattn.kernels.cuda import loader
 from dynattn.lab.bench.record import load
+from tests.signals import default_signals
 
 _SCRIPT = Path(__file__).parents[3] / "benchmarks" / "cuda" / "run.py"
 
@@ -47,7 +48,9 @@ def test_a_command_that_takes_too_long_may_say_what_it_found(tmp_path: Path) -> 
     code = "import json, pathlib, run, sys; print(json.dumps(run._run(sys.argv[1:], 1.0, pathlib.Path('log'))))"
     command = [sys.executable, "-c", code, sys.executable, "-c", _STUCK]
     environment = os.environ | {"PYTHONPATH": str(_SCRIPT.parent)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True, preexec_fn=default_signals
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failed"] == "stopped after 1 s"
     assert found["last_line"] == "what failed so far"
