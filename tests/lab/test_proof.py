@@ -36,6 +36,8 @@ NATS = {
     "skewed the other way": lambda g, n: MARGIN * (6 - g.exponential(5, n)),
     "most are 0": lambda g, n: (g.random(n) < 0.2) * g.exponential(5 * MARGIN, n),
     "a few lose all": lambda g, n: (g.random(n) < 0.1) * MARGIN / 0.1,
+    "fewer lose more": lambda g, n: (g.random(n) < 0.06) * MARGIN / 0.06,
+    "most are 0, and few lose much": lambda g, n: (g.random(n) < 0.1) * g.exponential(10 * MARGIN, n),
     "two values": lambda g, n: np.where(g.random(n) < 0.5, 3 * MARGIN, -MARGIN),
 }
 
@@ -110,7 +112,7 @@ def test_wealth_is_that_of_a_bettor_who_goes_item_by_item():
     lost = np.round(generator.normal(0.01, 0.03, 30), 2)  # ties, and zeros
     wealth, most, before = 1.0, 1.0, []
     for x in MARGIN - lost:
-        worst = max(10 * MARGIN, 2 * max([0.0, *(MARGIN - each for each in before)])) - MARGIN
+        worst = max(20 * MARGIN, 3 * max([0.0, *(MARGIN - each for each in before)])) - MARGIN
         kelly = sum(before) / sum(each * each for each in before) if before else 0.45 / worst
         wealth *= 1 + min(max(kelly, 0), 0.9 / worst) * x
         before.append(x)
