@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import Fingerprint
-from tests.integrations.test_transformers import tiny
+from tests.integrations.transformers.tiny import tiny
 
 
 def of(model) -> Fingerprint:
