@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.base import PairMethod, Rows
+from dynattn.methods.base import Choice, PairMethod, RowRule, Rows
 from dynattn.methods.registry import register
 
 _NAME = re.compile(rf"mass-(?P<mass>{share.NUMBER})")
@@ -65,6 +65,15 @@ class Mass(PairMethod):
         """The method that ``name`` stands for, or None where it is not a name of this method."""
         match = _NAME.fullmatch(name)
         return cls(float(match["mass"])) if match else None
+
+    @property
+    def choice(self) -> Choice:
+        """Each row by its own scores."""
+        return Choice.ROWS
+
+    def row_rule(self) -> RowRule:
+        """By mass; everything where the share is 1."""
+        return RowRule() if self.keeps_everything else RowRule(mass=self.mass)
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The largest weights of each row, until the share is reached."""

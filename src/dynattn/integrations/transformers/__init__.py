@@ -16,12 +16,15 @@ from __future__ import annotations
 from functools import partial
 
 from dynattn.integrations.transformers import attend, loading, masks
+from dynattn.integrations.transformers.audit import Audit, Loss, audit
 from dynattn.integrations.transformers.caches import follow
 from dynattn.integrations.transformers.calls import Call, observing
 from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, coverage
 from dynattn.methods import Method, parse
 
-__all__ = ["COMMON", "Call", "Coverage", "Part", "coverage", "follow", "observing", "register"]
+__all__ = [
+    "COMMON", "Audit", "Call", "Coverage", "Loss", "Part", "audit", "coverage", "follow", "observing", "register",
+]  # fmt: skip
 
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
