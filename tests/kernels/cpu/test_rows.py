@@ -112,7 +112,7 @@ def held(row: Tensor, kept: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", rows_of_scores())
 def test_the_mass_of_any_row(kind: str, isa: str) -> None:
-    """The share is held, the last key kept is needed for it, and no key that is dropped ranks before one that is kept."""
+    """The share is held, the last key kept is needed for it, and none that is dropped ranks before one kept."""
     row = rows_of_scores()[kind]
     for mass in (1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 0.99999):
         kept = chosen(row, Mass(mass), isa)

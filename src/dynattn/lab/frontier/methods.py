@@ -60,8 +60,8 @@ def _threshold(place: _Place) -> str:
 
 
 def _mass(place: _Place) -> str:
-    """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; 0.4 of that loss is allowed, since
-    real ones have a heavier tail."""
+    """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; four tenths of that loss are
+    allowed, since real ones have a heavier tail."""
     loss = 1 - place.budget * (1 - math.log(place.budget))
     return f"mass-{float(f'{1 - 0.4 * loss:.2g}')}"
 

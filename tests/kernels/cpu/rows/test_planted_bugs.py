@@ -27,7 +27,8 @@ BUGS = {
     "one key too many is kept": ("while (held < wanted &&", "while (held - masses[last] < wanted &&"),
     "many ties are rounded down": ("static_cast<int64_t>(ceilf(share))", "static_cast<int64_t>(share)"),
     "what is dropped is added up": (
-        "select(under, zero(), load(weights + at + i * kWidth))", "select(under, load(weights + at + i * kWidth), zero())",
+        "select(under, zero(), load(weights + at + i * kWidth))",
+        "select(under, load(weights + at + i * kWidth), zero())",
     ),
     "the few are not in order": ("at > 0 && score > scores[at - 1]", "false"),
     "rounding decides about equal weights": ("mass * all.mass * (1.0f - kLacking)", "mass * all.mass"),
@@ -39,7 +40,8 @@ def rows() -> list[Tensor]:
     normal = torch.randn(500, generator=generator)
     return [
         2 * normal, normal[:37], normal.mul(2).round(), torch.zeros(8), torch.full((1000,), 2.5),
-        (normal > 0).float(), torch.arange(300.0) / 8,
+        (normal > 0).float(), torch.arange(300.0) / 8, torch.tensor([3.0, 1.0, 1.0, 1.0]), torch.zeros(12),
+        torch.zeros(100),
     ]  # fmt: skip
 
 
