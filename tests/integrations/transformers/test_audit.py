@@ -14,9 +14,9 @@ import dynattn
 
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
-from dynattn.integrations.transformers import Loss, audit, calls, observing, register  # noqa: E402
+from dynattn.integrations.transformers import Loss, assign, audit, calls, observing, register  # noqa: E402
 from dynattn.integrations.transformers.calls import Call  # noqa: E402
-from tests.integrations.test_transformers import text, tiny, with_attention  # noqa: E402
+from tests.integrations.transformers.tiny import text, tiny, with_attention  # noqa: E402
 
 METHODS = (
     "topk-3", "mass-0.7", "threshold-0.05", "nm-1-2", "nm-1-3-w2-s1", "nm-2-4-x3", "random-0.5-f2",
@@ -135,6 +135,17 @@ def test_nan_is_below_every_limit():
     with audit(model, 1.0, limit=0.1, on_loss=lambda loss: None) as found:
         model(**text())
     assert "model.layers.0.self_attn" in found.dense
+
+
+@torch.no_grad()
+def test_methods_that_the_modules_hold_are_seen_by_their_names():
+    model = tiny("llama")
+    assign(model, {"model.layers.1.self_attn": "topk-2"})
+    with audit(model, 1.0, limit=0.999, on_loss=lambda loss: None) as found:
+        model(**text())
+        sparse = model(**text())[0]
+    assert list(found.kept_mass) == ["model.layers.1.self_attn"] == list(found.dense)
+    torch.testing.assert_close(sparse, with_attention(model, "dynattn:dense")(**text())[0])
 
 
 @torch.no_grad()
