@@ -1,4 +1,4 @@
-"""What :func:`dynattn.attention` says to arguments that do not fit. Sizes and numbers may be a compiler's symbols."""
+"""The checks of :func:`dynattn.attention`'s arguments. Sizes and numbers may be symbols of ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dynattn.ops import sharding, transforms
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
-# of scales in float32: what is smaller loses bits, what is larger overflows where kernels turn e^s into a power of 2
+# The bounds of a scale in float32. A smaller scale loses bits; a larger one overflows where kernels turn e^s into a
+# power of 2.
 _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127
 
 
@@ -43,7 +44,7 @@ def check(
     _check_layout("query", query)
     _check_layout("key", key)
     _check_layout("value", value)
-    if not isinstance(method, NM):  # which needs no further look
+    if not isinstance(method, NM):  # an NM has checked itself, and every call can take it
         _check_method(method, aux, dropout_p)
     if not _shapes_fit(query.shape, key.shape, value.shape):
         _refuse_shapes(query.shape, key.shape, value.shape)
@@ -82,7 +83,7 @@ def _check_layout(name: str, x: Tensor) -> None:
 
 
 def _check_shards(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> None:
-    """What is a ``DTensor`` goes with its like."""
+    """Refuse a mixture of ``DTensor`` and other tensors, and dropout of a ``DTensor``."""
     tensors = (query, key, value, *(() if attn_mask is None else (attn_mask,)))
     sharded = [sharding.is_sharded(x) for x in tensors]
     if not any(sharded):
@@ -138,7 +139,8 @@ def _check_method(method: Method, aux: bool, dropout_p: float) -> None:
 
 
 def _shapes_fit(q: torch.Size, k: torch.Size, v: torch.Size) -> bool:
-    """One pass for the call that is right, since small calls feel every microsecond."""
+    """Check all shapes at once: a small call feels every microsecond, and only a wrong one needs to know what is
+    wrong."""
     if not len(q) == len(k) == len(v) == 4:
         return False
     batch, heads, _, head_dim = q

@@ -22,8 +22,8 @@ class Aux(NamedTuple):
             for float64 inputs); -inf for a row with nothing allowed. Differentiable. With it, results over parts of
             the keys merge exactly.
         kept_mass: the dense softmax weight that the kept entries hold, between 0 and 1, (batch, heads, q_len). The
-            output's error is at most ``(1 - kept_mass) · diameter of V``; never below N/M. 1 for a row with nothing
-            allowed. Carries no gradient.
+            output's error is at most ``(1 - kept_mass) · diameter of V``. With N:M attention it is never below N/M. It
+            is 1 for a row with nothing allowed, and carries no gradient.
         density: kept pairs over allowed pairs, measured, (batch, heads), float32; 1 where nothing is allowed.
     """
 
@@ -89,10 +89,10 @@ def attention(
         scale: factor of the scores, not 0, of either sign; None for ``head_dim ** -0.5``.
         dropout_p: probability, at least 0 and below 1, with which a kept weight is dropped; the others are divided by
             ``1 - dropout_p``. As in PyTorch, pass 0 outside of training.
-        seed: of dropout, an int of 64 bits or an int64 tensor of one: the same seed drops the same pairs, on every
-            device. None draws one from PyTorch's generator of this device (``torch.manual_seed``).
-        backend: ``auto`` takes the fastest that computes the definition; by name, that one runs or raises.
-            :func:`explain` shows the choice.
+        seed: the seed of dropout, a 64-bit int or an int64 tensor with one element. The same seed drops the same pairs
+            on every device. None draws one from PyTorch's generator of this device (``torch.manual_seed``).
+        backend: ``auto`` takes the fastest backend that computes the definition. A backend asked for by name runs, or
+            the call raises. :func:`explain` shows the choice.
         return_aux: also return what was kept and lost.
 
     Returns:
@@ -164,7 +164,7 @@ def explain(
 
 
 def _by_head(of: list[heads.Part], options: dict[str, Any], return_aux: bool) -> Tensor | tuple[Tensor, Aux]:
-    """Each method on its heads; the results in the order of the heads."""
+    """Run each method on its heads, and put the results in the order of the heads."""
     calls = [
         (part[2:5], {"method": part.method, "attn_mask": part.attn_mask, "seed": part.seed, **options}) for part in of
     ]
@@ -176,7 +176,7 @@ def _by_head(of: list[heads.Part], options: dict[str, Any], return_aux: bool) ->
 
 
 def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """The inputs as autocast has them where it is on, by the rule that PyTorch's own attention follows."""
+    """Where autocast is on, convert the inputs by the rule that PyTorch's own attention follows."""
     device = inputs[0].device.type if isinstance(inputs[0], Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
         return inputs

@@ -1,4 +1,4 @@
-"""Calls for methods that differ by head: the heads of each method together, and the results back in order."""
+"""Splits a call whose heads have different methods: one call for each method, and the results put back in order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dynattn.methods import Method, PerHead
 
 
 class Part(NamedTuple):
-    """One method's share of a call; the tensors are views where its heads lie side by side.
+    """One method's share of a call. The tensors are views where its heads lie side by side, and copies elsewhere.
 
     Attributes:
-        method: of these heads.
-        heads: which query heads, ascending.
-        query, key, value, attn_mask: theirs, as :func:`dynattn.attention` takes them.
-        seed: of their dropout.
+        method: the method of these heads.
+        heads: the numbers of the query heads, ascending.
+        query, key, value, attn_mask: the tensors of these heads, as :func:`dynattn.attention` takes them.
+        seed: the seed of their dropout.
     """
 
     method: Method
@@ -69,7 +69,8 @@ def in_order(results: list[Tensor], of: list[Part]) -> Tensor:
 
 
 def _shared(heads: list[int], group: int) -> list[int]:
-    """Key heads of these query heads: as few as still divide them evenly in order, else one for each."""
+    """The key heads that these query heads read: each once where that divides the query heads evenly and in order, else
+    one for each query head."""
     wanted = [head // group for head in heads]
     few = list(dict.fromkeys(wanted))
     even = len(heads) // len(few)

@@ -1,4 +1,4 @@
-"""Figures that every method is judged by: kept mass, density, output error, and the bound that ties them.
+"""The figures by which every method is judged: kept mass, density, output error, and the bound that connects them.
 
     ρ = Σ_kept softmax(s),    ‖out - dense‖ ≤ (1 - ρ) · diam(V),    diam(V) = max over keys j, l of ‖v_j - v_l‖
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = 1024  # values whose distances to all others are held at a time
+_BLOCK = 1024  # the distances of so many values to all others are held at a time
 
 
 class Certificate(NamedTuple):

@@ -1,4 +1,4 @@
-"""How much attention a choice keeps when scores are Gaussian: the question "how good is it", answered by formulas.
+"""Formulas for how much attention a choice keeps, and how large its error is, when scores are Gaussian.
 
 Scores of a row are modelled as independent draws ``s ~ N(0, σ²)``; the mean of a row cancels in the softmax, so σ is
 the only parameter. A row's kept mass is ``ρ = Σ_kept e^s / Σ e^s``. In the limit of long rows it tends to
@@ -180,7 +180,7 @@ def _finite(method: NM, sigma: float, length: Tensor) -> Tensor:
 
 
 def _groups(method: NM, length: Tensor) -> dict[int, Tensor]:
-    """How many groups of each size that occurs the rows of these lengths have: M keys, and fewer in the last block."""
+    """For rows of these lengths, how many groups they have of each size: M keys, and fewer in the last block."""
     stride = method.stride
     blocks, rest = length // (method.m * stride), length % (method.m * stride)
     size, larger = rest // stride, rest % stride  # of the last block's groups, `larger` have a key more

@@ -1,7 +1,7 @@
-"""Which backend runs: the fastest that computes the definition, or the one that was asked for by name.
+"""Chooses the backend that runs: the fastest that can compute the problem, or the one that was asked for by name.
 
-A backend is one file with one class: whether it can compute a problem, what it is, and how it runs a call. It is added
-by its line in ``_BACKENDS``, and by its place in ``_fastest_first`` where ``auto`` is to take it.
+A backend is one file with one class, which says why it cannot compute a problem, what it is, and how it runs a call. A
+line in ``_BACKENDS`` adds it; a place in ``_fastest_first`` lets ``auto`` take it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["Backend", "Call", "Plan", "Problem", "Result", "backends", "explain"
 
 
 def route(problem: Problem, backend: str) -> Backend:
-    """The backend that runs: the first of the fastest that can, or the one asked for.
+    """The backend that runs: the fastest that can compute the problem, or the one asked for.
 
     Args:
-        problem: what decides.
+        problem: everything that the choice depends on.
         backend: ``auto`` or the name of a backend.
 
     Raises:
@@ -69,13 +69,13 @@ def backends() -> tuple[str, ...]:
 
 
 def _fastest_first(problem: Problem) -> tuple[str, ...]:
-    """Backends that ``auto`` tries on this device before the reference."""
+    """The names of the backends that ``auto`` tries before the reference, in order."""
     method, device = problem.method, problem.device.type
     if device == "cuda":
-        # sdpa is dense with half of the products of our kernel, which computes with zeros
+        # dense attention by our kernel takes twice as many products as by sdpa, since it multiplies zeros as well
         return ("sdpa", "cuda") if method.keeps_everything else ("cuda", "blockwise", "sdpa")
     if device == "cpu":
-        # the kernel for rows lists all pairs that they keep, one by one
+        # the kernel for rows would list all pairs one by one, since all are kept
         listed = method.keeps_everything and method.choice is Choice.ROWS
         return ("sdpa", "cpu") if listed else ("cpu", "blockwise", "sdpa")
     return ("blockwise", "sdpa")

@@ -1,9 +1,10 @@
-"""Short calls, made again: N:M attention on a CPU whose checks, route and arguments are known from the call before.
+"""Short calls that are repeated: N:M attention on a CPU whose checks, route and arguments an earlier call has settled.
 
-A call of one head of 64 tokens takes less time in arithmetic than in Python. What it takes there depends on shapes,
-strides and options alone, so that it is kept by those: never a tensor, and never more than ``_MOST`` plans. What is not
-the plain case (a mask, dropout, gradients, autocast, a compiler, subclasses of tensors) has no key, and takes the way
-of every other call. The answer is the same, as the same kernel gets the same arguments.
+A call of one head of 64 tokens takes less time in arithmetic than in Python. All that Python finds out depends only on
+shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor is ever kept, and never
+more than ``_MOST`` plans. A call that is not plain (a mask, dropout, gradients, autocast, a compiler, subclasses of
+tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel gets the same
+arguments.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ class Prepared(NamedTuple):
     """What a call needs besides its tensors.
 
     Attributes:
-        like_query: whether the output is of the query's shape, contiguous.
-        arguments: the kernel's, but for addresses.
+        like_query: whether the output has the query's shape and is contiguous.
+        arguments: the arguments of the kernel, but for the addresses.
     """
 
     like_query: bool
     arguments: bytes
 
     def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The output."""
+        """Run the kernel, and return the output."""
         if self.like_query:
             out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3], dtype=torch.float32, device="cpu")
         else:
@@ -52,11 +53,11 @@ class Prepared(NamedTuple):
 def key_of(
     query: Any, key: Any, value: Any, method: Any, causal: Any, scale: Any, backend: Any, special: bool
 ) -> Hashable | None:
-    """What a plan is kept by; None where there is none to be kept.
+    """The key under which the plan of a call is kept; None for a call that is not plain.
 
     Args:
         query, key, value, method, causal, scale, backend: as :func:`dynattn.attention` is given them, not checked.
-        special: whether there is anything else.
+        special: whether any other argument was given.
     """
     if (
         special
@@ -81,12 +82,12 @@ def key_of(
 
 
 def find(key: Hashable) -> Prepared | None:
-    """The plan kept by ``key``."""
+    """The plan that is kept under ``key``, or None."""
     return _plans.get(key)
 
 
 def remember(key: Hashable, chosen: Backend, call: Call) -> None:
-    """Keep a call's plan, where it is one for the kernels and needs no copies."""
+    """Keep the plan of a call, if a CPU kernel runs it and needs no copies of its tensors."""
     query, value = call.query, call.value
     if not isinstance(chosen, CPU) or any(x.stride(-1) != 1 for x in call[:3]):
         return

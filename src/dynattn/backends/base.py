@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""The base class of backends, and what several of them share."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from dynattn.ops.nm import nm_attention
 
 
 class Backend(ABC):
-    """One way to compute attention. All of them compute the same, so that the choice among them is one of speed.
+    """One way to compute attention. All backends compute the same, so that the choice among them is one of speed.
 
     Attributes:
-        name: as ``dynattn.attention(..., backend=...)`` takes it.
+        name: the name that ``dynattn.attention(..., backend=...)`` takes.
     """
 
     name: str
 
     @abstractmethod
     def cannot(self, problem: Problem) -> str | None:
-        """Why it does not compute this problem, half a sentence that ends with no full stop; None where it does.
+        """Why it does not compute this problem, as half a sentence without a full stop; None where it does.
 
-        What a tracer cannot ask (a library, a driver) is taken to be there while a function is compiled; the operator
-        asks when it runs.
+        While a function is compiled, a tracer cannot ask whether a library or a driver is there. It is then taken to be
+        there, and the operator asks when it runs.
         """
 
     @abstractmethod
     def what(self, problem: Problem) -> str:
-        """What it is, for :func:`dynattn.explain`; asked where it can compute the problem."""
+        """What the backend is, in words, for :func:`dynattn.explain`. Called only where it can compute the problem."""
 
     @abstractmethod
     def run(self, call: Call) -> Result:
-        """Compute a call that poses a problem that it can compute."""
+        """Compute a call. Its problem is one that this backend can compute."""
 
 
 def short(dtype: torch.dtype) -> str:
-    """``float32`` of ``torch.float32``."""
+    """The name of a dtype without ``torch.``, as in ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -48,17 +48,17 @@ def run_nm(call: Call, backend: str) -> Result:
     """N:M attention by its operator, under ``torch.func`` too.
 
     Args:
-        call: of a method that is :class:`dynattn.NM`.
-        backend: the operator's.
+        call: a call whose method is :class:`dynattn.NM`.
+        backend: the name of the backend, as the operator takes it.
     """
-    # the compiler maps the operator itself
+    # under the compiler, vmap maps the operator by its own rule
     transformed = transforms.active() and not torch.compiler.is_compiling()
     operator = transforms.NMAttention.apply if transformed else nm_attention
     return Result(*operator(*nm_arguments(call, backend)))
 
 
 def nm_arguments(call: Call, backend: str) -> tuple[Any, ...]:
-    """What the operator of N:M attention takes, of a call of a method that is :class:`dynattn.NM`."""
+    """The arguments of the N:M operator for a call whose method is :class:`dynattn.NM`."""
     query, key, value, attn_mask, seed, method, causal, scale, dropout_p, aux, needs_grad = call
     method = cast(NM, method)
     return (

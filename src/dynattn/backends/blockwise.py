@@ -17,7 +17,7 @@ class Blockwise(Backend):
     """Blocks of queries, each with the slice of keys that its windows reach.
 
     Args:
-        fastest: the backend of the dense attention that the blocks are.
+        fastest: gives the backend for the dense attention that the blocks are computed by.
     """
 
     name = "blockwise"

@@ -56,7 +56,7 @@ class CPU(Backend):
         return f"{what}, dropped blocks skipped" if problem.method.choice is Choice.BLOCKS else what
 
     def _named(self, problem: Problem) -> str:
-        """The instruction set, and of bfloat16 why it is not one of the matrix units."""
+        """The instruction set and, for bfloat16, why it is not one of the matrix units."""
         if self._isa is not None:
             return self._isa
         isa = cpu.best_isa()
@@ -94,14 +94,14 @@ class Tiles(CPU):
 
 
 def _not_taken() -> str:
-    """Why ``cpu`` leaves a problem to other kernels that the matrix units would compute."""
+    """Why ``cpu`` does not take the matrix units for a problem that they would compute."""
     if "amx" not in cpu.PROVEN_TILES:
         return "its kernels have passed their tests on emulated instructions only; backend='cpu-amx' runs them"
     return "few queries read keys in place"
 
 
 def _no_tiles(problem: Problem) -> str | None:
-    """Why tiles do not compute a problem of bfloat16; None where they do."""
+    """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
     if problem.method.choice is Choice.ROWS:
         return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
     return "the gradient is not made on tiles" if problem.needs_grad else None

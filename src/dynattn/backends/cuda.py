@@ -1,4 +1,4 @@
-"""The fused CUDA kernels, of N:M attention."""
+"""The fused CUDA kernels, which compute N:M attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What backends are asked and what they answer: a call, the problem that it poses, its plan and its result."""
+"""The data that goes to and from backends: a call, the problem that it poses, the plan for it, and its result."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dynattn.ops.sharding import is_sharded
 
 
 class Problem(NamedTuple):
-    """What the choice of a backend depends on: a call without its numbers.
+    """Everything that the choice of a backend depends on: a call without the values of its tensors.
 
     Attributes:
-        device: of all tensors.
-        dtype: of query, key and value.
+        device: the device of all tensors.
+        dtype: the dtype of query, key and value.
         method: what to keep.
-        head_dim: of query and key.
-        value_dim: of value.
-        q_len, kv_len: lengths.
+        head_dim: the head_dim of query and key.
+        value_dim: the last dimension of value.
+        q_len, kv_len: the number of queries and of keys.
         causal: whether keys after the query are forbidden.
         masked: whether there is a mask.
-        mask_by_query: the mask is added, or is not the same for all queries.
-        mask_needs_grad: its gradient will be asked for.
+        mask_by_query: whether the mask is added to the scores, or is not the same for all queries.
+        mask_needs_grad: whether the mask's gradient will be asked for.
         aux: whether the certificate is asked for.
         dropout: whether weights are dropped.
-        needs_grad: gradients will be asked for.
-        sharded: the tensors are ``DTensor``.
+        needs_grad: whether gradients will be asked for.
+        sharded: whether the tensors are ``DTensor``.
     """
 
     device: torch.device
@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
     Attributes:
         query, key, value, attn_mask, method, causal, dropout_p: as :func:`dynattn.attention` takes them.
-        seed: of dropout, an int64 tensor of one element; None without dropout.
+        seed: the seed of dropout, an int64 tensor of one element; None without dropout.
         scale: factor of the scores.
         aux: whether the certificate is asked for.
         needs_grad: whether a gradient may be asked for.
@@ -74,12 +74,12 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Those that operators take first."""
+        """The tensors with which the arguments of every operator begin."""
         return self[:5]
 
     @property
     def problem(self) -> Problem:
-        """What it poses."""
+        """The problem that this call poses."""
         query, mask = self.query, self.attn_mask
         return Problem(
             query.device, query.dtype, self.method, query.shape[3], self.value.shape[3], query.shape[2],
@@ -94,11 +94,11 @@ class Result(NamedTuple):
     """What a backend computed; all but ``out`` are None, or hold nothing, where the certificate was not asked for.
 
     Attributes:
-        out: (batch, heads, q_len, value_dim), dtype of the query.
-        logsumexp: (batch, heads, q_len), float32 or float64, of kept scores.
-        kept_mass: same shape and dtype, dense weight of the kept pairs.
-        kept: same shape, int32, pairs kept.
-        allowed: same shape, int32, pairs allowed.
+        out: (batch, heads, q_len, value_dim), in the dtype of the query.
+        logsumexp: (batch, heads, q_len), float32 or float64, over the kept scores.
+        kept_mass: the dense weight of the kept pairs, in the same shape and dtype.
+        kept: the number of pairs kept, int32, in the same shape.
+        allowed: the number of pairs allowed, int32, in the same shape.
     """
 
     out: Tensor
@@ -113,11 +113,12 @@ class Plan:
     """Which backend runs, and why the ones before it do not; print it to read it.
 
     Attributes:
-        backend: name of the backend, as ``dynattn.attention(..., backend=...)`` takes it; None where heads differ in
-            their method, and each of ``parts`` has its own.
-        reason: what it is and why it was chosen.
+        backend: the name of the backend, as ``dynattn.attention(..., backend=...)`` takes it; None where heads differ
+            in their method, and each of ``parts`` has a backend of its own.
+        reason: what the backend is, and why it was chosen.
         rejected: for each faster backend, why it cannot run here.
-        parts: plans by heads, where the method is a ``PerHead``: the heads in words, and the plan of their method.
+        parts: where the method is a ``PerHead``, the plan of each method, under a key that names it and its heads in
+            words.
     """
 
     backend: str | None

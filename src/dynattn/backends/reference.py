@@ -15,7 +15,7 @@ from dynattn.ops.sharding import is_sharded
 
 
 class Reference(Backend):
-    """Plain PyTorch, a block of queries at a time where a method keeps pairs."""
+    """Plain PyTorch. Where a method keeps pairs, a block of queries is computed at a time."""
 
     name = "reference"
 

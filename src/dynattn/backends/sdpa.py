@@ -44,7 +44,8 @@ class SDPA(Backend):
 
 
 def _apart(x: Tensor) -> Tensor:
-    """``x``, or a copy where elements share memory: PyTorch's gradient of such an input is wrong on CPUs (2.13)."""
+    """``x``, or a copy of it where its elements share memory: PyTorch 2.13 gives such an input a wrong gradient on
+    CPUs."""
     if x.is_contiguous():
         return x
     reach = 1

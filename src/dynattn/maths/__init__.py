@@ -1,1 +1,1 @@
-"""What methods share, and that knows no method."""
+"""Mathematics that methods share: scores, selection, positions, estimates and hashes. Nothing here knows a method."""

@@ -33,7 +33,7 @@ STEP = 16
 
 
 class _Tiles(NamedTuple):
-    """A call in tiles, queries of a tile in reverse; what is missing or forbidden is zero."""
+    """A call cut into tiles, with the queries of a tile in reverse. What is missing or forbidden is zero."""
 
     query: Tensor  # (batch, heads, a, 16, head_dim)
     key: Tensor  # (batch, kv_heads or heads, c, 16, head_dim)
@@ -93,7 +93,7 @@ def _tiles(call: Input) -> _Tiles:
 
 
 def _means(tiles: _Tiles, at: slice, call: Input) -> Tensor:
-    """t of some rows of tiles: (batch, heads, a, c), -inf where no pair of the antidiagonal is allowed."""
+    """t for some rows of tiles: (batch, heads, a, c), -inf where no pair of the antidiagonal is allowed."""
     sums = by_kv_head(tiles.query[:, :, at].flatten(3), tiles.key.flatten(3))
     counts = tiles.queries[at] @ tiles.keys.mT
     if call.causal:
@@ -104,12 +104,12 @@ def _means(tiles: _Tiles, at: slice, call: Input) -> Tensor:
 
 
 def _shifts(offset: int) -> range:
-    """How many columns from a the tiles lie of whose antidiagonals the causal mask forbids a part."""
+    """The shifts for which the causal mask forbids a part of the antidiagonal of the tiles (a, a + shift)."""
     return range(-(-(offset - STEP + 2) // STEP), (offset + STEP - 1) // STEP + 1)
 
 
 def _cut(sums: Tensor, counts: Tensor, tiles: _Tiles, at: slice, shift: int, pairs: int) -> None:
-    """Tiles (a, a + shift): the first ``pairs`` pairs of their antidiagonal are allowed."""
+    """Correct the tiles (a, a + shift), of whose antidiagonals only the first ``pairs`` pairs are allowed."""
     first, last = max(at.start, -shift), min(at.stop, tiles.key.shape[2] - shift)
     if first >= last:
         return

@@ -1,4 +1,4 @@
-"""Windows in linear time: each block of queries with the slice of keys that its windows reach, and the sinks.
+"""Windows in linear time: each block of queries meets the slice of keys that its windows reach, and the sinks.
 
     block I: queries [I·B, (I + 1)·B) and keys [start + I·B, start + I·B + size),
     start = kv_len - q_len - (window - 1),    size = B + 2 · (window - 1), or B + window - 1 where attention is causal
@@ -23,13 +23,13 @@ class Bands(NamedTuple):
     """Where blocks of queries and their slices of keys lie in a call. The sinks stand before each slice.
 
     Attributes:
-        q_len, kv_len: of the call.
+        q_len, kv_len: the lengths of the call.
         window, sinks: keys less than ``window`` positions from the query are kept, and the first ``sinks``.
         causal: keys after the query are forbidden, aligned bottom-right.
-        block, blocks: queries in a block, and how many blocks there are.
-        start: first key of the first slice; may be negative.
-        size: keys in a slice.
-        before: sinks before each slice; 0 where a slice holds all keys.
+        block, blocks: how many queries a block has, and how many blocks there are.
+        start: the first key of the first slice; it may be negative.
+        size: how many keys a slice has.
+        before: how many sinks stand before each slice; 0 where a slice holds all keys.
     """
 
     q_len: int
@@ -45,7 +45,7 @@ class Bands(NamedTuple):
 
     @classmethod
     def of(cls, window: int, sinks: int, q_len: int, kv_len: int, causal: bool) -> Bands:
-        """For a call; one block with all keys where a slice would be longer than those."""
+        """The bands of a call. They are one block with all keys where a slice would be longer than the keys."""
         reach = window - 1
         block = max(1, min(_BLOCK, q_len))
         size = block + reach * (1 if causal else 2)
@@ -61,7 +61,7 @@ class Bands(NamedTuple):
         return rows.unflatten(2, (self.blocks, self.block)).transpose(1, 2).flatten(0, 1)
 
     def keys(self, x: Tensor) -> Tensor:
-        """What each block attends to, of keys or values: (batch · blocks, kv_heads, before + size, dim)."""
+        """The keys or values that each block attends to: (batch · blocks, kv_heads, before + size, dim)."""
         slices = pad(x, (0, 0, *self._padding)).unfold(2, self.size, self.block)
         slices = slices.permute(0, 2, 1, 4, 3)
         if self.before:
@@ -91,11 +91,12 @@ class Bands(NamedTuple):
 
     @property
     def _padding(self) -> tuple[int, int]:
-        """Keys to add before and after all; fewer than none where slices leave keys out."""
+        """How many keys to add before the first and after the last; negative where the slices leave keys out."""
         return -self.start, self.start + (self.blocks - 1) * self.block + self.size - self.kv_len
 
     def _kept(self, device: torch.device) -> Tensor:
-        """What window and sinks allow, each pair in one of its two places: (1, blocks, 1, block, before + size)."""
+        """What window and sinks allow: (1, blocks, 1, block, before + size). A sink that also lies in the slice counts
+        once."""
         first = torch.arange(self.blocks, device=device).view(-1, 1, 1) * self.block
         query = first + torch.arange(self.block, device=device).view(-1, 1)
         position = query + self.kv_len - self.q_len
@@ -119,11 +120,11 @@ class Bands(NamedTuple):
             rows = pad(mask, (0, 0, 0, self.blocks * self.block - self.q_len))
             rows = rows.unflatten(2, (self.blocks, self.block))
             slices = pad(rows, self._padding).unfold(-1, self.size, self.block)
-            slices = slices.diagonal(dim1=2, dim2=4)  # of every block of queries its own slice
+            slices = slices.diagonal(dim1=2, dim2=4)  # every block of queries takes its own slice
             sinks = rows[..., : self.before].movedim(2, -1)
         return torch.cat([sinks, slices], 3).movedim(-1, 1)
 
 
 def _joined(band: Tensor, mask: Tensor) -> Tensor:
-    """A mask of what both allow."""
+    """A mask that allows what both allow."""
     return band & mask if mask.dtype == torch.bool else torch.where(band, mask, -torch.inf)

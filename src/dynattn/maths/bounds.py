@@ -23,7 +23,7 @@ from dynattn.maths.scores import arithmetic_dtype
 
 
 def of_scores(scores: Tensor, size: int, query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The definition. Scores tell which pairs are allowed, and nothing else.
+    """The definition. The scores serve only to tell which pairs are allowed.
 
     Args:
         scores: (batch, heads, rows, kv_len), -inf where the pair is not allowed.
@@ -89,7 +89,7 @@ def _bound(positive: Tensor, negative: Tensor, most: Tensor, least: Tensor) -> T
 
 
 def _cut(value: Tensor, at: slice, parts: list[Tensor], key: Tensor, seen: Tensor, offset: int) -> None:
-    """Blocks that the diagonal cuts: the keys that come after the last query of I are not seen."""
+    """Correct the blocks that the diagonal cuts: keys after the last query of I are not seen."""
     size, columns = key.shape[3], key.shape[2]
     last = torch.arange(at.start + 1, at.stop + 1, device=key.device) * size - 1 + offset  # position of I's last query
     inside = ((last >= 0) & (last // size < columns)).nonzero().flatten()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _TILE = 32
-_AT_ONCE = 2**21  # pairs of a step: 8 MB for each float32 that is computed for a pair
+_AT_ONCE = 2**21  # pairs in a step, which takes 8 MB for each float32 number that is computed for a pair
 
 
 class Tiles(NamedTuple):
@@ -95,14 +95,14 @@ def tiles(
 
 
 class _Sorted:
-    """Vectors of one side, in the order of their buckets; a bucket is one of one batch and head."""
+    """The queries or the keys, in the order of their buckets. Every batch and head has buckets of its own."""
 
     def __init__(self, hashed: Tensor, length: int, buckets: int, excluded: Tensor | None) -> None:
         group = torch.arange(hashed.shape[0], device=hashed.device) // length
         bucket = group * buckets + hashed
         count = hashed.shape[0] // length * buckets
         if excluded is not None:
-            bucket = bucket.masked_fill(excluded, count)  # a bucket of no query, after all others
+            bucket = bucket.masked_fill(excluded, count)  # a bucket after all others, in which no query is
         self.order = bucket.sort(stable=True).indices
         sizes = bucket.bincount(minlength=count)[:count]
         self._end = sizes.cumsum(0)

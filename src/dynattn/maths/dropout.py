@@ -2,8 +2,8 @@
 
     out_i = Σ_j Z_ij P_ij v_j,    Z_ij = 0 with probability p, else 1 / (1 - p)
 
-Z comes from a counter-based generator, so that forward and backward make it anew instead of storing it, and every
-device makes the same. The pair (i, j) of a head is kept when a 32-bit word is at least ``p · 2³²``:
+Z comes from a counter-based generator. So forward and backward make it anew instead of storing it, and every device
+makes the same Z. The pair (i, j) of a head is kept when a 32-bit word is at least ``p · 2³²``:
 
     stream(batch, head) = first word of Philox4x32-10(counter = (head, batch, 0, 0), key = seed)
     word(i, j)          = first word of Philox2x32-10(counter = (j, i), key = stream)

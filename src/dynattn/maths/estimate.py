@@ -1,4 +1,4 @@
-"""What estimates of blocks share: the form of their results, which blocks have an allowed pair, and which lie near.
+"""What the estimates of blocks share: the form of their results, which blocks have an allowed pair, which lie near.
 
 An estimate is a value for every block (I, J) of B queries and B keys, ``[0, B), [B, 2B), …``: the larger, the more of
 the attention of I's queries goes to J's keys. ``softmax_J`` of it estimates the share.
@@ -16,16 +16,16 @@ from torch.nn.functional import pad
 
 from dynattn.maths.scores import arithmetic_dtype
 
-AT_ONCE = 1 << 22  # scores, or values, held at a time: 16 MB of float32 a temporary
+AT_ONCE = 1 << 22  # so many scores, or values, are held at a time: 16 MB of float32 for each temporary
 
 
 class Estimated(NamedTuple):
     """Some rows of blocks.
 
     Attributes:
-        rows: which.
-        value: (batch, heads, rows, blocks of keys); anything where no pair is allowed.
-        some: of a shape that broadcasts to it, whether any is.
+        rows: the numbers of these rows.
+        value: (batch, heads, rows, blocks of keys); of no meaning where no pair of the block is allowed.
+        some: whether some pair of the block is allowed, in a shape that broadcasts to that of ``value``.
     """
 
     rows: slice
@@ -64,9 +64,10 @@ class Input(NamedTuple):
         return mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))[:, :, 0].expand(-1, -1, kv_len)
 
     def steps(self, size: int, width: int, parts: int = 1) -> Iterator[slice]:
-        """All rows of blocks, so many at a time that ``AT_ONCE`` values fit, ``width`` a row of blocks and head.
+        """All rows of blocks, a slice at a time, such that ``AT_ONCE`` values hold ``width`` for each row and each
+        head.
 
-        With ``parts`` at least in so many steps, where there are as many rows.
+        They are cut into at least ``parts`` slices, where there are as many rows.
         """
         batch, heads, q_len, _ = self.query.shape
         rows = -(-q_len // size)
@@ -87,7 +88,7 @@ class Input(NamedTuple):
         return pad(s.masked_fill(~allowed, -math.inf), (0, kv_len - seen), value=-math.inf)
 
     def of_rows(self, rows: slice, size: int) -> Tensor:
-        """Numbers of the queries of some rows of blocks."""
+        """The numbers of the queries of some rows of blocks."""
         return torch.arange(rows.start * size, min(rows.stop * size, self.query.shape[2]), device=self.query.device)
 
 
@@ -104,7 +105,7 @@ def by_kv_head(query: Tensor, key: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, size: int, dim: int, fill: float = 0.0) -> Tensor:
-    """A dimension cut into blocks, the last one filled up."""
+    """A dimension cut into blocks. The last block is filled up."""
     missing = -x.shape[dim] % size
     whole = pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing), value=fill) if missing else x
     return whole.unflatten(dim, (whole.shape[dim] // size, size))
@@ -121,7 +122,7 @@ def some_scored(scores: Tensor, size: int) -> Tensor:
 
 
 def log_shares(scores: Tensor) -> Tensor:
-    """``log Σ_i Σ_{j ∈ J} softmax(s_i)_j`` of some queries' scores.
+    """``log Σ_i Σ_{j ∈ J} softmax(s_i)_j`` over some queries i of each block I.
 
     Args:
         scores: (batch, heads, I, i, J, j), -inf where not allowed.

@@ -2,7 +2,7 @@
 
     sums_i = Σ_j Σ_f exp(a_if + b_jf) v_j,        j over all keys, or over those up to the query's place
 
-In time and memory linear in length: ``Σ_j exp(b_jf) v_j`` is a matrix of (features, value_dim), whatever the length.
+Time and memory are linear in length: ``Σ_j exp(b_jf) v_j`` is a matrix of (features, value_dim), whatever the length.
 Every sum is taken relative to its largest term, so that features may be any finite logarithms.
 
 Source: the order of the products is that of arXiv:1812.01243 and arXiv:2006.16236; the logarithms are this library's.
@@ -46,7 +46,8 @@ def key_bias(method: str, attn_mask: Tensor | None, dtype: torch.dtype) -> Tenso
 
 
 def forbid(log_key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logarithms with the bias of :func:`key_bias`, and values of which forbidden keys' are 0, whatever they hold."""
+    """Add the bias of :func:`key_bias` to the logarithms, and set the values of forbidden keys to 0, whatever they
+    hold."""
     if bias is None:
         return log_key, value
     forbidden = bias == -math.inf
@@ -75,13 +76,13 @@ def mix(log_query: Tensor, log_key: Tensor, value: Tensor, causal: bool) -> tupl
 
 
 def _mix_causal(log_query: Tensor, log_key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Chunks of queries in turn: what came before the chunk by its state, the chunk's own keys term by term.
+    """Chunks of queries in turn. Keys before a chunk enter by the sums so far, the chunk's own keys term by term.
 
-    Within a chunk a later key's feature may be so large that an earlier query's terms vanish beside it; hence the
-    terms there are formed by exponent, not by product.
+    Within a chunk the feature of a later key may be so large that the terms of an earlier query vanish beside it. So
+    the exponents are added there before ``exp`` is taken, and no product of two ``exp`` is formed.
     """
     q_len, kv_len = log_query.shape[2], log_key.shape[2]
-    before = kv_len - q_len  # keys that every query sees; queries ahead of all keys where negative
+    before = kv_len - q_len  # so many keys are seen by every query; where negative, so many queries see no key
     unseeing = log_query[:, :, : max(0, -before)]
     sums = [value.new_zeros(*unseeing.shape[:3], value.shape[-1])]
     scales = [value.new_zeros(*unseeing.shape[:3], 1)]
@@ -107,7 +108,7 @@ def _mix_causal(log_query: Tensor, log_key: Tensor, value: Tensor) -> tuple[Tens
 
 
 def _largest(x: Tensor, dim: int) -> Tensor:
-    """Largest along a dimension, which is kept; -inf where it is empty; no gradient."""
+    """The largest along a dimension, which stays with size 1; -inf where it is empty. It carries no gradient."""
     if x.shape[dim] == 0:
         shape = list(x.shape)
         shape[dim] = 1

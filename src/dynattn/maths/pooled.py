@@ -108,7 +108,7 @@ def _call(call: Input, size: int) -> _InBlocks:
 
 
 def _shifts(offset: int, size: int) -> range:
-    """How many columns from I the blocks lie that the diagonal cuts."""
+    """The shifts for which the diagonal cuts the blocks (I, I + shift)."""
     return range((offset + 1) // size, (offset + size - 1) // size + 1)
 
 
@@ -131,19 +131,19 @@ def _cut(call: _InBlocks, shift: int) -> _Cut:
 def _cut_sums(query: Tensor, key: Tensor, ahead: int) -> Tensor:
     """Σ_i q_i · (Σ_{j <= i + ahead} k_j) of every block: (batch, key heads, group, blocks)."""
     size = key.shape[-2]
-    upto = key.cumsum(-2).unsqueeze(2)  # one pass, where products with a triangle take three times as long
+    upto = key.cumsum(-2).unsqueeze(2)  # a cumulative sum; a product with a triangular matrix takes three times as long
     low, high = max(0, -ahead), min(size, size - ahead)
     sums = (query[..., low:high, :] * upto[..., low + ahead : high + ahead, :]).sum((-2, -1))
-    return sums + (query[..., high:, :].sum(-2) * upto[..., -1, :]).sum(-1)  # those that may attend all of them
+    return sums + (query[..., high:, :].sum(-2) * upto[..., -1, :]).sum(-1)  # these queries may attend all keys
 
 
 def _diagonal(x: Tensor, start: int, cut: _Cut) -> Tensor:
-    """A cut's blocks among the rows of blocks from ``start`` on."""
+    """The blocks that the diagonal cuts, among the rows of blocks from ``start`` on."""
     return x.diagonal(cut.shift + start, -2, -1)
 
 
 def _part(values: Tensor, start: int, cut: _Cut, x: Tensor) -> Tensor:
-    """A cut's values for these rows."""
+    """Those of a cut's values that belong to these rows."""
     count = _diagonal(x, start, cut).shape[-1]
     return values.narrow(-1, max(start - cut.first, 0) if count else 0, count)
 

@@ -1,4 +1,4 @@
-"""Where queries and keys stand."""
+"""The positions of queries and keys relative to each other."""
 
 from __future__ import annotations
 

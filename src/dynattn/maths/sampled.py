@@ -1,9 +1,9 @@
-"""Attention of every 16th query, exactly: what a block of queries attends to, told by a few of them.
+"""The exact attention of every 16th query: a few queries of a block tell what the block attends to.
 
     value(I, J) = log Σ_{i ∈ I sampled} Σ_{j ∈ J} softmax(s_i)_j
 
-Sampled is the last query of every run of 16 of a block. That costs 1/16 of all scores, and sees single large ones,
-which means of queries and keys do not.
+The last query of every run of 16 in a block is sampled. That costs 1/16 of all scores, and shows single large scores,
+which the means of queries and keys hide.
 
 Source: sampled rows of scores choose the keys of all queries at once in SampleAttention, arXiv:2406.15486; here they
 choose for their own block.

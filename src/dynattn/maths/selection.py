@@ -1,4 +1,4 @@
-"""The largest of every row, with the ties settled: what the methods that rank scores share."""
+"""The largest scores of every row, with ties settled. All methods that rank scores use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SORTED_BY_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)  # with vectors, since NumPy 1.25
+_SORTED_BY_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)  # by vector instructions since NumPy 1.25
 
 
 def largest(scores: Tensor, count: Tensor | int) -> Tensor:
@@ -30,7 +30,7 @@ def largest(scores: Tensor, count: Tensor | int) -> Tensor:
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     ranked = scores.masked_fill(scores.isnan(), torch.inf) if scores.is_floating_point() else scores
-    last = _last(ranked, count, most)  # value that is kept; of its equals the first few
+    last = _last(ranked, count, most)  # the smallest value that is kept; of several equal ones the first few are kept
     kept = (ranked >= last) & (count > 0)
     if torch.equal(kept.sum(-1, keepdim=True), count):
         return kept

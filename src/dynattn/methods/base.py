@@ -1,4 +1,5 @@
-"""What methods share: a name that round-trips, and the two kinds there are."""
+"""The base classes of methods. A method has a name that :func:`~dynattn.methods.parse` turns back into it, and keeps
+pairs (:class:`PairMethod`) or mixes values in another way (:class:`MixingMethod`)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class Rows(NamedTuple):
     Attributes:
         query: (batch, heads, rows, head_dim), the block.
         key: (batch, heads, kv_len, head_dim), all keys, each repeated for the query heads that share it.
-        offset: position of the first query of the block on the key axis.
+        offset: the position of the block's first query on the key axis.
         scale: factor of the scores.
     """
 
@@ -27,11 +28,11 @@ class Rows(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """What a choice is made from where it is not made from the exact scores.
+    """What it costs to make a choice from something cheaper than the exact scores.
 
     Attributes:
-        multiply_adds: for each allowed pair.
-        key_bytes: read of each key, besides what the kept pairs need.
+        multiply_adds: the multiply-adds that the choice needs for each allowed pair.
+        key_bytes: the bytes that it reads of each key, besides what the kept pairs need.
     """
 
     multiply_adds: float
@@ -39,15 +40,15 @@ class Glance(NamedTuple):
 
 
 class Choice(Enum):
-    """By what a method chooses, which decides about the kernels that can compute it.
+    """How a method chooses, which decides which kernels can compute it.
 
     Attributes:
-        GROUPS: the keys of a group compete with each other, as in :class:`dynattn.NM`, the one method that does so.
-        ROWS: each query by its own scores alone, as ``row_rule`` says.
-        BLOCKS: whole blocks of pairs are kept or dropped, which ``choose_blocks`` finds without all scores.
-        WINDOW: positions alone, as in :class:`dynattn.Window`, the one method that does so.
+        GROUPS: the keys of a group compete with each other. :class:`dynattn.NM` is the one method that chooses so.
+        ROWS: each query chooses by its own scores alone, as ``row_rule`` says.
+        BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores.
+        WINDOW: positions alone decide. :class:`dynattn.Window` is the one method that chooses so.
         PAIRS: anything else that :meth:`PairMethod.choose` says.
-        NONE: nothing is chosen; the method is no softmax over kept pairs.
+        NONE: nothing is chosen; the method is not a softmax over kept pairs.
     """
 
     GROUPS = auto()
@@ -61,14 +62,17 @@ class Choice(Enum):
 class RowRule(NamedTuple):
     """What a row keeps by its own scores, by count, by weight or by mass.
 
-    Of a allowed keys ``min(a, most, max(floor, ⌈numerator · a / denominator⌉))`` by count.
+    By count, a row with ``a`` allowed keys keeps ``min(a, most, max(floor, ⌈numerator · a / denominator⌉))`` of them.
 
     Attributes:
-        most: pairs kept at most, between 1 and 2**31 - 1.
-        floor: pairs kept at least, where there are as many, between 0 and 2**31 - 1.
-        numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
-        weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
-        mass: above 0, keeps instead the fewest of the largest weights that hold this share of all; 0 does not.
+        most: the row keeps at most so many pairs, between 1 and 2**31 - 1.
+        floor: the row keeps at least so many pairs where it has as many, between 0 and 2**31 - 1.
+        numerator, denominator: the share of the allowed keys, above 0 and at most 1; the denominator is at most a
+            million.
+        weight: where it is at least 0, the row keeps instead the dense softmax weights that exceed it, and the largest
+            one. -1 switches this off.
+        mass: where it is above 0, the row keeps instead the fewest of its largest weights that hold this share of all.
+            0 switches this off.
     """
 
     most: int = 2**31 - 1
@@ -90,17 +94,17 @@ class Method(ABC):
 
     @property
     def known_as(self) -> str:
-        """``name`` as it was when the object was made.
+        """``name`` as it was when the object was made, a constant to the compiler.
 
-        A function under torch.compile that meets a second object takes its numbers for symbols, and a name cannot be
-        made of those; one that is there is a constant.
+        When a function under torch.compile meets a second object of a class, its numbers become symbols, and no name
+        can be made of symbols. A name that was made before is a constant.
         """
         return self.__dict__.get("_known_as") or self.name
 
     @property
     @abstractmethod
     def choice(self) -> Choice:
-        """By what it chooses."""
+        """How the method chooses."""
 
     @property
     @abstractmethod
@@ -127,9 +131,10 @@ class PairMethod(Method):
     """Keeps some of the pairs of query and key; the output is the softmax over the kept ones, times V.
 
     Attributes:
-        rows_together: the choice is made for aligned runs of so many consecutive queries; 1 for each query by itself.
-        whole_blocks: where :meth:`choose_blocks` gives the choice, the queries and keys of a block, between 1 and 1024,
-            counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
+        rows_together: the choice is made for aligned runs of so many consecutive queries; 1 where each query chooses by
+            itself.
+        whole_blocks: where :meth:`choose_blocks` gives the choice, how many queries and keys a block has, between 1 and
+            1024, counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
     """
 
     rows_together: ClassVar[int] | property = 1
@@ -137,7 +142,7 @@ class PairMethod(Method):
 
     @property
     def choice(self) -> Choice:
-        """In whole blocks where it has any, else by pairs."""
+        """By whole blocks where the method has them, else by pairs."""
         return Choice.BLOCKS if self.whole_blocks else Choice.PAIRS
 
     def row_rule(self) -> RowRule:
@@ -149,7 +154,7 @@ class PairMethod(Method):
         """The kept pairs of a block of queries: the method's definition.
 
         A block begins at a multiple of ``rows_together`` queries. The choice must not depend on how queries are cut
-        into blocks, nor on anything but the arguments: the gradient makes it again.
+        into blocks, nor on anything but the arguments, because the gradient makes the choice again.
 
         Args:
             scores: ``scale · QKᵀ + bias``, (batch, heads, rows, kv_len), -inf where the pair is not allowed.
@@ -160,9 +165,9 @@ class PairMethod(Method):
         """
 
     def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-        """The same choice as :meth:`choose` makes, in whole blocks and without the scores of all pairs.
+        """The choice that :meth:`choose` makes, in whole blocks and without the scores of all pairs.
 
-        Only sums may round in another order. Called where ``whole_blocks`` is not 0.
+        The two may differ only as sums in another order round differently. Called where ``whole_blocks`` is not 0.
 
         Args:
             query: (batch, heads, q_len, head_dim).
@@ -178,19 +183,21 @@ class PairMethod(Method):
         raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
-        """What an implementation that computes no more than it must makes the choice from; None: the exact scores.
+        """What the choice costs an implementation that computes no more than it must; None where it needs all exact
+        scores.
 
-        :mod:`dynattn.account` counts by it. Where it is None, all allowed pairs are scored; else the kept ones alone.
+        :mod:`dynattn.account` counts with it. Where it is None, all allowed pairs are scored; else only the kept ones
+        are.
 
         Args:
-            head_dim: of queries and keys.
-            itemsize: bytes of an element.
+            head_dim: the head_dim of queries and keys.
+            itemsize: the bytes of an element.
         """
         return None
 
 
 class MixingMethod(Method):
-    """Computes something else than a softmax over kept pairs: linear attention, sparse plus low rank."""
+    """Computes something other than a softmax over kept pairs: linear attention, or sparse plus low rank."""
 
     @property
     def choice(self) -> Choice:

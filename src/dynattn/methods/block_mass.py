@@ -3,7 +3,7 @@
     kept(i, j) ⇔ block J of j holds a key near the queries of I or one of the first keys, or is among the best of the
                  others by value(I, J), the fewest with which Σ_{J kept} softmax_J value(I, J) >= mass
 
-Heads and rows with sharp attention keep few blocks, flat ones many.
+Heads and rows whose attention is sharp keep few blocks; those whose attention is flat keep many.
 
 Source: cumulative thresholds over block estimates, XAttention, arXiv:2503.16428, and SpargeAttention, arXiv:2502.18137.
 """
@@ -30,8 +30,8 @@ _NAME = re.compile(rf"blockmass-(?P<mass>{share.NUMBER})-b(?P<block>\d+){OPTIONS
 class BlockMass(Blocks):
     """Keep, for every block of queries, blocks of keys until their estimated share of the attention reaches ``mass``.
 
-    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count. A row of blocks
-    with a value that is NaN or infinite keeps all, so that it reaches the output.
+    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count towards the mass. A
+    row of blocks with a value that is NaN or infinite keeps all its blocks, so that the value reaches the output.
 
     Args:
         mass: the share, a float above 0, at most 1 (which is dense attention).

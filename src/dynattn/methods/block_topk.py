@@ -36,9 +36,9 @@ _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+){OPTION
 class BlockTopK(Blocks):
     """Keep, for every block of queries, a share of the blocks of keys: those near and the first, then by an estimate.
 
-    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count: only where they are
-    more than the share asks for are more kept. Without a window a query whose allowed keys all lie in dropped blocks
-    gives 0.
+    Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count towards the share; a
+    row keeps more than its share only where it has more forced blocks than that. Without a window, a query whose
+    allowed keys all lie in dropped blocks gives 0.
 
     Blocks of queries are counted from the first query of the call, blocks of keys from key 0.
 
@@ -48,9 +48,9 @@ class BlockTopK(Blocks):
         by: what ranks the blocks that are not forced: ``mean``, the mean score; ``sampled``, the exact attention of
             every 16th query; ``bounds``, upper bounds of the scores; ``antidiagonal``, scores along antidiagonals, for
             which the block must be a multiple of 16.
-        window: blocks are kept that hold a key less than so many positions from one of the block's queries: None for
-            ``block``, so that these are its own block and the neighbours; 0 for none.
-        sinks: blocks are kept that hold one of so many first keys; 0 for none.
+        window: a block is always kept that holds a key less than so many positions from one of the queries. None stands
+            for ``block``, which keeps the queries' own block and its neighbours; 0 for no window.
+        sinks: a block is always kept that holds one of the first so many keys; 0 for none.
         floor: a row of blocks keeps at least ⌈floor / block⌉, where it has as many; 0 for no floor.
 
     Raises:

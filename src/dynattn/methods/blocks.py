@@ -1,8 +1,8 @@
-"""What methods share that keep blocks of keys for blocks of queries: forced blocks, and the estimate that ranks others.
+"""The base of methods that keep blocks of keys for blocks of queries: forced blocks, and an estimate to rank the rest.
 
     kept(I, J) ⇔ J holds a key near I or one of the first,  or  J is among the best of the others by value(I, J)
 
-A method says how many are the best; the forced ones count.
+A subclass says how many are the best. The forced blocks count among those it may keep.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled
 from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
 
-LARGEST = 1024  # block
-_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs is no more than queries and keys take at length 64k
+LARGEST = 1024  # the largest block
+_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
 
 
 class Estimate(NamedTuple):
-    """A way to rank blocks; see the files for what they compute.
+    """A way to rank blocks; the files of ``maths`` say what each computes.
 
     Attributes:
-        of_scores: the definition.
+        of_scores: the definition, from the scores of all pairs.
         of_input: the same without the scores of all pairs.
-        glance: what it costs, given head_dim, the bytes of an element, and the block.
-        multiple: that a block must be of.
+        glance: what the estimate costs, given head_dim, the bytes of an element, and the size of a block.
+        multiple: the size of a block must be a multiple of this.
     """
 
     of_scores: Callable[[Tensor, Rows, int], tuple[Tensor, Tensor]]
@@ -68,7 +68,8 @@ class Blocks(PairMethod):
     Attributes:
         block: queries and keys in a block.
         by: name of the estimate.
-        window, sinks: blocks with such keys are kept; a window of None is the block.
+        window, sinks: blocks with a key in the window, or among the sinks, are always kept. A window of None is as wide
+            as a block.
     """
 
     block: int
@@ -114,7 +115,7 @@ class Blocks(PairMethod):
 
     @property
     def whole_blocks(self) -> int:
-        """The block, from 8 on."""
+        """The size of a block where it is at least 8, else 0."""
         return self.block if self.block >= _LEAST_WHOLE else 0
 
     def glance(self, head_dim: int, itemsize: int) -> Glance:
@@ -163,6 +164,6 @@ class Blocks(PairMethod):
     def _kept(self, value: Tensor, some: Tensor, forced: Tensor) -> Tensor:
         must = forced & some
         others = some & ~must
-        # A block that an estimate gives no weight at all can still be kept, before any that may not be attended.
+        # A block to which an estimate gives no weight at all still ranks before every block that may not be attended.
         value = value.clamp(min=torch.finfo(value.dtype).min)
         return must | (self.best(value, others, must) & others)

@@ -1,4 +1,4 @@
-"""Classes whose objects go by names: what every registry of methods is made of."""
+"""A registry of classes whose objects are found by name. Attention methods have one, and pruning methods another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Named(Protocol):
-    """A class that knows its names."""
+    """A class that recognises the names of its objects."""
 
     @classmethod
     def from_name(cls, name: str) -> Any:
@@ -29,7 +29,8 @@ class Classes(Generic[_Named]):
         self.known: list[type[_Named]] = []
 
     def add(self, cls: type[_Named]) -> None:
-        """Register a class; one of the same module and name, as a notebook defines again, is replaced.
+        """Register a class. It replaces one of the same module and name, as a notebook's cell that runs twice defines
+        it.
 
         Raises:
             TypeError: it is no such class.

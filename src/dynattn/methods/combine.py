@@ -3,8 +3,8 @@
     Union:         kept(i, j) ⇔ some part keeps (i, j)
     Intersection:  kept(i, j) ⇔ every part keeps (i, j)
 
-Each part makes its choice on all allowed pairs, as if it were alone. A query for which no pair is left gives 0, with
-logsumexp -inf and kept mass 0, as a fully masked one does.
+Each part chooses among all allowed pairs, as if it were alone. A query for which no pair is left gives 0, with
+logsumexp -inf and kept mass 0.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class _Combination(PairMethod):
 
     @property
     def name(self) -> str:
-        """The parts' names with the sign between them, in brackets where a part binds no closer."""
+        """The parts' names with the sign between them. A part is in brackets where its own sign does not bind more
+        closely."""
         return self.sign.join(
             part.name if all(len(grammar.split(part.name, sign)) == 1 for sign in self.looser) else f"({part.name})"
             for part in self.parts
@@ -64,7 +65,7 @@ class _Combination(PairMethod):
 
     @property
     def rows_together(self) -> int:
-        """The least common multiple of the parts'."""
+        """The least common multiple of what the parts ask for."""
         return math.lcm(*(part.rows_together for part in self.parts))
 
     @property
@@ -77,7 +78,7 @@ class _Combination(PairMethod):
     def keeps_everything(self) -> bool: ...
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
-        """All that the parts look at; the exact scores where one of them needs those."""
+        """The sum of what the parts' choices cost; None where one of them needs the exact scores."""
         parts = [part.glance(head_dim, itemsize) for part in self.parts]
         glances = [part for part in parts if part is not None]
         if len(glances) < len(parts):

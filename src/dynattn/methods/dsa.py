@@ -64,9 +64,9 @@ class DSA(PairMethod):
     Args:
         ratio: keep ratio, a float above 0 and at most 1; 1.0 is dense attention.
         projection: k over head_dim, a float above 0 and at most 1; k is at least 1.
-        bits: of the levels, 4 or 8.
-        together: queries that share their keys: 1, 4, 8 or 16.
-        seed: of R; one seed gives one R, on every device.
+        bits: how many bits a level has, 4 or 8.
+        together: how many queries share their keys: 1, 4, 8 or 16.
+        seed: the seed of R; one seed gives one R, on every device.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -178,7 +178,7 @@ def _die(width: int, rank: int, seed: int) -> list[int]:
 
 
 def quantise(x: Tensor, bits: int) -> Quantised:
-    """Symmetric, a step for each row: the row's largest absolute value is the highest level."""
+    """Symmetric quantisation with a step for each row: the row's largest absolute value becomes the highest level."""
     most = 2 ** (bits - 1) - 1
     step = x.abs().amax(-1, keepdim=True) / most
     step = step.masked_fill(step == 0, 1.0)
@@ -198,7 +198,7 @@ def top_of_runs(predicted: Tensor, allowed: Tensor, ratio: float, together: int)
         bool, same shape.
     """
     predicted = predicted.masked_fill(~allowed, -math.inf)
-    if together == 1 or predicted.shape[-1] == 0:  # no keys: nothing to be the best of
+    if together == 1 or predicted.shape[-1] == 0:  # without keys there is nothing to choose
         return _top(predicted, ratio)
     seen = allowed.any(-1, keepdim=True)
     weights = predicted.masked_fill(~seen, 0.0).softmax(-1).where(allowed, 0.0)
@@ -209,11 +209,11 @@ def top_of_runs(predicted: Tensor, allowed: Tensor, ratio: float, together: int)
 
 
 def _runs(x: Tensor, length: int) -> Tensor:
-    """Rows in runs, (..., runs, length, kv_len), the last one filled up with 0."""
+    """The rows in runs, (..., runs, length, kv_len). The last run is filled up with 0."""
     return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % length)).unflatten(-2, (-1, length))
 
 
 def _top(x: Tensor, ratio: float) -> Tensor:
-    """True for the ⌈ratio · allowed⌉ largest of each row; -inf is not allowed."""
+    """True for the ⌈ratio · allowed⌉ largest of each row. -inf marks what is not allowed."""
     allowed = x != -math.inf
     return largest(x, share.ceil(ratio, allowed.sum(-1))) & allowed

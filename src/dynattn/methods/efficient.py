@@ -85,11 +85,11 @@ class EfficientAttention(MixingMethod):
 
 def _seen(key: Tensor, q_len: int) -> Tensor:
     """``log Σ_l exp(k_lf)`` over the keys that each query sees: (batch, heads, q_len, head_dim)."""
-    totals = torch.nn.functional.pad(key.logcumsumexp(-2), (0, 0, 1, 0), value=-math.inf)  # first: of no key
+    totals = torch.nn.functional.pad(key.logcumsumexp(-2), (0, 0, 1, 0), value=-math.inf)  # the first is of no key
     count = torch.arange(1, q_len + 1, device=key.device) + key.shape[2] - q_len
     return totals[:, :, count.clamp(min=0)]
 
 
 def _finite(total: Tensor) -> Tensor:
-    """0 in place of -inf, where no key is allowed: the weights are 0 whatever they are divided by."""
+    """0 in place of the -inf of a query to which no key is allowed. Its weights are 0, whatever they are divided by."""
     return total.masked_fill(total == -math.inf, 0.0)

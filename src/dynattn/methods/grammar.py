@@ -44,7 +44,7 @@ def part(name: str) -> Method:
 
 
 def named(owner: str, method: Method) -> Method:
-    """A part as its name stands for it, since a combination is known by the names of its parts.
+    """The method that a part's name stands for, since a combination is known by the names of its parts.
 
     Args:
         owner: the combination, for the error.

@@ -31,8 +31,9 @@ _NAME = re.compile(rf"mass-(?P<mass>{share.NUMBER})")
 class Mass(PairMethod):
     """Keep the largest weights of every row until their sum reaches a share of the whole.
 
-    Ties go to the lower key index. The key that reaches the share is kept, so that at least one is. A row with a NaN
-    keeps the first one alone, and a row with scores of +inf the first of those, so that it reaches the output.
+    Ties go to the lower key index. The key that reaches the share is kept, so that at least one key is. A row with NaN
+    scores keeps the first of them alone, and a row with scores of +inf the first of those, so that it reaches the
+    output.
 
     Args:
         mass: the share, a float between 1e-6 and 1 (which is dense attention).
@@ -81,6 +82,6 @@ class Mass(PairMethod):
             return scores != -math.inf
         ranked = scores.sort(dim=-1, descending=True, stable=True).indices
         held = (scores - scores.amax(-1, keepdim=True)).exp().gather(-1, ranked).cumsum(-1)
-        kept = torch.ones_like(held, dtype=torch.bool)  # the first of each row is
+        kept = torch.ones_like(held, dtype=torch.bool)  # the first of each row is always kept
         kept[..., 1:] = held[..., :-1] < self.mass * held[..., -1:]  # False where there is NaN or +inf, or nothing
         return torch.zeros_like(kept).scatter_(-1, ranked, kept)

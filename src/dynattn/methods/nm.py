@@ -23,7 +23,7 @@ from dynattn.methods.registry import register
 
 MAX_M = 32
 MAX_STRIDE = 64
-MAX_BLOCK = 256  # m * stride
+MAX_BLOCK = 256  # the largest m * stride
 
 _NAME = re.compile(r"nm-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?:-w(?P<window>\d+))?(?:-s(?P<sinks>\d+))?")
 

@@ -29,8 +29,8 @@ class PerHead(Method):
     By name ``perhead(nm-1-2_2*dense)``: head 0 by ``nm-1-2``, heads 1 and 2 dense (quote it in a shell). With grouped
     queries every query head counts, whichever key head it reads.
 
-    A part sees its own heads alone: ``Random`` draws by the head's place among those of its method, and so does
-    dropout, from a seed of its own.
+    A part sees its own heads alone. So ``Random`` draws by the head's place among the heads of its method; dropout does
+    so too, from a seed of its own for each part.
 
     Args:
         parts: one method for each query head, any but ``PerHead`` and ``PerLayer``.
@@ -72,7 +72,7 @@ class PerHead(Method):
 
     @property
     def choice(self) -> Choice:
-        """By head, each its own way."""
+        """None: each head chooses in its own way."""
         return Choice.NONE
 
     @property

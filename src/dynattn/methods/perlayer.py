@@ -30,7 +30,7 @@ class PerLayer(Method):
 
     Args:
         layers: methods by ranges of layers, a dict or pairs; ranges in steps of 1 that do not overlap.
-        default: for the other layers.
+        default: the method of the other layers.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -98,7 +98,7 @@ class PerLayer(Method):
 
     @property
     def choice(self) -> Choice:
-        """By layer, each its own way."""
+        """None: each layer chooses in its own way."""
         return Choice.NONE
 
     @property

@@ -2,9 +2,10 @@
 
     kept(i, j) ⇔ word(i, j) among the max(floor, ⌈ratio · allowed keys of row i⌉) largest of row i
 
-``word`` is the counter-based generator of :mod:`dynattn.maths.dropout`, of the batch, the head, the query's
-position on the key axis and the key: the same for every block of queries, in the backward, and on every device. A row
-keeps exactly as many pairs as ``TopK(ratio=ratio, floor=floor)``, so that both differ in the choice alone.
+``word`` comes from the counter-based generator of :mod:`dynattn.maths.dropout`. It depends on the batch, the head, the
+query's position on the key axis and the key alone, so it is the same for every block of queries, in the backward, and
+on every device. A row keeps exactly as many pairs as with ``TopK(ratio=ratio, floor=floor)``, so that the two methods
+differ in which pairs they keep, and in nothing else.
 
 Source: random attention of Big Bird, arXiv:2007.14062, for single pairs.
 """
@@ -36,7 +37,7 @@ class Random(PairMethod):
 
     Args:
         ratio: the share, a float above 0, at most 1 (which is dense attention).
-        seed: of the lot, at least 0 and below 2**63.
+        seed: the seed of the lot, at least 0 and below 2**63.
         floor: pairs kept at least in rows that have as many; 0 for no floor.
 
     Raises:

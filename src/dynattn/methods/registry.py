@@ -1,4 +1,4 @@
-"""Methods by name: what :func:`parse` knows, and how a method of one's own joins it."""
+"""Methods by name: :func:`parse` finds a method, and :func:`register` makes a new class of methods known to it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def register(cls: _Class) -> _Class:
 
 
 def _import_plugins() -> bool:
-    """Import what the environment names; whether there is anything."""
+    """Import the modules that the environment names; True where it names any."""
     modules = [module for module in os.environ.get(PLUGINS, "").split(",") if module]
     for module in modules:
         try:

@@ -25,8 +25,8 @@ from dynattn.methods.registry import register
 _NAME = re.compile(
     r"scatterbrain-f(?P<features>\d+)-b(?P<buckets>\d+)-r(?P<rounds>\d+)(?P<iid>-iid)?(?:-seed(?P<seed>\d+))?"
 )
-# In a causal tile a later key's feature may be larger than all that a query sees: its factor is cut here, far from
-# where it would overflow, and it does not count anyway.
+# In a causal tile the feature of a later key may be larger than all that a query sees. Its factor is limited to this,
+# which is far from overflow; the pair does not count anyway.
 _MOST = 60.0
 
 
@@ -49,10 +49,10 @@ class Scatterbrain(MixingMethod):
 
     Args:
         features: number of random features, at least 1.
-        buckets: of the hash in a round, an even number, at least 2.
-        rounds: of the hash; 0 for no S at all, which is Performer's attention.
+        buckets: the number of buckets of the hash in a round, even and at least 2.
+        rounds: the number of rounds of the hash; 0 for no S at all, which is Performer's attention.
         orthogonal: whether features are orthogonal to each other in blocks of head_dim.
-        seed: of features and hash; one seed gives one function, on every device.
+        seed: the seed of features and hash; one seed gives one function, on every device.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -145,7 +145,7 @@ class Scatterbrain(MixingMethod):
 
 
 class _Parts(NamedTuple):
-    """What a pair's weights are computed from; each (batch, heads, length, …)."""
+    """The tensors from which the weights of pairs are computed, each (batch, heads, length, …)."""
 
     query: Tensor
     key: Tensor
@@ -179,8 +179,8 @@ class _Parts(NamedTuple):
 def _corrected(parts: _Parts, near: tuple, everything: Tensor, scale_all: Tensor) -> Tensor:
     """All pairs' estimates, with those of S taken out and their exact weights put in.
 
-    Rounding may leave less than nothing of the weights outside S: their sum is cut at 0, so that the denominator is
-    never smaller than S's own.
+    By rounding, the sum of the weights outside S may come out negative. It is cut at 0, so that the denominator is
+    never smaller than the part of S.
     """
     parts, shape = parts.flat(), everything.shape
     everything, scale_all = everything.flatten(0, 2), scale_all.flatten(0, 2)
@@ -190,7 +190,7 @@ def _corrected(parts: _Parts, near: tuple, everything: Tensor, scale_all: Tensor
             top = parts.scores(tile).amax(2).flatten()
             largest.view(-1).scatter_reduce_(0, tile.rows.flatten(), top, "amax")
     everything = everything * (scale_all - largest).exp()
-    change = torch.zeros_like(everything)  # numerator; the last column: of the denominator, the exact part
+    change = torch.zeros_like(everything)  # of the numerator; the last column has the exact part of the denominator
     taken = torch.zeros_like(everything[:, :1])
     for tile in tiles(*near):
         exact = (parts.scores(tile) - largest[tile.rows]).exp()

@@ -1,4 +1,4 @@
-"""Shares of the keys, exact in integers, and as they stand in names."""
+"""Shares of the keys: counted exactly, in integers, and written in the names of methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOOR = r"(?:-f(?P<floor>\d+))?"
 """The end of a name where the floor is not the default, as a regular expression."""
 
 DEFAULT_FLOOR = 32
-"""Keys that a share keeps at least: a quarter of the first few keys of a causal row is next to nothing."""
+"""A share keeps at least so many keys, since a quarter of the few keys of an early causal row is next to nothing."""
 
 _FINEST = 10**6
 
@@ -22,7 +22,7 @@ _Count = TypeVar("_Count", int, Tensor)
 
 
 def check(method: str, ratio: float, field: str = "ratio") -> None:
-    """Refuse what is no share.
+    """Refuse a number that is not a share.
 
     Raises:
         TypeError: ``ratio`` is not a float.
@@ -35,7 +35,7 @@ def check(method: str, ratio: float, field: str = "ratio") -> None:
 
 
 def check_floor(method: str, floor: int) -> None:
-    """Refuse what is no floor of a share.
+    """Refuse a number that is not a floor of a share.
 
     Raises:
         TypeError: ``floor`` is not an int.
@@ -50,7 +50,7 @@ def check_floor(method: str, floor: int) -> None:
 def text(ratio: float) -> str:
     """A number as it stands in a name: decimal, without exponent; ``float(text(ratio)) == ratio``.
 
-    By hand, since the compiler, which passes methods by their names, cannot trace ``decimal``.
+    It is written by hand, since ``torch.compile`` traces the names of methods and cannot trace ``decimal``.
     """
     digits, _, exponent = repr(ratio).partition("e-")
     if not exponent:
@@ -77,7 +77,7 @@ def count(ratio: float, allowed: Tensor, floor: int) -> Tensor:
 def ceil(ratio: float, length: _Count) -> _Count:
     """``⌈ratio · length⌉``, where ``ratio`` means the nearest fraction with a denominator of at most a million.
 
-    In floating point, three tenths of ten would be four.
+    It is computed in integers, since in floating point ``ceil(0.07 * 100)`` is 8.
 
     Args:
         ratio: the share.

@@ -1,4 +1,4 @@
-"""Threshold attention: each query keeps the keys that dense attention gives more than a least weight.
+"""Threshold attention: each query keeps the keys to which dense attention gives a weight above a threshold.
 
     kept(i, j) ⇔ softmax(s_i)_j > t,  or  j is the key with the largest score of row i
 

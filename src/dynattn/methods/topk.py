@@ -29,9 +29,9 @@ _NAME = re.compile(rf"topk-(?:(?P<k>\d+)|(?P<ratio>{share.NUMBER}){share.FLOOR})
 class TopK(PairMethod):
     """Keep the k largest scores of every row, or a share of the row's allowed keys.
 
-    Ties go to the lower key index. A row with fewer than k allowed keys keeps them all. With ``ratio`` a row of a
-    allowed keys keeps ⌈ratio · a⌉, so that padded texts keep the same share, but at least ``floor``: a share of few
-    keys, as early rows of a causal mask have them, is next to nothing.
+    Ties go to the lower key index. A row with fewer than k allowed keys keeps them all. With ``ratio``, a row with
+    ``a`` allowed keys keeps ⌈ratio · a⌉ of them, so that padded texts keep the same share; but it keeps at least
+    ``floor``, since a share of the few keys that an early causal row has is next to nothing.
 
     Args:
         k: pairs kept in each row, at least 1. Give this or ``ratio``.

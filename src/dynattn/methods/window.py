@@ -29,8 +29,8 @@ _NAME = re.compile(r"window-(?P<window>\d+)(?:-s(?P<sinks>\d+))?")
 class Window(PairMethod):
     """Keep every allowed key less than ``window`` positions from the query, and the first ``sinks`` keys.
 
-    Both sides of the query; a causal mask takes the later one away. A query that may attend none of these (padding)
-    gives 0.
+    The window reaches to both sides of the query; a causal mask takes the later side away. A query that may attend none
+    of these keys, as in padding, gives 0.
 
     Args:
         window: at least 1, which is the query's own position.

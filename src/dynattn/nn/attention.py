@@ -14,7 +14,7 @@ from dynattn.methods import NM, Method
 
 
 class Attention(nn.Module):
-    """Multi-head attention with its four projections, self- or cross-.
+    """Multi-head self-attention or cross-attention, with its four projections.
 
         out = W_o · concat_h softmax(scale · Q_h K_hᵀ + bias, over the pairs that ``method`` keeps) V_h
 
@@ -31,11 +31,11 @@ class Attention(nn.Module):
         causal: forbid keys after the query, aligned bottom-right; see :func:`dynattn.attention`.
         dropout: probability with which a kept weight is dropped in ``train()`` mode, drawn from PyTorch's generator.
         bias: whether the projections have biases.
-        device: of the weights.
-        dtype: of the weights.
+        device: the device of the weights.
+        dtype: the dtype of the weights.
 
     Raises:
-        ValueError: the sizes do not divide, or ``dropout`` is no probability below 1.
+        ValueError: the sizes do not divide, or ``dropout`` is not a probability below 1.
 
     Source: arXiv:1706.03762; grouped queries, arXiv:2305.13245.
     """

@@ -1,4 +1,4 @@
-"""The trained predictor of dynamic sparse attention: attention scores guessed from a layer's input.
+"""The trained predictor of dynamic sparse attention, which guesses attention scores from a layer's input.
 
     s̃ = quantised(X R W_q) quantised(X R W_k)ᵀ,    loss = task + λ · mean (s - s̃)² over allowed pairs
 
@@ -26,11 +26,11 @@ class DSAPredictor(nn.Module):
     gradients straight through, so that the W learn to bear it.
 
     Args:
-        width: of the layer's input.
-        heads: of the layer's queries.
+        width: the width of the layer's input.
+        heads: how many query heads the layer has.
         rank: k.
-        bits: of the levels, 4 or 8.
-        seed: of R.
+        bits: how many bits a level has, 4 or 8.
+        seed: the seed of R.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -57,7 +57,7 @@ class DSAPredictor(nn.Module):
         self.key_map = nn.Parameter(start.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Guess.
+        """Guess the scores.
 
         Args:
             x: (batch, length, width), the layer's input.

@@ -1,1 +1,1 @@
-"""Operators registered with torch.library, and the choice between their backends."""
+"""The operators that are registered with ``torch.library``: schemas, fakes, gradients and device implementations."""

@@ -1,4 +1,4 @@
-"""Arguments of operators as the CPU kernels take them."""
+"""Converts the arguments of operators to what the CPU kernels take."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dynattn.kernels import cpu
 
 
 def isa_of(backend: str) -> str:
-    """The instruction set of ``cpu``, which is the best, or of ``cpu-<isa>``."""
+    """The instruction set that a backend's name stands for: the best for ``cpu``, or that of ``cpu-<isa>``."""
     return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
 
 
 def forward_isa(backend: str, query: Tensor, needs_grad: bool) -> str:
-    """The same for a forward of N:M attention or of whole blocks, where ``cpu`` may be a matrix unit."""
+    """The same for a forward of N:M attention or of whole blocks, for which ``cpu`` may stand for a matrix unit."""
     if backend == "cpu":
         return cpu.forward_isa(query.dtype, query.shape[2], needs_grad)
     return isa_of(backend)
@@ -30,5 +30,5 @@ def rows_contiguous(x: Tensor) -> Tensor:
 
 
 def expanded(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """The mask seen as (batch, heads, q_len, kv_len), by strides of 0 where it broadcasts."""
+    """The mask as a view of shape (batch, heads, q_len, kv_len), with strides of 0 where it broadcasts."""
     return None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])

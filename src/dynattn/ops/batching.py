@@ -1,4 +1,4 @@
-"""``torch.func.vmap`` over the operator: the mapped dimension is folded into the batch, and unfolded again."""
+"""``torch.func.vmap`` over an operator: the mapped dimension is folded into the batch, and unfolded afterwards."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 def rule(
     schema: Schema, info: Any, in_dims: tuple, *arguments: Any, call: Any = None
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The rule of an operator, or of its backward, as ``torch.library.register_vmap`` takes it.
+    """The rule by which ``vmap`` maps an operator or its backward; ``torch.library.register_vmap`` takes it.
 
-    Gradients of what was not mapped are summed by the caller's own rules.
+    The caller sums the gradients of arguments that were not mapped.
 
     Args:
         schema: the operator; its tensors have the batch first, but for ``attn_mask`` and ``seed``.
-        info, in_dims, arguments: as PyTorch gives them.
-        call: stands for the operator.
+        info, in_dims, arguments: as PyTorch gives them to a rule.
+        call: what to call in place of the operator.
     """
     given, dims, size = schema.Arguments(*arguments), schema.Arguments(*in_dims), info.batch_size
     _refuse_seeds(dims.seed)
     mask_needs_grad = getattr(given, "mask_needs_grad", False)
     names = schema.tensors - {"attn_mask", "seed"}
     folded = {name: _fold(getattr(given, name), getattr(dims, name), size) for name in names}
-    # where its gradient is asked for, each of the mapped calls has one of its own
+    # where the mask's gradient is asked for, each of the mapped calls has a mask of its own
     mask = _fold_mask(given.attn_mask, dims.attn_mask, size, given.query, dims.query, always=mask_needs_grad)
     outputs, out_dims = _unfold((call or schema.operator)(*given._replace(**folded, attn_mask=mask)), size)
     if not mask_needs_grad:
@@ -40,7 +40,7 @@ def rule(
 
 
 def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """(mapped, batch, ...) seen as (mapped · batch, ...); what is not mapped is repeated."""
+    """A tensor (mapped, batch, ...) as (mapped · batch, ...). One that is not mapped is repeated."""
     front = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return front.flatten(0, 1)
 
@@ -52,7 +52,7 @@ def _fold_mask(
         return None
     inner = mask.dim() - (dim is not None)
     if dim is None and not always and (inner < 4 or mask.shape[0] == 1):
-        return mask  # broadcasts over the folded batch as it did over the batch
+        return mask  # it broadcasts over the folded batch as it did over the batch
     batch = query.shape[0] if query_dim is None else query.movedim(query_dim, 0).shape[1]
     front = mask.unsqueeze(0).expand(size, *mask.shape) if dim is None else mask.movedim(dim, 0)
     front = front.reshape(size, *(1,) * (4 - inner), *front.shape[1:])
@@ -66,7 +66,8 @@ def _sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _unfold(outputs: tuple[Tensor, ...], size: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """Outputs with the mapped dimension in front again; what was not asked for is an empty vector and stays so."""
+    """The outputs with the mapped dimension in front again. An output that was not asked for is an empty vector, and
+    stays one."""
     asked = [x.dim() > 1 for x in outputs]
     unfolded = tuple(x.unflatten(0, (size, -1)) if has else x for x, has in zip(outputs, asked, strict=True))
     return unfolded, tuple(0 if has else None for has in asked)

@@ -1,8 +1,8 @@
 """``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
 
 The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense attention skips what
-they drop. The blocks are a result of the operator: the gradient gets them back, and chooses nothing anew. Inputs are
-taken as checked: :func:`dynattn.attention` checks them.
+they drop. The blocks are a result of the operator, so that the gradient gets them back and does not choose again.
+:func:`dynattn.attention` has checked the inputs.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def _forward(
 
 
 def _room(query: Tensor, key: Tensor, size: int) -> tuple[int, int]:
-    """Rows and columns of the blocks that the operator returns: more than one whatever the lengths are.
+    """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are.
 
-    A size that may be 1 or not makes compilers and ``torch.export`` choose, and bake lengths in.
+    Compilers and ``torch.export`` treat a size of 1 as a case of its own. If the size could be 1, they would compile
+    for the lengths at hand alone.
     """
     return query.shape[2] // size + 2, key.shape[2] // size + 2
 
@@ -77,10 +78,11 @@ def _run(
 
 
 def _certify(outputs: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> None:
-    """Kept mass and allowed pairs as they are beside dense attention: exp(logsumexp of the kept less that of all)."""
+    """Fill in kept mass and allowed pairs by comparison with dense attention: the kept mass is
+    ``exp(logsumexp of the kept pairs - logsumexp of all pairs)``."""
     _, logsumexp, kept_mass, _, allowed = outputs
     _, whole, _, _, all_allowed = dense
-    mass = (logsumexp - whole).exp().clamp(max=1.0)  # two sums that round apart
+    mass = (logsumexp - whole).exp().clamp(max=1.0)  # the two sums round differently, so the quotient may exceed 1
     kept_mass.copy_(mass.where(all_allowed > 0, 1.0))
     allowed.copy_(all_allowed)
 

@@ -1,4 +1,5 @@
-"""Tensors that an operator's backends fill. Their rows are contiguous, and no two of their elements share memory."""
+"""Allocates the tensors that the backends of an operator fill. Their rows are contiguous, and no two elements share
+memory."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dynattn.maths.scores import arithmetic_dtype
 
 
 def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
-    """Outputs to be filled: out and logsumexp, and where ``aux``, kept mass, pairs kept and pairs allowed.
+    """The outputs to fill: out and logsumexp and, where ``aux`` is True, kept mass, pairs kept and pairs allowed.
 
     ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy.
     """
@@ -25,12 +26,12 @@ def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
 
 
 def complete(outputs: tuple[Tensor, ...], query: Tensor) -> tuple[Tensor, ...]:
-    """As many outputs as an operator must return, of no element where they were not asked for."""
+    """All outputs that an operator must return. Those that were not asked for have no element."""
     return outputs if len(outputs) == 5 else (*outputs, query.new_empty(0), query.new_empty(0), query.new_empty(0))
 
 
 def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp, contiguous."""
+    """The output and the logsumexp to fill, contiguous."""
     rows = query.shape[:3]
     return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=arithmetic_dtype(query.dtype))
 
@@ -38,8 +39,8 @@ def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def gradients(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to be filled. They lie as their inputs do, of which elements may share memory (``expand``, ``unfold``)
-    or lie apart."""
+    """The gradients to fill. Their dimensions have the order in memory that their inputs' have. Elements of an input
+    may share memory (``expand``, ``unfold``) or have gaps between them; those of a gradient do not."""
     d_query, d_key, d_value = (_beside(x, x.shape[-1]) for x in (query, key, value))
     if attn_mask is None or not mask_needs_grad:
         return d_query, d_key, d_value, query.new_empty(0)
@@ -49,10 +50,11 @@ def gradients(
 def _beside(x: Tensor, width: int) -> Tensor:
     """(batch, heads, length, width), packed, with heads and length in the order in which ``x`` has them in memory.
 
-    Not ``empty_like``, which keeps the order of all strides: where elements share memory there is no such order.
+    ``empty_like`` would not do: it keeps the order of all strides, and where elements share memory there is no such
+        order.
     """
     batch, heads, length, head_dim = x.shape
-    if head_dim == width and x.is_contiguous():  # the quickest way, for calls that last microseconds
+    if head_dim == width and x.is_contiguous():  # the quickest way, which calls of a few microseconds need
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.stride(1) < x.stride(2):  # (batch, length, heads, width) in memory
         return x.new_empty((batch, length, heads, width)).transpose(1, 2)

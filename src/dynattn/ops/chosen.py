@@ -1,8 +1,8 @@
-"""What the operators of rows and of blocks share: their forward hands the choice that it made to their backward.
+"""Code that the operators of rows and of blocks share. The forward of both hands its choice to the backward.
 
-Both run on the CPU kernels. Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends
-with the backend. The results behind the certificate say what was chosen; the backward gets them between ``logsumexp``
-and the inputs.
+Both operators run on the CPU kernels. Their schemas begin with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library`
+and end with the backend. The results that follow the certificate say what was chosen; the backward takes them between
+``logsumexp`` and the inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 
 
 class ByName(NamedTuple):
-    """An operator's arguments after its tensors, in order."""
+    """The arguments of such an operator after its tensors, in order."""
 
     method: str
     causal: bool
@@ -30,12 +30,12 @@ class ByName(NamedTuple):
 
     @property
     def pairs(self) -> PairMethod:
-        """The method by its name."""
+        """The method that the name stands for."""
         return cast(PairMethod, parse(self.method))
 
     @property
     def pattern(self) -> Pattern:
-        """Dense: what the kernels compute of the pairs that are left."""
+        """The dense pattern, since the kernels compute dense attention over the pairs that are left."""
         return Pattern.of(NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
 
 

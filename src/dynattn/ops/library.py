@@ -1,8 +1,9 @@
-"""The ``dynattn`` operators of PyTorch: where they are defined, and the derivatives that all of them have.
+"""Defines the ``dynattn`` operators of PyTorch, and gives all of them their derivatives.
 
-An operator is defined by two schemas, its own and that of its backward, ``<name>_backward``. What the backward takes,
-it takes by name: an input or a result of the forward, ``grad_<result>``, or ``mask_needs_grad``. What it returns is
-named after the inputs whose gradients they are. So positions are written down nowhere but in the schemas.
+An operator is defined by two schemas, its own and that of its backward, ``<name>_backward``. An argument of the
+backward has the name of an input or a result of the forward, or is called ``grad_<result>`` or ``mask_needs_grad``. A
+result of the backward has the name of the input whose gradient it is. So positions are written down only in the
+schemas.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from dynattn.ops import sharding
 library = torch.library.Library("dynattn", "DEF")
 
 INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? seed"
-"""What every operator's schema begins with."""
+"""The schema of every operator begins with these."""
 
 CALL = "str method, bool causal, Scalar scale, Scalar dropout_p"
-"""What follows in those of methods by name."""
+"""In the schemas of operators that take a method by its name, these follow."""
 
 RESULTS = "Tensor out, Tensor logsumexp, Tensor kept_mass, Tensor kept, Tensor allowed"
-"""What every operator that keeps pairs returns first."""
+"""Every operator that keeps pairs returns these first."""
 
 GRADIENTS = "Tensor grad_out, Tensor grad_logsumexp"
-"""What the backwards' schemas begin with."""
+"""The schema of every backward begins with these."""
 
 
 _AUTOGRAD_KEYS = tuple(
@@ -39,13 +40,13 @@ _AUTOGRAD_KEYS = tuple(
 
 
 class Schema(NamedTuple):
-    """An operator, with its arguments and results by name.
+    """An operator, and the names of its arguments and results.
 
     Attributes:
-        operator: as ``torch.ops`` has it.
-        Arguments: named tuple of what it takes, in order.
-        Results: named tuple of what it returns, in order.
-        tensors: names of the arguments that are tensors.
+        operator: the operator, as ``torch.ops`` has it.
+        Arguments: a named tuple of its arguments, in order.
+        Results: a named tuple of its results, in order.
+        tensors: the names of the arguments that are tensors.
     """
 
     operator: Any
@@ -58,9 +59,9 @@ def define(name: str, arguments: str, results: str) -> Schema:
     """Define an operator.
 
     Args:
-        name: without namespace.
-        arguments: as a schema has them between its brackets.
-        results: likewise, each with a name.
+        name: its name, without the namespace.
+        arguments: its arguments, as a schema has them between its brackets.
+        results: its results, written in the same way, each with a name.
     """
     library.define(f"{name}({arguments}) -> ({results})")
     operator = getattr(torch.ops.dynattn, name).default
@@ -81,9 +82,10 @@ def complete(
     Args:
         forward: the operator.
         backward: its backward.
-        fake: the operator's outputs without their values.
-        backward_fake: likewise of the backward.
-        split: whether heads and samples are computed apart from each other, so that shards of a ``DTensor`` may be.
+        fake: gives the operator's outputs without their values.
+        backward_fake: gives those of the backward.
+        split: whether heads and samples do not depend on each other, so that shards of a ``DTensor`` can be computed
+            apart.
     """
     for schema, shapes, function in (
         (forward, fake, _differentiable(forward, Derivative(forward, backward))),
@@ -96,11 +98,12 @@ def complete(
 
 
 def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether an operator's implementation may be called without the dispatcher, as nobody would see the difference.
+    """Whether an operator's implementation may be called without the dispatcher, because nobody would see the
+    difference.
 
     The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
-    There must be no compiler, tracer, transform, mode or profiler at work, no dual numbers, and no subclass of tensors.
-    The caller says that no gradient is asked for by not asking.
+    No compiler, tracer, transform, mode or profiler may be at work, and there may be no dual numbers and no subclass of
+    tensors. That no gradient is asked for is not checked here: the caller knows it.
     """
     return (
         type(query) is type(key) is type(value) is Tensor
@@ -114,7 +117,7 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 class Derivative:
-    """What an operator's ``torch.autograd.Function`` keeps for its backward, and calls it with.
+    """What an operator's ``torch.autograd.Function`` keeps for the backward, and how it calls the backward.
 
     Args:
         forward: the operator.
@@ -133,7 +136,7 @@ class Derivative:
         self._constant = [i for i, name in enumerate(forward.Results._fields) if f"grad_{name}" not in self._names]
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        """Keep what the backward takes of a forward call."""
+        """Keep the arguments and results of a forward call that the backward takes."""
         output = output if isinstance(output, tuple) else (output,)
         everything = (*inputs, *output)
         ctx.save_for_backward(*[everything[i] for i in self._kept_tensors])
@@ -142,7 +145,7 @@ class Derivative:
         ctx.set_materialize_grads(True)
 
     def gradients(self, ctx: Any, *of_results: Tensor, call: Any = None) -> tuple[Tensor | None, ...]:
-        """Gradients of all arguments; ``call`` may stand for the backward operator."""
+        """The gradients of all arguments. ``call`` is called in place of the backward operator where it is given."""
         given = dict(zip(self._tensors, ctx.saved_tensors, strict=True))
         given.update(zip(self._others, ctx.others, strict=True))
         given.update((f"grad_{name}", x) for name, x in zip(self._forward.Results._fields, of_results, strict=True))
@@ -158,7 +161,8 @@ class Derivative:
 
 @contextmanager
 def recording(device: torch.device) -> Iterator[None]:
-    """Autograd within an operator, by the time of which the dispatcher has left it behind; autocast is off.
+    """While active, autograd records within an operator, where the dispatcher has already switched it off. Autocast is
+    off.
 
     Args:
         device: of the tensors.
@@ -175,7 +179,7 @@ def recording(device: torch.device) -> Iterator[None]:
 
 
 def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
-    """In place of a gradient of the gradient: an error that says so."""
+    """Raise, in place of a gradient of the gradient."""
     raise NotImplementedError(
         "attention: second derivatives are not offered; call backward() without create_graph, "
         "or use torch.nn.functional.scaled_dot_product_attention for this part of the model"
@@ -183,7 +187,7 @@ def refuse_second_derivatives(ctx: Any, *_: Any) -> None:
 
 
 def refuse_forward_mode(ctx: Any, *_: Any) -> None:
-    """In place of a derivative in forward mode: an error that says so."""
+    """Raise, in place of a derivative in forward mode."""
     raise NotImplementedError(
         "attention: forward-mode derivatives (dual numbers, jvp, jacfwd, linearize, hessian) are not offered; use "
         "reverse mode: backward(), torch.func.grad, vjp or jacrev, jacobian(strategy='reverse-mode')"
@@ -212,7 +216,7 @@ def _differentiable(schema: Schema, derivative: Derivative) -> type[torch.autogr
 
 
 class _Shifted:
-    """A context as the operator's own arguments see it, without the dispatcher's keys before them."""
+    """A context that counts the operator's own arguments, without the dispatcher's keys in front of them."""
 
     def __init__(self, ctx: Any, needs_input_grad: tuple[bool, ...]) -> None:
         self.saved_tensors, self.others, self.needs_input_grad = ctx.saved_tensors, ctx.others, needs_input_grad
@@ -230,9 +234,9 @@ def _once_differentiable(schema: Schema) -> type[torch.autograd.Function]:
 
 
 def _autograd(schema: Schema, function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """The operator's kernel for autograd: ``torch.library.register_autograd``'s, but that it refuses dual numbers.
+    """The operator's kernel for autograd. It is that of ``torch.library.register_autograd``, but refuses dual numbers.
 
-    That one passes them on without their tangents, as if the derivative were 0.
+    PyTorch's own passes them on without their tangents, as if the derivative were 0.
     """
 
     def kernel(keyset: Any, *arguments: Any) -> Any:

@@ -1,7 +1,8 @@
 """``torch.ops.dynattn.mixing_attention``: methods that keep no pairs, as one node for the compiler.
 
-Outside of compiled code they are plain PyTorch, and autograd sees through them. A compiler would unroll their loops
-over the length, and stop where their work depends on the data. The backward computes the forward once more.
+Outside of compiled code these methods are plain PyTorch, which autograd follows, and this operator is not used. A
+compiler would unroll their loops over the length, and would break the graph where their work depends on the data. The
+backward computes the forward once more.
 """
 
 from __future__ import annotations

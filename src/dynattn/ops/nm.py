@@ -1,7 +1,7 @@
 """``torch.ops.dynattn.nm_attention``: schema, fake, device implementations and gradient.
 
-Inputs are taken as checked: :func:`dynattn.attention` checks them. Every backend of the operator computes
-:mod:`dynattn.reference.pairs` of :mod:`dynattn.methods.nm`'s choice; memory stays linear in length in all of them.
+:func:`dynattn.attention` has checked the inputs. Every backend of the operator computes what
+:mod:`dynattn.reference.pairs` computes for the choice of :mod:`dynattn.methods.nm`, in memory linear in length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_c
 from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete, define, library
 from dynattn.reference import in_blocks
 
-_SCORES_AT_ONCE = 1 << 24  # gradients of scores that a mask's gradient is summed from: 64 MB
+_SCORES_AT_ONCE = 1 << 24  # so many gradients of scores are held at a time for a mask's gradient: 64 MB
 
 _PATTERN = "int n, int m, int window, int sinks, int stride, bool causal, Scalar scale, Scalar dropout_p"
 
@@ -36,7 +36,7 @@ DERIVATIVE = Derivative(FORWARD, BACKWARD)
 def forward_cpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    """The operator on a CPU; arguments and results are the operator's, but for results that nobody asked for."""
+    """The operator on a CPU. It takes what the operator takes, and returns only the results that were asked for."""
     *pattern, aux, needs_grad, backend = rest
     outputs = buffers.outputs(query, value, aux)
     if backend == "reference":
@@ -64,7 +64,7 @@ def _forward_cuda(
 ) -> tuple[Tensor, ...]:
     *pattern, aux, needs_grad, backend = rest
     outputs = buffers.outputs(query, value, aux)
-    # compiled code cannot ask whether TF32 is allowed, so it leaves that to this moment
+    # compiled code cannot ask whether TF32 is allowed, so it is asked here, when the operator runs
     if backend != "cuda" or (query.dtype == torch.float32 and not cuda.tf32_allowed()):
         in_blocks.forward(outputs, query, key, value, attn_mask, seed, _options(Pattern(*pattern)), aux)
         return buffers.complete(outputs, query)
@@ -107,11 +107,12 @@ def _cpu_backward(pattern: Pattern, backend: str, seed: Tensor | None) -> Callab
 
 
 def _cuda_backward(pattern: Pattern, _backend: str, seed: Tensor | None) -> Callable[..., None]:
-    return partial(cuda.nm_backward, pattern=pattern, seed=seed)  # not its number: that would wait for the device
+    return partial(cuda.nm_backward, pattern=pattern, seed=seed)  # a tensor: to read its value would wait for the GPU
 
 
 def _sums_over_queries(attn_mask: Tensor | None, query: Tensor) -> bool:
-    """Whether all queries share a bias: gradients of scores, queries by keys, are too much for its gradient."""
+    """Whether all queries share a bias. Its gradient is a sum over queries, and must not hold the gradients of all
+    scores."""
     return attn_mask is not None and (attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 < query.shape[2])
 
 
@@ -119,11 +120,11 @@ def _run_backward(
     run: Callable[..., None], grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor,
     key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients by a kernel; a mask's from those of the scores, a few heads at a time, summed up to its shape."""
+    """The gradients by a kernel. A mask's gradient is summed from those of the scores, a few heads at a time."""
     gradients = buffers.gradients(query, key, value, attn_mask, mask_needs_grad)
     d_query, d_key, d_value, d_mask = gradients
     mask = expanded(attn_mask, query, key)
-    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()  # vmap repeats it by stride 0
+    grad_logsumexp, logsumexp = grad_logsumexp.contiguous(), logsumexp.contiguous()  # vmap gives views of stride 0
     if mask is None or not mask_needs_grad:
         run(grad_out, grad_logsumexp, query, key, value, mask, out, logsumexp, d_query, d_key, d_value, None)
         return gradients
@@ -141,7 +142,7 @@ def _run_backward(
 
 
 def _few_heads(query: Tensor, key: Tensor) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Batch and head slices of queries and of keys, few enough for ``_SCORES_AT_ONCE``."""
+    """Slices of the batch and the heads, of queries and of keys, each with at most ``_SCORES_AT_ONCE`` scores."""
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len = key.shape[1:3]
     group = heads // kv_heads

@@ -1,8 +1,8 @@
 """``torch.ops.dynattn.pair_attention``: attention over the pairs that any method keeps, on any device.
 
-The method is passed by its name, so that the operator is one node for the compiler; its choice is made in plain
-PyTorch, a block of queries at a time: memory is linear in length, in the backward too, which makes the choice again and
-holds it fixed. Inputs are taken as checked: :func:`dynattn.attention` checks them.
+The method is passed by its name, so that the operator is one node for the compiler. Its choice is made in plain
+PyTorch, a block of queries at a time, so that memory is linear in length. The backward makes the same choice again and
+holds it fixed, in linear memory too. :func:`dynattn.attention` has checked the inputs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""``torch.ops.dynattn.row_attention``: rows that choose by their own scores, top-k, thresholds and mass, by the CPU
+"""``torch.ops.dynattn.row_attention``: top-k, threshold and mass, where each row chooses by its own scores, by the CPU
 kernels.
 
-The kernel draws a line through each row's scores and keeps what lies above it. The lines are results of the operator:
-the gradient makes its scores from the same products in the same order, to the bit, and chooses by the same lines.
-Inputs are taken as checked: :func:`dynattn.attention` checks them.
+The kernel finds a threshold for each row, and keeps the scores above it. The thresholds are results of the operator.
+The gradient makes the same scores to the bit, from the same products in the same order, and chooses by the same
+thresholds. :func:`dynattn.attention` has checked the inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BACKWARD = define(
 )
 
 
-def _cut(query: Tensor) -> tuple[Tensor, Tensor]:
+def _thresholds(query: Tensor) -> tuple[Tensor, Tensor]:
     rows = query.shape[:3]
     return query.new_empty(rows, dtype=torch.float32), query.new_empty(rows, dtype=torch.int32)
 
@@ -40,13 +40,13 @@ def _forward(
     *arguments, aux, backend = rest
     call = ByName(*arguments)
     rule = call.pairs.row_rule()
-    outputs, cut = buffers.outputs(query, value, aux), _cut(query)
+    outputs, thresholds = buffers.outputs(query, value, aux), _thresholds(query)
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
-        logsumexp, kept_mass, kept, allowed, cut, rule, call.pattern, isa_of(backend), seed=integer(seed),
+        logsumexp, kept_mass, kept, allowed, thresholds, rule, call.pattern, isa_of(backend), seed=integer(seed),
     )  # fmt: skip
-    return *buffers.complete(outputs, query), *cut
+    return *buffers.complete(outputs, query), *thresholds
 
 
 def _backward(
@@ -62,7 +62,7 @@ def _backward(
 
 def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, aux, _backend = rest
-    return *buffers.complete(buffers.outputs(query, value, aux), query), *_cut(query)
+    return *buffers.complete(buffers.outputs(query, value, aux), query), *_thresholds(query)
 
 
 def _backward_fake(

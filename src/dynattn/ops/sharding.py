@@ -1,7 +1,7 @@
-"""Operators on ``DTensor``: shards of batch and heads are computed where they lie, as PyTorch's own attention does.
+"""Operators on ``DTensor``: shards of batch and heads are computed where they are, as in PyTorch's own attention.
 
-What is split otherwise is gathered first. So is what goes to methods in plain PyTorch, whose choice may depend on the
-place of a head among all.
+Tensors that are split along another dimension are gathered first. So are the inputs of methods in plain PyTorch, since
+their choice may depend on the number of a head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _gathered: list[Any] = []
 
 
 def split(schema: Any) -> None:
-    """Let an operator compute shards of batch and heads apart.
+    """Let an operator compute each shard of batch and heads by itself.
 
     Args:
         schema: :class:`dynattn.ops.library.Schema`.
@@ -39,7 +39,7 @@ def gather(schema: Any) -> None:
 
 
 def is_sharded(x: Tensor) -> bool:
-    """Whether ``x`` is a ``DTensor``, without importing what defines it."""
+    """Whether ``x`` is a ``DTensor``, without importing the module that defines it."""
     if type(x) is Tensor:
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -47,7 +47,8 @@ def is_sharded(x: Tensor) -> bool:
 
 
 def like(x: Tensor, zeros: Tensor) -> Tensor:
-    """A gradient beside ``x``, a ``DTensor`` as it is: autograd makes plain zeros of those that nobody gave."""
+    """The gradient ``zeros`` as a ``DTensor`` where ``x`` is one. Autograd makes plain tensors of zeros for results
+    whose gradient nobody gave."""
     if not is_sharded(x) or is_sharded(zeros):
         return zeros
     from torch.distributed.tensor import DTensor, Replicate
@@ -58,14 +59,14 @@ def like(x: Tensor, zeros: Tensor) -> Tensor:
 
 @cache
 def register() -> None:
-    """Tell ``DTensor`` how the operators may be split. Called at the first that comes along."""
+    """Tell ``DTensor`` how the operators may be split. Called when the first ``DTensor`` comes."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.experimental import register_sharding
 
     known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
     for schema, ways in (*((x, _shards) for x in _by_shards), *((x, _whole) for x in _gathered)):
         register_sharding(schema.operator)(partial(ways, schema))
-        # Which arguments, besides tensors, a placement depends on and is remembered by: not the numbers alone.
+        # A placement is remembered by these arguments besides the tensors, since it depends on them.
         first = next(i for i, name in enumerate(schema.Arguments._fields) if name not in schema.tensors)
         known[schema.operator] = replace(known[schema.operator], static_argnum=first)
 
@@ -81,16 +82,16 @@ def _whole(schema: Any, *arguments: Any) -> list[tuple[list, list]]:
 def _shards(schema: Any, *arguments: Any) -> list[tuple[list, list]]:
     call = schema.Arguments(*arguments)
     ways = _whole(schema, *arguments)
-    if getattr(call, "seed", None) is not None:  # dropout draws by the place of batch and head among all
+    if getattr(call, "seed", None) is not None:  # dropout draws by the number of the sample and of the head
         return ways
     ways.append(_along(schema, call, _BATCH))
-    if call.key.shape[_HEADS] % call.key.mesh.size() == 0:  # query heads stay with the key head that they share
+    if call.key.shape[_HEADS] % call.key.mesh.size() == 0:  # then query heads stay with the key head that they share
         ways.append(_along(schema, call, _HEADS))
     return ways
 
 
 def _along(schema: Any, call: Any, dim: int) -> tuple[list, list]:
-    """Placements of results and arguments where a dimension is split."""
+    """The placements of results and arguments when dimension ``dim`` is split."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     mask = getattr(call, "attn_mask", None)
@@ -108,7 +109,7 @@ def _along(schema: Any, call: Any, dim: int) -> tuple[list, list]:
         if name == "attn_mask" and call.mask_needs_grad:
             results.append(Shard(mask_dim) if splits_mask else Partial())
         elif name not in _ALONG or (name in ("kept_mass", "kept", "allowed") and not call.aux):
-            results.append(Replicate())  # of no element
+            results.append(Replicate())  # a result without elements
         else:
             results.append(Shard(dim))
     return results, arguments

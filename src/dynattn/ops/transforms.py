@@ -1,4 +1,4 @@
-"""The operator under ``torch.func``: ``grad``, ``vmap`` and their combinations.
+"""N:M attention under ``torch.func``: ``grad``, ``vmap`` and their combinations.
 
 ``torch.library`` gives an operator a gradient for eager mode and the compiler, but not for these transforms; an
 ``autograd.Function`` with ``setup_context`` and ``vmap`` serves them, around the same two operators.

@@ -1,8 +1,8 @@
 """``torch.ops.dynattn.window_attention``: windows with sinks in time linear in length, on any device.
 
-The blocks of :mod:`dynattn.maths.bands` are one call of ``nm_attention``, dense, on the backend that the caller names.
-As an operator it is one node for the compiler, whatever the length. Inputs are taken as checked:
-:func:`dynattn.attention` checks them.
+The blocks of :mod:`dynattn.maths.bands` are one dense call of ``nm_attention``, on the backend that the caller names.
+As an operator, this is one node for the compiler, whatever the length. :func:`dynattn.attention` has checked the
+inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynattn.ops.nm import nm_attention
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask"
 _CALL = "int window, int sinks, bool causal, Scalar scale"
-_DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask says it all
+_DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask holds window, sinks and causality
 
 FORWARD = define(
     "window_attention", f"{_INPUTS}, {_CALL}, bool needs_grad, str backend", "Tensor out, Tensor logsumexp"
@@ -55,7 +55,7 @@ def _backward(
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, window: int, sinks: int, causal: bool, scale: float, mask_needs_grad: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of the blocks by ``nm_attention_backward``, brought back to the inputs by autograd of the cutting."""
+    """The gradients of the blocks by ``nm_attention_backward``. Autograd of the cutting turns them into the inputs'."""
     bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
     inputs = [query, key, value, *([attn_mask] if mask_needs_grad and attn_mask is not None else [])]
     with recording(query.device):

@@ -13,7 +13,7 @@ from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods.base import PairMethod
 from dynattn.reference import pairs as reference
 
-_BLOCK_SCORES = 1 << 22  # scores held at a time: 16 MB of float32 a temporary
+_BLOCK_SCORES = 1 << 22  # so many scores are held at a time: 16 MB of float32 for each temporary
 
 
 class Options(NamedTuple):
@@ -60,9 +60,10 @@ def forward(
     """Attention by the definition, into tensors that the caller gives.
 
     Args:
-        outputs: to be filled: out, logsumexp, kept mass, pairs kept, pairs allowed; the last three where ``aux``.
+        outputs: the tensors to fill: out, logsumexp, kept mass, pairs kept, pairs allowed; the last three only where
+            ``aux`` is True.
         query, key, value, attn_mask: as :func:`dynattn.attention` takes them.
-        seed: of dropout, a tensor of one element; None without.
+        seed: the seed of dropout, a tensor of one element; None without dropout.
         options: what to compute.
         aux: whether the certificate is asked for.
     """
@@ -86,13 +87,14 @@ def backward(
     """Gradients by the definition, into tensors that the caller gives.
 
     Args:
-        gradients: to be filled: of query, key, value and attn_mask; the last of no element where it is not wanted.
-        grad_out, grad_logsumexp: of what :func:`forward` gave.
+        gradients: the tensors to fill, for query, key, value and attn_mask; the last has no element where it is not
+            wanted.
+        grad_out, grad_logsumexp: the gradients of what :func:`forward` gave.
         query, key, value, attn_mask, seed, options: as there.
     """
     dtype = arithmetic_dtype(query.dtype)
     d_query, *rest = gradients
-    d_key, d_value, d_mask = (torch.zeros_like(x, dtype=dtype) for x in rest)  # summed in the arithmetic's dtype
+    d_key, d_value, d_mask = (torch.zeros_like(x, dtype=dtype) for x in rest)  # the sums are in the arithmetic's dtype
     with torch.autocast(query.device.type, enabled=False):
         for block in _rows_at_a_time(query, key, options.method):
             rows = slice(block.start, block.stop)
