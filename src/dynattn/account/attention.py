@@ -1,9 +1,9 @@
-"""What one call of attention costs: counted from the pairs that its method really keeps.
+"""Counts what one call of attention costs, from the pairs that its method really keeps.
 
-The machine is stated, not measured: a fused kernel that takes ``QUERIES`` queries at a time, for these one after
-another the heads that share keys, reads the rows of K and V that they need, in order, through a cache of so many bytes,
-and writes the output. Nothing of size q_len × kv_len touches memory, unless attention is *unfused*, where scores and
-weights are written and read again.
+The machine is a model and is not measured. A fused kernel takes ``QUERIES`` queries at a time. For these it takes the
+heads that share keys one after another, reads the rows of K and V that they need in order, through a cache of a given
+number of bytes, and writes the output. Nothing of size q_len × kv_len touches memory, unless attention is *unfused*:
+then scores and weights are written and read again.
 
     rows of K that a block of queries reads = those of all allowed pairs, or, where the choice is made from something
                                               else than the scores (``PairMethod.glance``), those of kept pairs
@@ -26,13 +26,13 @@ from dynattn.methods.base import Glance, MixingMethod, PairMethod
 from dynattn.reference import pairs as reference
 
 QUERIES = 64
-"""Queries of a head that the kernel has in hand at once."""
+"""How many queries of a head the kernel works on at once."""
 
 MEGABYTE = 1 << 20
 
 
 class _Layout(NamedTuple):
-    """Sizes of a call."""
+    """The sizes of a call."""
 
     kv_len: int
     head_dim: int
@@ -46,15 +46,16 @@ def of_mixing(
     query: Tensor, key: Tensor, value: Tensor, method: MixingMethod, *, attn_mask: Tensor | None = None,
     causal: bool = False, scale: float | None = None,
 ) -> Work:  # fmt: skip
-    """Costs of one call with a method that keeps no pairs: the products that it really computes.
+    """The costs of one call with a method that keeps no pairs: the products that it really computes.
 
-    Its inputs are read once and its output written once, which is the least that any implementation moves.
+    The inputs are counted as read once and the output as written once, which is the least that any implementation
+    moves.
 
     Args:
         As :func:`of_call`.
 
     Returns:
-        The costs, all products counted as ``values``.
+        The costs, with all products counted as ``values``.
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     with FlopCounterMode(display=False) as counter:
@@ -64,17 +65,17 @@ def of_mixing(
 
 
 def of_pairs(glance: Glance | None, allowed: float, kept: float, head_dim: int, value_dim: int) -> Work:
-    """Arithmetic of attention over chosen pairs.
+    """The arithmetic of attention over chosen pairs.
 
         scores = allowed · head_dim, or kept · head_dim where the choice is made from something else
         values = kept · value_dim
 
     Args:
-        glance: what the choice is made from; None: the exact scores.
-        allowed: pairs that may be attended.
-        kept: pairs that are.
-        head_dim: of queries and keys.
-        value_dim: of values.
+        glance: what the choice costs; None where it is made from the exact scores.
+        allowed: the number of pairs that may be attended.
+        kept: the number of pairs that are kept.
+        head_dim: the head_dim of queries and keys.
+        value_dim: the last dimension of values.
 
     Returns:
         The costs, without bytes.
@@ -100,15 +101,15 @@ def of_call(
     cache_bytes: int = MEGABYTE,
     fused: bool = True,
 ) -> Work:
-    """Costs of one call of :func:`dynattn.attention` with these inputs.
+    """The costs of one call of :func:`dynattn.attention` with these inputs.
 
     Args:
         query, key, value, method, attn_mask, causal, scale: as :func:`dynattn.attention` takes them.
-        cache_bytes: size of the cache; the same for every method that is compared.
-        fused: False: scores and weights go through memory, as in attention written in three steps.
+        cache_bytes: the size of the cache, which must be the same for all methods that are compared.
+        fused: False where scores and weights go through memory, as in attention written in three steps.
 
     Returns:
-        The costs, of all heads and the whole batch.
+        The costs of all heads and the whole batch.
     """
     batch, heads, q_len, head_dim = query.shape
     kv_heads, kv_len = key.shape[1:3]
@@ -116,7 +117,7 @@ def of_call(
     layout = _Layout(kv_len, head_dim, value.shape[3], query.element_size(), heads // kv_heads)
     glance = method.glance(head_dim, layout.itemsize)
     together = int(method.rows_together)
-    rows = math.ceil(QUERIES / together) * together  # a choice made for rows together is not to be cut
+    rows = math.ceil(QUERIES / together) * together  # rows whose choice is made together stay together
     total = Work()
     for b in range(batch):
         for h in range(kv_heads):
@@ -131,7 +132,8 @@ def of_call(
 
 
 def _unfused(scores: int) -> Work:
-    """The softmax reads scores and writes weights; the products write the ones and read the others."""
+    """The bytes that unfused attention moves besides: the first product writes the scores, the softmax reads them and
+    writes the weights, and the second product reads those."""
     return Work(read=2 * scores, written=2 * scores)
 
 
@@ -139,7 +141,7 @@ def _of_head(
     query: Tensor, key: Tensor, method: PairMethod, mask: Tensor | None, causal: bool, scale: float,
     glance: Glance | None, layout: _Layout, cache_bytes: int, rows: int,
 ) -> Work:  # fmt: skip
-    """Query heads that share a key head; all tensors are of batch 1."""
+    """The costs of the query heads that share a key head. All tensors have batch 1."""
     q_len, offset = query.shape[2], layout.kv_len - query.shape[2]
     allowed_pairs = kept_pairs = 0
     reads: list[np.ndarray] = []
@@ -153,7 +155,7 @@ def _of_head(
         kept_pairs += int(kept.sum())
         needed = (allowed if glance is None else kept).any(2)[0]  # [group, kv_len]
         reads += [_rows(needed, kept.any(2)[0], head, layout.kv_len) for head in range(layout.group)]
-    # A row of K and one of V count as equally large: they are, in all models measured here.
+    # A row of K and a row of V count as equally large, as they are in all models measured here.
     row = (layout.head_dim + layout.value_dim) / 2 * layout.itemsize
     read = misses(reads, int(cache_bytes // row)) * row
     seen = 0 if glance is None else glance.key_bytes * layout.kv_len
@@ -162,5 +164,5 @@ def _of_head(
 
 
 def _rows(keys: Tensor, values: Tensor, head: int, kv_len: int) -> np.ndarray:
-    """Indices of the rows that one block of one head reads: keys first, values after them."""
+    """The numbers of the rows that one block of one head reads: keys first, values after them."""
     return torch.cat([keys[head].nonzero().flatten(), values[head].nonzero().flatten() + kv_len]).numpy()

@@ -1,4 +1,4 @@
-"""The cache in front of the memory, modelled with least-recently-used replacement: which reads go through to DRAM."""
+"""A model of the cache in front of the memory, with least-recently-used replacement: which reads go through to DRAM."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 def misses(reads: Iterable[np.ndarray], capacity: int) -> int:
-    """Reads that a fully associative cache with least-recently-used replacement does not hold.
+    """The number of reads that a fully associative cache with least-recently-used replacement does not hold.
 
     Args:
-        reads: indices of rows, in the order in which they are read; each array's are distinct.
-        capacity: rows that the cache holds.
+        reads: arrays of the rows that are read, in order; within one array all rows are distinct.
+        capacity: how many rows the cache holds.
 
     Returns:
         How many reads go to memory. The cache is empty at first.

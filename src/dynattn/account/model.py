@@ -1,4 +1,4 @@
-"""What a model's forward pass costs: its real attention calls, its real tokens, with and without a method."""
+"""Counts what the forward pass of a model costs, from its real attention calls and tokens, with or without a method."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dynattn.methods import MixingMethod, PairMethod
 
 
 class Account:
-    """Costs of all forward passes in a :func:`counting` context.
+    """The costs of all forward passes in a :func:`counting` context.
 
     Attributes:
-        attention: of attention alone.
-        linear: of the linear layers; reading their weights included, once for each time that a layer runs.
-        calls: of attention that were counted.
+        attention: the costs of attention alone.
+        linear: the costs of the linear layers. Their weights are read once for each time that a layer runs.
+        calls: how many attention calls were counted.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Account:
 
     @property
     def total(self) -> Work:
-        """Costs of the whole model."""
+        """The costs of the whole model."""
         return self.attention + self.linear
 
 
@@ -47,10 +47,10 @@ def _of_part(call: Call, cache_bytes: int, fused: bool) -> Work:
 def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True) -> Iterator[Account]:
     """While active, count what the model's forward passes cost.
 
-    Whatever is active besides counts as it really runs: a pruning method that shortens the sequence, a cache that drops
-    keys. Attention must be dynattn's (``dynattn:dense`` for the baseline), else linear layers alone are counted and
-    ``calls`` stays 0. Masks, activations between layers, normalisations and embeddings are not counted. Each call's
-    choice is made again in order to count it, which is slow.
+    A pruning method that shortens the sequence, or a cache that drops keys, is counted as it really runs. Attention
+    must be dynattn's (``dynattn:dense`` for the baseline); otherwise only linear layers are counted, and ``calls``
+    stays 0. Masks, activations between layers, normalisations and embeddings are not counted. The choice of each call
+    is made again in order to count it, which is slow.
 
     Args:
         model: a Transformers model with ``attn_implementation="dynattn:..."``.
@@ -68,7 +68,7 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
             account.attention += _of_part(part, cache_bytes, fused)
 
     def multiplied(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # By what goes in and comes out: a layer may run on fewer heads than it has weights for.
+        # Counted by the sizes of input and output, since a layer may run on fewer heads than it has weights for.
         weights = args[0].shape[-1] * output.shape[-1]
         rows = output.numel() // output.shape[-1]
         account.linear += Work(linear=rows * weights, read=weights * output.element_size())
@@ -95,7 +95,7 @@ def of_model(
         The account.
 
     Raises:
-        TypeError: the inputs are no mapping.
+        TypeError: the inputs are not a mapping.
         ValueError: the model made no call of dynattn.
     """
     if not isinstance(inputs, Mapping):

@@ -1,4 +1,4 @@
-"""What dense attention costs in a forward that pruned tokens, heads, values or bits, from the counts of that forward.
+"""The costs of dense attention in a forward that pruned tokens, heads, values or bits, from the counts of that forward.
 
     scores    = (rows + rows computed again) · tokens · head_dim
     values    = values read · head_dim                        (all pairs where the method prunes no values)
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def of_forward(forward: Forward, *, head_dim: int, itemsize: int, bits: tuple[int, int] | None = None) -> Work:
-    """Costs of the attention of all layers and samples.
+    """The costs of the attention of all layers and samples.
 
     Args:
         forward: as ``trace.last`` of a pruning context holds it.
-        head_dim: of queries, keys and values.
-        itemsize: bytes of an element where nothing is quantised.
-        bits: high and low bits of progressive quantisation, as ``SpAtten(bits=...)`` has them.
+        head_dim: the head_dim of queries, keys and values.
+        itemsize: how many bytes an element has where nothing is quantised.
+        bits: the high and low bits of progressive quantisation, as in ``SpAtten(bits=...)``.
 
     Returns:
         The costs.
@@ -36,7 +36,7 @@ def of_forward(forward: Forward, *, head_dim: int, itemsize: int, bits: tuple[in
             rows = tokens * heads
             values = notes["values_read"] if "values_read" in notes else rows * tokens
             element, again = float(itemsize), notes.get("rows_again", 0)
-            if bits is not None:  # the low bits of all keys are fetched where a row of the layer asks for them
+            if bits is not None:  # the low bits of all keys are fetched if any row of the layer asks for them
                 element = (bits[0] + (bits[1] if again else 0)) / 8
             total += Work(
                 scores=(rows + again) * tokens * head_dim,

@@ -1,4 +1,4 @@
-"""What a computation costs, in units that no machine changes: multiply-adds, exponentials, bytes."""
+"""The costs of a computation, in units that do not depend on a machine: multiply-adds, exponentials, bytes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """Costs of a computation; add them up with ``+``.
+    """The costs of a computation. Costs are added with ``+``.
 
     Attributes:
-        scores: multiply-adds of the exact scores, QKᵀ.
-        choosing: multiply-adds of what a choice is made from, where that is not the exact scores.
-        values: multiply-adds of the product with V.
-        exponentials: of the softmax.
-        linear: multiply-adds of everything that is not attention: the layers' weights times the tokens.
-        read: bytes from DRAM.
-        written: bytes to DRAM.
+        scores: the multiply-adds of the exact scores, QKᵀ.
+        choosing: the multiply-adds of making a choice from something other than the exact scores.
+        values: the multiply-adds of the product with V.
+        exponentials: the exponentials of the softmax.
+        linear: the multiply-adds of everything that is not attention: the layers' weights times the tokens.
+        read: the bytes read from DRAM.
+        written: the bytes written to DRAM.
     """
 
     scores: float = 0
@@ -32,10 +32,10 @@ class Work:
 
     @property
     def multiply_adds(self) -> float:
-        """All of them."""
+        """All multiply-adds together."""
         return self.scores + self.choosing + self.values + self.linear
 
     @property
     def bytes(self) -> float:
-        """To and from DRAM."""
+        """All bytes that go to and from DRAM."""
         return self.read + self.written

@@ -1,4 +1,4 @@
-"""Key-value caches for generation that hold fewer tokens: what they evict is really freed.
+"""Key-value caches for generation that hold fewer tokens. The memory of evicted tokens is really freed.
 
     cache = dynattn.kv_caches.WindowCache(window=1024, sinks=4)
     model.generate(**prompt, past_key_values=cache)

@@ -8,13 +8,14 @@ from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class FullCache(LayeredCache):
-    """Every token, in buffers with room: the cache for methods that choose among all keys, and for dense attention.
+    """Holds every token, in buffers with spare room. The cache for methods that choose among all keys, and for dense
+    attention.
 
         cache = FullCache()
         model.generate(**prompt, past_key_values=cache)
 
     Args:
-        room: tokens that buffers have room for when they are made; they are copied once in so many steps.
+        room: how many more tokens new buffers have room for; the buffers are copied once in so many steps.
     """
 
     def __init__(self, room: int = 256) -> None:

@@ -1,7 +1,7 @@
-"""One layer of a cache that can forget: keys and values in buffers with room behind them, and where each stood.
+"""One layer of a cache that can forget: keys and values in buffers with spare room, and the position of each token.
 
-Transformers' own dynamic layer joins its tensors anew at every step, which copies the whole cache; this one writes
-into its buffers and copies them when they are full.
+Transformers' own dynamic layer concatenates its tensors at every step, which copies the whole cache. This layer writes
+into its buffers, and copies them only when they are full.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Layer(DynamicLayer):
     whole text, of which :meth:`fit` takes the part that is left.
 
     Args:
-        room: tokens that new buffers have room for behind what they hold.
+        room: how many more tokens new buffers have room for.
 
     Attributes:
         keys: (batch, kv_heads, held, head_dim), a view of a buffer.
@@ -52,12 +52,12 @@ class Layer(DynamicLayer):
 
     @property
     def held(self) -> int:
-        """Tokens that are there."""
+        """How many tokens are held."""
         return self.keys.shape[2] if self._buffers else 0
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers, their room included."""
+        """The memory of the buffers, their spare room included."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,7 @@ class Layer(DynamicLayer):
         Args:
             key_states: (batch, kv_heads, new, head_dim).
             value_states: likewise.
-            args: nothing that this layer looks at, as in Transformers.
-            kwargs: likewise.
+            args, kwargs: what Transformers passes besides; this layer does not look at it.
 
         Returns:
             Keys and values to attend to, (batch, kv_heads, held, head_dim).
@@ -95,7 +94,8 @@ class Layer(DynamicLayer):
         return self.keys, self.values
 
     def evict(self, keep: Tensor) -> None:
-        """Hold these tokens alone. The memory of the others is free as soon as the attention at work is done.
+        """Hold only these tokens. The memory of the others is freed as soon as the attention call that reads it is
+        done.
 
         Args:
             keep: (batch, kept) indices into what is held, ascending.
@@ -122,10 +122,10 @@ class Layer(DynamicLayer):
         return mask.expand(len(index), -1, -1, -1).gather(-1, index)
 
     def attended(self, call: Call) -> None:
-        """Told of each attention over what :meth:`update` returned, after it.
+        """Called after each attention call over what :meth:`update` returned.
 
         Args:
-            call: what was attended to.
+            call: that attention call.
         """
 
     def get_seq_length(self) -> int:
@@ -173,15 +173,15 @@ class Layer(DynamicLayer):
         super().reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Samples in another order, for beam search."""
+        """Put the samples into another order, for beam search."""
         self._samples(lambda buffer: buffer.index_select(0, beam_idx.to(buffer.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sample so many times."""
+        """Repeat each sample so many times."""
         self._samples(lambda buffer: buffer.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """These samples alone."""
+        """Hold only these samples."""
         self._samples(lambda buffer: buffer[indices])
 
     def _samples(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -218,7 +218,7 @@ class Layer(DynamicLayer):
             return
         self._buffers = []
         for part in parts:
-            with torch.inference_mode(False):  # or it could only be written to in that mode
+            with torch.inference_mode(False):  # a buffer made in inference mode could be written to in that mode alone
                 buffer = part.new_empty(*part.shape[:2], held + self.room, part.shape[3])
             buffer[:, :, :held] = part
             self._buffers.append(buffer)

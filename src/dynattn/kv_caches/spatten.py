@@ -24,12 +24,13 @@ from dynattn.integrations.transformers import Call
 from dynattn.kv_caches.layer import Layer, LayeredCache
 from dynattn.maths.scores import scores
 
-_WHOLE = 0.15  # of the layers, the first ones, which keep every token: the source's choice
-_ROWS = 128  # queries at once, so that memory is linear in the length of a prompt
+_WHOLE = 0.15  # the share of the layers, the first ones, that keep every token; the source's choice
+_ROWS = 128  # so many queries are computed at once, so that memory is linear in the length of a prompt
 
 
 class SpAttenCache(LayeredCache):
-    """Tokens by the attention that they have received so far. Needs one of this project's attention implementations.
+    """Holds the tokens that have received the most attention so far. It needs one of this project's attention
+    implementations.
 
         model.set_attn_implementation("dynattn:dense")
         cache = SpAttenCache(model.config, keep=0.25)
@@ -38,12 +39,12 @@ class SpAttenCache(LayeredCache):
     The first forward attends to all of its tokens; then each layer's cache is cut.
 
     Args:
-        config: of the model: its number of layers.
-        keep: ratio of the tokens so far that a layer holds. One number is the last layer's: the first 15% of the
-            layers hold everything, and the ratio falls evenly in between. Or one for each layer, none above the one
-            before it.
-        recent: latest tokens that are never evicted.
-        every: cut when so many tokens have come since the last cut; a cut copies the cache, so 1 is slow.
+        config: the configuration of the model, which tells the number of its layers.
+        keep: the share of the tokens so far that a layer holds. One number is the share of the last layer: the first
+            15% of the layers hold everything, and the share falls evenly in between. Or a number for each layer, none
+            above the one before it.
+        recent: how many of the latest tokens are never evicted.
+        every: evict when so many tokens have come since the last eviction, which copies the cache, so that 1 is slow.
 
     Raises:
         TypeError: ``config`` is no configuration.
@@ -74,18 +75,18 @@ class SpAttenCache(LayeredCache):
         self.state.clear()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Samples in another order, for beam search."""
+        """Put the samples into another order, for beam search."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self.state.samples(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sample so many times."""
+        """Repeat each sample so many times."""
         batch = torch.arange(len(self.state.received), device=self.state.received.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
         self.state.samples(batch)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """These samples alone."""
+        """Hold only these samples."""
         super().batch_select_indices(indices)
         self.state.samples(indices)
 
@@ -94,8 +95,8 @@ class _Importance:
     """What the layers share.
 
     Attributes:
-        received: (batch, n) float32, the attention that each token has received.
-        alive: (batch, n) bool, the tokens that the layer before holds; as long as layers cut.
+        received: (batch, n) float32, the attention that each token has received so far.
+        alive: (batch, n) bool, the tokens that the layer before holds, while the layers evict one after another.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,7 @@ class _Importance:
         self.received = self.received.scatter_add(1, positions, received)
 
     def samples(self, index: Tensor) -> None:
-        if len(self.received):  # nothing has been attended to before
+        if len(self.received):  # it is empty until something has been attended to
             self.received = self.received[index.to(self.received.device)]
 
 
@@ -121,7 +122,7 @@ class _SpAttenLayer(Layer):
     def __init__(self, state: _Importance, ratio: float, recent: int, every: int) -> None:
         super().__init__(room=every)
         self.state, self.ratio, self.recent, self.every = state, ratio, recent, every
-        self._cut_at = 0  # tokens seen when it was last cut
+        self._cut_at = 0  # how many tokens had been seen at the last eviction
         self._waiting = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -137,7 +138,7 @@ class _SpAttenLayer(Layer):
         self.take(received(call), first=call.layer == 0)
 
     def take(self, weights: Tensor, first: bool) -> None:
-        """Count what the tokens held have received of one attention, and cut where it is time.
+        """Add what the tokens held have received in one attention call, and evict tokens when it is time.
 
         Args:
             weights: (batch, held).
@@ -159,7 +160,7 @@ class _SpAttenLayer(Layer):
         )
 
     def _cut(self, first: bool) -> None:
-        """Hold the most important of those that the layer before holds."""
+        """Hold the most important of the tokens that the layer before holds."""
         state, positions = self.state, self.positions
         if first:
             state.alive = torch.ones_like(state.received, dtype=torch.bool)
@@ -185,7 +186,7 @@ def received(call: Call) -> Tensor:
     """
     q_len, kv_len = call.query.shape[2], call.key.shape[2]
     scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
-    if q_len == 1 and call.attn_mask is None:  # decoding: all heads of a key head at once, its keys not copied for each
+    if q_len == 1 and call.attn_mask is None:  # decoding: all heads of a key head at once, without copies of its keys
         grouped = call.query.unflatten(1, (call.key.shape[1], -1)).squeeze(3)
         return scores(grouped, call.key, None, False, scale).softmax(-1).sum((1, 2))
     total = call.query.new_zeros(call.query.shape[0], kv_len, dtype=torch.float32)
@@ -204,7 +205,7 @@ def received(call: Call) -> Tensor:
 
 
 def _ratios(keep: float | Sequence[float], layers: int) -> tuple[float, ...]:
-    """One for each layer."""
+    """The share of the tokens that each layer holds."""
     if isinstance(keep, Sequence):
         ratios = tuple(keep)
     else:

@@ -19,21 +19,25 @@ from dynattn.kv_caches.layer import Layer, LayeredCache
 
 
 class WindowCache(LayeredCache):
-    """The first few tokens and the latest ones; all else is evicted.
+    """Holds the first few tokens and the latest ones, and evicts all others.
 
         cache = WindowCache(window=1024, sinks=4)
         model.generate(**prompt, past_key_values=cache)
 
-    Any attention implementation will do for one token at a time; several at once, after an eviction, and padded
-    batches need one of this project's, which cut masks to what is held: others fail on the mask's length.
+    For one token at a time, any attention implementation will do. Several tokens at once after an eviction, and padded
+    batches, need one of this project's implementations, which cut masks to the tokens held; others fail on the length
+    of the mask.
 
-    The first forward attends to all of its tokens; then the cache is cut. Memory and time of a step stay the same
-    however long the text grows; what stood between is lost, and no question about it can be answered.
+    The first forward attends to all of its tokens; then the cache evicts. Memory and time of a step stay the same
+    however long the text grows. What stood between the first and the latest tokens is lost, and no question about it
+    can be answered.
 
     Args:
-        window: latest tokens that are always held.
-        sinks: first tokens that are always held; much weight falls on them, and without them quality collapses.
-        every: evict when so many more are held than ``window + sinks``; eviction copies the cache, so 1 is slow.
+        window: how many of the latest tokens are always held.
+        sinks: how many of the first tokens are always held; much weight falls on them, and without them quality
+            collapses.
+        every: evict when so many more tokens than ``window + sinks`` are held. Eviction copies the cache, so that 1 is
+            slow.
 
     Raises:
         TypeError: an argument is not an int.

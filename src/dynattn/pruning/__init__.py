@@ -1,4 +1,4 @@
-"""Methods that shorten the sequence across layers: pruned tokens are gone, later layers are shorter.
+"""Methods that shorten the sequence across layers: a pruned token is gone, and later layers compute fewer tokens.
 
 from dynattn.pruning import SpAtten
 

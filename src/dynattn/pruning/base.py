@@ -1,4 +1,4 @@
-"""What a method that shortens the sequence is: a frozen dataclass that makes a course for each forward.
+"""The base class of methods that shorten the sequence: frozen dataclasses that make a course for each forward.
 
 A method decides after every layer which tokens go on to the next one. The engine (:mod:`dynattn.pruning.engine`) does
 the rest: it gathers the tokens, shortens the mask, keeps the class token, and puts every token back in its place.

@@ -1,4 +1,4 @@
-"""The baselines that every method must beat: tokens by chance, and tokens evenly spread or from the start.
+"""The baselines that every method must beat: tokens kept by chance, and the tokens at the start.
 
     layer l sees ⌈ratio_l · n⌉ of a sample's n tokens,    ratio_l as in :mod:`dynattn.pruning.schedule`
 
@@ -29,8 +29,8 @@ class RandomTokens(Pruning):
 
     Args:
         keep: keep ratio of the last layer, above 0 and at most 1.
-        seed: of the choice. The same tokens go in every forward: each place among a sample's tokens has a fixed random
-            rank, so that the choice does not depend on the batch that a sample is in.
+        seed: the seed of the choice. Each place among the tokens of a sample has a fixed random rank. So the same
+            tokens are dropped in every forward, whatever batch a sample is in.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -97,11 +97,11 @@ class FirstTokens(Pruning):
 
 
 class _Ranked(Course):
-    """Tokens by a rank that does not depend on them."""
+    """Keeps tokens by a rank that does not depend on their states."""
 
     def __init__(self, ratios: tuple[float, ...], start: Start, ranks: Tensor) -> None:
         self.ratios = ratios
-        self.ranks = ranks  # [batch, length], higher goes on
+        self.ranks = ranks  # [batch, length]; tokens of higher rank go on
         self.total = start.alive.sum(1)
 
     def after(self, seen: Seen) -> Decision:

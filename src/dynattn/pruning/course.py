@@ -1,4 +1,4 @@
-"""What a method sees of a forward, what it decides, and the state that it keeps from layer to layer.
+"""How a method takes part in a forward: what it is shown, what it decides, and the state that it keeps between layers.
 
 After every layer the engine (:mod:`dynattn.pruning.engine`) shows a :class:`Course` what the layer gave, and gathers
 the tokens that its :class:`Decision` lets go on.
@@ -17,11 +17,11 @@ from dynattn.maths.selection import largest
 
 
 class Start(NamedTuple):
-    """What a forward begins with.
+    """What is known when a forward begins.
 
     Attributes:
-        layers: of the model.
-        heads: of a layer.
+        layers: how many layers the model has.
+        heads: how many heads a layer has.
         alive: (batch, length) bool, False at padding.
     """
 
@@ -32,10 +32,10 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Attended:
-    """One layer's attention, about to be computed on the tokens and heads that are left.
+    """The attention of one layer, which is about to be computed on the tokens and heads that are left.
 
     Attributes:
-        layer: from 0.
+        layer: the number of the layer, from 0.
         query: (batch, heads left, tokens left, head_dim).
         key: likewise.
         value: likewise.
@@ -58,13 +58,13 @@ class Attended:
 
 
 class Seen(NamedTuple):
-    """A layer's output, for a method to decide who goes on.
+    """The output of a layer, by which a method decides which tokens and heads go on.
 
     Attributes:
-        layer: from 0.
+        layer: the number of the layer, from 0.
         hidden: (batch, tokens left, width).
         alive: (batch, tokens left) bool; False where a sample has fewer tokens than the longest.
-        leading: (batch, tokens left) bool: class token and registers, which go on whatever is decided.
+        leading: (batch, tokens left) bool: True for class token and registers, which go on whatever is decided.
         position: (batch, tokens left) int64: where each token stood in the full sequence.
     """
 
@@ -76,11 +76,11 @@ class Seen(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Who goes on to the next layer.
+    """Which tokens and heads go on to the next layer.
 
     Attributes:
-        tokens: (batch, tokens left) bool; None for all. Leading tokens go on whatever it says, padding never.
-        heads: (batch, heads left) bool, as many True for each sample; None for all.
+        tokens: (batch, tokens left) bool; None for all. Leading tokens go on whatever it says, and padding never does.
+        heads: (batch, heads left) bool, with the same number of True for each sample; None for all.
         gate: (batch, tokens left) factor of the layer's output, for training with soft masks; None for 1.
     """
 
@@ -93,7 +93,7 @@ class Course:
     """A method's state over one forward. Subclasses override what they need; this one keeps everything."""
 
     def attend(self, attended: Attended) -> Tensor:
-        """Compute a layer's attention, and look at it.
+        """Compute the attention of a layer. A method may look at it, or change it.
 
         Args:
             attended: queries, keys and values.
@@ -104,7 +104,7 @@ class Course:
         return attended.run()
 
     def after(self, seen: Seen) -> Decision:
-        """Decide who goes on. Called after every layer but the last, and there too, where only a gate matters.
+        """Decide which tokens and heads go on. Called after every layer. After the last, only the gate has an effect.
 
         Args:
             seen: what the layer gave.
@@ -112,15 +112,17 @@ class Course:
         return Decision()
 
     def finish(self, full: Tensor) -> Tensor:
-        """Change what the last layer gives to the rest of the model. Called after the last layer.
+        """Change the states that the last layer gives to the rest of the model. Called after the last layer.
 
         Args:
-            full: (batch, length, width): every token in its place, pruned ones as they were when they were pruned.
+            full: (batch, length, width): every token in its place; a pruned token has the state it had when it was
+                pruned.
         """
         return full
 
     def notes(self) -> dict[str, Tensor]:
-        """More about the layer just computed, for its :class:`~dynattn.pruning.work.LayerWork`: (batch,) each."""
+        """More counts about the layer just computed, each (batch,), for its
+        :class:`~dynattn.pruning.work.LayerWork`."""
         return {}
 
 

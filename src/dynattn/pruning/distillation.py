@@ -1,4 +1,4 @@
-"""What a model with dropped tokens is trained on: to do its task, to stay near the dense model, to drop enough.
+"""The loss that trains a model with dropped tokens to do its task, to stay near the dense model, and to drop enough.
 
     loss = w_task · task + w_outputs · outputs + w_tokens · tokens + w_ratio · ratio
 
@@ -26,10 +26,10 @@ class Weights:
     """Factors of the four terms; 0 leaves one out.
 
     Args:
-        task: of the model's own loss, where there are labels.
-        outputs: of the distillation of logits, or of the class token.
-        tokens: of the distillation of tokens.
-        ratio: of the gap between the share kept and its target.
+        task: the factor of the model's own loss, where there are labels.
+        outputs: the factor of the distillation of logits, or of the class token.
+        tokens: the factor of the distillation of tokens.
+        ratio: the factor of the gap between the share kept and its target.
     """
 
     task: float = 1.0
@@ -44,7 +44,7 @@ class Weights:
 
 
 class Terms(NamedTuple):
-    """The four terms, scalars, before their weights."""
+    """The four terms, scalars, before they are weighted."""
 
     task: Tensor
     outputs: Tensor
@@ -63,20 +63,20 @@ def logit_loss(logits: Tensor, dense: Tensor) -> Tensor:
     """``KL(dense ‖ pruned)``, mean over the samples.
 
     Args:
-        logits: (batch, classes), of the model with dropped tokens.
-        dense: (batch, classes), of the dense model.
+        logits: (batch, classes), those of the model with dropped tokens.
+        dense: (batch, classes), those of the dense model.
     """
     pruned, teacher = logits.log_softmax(-1), dense.log_softmax(-1)
     return functional.kl_div(pruned, teacher, reduction="batchmean", log_target=True)
 
 
 def feature_loss(features: Tensor, dense: Tensor) -> Tensor:
-    """Mean squared difference of (batch, width) features: for models that have no logits."""
+    """The mean squared difference of (batch, width) features, for models that have no logits."""
     return functional.mse_loss(features, dense)
 
 
 def token_loss(tokens: Tensor, dense: Tensor, kept: Tensor) -> Tensor:
-    """Mean squared difference of the kept tokens' features; 0 where none is kept.
+    """The mean squared difference of the features of kept tokens; 0 where none is kept.
 
     Args:
         tokens: (batch, tokens, width), of the model with dropped tokens.
@@ -88,7 +88,7 @@ def token_loss(tokens: Tensor, dense: Tensor, kept: Tensor) -> Tensor:
 
 
 def ratio_loss(decisions: Sequence[Tensor], keep_ratio: float) -> Tensor:
-    """Squared gap between the share kept and ``keep_ratio^s``, mean over the stages and samples.
+    """The squared gap between the share kept and ``keep_ratio^s``, averaged over stages and samples.
 
     Args:
         decisions: of each stage, (batch, tokens), cumulative.
@@ -107,7 +107,7 @@ def terms(
     logits: tuple[Tensor, Tensor] | None = None,
     task: Tensor | None = None,
 ) -> Terms:
-    """All terms of the loss of one forward.
+    """All four terms of the loss of one forward.
 
     Args:
         hidden: (batch, length, width), the last hidden state of the model with dropped tokens.

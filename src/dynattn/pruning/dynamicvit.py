@@ -30,16 +30,16 @@ from dynattn.pruning.predictor import KEEP, Predictors, draw, left_after
 from dynattn.pruning.schedule import check_ratio
 
 Choose = Callable[[Tensor, Tensor], Tensor]
-"""From log-probabilities (batch, tokens, 2) and the decisions before (batch, tokens) to the new decisions."""
+"""Makes new decisions from log-probabilities (batch, tokens, 2) and the earlier decisions (batch, tokens)."""
 
 
 @dataclass
 class Drawn:
-    """What a masked forward decided; filled anew by each.
+    """The decisions of a masked forward. Each forward fills it anew.
 
     Attributes:
-        decisions: of each stage, (batch, tokens), 0 or 1 with a gradient, cumulative; class token and registers are
-            not among the tokens.
+        decisions: for each stage (batch, tokens), 0 or 1 with a gradient, cumulative. Class token and registers are not
+            among the tokens.
     """
 
     decisions: list[Tensor] = field(default_factory=list)
@@ -51,12 +51,12 @@ class DynamicViT(Pruning):
     """Drop tokens where trained predictors say so.
 
     Args:
-        predictors: a predictor a stage, trained for the model.
-        keep_ratio: share of a stage's tokens that it leaves; None for what the predictors were trained for. Another
-            one may be given: predictors rank the tokens.
+        predictors: a predictor for each stage, trained for the model.
+        keep_ratio: the share of its tokens that a stage leaves; None for the share that the predictors were trained
+            for. Another one may be given, since predictors rank the tokens.
 
     Raises:
-        TypeError: the predictors are none, or the ratio is not a number.
+        TypeError: the predictors are not ``Predictors``, or the ratio is not a number.
         ValueError: it is not above 0 and at most 1.
 
     Source: arXiv:2106.02034.
@@ -75,7 +75,7 @@ class DynamicViT(Pruning):
 
     @property
     def ratio(self) -> float:
-        """Share of a stage's tokens that it leaves."""
+        """The share of its tokens that a stage leaves."""
         return self.predictors.keep_ratio if self.keep_ratio is None else self.keep_ratio
 
     @property
@@ -85,10 +85,10 @@ class DynamicViT(Pruning):
 
     @classmethod
     def from_name(cls, name: str) -> None:
-        """None: a name cannot say which predictors."""
+        """None, since a name cannot say which predictors to use."""
 
     def course(self, start: Start) -> Course:
-        """Gathered inference."""
+        """The course of inference, where dropped tokens are gone."""
         _check_layers(self.predictors, start.layers)
         return _Gathered(self.predictors, self.ratio)
 
@@ -130,7 +130,7 @@ class _Gathered(Course):
 
     def __init__(self, predictors: Predictors, keep_ratio: float) -> None:
         self.predictors, self.keep_ratio = predictors, keep_ratio
-        self.counts: list[int] = []  # of each sample, before anything is dropped
+        self.counts: list[int] = []  # how many tokens each sample has before anything is dropped
 
     def after(self, seen: Seen) -> Decision:
         candidates = seen.alive & ~seen.leading
@@ -151,7 +151,7 @@ class _Masked(Course):
     def __init__(self, predictors: Predictors, choose: Choose, leading: int) -> None:
         self.predictors, self.choose, self.leading = predictors, choose, leading
         self.decisions: list[Tensor] = []
-        self.states: list[Tensor] = []  # [batch, tokens, width], when each stage decided
+        self.states: list[Tensor] = []  # for each stage the tokens when it decided, [batch, tokens, width]
 
     def attend(self, attended: Attended) -> Tensor:
         if not self.decisions:

@@ -1,10 +1,10 @@
-"""Takes tokens and heads out of a model's layers while a context is active.
+"""The engine that takes tokens and heads out of the layers of a model while a context is active.
 
-Each layer gets the tokens that are left, gathered, with a mask as short as they are; its output is put back to full
-length. For this the forwards of the model's layers are replaced (:mod:`dynattn.pruning.replaced`), that of the module
-which runs them, and, where heads are pruned, those of the projections; and the attention modules see a config that
-names this engine's attention function. The state of a forward belongs to the thread that runs it, so threads may share
-a model that is being pruned.
+Each layer gets the tokens that are left, gathered, with a mask of their length; its output is put back to full length.
+For this, :mod:`dynattn.pruning.replaced` replaces the forwards of the layers and of the module that runs them, and,
+where heads are pruned, the forwards of the projections. The attention modules see a config that names this engine's
+attention function. The state of a forward belongs to the thread that runs it, so threads may share a model that is
+being pruned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInCon
 from dynattn.pruning.tokens import Tokens, key_mask, padding
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
-_DENSE = ("eager", "sdpa")  # dynattn:dense is not replaced, so that whoever observes its calls sees them
+_DENSE = ("eager", "sdpa")  # dynattn:dense is not among them, so that whoever observes its calls still sees them
 _attaching = threading.Lock()
 
 
@@ -34,9 +34,9 @@ _attaching = threading.Lock()
 def pruned(
     model: nn.Module, begin: Callable[[Start], Course], *, prunes_heads: bool = False, zero_pruned: bool = False
 ) -> Iterator[Trace]:
-    """While active, the model's layers see only the tokens that a course leaves; what ``Pruning.apply`` returns.
+    """While active, the model's layers see only the tokens that a course leaves. ``Pruning.apply`` is made of this.
 
-    For methods that hold modules or parameters of their own; others inherit ``apply``.
+    Methods that hold modules or parameters of their own call it; others inherit ``apply``.
 
     Args:
         model: a Transformers encoder or vision transformer.
@@ -45,7 +45,7 @@ def pruned(
         zero_pruned: as :meth:`~dynattn.pruning.Pruning.apply` takes it.
 
     Yields:
-        Records what each forward did.
+        The trace, which records what each forward did.
 
     Raises:
         ValueError: the model's layers are not of a kind that can be handled, or it is being pruned already.
@@ -59,22 +59,22 @@ def pruned(
 
 
 class _Progress:
-    """How far one forward has come: which tokens and heads are left, and what was done."""
+    """The state of one forward: which tokens and heads are left, and what has been done."""
 
     def __init__(self, layout: Layout, begin: Callable[[Start], Course], hidden: Tensor, mask: Tensor | None) -> None:
         alive = padding(mask, hidden)
         self.tokens = Tokens.all(alive)
         self.heads: Heads | None = None
-        # Leading tokens are the first that are not padding, wherever a sample is padded.
+        # The leading tokens are the first ones that are not padding, on whichever side a sample is padded.
         self.leading = alive & (alive.cumsum(1) <= layout.leading)
         self.work: list[LayerWork] = []
         self.depth = torch.zeros_like(alive, dtype=torch.int64)
-        self.implementation: str | None = None  # the model's own, while a layer runs
+        self.implementation: str | None = None  # the model's own implementation, while a layer runs
         self.course = begin(Start(len(layout.blocks), layout.heads, alive))
 
     @property
     def layer(self) -> int:
-        """The layer at work, or else the next one."""
+        """The number of the layer at work; between layers, that of the next one."""
         return len(self.work)
 
     def record(self, hidden: Tensor, heads: int) -> None:
@@ -92,7 +92,7 @@ class _Progress:
         self.depth = self.depth.scatter_add(1, self.tokens.position, self.tokens.alive.long())
 
     def go_on(self, decision: Decision) -> None:
-        """Leave the tokens and heads that were decided."""
+        """Keep only the tokens and heads that the decision lets go on."""
         tokens = self.tokens
         if decision.tokens is not None:
             if decision.tokens.shape != tokens.alive.shape or decision.tokens.dtype != torch.bool:
@@ -106,7 +106,7 @@ class _Progress:
 
 
 class _Session:
-    """What one context puts into a model."""
+    """The replacements that one context puts into a model."""
 
     def __init__(self, layout: Layout, begin: Callable[[Start], Course], zero_pruned: bool) -> None:
         self.layout = layout
@@ -123,10 +123,11 @@ class _Session:
         return getattr(self.thread, "progress", None)
 
     def attach(self, undo: ExitStack, prunes_heads: bool) -> None:
-        """Replace what has to be, and have ``undo`` put it back."""
+        """Replace the forwards and configs, and have ``undo`` put them back."""
         from transformers import AttentionInterface
 
-        # The runner is the first to be replaced and the last to be put back: where it is the model's own, all is.
+        # The runner is replaced first and put back last. So where the runner has its own forward, everything else has
+        # too.
         runner, blocks = self.layout.runner, self.layout.blocks
         taken = [vars(runner).get("forward"), *(block.attention.config for block in blocks)]
         if any(isinstance(found, (ReplacedForward, StandInConfig)) for found in taken):
@@ -144,7 +145,7 @@ class _Session:
                 Heads.cut(block, self.layout.heads, self._heads, undo)
 
     def close(self) -> None:
-        """From now on, whoever still holds a replaced forward gets the module's own."""
+        """From now on, a replaced forward that someone still holds calls the module's own."""
         self.open = False
 
     def _heads(self) -> Heads | None:
@@ -158,7 +159,7 @@ class _Session:
         outer, self.thread.progress, self.thread.complete = self.progress, None, False
         try:
             output = forward(*args, **kwargs)
-        except Exception as error:  # such as that of a layer which was put back between two of its projections
+        except Exception as error:  # for example of a layer that was put back between two of its projections
             self._refuse_torn(error)
             raise
         else:
@@ -175,7 +176,7 @@ class _Session:
             ) from cause
 
     def _run_layer(self, index: int, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The forward of a layer: it gets the tokens that are left."""
+        """The forward of a layer, which gets the tokens that are left."""
         if not self.open or (index > 0 and self.progress is None):  # the forward began outside of the context
             return forward(*args, **kwargs)
         given = self.signature.bind(*args, **kwargs).arguments
@@ -206,7 +207,7 @@ class _Session:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _after(self, progress: _Progress, full: Tensor, before: Tensor, left: Tensor) -> Tensor:
-        """A layer's output at full length. Asks who goes on."""
+        """Ask the course which tokens go on, and put the layer's output back to full length."""
         tokens = progress.tokens
         leading = progress.leading.gather(1, tokens.position)
         decision = progress.course.after(Seen(progress.layer, left, tokens.alive, leading, tokens.position))
@@ -225,7 +226,7 @@ class _Session:
         return progress.course.finish(full)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
-        """The attention function that a layer finds."""
+        """The attention function that the attention module of a layer finds."""
         progress = self.progress
         if progress is None or progress.implementation is None:  # not called by a layer of a forward in the context
             return _function(module, self.layout.config._attn_implementation)(module, query, key, value, mask, **kwargs)
@@ -248,7 +249,7 @@ class _Session:
 
 @torch.compiler.disable(reason="dynattn.pruning looks at what tokens receive, and decides who goes on")
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-    """What Transformers calls for a module whose config is a stand-in."""
+    """The attention function that Transformers calls for a module whose config is a stand-in."""
     config = module.config
     if isinstance(config, StandInConfig):
         return config.attend(module, query, key, value, mask, **kwargs)
@@ -275,7 +276,7 @@ def _accepted(implementation: str | None) -> str:
 
 
 def _refuse(layer: nn.Module, config: Any, given: dict[str, Any]) -> None:
-    """What else a layer is given may belong to its tokens, and nobody would shorten it."""
+    """Refuse other tensors that a layer is given: they may belong to its tokens, and nobody would shorten them."""
     more = [name for name, value in given.items() if value is not None and not isinstance(value, (bool, int, float))]
     if more:
         raise ValueError(

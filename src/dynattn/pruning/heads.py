@@ -1,4 +1,4 @@
-"""The heads of a layer that are left: projections cut to them, outputs of the others 0.
+"""The heads of a layer that are left: the projections are cut to them, and the outputs of other heads are 0.
 
 The projections are computed for every head that some sample of the batch still has; attention runs on each sample's
 own heads alone. With a batch of one nothing is computed for a pruned head.
@@ -22,9 +22,9 @@ class Heads(NamedTuple):
     """Which heads are left.
 
     Attributes:
-        left: (batch, heads left) int64, ascending: of the model's heads.
-        union: (some,) int64, ascending: those that any sample still has.
-        place: (batch, heads left) int64: where each stands in ``union``.
+        left: (batch, heads left) int64, ascending: the numbers of the heads that a sample still has.
+        union: (some,) int64, ascending: the numbers of the heads that any sample still has.
+        place: (batch, heads left) int64: the place of each head of ``left`` in ``union``.
     """
 
     left: Tensor
@@ -33,11 +33,11 @@ class Heads(NamedTuple):
 
     @classmethod
     def keep(cls, before: Heads | None, chosen: Tensor) -> Heads:
-        """Those of the heads left that go on.
+        """The heads that go on.
 
         Args:
-            before: the heads left; None for all.
-            chosen: (batch, heads left) bool, as many True for each sample, at least one.
+            before: the heads left so far; None for all.
+            chosen: (batch, heads left) bool, with the same number of True, at least one, for each sample.
 
         Raises:
             ValueError: samples keep different numbers of heads, or none.
@@ -67,13 +67,13 @@ class Heads(NamedTuple):
 
     @staticmethod
     def cut(block: Block, heads: int, current: Callable[[], Heads | None], undo: ExitStack) -> None:
-        """Have a block's projections compute the heads of the union alone, until ``undo`` is closed.
+        """Have the projections of a layer compute only the heads of the union, until ``undo`` is closed.
 
         Args:
             block: the layer; its attention must shape its heads by what its projections return.
-            heads: of the model.
-            current: gives the heads left.
-            undo: takes the change away.
+            heads: how many heads the model has.
+            current: gives the heads that are left.
+            undo: takes the change back when it is closed.
 
         Raises:
             ValueError: a projection is not a plain linear layer.
@@ -97,7 +97,7 @@ def _projected(
     linear: nn.Linear, heads: int, axis: int, current: Callable[[], Heads | None], forward: Callable[[Tensor], Tensor],
     input: Tensor,
 ) -> Tensor:  # fmt: skip
-    """A linear layer with the rows (axis 0) or columns (axis 1) of the heads in the union."""
+    """Apply a linear layer with only those rows (axis 0) or columns (axis 1) that belong to heads of the union."""
     kept = current()
     if kept is None or len(kept.union) == heads:
         return forward(input)

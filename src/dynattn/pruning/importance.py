@@ -1,11 +1,11 @@
-"""How much attention each token receives: column sums of the probabilities, without holding all of them.
+"""How much attention each token receives: the column sums of the probabilities, without holding all of them at once.
 
     P_h = softmax(scale · Q_h K_hᵀ),    received_hj = Σ_i P_hij        over the tokens that are left
 
-Blocks of heads and queries are computed at a time, small enough for a core's cache, so memory is linear in length. The
-probabilities are needed in full, which no fused attention kernel gives: scores and exponentials are computed for the
-sums alone where the model's attention is not plain softmax attention; where it is, one pass gives the sums and the
-attention's output. docs/methods/spatten.md has what that costs.
+Some heads and queries are computed at a time, few enough for a core's cache, so memory is linear in length. The sums
+need the probabilities in full, which no fused attention kernel gives. Where the model's attention is plain softmax
+attention, one pass gives the sums and the attention's output; elsewhere scores and exponentials are computed for the
+sums alone. docs/methods/spatten.md says what that costs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = 128  # queries at a time
-_ELEMENTS = 2**19  # probabilities at a time: 2 MB in float32; whole heads at a time take up to three times as long
+_BLOCK = 128  # so many queries are computed at a time
+_ELEMENTS = 2**19  # and so many probabilities: 2 MB in float32. Whole heads at a time take up to three times as long.
 
 
 class Received(NamedTuple):
-    """What one pass over the probabilities gives.
+    """The result of one pass over the probabilities.
 
     Attributes:
-        sums: (batch, heads, kv_len), what each key receives from all queries that are alive; float32 at least.
+        sums: (batch, heads, kv_len), what each key receives from all queries that are alive, in float32 or float64.
         out: (batch, q_len, heads, head_dim), ``P V``; None where no values were given.
     """
 
@@ -33,7 +33,7 @@ class Received(NamedTuple):
 
 
 def probabilities(query: Tensor, key: Tensor, scale: float, alive: Tensor | None) -> Tensor:
-    """All of P; the definition, differentiable.
+    """All of P at once: the definition, differentiable.
 
     Args:
         query: (batch, heads, q_len, head_dim).
@@ -46,7 +46,7 @@ def probabilities(query: Tensor, key: Tensor, scale: float, alive: Tensor | None
     """
     scores = scale * query @ key.transpose(-1, -2)
     if alive is not None:
-        # Not -inf: of a sample that is all padding the softmax would be NaN.
+        # With -inf in its place, the softmax of a sample that is all padding would be NaN.
         scores = scores.masked_fill(~alive[:, None, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
@@ -54,13 +54,14 @@ def probabilities(query: Tensor, key: Tensor, scale: float, alive: Tensor | None
 def received(
     query: Tensor, key: Tensor, scale: float, alive: Tensor | None = None, value: Tensor | None = None
 ) -> Received:
-    """Column sums of P and, on request, the output, a block at a time; as differentiable as its inputs.
+    """The column sums of P and, on request, the output, a block at a time. Gradients flow through it.
 
     Args:
         query: (batch, heads, length, head_dim).
         key: likewise.
         scale: factor of the scores.
-        alive: (batch, length) bool: keys and queries that count; None for all True. A sample without any gets 0.
+        alive: (batch, length) bool: the tokens that count, as keys and as queries; None for all True. A sample without
+            any gets 0.
         value: (batch, heads, length, head_dim) to compute the output too.
 
     Returns:
@@ -76,8 +77,8 @@ def received(
         if alive is None or bool(alive[sample].all()):
             _sample([x[sample] for x in inputs], scale, sums[sample], None if out is None else out[sample])
             continue
-        places = alive[sample].nonzero().squeeze(1)  # without padding: no mask, and no work on it
-        if len(places) == 0:  # nothing but padding, as fills up a last batch
+        places = alive[sample].nonzero().squeeze(1)  # padding is left out, so it needs no mask and no work
+        if len(places) == 0:  # a sample of padding alone, such as those that fill up a last batch
             continue
         part = sums.new_zeros(heads, len(places))
         part_out = None if out is None else out.new_empty(len(places), heads, head_dim)
@@ -89,12 +90,12 @@ def received(
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What sums are taken in: thousands of small numbers are not added up in half precision."""
+    """The dtype of the sums, since thousands of small numbers cannot be added up in half precision."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _sample(inputs: Sequence[Tensor], scale: float, sums: Tensor, out: Tensor | None) -> None:
-    """One sample: adds to ``sums``, (heads, length), and fills ``out``, (length, heads, head_dim)."""
+    """Take one sample: add to ``sums``, (heads, length), and fill ``out``, (length, heads, head_dim)."""
     query, key = inputs[:2]
     heads, length, _ = query.shape
     group = max(1, min(heads, _ELEMENTS // (_BLOCK * length)))

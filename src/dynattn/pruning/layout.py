@@ -1,8 +1,8 @@
-"""Where a model keeps its layers, attention modules and projections.
+"""Finds the layers, attention modules and projections of a model.
 
-A token may only be taken out of the sequence where nothing else in the layer depends on where it stood: rotary or
-relative positions, windows and convolutions would be computed for the wrong places, and say nothing. So models are
-known by their type, each of them tested, and their modules are checked on top.
+A token may only be taken out of the sequence where nothing else in the layer depends on where it stood. Rotary or
+relative positions, windows and convolutions would be computed for the wrong places without any error. So only types of
+models that have been tested are known here, and their modules are checked as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEXT = (
 _VISION = ("deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn")
 
 SUPPORTED = (*_TEXT, *_VISION)
-"""``config.model_type`` of the models that can be pruned."""
+"""The ``config.model_type`` of every model that can be pruned."""
 
 
 class Block(NamedTuple):
@@ -43,14 +43,14 @@ class Block(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A model's layers, and what all of them share.
+    """The layers of a model, and what all of them share.
 
     Attributes:
-        blocks: in order.
+        blocks: the layers, in order.
         runner: the module whose forward calls them one after the other.
-        config: the model's; its ``_attn_implementation`` says how attention is computed.
-        heads: of a layer.
-        leading: tokens at the start of each sample that are not of its content: class token, registers.
+        config: the model's configuration; its ``_attn_implementation`` says how attention is computed.
+        heads: how many heads a layer has.
+        leading: how many tokens at the start of each sample are not content, but class token or registers.
     """
 
     blocks: tuple[Block, ...]
@@ -67,7 +67,7 @@ def find(model: nn.Module) -> Layout:
         model: a Transformers model, with or without a head on top.
 
     Raises:
-        TypeError: it is no module.
+        TypeError: it is not a module.
         ValueError: it has no layers that tokens can be taken out of, or more than one stack of them.
     """
     if not isinstance(model, nn.Module):
@@ -78,7 +78,7 @@ def find(model: nn.Module) -> Layout:
             "at every one of them; pass the model as it was before torch.compile"
         )
     stacks = {
-        id(child): (parent, child)  # of several parents the innermost, which runs the layers
+        id(child): (parent, child)  # of several parents the innermost counts, since it runs the layers
         for parent in model.modules()
         for child in parent.children()
         if isinstance(child, nn.ModuleList) and _is_stack(child)
@@ -93,18 +93,18 @@ def find(model: nn.Module) -> Layout:
     config: Any = blocks[0].attention.config
     _check(model, blocks, config)
     leading = 1 + (getattr(config, "num_register_tokens", None) or 0)
-    if config.model_type == "deit":  # the distillation token
+    if config.model_type == "deit":  # DeiT also has a distillation token
         leading = 2
     return Layout(blocks, runner, config, config.num_attention_heads, leading)
 
 
 def signature(layer: nn.Module) -> inspect.Signature:
-    """What the forward of a layer takes, also where someone has put another function in its place."""
+    """The signature of a layer's own forward, even where another function has been put in its place."""
     return inspect.signature(type(layer).forward.__get__(layer))
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:
-    """Layers with self-attention of one of the two forms; :func:`_block` takes them apart."""
+    """Whether these are layers with self-attention in one of the two forms that :func:`_block` takes apart."""
     return len(modules) > 0 and all(_inner(layer) is not None for layer in modules)
 
 

@@ -1,4 +1,4 @@
-r"""Learning LTP's thresholds: soft masks that gradients pass through, then hard ones.
+r"""Learns the thresholds of LTP with soft masks, through which gradients pass. Then the thresholds are used hard.
 
     M_lj = sigmoid((importance_j - θ_l) / T),    layer output ∘ M_l,    loss = task + λ · mean_l,j M_lj
 
@@ -30,8 +30,8 @@ class Learnt(NamedTuple):
 
     Attributes:
         method: the thresholds, for hard use.
-        losses: the task's loss with the soft mask, one a step.
-        kept: mean of the soft masks, one a step.
+        losses: the task's loss with the soft mask, for each step.
+        kept: the mean of the soft masks, for each step.
     """
 
     method: LTP
@@ -40,7 +40,7 @@ class Learnt(NamedTuple):
 
 
 class Soft:
-    """Thresholds that can be learnt; a model's forward with them notes its masks.
+    """Thresholds that can be learnt. A forward of the model with them notes its soft masks.
 
     Attributes:
         logarithms: (layers - 1,) parameter, log θ_l of all layers but the last one, since no layer follows on that.
@@ -62,11 +62,12 @@ class Soft:
         return _Gated(self, start.layers)
 
     def kept(self) -> Tensor:
-        """Mean of the masks noted, over tokens, then over layers and forwards; a scalar."""
+        """The mean of the masks noted, over tokens, then over layers and forwards; a scalar."""
         return torch.stack([(mask * alive).sum() / alive.sum() for mask, alive in self.masks]).mean()
 
     def hard(self) -> LTP:
-        """The thresholds as they are now, to 4 digits. The last layer's decides nothing; it gets the one before it."""
+        """The thresholds as they are now, to 4 digits. That of the last layer decides nothing, and is set to the one
+        before."""
         thresholds = [float(f"{threshold:.4g}") for threshold in self.logarithms.detach().exp().tolist()]
         return LTP((*thresholds, thresholds[-1]))
 
@@ -75,10 +76,10 @@ class _Gated(Watching):
     def __init__(self, soft: Soft, layers: int) -> None:
         super().__init__(layers)
         self.soft = soft
-        self.product: Tensor | float = 1.0  # of the masks so far: how much of a token is left
+        self.product: Tensor | float = 1.0  # the product of the masks so far, which says how much of a token is left
 
     def after(self, seen: Seen) -> Decision:
-        if self.importance is None:  # the last layer
+        if self.importance is None:  # this is the last layer
             left = self.product
             return Decision(gate=left if self.soft.zero_pruned and isinstance(left, Tensor) else None)
         threshold = self.soft.logarithms[seen.layer].exp()
@@ -113,8 +114,8 @@ def learn(
         rate: learning rate of ``log θ``, by Adam.
         zero_pruned: for models whose outputs are averaged over tokens, as :meth:`~dynattn.pruning.Pruning.apply` takes
             it: the last layer's output is multiplied by the product of all masks.
-        parameters: weights to train along; none by default.
-        parameters_rate: learning rate of those.
+        parameters: weights to train together with the thresholds; none by default.
+        parameters_rate: the learning rate of those weights.
 
     Returns:
         The learnt method, and the way there.

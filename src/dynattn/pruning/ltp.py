@@ -32,14 +32,14 @@ _NAME = re.compile(rf"ltp-({NUMBER}(?:-{NUMBER})*)")
 @final
 @dataclass(frozen=True)
 class LTP(Pruning):
-    """Tokens go on while their importance is above a threshold.
+    """Keep a token while its importance is above a threshold.
 
     Args:
-        thresholds: one for each layer; or one alone, θ, for ``θ_l = θ · l / layers``, l from 1. At least 0; 0 prunes
-            nothing but tokens that receive no attention at all.
+        thresholds: one for each layer; or a single θ, which stands for ``θ_l = θ · l / layers``, l from 1. At least 0;
+            0 prunes only tokens that receive no attention at all.
 
     Raises:
-        TypeError: not a tuple of numbers, nor a number.
+        TypeError: ``thresholds`` is neither a number nor a tuple of numbers.
         ValueError: a threshold is negative or not finite.
     """
 
@@ -86,10 +86,11 @@ class LTP(Pruning):
 
 
 class Watching(Course):
-    """Notes each token's mean attention probability, for hard and for soft masks.
+    """Notes the mean attention probability of each token. Hard and soft masks share it.
 
     Attributes:
-        importance: of the layer at work, (batch, tokens left); None before its attention, and in the last layer.
+        importance: the importances in the layer at work, (batch, tokens left); None before its attention, and in the
+            last layer.
     """
 
     def __init__(self, layers: int) -> None:

@@ -1,4 +1,4 @@
-"""Dense attention in which each key carries a decision: the differentiable stand-in for dropping tokens.
+"""Dense attention in which each key carries a decision, as a differentiable stand-in for dropping tokens.
 
     G_ij  = D_j for i ≠ j,  1 for i = j                          (a token always attends to itself)
     P_ij  = G_ij e^{s_ij} / Σ_k G_ik e^{s_ik},    out = P V

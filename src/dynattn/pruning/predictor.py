@@ -1,4 +1,5 @@
-"""DynamicViT's predictor: which tokens are worth going on with, from each token and the mean of those left.
+"""DynamicViT's predictor, which judges by each token, and by the mean of those left, whether the token is worth
+keeping.
 
     z         = GELU(W · LayerNorm(x)),     z = [z_local, z_mixed],  two halves of the width
     z_global  = Σ_i D_i z_mixed_i / Σ_i D_i                    over the tokens kept so far, D in {0, 1}
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 from dynattn.pruning.schedule import check_ratio
 
 KEEP = 0
-"""Index of the log-probability that a token is kept."""
+"""The index of the log-probability that a token is kept."""
 
-_SPREAD = 0.02  # of initial weights, as vision transformers have it
+_SPREAD = 0.02  # the standard deviation of initial weights, as in vision transformers
 _WEIGHTS, _CONFIG = "predictors.safetensors", "predictors.json"
 
 
@@ -31,7 +32,7 @@ class Predictor(nn.Module):
     """The small network of one stage.
 
     Args:
-        width: of the model's hidden states; a multiple of 4.
+        width: the width of the model's hidden states, a multiple of 4.
 
     Raises:
         ValueError: the width is another one.
@@ -69,14 +70,15 @@ class Predictor(nn.Module):
 
 
 class Predictors(nn.Module):
-    """A predictor a stage, and how many tokens each stage leaves.
+    """A predictor for each stage, and how many tokens each stage leaves.
 
     Stage s = 1, 2, … stands before layer ``layers[s - 1]`` and leaves ``floor(keep_ratio^s · n)`` of n tokens.
 
     Args:
-        width: of the model's hidden states.
-        layers: before which tokens are dropped, ascending, from 1. The paper's for 12 layers are the default.
-        keep_ratio: share of a stage's tokens that it leaves, above 0, at most 1.
+        width: the width of the model's hidden states.
+        layers: the layers before which tokens are dropped, ascending, from 1. The default is the paper's, for 12
+            layers.
+        keep_ratio: the share of its tokens that a stage leaves, above 0, at most 1.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -123,7 +125,7 @@ class Predictors(nn.Module):
 def left_after(tokens: int, keep_ratio: float, stage: int) -> int:
     """How many of ``tokens`` the stage, counted from 0, leaves: ``floor(keep_ratio^(stage + 1) · tokens)``, at least 1.
 
-    A product that misses a whole number by rounding alone counts as that number: 0.7² · 100 is 49.
+    A product that misses a whole number only by rounding counts as that number: 0.7² · 100 is 49.
     """
     return max(1, math.floor(keep_ratio ** (stage + 1) * tokens + 1e-9))
 

@@ -1,4 +1,4 @@
-"""Numbers of a few bits, of which the high ones can be read alone.
+"""Quantisation to a few bits, of which the high ones can be read by themselves.
 
     Δ = max|x| / (2^(b-1) - 1)      whole = Δ · round(x / Δ)      high = Δ · 2^low · ⌊round(x / Δ) / 2^low⌋
 
@@ -19,7 +19,7 @@ _MOST_BITS = 24  # float32 holds no more
 
 
 class Split(NamedTuple):
-    """A tensor as all of its bits give it, and as the high ones alone do; in its own dtype."""
+    """A tensor as all of its bits give it, and as its high bits alone give it, in its own dtype."""
 
     whole: Tensor
     high: Tensor
@@ -30,9 +30,9 @@ def split(x: Tensor, alive: Tensor, high: int, low: int) -> Split:
 
     Args:
         x: (batch, heads, length, head_dim).
-        alive: (batch, length) bool: tokens that decide Δ.
-        high: bits read first.
-        low: bits read where they are needed.
+        alive: (batch, length) bool: the tokens that decide Δ.
+        high: how many bits are read first.
+        low: how many bits are read only where they are needed.
     """
     largest = x.abs().masked_fill(~alive[:, None, :, None], 0).amax((2, 3), keepdim=True)  # [batch, heads, 1, 1]
     most = 2 ** (high + low - 1) - 1

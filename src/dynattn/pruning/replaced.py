@@ -1,8 +1,8 @@
-"""Attributes of a model's modules that are replaced while a context is active, and put back when it ends.
+"""Replaces attributes of a model's modules while a context is active, and puts them back when it ends.
 
-Only modules of the model are touched, and nothing that models share, such as their config. Compiled code looks at these
-attributes before it runs, so what was compiled earlier does not run past them, and what is compiled meanwhile does not
-run afterwards.
+Only modules of the model are touched, and nothing that models share, such as their config. Compiled code is guarded by
+these attributes. So code that was compiled earlier does not bypass the replacement, and code that is compiled meanwhile
+does not run afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _NotCopied:
 
 
 class ReplacedForward(_NotCopied):
-    """What stands in the place of a module's ``forward``.
+    """Stands in the place of a module's ``forward``.
 
     Args:
         inner: the module's own forward.
@@ -47,10 +47,10 @@ class ReplacedForward(_NotCopied):
 
 
 class StandInConfig(_NotCopied):
-    """What stands in the place of an attention module's ``config``: the same, but for the attention that it names.
+    """Stands in the place of an attention module's ``config``: the same, but for the attention that it names.
 
     Args:
-        original: the model's own config, which says everything else, also what is changed in it later.
+        original: the model's own config. Everything else is read from it, later changes included.
         attend: the attention function, as Transformers calls it.
     """
 

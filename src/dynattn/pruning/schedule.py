@@ -3,8 +3,9 @@
     ratio_l = 1                                        l < front = ⌈share · layers⌉
     ratio_l = keep ^ ((l - front + 1) / (layers - front))    l >= front
 
-The first layers see everything; from there each layer drops the same share of what came to it, down to ``keep`` at the
-last one. Importance is known better with every layer, and later layers still do most of the shortening's work.
+The first layers see everything. From there on each layer drops the same share of the tokens that came to it, down to
+``keep`` at the last one. With every layer more is known about which tokens are important, and a gradual schedule still
+shortens most of the layers.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ FRONT = 0.15
 
 
 def schedule(keep: float, layers: int, share: float) -> tuple[float, ...]:
-    """Keep ratio of each layer.
+    """The keep ratio of each layer.
 
     Args:
-        keep: of the last layer.
-        layers: of the model.
-        share: of the layers, at the front, that see everything; at least one does.
+        keep: the keep ratio of the last layer.
+        layers: how many layers the model has.
+        share: the share of the layers, at the front, that see everything; at least one layer does.
     """
     front = max(1, math.ceil(share * layers))
     if front >= layers:
@@ -35,7 +36,7 @@ def schedule(keep: float, layers: int, share: float) -> tuple[float, ...]:
 def counts(ratio: float, total: Tensor) -> Tensor:
     """``⌈ratio · n⌉`` for each sample; (batch,) int64 in and out.
 
-    Rounded up after a billionth is taken off, so that 0.1 · 10 is 1 in floating point too.
+    A billionth is taken off before rounding up, so that 0.07 · 100, which is 7.000000000000001, gives 7.
     """
     return torch.ceil(total.double() * ratio - 1e-9).long().clamp(min=1)
 

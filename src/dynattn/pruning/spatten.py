@@ -46,10 +46,10 @@ class SpAtten(Pruning):
     Args:
         keep: keep ratio of the tokens at the last layer, above 0 and at most 1.
         heads: keep ratio of the heads at the last layer.
-        values: of the keys that a query attends to, the share whose values are read.
-        bits: high and low bits of Q and K, as in (8, 4); V is rounded to all of them. None for no quantisation.
-        threshold: between 0 and 1; where the largest probability of a row is below it, the row is computed again with
-            the low bits.
+        values: the share of a query's keys whose values are read.
+        bits: how many high and low bits Q and K have, as in (8, 4). V is rounded to all of them together. None for no
+            quantisation.
+        threshold: between 0 and 1. A row whose largest probability is below it is computed again with the low bits.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -100,7 +100,8 @@ class SpAtten(Pruning):
 
 
 class _Cascade(Course):
-    """Importance of tokens and heads, accumulated over the layers of one forward, each in its full place."""
+    """Accumulates the importance of tokens and heads over the layers of one forward, each at its place in the full
+    model."""
 
     def __init__(self, method: SpAtten, start: Start) -> None:
         self.method = method
@@ -111,7 +112,7 @@ class _Cascade(Course):
         self.tokens = torch.zeros(batch, length, dtype=torch.float64, device=start.alive.device)
         self.heads = torch.zeros(batch, start.heads, dtype=torch.float64, device=start.alive.device)
         self.head_index = torch.arange(start.heads, device=start.alive.device).expand(batch, -1)
-        self.sums: Tensor | None = None  # of the layer at work, [batch, tokens left]
+        self.sums: Tensor | None = None  # what each token receives in the layer at work, [batch, tokens left]
         self.found: dict[str, Tensor] = {}
 
     def attend(self, attended: Attended) -> Tensor:
@@ -119,7 +120,7 @@ class _Cascade(Course):
         self.sums, self.found = None, {}
         if method.values < 1 or method.bits is not None:
             out, sums = self._written_out(attended)
-        elif last or method.keep == 1:  # nobody asks for the importance of tokens any more
+        elif last or method.keep == 1:  # the importance of tokens decides nothing any more
             out, sums = attended.run(), None
         else:
             value = attended.value if attended.dense else None
@@ -157,7 +158,8 @@ class _Cascade(Course):
         return self.found
 
     def _written_out(self, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Attention with quantised inputs and pruned values, all probabilities at once; output and column sums."""
+        """Compute attention with quantised inputs and pruned values, all probabilities at once: its output and column
+        sums."""
         if not attended.dense:
             raise ValueError(
                 "SpAtten: value pruning and quantisation replace the model's attention, which must be dense: call "
@@ -181,7 +183,7 @@ class _Cascade(Course):
         return (kept @ value).transpose(1, 2), (p * rows.unsqueeze(-1)).sum(2)
 
     def _probabilities(self, attended: Attended, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """P, V as it is read, and which rows were computed again, (batch, heads, length)."""
+        """P, V as it is read, and which rows were computed again, as bool (batch, heads, length)."""
         query, key, value, scale = attended.query, attended.key, attended.value, attended.scale
         if self.method.bits is None:
             p = probabilities(query, key, scale, alive)

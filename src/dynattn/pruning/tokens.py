@@ -1,7 +1,8 @@
-"""The tokens of a batch that are left: gathered to the front, put back in their places.
+"""The tokens of a batch that are left: how they are gathered to the front, and put back in their places.
 
-Every layer's output is put back to full length, so whatever looks at it (heads, recorders of hidden states) sees what
-it knows. The copies cost 2 · length · width of the 12 · length · width² multiply-adds of a layer's matrices.
+The output of every layer is put back to full length, so that heads and recorders of hidden states find the shape that
+they know. The copies move 2 · length · width elements, beside the 12 · length · width² multiply-adds of a layer's
+matrices.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ class Tokens(NamedTuple):
     """Which tokens are left.
 
     Attributes:
-        position: (batch, left) int64: where each stands in the full sequence, ascending where ``alive``; elsewhere a
-            place that no other names.
+        position: (batch, left) int64: the place of each token in the full sequence, ascending where ``alive``.
+            Elsewhere a place that no other entry names.
         alive: (batch, left) bool: False where a sample has fewer tokens than the batch's longest.
-        whole: the tokens are those of the full sequence, padding included: nothing to gather.
+        whole: True where the tokens are those of the full sequence, padding included, so that nothing has to be
+            gathered.
     """
 
     position: Tensor
@@ -37,7 +39,7 @@ class Tokens(NamedTuple):
         return cls(position, alive, True)
 
     def keep(self, chosen: Tensor) -> Tokens:
-        """Those of ``chosen``, (batch, left) bool, that are alive, at the front and in order."""
+        """The tokens of ``chosen``, (batch, left) bool, that are alive, moved to the front in their order."""
         chosen = chosen & self.alive
         count = chosen.sum(1)
         if torch.equal(count, self.alive.sum(1)):
@@ -66,7 +68,7 @@ class Tokens(NamedTuple):
         """
         if self.whole:
             return left
-        if not bool(self.alive.all()):  # a short sample's last places name tokens that were pruned, which stay
+        if not bool(self.alive.all()):  # the last places of a short sample name pruned tokens, whose states must stay
             left = torch.where(self.alive.unsqueeze(-1), left, before)
         return full.scatter(1, self.position.unsqueeze(-1).expand(-1, -1, full.shape[-1]), left)
 

@@ -1,4 +1,4 @@
-"""What a forward with pruning really did: tokens and heads by layer and sample."""
+"""Records of what a forward with pruning really did: how many tokens and heads each layer had, for each sample."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class LayerWork:
     """What one layer processed.
 
     Attributes:
-        layer: from 0.
-        tokens: (batch,) int64: tokens of each sample, padding not counted.
-        length: of the tensors that the layer computed on: the batch's longest sample; before anything is pruned, with
-            the model's padding.
-        heads: (batch,) int64: heads of each sample.
-        notes: what the method has to say besides, by name, (batch,) each.
+        layer: the number of the layer, from 0.
+        tokens: (batch,) int64: the tokens of each sample, without padding.
+        length: the length of the tensors that the layer computed on. It is that of the batch's longest sample; before
+            anything is pruned, it includes the model's padding.
+        heads: (batch,) int64: the heads of each sample.
+        notes: more counts of the method, by name, each (batch,).
     """
 
     layer: int
@@ -34,7 +34,7 @@ class Forward:
     """What one forward of a model did.
 
     Attributes:
-        layers: from the first to the last.
+        layers: the work of each layer, from the first to the last.
         depth: (batch, length) int64: how many layers each token went through; 0 at padding.
     """
 
@@ -48,17 +48,17 @@ class Forward:
 
     @property
     def tokens(self) -> Tensor:
-        """(layers, batch) int64: tokens that each layer saw."""
+        """(layers, batch) int64: how many tokens each layer saw."""
         return torch.stack([work.tokens for work in self.layers])
 
     @property
     def heads(self) -> Tensor:
-        """(layers, batch) int64: heads that each layer had."""
+        """(layers, batch) int64: how many heads each layer had."""
         return torch.stack([work.heads for work in self.layers])
 
     @property
     def keep_ratio(self) -> Tensor:
-        """(batch,): tokens seen, mean over the layers, over the first layer's."""
+        """(batch,): the mean number of tokens that a layer saw, over the number that the first layer saw."""
         tokens = self.tokens.double()
         return tokens.mean(0) / tokens[0].clamp(min=1)
 
@@ -67,7 +67,7 @@ class Trace:
     """The forwards made inside a ``with method.apply(model) as trace``.
 
     Attributes:
-        on_forward: called with each :class:`Forward`, for accounts over many; None for nobody.
+        on_forward: called with each :class:`Forward`, for counts over many forwards; None for no call.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Trace:
         """What the newest forward did.
 
         Raises:
-            RuntimeError: there was none yet.
+            RuntimeError: there was no forward yet.
         """
         if self._last is None:
             raise RuntimeError("Trace: the model must have run inside the context: it has not; call it first")
