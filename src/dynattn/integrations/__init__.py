@@ -1,4 +1,4 @@
-"""dynattn inside other libraries' models: a ``register()`` each; importing changes nothing."""
+"""dynattn inside the models of other libraries. Each integration has a ``register()``; importing it changes nothing."""
 
 from dynattn.integrations import transformers
 

@@ -1,12 +1,13 @@
-"""Trained predictors beside a Hugging Face model: fit them, and let them choose what attention keeps.
+"""Trained predictors for a Hugging Face model: they are fitted to it, and then choose what its attention keeps.
 
     predictors = dsa.new(model, inputs)
     dsa.fit(model, predictors, batches)
     with dsa.predicting(model, predictors, ratio=0.1):
         model(**inputs)                                # every layer keeps the 10% of its pairs that are predicted best
 
-For self-attention over a whole sequence: the layer's input has to be at hand for every key, so a key-value cache and
-cross-attention are refused. The choice goes to exact attention as a mask, of memory quadratic in length.
+It works for self-attention over a whole sequence. The input of the layer has to be known for every key, so a key-value
+cache and cross-attention are refused. The choice goes to exact attention as a mask, which takes memory quadratic in
+length.
 
 Source: arXiv:2110.11299.
 """
@@ -40,10 +41,10 @@ def new(
 
     Args:
         model: a Transformers model.
-        inputs: keyword arguments of its forward, any example: the model runs once.
-        share: rank over width of the layer's input; the rank is at least 1.
-        bits: of the predicted scores' factors, 4 or 8.
-        seed: of the random projections; every layer has its own.
+        inputs: keyword arguments of its forward, for any example. The model is run once.
+        share: the rank of the predictor over the width of the layer's input; the rank is at least 1.
+        bits: how many bits the factors of the predicted scores have, 4 or 8.
+        seed: the seed of the random projections; every layer has its own projection.
 
     Returns:
         A predictor for each module, by the module's name in the model.
@@ -84,7 +85,7 @@ def predicting(
         model: a Transformers model.
         predictors: by module name, as :func:`new` makes them; other modules are left dense.
         ratio: keep ratio, above 0 and at most 1; 1 predicts and keeps everything.
-        together: queries that share their keys, 1, 4, 8 or 16; see :class:`dynattn.DSA`.
+        together: how many queries share their keys, 1, 4, 8 or 16; see :class:`dynattn.DSA`.
 
     Yields:
         A list to which every call of a predictor in training mode adds its :func:`~dynattn.nn.prediction_loss`
@@ -120,17 +121,18 @@ def fit(
     learning_rate: float = 3e-3,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train predictors on a model that stays as it is: a step of Adam for each batch, dense attention.
+    """Train predictors on a model that stays as it is, with dense attention and a step of Adam for each batch.
 
     Args:
         model: a Transformers model; its weights are not touched.
         predictors: trained in place.
         batches: keyword arguments of the model's forward.
-        learning_rate: at the first step; it falls to 0 along a half cosine where the number of batches is known.
-        on_step: told each step's number and loss, the mean over layers.
+        learning_rate: the rate of the first step; it falls to 0 along half a cosine where the number of batches is
+            known.
+        on_step: called with the number and the loss of each step; the loss is the mean over layers.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: no batch is given.
     """
     step = -1
     parameters = [p for predictor in predictors.values() for p in predictor.parameters()]
@@ -158,7 +160,7 @@ def _attend(
     ratio: float, together: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, is_causal: bool | None = None, position_bias: Tensor | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """What Transformers calls in place of its own attention."""
+    """The function that Transformers calls in place of its own attention."""
     predictor = predictors.get(module)
     if predictor is None:
         return attend.forward(
@@ -210,7 +212,7 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def _layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """While active, the last hidden states that entered each of the modules, where there were any."""
+    """While active, a mapping from each module to the last hidden states that entered it, if any did."""
     entered: dict[nn.Module, Tensor] = {}
 
     def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

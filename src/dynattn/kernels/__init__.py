@@ -1,1 +1,1 @@
-"""Fast kernels, one folder a device."""
+"""Fast kernels, one folder for each kind of device."""

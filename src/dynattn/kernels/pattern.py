@@ -1,4 +1,4 @@
-"""What a call computes besides its tensors, as every kernel takes it."""
+"""The options of a call, as every kernel takes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Pattern", "RowRule"]
 
 
 class Pattern(NamedTuple):
-    """The operator's arguments after its tensors, in order.
+    """The arguments of the N:M operator after its tensors, in order.
 
     Attributes:
         n, m, window, sinks, stride: as :class:`dynattn.NM` has them.

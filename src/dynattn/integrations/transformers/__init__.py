@@ -51,15 +51,15 @@ __all__ = [
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
 )  # fmt: skip
-"""Methods that :func:`register` always registers."""
+"""The methods that :func:`register` registers in any case."""
 
 
 def register(*methods: Method | str) -> tuple[str, ...]:
     """Make ``attn_implementation="dynattn:<method>"`` known to Transformers. May be called again at any time.
 
     From the first call on, Transformers' models ask about such names when they are loaded and when
-    ``set_attn_implementation`` is called: names of methods that are not registered yet are, and models that keep
-    attention of their own, wholly or in part, say so in a warning.
+    ``set_attn_implementation`` is called. A name whose method is not registered yet is registered then, and a model
+    that keeps attention of its own, wholly or in part, gives a warning.
 
     Args:
         methods: methods or their short names, registered besides :data:`COMMON`; or the path of a tuned file, which
@@ -87,7 +87,7 @@ def register(*methods: Method | str) -> tuple[str, ...]:
         known[PREFIX + name] = partial(attend.forward, method=method), method.looks_at_positions
     for name, (forward, positions) in known.items():
         AttentionInterface.register(name, forward)
-        # Without this one Transformers drops every mask, and says nothing.
+        # Without this line Transformers drops every mask, and says nothing.
         AttentionMaskInterface.register(name, partial(masks.make, positions=positions))
     loading.install(register)
     return tuple(known)

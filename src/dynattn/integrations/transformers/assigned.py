@@ -1,4 +1,4 @@
-"""A method for each attention module of a model, held by the module itself.
+"""Gives each attention module of a model a method of its own, which the module itself holds.
 
 Layers are told apart by their modules and not by ``layer_idx``, which vision models and speech encoders do not have,
 and which a decoder's self-attention shares with its cross-attention.
@@ -19,24 +19,24 @@ from dynattn.integrations.transformers.coverage import PREFIX, survey
 from dynattn.methods import Method, PerLayer, parse
 
 ASSIGNED = "assigned"
-"""The implementation's name, behind ``dynattn:``, of a model whose methods come from :func:`assign`."""
+"""The name, behind ``dynattn:``, of the implementation of a model whose methods come from :func:`assign`."""
 
 PHASES = ("prefill", "decode", "both")
 
 _ATTRIBUTE = "dynattn_assigned"
 _DENSE = parse("dense")
-_warned: set[tuple[str, str]] = set()  # what was said once of each source
+_warned: set[tuple[str, str]] = set()  # the warnings that were given for each source, since each is given once
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Within which calls a claim was proved; a call outside of it is warned of once.
+    """The calls for which a claim was proved. The first call outside of them gives a warning.
 
     Attributes:
         source: who makes the claim, for the warning.
-        dtype: of the queries.
-        low: keys of a call, at least.
-        high: keys of a call, at most.
+        dtype: the dtype of the queries.
+        low: the fewest keys of a call.
+        high: the most keys of a call.
     """
 
     source: str
@@ -47,12 +47,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Assigned:
-    """What an attention module holds.
+    """The data that an attention module holds.
 
     Attributes:
-        method: what it keeps in the calls of the phase; elsewhere it is dense.
+        method: what the module keeps in calls of the phase; in others it is dense.
         phase: ``prefill``, ``decode`` (one query and more keys) or ``both``.
-        limits: of the claim about it, or None.
+        limits: the limits of the claim about it, or None.
     """
 
     method: Method
@@ -71,7 +71,7 @@ def assign(model: Any, methods: Mapping[str, Method | str], phase: str = "both")
     Args:
         model: of Transformers.
         methods: methods or their names by modules' names; modules that are not named are dense.
-        phase: in which the methods are used; the other one is dense.
+        phase: the phase in which the methods are used; the other one is dense.
 
     Raises:
         ValueError: a name is not that of an attention module that takes part, or not a method's.
@@ -114,7 +114,7 @@ def checked(model: Any, methods: Mapping[str, Method | str], phase: str) -> dict
 
 
 def put(model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | None) -> None:
-    """Have the modules hold their methods; how the model attends is not changed by it."""
+    """Have the modules hold their methods. This does not change yet how the model attends."""
     if limits is not None:
         _warned.difference_update({said for said in _warned if said[0] == limits.source})
     for name, method in methods.items():
@@ -122,7 +122,7 @@ def put(model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | 
 
 
 def take_back(model: nn.Module) -> None:
-    """Have modules that attend otherwise hold no method any more."""
+    """Take the methods from modules that attend in another way now."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(module, _ATTRIBUTE) and not is_assigned(getattr(config, "_attn_implementation", None)):
@@ -130,7 +130,7 @@ def take_back(model: nn.Module) -> None:
 
 
 def is_assigned(implementation: Any) -> bool:
-    """Whether an implementation's name is one whose modules hold their methods."""
+    """Whether this is the name of an implementation whose modules hold their methods."""
     if not isinstance(implementation, str) or not implementation.startswith(PREFIX):
         return False
     return implementation == PREFIX + ASSIGNED or implementation.endswith(".json")
@@ -164,7 +164,8 @@ def _check(limits: Limits, dtype: torch.dtype, kv_len: int) -> None:
 
 @torch.compiler.assume_constant_result
 def _warn(source: str, proved: str, got: str) -> None:
-    """Warn once. A compiled graph runs this while it is made: one is made for calls on each side of a limit."""
+    """Warn once. In compiled code this runs while a graph is made, and calls on each side of a limit get their own
+    graph."""
     if (source, proved) not in _warned:
         _warned.add((source, proved))
         warnings.warn(

@@ -1,9 +1,9 @@
-"""What a model's attention loses while it runs: the exact kept mass of a few query rows of every call.
+"""Measures what a model's attention loses while it runs: the exact kept mass of a few query rows of every call.
 
     kept mass of a row = Σ_kept softmax(s) over all that the row may attend to
 
-Of each call a share of the query rows is drawn, and for those alone dense attention's denominator is computed beside
-the method's. Means of them are unbiased: each row has the same chance, whatever it keeps.
+In each call a share of the query rows is drawn at random. For those rows alone the denominator of dense attention is
+computed beside that of the method. The means are unbiased, since each row has the same chance, whatever it keeps.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dynattn.methods import NM, Method, PairMethod
 from dynattn.reference import pairs as reference
 
 _DENSE = NM(1, 1)
-_RUN = 16  # rows drawn together where a method looks at positions: it chooses for rows side by side alone
+_RUN = 16  # rows drawn together where a method looks at positions, since it can choose for adjacent rows only
 
 
 class Loss(NamedTuple):
     """A layer that keeps less than the limit.
 
     Attributes:
-        layer: name of its attention module.
-        kept_mass: mean over the rows seen so far.
-        rows: how many they are.
+        layer: the name of its attention module.
+        kept_mass: the mean over the rows seen so far.
+        rows: how many rows were seen.
     """
 
     layer: str
@@ -43,7 +43,7 @@ class Loss(NamedTuple):
 
 
 class Audit:
-    """What :func:`audit` has seen so far. Layers go by the names of their attention modules.
+    """The results of :func:`audit` so far. Layers are named by their attention modules.
 
     A row is one query of one head. Rows that may attend to nothing, padding, are not counted, nor are calls that keep
     everything.
@@ -100,7 +100,7 @@ class Audit:
                 self._add(name, masses)
 
     def _drawn(self, name: str, count: int) -> list[int]:
-        """Which of so many are seen, each with the same chance."""
+        """Draw which of ``count`` rows are seen; each row has the same chance."""
         with self._lock:
             drawn = torch.rand(count, generator=self._draws[name], dtype=torch.float64, device="cpu")
         return (drawn < self._share).nonzero().flatten().tolist()
@@ -111,7 +111,7 @@ class Audit:
             self._sums[name] += total
             self._rows[name] += masses.numel()
             mean, rows = self._sums[name] / self._rows[name], self._rows[name]
-            if self._limit is None or mean >= self._limit or name in self._told:  # NaN is below
+            if self._limit is None or mean >= self._limit or name in self._told:  # NaN counts as below the limit
                 return
             self._told.add(name)
         if self._on_loss is None:
@@ -203,7 +203,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _kept_masses(call: Call, method: PairMethod, draw: Callable[[int], list[int]]) -> Tensor:
-    """Those of the rows drawn that may attend to something, in one dimension."""
+    """The kept masses of the rows drawn, without rows that may attend to nothing, in one dimension."""
     together, q_len = method.rows_together, call.query.shape[2]
     if together == 1 and not method.looks_at_positions:
         rows = draw(q_len)
@@ -214,7 +214,7 @@ def _kept_masses(call: Call, method: PairMethod, draw: Callable[[int], list[int]
 
 
 def _of_rows(call: Call, method: PairMethod, rows: Tensor) -> Tensor:
-    """Of rows anywhere, each of which chooses by itself."""
+    """The kept masses of rows at any places, for a method whose rows each choose by themselves."""
     mask, q_len, kv_len = call.attn_mask, call.query.shape[2], call.key.shape[2]
     if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
         mask = mask.index_select(-2, rows)
@@ -231,7 +231,7 @@ def _of_rows(call: Call, method: PairMethod, rows: Tensor) -> Tensor:
 
 
 def _of_run(call: Call, method: PairMethod, rows: range) -> Tensor:
-    """Of rows side by side, which begin where the method may cut."""
+    """The kept masses of adjacent rows, which begin where the method may cut."""
     mask, q_len, kv_len = call.attn_mask, call.query.shape[2], call.key.shape[2]
     if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
         mask = mask[..., rows.start : rows.stop, :]

@@ -1,6 +1,6 @@
-"""How the layer of a key-value cache hears of the attention over the keys that it returned.
+"""Tells the layer of a key-value cache about the attention over the keys that the layer returned.
 
-Models pass the keys that a cache returns on to attention as they are, so the layer is found by the tensor itself.
+Models pass the keys that a cache returns to attention as they are, so the layer is found by the tensor itself.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_layers = WeakTensorKeyDictionary()  # keys to a weak reference of their layer: neither keeps the other alive
-_alive: set[weakref.ref] = set()  # the layers, each for as long as it lives
-_in_use = False  # whether there are any; compiled code is guarded by it, which a set's length would make slow
+_layers = WeakTensorKeyDictionary()  # from keys to a weak reference of their layer: neither keeps the other alive
+_alive: set[weakref.ref] = set()  # the layers that are alive
+_in_use = False  # whether there is any; a flag, since a guard on the length of a set would make compiled code slow
 
 
 def _forget(layer: weakref.ref) -> None:
@@ -39,7 +39,7 @@ def follow(key: Tensor, layer: Any) -> None:
 def following(key: Tensor) -> Any:
     """The layer that returned these keys and asked to be told; None where there is none."""
     if torch.compiler.is_compiling():
-        if _in_use:  # torch.compile takes this as the end of a graph, and goes on without one; not under fullgraph
+        if _in_use:  # torch.compile breaks the graph here, and cannot under fullgraph
             raise NotImplementedError(
                 "dynattn: caches that forget are told of the attention over their keys, which one graph cannot: call "
                 "the model without fullgraph=True, or with a cache of Transformers"

@@ -1,4 +1,4 @@
-"""What a call of attention from a Transformers model looks like, and who is shown it."""
+"""A call of attention from a Transformers model, and how to observe such calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Call(NamedTuple):
     scale: float | None
 
     def by_method(self) -> list[Call]:
-        """The calls of one method each that it is made of: itself, or where heads differ one for each of theirs."""
+        """The calls of a single method that this call consists of: itself, or a call for each method where heads
+        differ."""
         if not isinstance(self.method, PerHead):
             return [self]
         parts = heads.parts(self.query, self.key, self.value, self.method, self.attn_mask, None)
@@ -77,7 +78,7 @@ def observing(callback: Callable[[Call], None]) -> Iterator[None]:
 
 @contextmanager
 def replacing(choose: Callable[[nn.Module, Method], Method]) -> Iterator[None]:
-    """While active, every layer attends by what ``choose`` makes of its module and its method."""
+    """While active, every layer attends by the method that ``choose`` returns for its module and its method."""
     replacements.append(choose)
     try:
         yield

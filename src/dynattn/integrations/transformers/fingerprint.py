@@ -1,9 +1,9 @@
-"""What tells a model from others, its fine-tuned siblings among them, at the cost of reading a few thousand numbers.
+"""A fingerprint that tells a model from all others, its fine-tuned siblings too. It reads only a few thousand numbers.
 
     two numbers of each parameter, at places that its order among the parameters fixes
 
-Fine-tuning changes parameters all over, or all of one part, and each part has its numbers here. A cast to another
-dtype changes numbers by a rounding: between dtypes they are compared up to one of the coarser.
+Fine-tuning changes all parameters, or all parameters of one part, and every part has its numbers here. A cast to
+another dtype rounds the numbers, so numbers of two dtypes are compared up to a rounding of the coarser one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SAMPLES = 2  # numbers of each parameter
+_SAMPLES = 2  # so many numbers of each parameter are read
 _STEP = 2654435761  # Knuth's multiplicative hashing: places of consecutive numbers lie far apart
 _SHAPE = re.compile(r"size|layers|heads|dim|width|d_model|d_ff|d_kv|n_embd|n_head|n_layer|theta|window|position")
 _TINY = 2.0**-24  # float16 rounds below its smallest number to 0
@@ -31,12 +31,12 @@ class Fingerprint:
     """A model as a file remembers it.
 
     Attributes:
-        model_type: of its config, ``llama``.
-        kind: name of its class, ``LlamaForCausalLM``.
-        layers: attention modules that take part.
+        model_type: the type that its config names, as in ``llama``.
+        kind: the name of its class, as in ``LlamaForCausalLM``.
+        layers: how many attention modules take part.
         config: the numbers of its config, and of configs inside it, that say how large things are.
-        shapes: digest of the names and shapes of its parameters.
-        dtype: of its first floating-point parameter.
+        shapes: a digest of the names and shapes of its parameters.
+        dtype: the dtype of its first floating-point parameter.
         weights: base64 of float32 numbers, two of each parameter.
     """
 
@@ -134,7 +134,8 @@ def _sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:
-    """What a model saves, by name. Of tied parameters both names are here, before they are tied and after."""
+    """The tensors that a model saves, by name. Tied parameters have both of their names, whether they are tied yet or
+    not."""
     return {name: one for name, one in model.state_dict(keep_vars=True).items() if isinstance(one, Tensor)}
 
 
@@ -150,7 +151,7 @@ def _dtype(model: Any) -> str:
 
 @torch.no_grad()
 def _numbers(model: Any) -> np.ndarray:
-    """float32 (2 · tensors,): NaN for those without data."""
+    """The numbers of all tensors, float32 (2 · tensors,); NaN for tensors without data."""
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     total = 0
     for parameter in _tensors(model).values():

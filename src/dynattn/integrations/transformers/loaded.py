@@ -1,8 +1,8 @@
-"""A tuned file for a model: checked, its methods put into the model's modules, and its name set.
+"""Loads a tuned file into a model: checks it, puts its methods into the model's modules, and sets its name.
 
-Three ways lead here: :func:`load`; ``set_attn_implementation``; and ``from_pretrained``, which builds a model before it
-has weights. While a model is built, models inside it are too, and each hears of the name: the one that is of the file's
-class takes the methods, and what ``from_pretrained`` returns is checked whole.
+A file can come by :func:`load`, by ``set_attn_implementation``, or by ``from_pretrained``, which builds a model before
+it has weights. While a model is built, models inside it are built too, and each is given the name. The one that is of
+the file's class takes the methods, and the model that ``from_pretrained`` returns is checked with its weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dynattn.integrations.transformers.coverage import PREFIX
 from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
 from dynattn.methods import parse
 
-_paths: dict[str, str] = {}  # of implementations whose names must not tell it
+_paths: dict[str, str] = {}  # the files of implementations whose names must not contain the path
 
 
 def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
@@ -55,7 +55,8 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
 
 
 def implementation(asked: Any) -> Any:
-    """What Transformers is to be asked for: it takes what has "flash" in its name, or in its folder's, for a kernel.
+    """The name to ask Transformers for. It takes every name with "flash" in it, even in a folder's, for one of its
+    kernels.
 
     Args:
         asked: an implementation's name, or names by part, or None.
@@ -80,7 +81,7 @@ def implementation(asked: Any) -> Any:
 
 
 def checked(model: Any, asked: Any) -> Tuned | None:
-    """What the file that a model is about to be given says; None where it is given none.
+    """The content of the tuned file that a model is about to be given; None where it is given none.
 
     Args:
         model: as ``set_attn_implementation`` has it.
@@ -97,7 +98,7 @@ def checked(model: Any, asked: Any) -> Tuned | None:
 
 
 def put(model: Any, tuned: Tuned, name: str) -> None:
-    """Have a model's modules hold the methods of a file that it was checked against.
+    """Put the methods of a file into a model that was checked against it.
 
     Args:
         model: the model.
@@ -109,7 +110,7 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
 
 
 def warn_of_pruning(tuned: Tuned, name: str) -> None:
-    """Say that a file asks for more than attention can do.
+    """Warn that a file names a pruning method, which attention alone cannot provide.
 
     Args:
         tuned: what the file says.
@@ -124,7 +125,7 @@ def warn_of_pruning(tuned: Tuned, name: str) -> None:
 
 
 def built(model: Any) -> None:
-    """Put the methods into a model that was just built, and has no weights yet, where it is of the file's class."""
+    """Put the methods into a model that was just built and has no weights yet, if it is of the file's class."""
     name = model.config._attn_implementation
     if _is_file(name):
         tuned = Tuned.read(_path(name))
@@ -134,7 +135,7 @@ def built(model: Any) -> None:
 
 
 def filled(model: Any) -> None:
-    """Check a model that has its weights now, and put the methods into it."""
+    """Check a model that now has its weights, and put the methods into it."""
     config = getattr(model, "config", None)
     name = getattr(config, "_attn_implementation", None)
     tuned = checked(model, name)

@@ -1,8 +1,8 @@
-"""Packed batches: several texts one behind the other in one sample, which must not see each other.
+"""Packed batches, in which a sample holds several texts one after another that must not see each other.
 
-Transformers makes a block mask from position ids that start anew, where neither a mask nor a cache is given. All else
-that says that a batch is packed is for implementations that cut it up themselves; this one would let texts see each
-other, and refuses.
+Where neither a mask nor a cache is given, Transformers makes a block mask from position ids that start anew. All other
+signs that a batch is packed are meant for implementations that cut it up themselves. This one would let the texts see
+each other, and refuses.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _apart(bounds: Tensor, mask: Tensor | None, q_len: int, kv_len: int, length:
     if torch.compiler.is_compiling():
         return mask is not None
     inner = bounds.flatten()[1:-1].tolist()
-    inner = [bound for bound in inner if bound % length]  # between samples nothing has to be kept apart
+    inner = [bound for bound in inner if bound % length]  # different samples do not see each other anyway
     if not inner:
         return True
     if mask is None or q_len != kv_len:

@@ -1,7 +1,8 @@
-"""Where the queries stand in a static cache, for methods that look at positions.
+"""Finds where the queries stand in a static cache, for methods that look at positions.
 
-A static cache is longer than the text: it ends in free slots. A window is counted from the last query, so the slots
-behind it are cut off. The last query may attend to itself (:func:`~.masks.make` sees to that) and to nothing behind.
+A static cache is longer than the text, and ends in free slots. A window is counted from the last query, so the slots
+behind that query are cut off. The last query may attend to itself (:func:`~.masks.make` sees to that) and to nothing
+behind itself.
 """
 
 from __future__ import annotations

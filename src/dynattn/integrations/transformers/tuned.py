@@ -2,9 +2,9 @@
 
     load(model, "model.dynattn.json")        # or attn_implementation="dynattn:model.dynattn.json", after register()
 
-It holds a method for each attention module, what tells the model from others, and where and by what the claim about it
-was proved: dtype, phase, lengths, machine, evidence, versions. Loaded onto another model it is an error; a call outside
-of the lengths or the dtype is warned of once.
+It holds a method for each attention module, a fingerprint of the model, and how the claim about its loss was proved:
+dtype, phase, lengths, machine, evidence, versions. Loading it into another model is an error. The first call outside of
+the lengths or the dtype gives a warning.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Evidence:
     """One thing that was measured.
 
     Attributes:
-        what: for example ``loss of perplexity, relative``.
-        data: on what, for example ``40 held-out Wikipedia articles of 4096 tokens``.
+        what: what was measured, for example ``loss of perplexity, relative``.
+        data: the data that it was measured on, for example ``40 held-out Wikipedia articles of 4096 tokens``.
         value: the figure.
-        low: end of its interval, or None where it is open there.
-        high: the other end.
-        level: of the interval, for example 0.95; None where there is none.
-        items: how many were measured.
-        details: numbers and words beside it.
+        low: the lower end of its interval, or None where the interval is open there.
+        high: the upper end, or None.
+        level: the level of the interval, for example 0.95; None where there is no interval.
+        items: how many items were measured.
+        details: further numbers and words.
     """
 
     what: str
@@ -59,18 +59,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuned file says.
+    """The content of a tuned file.
 
     Attributes:
-        model: what tells the model from others.
-        dtype: of the queries that were measured, ``bfloat16``.
+        model: the fingerprint of the model.
+        dtype: the dtype of the queries that were measured, for example ``bfloat16``.
         phase: in which the methods are used, ``prefill``, ``decode`` or ``both``; the other one is dense.
         lengths: the fewest and the most keys for which the evidence holds.
-        methods: names of methods by the names of attention modules, all that take part.
-        pruning: name of what shortens the sequence, or None.
-        machine: what was measured on.
+        methods: the names of the methods, by the names of all attention modules that take part.
+        pruning: the name of the method that shortens the sequence, or None.
+        machine: the machine that was measured on.
         evidence: what was measured.
-        versions: of packages.
+        versions: the versions of packages.
     """
 
     model: Fingerprint
@@ -116,7 +116,7 @@ class Tuned:
         machine: Mapping[str, Any] | None = None,
         evidence: tuple[Evidence, ...] = (),
     ) -> Tuned:
-        """What there is to say of a model that was tuned; the versions are those of this process.
+        """The content of a file for a model that was tuned. The versions are those of this process.
 
         Args:
             model: of Transformers, with its weights.
@@ -124,8 +124,8 @@ class Tuned:
             dtype: of the queries that were measured.
             phase: in which the methods are used; the other one is dense.
             lengths: the fewest and the most keys for which the evidence holds.
-            pruning: name of what shortens the sequence.
-            machine: what was measured on.
+            pruning: the name of the method that shortens the sequence.
+            machine: the machine that was measured on.
             evidence: what was measured.
 
         Raises:
@@ -145,7 +145,7 @@ class Tuned:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file; a kill or a full disk leaves the file before or this one.
+        """Write the file. After a kill, or on a full disk, either the earlier file or this one is there, whole.
 
         Args:
             path: of the file, ending in ``.json``; its folder is made where there is none.
@@ -286,7 +286,7 @@ def _complete(kind: type, told: Mapping[str, Any], prefix: str) -> None:
 
 
 def _of(value: Any, kind: Any, where: str) -> Any:
-    """The value, if it is of a kind; bool is no number."""
+    """The value, if it is of this kind. A bool does not count as a number."""
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         words = " or ".join(_JSON[one] for one in kinds if one is not int or float not in kinds)

@@ -1,7 +1,7 @@
-"""The arguments of the CPU kernels as bytes: the structures of ``dynattn_cpu.h``, field by field.
+"""Packs the arguments of the CPU kernels into bytes: the structures of ``dynattn_cpu.h``, field by field.
 
-Each structure is a table of names and C types, in the header's order. A caller gives its values by name, and all of
-them; the table puts them in order. ``struct`` packs them in a third of the time that ``ctypes`` fields take.
+Each structure is a table of names and C types, in the header's order. A caller gives all values by name, and the table
+puts them in order. ``struct`` packs them in a third of the time that ``ctypes`` fields take.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ class Structure:
     """A C structure: its own fields, behind those of the structure that it begins with.
 
     Attributes:
-        name: in the header.
-        begins_with: name of the first member and its structure, or None. The bytes that :meth:`pack` gives belong
-            behind those of that structure.
-        fields: name, C type and length of every field of its own, in order; a length of 1 is no array. Arrays lie
-            side by side.
-        size: bytes of the whole structure.
+        name: its name in the header.
+        begins_with: the name of its first member and the structure that this member is, or None. The bytes that
+            :meth:`pack` gives belong behind those of that structure.
+        fields: the name, C type and length of each of its own fields, in order. A length of 1 means no array.
+        size: the number of bytes of the whole structure.
     """
 
     def __init__(

@@ -20,7 +20,8 @@ __all__ = ["cannot", "cannot_backward", "kernel_name", "nm_backward", "nm_forwar
 
 
 def kernel_name(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, for_backward: bool) -> str:
-    """Which kernel runs a call without mask and kept mass on the device of its tensors, and its queries a block."""
+    """The name of the kernel for a call without mask and kept mass on its tensors' device, with its queries per
+    block."""
     device, pattern = driver.device(query.device.index), launch.of_kernels(pattern)
     variant = launch.choose_variant(query, key, value, "none", False, pattern, device, for_backward)
     return f"{variant.kernel}, {variant.query_tile} queries a block"
@@ -52,7 +53,7 @@ def cannot(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device
     for name, size in (("head_dim", head_dim), ("value_dim", value_dim)):
         if size % launch.HEAD_DIM_STEP or size > largest:
             return f"the kernels take a {name} of 8, 16, … {largest}, not {size}"
-    if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator does, when it runs
+    if torch.compiler.is_compiling():  # a tracer cannot ask the driver; the operator asks it when it runs
         return None
     return driver.unavailable_reason(device.index)
 

@@ -1,4 +1,4 @@
-"""The little of the CUDA driver that a launch needs, through NVIDIA's own bindings."""
+"""The few functions of the CUDA driver that a launch needs, called through NVIDIA's own bindings."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import torch
 from dynattn.kernels.cuda import loader
 from dynattn.kernels.cuda.variants import Instantiation
 
-_OLDEST_CAPABILITY = (8, 0)  # mma.sp
+_OLDEST_CAPABILITY = (8, 0)  # the first that has mma.sp
 _HOPPER = (9, 0)
 _STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory that a block may have without asking
 _ELEMENT_BYTES = 2
-_MAP_BYTES = 128  # of a CUtensorMap; it also stands at a multiple of that, which CUDA 13 declares and 12 halves
-_TMA_SINCE = 12000  # the CUDA version that the function pointer's signature is of
+_MAP_BYTES = 128  # the size and the alignment of a CUtensorMap; CUDA 13 declares this alignment, and CUDA 12 half of it
+_TMA_SINCE = 12000  # the CUDA version whose signature the function pointer has
 
 _loading = threading.Lock()
-_kernels: dict[tuple[Instantiation, int], Any] = {}  # by variant and device
+_kernels: dict[tuple[Instantiation, int], Any] = {}  # the loaded kernels, by variant and device
 
 
 class Device(NamedTuple):
     """What the choice of a kernel depends on.
 
     Attributes:
-        index: as torch counts.
-        arch: what to compile for: ``sm_80``; ``sm_90a`` on Hopper, for its own instructions.
-        multiprocessors: how many.
-        shared_bytes: of shared memory that one block may have.
+        index: its number, as torch counts devices.
+        arch: the architecture to compile for, as in ``sm_80``; on Hopper ``sm_90a``, for Hopper's own instructions.
+        multiprocessors: how many multiprocessors it has.
+        shared_bytes: how many bytes of shared memory one block may have.
     """
 
     index: int
@@ -46,11 +46,11 @@ class TensorMap(NamedTuple):
     """A tensor as the copy engine (TMA) sees it: swizzled by 128 bytes; elements outside are read as 0.
 
     Attributes:
-        address: of the first element.
+        address: the address of the first element.
         dtype: ``bfloat16`` or ``float16``.
-        sizes: innermost dimension first.
-        strides: in elements, of all dimensions but the innermost.
-        box: elements that one copy moves.
+        sizes: the size of each dimension, the innermost first.
+        strides: the strides of all dimensions but the innermost, in elements.
+        box: how many elements of each dimension one copy moves.
     """
 
     address: int
@@ -96,11 +96,11 @@ def launch(
     variant: Instantiation, device: Device, blocks: int, params: ctypes.Structure, tensor_maps: tuple[TensorMap, ...],
     stream: int,
 ) -> None:  # fmt: skip
-    """Put a kernel on a stream of the current device; compile and load it before, where this is its first use.
+    """Put a kernel on a stream of the current device. On its first use it is compiled and loaded before.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
-        RuntimeError: the compiler or the driver refused; the text has its words.
+        RuntimeError: the compiler or the driver refused; the text has its message.
     """
     driver = _driver()
     kernel = _kernels.get((variant, device.index)) or _load(variant, device)
@@ -115,7 +115,7 @@ def launch(
 
 
 def _load(variant: Instantiation, device: Device) -> Any:
-    """The kernel as the driver knows it."""
+    """The handle by which the driver knows the kernel."""
     driver = _driver()
     with _loading, _capture_allows_loading():
         if (variant, device.index) in _kernels:  # another thread was faster
@@ -135,7 +135,8 @@ def _load(variant: Instantiation, device: Device) -> Any:
 
 @contextmanager
 def _capture_allows_loading() -> Iterator[None]:
-    """Lets a kernel's first use fall into the capture of a CUDA graph, which forbids what loading does otherwise."""
+    """While active, a kernel can be loaded during the capture of a CUDA graph, which otherwise forbids what loading
+    does."""
     driver = _driver()
     exchange = driver.cuThreadExchangeStreamCaptureMode
     mode = _check(exchange(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), "loading")
@@ -214,7 +215,7 @@ def _supported_cuda() -> tuple[int, int]:
 
 
 def _check(result: Any, what: str) -> Any:
-    """The value of a driver call, or RuntimeError with the driver's words."""
+    """The value of a driver call, or a RuntimeError with the driver's message."""
     status, *values = result if isinstance(result, tuple) else (result,)
     if int(status) != 0:
         raise RuntimeError(f"nm_forward: {what} failed: the CUDA driver says {status.name}")

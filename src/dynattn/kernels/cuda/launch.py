@@ -1,9 +1,9 @@
-"""A call becomes a launch: which variant, which grid, which bytes.
+"""Turns a call of the forward into a launch: it chooses the variant and the grid, and packs the parameters.
 
-:func:`prepare` only reads shapes, strides and addresses, so it works on tensors of any device, and what it gives can be
+:func:`prepare` only reads shapes, strides and addresses. So it works on tensors of any device, and its result can be
 looked at, or run by an emulator, where there is no GPU. :func:`nm_forward` prepares and launches on torch's current
-stream. It waits for nothing and takes no memory but torch's, so that CUDA graphs capture it; what it keeps between
-calls is the loaded kernels and the descriptors of tensors seen before.
+stream. It waits for nothing and takes no memory but torch's, so that CUDA graphs can capture it. Between calls it keeps
+the loaded kernels, and the descriptors of tensors seen before.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "
 HEAD_DIM_STEP = 8  # rows are copied in pieces of 16 bytes
 
 _ALIGNMENT = 16  # bytes
-_MMA_AT_MOST = 32  # head dimensions that wgmma's tile of 64 would pad to double; mma.sp runs at over half its rate
-_WHOLE = 2**31 - 1  # a window that holds every key
+_MMA_AT_MOST = 32  # up to here wgmma's tile of 64 is half padding or more, and mma.sp runs at over half of wgmma's rate
+_WHOLE = 2**31 - 1  # the size of a window that holds every key
 _BLOCKS_A_MULTIPROCESSOR = 2  # below this many blocks of the large query tile, the small one spreads the work better
 
 _NO_STRIDES = (0, 0, 0, 0)
@@ -57,10 +57,10 @@ class Launch(NamedTuple):
 
     Attributes:
         variant: the kernel.
-        blocks: of the one-dimensional grid; 0 where there is nothing to do.
-        params: its first argument.
+        blocks: how many blocks the one-dimensional grid has; 0 where there is nothing to do.
+        params: the first argument of the kernel.
         tensor_maps: its further arguments: keys 4i and 4i + 1, keys 4i + 2 and 4i + 3, values; none for ``mma``.
-        tensors: what ``params`` points into; must live until the kernel is on the stream.
+        tensors: the tensors that ``params`` points into, which must live until the kernel is on the stream.
     """
 
     variant: Variant
@@ -106,7 +106,7 @@ def nm_forward(
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.
-        RuntimeError: the compiler or the driver refused; the text has its words.
+        RuntimeError: the compiler or the driver refused; the text has its message.
 
     Source: arXiv:2203.00091.
     """
@@ -136,7 +136,7 @@ def prepare(
     for_backward: bool = False,
     seed: Tensor | None = None,
 ) -> Launch:
-    """The launch for a call of :func:`nm_forward` on ``device``; launches nothing."""
+    """The launch for a call of :func:`nm_forward` on ``device``. Nothing is launched yet."""
     query, key, value = aligned(query), aligned(key), aligned(value)
     batch, heads, q_len, _ = query.shape
     mask_kind, mask = mask_of(mask, query, value.shape[2])
@@ -212,11 +212,11 @@ def choose_variant(
     """
     batch, heads, q_len, head_dim = query.shape
     band = pattern.window > 0 or pattern.sinks > 0
-    expanded = 0 in key.stride() or 0 in value.stride()  # would have to be copied, which the mma kernel need not do
+    expanded = 0 in key.stride() or 0 in value.stride()  # such tensors need a copy, but not for the mma kernel
     # with a band, the sums of what is dropped do not fit in registers beside both halves of every group
     crowded = aux and band
     tma = _fits_tma(value.shape[2], pattern.stride) and (for_backward or not (expanded or crowded))
-    tma = tma and min(query.numel(), key.numel(), value.numel()) > 0  # a map of nothing is none
+    tma = tma and min(query.numel(), key.numel(), value.numel()) > 0  # an empty tensor has no valid map
     return _select(
         device, DTYPES[query.dtype], max(head_dim, value.shape[3]), pattern.n, pattern.m, mask_kind, aux, band,
         pattern.stride, pattern.dropout_p > 0, q_len, batch * heads, tma=tma,
@@ -260,7 +260,7 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def mask_of(mask: Tensor | None, query: Tensor, kv_len: int) -> tuple[str, Tensor | None]:
-    """Kind of the mask, and the mask in a type that the kernels read, seen in its full shape."""
+    """The kind of the mask, and the mask in a dtype that the kernels read, expanded to its full shape."""
     if mask is None:
         return "none", None
     mask = mask if mask.dtype in (torch.bool, query.dtype) else mask.float()
@@ -275,7 +275,7 @@ def unexpanded(x: Tensor) -> Tensor:
 
 def _fits_tma(kv_len: int, stride: int) -> bool:
     """Whether tensor maps of keys read no row past the end."""
-    # they would where the length is odd, since keys come in pairs; or, with a stride, where it is no multiple of it
+    # they read past the end where the length is odd, since keys come in pairs, or is not a multiple of the stride
     return kv_len % max(2, stride) == 0 and kv_len >= 4
 
 
@@ -292,7 +292,8 @@ def _tensor_maps(key: Tensor, value: Tensor, stride: int) -> tuple[TensorMap, ..
 
 
 def half_maps(x: Tensor, stride: int, rows: int) -> tuple[TensorMap, TensorMap]:
-    """Rows 4i and 4i + 1, and rows 4i + 2 and 4i + 3, of ``rows`` at a time; with a stride, positions of 64."""
+    """Maps of rows 4i and 4i + 1, and of rows 4i + 2 and 4i + 3, ``rows`` at a time; with a stride, 64 positions at a
+    time."""
     if stride > 1:
         members = strided_map(x, stride, 2)
         return members, members
@@ -310,7 +311,7 @@ def half_maps(x: Tensor, stride: int, rows: int) -> tuple[TensorMap, TensorMap]:
 
 
 def row_map(x: Tensor, rows: int) -> TensorMap:
-    """``rows`` rows at a time."""
+    """A map that copies ``rows`` rows at a time."""
     batch, heads, length, columns = x.shape
     batch_stride, head_stride, row = x.stride()[:3]
     sizes, strides = (columns, length, heads, batch), (row, head_stride, batch_stride)
@@ -318,7 +319,7 @@ def row_map(x: Tensor, rows: int) -> TensorMap:
 
 
 def strided_map(x: Tensor, stride: int, members: int) -> TensorMap:
-    """``members`` keys of each group of ``stride`` groups at a time."""
+    """A map that copies ``members`` keys of each of ``stride`` groups at a time."""
     batch, kv_heads, kv_len, columns = x.shape
     batch_stride, head_stride, row = x.stride()[:3]
     return TensorMap(

@@ -1,4 +1,4 @@
-"""A call of the backward becomes three launches: rows' figures, the gradients, and the query's gradient summed up.
+"""Turns a call of the backward into three launches: the terms of each row, the gradients, and the sum of dQ.
 
 :func:`prepare_backward` reads shapes, strides and addresses, and takes the scratch that the kernels share, so it works
 on tensors of any device, and what it gives can be run by the emulator. :func:`nm_backward` prepares and launches on
@@ -28,11 +28,12 @@ from dynattn.kernels.cuda.variants_backward import (
 )
 from dynattn.kernels.pattern import Pattern
 
-_BLOCKS_A_MULTIPROCESSOR = 2  # that fit; so many blocks in all are wanted
-_SPLITS_AT_MOST = 16  # sums for the query's gradient: 4 bytes an element each
-_ROW_BLOCK = 16  # queries of an accumulator
-# Time to clear and to add up the sums of one head on a whole device, in tiles of keys on one multiprocessor; predicted:
-# 1 KB a query (½ KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a query.
+_BLOCKS_A_MULTIPROCESSOR = 2  # so many fit on a multiprocessor, and so many blocks are wanted for each
+_SPLITS_AT_MOST = 16  # partial sums of the query's gradient; each takes 4 bytes for every element
+_ROW_BLOCK = 16  # the queries of an accumulator
+# The time to clear and to add up the sums of one head on a whole device, in units of one tile of keys on one
+# multiprocessor. Predicted: 1 KB a query (½ KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a
+# query.
 _SUMS_COST = 0.01
 
 _Strides3 = ctypes.c_longlong * 3
@@ -57,9 +58,9 @@ class BackwardLaunch(NamedTuple):
 
     Attributes:
         variant: the kernel.
-        blocks: of the one-dimensional grid; 0 where there is nothing to do.
-        params: its first argument, the same for the three.
-        tensors: what ``params`` points into; must live until the kernel is on the stream.
+        blocks: how many blocks the one-dimensional grid has; 0 where there is nothing to do.
+        params: the first argument of the kernel, the same for all three.
+        tensors: the tensors that ``params`` points into, which must live until the kernel is on the stream.
         tensor_maps: further arguments of the ``wgmma`` kernel: two halves of the keys, keys, two halves of the values,
             queries, their outputs' gradients.
     """
@@ -155,7 +156,7 @@ def prepare_backward(
     kind, mask = launch.mask_of(mask, query, kv_len)
     pattern = launch.of_kernels(pattern)
     variant = _select(device, query, key, value, pattern, kind)
-    if pattern.scale < 0:  # goes into the query: larger products are larger scores then, as the forward has them
+    if pattern.scale < 0:  # the sign goes into the query, so that larger products are larger scores, as in the forward
         query = launch.aligned(-query)
     splits, blocks = _grid(device, variant, batch * key.shape[1], kv_len)
     maps = ()
@@ -196,7 +197,7 @@ def prepare_backward(
 
 
 def smallest_shared_bytes(head_dim: int) -> int:
-    """Shared memory that the backward of ``head_dim`` columns needs at least."""
+    """The least shared memory, in bytes, that the backward needs for ``head_dim`` columns."""
     padded = next(size for size in HEAD_DIMS if size >= head_dim)
     return BackwardVariant("bfloat16", padded, 1, 2).shared_bytes
 
@@ -223,7 +224,7 @@ def _select(
 
 
 def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads: int, kv_len: int) -> tuple[int, int]:
-    """In how many the keys of a head are dealt out, each with sums of its own, and how many blocks that makes."""
+    """Into how many splits the keys of a head are divided, each with its own sums, and how many blocks that makes."""
     if isinstance(variant, WgmmaBackwardVariant):
         shares = _shares(device, heads, -(-kv_len // variant.key_tile))
         return shares, shares * heads
@@ -234,7 +235,8 @@ def _grid(device: Device, variant: BackwardVariant | WgmmaBackwardVariant, heads
 
 
 def _shares(device: Device, heads: int, key_tiles: int) -> int:
-    """Blocks that share a head's tiles of keys, where a multiprocessor holds one block: as many as end first."""
+    """How many blocks share the key tiles of a head so that all end earliest, where a multiprocessor holds one
+    block."""
 
     def time(shares: int) -> float:
         rounds = -(-shares * heads // device.multiprocessors)
@@ -244,7 +246,7 @@ def _shares(device: Device, heads: int, key_tiles: int) -> int:
 
 
 def _tensor_maps(query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor, stride: int) -> tuple[TensorMap, ...]:
-    """What the copy engine reads, 64 rows at a time; keys and values also in halves, as the choice wants them."""
+    """The maps that the copy engine reads, 64 rows at a time. Keys and values also come in halves, for the choice."""
     whole = launch.strided_map(key, stride, 4) if stride > 1 else launch.row_map(key, KEY_TILE)
     key_halves, value_halves = (launch.half_maps(x, stride, KEY_TILE) for x in (key, value))
     return *key_halves, whole, *value_halves, *(launch.row_map(x, KEY_TILE) for x in (query, grad_out))

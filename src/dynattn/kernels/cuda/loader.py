@@ -1,4 +1,4 @@
-"""Kernels compiled at their first use, kept on disk.
+"""Compiles kernels at their first use, and keeps them on disk.
 
 NVRTC compiles one instantiation of a template, for one architecture, in a second or two; later calls, in any process,
 read it from ``cuda`` in :func:`dynattn.paths.cache_home`. An entry's key covers the sources, the options, the
@@ -26,17 +26,17 @@ REMEDY = "pip install 'dynattn[cuda]'"
 _FOLDER = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _ARCH = re.compile(r"sm_(\d+)[af]?")
-_OLDEST = 80  # mma.sp
+_OLDEST = 80  # the first architecture that has mma.sp
 
 
 class Compiled(NamedTuple):
-    """Machine code of one kernel.
+    """The machine code of one kernel.
 
     Attributes:
-        symbol: the kernel's name in it.
-        cubin: what the driver loads, and what ``cuobjdump`` reads.
-        log: what the compiler said, registers and spills among it; empty where the code came from the disk.
-        kept: whether it lies on the disk now, for the next process.
+        symbol: the kernel's name in the code.
+        cubin: the code, as the driver loads it and ``cuobjdump`` reads it.
+        log: the compiler's output, with registers and spills; empty where the code came from the disk.
+        kept: whether the code is on the disk now, for the next process.
     """
 
     symbol: str
@@ -64,13 +64,13 @@ def missing() -> str | None:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Version of the NVRTC that :func:`missing` found, as (major, minor)."""
+    """The version of the NVRTC that :func:`missing` found, as (major, minor)."""
     _, major, minor = import_module("cuda.bindings.nvrtc").nvrtcVersion()
     return major, minor
 
 
 def nvrtc_architectures() -> tuple[int, ...]:
-    """What the NVRTC at hand compiles for: 80, 90, …"""
+    """The architectures that the NVRTC at hand compiles for: 80, 90, …"""
     _, architectures = import_module("cuda.bindings.nvrtc").nvrtcGetSupportedArchs()
     return tuple(architectures)
 

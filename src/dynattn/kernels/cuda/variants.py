@@ -1,4 +1,4 @@
-"""The kernels' instantiations: what each one takes, and what its launch needs.
+"""The instantiations of the forward kernels: which calls each one takes, and what its launch needs.
 
 A variant fixes what the compiler must know: element type, padded head dimension, pattern, kind of mask, whether kept
 mass and counts are asked for (``aux``), whether window or sinks widen the choice (``band``) and whether kept weights
@@ -17,11 +17,11 @@ HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 WGMMA_HEAD_DIMS = (64, 128)
 PATTERNS = ((1, 2), (2, 4))
 DTYPES = ("bfloat16", "float16")
-TF32_HEAD_DIMS = (32, 64, 96, 128)  # of float32 inputs, rounded to TF32: rows are twice as long
+TF32_HEAD_DIMS = (32, 64, 96, 128)  # for float32 inputs, which are rounded to TF32 and whose rows are twice as long
 MASKS = ("none", "bool", "float32", "element")
 WGMMA_STRIDES = (1, 16)
 STRIDES = (1, 2, 4, 8, 16)
-COMMON_STRIDES = (1, 16)  # of the published method, and the one that keeps most
+COMMON_STRIDES = (1, 16)  # the stride of the published method, and the one that keeps the most mass
 
 ELEMENTS = {"bfloat16": "BFloat16", "float16": "Float16", "tf32": "TensorFloat32"}
 PATTERN_NAMES = {(1, 2): "one_of_two", (2, 4): "two_of_four"}
@@ -29,7 +29,7 @@ MASK_NAMES = {"none": "none", "bool": "boolean", "float32": "float32", "element"
 
 
 class Instantiation(Protocol):
-    """What loader and driver must know of a variant of any kernel; it is hashable too."""
+    """What loader and driver must know of a variant of any kernel. A variant is hashable, too."""
 
     @property
     def kernel(self) -> str: ...

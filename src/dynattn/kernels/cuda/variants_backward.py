@@ -1,4 +1,4 @@
-"""The backward kernels' instantiations: what each one takes, and what its launch needs."""
+"""The instantiations of the backward kernels: which calls each one takes, and what its launch needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dynattn.kernels.cuda.variants import (
 KEY_TILE = 64  # keys that a block of the ``mma`` kernel owns at a time; a unit of the ``wgmma`` kernel's
 _WARPS = 4
 _PAIR_PITCH = 128  # bytes of a row of P or dS
-_WIDEST_WHOLE = 128  # wider heads are done in two parts
+_WIDEST_WHOLE = 128  # heads that are wider are done in two parts
 _ROW_TERMS_ROWS = 16  # rows of a block of the kernel before
 _QUERY_FRAGMENTS = 4  # fragments of 16 queries and 8 columns of a block of the kernel after
 

@@ -1,4 +1,4 @@
-"""Compile kernels ahead of their first use, on all cores."""
+"""Compiles kernels ahead of their first use, on all cores."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _common(variant: Variant | BackwardVariant | WgmmaBackwardVariant) -> bool:
 
 
 def _check_cache() -> None:
-    """Before minutes of work, whether a file can be left in the cache."""
+    """Make sure, before minutes of work, that a file can be written into the cache."""
     folder = loader.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _unwritable(reason: str) -> str:
 
 
 def _compile(variant: Instantiation, arch: str) -> tuple[bool, bool]:
-    """Whether it was compiled anew, and whether it lies on the disk now."""
+    """Compile a variant. Returns whether it was compiled anew, and whether it is on the disk now."""
     done = loader.compile_variant(variant, arch)
     return bool(done.log), done.kept
 
@@ -84,9 +84,10 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
 
     Args:
         archs: ``sm_80``, ``sm_90a``, …
-        head_dims: of the models to come; () for 64 and 128.
-        every: all masks, kept mass and counts, dropout too; else no mask and boolean masks, without them, stride 16
-            without window and sinks, and no TF32.
+        head_dims: the head dimensions of the models to come; () for 64 and 128.
+        every: compile all variants: all masks, with kept mass and counts, with dropout. Otherwise only those without
+            mask and with boolean masks, without counts and dropout, with stride 16 but without window and sinks, and
+            not in TF32.
 
     Raises:
         ValueError: no kernel takes an architecture or a head_dim.
@@ -104,7 +105,7 @@ def chosen(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[
 
 
 def chosen_for_training(archs: Sequence[str], head_dims: Sequence[int], every: bool) -> list[tuple[Instantiation, str]]:
-    """What a backward needs besides: as :func:`chosen`, which has the forward kernel that goes with it."""
+    """The kernels that a backward needs besides those of :func:`chosen`, which has the same arguments."""
     sizes = {size for wanted in head_dims or _COMMON_HEAD_DIMS for size in _padded(wanted)}
     needed, of_hopper = (
         [variant for variant in pool if every or ((kernel, variant.head_dim) in sizes and _common(variant))]

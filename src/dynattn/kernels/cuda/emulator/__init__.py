@@ -85,7 +85,8 @@ class Schedule:
 
 
 class Counts(NamedTuple):
-    """Instructions that ran: a warp's (a warpgroup's) counts once; and reads of ldmatrix that met in a bank."""
+    """How many instructions ran, where one of a warp (or a warpgroup) counts once, and how many reads of ldmatrix met
+    in a memory bank."""
 
     shuffles: int
     matrix_loads: int
