@@ -19,7 +19,7 @@ from dynattn.lab.terminal import spell_out
 
 
 class _Commands(TyperGroup):
-    """Help and errors are written in any encoding, like what the commands print."""
+    """A group of commands whose help and errors can be written in any encoding, like what the commands print."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         spell_out(sys.stdout, sys.stderr)
@@ -31,7 +31,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Dynamic sparse attention: compare it with dense attention on real models, train, bench, look inside.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # what stands in an error, a path say, is no markup
+    rich_markup_mode=None,  # the brackets in an error, for example in a path, are not markup
     pretty_exceptions_enable=False,
 )
 app.command()(compare)

@@ -1,4 +1,5 @@
-"""What several commands take, one type for each kind of value; wrong ones are refused before any work."""
+"""The options that several commands share: one type for each kind of value. Wrong values are refused before any
+work."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-_MOST = 2**31 - 1  # of anything that is counted; what is more overflows somewhere below
+_MOST = 2**31 - 1  # the largest count of anything; a larger one overflows in some library or kernel
 _MOST_SEEDS = 1000
 MOST_BATCH = 65_536
 _MOST_SECONDS = 7 * 24 * 3600.0
@@ -74,7 +75,7 @@ def shares(param: typer.CallbackParam, value: str) -> str:
 
 
 def output_file(value: Path) -> Path:
-    """A check for files and folders that are written: a name that is no text could stand in no report."""
+    """A check for files and folders that are written. Their names must be text, since reports show them."""
     try:
         str(value).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -83,7 +84,8 @@ def output_file(value: Path) -> Path:
 
 
 def _threads(param: typer.CallbackParam, value: int | None) -> int | None:
-    """A limit far above any use: threads beyond the cores only wait, and enough of them end the process."""
+    """Refuse far more threads than are of use. Threads beyond the cores only wait, and too many of them end the
+    process."""
     cores = os.cpu_count() or 1
     if value is not None and value > _THREADS_A_CORE * cores:
         raise typer.BadParameter(

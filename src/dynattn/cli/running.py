@@ -1,6 +1,6 @@
-"""How every command ends: expected errors become a line and an exit code, in any terminal.
+"""How every command ends: an error that is expected becomes one line and an exit code, in any terminal.
 
-0: done. 1: done, and a check failed. 2: an option, a file, a package or the machine does not allow it.
+Code 0: done. Code 1: done, but a check failed. Code 2: an option, a file, a package or the machine prevents it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPECTED = (ValueError, TypeError, OverflowError, OSError, ImportError, Runtime
 
 @contextmanager
 def running(command: str, extra: str = "cli") -> Iterator[None]:
-    """Run the body of a command; an error that a person can act on is printed to standard error, without a traceback.
+    """Run the body of a command. An error that a person can act on is printed to standard error without a traceback.
 
     Args:
         command: its name.
@@ -38,7 +38,7 @@ def running(command: str, extra: str = "cli") -> Iterator[None]:
         with _swept():
             yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-        raise  # typer ends these itself
+        raise  # typer handles these itself
     except _EXPECTED as error:
         typer.echo(f"error: {printable(_words(command, extra, error))}", err=True)
         raise typer.Exit(REFUSED) from error
@@ -46,12 +46,12 @@ def running(command: str, extra: str = "cli") -> Iterator[None]:
 
 @contextmanager
 def _swept() -> Iterator[None]:
-    """To be ended by another program, or by a terminal that is closed, leaves no more behind than Ctrl-C does."""
+    """While active, a command that another program ends, or a closed terminal, cleans up as it does after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     ends = [end for end in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if end is not None]
-    ends = [end for end in ends if signal.getsignal(end) is signal.SIG_DFL]  # nohup, and who embeds this, decide
+    ends = [end for end in ends if signal.getsignal(end) is signal.SIG_DFL]  # handlers of nohup or of an embedder stay
     for end in ends:
         signal.signal(end, _leave)
     try:

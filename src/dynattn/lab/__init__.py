@@ -1,1 +1,2 @@
-"""Quality on real models and real data that packages carry, so that nothing else needs to be downloaded."""
+"""Everything that measures: quality on real models and real data, which packages carry, and speed. One folder a
+command."""

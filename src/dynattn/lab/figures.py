@@ -1,4 +1,5 @@
-"""Figures that several commands share, as they are written to JSON: means with intervals, scores, spreads."""
+"""Classes of results that several commands share, as they are written to JSON: means with intervals, scores,
+spreads."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ UNFUSED = "eager"
 
 
 class Record(BaseModel):
-    """Fields that are not known are refused, so that a renamed one is noticed when an old file is read."""
+    """The base of everything that is written to JSON. Reading refuses unknown fields, so that a renamed one is
+    noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,7 +73,7 @@ class TaskResult(Record):
     length: int
     seconds: float
     results: list[Quality]
-    chance: float | None = None  # the score that guessing gives; records of before have none
+    chance: float | None = None  # the score that guessing gives; older records have none
 
     def of(self, method: str) -> Quality:
         """The result of a method."""
@@ -87,5 +89,5 @@ class Spread(Record):
 
 
 def spread(of: Quartiles) -> Spread:
-    """A timing's spread, as it is written to JSON."""
+    """The spread of a timing, as it is written to JSON."""
     return Spread(median=of.median, q1=of.q1, q3=of.q3)

@@ -1,1 +1,1 @@
-"""Benchmarks: cases as data, interleaved timing, the machine's roofline, and the record of a run."""
+"""``dynattn bench``: cases as data, interleaved timing, the machine's roofline, and the record of a run."""

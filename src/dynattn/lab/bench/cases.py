@@ -1,4 +1,4 @@
-"""What is timed: workloads as data, with the arithmetic and the bytes that each one needs.
+"""The workloads that are timed, as data, with the arithmetic and the bytes that each one needs.
 
     pairs       = Σ_i allowed keys of query i                                (of one head)
     dense FLOPs = heads · pairs · (2 · head_dim + 2 · head_dim)              (QKᵀ and PV, a multiply-add is 2)
@@ -8,8 +8,8 @@
 Training is forward and backward: the backward makes QKᵀ again, and dOVᵀ, for all pairs, and three products for the kept
 ones; it reads what the forward read and wrote, and the output's gradient, and writes three gradients.
 
-The exponentials and the choice are not counted, as is the custom; so the share of peak that a kernel reaches on its
-true FLOPs says how well it runs, and its dense FLOPs over its time how much it does for the user.
+By custom, the exponentials and the choice are not counted. So the share of peak that a kernel reaches by its true FLOPs
+says how well it uses the machine, and its dense FLOPs over its time say how much it does for the user.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ DTYPES = {
     "tf32": torch.float32,  # on a GPU, with matrix products rounded to TensorFloat-32
 }  # fmt: skip
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "tf32": "tf32"}
-_GRID = 4  # queries and keys are multiples of 1/4, so that scores are exact in every dtype and the choice is too
-_CLIP = 4.0  # and no larger than this: 16 steps take 5 bits, bfloat16 has 8
+_GRID = 4  # queries and keys are multiples of 1/4, so that scores, and so the choice, are exact in every dtype
+_CLIP = 4.0  # and they are at most this large: 16 steps and a sign take 5 bits, and bfloat16 has 8
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One attention problem, whatever solves it.
+    """One attention problem, independent of the method that solves it.
 
     Args:
-        heads: query heads.
-        q_len: queries.
-        head_dim: of query, key and value.
-        batch: sequences.
-        kv_heads: heads of key and value; 0 for ``heads``.
-        kv_len: keys; 0 for ``q_len``.
+        heads: the number of query heads.
+        q_len: the number of queries.
+        head_dim: the head_dim of query, key and value.
+        batch: the number of sequences.
+        kv_heads: the number of heads of key and value; 0 for ``heads``.
+        kv_len: the number of keys; 0 for ``q_len``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``tf32``: float32 with products in TensorFloat-32.
         causal: forbid keys after the query; needs ``q_len == kv_len``, where PyTorch's alignment is ours.
         layout: order in memory. ``bhld`` is contiguous (batch, heads, length, head_dim); ``blhd`` is a transposed view
@@ -165,17 +165,17 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """What the method needs."""
+        """The FLOPs that the method needs."""
         return self.workload.flops(self.method)
 
     @property
     def dense_flops(self) -> int:
-        """What dense attention needs for the same."""
+        """The FLOPs that dense attention needs for the same workload."""
         return self.workload.dense_flops
 
     @property
     def bytes(self) -> int:
-        """Moved at least once."""
+        """The bytes that have to be moved at least once."""
         return self.workload.bytes
 
     @property

@@ -1,9 +1,9 @@
-"""Is the result right? A time is worth nothing without.
+"""Checks that a result is right, since the time of a wrong one is worth nothing.
 
     error ≤ 2 · error of plain PyTorch in the same dtype + one unit in the last place of the largest value
 
-both against the definition in float64, on a sample of query rows of every head. The inputs of
-:meth:`~dynattn.lab.bench.cases.Workload.inputs` make every score exact, so the choice is the same in all of them.
+Both errors are taken against the definition in float64, on a sample of query rows of every head. The inputs of
+:meth:`~dynattn.lab.bench.cases.Workload.inputs` make every score exact, so all computations choose the same pairs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dynattn.lab.bench.cases import Workload
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
 
-_BLOCKS, _ROWS = 5, 5  # rows are checked in blocks, no multiple of a kernel's tile; first and last row included
+_BLOCKS, _ROWS = 5, 5  # rows are checked in blocks that are no multiple of a kernel's tile, the first and last included
 
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of a comparison.
+    """The outcome of a comparison.
 
     Attributes:
-        error: largest absolute difference from the float64 reference; infinite where the result is NaN.
-        bound: what it may be.
-        rows: query rows compared, of all heads together.
+        error: the largest absolute difference from the float64 reference; infinite where the result is NaN.
+        bound: the largest error that passes.
+        rows: how many query rows were compared, in all heads together.
     """
 
     error: float
@@ -41,7 +41,7 @@ class Check:
 
 
 class Checker:
-    """Judges results for one workload and its inputs; what a method should give is computed once.
+    """Judges results for one workload and its inputs. The right result of each method is computed once.
 
     Args:
         workload: what is asked for.

@@ -107,11 +107,11 @@ class Settings:
         reason = cuda.unavailable_reason() if self.device == "cuda" else None
         if reason is not None:
             raise ValueError(f"bench: device must be one that can run here: got {self.device!r}, and {reason}")
-        _ = self.cases  # names that there are not are refused here
+        _ = self.cases  # unknown names are refused here
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
-        """What is run."""
+        """The cases to run."""
         own = suite(self.suite, self.device)
         if self.dtype is not None:
             own = tuple(dict.fromkeys(replace(c, workload=replace(c.workload, dtype=self.dtype)) for c in own))
@@ -140,7 +140,8 @@ def run(settings: Settings, output: Path, report: Path, console: Console) -> boo
         with _threads(settings.threads):
             here = machine(settings.device)
             say(console, describe(here))
-            # redrawn between workloads alone: a thread that redraws by itself would take a core from the samples
+            # The progress is redrawn only between workloads: a thread that redraws it would take a core from the
+            #     samples.
             with stages(console, redraw=False) as stage:
                 record = _measure(settings, here, stage)
         with shown(lambda: show(record, console), console, report, output):

@@ -1,8 +1,9 @@
-"""Timing on a CUDA device: graphs that call a function on many inputs, timed by events.
+"""Timing on a CUDA device: CUDA graphs call a function on many inputs, and events take the time.
 
-A kernel's own time is what a CUDA graph of it takes: no Python, no gaps between launches. Each graph calls its function
-once on each of several sets of inputs, together more than twice what the L2 cache holds, so that every call finds its
-inputs in memory, as it does in a model. What a call costs from Python is measured apart, for the sizes where it counts.
+The time of a kernel is that of a CUDA graph of it, which has no Python and no gaps between launches. Each graph calls
+its function once on each of several sets of inputs. Together these are more than twice as large as the L2 cache, so
+that every call finds its inputs in memory, as in a model. The cost of a call from Python is measured by itself, for the
+sizes where it counts.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from dynattn.lab.timing import Spread
 DEVICE = "cuda"
 MIN_SAMPLE = 0.005  # seconds; events resolve half a microsecond
 
-_CACHES = 2  # as many L2 caches the sets of inputs fill
+_CACHES = 2  # the sets of inputs fill the L2 cache so many times
 _SETS_AT_MOST = 16
-_WARM_UPS = 2  # before a capture: what a function sets up at its first call must not be captured
-_CALLS, _TURNS = 50, 5  # from Python: calls in a row, and how often
+_WARM_UPS = 2  # calls before a capture, since what a function sets up at its first call must not be captured
+_CALLS, _TURNS = 50, 5  # for the cost of a call from Python: so many calls in a row, so many times
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 

@@ -1,8 +1,9 @@
-"""Forward and backward as one call, and whether the gradients are right.
+"""Makes one call of forward and backward, and checks that the gradients are right.
 
     error ≤ 2 · error of the definition in float32 + a few units in the last place of the largest gradient
 
-against the definition in float64, for the first and the last key head; heads do not depend on one another.
+Errors are taken against the definition in float64, for the first and the last key head, since heads do not depend on
+one another.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from dynattn.methods.nm import NM
 from dynattn.reference import pairs as reference
 
 _UNITS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}  # sums round in float32, half types once more
-_MAX_PAIRS = 1 << 24  # of the heads compared: beyond, float64 scores would not fit
+_MAX_PAIRS = 1 << 24  # the most pairs of the heads that are compared; with more, float64 scores would not fit
 
 Make = Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]
 
 
 def with_backward(make: Make) -> Callable[[Tensor, Tensor, Tensor], Callable[[], tuple[Tensor, ...]]]:
-    """What makes a call of the forward becomes what makes one of forward and backward, which returns the gradients."""
+    """Turn a maker of forward calls into a maker of calls of forward and backward, which return the gradients."""
 
     def make_training(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         inputs = tuple(x.detach().requires_grad_() for x in (query, key, value))
@@ -37,7 +38,7 @@ def with_backward(make: Make) -> Callable[[Tensor, Tensor, Tensor], Callable[[],
 
 
 def upstream(query: Tensor) -> Tensor:
-    """The gradient of the output that the backward starts from; the same for all."""
+    """The gradient of the output from which the backward starts; the same for all functions."""
     generator = torch.Generator(query.device).manual_seed(1)
     return torch.randn(query.shape, generator=generator, device=query.device).to(query.dtype)
 

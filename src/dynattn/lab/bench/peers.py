@@ -1,6 +1,6 @@
-"""What a method is timed against: the best dense attention there is, and the paper's own baseline.
+"""The functions against which methods are timed: the best dense attention there is, and the paper's own baseline.
 
-The functions return a call without arguments, so that what a user prepares once (a mask) is not timed.
+Each function here returns a call without arguments, so that what a user prepares once, such as a mask, is not timed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SDPA_BACKENDS = {
 DENSE = (SDPA, *_SDPA_BACKENDS, FLASH_3)  # peers that are fused dense attention; the fastest of them is the baseline
 _FLASH_3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")  # of its own build, and of the wheel fa3-fwd
 _FLASH_3_DTYPES = ("bfloat16", "float16")
-_UNFUSED_BYTES = 8 << 30  # more than this of scores does not fit on a GPU beside the rest
+_UNFUSED_BYTES = 8 << 30  # more bytes of scores than this do not fit on a GPU beside the rest
 
 Peer = Callable[[Workload, Tensor, Tensor, Tensor], Callable[[], Tensor]]
 
 
 def peers(workload: Workload, device: str = "cpu") -> dict[str, Peer]:
-    """By name, what is timed beside the methods on ``cpu`` or ``cuda``."""
+    """The functions that are timed beside the methods on ``cpu`` or ``cuda``, by name."""
     found: dict[str, Peer] = {SDPA: sdpa}
     if device == "cuda":
         found |= {name: partial(sdpa, backend=backend) for name, backend in _SDPA_BACKENDS.items()}
@@ -79,7 +79,7 @@ def flash_attention_3(
 
 
 def unfused(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Tensor]:
-    """Matmul, softmax, matmul, with the scores in memory: what arXiv:2203.00091 compares with."""
+    """Matmul, softmax and matmul, with the scores in memory: the baseline of arXiv:2203.00091."""
     group = workload.heads // workload.kv_heads
     scale = workload.head_dim**-0.5
     forbidden = None

@@ -1,4 +1,4 @@
-"""Pictures of a record: speed-ups over dense attention, and how much of the machine each function uses."""
+"""Draws a record: speed-ups over dense attention, and how much of the machine each function uses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GROUP = 0.8  # of the distance between two workloads, filled with bars
-_FLAT_LABELS = 7  # as many workloads' names fit side by side
+_GROUP = 0.8  # the share of the distance between two workloads that bars fill
+_FLAT_LABELS = 7  # the names of so many workloads fit side by side
 _FIXED = {SDPA: COLORS[5], UNFUSED: COLORS[6], "dense": COLORS[0], "nm-2-4": COLORS[1], "nm-1-2": COLORS[2]}
 
 
@@ -76,7 +76,7 @@ def draw_speedups(
 
 
 def baseline_name(record: Record) -> str:
-    """What :meth:`Record.baseline` is, in words."""
+    """The name of :meth:`Record.baseline` in words."""
     return "the fastest dense attention" if record.on_gpu else "SDPA"
 
 
@@ -113,7 +113,8 @@ def _bars(
 
 
 def _color(function: str, functions: Sequence[str]) -> str:
-    """The same in every picture for the functions of every suite; what is left for the others, in order."""
+    """The colour of a function: the same in every picture for the functions of the suites, a spare one for any
+    other."""
     others = [name for name in functions if name not in _FIXED]
     left = [color for color in COLORS if color not in _FIXED.values()]
     return _FIXED[function] if function in _FIXED else left[others.index(function) % len(left)]

@@ -25,12 +25,12 @@ class Result:
         function: ``sdpa``, ``unfused`` or the short name of a method.
         backend: what ran: ``torch`` for the peers, else the backend of :func:`dynattn.explain` and, on a GPU, which
             of its kernels.
-        flops: what the function needs; ``dense_flops`` what dense attention needs for the same.
-        dense_flops: see ``flops``.
-        bytes: moved at least once.
-        check: was the result right.
-        timing: None where it was not.
-        call: on a GPU, seconds of one call from Python after another; None where it was not taken.
+        flops: the FLOPs that the function needs.
+        dense_flops: the FLOPs that dense attention needs for the same.
+        bytes: the bytes that have to be moved at least once.
+        check: whether the result was right.
+        timing: the time; None where the result was not right.
+        call: on a GPU, the seconds of a call from Python in a row of calls; None where that was not measured.
         failed: why a peer does not take the workload; empty where it does.
     """
 
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def wrong(self) -> bool:
-        """Whether there was a result, and not the right one."""
+        """Whether there was a result, and it was wrong."""
         return not self.failed and not self.check.passed
 
 
@@ -56,11 +56,11 @@ class Record:
     """A run.
 
     Attributes:
-        suite: name of the suite.
-        machine: see :func:`dynattn.lab.machine.machine`.
+        suite: the name of the suite.
+        machine: the machine, see :func:`dynattn.lab.machine.machine`.
         roofline: the machine's measured limits.
-        results: in the order of the run.
-        format: of the file; raised when a field changes its meaning.
+        results: the results, in the order of the run.
+        format: the format of the file, a number that is raised when a field changes its meaning.
     """
 
     suite: str
@@ -82,7 +82,7 @@ class Record:
         return self.machine.get("gpu") is not None
 
     def baseline(self, workload: Workload) -> str:
-        """What speed-ups are over: on a GPU the fastest dense attention there was; on a CPU that is SDPA."""
+        """The function over which speed-ups are taken: the fastest dense attention on a GPU, and SDPA on a CPU."""
         group = self.by_workload().get(workload, {})
         medians = {
             name: result.timing.median for name, result in group.items() if name in DENSE and result.timing is not None
@@ -99,7 +99,7 @@ class Record:
     def share_of_peak(self, result: Result) -> float | None:
         """FLOPs a second that the function needs, over the most that the machine was measured to do in its dtype.
 
-        None where either was not measured, as a GPU's float32 was not in records of before.
+        None where either was not measured. Older records have no peak of a GPU in float32.
         """
         peak = self.roofline.peak(result.workload.dtype)
         return None if result.timing is None or peak is None else result.flops / result.timing.median / peak
@@ -110,7 +110,7 @@ class Record:
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record as JSON: with no package, so that a run on a bare machine keeps what it measured.
+    """Write a record as JSON. This needs no package, so that a run on a bare machine keeps what it measured.
 
     A figure that is not finite, as a wrong result's error may be, is written as Python's ``json`` and :func:`load` have
     it: ``Infinity``.

@@ -1,4 +1,4 @@
-"""The machine's limits, measured: multiply-adds a second, and bytes a second.
+"""Measures the limits of the machine: multiply-adds per second, and bytes per second.
 
     attainable FLOP/s = min(peak, intensity · bandwidth)
 
@@ -21,8 +21,8 @@ from dynattn.lab.bench.cases import DTYPES, Workload
 from dynattn.lab.timing import interleaved
 
 _COPY_BYTES = 1 << 28  # eight times a large L3, so that the copy goes through memory
-_SIZES = 512, 2048  # of a matrix product on a CPU: the larger where the smaller takes no time to speak of
-_PRODUCT, _GPU_COPY_BYTES = 8192, 1 << 30  # fill any GPU; twenty times a large L2
+_SIZES = 512, 2048  # sizes of a matrix product on a CPU; the larger is taken where the smaller takes hardly any time
+_PRODUCT, _GPU_COPY_BYTES = 8192, 1 << 30  # a product that fills any GPU, and a copy of twenty times a large L2 cache
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Roofline:
         bandwidth: of memory in bytes/s, by a copy: read plus written.
         isa: instruction set of ``flops``; on a GPU ``bfloat16``, of a large matrix product through torch.
         threads: of the CPU, used for both; 0 on a GPU.
-        products: FLOP/s of a large matrix product through torch, by dtype; empty in records of before.
+        products: FLOP/s of a large matrix product through torch, by dtype; empty in older records.
     """
 
     flops: float | None
@@ -59,7 +59,7 @@ class Roofline:
         return by_memory if self.flops is None else min(self.flops, by_memory)
 
     def or_higher(self, other: Roofline) -> Roofline:
-        """The higher of each limit: what disturbs a measurement can only lower it."""
+        """The higher value of each limit, since a disturbance can only lower a measurement."""
         flops = max(filter(None, (self.flops, other.flops)), default=None)
         every = self.products | other.products
         products = {dtype: max(each.products.get(dtype, 0.0) for each in (self, other)) for dtype in every}
@@ -79,7 +79,7 @@ def roofline(seconds: float = 0.5, device: str = "cpu", dtypes: Collection[str] 
     threads = torch.get_num_threads()
     if cpu.unavailable_reason() is None:
         isa = cpu.best_isa()
-        # the best of three: what else runs can only take away
+        # the best of three, since other programs can only slow it down
         flops = max(cpu.fma_peak(isa, threads, seconds / 3) for _ in range(3))
     else:
         isa = flops = None

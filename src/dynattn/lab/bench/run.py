@@ -1,4 +1,4 @@
-"""Run cases: check each result, then time all functions of one workload in alternation."""
+"""Runs cases: it checks each result, then times all functions of one workload in alternation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from dynattn.lab.timing import Timing, interleaved
 from dynattn.methods.nm import NM
 
 _DENSE = NM(1, 1)
-_CALL_COUNTS = 1 << 22  # query rows times keys, below which what a call costs from Python is worth knowing
+_CALL_COUNTS = 1 << 22  # below so many query rows times keys, the cost of a call from Python is measured too
 
 _Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 class _Function(NamedTuple):
-    """What is timed: ``make`` gives, for inputs, a call without arguments."""
+    """A function to time. ``make`` gives a call without arguments for given inputs."""
 
     make: Callable[[Tensor, Tensor, Tensor], Callable[[], Any]]
     meant: NM
@@ -37,7 +37,7 @@ class _Function(NamedTuple):
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold it; the reference looks at values on the way, which none can."""
+        """Whether a CUDA graph can hold it. None can hold the reference, which looks at values on the way."""
         return self.route != "reference"
 
 
@@ -97,7 +97,7 @@ def measure(
 def _functions(
     workload: Workload, methods: Iterable[NM], inputs: _Inputs, device: str, backend: str
 ) -> dict[str, _Function]:
-    """By name."""
+    """The functions to time, by name."""
     found = {
         name: _Function(partial(peer, workload), _DENSE, "torch") for name, peer in peers(workload, device).items()
     }
@@ -119,7 +119,7 @@ def _attend(
 def _check(
     workload: Workload, inputs: _Inputs, functions: dict[str, _Function]
 ) -> tuple[dict[str, Check], dict[str, str]]:
-    """Whether each result is right; and why a peer gives none."""
+    """Check whether each result is right, and note why a peer gives none."""
     judge = partial(check_gradients, workload, *inputs) if workload.training else Checker(workload, *inputs).check
     checks, failed = {}, {}
     for name, function in functions.items():

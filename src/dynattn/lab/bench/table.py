@@ -1,4 +1,4 @@
-"""A record in words: the cells that the terminal's table and the HTML page share."""
+"""The table of a record: the cells that the terminal and the HTML page share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CPU_SHORT = ("heads×length×dim", "function", "ms", "× SDPA", "quartiles", "�
 _GPU_SHORT = (
     "heads×length×dim", "function", "ms", "× best dense", "quartiles", "× unfused", "dense TFLOP/s", "of peak",
 )  # fmt: skip
-_TOO_MANY = 0.1  # share of disturbed samples that medians and quartiles bear without harm, with room to spare
+_TOO_MANY = 0.1  # medians and quartiles bear this share of disturbed samples without harm, with room to spare
 _CPU_NOTE = (
     "ms: median of one call. × SDPA: how many times as fast as PyTorch's scaled_dot_product_attention, the median of "
     "the ratios within each round, and their quartiles; × unfused and × dense: as fast as matmul, softmax, matmul, and "
@@ -51,13 +51,13 @@ def columns(record: Record, short: bool = False) -> tuple[str, ...]:
 
 
 def note(record: Record, more: bool = False) -> str:
-    """What the columns mean; ``more`` for those that a terminal does not show as well."""
+    """What the columns mean; ``more`` also explains those that a terminal does not show."""
     text, rest = (_GPU_NOTE, _GPU_MORE) if record.on_gpu else (_CPU_NOTE, _CPU_MORE)
     return f"{text} {rest}" if more else text
 
 
 def cells(record: Record, result: Result) -> dict[str, str]:
-    """By column, what stands there; a function that was not timed shows no figure."""
+    """The content of each column. A function that was not timed shows no figure."""
     head = {"heads×length×dim": result.workload.label, "function": result.function, "backend": result.backend}
     row = dict.fromkeys(columns(record), "") | head
     if result.timing is None:

@@ -1,4 +1,4 @@
-"""A comparison as a page: what each method gains and what it costs, and how both were measured."""
+"""The page of a comparison: what each method gains and what it costs, and how both were measured."""
 
 from __future__ import annotations
 

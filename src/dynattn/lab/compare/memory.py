@@ -1,8 +1,9 @@
-"""Peak memory of a forward with each attention, in a process of its own.
+"""Measures the peak memory of a forward with each attention, in a process of its own.
 
-The kernel of Linux keeps the largest resident size a process has had, and sets it back to the present size when asked.
-So each forward's peak is seen as the system sees it: activations, kernels' scratch, and what libraries allocate; only
-the weights, resident before, do not count.
+Linux keeps the largest resident size that a process has had, and sets it back to the present size when asked. So the
+peak
+of each forward is what the system sees: activations, the kernels' scratch memory, and what libraries allocate. Only the
+weights do not count, since they are resident before.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def peaks(model: str, dtype: str, implementations: Mapping[str, str], inputs: In
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "inputs.pt"
         torch.save(inputs, job)
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # large blocks go back when they are freed
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory of this size is given back
         given = (model, dtype, json.dumps(implementations), str(job), str(torch.get_num_threads()))
         try:
             done = subprocess.run(
@@ -80,7 +81,7 @@ def _measure(model: str, dtype: str, implementations: Mapping[str, str], inputs:
     register(*(name.removeprefix("dynattn:") for name in implementations.values() if name.startswith("dynattn:")))
     loaded = load(model, dtype).model
     ours = [name for name in implementations.values() if name.startswith("dynattn:")]
-    # What libraries and kernels allocate once and keep is no method's: about 1 MB of scratch for all our kernels.
+    # What libraries and kernels allocate once and keep counts for no method: about 1 MB of scratch for all our kernels.
     for implementation in (next(iter(implementations.values())), *ours[:1]):
         loaded.set_attn_implementation(implementation)
         loaded(**inputs)

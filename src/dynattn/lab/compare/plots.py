@@ -24,7 +24,7 @@ HEAT_CAPTION = "Mean kept mass by layer (rows, the first on top) and head (colum
 
 
 def tradeoff(found: Comparison) -> str:
-    """One panel a task: change of quality against end-to-end speed-up."""
+    """A panel for each task: the change of quality against the end-to-end speed-up."""
     count = len(found.tasks)
     figure, axes = new_figure(9.0, 3.6, 1, count)
     for ax, task in zip(np.atleast_1d(axes), found.tasks, strict=True):
@@ -60,7 +60,7 @@ def _panel(ax, found: Comparison, task: TaskResult) -> None:
 
 
 def shares(found: Comparison) -> str:
-    """Stacked bars: time inside attention and outside."""
+    """Stacked bars of the time inside attention and outside."""
     rows = found.shares
     figure, ax = new_figure(9.0, 0.8 + 0.38 * len(rows))
     inside = np.array([row.attention for row in rows]) * 1e3
@@ -79,7 +79,7 @@ def shares(found: Comparison) -> str:
 
 
 def heat(kept: Sequence[Kept]) -> str:
-    """One map a method, on one colour scale."""
+    """A heat map for each method, all on one colour scale."""
     layers, heads = len(kept[0].mass), len(kept[0].mass[0])
     columns = min(len(kept), 3)
     rows = -(-len(kept) // columns)

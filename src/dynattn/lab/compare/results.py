@@ -1,4 +1,4 @@
-"""What a comparison found, as it is written to JSON."""
+"""The results of a comparison, as they are written to JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Speed(Record):
     """How fast one method ran.
 
     Attributes:
-        method: short name.
-        seconds: of one run.
-        speedup: over the baseline, from the ratios within each round.
-        samples: rounds.
+        method: its short name.
+        seconds: the seconds of one run.
+        speedup: the speed-up over the baseline, from the ratios within each round.
+        samples: how many rounds were taken.
         disturbed: rounds in which other processes took the cores; None where the system does not tell.
     """
 
@@ -26,13 +26,13 @@ class Speed(Record):
 
 
 class Timed(Record):
-    """One thing timed with every method, interleaved in one run.
+    """The times of one measurement with every method, interleaved in one run.
 
     Attributes:
-        batch: items at once.
-        length: tokens of each.
-        calls: attention calls in one run, where attention alone was timed; else None.
-        rows: one a method; the baseline comes first.
+        batch: how many items were computed at once.
+        length: how many tokens each item has.
+        calls: how many attention calls one run makes, where attention alone was timed; else None.
+        rows: a row for each method; the baseline comes first.
     """
 
     batch: int
@@ -41,7 +41,7 @@ class Timed(Record):
     rows: list[Speed]
 
     def of(self, method: str) -> Speed | None:
-        """The row of a method, if it was timed."""
+        """The row of a method; None where it was not timed."""
         return next((row for row in self.rows if row.method == method), None)
 
 
@@ -61,13 +61,13 @@ class Memory(Record):
 
 
 class Kept(Record):
-    """What a method kept of the dense attention weights.
+    """How much of the dense attention weight a method kept.
 
     Attributes:
-        method: short name.
-        mass: [layer][head], mean over queries and examples.
-        lowest: mean over the 1% of queries, in any layer and head, that keep least.
-        density: kept pairs over allowed pairs, measured, mean over layers and heads.
+        method: its short name.
+        mass: the kept mass as [layer][head], a mean over queries and examples.
+        lowest: the mean over the 1% of queries, in any layer and head, that keep least.
+        density: kept pairs over allowed pairs, measured, a mean over layers and heads.
     """
 
     method: str
@@ -77,12 +77,13 @@ class Kept(Record):
 
 
 class Comparison(Record):
-    """All of it.
+    """All results of a comparison.
 
     Attributes:
-        dtype: of the model; records of before have none, and are of float32.
-        throughput: of several items at once; None where one item alone fills the machine, and ``latency`` tells it.
-        memory: of one forward of ``batch`` items.
+        dtype: the dtype of the model. Older records have none, and are of float32.
+        throughput: the times of several items at once; None where one item alone fills the machine, so that ``latency``
+            tells the throughput.
+        memory: the memory of one forward of ``batch`` items.
     """
 
     schema_version: Literal[1] = 1
@@ -105,5 +106,5 @@ class Comparison(Record):
 
     @property
     def batch(self) -> int:
-        """Items at once where throughput and memory were measured."""
+        """How many items were computed at once where throughput and memory were measured."""
         return self.throughput.batch if self.throughput else 1

@@ -1,4 +1,4 @@
-"""The comparison itself: load, evaluate, time, look, in this order."""
+"""Runs the comparison: it loads, evaluates, times, and looks at what is kept, in this order."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, read
 from dynattn.methods import Method, parse
 
-# Without training, a stride between the keys of a group takes away much of what N:M loses. A causal model leans on its
-# nearest keys and its first few, so a window with sinks does as well there.
+# Without training, a stride between the keys of a group takes away much of what N:M loses. A causal model relies on its
+# nearest keys and its first few, so a window with sinks helps as much there.
 _BY_DEFAULT: dict[Kind, tuple[str, ...]] = {
     "encoder": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16"),
     "decoder": ("dense", "nm-2-4", "nm-1-2", "nm-1-2-x16", "nm-1-2-w64-s4"),
@@ -36,8 +36,8 @@ _BY_DEFAULT: dict[Kind, tuple[str, ...]] = {
 }
 
 
-# Tokens that keep a few cores busy at once, and that suffice to see what a method keeps; longer items come one by one.
-# Already at 512 tokens two cores are busy: MiniLM takes 96 ms for one item, 85 ms for each of four.
+# So many tokens keep a few cores busy, and suffice to see what a method keeps; longer items are computed one by one.
+# Two cores are busy at 512 tokens already: MiniLM takes 96 ms for one item, and 85 ms for each of four.
 _ENOUGH_TOKENS = 2048
 
 
@@ -80,13 +80,13 @@ class Settings:
             raise ValueError(f"compare: seconds must be positive: got {self.seconds}")
         if self.dtype not in DTYPES:
             raise ValueError(f"compare: dtype must be one of {', '.join(DTYPES)}: got {self.dtype!r}")
-        _ = self.asked  # names that there are not are refused here
+        _ = self.asked  # unknown names are refused here
         for name in self.tasks:
             find(name)
 
     @cached_property
     def asked(self) -> tuple[Method, ...]:
-        """The methods named."""
+        """The methods that were named."""
         return tuple(parse(name) for name in self.methods)
 
 
@@ -107,7 +107,7 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
     from dynattn.integrations.transformers import register
 
     began = time.perf_counter()
-    texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
+    texts = None if settings.text is None else read(settings.text)  # before the model is loaded, since this may fail
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     advance = stage(f"load {settings.model}", 1)
@@ -182,7 +182,7 @@ def _timings(
     settings: Settings, batch: int, pretrained: Pretrained, implementations: Mapping[str, str], data: Prepared,
     stage: Stage,
 ) -> dict[str, Any]:  # fmt: skip
-    """Latency, throughput and attention alone; the unfused model beside the first, for contrast."""
+    """Time latency, throughput and attention alone. Latency has the unfused model beside it, for contrast."""
     one = data.examples[0]
     contrast = {**implementations, UNFUSED: "eager"}
 
@@ -215,7 +215,7 @@ def _timings(
 def _kept(
     pretrained: Pretrained, method: Method, implementations: Mapping[str, str], examples: Sequence[Inputs], stage: Stage
 ) -> Kept | None:
-    """None for a method that keeps everything: there is nothing to look at."""
+    """The kept mass and density of a method; None for one that keeps everything."""
     if method.keeps_everything:
         return None
     advance = stage(f"kept mass: {method.name}", 1)

@@ -1,4 +1,4 @@
-"""How fast a model runs with each attention, and how much of its time attention takes.
+"""Measures how fast a model runs with each attention, and how much of its time attention takes.
 
 Everything is interleaved: each round runs every implementation once, and ratios are taken within rounds.
 """
@@ -21,7 +21,7 @@ from dynattn.lab.tasks.base import Inputs, first_tensor
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 _PROBE = "probe-"
-_MOST_CALLS = 8  # attention calls kept to be timed alone; a deep model's calls are alike, and they hold memory
+_MOST_CALLS = 8  # so many attention calls are kept and timed alone: a model's calls are alike, and they hold memory
 
 
 def batched(inputs: Inputs, batch: int) -> Inputs:
@@ -68,7 +68,7 @@ def end_to_end(
     )  # fmt: skip
     shares = [
         Share(method=method, attention=statistics.median(a), forward=statistics.median(f))
-        # the first run is the one that warms up
+        # the first run warms up
         for method, (a, f) in ((method, zip(*runs[1:], strict=True)) for method, runs in inside.items())
         if probes[method].called
     ]
@@ -106,13 +106,13 @@ def attention_alone(
 
 
 class _Probe:
-    """An attention implementation that measures another one's time, and may record what it is called with.
+    """An attention implementation that measures the time of another one, and may record the arguments of its calls.
 
     Attributes:
-        name: as ``set_attn_implementation`` takes it.
-        seconds: spent in the calls since it was last set to 0.
+        name: the name that ``set_attn_implementation`` takes.
+        seconds: the seconds spent in calls since this was last set to 0.
         called: whether it ran at all; a model's own eager attention cannot be wrapped.
-        calls: arguments of the calls, if recorded.
+        calls: the arguments of the calls, if they are recorded.
     """
 
     def __init__(self, implementation: str, record: bool = False) -> None:
@@ -127,7 +127,7 @@ class _Probe:
         if self._inner is None:
             self.name = implementation
             return
-        self.name = _PROBE + implementation.replace(":", "-")  # with its colon it would be taken for dynattn's own
+        self.name = _PROBE + implementation.replace(":", "-")  # with a colon it would be taken for a name of dynattn
         AttentionInterface.register(self.name, self._run)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
 

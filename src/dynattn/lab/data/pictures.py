@@ -1,7 +1,7 @@
-"""Photographs to train on, apart from the two that the tasks judge by: those in scikit-image's wheel.
+"""Photographs to train on, from scikit-image's wheel. They are other ones than the two by which the tasks judge.
 
-An example is a crop, mirrored or not, and every second one has a handwritten digit pasted in, coloured, as the
-saliency task pastes other digits into other photographs.
+An example is a crop, mirrored or not. Into every second one a coloured handwritten digit is pasted, as the saliency
+task pastes other digits into other photographs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TRAIN = (
     "astronaut.png", "chelsea.png", "rocket.jpg", "camera.png", "coins.png", "ihc.png", "hubble_deep_field.jpg",
     "grass.png", "gravel.png", "brick.png",
 )  # fmt: skip
-"""Photographs to learn from."""
+"""The photographs to learn from."""
 
 HELD_OUT = ("coffee.png", "motorcycle_left.png")
-"""Photographs to follow a training by."""
+"""The photographs by which a training is followed."""
 
 _PACKAGE = ("scikit-image", "0.25.2")
-_SMALLEST = 0.4  # side of a crop, as a share of the photograph's shorter one
-_HELD_OUT_DIGITS = 0.2  # of the digits, left to the arena's tests
+_SMALLEST = 0.4  # the smallest side of a crop, as a share of the photograph's shorter side
+_HELD_OUT_DIGITS = 0.2  # this share of the digits is left to the arena's tests
 
 
 @final

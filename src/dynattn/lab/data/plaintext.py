@@ -1,5 +1,5 @@
-"""Files of text as people have them: in which characters a file is written is seen from its first bytes, or it is
-UTF-8; anything else is refused by name, because a text that is read wrongly still gives a score.
+"""Reads files of text. The first bytes of a file tell its encoding, or it is UTF-8. Anything else is refused by name,
+because a text that is read wrongly would still give a score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two parts of a data set, without an example in common."""
+"""Splits a data set into two parts that have no example in common."""
 
 from __future__ import annotations
 

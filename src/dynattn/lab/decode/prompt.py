@@ -1,4 +1,4 @@
-"""A prompt, read once and densely, and the caches that each way of decoding makes of it."""
+"""A prompt that is read once, with dense attention, and the caches that each way of decoding makes of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.decode.ways import EVERY, Way
 
 PIECE = EVERY
-"""Tokens read at once after the prompt; ways that evict do so at the end of each piece."""
+"""How many tokens are read at once after the prompt. Ways that evict tokens do so at the end of each piece."""
 
 
 class Prompt(NamedTuple):
-    """What reading a prompt leaves.
+    """The result of reading a prompt.
 
     Attributes:
         keys: of each layer, (1, kv_heads, length, head_dim).
@@ -70,7 +70,7 @@ def cache_of(model: Any, prompt: Prompt, way: Way) -> Any:
 
 @torch.inference_mode()
 def score(model: Any, prompt: Prompt, way: Way, ids: Tensor, answer: int) -> tuple[float, bool]:
-    """Read on after the prompt, densely read, by one way; score the end.
+    """Read on by one way after a prompt that was read densely, and score the end.
 
     Args:
         model: a Transformers decoder.
@@ -121,7 +121,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def shortened(prompt: Prompt, tokens: int) -> Prompt:
-    """The prompt's first tokens alone: what attention costs, seen by leaving it out."""
+    """The first tokens of the prompt alone. With so few keys, a step shows what everything but attention costs."""
     return Prompt(
         tuple(keys[:, :, :tokens] for keys in prompt.keys),
         tuple(values[:, :, :tokens] for values in prompt.values),
@@ -130,7 +130,7 @@ def shortened(prompt: Prompt, tokens: int) -> Prompt:
 
 
 def repeated(prompt: Prompt, times: int) -> Prompt:
-    """The prompt so many times: long enough to time, since what keys hold decides no time."""
+    """The prompt repeated so many times that it is long enough to time; the values of keys do not change the time."""
     return Prompt(
         tuple(keys.repeat(1, 1, times, 1) for keys in prompt.keys),
         tuple(values.repeat(1, 1, times, 1) for values in prompt.values),

@@ -1,4 +1,4 @@
-"""What was found about decoding, as it is written to JSON."""
+"""The results about decoding, as they are written to JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class WaySpeed(Record):
 
     Attributes:
         way: its name.
-        step: milliseconds a token.
-        speedup: over dense decoding, from the ratios within each round.
-        samples: rounds.
+        step: the milliseconds that a token takes.
+        speedup: the speed-up over dense decoding, from the ratios within each round.
+        samples: how many rounds were taken.
         disturbed: rounds in which other processes took the cores; None where the system does not tell.
-        cache: bytes after the prompt and the steps.
+        cache: the bytes of the cache after the prompt and the steps.
     """
 
     way: str

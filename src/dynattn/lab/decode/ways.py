@@ -19,7 +19,7 @@ from dynattn.integrations.transformers import register
 
 BASELINE = "dense"
 EVERY = 16
-"""Tokens that come between evictions."""
+"""So many tokens come between two evictions."""
 _WINDOW = re.compile(r"cache-window-(\d+)-s(\d+)")
 _SPATTEN = re.compile(r"cache-spatten-(flat-)?(0\.\d+)")
 
@@ -40,7 +40,7 @@ class Way:
 
     @property
     def together(self) -> str:
-        """The implementation by which several tokens are read at once: SDPA cannot, where tokens were evicted."""
+        """The implementation that reads several tokens at once. SDPA cannot do so where tokens were evicted."""
         return "dynattn:dense" if self.implementation == "sdpa" else self.implementation
 
 
