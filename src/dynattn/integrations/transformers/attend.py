@@ -15,7 +15,7 @@ from dynattn.integrations.transformers.masks import narrow
 from dynattn.integrations.transformers.packed import refuse_lengths
 from dynattn.methods import Method, PerLayer
 
-# Arguments by which models change what attention computes, each with what dynattn cannot do about it, and the remedy.
+# Arguments by which models change what attention computes; what this one would have to be able to do, and the remedy.
 _EAGER = "call model.set_attn_implementation('eager'), or load the model with attn_implementation='eager'"
 _UNSUPPORTED = {
     "softcap": ("cap the scores with tanh", _EAGER),
@@ -68,7 +68,7 @@ def forward(
     attn_mask = merge(attention_mask, position_bias)
     if attn_mask is not None and not method.keeps_everything:
         attn_mask = _forbidding(attn_mask)
-    if query.shape[0] == 1 < key.shape[0]:  # the queries are learned, and all samples share them
+    if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
     if _has_free_slots(module, query, key, attn_mask, is_causal, method):
         if torch.compiler.is_compiling():
@@ -90,10 +90,10 @@ def forward(
 def causal_without_mask(
     module: nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, is_causal: bool | None
 ) -> bool:
-    """Whether there is no mask because the layer is causal.
+    """Whether the mask was left out because the layer is causal.
 
-    The rule is that of transformers' ``sdpa``. Models that do not support ``sdpa`` follow the rule of ``eager``:
-    without a mask everything may be attended to.
+    The rule is that of transformers' ``sdpa``; models that don't support that follow the rule of ``eager``, to which
+    no mask is no mask.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
     if attention_mask is not None or q_len == 1 or contracts.eager_alone(getattr(module, "config", None)):
@@ -110,7 +110,7 @@ def causal_without_mask(
 
 
 def merge(attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
-    """Merge a mask (bool or additive) and an additive bias into one mask."""
+    """One mask from a mask (bool or additive) and an additive bias."""
     if attention_mask is None:
         return position_bias
     if position_bias is None:
@@ -127,22 +127,21 @@ def _says_causal(module: nn.Module, is_causal: bool | None) -> bool:
 def _has_free_slots(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, method: Method
 ) -> bool:
-    """Whether there may be free keys behind the last query, in a cache, so that a method that looks at positions
-    errs."""
+    """Whether the keys may end behind the last query, in a way that the method would notice."""
     if mask is None or not method.looks_at_positions or not _says_causal(module, is_causal):
         return False
     return query.shape[2] < key.shape[2] == mask.shape[-1]
 
 
 def _forbidding(mask: Tensor) -> Tensor:
-    """The additive mask with -inf where it forbids, so that methods know which keys they may choose among."""
+    """An additive mask that forbids by -inf, which methods that choose among the allowed keys can tell."""
     if mask.dtype == torch.bool:
         return mask
     return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
 
 
 def _of_layer(module: nn.Module, method: PerLayer) -> Method:
-    """The method of this layer. Decoders count their layers by themselves, and encoders theirs."""
+    """What this layer keeps; decoders count their layers apart from the encoder's."""
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The kinds of masks that a model can work with.
+"""What may be done with the masks of a model.
 
-Transformers makes masks for a config and not for a module, so a mask has to be right for every module that reads the
-config. A model's own attention adds its mask to the scores; if the mask is left out because ``module.is_causal`` says
-the same, such attention is wrong. Only classes that declare ``_supports_sdpa`` have promised to look at ``is_causal``.
+Transformers makes masks for a config, not for a module: what is made has to be right for every module that reads it.
+Attention of a model's own adds its mask to the scores, and knows nothing of a mask that was left out because
+``module.is_causal`` says it all. Only classes that declare ``_supports_sdpa`` have promised to keep to that.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 
 
 class Contract(IntEnum):
-    """What the masks for a class of configs must be like, the least demanding first.
+    """What masks for a kind of config must be like, the least demanding first.
 
     Attributes:
-        SDPA: the masks of Transformers' ``sdpa``: bool, and left out where ``module.is_causal`` says the same.
-        WHOLE: bool, and never left out, since the model's code relies on a missing mask only where it sees that it runs
-            ``sdpa``.
-        ADDED: floating point, to be added, and never left out; like ``eager`` masks, they are right for every module.
+        SDPA: as Transformers' ``sdpa`` has them: bool, and left out where ``module.is_causal`` says the same.
+        WHOLE: bool, never left out: the model's code asks whether it runs ``sdpa`` before it relies on them.
+        ADDED: floating point, to be added, never left out: right for every module, as ``eager`` masks are.
     """
 
     SDPA = 0
@@ -26,8 +25,8 @@ class Contract(IntEnum):
     ADDED = 2
 
 
-_contracts: dict[type, Contract] = {}  # the contract of each class of configs
-_eager_alone: set[type] = set()  # classes of configs whose models take a missing mask to mean: attend to everything
+_contracts: dict[type, Contract] = {}  # by the config's class
+_eager_alone: set[type] = set()  # configs of models to which a missing mask means: attend to everything
 
 
 def note(kind: type, contract: Contract, sdpa: bool) -> None:
@@ -44,7 +43,7 @@ def note(kind: type, contract: Contract, sdpa: bool) -> None:
 
 
 def of(config: Any) -> Contract:
-    """The contract for a config. For an unknown config it is the one that is right for every module."""
+    """The contract for a config; that of unknown ones is the one that is right for every module."""
     return _contracts.get(type(config), Contract.ADDED)
 
 
