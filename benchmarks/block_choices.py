@@ -3,7 +3,7 @@
     python benchmarks/block_choices.py mass 2048 [METHOD ...]      # benchmarks/results/blocks/mass-2048.json
     python benchmarks/block_choices.py quality 2048 [METHOD ...]   # benchmarks/results/blocks/quality-2048.json
     python benchmarks/block_choices.py time                        # benchmarks/results/blocks/time.json
-    python benchmarks/block_choices.py table                       # the tables of docs/dropping-tiles.md
+    python benchmarks/block_choices.py table                       # the tables of docs/dropping-blocks.md
 
 Quality is SmolLM2's: the negative log-likelihood of literature, program code and protocol documents
 (:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end; each
@@ -44,7 +44,7 @@ from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
 
 RESULTS = Path(__file__).parent / "results" / "blocks"
-PAGE = Path(__file__).parent.parent / "docs" / "dropping-tiles.md"
+PAGE = Path(__file__).parent.parent / "docs" / "dropping-blocks.md"
 END = "<!-- end -->"
 FACT = "fact"
 TEXTS, FACTS = 1, 2

@@ -56,7 +56,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": _encoder,
     "docs/account.md": _encoder,
     "docs/decode.md": _decoder,
-    "docs/dropping-tiles.md": _tensors,
+    "docs/dropping-blocks.md": _tensors,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
     "docs/methods/blocktopk.md": _tensors,
