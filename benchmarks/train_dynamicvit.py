@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dynattn.lab.data.pictures import HELD_OUT, TRAIN, Crops
-from dynattn.lab.finetune.tokens import Tokens
+from dynattn.lab.finetune.tokens import TokenDropping
 from dynattn.lab.models import load
 from dynattn.lab.training import Job
 from dynattn.lab.training.run import run
@@ -46,7 +46,7 @@ def main(folder: Path, ratios: tuple[float, ...]) -> None:
             return lambda: progress.advance(task)
 
         for ratio in ratios:
-            experiment = Tokens(pretrained, pictures, held_out, source, ratio)  # type: ignore[arg-type]
+            experiment = TokenDropping(pretrained, pictures, held_out, source, ratio)  # type: ignore[arg-type]
             found = run(JOB, experiment, folder / f"ratio-{ratio:g}", stage, keep_model=True)
             curve = ", ".join(f"{point.value:.4f} after {point.step}" for point in found.curve)
             progress.console.print(f"keep ratio {ratio:g}: {curve} steps", highlight=False)

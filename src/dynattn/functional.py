@@ -163,7 +163,7 @@ def explain(
     return backends.explain(call.problem, backend)
 
 
-def _by_head(of: list[heads.Part], options: dict[str, Any], return_aux: bool) -> Tensor | tuple[Tensor, Aux]:
+def _by_head(of: list[heads.HeadPart], options: dict[str, Any], return_aux: bool) -> Tensor | tuple[Tensor, Aux]:
     """Run each method on its heads, and put the results in the order of the heads."""
     calls = [
         (part[2:5], {"method": part.method, "attn_mask": part.attn_mask, "seed": part.seed, **options}) for part in of

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynattn.methods import Method, PerHead
 
 
-class Part(NamedTuple):
+class HeadPart(NamedTuple):
     """One method's share of a call. The tensors are views where its heads lie side by side, and copies elsewhere.
 
     Attributes:
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 def parts(
     query: Tensor, key: Tensor, value: Tensor, method: PerHead, attn_mask: Tensor | None, seed: int | Tensor | None
-) -> Iterator[Part]:
+) -> Iterator[HeadPart]:
     """The calls that a ``PerHead`` is made of.
 
     Args:
@@ -54,12 +54,12 @@ def parts(
         kv_heads = _shared(heads, group)
         mask = _select(attn_mask, heads, -3) if attn_mask is not None and by_head else attn_mask
         drawn = None if seed is None else seed ^ number  # heads are counted anew in each part
-        yield Part(
+        yield HeadPart(
             part, heads, _select(query, heads, 1), _select(key, kv_heads, 1), _select(value, kv_heads, 1), mask, drawn
         )
 
 
-def in_order(results: list[Tensor], of: list[Part]) -> Tensor:
+def in_order(results: list[Tensor], of: list[HeadPart]) -> Tensor:
     """One tensor (batch, heads, …) of the parts' results."""
     order = [head for part in of for head in part.heads]
     joined = torch.cat(results, dim=1)

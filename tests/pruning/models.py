@@ -45,7 +45,7 @@ def inputs(kind: str, lengths: tuple[int, ...] = (17, 12, 5)) -> dict[str, Tenso
 
 def ends(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What goes into the first layer and comes out of the last one, at full length."""
-    blocks, seen = find(model).blocks, {}
+    blocks, seen = find(model).layers, {}
     hooks = [
         blocks[0].layer.register_forward_pre_hook(lambda _, args: seen.update(first=args[0])),
         blocks[-1].layer.register_forward_hook(lambda _, args, out: seen.update(last=out)),
@@ -68,7 +68,7 @@ def walk(model: nn.Module, first: Tensor, choose: Callable[[int, list[int], Tens
         choose: given the layer, the places of its tokens and its input, says who goes on.
     """
     state, places = first.clone(), list(range(len(first)))
-    for index, block in enumerate(find(model).blocks):
+    for index, block in enumerate(find(model).layers):
         before = state[places].clone()
         out = block.layer(before.unsqueeze(0))
         state[places] = (out[0] if isinstance(out, tuple) else out).reshape(len(places), -1)
@@ -83,7 +83,7 @@ def weights(model: nn.Module, layer: int, before: Tensor) -> tuple[Tensor, Tenso
     For models whose layer norm, if any, comes after the attention.
     """
     layout = find(model)
-    block, wide = layout.blocks[layer], before.shape[1] // layout.heads
+    block, wide = layout.layers[layer], before.shape[1] // layout.heads
     q, k, v = (projection(before) for projection in (block.query, block.key, block.value))
     maps, values = [], []
     for head in range(layout.heads):

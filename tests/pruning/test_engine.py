@@ -60,7 +60,7 @@ def test_every_sample_gets_what_it_would_get_alone(kind, implementation):
 
 def test_layers_compute_on_shorter_tensors():
     model, given, shapes = make("bert"), inputs("bert"), []
-    for block in find(model).blocks:
+    for block in find(model).layers:
         block.value.register_forward_hook(lambda _, args, out: shapes.append(out.shape[1]))
     with RandomTokens(0.3).apply(model):
         model(**given)
@@ -78,11 +78,11 @@ def test_exit_restores_the_model(kind, method):
         expected = model(**given).last_hidden_state
         with method.apply(model):
             model(**given)
-            with pytest.raises(ZeroDivisionError), _broken(find(model).blocks[1].value):
+            with pytest.raises(ZeroDivisionError), _broken(find(model).layers[1].value):
                 model(**given)
             assert model.config._attn_implementation == "sdpa"
             again = model(**given).last_hidden_state
-        with pytest.raises(ZeroDivisionError), method.apply(model), _broken(find(model).blocks[2].output):
+        with pytest.raises(ZeroDivisionError), method.apply(model), _broken(find(model).layers[2].output):
             model(**given)
         after = model(**given).last_hidden_state
     assert torch.equal(expected, after)
@@ -276,7 +276,7 @@ def test_what_is_refused():
     model.config.output_attentions = False
     model.config._attn_implementation = "flex_attention"
     with method.apply(model), pytest.raises(ValueError, match="attn_implementation must be"):
-        find(model).blocks[0].layer(torch.zeros(1, 4, 32))
+        find(model).layers[0].layer(torch.zeros(1, 4, 32))
     model.config._attn_implementation = "sdpa"
     model.gradient_checkpointing_enable()
     with method.apply(model.train()), pytest.raises(ValueError, match="gradient_checkpointing_disable"):

@@ -457,4 +457,4 @@ def test_layers_that_are_named_twice_are_one_stack():
     model = make("bert")
     model.blocks = model.encoder.layer
     assert find(model).runner is model.encoder
-    assert find(model).blocks[0].layer is model.encoder.layer[0]
+    assert find(model).layers[0].layer is model.encoder.layer[0]

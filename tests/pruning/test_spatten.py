@@ -131,7 +131,7 @@ def _attention(query, key, value, method):
 )
 def test_values_and_bits(method):
     model, given, calls = make("bert"), inputs("bert"), []
-    for block in find(model).blocks:
+    for block in find(model).layers:
         for name in ("query", "key", "value"):
             getattr(block, name).register_forward_hook(lambda _, args, out: calls.append(out))
         block.output.register_forward_pre_hook(lambda _, args: calls.append(args[0]))

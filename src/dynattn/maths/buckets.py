@@ -22,7 +22,7 @@ _TILE = 32
 _AT_ONCE = 2**21  # pairs in a step, which takes 8 MB for each float32 number that is computed for a pair
 
 
-class Tiles(NamedTuple):
+class PairTiles(NamedTuple):
     """Some tiles of pairs: row and column indices over all batches and heads, and which of the pairs count.
 
     Attributes:
@@ -57,7 +57,7 @@ def hashes(x: Tensor, rotations: Tensor) -> Tensor:
 
 def tiles(
     query_hash: Tensor, key_hash: Tensor, buckets: int, forbidden: Tensor | None, causal: bool
-) -> Iterator[Tiles]:
+) -> Iterator[PairTiles]:
     """All pairs of S that are allowed, each once.
 
     Args:
@@ -91,7 +91,7 @@ def tiles(
                 counts &= queries[r, earlier].unsqueeze(2) != keys[c, earlier].unsqueeze(1)
             if causal:
                 counts &= (r % q_len + kv_len - q_len).unsqueeze(2) >= (c % kv_len).unsqueeze(1)
-            yield Tiles(r, c, counts)
+            yield PairTiles(r, c, counts)
 
 
 class _Sorted:

@@ -15,7 +15,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from dynattn.maths.buckets import Tiles, hashes, rotations, tiles
+from dynattn.maths.buckets import PairTiles, hashes, rotations, tiles
 from dynattn.maths.linear import forbid, key_bias, mix
 from dynattn.maths.random_features import directions, log_features
 from dynattn.maths.scores import arithmetic_dtype, per_head
@@ -161,14 +161,14 @@ class _Parts(NamedTuple):
         query, key, log_query, log_key, value = (x.flatten(0, 2) for x in (query, key, log_query, log_key, value))
         return _Parts(query, key, bias, log_query, log_key, value)
 
-    def scores(self, tile: Tiles) -> Tensor:
+    def scores(self, tile: PairTiles) -> Tensor:
         """``s_ij + bias_j``, -inf for pairs that do not count: (tiles, 32, 32)."""
         s = self.query[tile.rows] @ self.key[tile.columns].mT
         if self.bias is not None:
             s = s + self.bias[tile.columns].mT
         return s.masked_fill(~tile.counts, -math.inf)
 
-    def estimates(self, tile: Tiles, scale: Tensor) -> Tensor:
+    def estimates(self, tile: PairTiles, scale: Tensor) -> Tensor:
         """``φ(q_i) · φ(k_j) · exp(bias_j - scale_i)``, 0 for pairs that do not count: (tiles, 32, 32)."""
         log_key = self.log_key[tile.columns]
         largest = log_key.detach().amax(1, keepdim=True).clamp(min=torch.finfo(log_key.dtype).min)

@@ -70,7 +70,7 @@ class _Progress:
         self.work: list[LayerWork] = []
         self.depth = torch.zeros_like(alive, dtype=torch.int64)
         self.implementation: str | None = None  # the model's own implementation, while a layer runs
-        self.course = begin(Start(len(layout.blocks), layout.heads, alive))
+        self.course = begin(Start(len(layout.layers), layout.heads, alive))
 
     @property
     def layer(self) -> int:
@@ -113,7 +113,7 @@ class _Session:
         self.begin = begin
         self.zero_pruned = zero_pruned
         self.trace = Trace()
-        self.signature = signature(layout.blocks[0].layer)
+        self.signature = signature(layout.layers[0].layer)
         self.open = True
         self.thread = threading.local()  # .progress of the forward that this thread runs, and whether it is .complete
 
@@ -128,8 +128,8 @@ class _Session:
 
         # The runner is replaced first and put back last. So where the runner has its own forward, everything else has
         # too.
-        runner, blocks = self.layout.runner, self.layout.blocks
-        taken = [vars(runner).get("forward"), *(block.attention.config for block in blocks)]
+        runner, layers = self.layout.runner, self.layout.layers
+        taken = [vars(runner).get("forward"), *(parts.attention.config for parts in layers)]
         if any(isinstance(found, (ReplacedForward, StandInConfig)) for found in taken):
             raise ValueError(
                 "pruning: the model is being pruned already, here or in another thread: leave that context first; "
@@ -137,12 +137,12 @@ class _Session:
             )
         AttentionInterface.register(IMPLEMENTATION, _attend)
         replace(runner, "forward", ReplacedForward(runner.forward, self._run), undo)
-        for index, block in enumerate(blocks):
-            forward = ReplacedForward(block.layer.forward, partial(self._run_layer, index, block.layer))
-            replace(block.layer, "forward", forward, undo)
-            replace(block.attention, "config", StandInConfig(block.attention.config, self.attend), undo)
+        for index, parts in enumerate(layers):
+            forward = ReplacedForward(parts.layer.forward, partial(self._run_layer, index, parts.layer))
+            replace(parts.layer, "forward", forward, undo)
+            replace(parts.attention, "config", StandInConfig(parts.attention.config, self.attend), undo)
             if prunes_heads:
-                Heads.cut(block, self.layout.heads, self._heads, undo)
+                Heads.cut(parts, self.layout.heads, self._heads, undo)
 
     def close(self) -> None:
         """From now on, a replaced forward that someone still holds calls the module's own."""
@@ -215,7 +215,7 @@ class _Session:
             left = left * decision.gate.unsqueeze(-1)
         progress.record(left, self.layout.heads)
         full = tokens.scatter(full, left, before)
-        if progress.layer < len(self.layout.blocks):
+        if progress.layer < len(self.layout.layers):
             progress.go_on(decision)
             return full
         self.thread.progress, self.thread.complete = None, True

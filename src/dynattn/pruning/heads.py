@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynattn.pruning.layout import Block
+from dynattn.pruning.layout import LayerParts
 from dynattn.pruning.replaced import ReplacedForward, replace
 
 
@@ -66,11 +66,11 @@ class Heads(NamedTuple):
         return full.scatter(2, self.place[:, None, :, None].expand(-1, out.shape[1], -1, out.shape[3]), out)
 
     @staticmethod
-    def cut(block: Block, heads: int, current: Callable[[], Heads | None], undo: ExitStack) -> None:
+    def cut(parts: LayerParts, heads: int, current: Callable[[], Heads | None], undo: ExitStack) -> None:
         """Have the projections of a layer compute only the heads of the union, until ``undo`` is closed.
 
         Args:
-            block: the layer; its attention must shape its heads by what its projections return.
+            parts: the layer; its attention must shape its heads by what its projections return.
             heads: how many heads the model has.
             current: gives the heads that are left.
             undo: takes the change back when it is closed.
@@ -79,7 +79,7 @@ class Heads(NamedTuple):
             ValueError: a projection is not a plain linear layer.
         """
         for name, axis in (("query", 0), ("key", 0), ("value", 0), ("output", 1)):
-            linear = getattr(block, name)
+            linear = getattr(parts, name)
             if type(linear) is not nn.Linear or "forward" in vars(linear):
                 raise ValueError(
                     f"pruning: to prune heads, the {name} projection must be a plain torch.nn.Linear: it is a "

@@ -22,7 +22,7 @@ SUPPORTED = (*_TEXT, *_VISION)
 """The ``config.model_type`` of every model that can be pruned."""
 
 
-class Block(NamedTuple):
+class LayerParts(NamedTuple):
     """One layer.
 
     Attributes:
@@ -46,14 +46,14 @@ class Layout(NamedTuple):
     """The layers of a model, and what all of them share.
 
     Attributes:
-        blocks: the layers, in order.
+        layers: the layers, in order.
         runner: the module whose forward calls them one after the other.
         config: the model's configuration; its ``_attn_implementation`` says how attention is computed.
         heads: how many heads a layer has.
         leading: how many tokens at the start of each sample are not content, but class token or registers.
     """
 
-    blocks: tuple[Block, ...]
+    layers: tuple[LayerParts, ...]
     runner: nn.Module
     config: Any
     heads: int
@@ -88,14 +88,14 @@ def find(model: nn.Module) -> Layout:
             f"pruning: the model must have one stack of encoder layers: {type(model).__name__} has {len(stacks)}; "
             f"models that can be pruned are of type {', '.join(SUPPORTED)}"
         )
-    ((runner, layers),) = stacks.values()
-    blocks = tuple(_block(layer) for layer in layers)
-    config: Any = blocks[0].attention.config
-    _check(model, blocks, config)
+    ((runner, modules),) = stacks.values()
+    layers = tuple(_parts(layer) for layer in modules)
+    config: Any = layers[0].attention.config
+    _check(model, layers, config)
     leading = 1 + (getattr(config, "num_register_tokens", None) or 0)
     if config.model_type == "deit":  # DeiT also has a distillation token
         leading = 2
-    return Layout(blocks, runner, config, config.num_attention_heads, leading)
+    return Layout(layers, runner, config, config.num_attention_heads, leading)
 
 
 def signature(layer: nn.Module) -> inspect.Signature:
@@ -104,7 +104,7 @@ def signature(layer: nn.Module) -> inspect.Signature:
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:
-    """Whether these are layers with self-attention in one of the two forms that :func:`_block` takes apart."""
+    """Whether these are layers with self-attention in one of the two forms that :func:`_parts` takes apart."""
     return len(modules) > 0 and all(_inner(layer) is not None for layer in modules)
 
 
@@ -115,7 +115,7 @@ def _inner(layer: nn.Module) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) and hasattr(inner, "config") else None
 
 
-def _block(layer: nn.Module) -> Block:
+def _parts(layer: nn.Module) -> LayerParts:
     inner: Any = _inner(layer)
     if hasattr(inner, "q_proj"):
         projections = inner.q_proj, inner.k_proj, inner.v_proj, getattr(inner, "o_proj", None)
@@ -131,10 +131,10 @@ def _block(layer: nn.Module) -> Block:
             f"pruning: a layer's attention must have projections of query, key, value and output: "
             f"{type(inner).__name__} has not; models that can be pruned are of type {', '.join(SUPPORTED)}"
         )
-    return Block(layer, inner, *found)
+    return LayerParts(layer, inner, *found)
 
 
-def _check(model: nn.Module, blocks: tuple[Block, ...], config: Any) -> None:
+def _check(model: nn.Module, layers: tuple[LayerParts, ...], config: Any) -> None:
     kind = getattr(config, "model_type", None)
     if kind not in SUPPORTED:
         raise ValueError(
@@ -145,11 +145,11 @@ def _check(model: nn.Module, blocks: tuple[Block, ...], config: Any) -> None:
         raise ValueError(
             "pruning: the model must be an encoder: this one is set up as a decoder; load it with is_decoder=False"
         )
-    for block in blocks:
-        names = list(signature(block.layer).parameters)[:2]
+    for parts in layers:
+        names = list(signature(parts.layer).parameters)[:2]
         if names != ["hidden_states", "attention_mask"]:
             raise ValueError(
                 "pruning: a layer must take hidden_states and attention_mask first: "
-                f"{type(block.layer).__name__} takes {', '.join(names)}; use the transformers version that "
+                f"{type(parts.layer).__name__} takes {', '.join(names)}; use the transformers version that "
                 "constraints.txt names"
             )

@@ -132,7 +132,7 @@ def learn(
     for name, value in given.items():
         if not value > 0:
             raise ValueError(f"learn: {name} must be positive: got {value}; see the paper's values in the docs")
-    soft = Soft(start, len(find(model).blocks), temperature, zero_pruned)
+    soft = Soft(start, len(find(model).layers), temperature, zero_pruned)
     device = next(model.parameters()).device
     soft.logarithms.data = soft.logarithms.data.to(device)
     trained = list(parameters)

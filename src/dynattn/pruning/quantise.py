@@ -18,14 +18,14 @@ from torch import Tensor
 _MOST_BITS = 24  # float32 holds no more
 
 
-class Split(NamedTuple):
+class SplitBits(NamedTuple):
     """A tensor as all of its bits give it, and as its high bits alone give it, in its own dtype."""
 
     whole: Tensor
     high: Tensor
 
 
-def split(x: Tensor, alive: Tensor, high: int, low: int) -> Split:
+def split(x: Tensor, alive: Tensor, high: int, low: int) -> SplitBits:
     """Quantise.
 
     Args:
@@ -38,7 +38,7 @@ def split(x: Tensor, alive: Tensor, high: int, low: int) -> Split:
     most = 2 ** (high + low - 1) - 1
     step = torch.where(largest > 0, largest / most, 1)
     whole = (x / step).round().clamp(-most, most)
-    return Split(step * whole, step * 2**low * (whole / 2**low).floor())
+    return SplitBits(step * whole, step * 2**low * (whole / 2**low).floor())
 
 
 def check_bits(function: str, bits: tuple[int, int]) -> None:

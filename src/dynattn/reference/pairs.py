@@ -27,7 +27,7 @@ from dynattn.maths.scores import per_head, scores
 from dynattn.methods.base import PairMethod, Rows
 
 
-class Attended(NamedTuple):
+class AttendResult(NamedTuple):
     """Result of :func:`attend`."""
 
     out: Tensor  # (batch, heads, q_len, value_dim)
@@ -36,7 +36,7 @@ class Attended(NamedTuple):
     kept: Tensor  # (batch, heads, q_len, kv_len), bool
 
 
-class Forward(NamedTuple):
+class ForwardResult(NamedTuple):
     """Result of :func:`forward`, all but ``out`` of shape (batch, heads, q_len)."""
 
     out: Tensor  # (batch, heads, q_len, value_dim)
@@ -80,7 +80,7 @@ def attend(
     offset: int | None = None,
     kept: Tensor | None = None,
     drops: Tensor | None = None,
-) -> Attended:
+) -> AttendResult:
     """Attention of one block of queries to the keys that a method keeps.
 
     Args:
@@ -101,10 +101,10 @@ def attend(
     s, kept, weights, _ = _weights(query, key, method, attn_mask, causal, scale, offset, kept)
     v = per_head(value, query.shape[1]).to(s.dtype)
     out = _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype)
-    return Attended(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
+    return AttendResult(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, method: PairMethod, *rest: Any, **options: Any) -> Forward:
+def forward(query: Tensor, key: Tensor, value: Tensor, method: PairMethod, *rest: Any, **options: Any) -> ForwardResult:
     """Attention of one block of queries, and how much of dense attention it kept.
 
     Args:
@@ -116,7 +116,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, method: PairMethod, *rest
     out, logsumexp, s, kept = attend(query, key, value, method, *rest, **options)
     allowed = s != -math.inf
     kept_mass = _softmax(s, allowed).where(kept, 0.0).sum(-1).where(allowed.any(-1), 1.0)
-    return Forward(
+    return ForwardResult(
         out, logsumexp, kept_mass, kept.sum(-1, dtype=torch.int32), allowed.sum(-1, dtype=torch.int32)
     )  # fmt: skip
 

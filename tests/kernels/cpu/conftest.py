@@ -131,7 +131,7 @@ def _within(blocks: Tensor, block_size: int, mask: Tensor | None, q_len: int, kv
 
 def _reference(
     query: Tensor, key: Tensor, value: Tensor, method: PairMethod, mask: Tensor | None, causal: bool, scale: float
-) -> reference.Forward:
+) -> reference.ForwardResult:
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
     return reference.forward(query, key, value, method, mask, causal, scale)

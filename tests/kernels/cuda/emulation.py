@@ -139,7 +139,7 @@ def run(problem: Problem, schedule: Schedule = SCHEDULES[0], sources: Path = emu
     )  # fmt: skip
 
 
-def expected(problem: Problem) -> reference.Forward:
+def expected(problem: Problem) -> reference.ForwardResult:
     """The definition, in float64 from the very inputs."""
     p = problem
     mask = p.mask if p.mask is None or p.mask.dtype == torch.bool else p.mask.double()

@@ -12,7 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from dynattn.lab.finetune.tokens import Student, Tokens  # noqa: E402
+from dynattn.lab.finetune.tokens import Student, TokenDropping  # noqa: E402
 from dynattn.lab.models import Pretrained  # noqa: E402
 from dynattn.lab.training import Job  # noqa: E402
 from dynattn.lab.training.run import run  # noqa: E402
@@ -39,10 +39,10 @@ def tiny() -> Pretrained:
     return Pretrained("tiny", model, processor, "vision", "a tiny one")
 
 
-def experiment(tiny: Pretrained, **options: Any) -> Tokens:
+def experiment(tiny: Pretrained, **options: Any) -> TokenDropping:
     draw = np.random.default_rng(0)
     pictures, held_out = draw.integers(0, 256, (16, 20, 20, 3)), draw.integers(0, 256, (6, 20, 20, 3))
-    return Tokens(tiny, list(pictures), list(held_out), "noise", 0.5, (1, 2), **options)
+    return TokenDropping(tiny, list(pictures), list(held_out), "noise", 0.5, (1, 2), **options)
 
 
 def test_predictors_are_trained_and_nothing_else(tiny, tmp_path):

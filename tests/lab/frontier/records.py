@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dynattn.lab.figures import Spread
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race
-from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time, Work
+from dynattn.lab.frontier.results import Frontier, Grade, InputWork, Sheet, Time
 
 MACHINE = {"processor": "a", "threads": 2, "torch": "1", "date": "today", "load": 0.5}
 
@@ -28,7 +28,7 @@ def sheet(of: Exam, items: int = 8, higher_is_better: bool = True) -> Sheet:
 
 
 def grade(of: Exam, who: Entry, scores: Sequence[float], pairs: float | None = 50.0, total: float = 900.0) -> Grade:
-    work = Work(pairs=pairs, kept_mass=None if pairs is None else 0.8, attention=total / 3, total=total)
+    work = InputWork(pairs=pairs, kept_mass=None if pairs is None else 0.8, attention=total / 3, total=total)
     return Grade(cell=Cell(exam=of, entry=who), scores=list(scores), work=work, seconds=1.0, machine="0")
 
 

@@ -16,7 +16,7 @@ import typer
 from dynattn.cli.frontier import frontier
 from dynattn.lab.frontier import Settings, measure
 from dynattn.lab.frontier.cell import Cell
-from dynattn.lab.frontier.measure import Answer, Job
+from dynattn.lab.frontier.measure import Answer, SweepJob
 
 APP = typer.Typer()
 APP.command()(frontier)
@@ -26,7 +26,7 @@ def silent(title: str, steps: int):
     return lambda: None
 
 
-def here(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
+def here(job: SweepJob, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
     """In this process."""
     for cell in cells:
         yield measure.measure(job, cell)

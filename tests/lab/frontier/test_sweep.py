@@ -15,8 +15,8 @@ pytest.importorskip("plotly")
 from dynattn.lab import records
 from dynattn.lab.frontier import Settings, measure, store, sweep
 from dynattn.lab.frontier.cell import DENSE, Cell, Exam
-from dynattn.lab.frontier.measure import Answer, Job
-from dynattn.lab.frontier.results import Failure, Frontier, Work
+from dynattn.lab.frontier.measure import Answer, SweepJob
+from dynattn.lab.frontier.results import Failure, Frontier, InputWork
 from dynattn.lab.frontier.sweep import plan
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
@@ -122,7 +122,7 @@ def test_going_on_measures_what_is_missing_and_nothing_else(
     store.save(found.model_copy(update=rest), path)
     asked: list[Cell] = []
 
-    def watched(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
+    def watched(job: SweepJob, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
         asked.extend(cells)
         return here(job, cells)
 
@@ -137,7 +137,7 @@ def test_going_on_measures_what_is_missing_and_nothing_else(
 def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
     tiny_encoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def broken(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
+    def broken(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> InputWork:
         if name == "nm-1-2":
             raise ValueError("not for this model")
         return look(pretrained, name, examples)

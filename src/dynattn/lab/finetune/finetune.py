@@ -24,7 +24,7 @@ from dynattn.lab.training.settings import check
 from dynattn.lab.training.study import jobs_of, study
 
 
-class Recipe(NamedTuple):
+class FinetuneRecipe(NamedTuple):
     """What a training takes unless it is told otherwise. Chosen on dense attention; see docs/finetune.md.
 
     Attributes:
@@ -42,11 +42,11 @@ class Recipe(NamedTuple):
     tokens: int
 
 
-RECIPES: dict[str, Recipe] = {
-    Restore.task: Recipe(steps=64, batch=4, learning_rate=5e-4, items=64, tokens=256),
-    Manpages.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
-    Retrieval.name: Recipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
-    Perplexity.name: Recipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
+RECIPES: dict[str, FinetuneRecipe] = {
+    Restore.task: FinetuneRecipe(steps=64, batch=4, learning_rate=5e-4, items=64, tokens=256),
+    Manpages.name: FinetuneRecipe(steps=24, batch=16, learning_rate=1e-5, items=192, tokens=256),
+    Retrieval.name: FinetuneRecipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
+    Perplexity.name: FinetuneRecipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
 }
 """Tasks that a model can be trained on."""
 
@@ -153,7 +153,7 @@ def _default(settings: Settings, pretrained: Pretrained) -> str:
 
 
 def _experiment(
-    settings: Settings, name: str, recipe: Recipe, pretrained: Pretrained, texts: tuple[Text, ...] | None
+    settings: Settings, name: str, recipe: FinetuneRecipe, pretrained: Pretrained, texts: tuple[Text, ...] | None
 ) -> Experiment:
     from dynattn.lab.finetune.language import Language
     from dynattn.lab.finetune.pairs import Pairs

@@ -61,7 +61,7 @@ class Student(nn.Module):
         return {"loss": terms(hidden, dense, drawn.decisions, self.predictors.keep_ratio).total(Weights())}
 
 
-class Tokens(Experiment):
+class TokenDropping(Experiment):
     """Train predictors on pictures; judged by how near the gathered model's features are to the dense ones.
 
     Args:
@@ -102,7 +102,9 @@ class Tokens(Experiment):
 
     def model(self, method: str) -> Student:
         if method != BASELINE:
-            raise ValueError(f"Tokens: predictors are trained with dense attention: got {method!r}; use {BASELINE!r}")
+            raise ValueError(
+                f"TokenDropping: predictors are trained with dense attention: got {method!r}; use {BASELINE!r}"
+            )
         model = copy.deepcopy(self.base.model)
         return Student(model, Predictors(model.config.hidden_size, self.layers, self.keep_ratio), self.train_all)
 

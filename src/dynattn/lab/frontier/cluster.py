@@ -14,11 +14,11 @@ from typing import Any
 from dynattn.children import safe_start
 from dynattn.lab.frontier import measure
 from dynattn.lab.frontier.cell import Cell
-from dynattn.lab.frontier.measure import Answer, Job
+from dynattn.lab.frontier.measure import Answer, SweepJob
 
 
 class _Worker:
-    def __init__(self, job: Job, threads: int, directory: str) -> None:
+    def __init__(self, job: SweepJob, threads: int, directory: str) -> None:
         with suppress(OSError):  # another machine may not have it
             os.chdir(directory)
         measure.begin(threads)
@@ -28,7 +28,7 @@ class _Worker:
         return measure.measure(self._job, cell)
 
 
-def run(job: Job, cells: Sequence[Cell], workers: int | None) -> Generator[Answer, None, None]:
+def run(job: SweepJob, cells: Sequence[Cell], workers: int | None) -> Generator[Answer, None, None]:
     """Measure cells on the cluster that Ray finds (``RAY_ADDRESS``, or one on this machine), else on one of its own.
 
     dynattn and the packages that carry models and data have to be installed on every node.

@@ -18,8 +18,8 @@ from dynattn.integrations.transformers import observing
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds
 from dynattn.lab.figures import BASELINE
-from dynattn.lab.frontier.results import Work
-from dynattn.lab.frontier.work import Seen, see, tally
+from dynattn.lab.frontier.results import InputWork
+from dynattn.lab.frontier.work import CountedCall, see, tally
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import TASKS, Prepared
 from dynattn.lab.tasks.passkey import Passkey
@@ -63,14 +63,14 @@ def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequ
 
 
 @torch.inference_mode()
-def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> Work:
+def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> InputWork:
     """The work of one step, on average; see :func:`dynattn.lab.frontier.work.look`.
 
     Args:
         As :func:`examine`.
     """
     way = _way(name)
-    seen: list[Seen] = []
+    seen: list[CountedCall] = []
     linear = 0.0
     chosen = list(zip(data.payload, read_before, strict=True))[:_LOOKED]
     for (ids, answer), prompt in chosen:

@@ -13,7 +13,7 @@ from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.results import Frontier, Sheet
 from dynattn.lab.frontier.summary import (
     Contender,
-    Result,
+    ExamResult,
     at_chance_in,
     contenders,
     exams,
@@ -266,7 +266,7 @@ def _conditions(found: Frontier) -> Section:
     return Section("Conditions", str(Markup("").join(parts)), note)
 
 
-def _cell(result: Result | None) -> str | Markup:
+def _cell(result: ExamResult | None) -> str | Markup:
     if result is None:
         return "–"
     mean = sum(result.grade.scores) / len(result.grade.scores)

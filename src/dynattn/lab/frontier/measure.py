@@ -17,7 +17,7 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.cell import Cell, Exam
-from dynattn.lab.frontier.results import Failure, Grade, Sheet, Work, address
+from dynattn.lab.frontier.results import Failure, Grade, InputWork, Sheet, address
 from dynattn.lab.frontier.work import LOOKED, look
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
@@ -30,7 +30,7 @@ EXPECTED = (ValueError, RuntimeError, TypeError, ImportError, OSError, DataMissi
 """What a cell may fail by, without ending the sweep: a method that does not take the model, data that is missing."""
 
 
-class Job(NamedTuple):
+class SweepJob(NamedTuple):
     """What all cells of a sweep share; it travels to the workers.
 
     Attributes:
@@ -62,7 +62,7 @@ def begin(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def measure(job: Job, cell: Cell) -> Answer:
+def measure(job: SweepJob, cell: Cell) -> Answer:
     """Score a method in an exam, and count its work.
 
     Args:
@@ -82,13 +82,13 @@ def measure(job: Job, cell: Cell) -> Answer:
     return Answer(cell, sheet, grade, facts, None, grade.seconds)
 
 
-def prepare(job: Job, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
+def prepare(job: SweepJob, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
     """Model, task and data of an exam; kept for the next cell of the same task and length."""
     pretrained = _loaded(job.model)
     return pretrained, *_prepared(job, exam.task, exam.tokens, exam.items)
 
 
-def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
+def _grade(job: SweepJob, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     start = time.perf_counter()
     _, task, data = prepare(job, cell.exam)
     scores, work = _decoded(job, cell) if cell.exam.phase == "decode" else _prefilled(job, cell)
@@ -105,7 +105,7 @@ def _grade(job: Job, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     return sheet, grade
 
 
-def _prefilled(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
+def _prefilled(job: SweepJob, cell: Cell) -> tuple[np.ndarray, InputWork]:
     pretrained, task, data = prepare(job, cell.exam)
     with applied(pretrained, cell.entry.name) as implementation:
         outcome = evaluate(task, data, pretrained, implementation, lambda: None)
@@ -117,7 +117,7 @@ def _prefilled(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
     return scores, look(pretrained, cell.entry.name, data.examples[:LOOKED])
 
 
-def _decoded(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
+def _decoded(job: SweepJob, cell: Cell) -> tuple[np.ndarray, InputWork]:
     pretrained, _, data = prepare(job, cell.exam)
     before = _prompts(job, cell.exam.task, cell.exam.tokens, cell.exam.items)
     scores = decode.examine(pretrained, cell.entry.name, data, before)
@@ -125,7 +125,7 @@ def _decoded(job: Job, cell: Cell) -> tuple[np.ndarray, Work]:
 
 
 @lru_cache(maxsize=1)
-def _prompts(job: Job, name: str, tokens: int | None, items: int | None) -> list[Prompt]:
+def _prompts(job: SweepJob, name: str, tokens: int | None, items: int | None) -> list[Prompt]:
     return decode.prompts(_loaded(job.model), _prepared(job, name, tokens, items)[1])
 
 
@@ -135,13 +135,13 @@ def _loaded(model: str) -> Pretrained:
 
 
 @lru_cache(maxsize=1)
-def _prepared(job: Job, name: str, tokens: int | None, items: int | None) -> tuple[Task, Prepared]:
+def _prepared(job: SweepJob, name: str, tokens: int | None, items: int | None) -> tuple[Task, Prepared]:
     pretrained = _loaded(job.model)
     task = make(name, pretrained, items=items, tokens=tokens, texts=job.texts)
     return task, scoring.prepare(task, pretrained)
 
 
 @lru_cache(maxsize=1)
-def _dense(job: Job, name: str, tokens: int | None, items: int | None) -> Outcome:
+def _dense(job: SweepJob, name: str, tokens: int | None, items: int | None) -> Outcome:
     """Dense attention's outputs, for tasks whose score is the agreement with them."""
     return evaluate(*_prepared(job, name, tokens, items), _loaded(job.model), BASELINE, lambda: None)

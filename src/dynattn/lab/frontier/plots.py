@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.choice import COSTS
-from dynattn.lab.frontier.summary import Contender, Result
+from dynattn.lab.frontier.summary import Contender, ExamResult
 from dynattn.lab.page import COLORS
 
 STYLE = """<style>
@@ -48,7 +48,7 @@ _FIT = """(() => {
 
 class _Axis(NamedTuple):
     title: str
-    of_result: Callable[[Result], float | None]
+    of_result: Callable[[ExamResult], float | None]
 
 
 AXES = {
@@ -140,7 +140,7 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
     return _html(figure, buttons, _height(rows), first=False)
 
 
-def _points(members: Sequence[Contender], exam: str, axis: _Axis) -> list[tuple[float, Result, Contender]]:
+def _points(members: Sequence[Contender], exam: str, axis: _Axis) -> list[tuple[float, ExamResult, Contender]]:
     """The points of a family in one exam."""
     return [
         (x, result, member)
@@ -185,7 +185,7 @@ def _hover(member: Contender) -> str:
     return "<br>".join(lines)
 
 
-def _hover_result(member: Contender, result: Result) -> str:
+def _hover_result(member: Contender, result: ExamResult) -> str:
     lines = [
         f"<b>{html.escape(member.label)}</b> ({html.escape(result.grade.cell.entry.name)})",
         f"{html.escape(result.sheet.metric)}: {sum(result.grade.scores) / len(result.grade.scores):.4f}",
@@ -195,7 +195,7 @@ def _hover_result(member: Contender, result: Result) -> str:
     return "<br>".join(lines)
 
 
-def _costs(found: Contender | Result) -> list[str]:
+def _costs(found: Contender | ExamResult) -> list[str]:
     lines = [f"FLOPs {found.flops:.0%} of dense"]
     lines += [] if found.density is None else [f"pairs kept {found.density:.1%}"]
     lines += [] if found.time is None else [f"time {found.time:.0%} of dense"]

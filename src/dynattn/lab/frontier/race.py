@@ -14,7 +14,7 @@ from dynattn.lab.figures import BASELINE, spread
 from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.cell import Race
-from dynattn.lab.frontier.measure import Job, prepare
+from dynattn.lab.frontier.measure import SweepJob, prepare
 from dynattn.lab.frontier.results import Time
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import Prepared
@@ -22,7 +22,7 @@ from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 
 @torch.inference_mode()
-def race(job: Job, wanted: Race, seconds: float) -> Time:
+def race(job: SweepJob, wanted: Race, seconds: float) -> Time:
     """Time a method against dense attention: the model's forward on one input, or a step of decoding after it.
 
     Args:

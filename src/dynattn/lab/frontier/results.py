@@ -31,7 +31,7 @@ class Sheet(Record):
     chance: float | None = None  # the score that guessing gives; records of before have none
 
 
-class Work(Record):
+class InputWork(Record):
     """What one input costs with a method: by its definition, on the pairs that it was seen to keep.
 
     Attributes:
@@ -60,7 +60,7 @@ class Grade(Record):
 
     cell: Cell
     scores: list[float]
-    work: Work
+    work: InputWork
     seconds: float
     machine: str
 

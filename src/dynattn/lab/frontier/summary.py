@@ -17,7 +17,7 @@ from dynattn.lab.frontier.shares import lead, retained, together
 from dynattn.lab.statistics import at_chance
 
 
-class Result(NamedTuple):
+class ExamResult(NamedTuple):
     """A contender in one exam.
 
     Attributes:
@@ -55,7 +55,7 @@ class Contender:
     """
 
     entry: Entry
-    results: tuple[Result, ...]
+    results: tuple[ExamResult, ...]
     leads: dict[str, Interval]
 
     @property
@@ -74,7 +74,7 @@ class Contender:
         return together([result.retained for result in self.results])
 
     @property
-    def worst(self) -> Result:
+    def worst(self) -> ExamResult:
         """The exam that suffers most."""
         return min(self.results, key=lambda result: result.retained.mean)
 
@@ -123,7 +123,7 @@ class Contender:
             return None
         return all(found.low is not None and found.low > 0 for found in self.leads.values())
 
-    def mean(self, figure: Callable[[Result], float | None]) -> float | None:
+    def mean(self, figure: Callable[[ExamResult], float | None]) -> float | None:
         """The mean of a figure over the exams that have it."""
         found = [value for value in map(figure, self.results) if value is not None]
         return float(np.mean(found)) if found else None
@@ -161,7 +161,7 @@ def contenders(found: Frontier, phase: Phase) -> list[Contender]:
         phase: of the model's work.
     """
     times = _times(found, phase)
-    grouped: dict[str, list[Result]] = {}
+    grouped: dict[str, list[ExamResult]] = {}
     for sheet in exams(found, phase):
         for grade in found.grades.values():
             if grade.cell.exam == sheet.exam and grade.cell.entry != DENSE:
@@ -196,10 +196,10 @@ def _dense(found: Frontier, exam: Exam) -> Grade:
     return found.grades[Cell(exam=exam, entry=DENSE).key]
 
 
-def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int | None, str], Time]) -> Result:
+def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int | None, str], Time]) -> ExamResult:
     dense = _dense(found, sheet.exam)
     timed = times.get((sheet.exam.tokens, grade.cell.entry.name))
-    return Result(
+    return ExamResult(
         sheet,
         grade,
         retained(grade.scores, dense.scores, sheet.higher_is_better),
@@ -222,7 +222,7 @@ def _times(found: Frontier, phase: Phase) -> dict[tuple[int | None, str], Time]:
     }
 
 
-def _leads(found: Frontier, own: Sequence[Result], grouped: dict[str, list[Result]]) -> dict[str, Interval]:
+def _leads(found: Frontier, own: Sequence[ExamResult], grouped: dict[str, list[ExamResult]]) -> dict[str, Interval]:
     """Over each baseline of the same budget, in the exams that both took."""
     entry = own[0].grade.cell.entry
     if entry.budget is None:

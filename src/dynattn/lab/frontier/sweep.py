@@ -14,7 +14,7 @@ import torch
 from dynattn.lab.frontier.apply import CACHE, canonical
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
 from dynattn.lab.frontier.decode import answers
-from dynattn.lab.frontier.measure import EXPECTED, Answer, Job
+from dynattn.lab.frontier.measure import EXPECTED, Answer, SweepJob
 from dynattn.lab.frontier.methods import BUDGETS, check, entries, named
 from dynattn.lab.frontier.race import race
 from dynattn.lab.frontier.results import Failure, Frontier, address
@@ -28,7 +28,7 @@ from dynattn.lab.tasks import default, find, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
-Runner = Callable[[Job, Sequence[Cell]], Generator[Answer, None, None]]
+Runner = Callable[[SweepJob, Sequence[Cell]], Generator[Answer, None, None]]
 """Measures cells somewhere: in processes here, or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
@@ -177,11 +177,11 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
         pretrained = load(settings.model)
         advance()
         _check_length(settings, pretrained)
-        return _measured(Job(settings.model, texts), settings, pretrained, path, stage, runner)
+        return _measured(SweepJob(settings.model, texts), settings, pretrained, path, stage, runner)
 
 
 def _measured(
-    job: Job, settings: Settings, pretrained: Pretrained, path: Path, stage: Stage, runner: Runner
+    job: SweepJob, settings: Settings, pretrained: Pretrained, path: Path, stage: Stage, runner: Runner
 ) -> Frontier:
     cells, timed = plan(settings, pretrained.kind)
     for task in dict.fromkeys(cell.exam.task for cell in cells):  # a task that cannot be would fail in every cell
@@ -199,7 +199,7 @@ def _measured(
     return store.found
 
 
-def _score(job: Job, cells: Sequence[Cell], store: Store, stage: Stage, runner: Runner) -> None:
+def _score(job: SweepJob, cells: Sequence[Cell], store: Store, stage: Stage, runner: Runner) -> None:
     advance = stage("quality", len(cells))
     wanted = [cell for cell in cells if store.lacks(cell)]
     for _ in range(len(cells) - len(wanted)):
@@ -217,7 +217,7 @@ def _score(job: Job, cells: Sequence[Cell], store: Store, stage: Stage, runner: 
             advance()
 
 
-def _time(job: Job, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:
+def _time(job: SweepJob, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:
     """Races of methods that passed the exam: one that failed it would fail again."""
     wanted = [race for race in races if store.found.grade(race.exam, race.entry)]
     advance = stage(f"time, on {torch.get_num_threads()} threads", len(wanted))

@@ -21,7 +21,7 @@ from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.apply import applied
-from dynattn.lab.frontier.results import Work
+from dynattn.lab.frontier.results import InputWork
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.methods import MixingMethod, PairMethod
@@ -31,7 +31,7 @@ LOOKED = 2
 """Examples that suffice: they are of full length, and means over all layers and heads."""
 
 
-class Seen(NamedTuple):
+class CountedCall(NamedTuple):
     """One attention call: FLOPs; pairs kept and kept mass of each query, where there are pairs."""
 
     flops: float
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
+def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> InputWork:
     """Run the examples with a method and count.
 
     Args:
@@ -60,7 +60,7 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
     with applied(pretrained, BASELINE), counting(pretrained.model) as account:
         for inputs in examples:
             pretrained.model(**inputs)
-    seen: list[Seen] = []
+    seen: list[CountedCall] = []
     with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.extend(see(call))):
         for inputs in examples:
             pretrained.model(**inputs)
@@ -72,7 +72,7 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Work:
     return tally(seen, account.linear.linear, len(examples))
 
 
-def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
+def tally(seen: Sequence[CountedCall], linear: float, inputs: int) -> InputWork:
     """The work of one input.
 
     Args:
@@ -83,7 +83,7 @@ def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
     attention = sum(call.flops for call in seen)
     kept = [call.pairs for call in seen if call.pairs is not None]
     mass = [call.mass for call in seen if call.mass is not None]
-    return Work(
+    return InputWork(
         pairs=sum(kept) / inputs if kept else None,
         kept_mass=torch.cat(mass).mean().item() if mass else None,
         attention=attention / inputs,
@@ -91,7 +91,7 @@ def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
     )
 
 
-def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> Work:
+def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> InputWork:
     """The work under a method that takes tokens out: dense attention among those that are left, and shorter layers."""
     forwards: list[Forward] = []
     pretrained.model.set_attn_implementation(BASELINE)
@@ -103,7 +103,7 @@ def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Input
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     inside = [of_forward(forward, head_dim=head_dim, itemsize=4) for forward in forwards]
     attention = 2 * sum(work.multiply_adds for work in inside)
-    return Work(
+    return InputWork(
         pairs=sum(work.exponentials for work in inside) / len(examples),
         kept_mass=None,
         attention=attention / len(examples),
@@ -124,20 +124,20 @@ def pairs(call: Call) -> int:
     return batch * heads * int(last.sum())
 
 
-def see(call: Call) -> list[Seen]:
+def see(call: Call) -> list[CountedCall]:
     """What an attention call costs and keeps; where heads differ, of each method's heads."""
     return [_seen(part) for part in call.by_method()]
 
 
-def _seen(call: Call) -> Seen:
+def _seen(call: Call) -> CountedCall:
     tensors = call.query, call.key, call.value
     options: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "scale": call.scale}
     if isinstance(call.method, MixingMethod):
-        return Seen(2 * of_mixing(*tensors, call.method, **options).multiply_adds, None, None)
+        return CountedCall(2 * of_mixing(*tensors, call.method, **options).multiply_adds, None, None)
     method = cast(PairMethod, call.method)
     _, aux = attention(*tensors, method, **options, return_aux=True)
     allowed = pairs(call)
     kept = aux.density.double().mean().item() * allowed
     head_dim, value_dim, itemsize = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
     work = of_pairs(method.glance(head_dim, itemsize), allowed, kept, head_dim, value_dim)
-    return Seen(2 * work.multiply_adds, kept, aux.kept_mass.float().flatten())
+    return CountedCall(2 * work.multiply_adds, kept, aux.kept_mass.float().flatten())

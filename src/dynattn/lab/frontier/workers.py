@@ -9,10 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dynattn.children import Pool
 from dynattn.lab.frontier import measure
 from dynattn.lab.frontier.cell import Cell
-from dynattn.lab.frontier.measure import Answer, Job
+from dynattn.lab.frontier.measure import Answer, SweepJob
 
 
-def run(job: Job, cells: Sequence[Cell], workers: int, threads: int) -> Generator[Answer, None, None]:
+def run(job: SweepJob, cells: Sequence[Cell], workers: int, threads: int) -> Generator[Answer, None, None]:
     """Measure cells, several at a time.
 
     Args:

@@ -12,13 +12,13 @@ from torch import Tensor
 from dynattn.functional import attention
 from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.lra.experiment import Arena, load
-from dynattn.lab.lra.model import Call
+from dynattn.lab.lra.model import ObservedCall
 from dynattn.methods import Method, MixingMethod, PerHead, parse
 
 _SEQUENCES = 32  # held-out ones that are looked at
 
 
-class Kept(Record):
+class KeptByTraining(Record):
     """Kept mass under one method: mean over layers, heads, the queries that are tokens, and seeds.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kept(Record):
     trained_with_it: float
 
 
-def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Kept]:
+def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Path) -> list[KeptByTraining]:
     """Look into the models of a study.
 
     Args:
@@ -49,7 +49,7 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
         return float(np.mean([_kept_mass(path, parse(method), batch) for path in models]))
 
     return [
-        Kept(method=method, trained_dense=mean(method, BASELINE), trained_with_it=mean(method, method))
+        KeptByTraining(method=method, trained_dense=mean(method, BASELINE), trained_with_it=mean(method, method))
         for method in methods
         if method != BASELINE and _keeps_pairs(parse(method))
     ]
@@ -66,7 +66,7 @@ def _kept_mass(folder: Path, method: Method, batch: dict[str, Tensor]) -> float:
     model = load(folder, method.name)
     shares = []
 
-    def look(call: Call) -> None:
+    def look(call: ObservedCall) -> None:
         _, aux = attention(call.query, call.key, call.value, method, attn_mask=call.mask, return_aux=True)
         mass = aux.kept_mass.mean(1)  # [batch, length]
         shares.append(mass.mean() if call.mask is None else mass[call.mask[:, 0, 0]].mean())

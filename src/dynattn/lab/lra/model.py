@@ -62,7 +62,7 @@ class Config:
             )
 
 
-class Call(NamedTuple):
+class ObservedCall(NamedTuple):
     """The arguments of one attention call, as an observer sees them.
 
     Attributes:
@@ -87,14 +87,14 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, method: Method | None) -> None:
         super().__init__()
         self.heads, self.method = heads, method
-        self.observe: Callable[[Call], None] | None = None
+        self.observe: Callable[[ObservedCall], None] | None = None
         self.inputs = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = self.inputs(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.observe is not None:
-            self.observe(Call(query, key, value, mask))
+            self.observe(ObservedCall(query, key, value, mask))
         if self.method is None:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention and a feed-forward part, each normalised before and added after."""
 
     def __init__(self, config: Config, method: Method | None) -> None:
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
             nn.init.normal_(table, std=_TABLE_STD)
         self.cls = nn.Parameter(torch.zeros(config.width)) if with_cls else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, method) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(EncoderLayer(config, method) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.classifier = nn.Sequential(
             nn.Linear(config.width, config.mlp), nn.ReLU(), nn.Linear(config.mlp, config.classes)

@@ -89,7 +89,7 @@ def run(problem: Problem, engine: str | ctypes.CDLL, sums: Sums = Sums.COUNTED) 
     return Result(out, logsumexp, kept_mass, kept, allowed)
 
 
-def reference_of(problem: Problem, convert: type | object = Tensor.double) -> reference.Forward:
+def reference_of(problem: Problem, convert: type | object = Tensor.double) -> reference.ForwardResult:
     """The definition, in float64 or in what ``convert`` makes of the inputs."""
     p, heads = problem, problem.query.shape[1]
     query, key, value = (convert(x) for x in (p.query, p.key, p.value))  # type: ignore[operator]
