@@ -1,10 +1,10 @@
 // N:M attention, backward, for one instruction set. Compiled once for each.
 //
-// A task is a key head and, where heads are few, a part of its keys; it takes the part in sections whose packed keys
-// and gradients stay in the second-level cache, and every section meets all query blocks that may see it. So dK
-// and dV are summed by one thread each, in one order. dQ grows from section to section; where a head has several
-// parts, each sums its own, and the task that completes the head adds them up in order. Shapes alone decide about
-// parts, so that threads change no bit.
+// A task is a key head or, where heads are few, a part of its keys. It takes the part in sections whose packed keys and
+// gradients stay in the second-level cache, and every section meets all query blocks that may see it. So one thread
+// sums each row of dK and dV, in one order. dQ grows from section to section. Where a head has several parts, each
+// part sums a dQ of its own, and the task that completes the head adds them up in order. Only shapes decide how a head
+// is cut into parts, so that the number of threads changes no bit.
 #include "backward/gradients.h"
 #include "common/builds.h"
 #include "common/team.h"
@@ -12,7 +12,7 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int64_t kSectionKeys = 512;
-constexpr int64_t kBackwardTasks = 8;  // heads are cut into parts where there are fewer
+constexpr int64_t kBackwardTasks = 8;  // where there are fewer tasks than this, heads are cut into parts
 
 struct BackwardJob {
   const BackwardPlan* plan;
@@ -25,7 +25,7 @@ struct BackwardJob {
   int64_t next_task, next_thread;
 };
 
-// What a thread has for itself.
+// The memory of one thread.
 struct BackwardThread {
   BackwardScratch scratch;
   Section section;
@@ -130,7 +130,8 @@ static void close_section(const BackwardPlan& plan, int64_t head, const Section&
   }
 }
 
-// delta, and what weights are relative to. Rows that keep nothing and rows of padding get weights of 0.
+// Computes delta, and the reference that weights are relative to. Rows that keep nothing, and rows of padding, get
+// weights of 0.
 static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratch, const QueryBlock& block) {
   const NMBackwardArgs& args = *plan.args;
   const NMForwardArgs& forward = args.forward;
@@ -205,7 +206,7 @@ static void run_backward_query_block(const BackwardPlan& plan, const Section& se
   backward_tiles(block);
 }
 
-// dQ of one key head's query heads: its parts in order, times scale.
+// Writes dQ for the query heads of one key head: the sum of its parts in order, times the scale.
 static void write_d_query(const BackwardJob& job, int64_t head, float* d_query, int64_t part_floats) {
   const BackwardPlan& plan = *job.plan;
   const NMBackwardArgs& args = *plan.args;

@@ -57,7 +57,7 @@ struct BackwardQueryBlock {
   QueryBlock product;  // its rows' `out` is dQ
 };
 
-// `count` rows of `dim` floats as add_rows() reads them: cut into chunks, padded with zeros.
+// Lays out `count` rows of `dim` floats as add_rows() reads them: cut into chunks and padded with zeros.
 static void lay_query_rows(const Plan& plan, const char* base, int64_t stride, int64_t dim, int64_t count, float* to) {
   alignas(64) float room[kMaxHeadDim];
   const int64_t width = int64_t{plan.chunk} * kWidth;
@@ -67,7 +67,7 @@ static void lay_query_rows(const Plan& plan, const char* base, int64_t stride, i
   }
 }
 
-// dS of one band of 1:2 rows, where only the chosen of each pair is multiplied.
+// Computes dS of one band of 1:2 rows. Only the chosen one of each pair is multiplied.
 template <int kR>
 static void picked_gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t tile) {
   constexpr int kWords = kTile / 2 / kWidth, kAtOnce = kR < kPickedRows ? kR : kPickedRows;
@@ -93,7 +93,7 @@ static void picked_gradient_band(const BackwardQueryBlock& block, int64_t band, 
   }
 }
 
-// dS of one band: dP, of which survivors are picked as they were chosen, less delta, times the weights.
+// Computes dS of one band: dP, from which the survivors of the choice are picked, less delta, times the weights.
 template <int kR, int kV, int kBits>
 static void gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t tile, BandKind kind) {
   constexpr int kPanelKeys = kV * kWidth, kWords = kTile / 2 / kWidth;
@@ -135,7 +135,7 @@ static void gradient_band(const BackwardQueryBlock& block, int64_t band, int64_t
   }
 }
 
-// dQ += dS K where keys may be NaN or infinite: those not kept are not touched.
+// dQ += dS K where keys may be NaN or infinite. Keys that are not kept are not touched.
 static void add_keys_carefully(const BackwardQueryBlock& block, const float* key_rows) {
   const Plan& plan = block.plan.product;
   const RowStates& rows = block.product.scratch.rows;
@@ -155,7 +155,7 @@ static void add_keys_carefully(const BackwardQueryBlock& block, const float* key
   }
 }
 
-// The block's rows by the way in which this tile's weights were chosen.
+// Sorts the block's rows by the way in which their weights in this tile were chosen.
 static void sort_rows(const BackwardQueryBlock& block) {
   const Plan& plan = block.plan.scores;
   const Scratch& scratch = block.scratch.scores;
@@ -183,14 +183,14 @@ static void add_list_to(const Plan& plan, float* sums, int64_t room, int64_t key
   }
 }
 
-// A key's list: added to its dV and dK.
+// Adds a key's list to its dV and dK.
 static void add_list(const BackwardQueryBlock& block, const KeyList& list, int64_t key) {
   const Section& section = block.section;
   add_list_to(block.plan.scores, section.d_value, section.room, key, block.scratch.grad_rows, list.weights, list);
   add_list_to(block.plan.product, section.d_key, section.room, key, block.scratch.query_rows, list.gradients, list);
 }
 
-// dK and dV of the groups whose survivors are `word`, and `word` + 1 where two of a group survive.
+// Adds to dK and dV of the groups whose survivors are `word` (and `word` + 1 where two of a group survive).
 template <int kBits>
 static void add_survivor_columns(const BackwardQueryBlock& block, int word, int64_t first_key) {
   constexpr int kM = 1 << kBits;
@@ -228,7 +228,7 @@ static void add_position_columns(const BackwardQueryBlock& block, int64_t first_
   }
 }
 
-// dS of this tile for rows of one kind, where the caller asked for it.
+// Writes dS of this tile for rows of one kind, where the caller asked for it.
 template <int kBits>
 static void write_d_scores(const BackwardQueryBlock& block, int64_t tile, BandKind kind) {
   const Plan& plan = block.plan.scores;

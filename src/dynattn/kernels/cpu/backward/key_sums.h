@@ -13,7 +13,8 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Queries of a query block. Their rows of Q and dO stay in the first-level cache while all keys of a tile add them up.
+// The number of queries in a query block. Their rows of Q and dO stay in the first-level cache while all keys of a tile
+// add them up.
 constexpr int kBackwardQueryBlock = 48;
 static_assert(kBackwardQueryBlock % kWidth == 0, "strips are whole vectors high");
 
@@ -60,7 +61,7 @@ static void transpose_strip(const RowSet& set, const float* const rows[kBackward
   transpose_rows(set, [&](int i) { return load(rows[i] + at); }, to);
 }
 
-// The places that the choice words number `word` hold, as floats, transposed.
+// Transposes the places that the choice words number `word` hold, as floats.
 template <int kBits>
 static void transpose_places(const RowSet& set, int word, float* to) {
   Vec numbers[1 << kBits];
@@ -77,7 +78,7 @@ DYNATTN_INLINE void append(KeyList& list, uint32_t kept, Vec weights, Vec gradie
 
 DYNATTN_INLINE Vec load_ids(const int32_t* ids) { return load(reinterpret_cast<const float*>(ids)); }
 
-// Column `lane` of a strip of survivors of groups of 2^kBits keys: each goes to the list of its place.
+// Takes column `lane` of a strip of survivors of groups of 2^kBits keys. Each survivor goes to the list of its place.
 template <int kBits>
 static void list_survivors(const RowSet& set, const Strip& strip, int lane, KeyList lists[1 << kBits]) {
   constexpr int kM = 1 << kBits;
@@ -95,7 +96,7 @@ static void list_survivors(const RowSet& set, const Strip& strip, int lane, KeyL
   }
 }
 
-// Column `lane` of a strip of weights by position. Those of entries not kept are below zero.
+// Takes column `lane` of a strip of weights by position. The weights of entries that are not kept are below zero.
 static void list_kept(const RowSet& set, const Strip& strip, int lane, KeyList& list) {
   const int column = lane * kBackwardQueryBlock;
   for (int first = 0; first < set.count; first += kWidth) {

@@ -1,12 +1,12 @@
-// Sums of listed rows, in registers: a key's list of queries in the backward, a query's list of keys in the forward.
+// Sums listed rows in registers: a key's list of queries in the backward, a query's list of keys in the forward.
 #pragma once
 
 #include "common/chunks.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// to[0 … kC) += Σ_i factors[i] · rows[ids[i]]. Several entries go at once where one row's sums are too few to hide the
-// latency of the additions.
+// to[0 … kC) += Σ_i factors[i] · rows[ids[i]]. Where the sums of one row are too few to hide the latency of the
+// additions, several entries are added at once.
 template <int kC>
 static void add_rows(float* to, const float* rows, const float* factors, const int32_t* ids, int count) {
   constexpr int kAtOnce = kC > 4 ? 1 : 8 / kC;

@@ -31,7 +31,7 @@ static BandBias as_band_bias(const BiasSummary& all, const Plan& plan, const flo
   return {needed ? rows : nullptr, stride, all.any, all.unsafe};
 }
 
-// The bias of rows that all see the same: made once a tile.
+// The bias of rows that all see the same keys. It is made once for each tile.
 static BandBias make_shared_bias(const QueryBlock& block, int64_t first_key) {
   const Plan& plan = block.plan;
   const int64_t allowed = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
@@ -39,8 +39,8 @@ static BandBias make_shared_bias(const QueryBlock& block, int64_t first_key) {
   return as_band_bias(bias_row(plan, mask, allowed, block.scratch.shared_bias), plan, block.scratch.shared_bias, 0);
 }
 
-// The bias of one query over a tile. `columns`: NULL where the query keeps all of their blocks. `laid`: the blocks that
-// scratch.block_bias holds already, since neighbouring queries mostly share theirs.
+// The bias of one query over a tile. `columns` is NULL where the query keeps all blocks of the tile. `laid` are the
+// blocks whose bias scratch.block_bias already holds, since neighbouring queries mostly share their blocks.
 static BiasSummary make_row_bias(const QueryBlock& block, int64_t query, int64_t first_key, const BlockColumns* columns,
                                  const uint8_t*& laid, float* bias) {
   const Plan& plan = block.plan;
@@ -53,7 +53,7 @@ static BiasSummary make_row_bias(const QueryBlock& block, int64_t query, int64_t
   return forbid_dropped_blocks(plan, row, block.scratch.block_bias, bias);
 }
 
-// The bias of rows [first, last], each its own; rows of padding repeat the last.
+// The biases of rows [first, last], one for each row. Rows of padding repeat the last.
 static BandBias make_own_biases(const QueryBlock& block, int64_t first, int64_t last, int64_t first_key,
                                 const BlockColumns* columns) {
   const Plan& plan = block.plan;

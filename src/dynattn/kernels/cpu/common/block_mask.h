@@ -1,5 +1,5 @@
-// Blocks of queries and keys that are dropped whole, as the methods choose them that keep blocks of keys for blocks of
-// queries. A dropped block is not read where nothing else of its band of rows and tile of keys is kept.
+// Blocks of queries and keys that are dropped whole, for methods that keep blocks of keys for blocks of queries. A
+// dropped block is not read where nothing else of its band of rows and tile of keys is kept.
 #pragma once
 
 #include "common/kept_blocks.h"

@@ -1,6 +1,6 @@
-// Value rows are worked on a chunk of at most kMaxChunk vectors at a time, so that their sums stay in registers. The
-// number of vectors is known only at run time, and the loops over them are unrolled: this is where the one becomes the
-// other.
+// Value rows are processed a chunk of at most kMaxChunk vectors at a time, so that their sums stay in registers. The
+// number of vectors in a chunk is known only at run time, but the loops over them are unrolled at compile time. The
+// function below calls the code for the right number.
 #pragma once
 
 #include "common/plan.h"

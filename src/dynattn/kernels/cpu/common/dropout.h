@@ -1,5 +1,5 @@
-// Which kept weights dropout leaves, by a counter-based generator (maths/dropout.py has the definition), so that
-// forward and backward draw the same without storing it.
+// Decides which kept weights dropout leaves. The generator is counter-based (maths/dropout.py has the definition), so
+// that forward and backward draw the same without storing anything.
 //
 //     stream of a head  = first word of Philox4x32-10(counter = (head, batch, 0, 0), key = seed)
 //     word of a pair    = first word of Philox2x32-10(counter = (key, query), key = stream)

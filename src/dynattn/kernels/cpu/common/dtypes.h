@@ -1,4 +1,4 @@
-// float32 from and to the dtypes of storage. Half-precision tensors are stored so and computed in float32.
+// Converts between float32 and the dtypes of tensors. Half-precision tensors are computed in float32.
 #pragma once
 
 #include "dynattn_cpu.h"
@@ -28,8 +28,8 @@ DYNATTN_INLINE const char* element(const void* base, int64_t index, int32_t dtyp
 
 DYNATTN_INLINE float from_bfloat16(uint16_t x) { return from_bits(uint32_t{x} << 16); }
 
-// The exponent is moved by a product with 2^112, which makes subnormals right as well; infinity and NaN have theirs
-// filled up with ones.
+// The exponent is moved by a product with 2^112, which is right for subnormal numbers as well. For infinity and NaN the
+// exponent is filled up with ones.
 DYNATTN_INLINE float from_float16(uint16_t x) {
   const uint32_t magnitude = (x & 0x7fffu) << 13;
   const uint32_t scaled = to_bits(from_bits(magnitude) * 0x1p112f);

@@ -1,4 +1,4 @@
-// How tasks.h gets a head's keys and values packed as floats.
+// Packs the keys and values of a head as floats, for tasks.h.
 #pragma once
 
 #include "common/query_block.h"
@@ -6,7 +6,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// What workers share when their plan is a Plan, or derived from it.
+// The part that workers share whose plan is a Plan, or derived from one.
 struct FloatHeads {
   using Head = PackedHead;
 

@@ -1,5 +1,4 @@
-// Blocks of queries and keys that are dropped whole, as the methods choose them that keep blocks of keys for blocks of
-// queries: which of them a run of keys meets.
+// Finds which blocks a run of keys meets, for methods that keep blocks of keys for blocks of queries.
 #pragma once
 
 #include "dynattn_cpu.h"

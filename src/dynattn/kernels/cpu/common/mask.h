@@ -15,7 +15,7 @@ struct BiasSummary {
   bool unsafe;   // NaN, +inf or huge: the careful variant has to look at each score
 };
 
-// The first `count` mask entries of a row and tile as additive floats, in key order.
+// Converts the first `count` mask entries of a row and tile to additive floats, in key order.
 static void mask_to_floats(const NMForwardArgs& args, const char* row, int64_t count, float* to) {
   const int64_t stride = args.mask_strides[3];
   if (args.mask_dtype == DYNATTN_BOOL) {
@@ -33,7 +33,7 @@ static void mask_to_floats(const NMForwardArgs& args, const char* row, int64_t c
   }
 }
 
-// Without a mask: keys from `allowed` on are forbidden.
+// The bias of a row without a mask: keys from `allowed` on are forbidden.
 static BiasSummary end_row(const Plan& plan, int64_t allowed, float* to) {
   const Vec end = broadcast(static_cast<float>(allowed)), forbidden = broadcast(-INFINITY);
   for (int position = 0; position < plan.tile; position += kWidth) {

@@ -1,10 +1,10 @@
-// Keys, values and queries brought into the order that the kernels read, padded with zeros.
+// Packs keys, values and queries into the order in which the kernels read them, padded with zeros.
 //
 //     keys      [tile][panel][head_dim][panel vectors · kWidth], positions as in plan.h
 //     values    [tile][chunk][tile keys][chunk vectors · kWidth]
 //     queries   [band][head_dim][rows]
 //
-// On the way every element is looked at once, so that the kernels know whether they may forget about NaN and overflow.
+// Packing looks at every element once, so that the kernels know whether they may ignore NaN and overflow.
 #pragma once
 
 #include "common/dtypes.h"
@@ -43,13 +43,13 @@ DYNATTN_INLINE Vec load_part(const float* p, int64_t count) {
   return load(part);
 }
 
-// A row that is read soon. Rows are read a few columns at a time, many rows at once, which no prefetcher in hardware
-// takes for a stream. Addresses behind the end do no harm.
+// Prefetches a row that is read soon. Many rows are read at once, a few columns at a time, which no hardware prefetcher
+// recognises as streams. Addresses behind the end do no harm.
 DYNATTN_INLINE void prefetch_row(const char* row, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
 }
 
-// kWidth rows become columns: to[k · stride + i] = factor · rows[i][k]. Writes kWidth floats for each k.
+// Turns kWidth rows into columns: to[k · stride + i] = factor · rows[i][k]. Writes kWidth floats for each k.
 static void pack_columns(float* to, int64_t stride, const float* const rows[kWidth], int64_t dim, float factor,
                          Range& range) {
   const Vec scale = broadcast(factor);
@@ -68,7 +68,7 @@ static void pack_columns(float* to, int64_t stride, const float* const rows[kWid
   }
 }
 
-// Keys of tiles [first, last) of one head; `to` is the place of the first.
+// Packs the keys of tiles [first, last) of one head; `to` is the place of the first.
 static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kWidth][kMaxHeadDim];
@@ -95,7 +95,7 @@ static void see_row(const float* row, int64_t dim, Range& range) {
   for (int64_t k = 0; k < dim; k += kWidth) Range::see(range, load_part(row + k, dim - k));
 }
 
-// A row of `dim` floats cut into the plan's chunks, `apart` floats from one to the next, with zeros behind it.
+// Cuts a row of `dim` floats into the plan's chunks, `apart` floats from one to the next, and puts zeros behind it.
 DYNATTN_INLINE void cut_row(const Plan& plan, const float* row, int64_t dim, float* to, int64_t apart) {
   const int64_t width = int64_t{plan.chunk} * kWidth;
   for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
@@ -106,7 +106,7 @@ DYNATTN_INLINE void cut_row(const Plan& plan, const float* row, int64_t dim, flo
   }
 }
 
-// One tile of values, zeros behind the last key.
+// Packs one tile of values, with zeros behind the last key.
 static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, float* to, Range& range) {
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kMaxHeadDim];
@@ -121,8 +121,8 @@ static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, fl
   }
 }
 
-// Values of tiles [first, last) of one head. Those that lie well already are looked at, and only a partial last tile
-// is copied, to `to`, for its padding.
+// Packs the values of tiles [first, last) of one head. Where the caller's values can be read in place they are only
+// looked at, and only a partial last tile is copied to `to`, for its padding.
 static inline float pack_values(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
   const int64_t tile_floats = plan.tile * value_width(plan);

@@ -85,8 +85,8 @@ static void plan_scores(Plan& plan) {
   plan.fold = args.scale < 0 ? -1.0f : 1.0f;
   plan.multiplier = biased ? size : 1.0f;
   plan.exponent = biased ? kLog2e : size * kLog2e;
-  // So small an exponent that no float is far enough below the maximum to have weight 0, as forbidden scores must,
-  // is left to the careful variant.
+  // The exponent may be so small that no float is far enough below the maximum to have weight 0, as forbidden scores
+  // must. The careful variant takes such calls.
   plan.careful = plan.exponent < 0x1p-100f;
   plan.floor = larger(-127.0f / plan.exponent, -FLT_MAX);
   plan.growth = 8.0f / plan.exponent;  // a row rescales when its maximum has grown by more than 2^8
@@ -113,7 +113,8 @@ static void plan_positions(Plan& plan) {
   }
 }
 
-// Keys of a tile, at least `wanted`: whole runs of M · stride keys, whose groups fill whole vectors and panels.
+// The number of keys in a tile, at least `wanted`: whole runs of M · stride keys, whose groups fill whole vectors and
+// panels.
 static int tile_keys(const Plan& plan, int wanted) {
   const int step = plan.m % plan.panel ? kWidth * plan.panel : kWidth;
   int groups = step;
@@ -121,7 +122,7 @@ static int tile_keys(const Plan& plan, int wanted) {
   return static_cast<int>(round_up(wanted, int64_t{plan.m} * groups));
 }
 
-// Vectors of a panel, rows of a band and keys of a tile.
+// Chooses the vectors of a panel, the rows of a band and the keys of a tile.
 static void plan_bands(Plan& plan) {
   const NMForwardArgs& args = *plan.args;
   const bool blocks = plan.dense && args.blocks != nullptr && args.q_len > 1;
@@ -150,8 +151,8 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 
-  // Query blocks of even size, so that none of them is a small rest. Shapes alone decide, so that threads change no
-  // bit.
+  // Query blocks have about the same size, so that none of them is a small rest. Only shapes decide, so that the number
+  // of threads changes no bit.
   int most = plan.tile <= kTile ? kQueryBlock : kQueryBlockGeneric;
   while (most > kSmallestQueryBlock && ceil_div(args.q_len, most) * args.batch * args.heads < kEnoughTasks) most /= 2;
   const int64_t bands = ceil_div(args.q_len, plan.rows);

@@ -1,7 +1,7 @@
 // Online softmax: weights of one row and tile against the row's largest score so far.
 //
-// What a row has accumulated is rescaled only when its maximum has grown by more than a factor 2^8; until then
-// weights up to 2^8 do no harm, and nearly all tiles after the first pass without a rescaling.
+// The sums of a row are rescaled only when its maximum has grown by more than a factor of 2^8. Until then weights up to
+// 2^8 do no harm, and nearly all tiles after the first need no rescaling.
 #pragma once
 
 #include "common/arena.h"
@@ -11,7 +11,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 enum Poison : uint8_t { kInfinite = 1, kNan = 2 };
 
-// What the rows of a query block have accumulated. Sums are kept by lane and added up at the end.
+// The state of the rows of a query block. Sums are kept by lane and added up at the end.
 struct RowStates {
   float* reference;  // the score that weights are relative to
   float* ceiling;    // a larger score asks for a new reference; -inf before the first

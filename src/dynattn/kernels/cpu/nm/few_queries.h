@@ -177,7 +177,7 @@ DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias)
   for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
 }
 
-// Rows that cannot be read in place are converted once a tile, when the first row keeps them.
+// Converts value rows that cannot be read in place, once for each tile, when the first query row keeps them.
 static void convert_kept(const Few& few, const char* values, const KeptKeys& kept, bool* converted, float* to) {
   const NMForwardArgs& args = *few.plan->args;
   const int64_t width = value_width(*few.plan);
@@ -242,7 +242,7 @@ static void add_scaled(float* to, const float* from, int64_t count, float factor
   for (int64_t i = 0; i < count; i += kWidth) store(to + i, fmadd(load(from + i), f, load(to + i)));
 }
 
-// What another range of keys has accumulated for a row, brought to a common reference and added.
+// Adds the state of a row from another range of keys, after both are brought to a common reference.
 static void merge_row(const Plan& plan, const RowStates& to, const RowStates& from, int64_t row) {
   to.kept[row] += from.kept[row];
   to.allowed[row] += from.allowed[row];

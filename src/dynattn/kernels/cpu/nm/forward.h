@@ -54,8 +54,8 @@ static void weigh_by_position(const QueryBlock& block, int64_t row, float* score
   }
 }
 
-// Weights of a row that chose by its own scores, by the threshold that its forward found; entries not kept are below
-// zero.
+// Computes the weights of a row that chose by its own scores, from the threshold that its forward found. Entries that
+// are not kept become negative.
 static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scores, const float* bias,
                                int64_t first_key) {
   const Plan& plan = block.plan;

@@ -1,4 +1,4 @@
-// What the choice words of the forward pick out of a tile's groups: other products of the pairs that were kept.
+// Picks other products of the kept pairs out of a tile's groups, by the choice words of the forward.
 #pragma once
 
 #include "common/plan.h"

@@ -1,4 +1,5 @@
-// Products with rows where they lie, for a few queries: keys along head_dim, values only where their key is kept.
+// Products with rows that are read in place, for a few queries: keys along head_dim, values only where their key is
+//     kept.
 #pragma once
 
 #include "common/chunks.h"

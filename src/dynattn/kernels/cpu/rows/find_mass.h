@@ -1,19 +1,19 @@
 // Finds the threshold of a row by mass: the largest weights are kept until they hold a share of all. Scores lie as
 // find_threshold.h has them.
 //
-// A score is tried by the weights of all that reach it. They are added up over the whole row, by lane and in the order
-// of the keys, with 0 for what does not reach it: so no rounding makes more weights hold less. The two scores between
-// which the share is reached come nearer until a vector of keys is left between them. Those few are added one by one in
-// the order of their ranks, equal scores in the order of their keys, and the first with which the share is reached is
-// the last one kept.
+// To try a score as the threshold, the weights of all scores that reach it are added up. They are added over the whole
+// row, by lane and in the order of the keys, with 0 for the others, so that no rounding makes more weights hold less.
+// Two scores bracket the point where the share is reached, and come nearer until at most a vector of keys is left
+// between them. Those few are added one by one in the order of their ranks, equal scores in the order of their keys.
+// The first with which the share is reached is the last one kept.
 #pragma once
 
 #include "rows/find_threshold.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// A sum that lacks less than this of the share reaches it. Sums are off by about a third of that, so that without it a
-// row of equal weights would keep as many as the share asks for, or one more, as its length has it.
+// A sum that lacks less than this part of the share counts as reaching it. Sums are off by about a third of this.
+// Without it, a row of equal weights would keep one key too many at some lengths.
 constexpr float kLacking = 0x1p-20f;
 
 // What the scores that reach a value hold, and how many they are.

@@ -1,10 +1,11 @@
 // Finds the threshold of a row: the score of rank k, or the score whose softmax weight a row must exceed. Scores lie in
 // key order, in whole tiles, -inf where a key is forbidden; none is NaN.
 //
-// The k-th largest is found by counting. A pass over scores that counts those below a value is one comparison and one
-// addition a vector, far less than sorting them or making a histogram. A sample tells about where to look: one pass
-// collects the scores there, and counts those above. Among the few collected, values are guessed, each from the counts
-// before it, until a vector of scores is left between one that is too low and one that is too high; those are ranked.
+// The k-th largest is found by counting. A pass that counts the scores below a value takes one comparison and one
+// addition for each vector, far less than sorting or a histogram. A sample tells roughly where to look. One pass
+// collects the scores near there, and counts those above. Among the few that were collected, values are guessed, each
+// from the counts before it, until at most a vector of scores is left between a value that is too low and one that is
+// too high. Those scores are ranked.
 #pragma once
 
 #include "common/dtypes.h"
@@ -188,7 +189,7 @@ static int32_t key_of_tie(const float* row, float value, int64_t count) {
   }
 }
 
-// How far around the guess scores are collected, in standard deviations of what such a sample is off by.
+// How far around the guess scores are collected, in standard deviations of the error of such a sample.
 constexpr float kReach = 2.0f;
 
 // The `wanted` largest of the `allowed` scores of a row of `keys`. `room`: for as many scores, and four vectors more.

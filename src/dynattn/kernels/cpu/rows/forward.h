@@ -1,5 +1,5 @@
-// A query block whose rows choose by their own scores. A row has to be known as a whole before anything of it can be
-// dropped, so the block goes three times over its keys:
+// Computes a query block whose rows choose by their own scores. A whole row has to be known before anything of it can
+// be dropped, so the block goes three times over its keys:
 //
 //     1. scores of all rows and keys, which stay in the second-level cache;
 //     2. row by row, what is kept: its weights go to the front of the row, with the numbers of its value rows;
@@ -17,8 +17,9 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int64_t kRowScores = 96 * 1024;  // scores of a query block, unless one band of rows has more
-// Values of a span, of one chunk: what the first-level cache holds. Where a quarter or less is kept twice as many: then
-// rows keep too few of a span to pay for what its beginning and end cost, and those few may come from further off.
+// Bytes of the values of a span, for one chunk: as many as the first-level cache holds. Where a quarter of the keys or
+// less is kept, twice as many: rows then keep too few of a span to pay for its beginning and end, and those few may
+//     come from further away.
 constexpr int64_t kSpanBytes = 32 * 1024;
 constexpr float kSparse = 0.25f;
 
@@ -167,7 +168,7 @@ static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, 
   return threshold_by_rank(scores, keys, allowed, wanted, room);
 }
 
-// What is dropped of a row, against its largest score, by lane.
+// Sums the weights that a row drops, relative to its largest score, by lane.
 static void sum_dropped(const Plan& plan, const float* scores, int64_t length, const Threshold& threshold,
                         float* sums) {
   const Vec reference = broadcast(largest_of(scores, length)), exponent = broadcast(plan.exponent);
@@ -181,7 +182,7 @@ static void sum_dropped(const Plan& plan, const float* scores, int64_t length, c
   store(sums, sum);
 }
 
-// What a threshold keeps of a row goes to its front. Returns the largest score.
+// Moves the scores that a threshold keeps to the front of the row. Returns the largest score.
 static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i, int64_t length,
                       const Threshold& threshold) {
   float* scores = scratch.scores + i * plan.row_floats;
@@ -226,7 +227,7 @@ DYNATTN_INLINE Vec keys_of_numbers(const Plan& plan, const int32_t* numbers) {
   return load(reinterpret_cast<const float*>(keys));
 }
 
-// Dropout of a row's listed weights. What is dropped leaves the list, so that it touches no value.
+// Applies dropout to a row's listed weights. A dropped entry leaves the list, so that it touches no value.
 static void drop_listed(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i,
                         const DropoutStream& stream) {
   float* weights = scratch.scores + i * plan.row_floats;

@@ -16,7 +16,7 @@ double fma_chains(int64_t rounds) {
   }
   Vec sum = zero();
   for (int i = 0; i < kChains; i++) sum = add(sum, x[i]);
-  volatile float keep = reduce_add(sum);  // or the chains would be computed for nothing, and left out
+  volatile float keep = reduce_add(sum);  // without this the compiler would leave the chains out
   (void)keep;
   return 2.0 * kWidth * kChains * static_cast<double>(rounds);
 }

@@ -1,5 +1,5 @@
-// Dropout of weights: the pairs that common/dropout.h draws, as every kernel does. The factor of those that stay is the
-// output's, so that no weight is rounded twice.
+// Dropout of weights. The pairs are those that common/dropout.h draws for every kernel. The factor of the weights that
+// stay is applied to the output, so that no weight is rounded twice.
 #pragma once
 
 #include "common/dropout.h"

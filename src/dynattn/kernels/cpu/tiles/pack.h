@@ -1,12 +1,12 @@
-// What tiles read, brought into their order and padded with zeros.
+// Packs queries, keys and values into the order in which tiles read them, padded with zeros.
 //
 //     queries   [step of 32 dims][group of 16 queries][pair of dims][query] of pairs
 //     keys      [key block][key][dim]: rows as they lie, filled up to whole tiles; only where they are not in place
 //     values    [key block][32 keys][tile of dims][dim][key], transposed
 //
-// On the way every number is looked at, so that the kernel knows whether it may forget about NaN and overflow. A value
-// that is NaN or infinite is packed as 0, since 0 times it would be NaN in a product that all queries share; its key is
-// marked, and the value goes only where the key is kept (forward.h).
+// Packing looks at every number, so that the kernel knows whether it may ignore NaN and overflow. A value that is NaN
+// or infinite is packed as 0, since 0 times it would be NaN in a product that all queries share. Its key is marked, and
+// the value is added only where the key is kept (forward.h).
 #pragma once
 
 #include "common/dtypes.h"

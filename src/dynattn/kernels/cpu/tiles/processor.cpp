@@ -1,4 +1,4 @@
-// What the processor and the operating system say about tiles.
+// Asks the processor and the operating system whether they support tiles.
 #include "tiles/processor.h"
 
 #if defined(__x86_64__)
