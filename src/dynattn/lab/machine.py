@@ -1,4 +1,4 @@
-"""What a figure was taken on: without it, a time says nothing."""
+"""Describes the machine on which a figure was taken, since a time says nothing without it."""
 
 from __future__ import annotations
 

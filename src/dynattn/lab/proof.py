@@ -1,12 +1,13 @@
-"""Proof that a model loses no more than was allowed: a one-sided bound on its loss, from paired scores.
+"""Proves that a model loses no more than was allowed, by a one-sided bound on its loss, from paired scores.
 
     scores:      x_i = sparse_i − (1 − loss) · dense_i           the loss is at most ``loss`` where E[x] ≥ 0
     perplexity:  x_i = log(1 + loss) − (sparse_i − dense_i)      of negative log-likelihoods, nats per token
 
-Someone bets on x, item after item, by what the items before were like: wealth = ∏ (1 + bet_i · x_i). Were the loss at
-least ``loss``, no way to bet would make wealth 1/alpha with a probability above alpha, at any time. Wealth that gets
-there is a proof, wherever one stops: neither normal differences nor a variance are needed, so ties, zeros and rare harm
-do not deceive it.
+Someone bets on x, item after item, and sets each bet by the items before: wealth = ∏ (1 + bet_i · x_i). If the loss
+    were
+at least ``loss``, no way to bet would ever bring wealth to 1/alpha with a probability above alpha. So wealth that gets
+there is a proof, whenever one stops. The items need not be normal, and no variance is estimated, so that ties, zeros
+and rare harm do not deceive it.
 
 Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", arXiv:2010.09686. The choice
 is docs/decisions/0015-proof-by-betting.md.
@@ -21,20 +22,20 @@ from typing import Literal
 import numpy as np
 
 WORST_MARGINS = 20.0
-"""How many times the allowed loss an item of perplexity may lose at least, where nothing is known of it."""
+"""Where nothing else is known, an item of perplexity may lose at least so many times the allowed loss."""
 WORST_SEEN = 3.0
-"""How many times what the worst item before it lost an item may lose, where nothing is known of it."""
-_STAKE = 0.9  # of wealth, at most, on the worst that an item can be
-_FIRST = 0.5  # of the most, staked before there is anything to go by
-_LOST = 1e-300  # of wealth, where an item is worse than it may be: what is lost stays lost
-_STEP = 0.95  # from one loss to the next lower one that is tried
-_HALVINGS = 20  # of the last step
-_FAR = 20.0  # nats: no bound is looked for beyond
+"""Where nothing else is known, an item may lose at least so many times what the worst item before it lost."""
+_STAKE = 0.9  # the largest share of wealth that the worst possible item may take
+_FIRST = 0.5  # the share of the largest bet that is staked before any item is known
+_LOST = 1e-300  # the wealth after an item that is worse than it may be: what is lost stays lost
+_STEP = 0.95  # the ratio of one loss that is tried to the next lower one
+_HALVINGS = 20  # how often the last step is halved
+_FAR = 20.0  # nats; no bound beyond this is looked for
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found at a look; ``print(verdict.claim)``.
+    """The result of a look; ``print(verdict.claim)`` shows it as a sentence.
 
     Attributes:
         state: ``proved`` (the loss is at most what is allowed), ``refuted`` (it is more), or ``undecided``.

@@ -1,4 +1,4 @@
-"""What commands leave behind: a page and a record by the same name, and what is printed in any case."""
+"""The results of a command: a page and a record of the same name, and a table that is printed in any case."""
 
 from __future__ import annotations
 

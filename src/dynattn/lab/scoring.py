@@ -1,4 +1,4 @@
-"""A task's score with one attention, and what is told of the task beside it."""
+"""Scores a task with one attention, and describes the task beside its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynattn.lab.tasks import Outcome, Prepared, Task
 
 _UNKNOWN = 0.02
 """Share of unknown tokens above which texts are refused. BERT's tokenizer makes 0.01% of Wikipedia's unknown."""
-_LOOKED_AT = 4000  # characters of a text
+_LOOKED_AT = 4000  # so many characters of a text are looked at
 
 
 def prepare(task: Task, pretrained: Pretrained) -> Prepared:

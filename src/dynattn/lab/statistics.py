@@ -10,7 +10,7 @@ from dynattn.lab.figures import Interval, Quality, Worst
 from dynattn.lab.tasks import Outcome, Prepared
 
 RESAMPLES = 9999
-FEWEST = 4  # items; a bootstrap over fewer says next to nothing, so none is printed
+FEWEST = 4  # a bootstrap over fewer items says next to nothing, so no interval is given
 
 
 def interval(differences: np.ndarray, seed: int = 0) -> Interval:
@@ -38,7 +38,7 @@ def interval(differences: np.ndarray, seed: int = 0) -> Interval:
     return Interval(mean=mean, low=float(found.low), high=float(found.high))
 
 
-@lru_cache(maxsize=256)  # asked for every method and cell of a table
+@lru_cache(maxsize=256)  # it is called for every method and cell of a table
 def at_chance(scores: tuple[float, ...], chance: float | None, higher_is_better: bool) -> bool:
     """Whether scores say no more than guesses would: then neither does a difference between two methods.
 

@@ -1,7 +1,8 @@
-"""What all commands print with: text as it is, progress, and tables that are read whole at any width.
+"""The printing of all commands: text as it is, progress, and tables that can be read whole at any width.
 
-Nothing that is printed is taken for markup, whatever brackets a path, a name or an error holds. Characters that the
-terminal's encoding lacks are written by ones that mean the same, ``x`` for ``×`` and ``-`` for ``−``, else by ``?``.
+Nothing that is printed is taken for markup, whatever brackets a path, a name or an error holds. A character that the
+terminal's encoding lacks is replaced by one that means the same, as ``x`` for ``×`` and ``-`` for ``−``, or else by
+``?``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from dynattn.lab.progress import Stage
 if TYPE_CHECKING:
     from typing import TextIO
 
-_BARS = 8  # shown at a time; a study has dozens, more than a terminal has lines
-_LINE_SECONDS = 10.0  # between two lines about one stage, where nothing can be redrawn
+_BARS = 8  # so many bars are shown at a time; a study has dozens, more than a terminal has lines
+_LINE_SECONDS = 10.0  # the time between two lines about one stage, where nothing can be redrawn
 _PLAIN = {
     "−": "-", "–": "-", "—": "-", "‑": "-", "×": "x", "·": "*", "…": "~", "→": ">", "≤": "<", "≥": ">", "σ": "s",
     "ᵀ": "T", "‖": "|", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ",
 }  # fmt: skip
-"""One character for one, so that columns stay aligned."""
+"""Each character is replaced by exactly one, so that columns stay aligned."""
 _ERRORS = "dynattn.plain"
 
 

@@ -1,4 +1,4 @@
-"""Time functions against each other in one run: interleaved, so that whatever the machine does hits all alike.
+"""Times functions against each other in one run, interleaved, so that whatever the machine does affects all alike.
 
 A *round* calls every function once, in an order drawn anew; a *sample* is one function's turn in a round: as many
 calls as fill ``min_sample`` seconds, divided by their number. The ratio to the baseline is taken within each round,
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-DISTURBED = 0.02  # share of a sample's time spent waiting for a core, above which it counts as disturbed
+DISTURBED = 0.02  # a sample counts as disturbed if threads waited for a core during more than this share of its time
 MIN_ROUNDS = 5
 LEAST_ROUNDS = 3
 """Rounds of a whole model: one on a long text takes half a minute. Quartiles and the number of rounds are reported."""

@@ -1,4 +1,4 @@
-"""Names, numbers and verdicts in words, the same in every table, page and terminal."""
+"""Writes names, numbers and verdicts as words, the same in every table, page and terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What commands that train do: reserve the files, train with progress, write the report, print the table."""
+"""The work of commands that train: they reserve the files, train with progress, write the report, and print the
+table."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def run(settings: Settings, output: Path, console: Console) -> bool:
 
 
 def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: Console) -> bool:
-    """Do a study with its progress shown, write ``<prefix>-<name>.html`` and ``.json``, and print it.
+    """Run a study and show its progress, write ``<prefix>-<name>.html`` and ``.json``, and print the result.
 
     The table is printed whether the files could be written or not. Of several processes, the main one does this; the
     others only take their part of the work.
@@ -52,7 +53,7 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
     """
     main = processes().is_main_process
     quiet_transformers()
-    # The study's name, and so the files', is known only with the model and the task: the folder is tried before.
+    # The names of the files come from the model and the task, which are loaded later, so only the folder is tried here.
     with reserve(output / f"{prefix}.html") if main else nullcontext():
         with stages(console if main else new_console(quiet=True)) as stage:
             found = work(stage)

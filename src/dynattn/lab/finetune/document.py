@@ -1,4 +1,4 @@
-"""A study as a page: where dense and sparse attention stand before and after training, and how sure that is."""
+"""The page of a study: scores of dense and sparse attention before and after training, and how sure they are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dynattn.lab.words import NO_CONCLUSION, colored, interval, label, reading, 
 
 
 def trained(found: Study) -> str:
-    """What the training is called."""
+    """The word for the training."""
     return "fine-tuned" if any(arm.swapped or not arm.trained for arm in found.arms) else "trained"
 
 
 def swapped_in(found: Study) -> bool:
-    """Whether methods were put into the model that dense attention was trained to."""
+    """Whether methods were put into the model that was trained with dense attention."""
     return any(arm.swapped for arm in found.arms)
 
 
@@ -34,7 +34,7 @@ def sentences(found: Study) -> list[str]:
 
 
 def how_sure(found: Study) -> str:
-    """What the intervals let vary."""
+    """What the intervals take into account: seeds, items, or both."""
     if len(found.seeds) < 2:
         return (
             f"One seed and {len(found.items)} items: intervals are 95% bootstrap intervals over the items. They say "

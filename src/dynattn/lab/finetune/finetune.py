@@ -25,14 +25,14 @@ from dynattn.lab.training.study import jobs_of, study
 
 
 class FinetuneRecipe(NamedTuple):
-    """What a training takes unless it is told otherwise. Chosen on dense attention; see docs/finetune.md.
+    """The default numbers of a training. They were chosen on dense attention; see docs/finetune.md.
 
     Attributes:
-        steps: of the optimizer.
-        batch: examples a step.
-        learning_rate: at its highest.
-        items: held out.
-        tokens: of a text.
+        steps: how many steps the optimizer takes.
+        batch: how many examples a step has.
+        learning_rate: the highest learning rate.
+        items: how many items are held out.
+        tokens: how many tokens a text has.
     """
 
     steps: int
@@ -48,7 +48,7 @@ RECIPES: dict[str, FinetuneRecipe] = {
     Retrieval.name: FinetuneRecipe(steps=24, batch=16, learning_rate=1e-5, items=96, tokens=256),
     Perplexity.name: FinetuneRecipe(steps=20, batch=2, learning_rate=3e-5, items=3, tokens=1024),
 }
-"""Tasks that a model can be trained on."""
+"""The tasks that a model can be trained on, with their default numbers."""
 
 _DEFAULT = {"encoder": Restore.task, "decoder": Perplexity.name}
 
@@ -109,9 +109,9 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    texts = None if settings.text is None else read(settings.text)  # before the model: it may be no text
+    texts = None if settings.text is None else read(settings.text)  # before the model is loaded, since this may fail
     seeds = range(settings.seeds)
-    for task in (settings.task,) if settings.task else _DEFAULT.values():  # before the model, too: only one is its own
+    for task in (settings.task,) if settings.task else _DEFAULT.values():  # for the same reason; one of them is used
         refuse_another(jobs_of(settings.methods, seeds, _job(settings, task)).values(), _folder(settings, output, task))
     advance = stage(f"load {settings.model}", 2)
     pretrained = load(settings.model)

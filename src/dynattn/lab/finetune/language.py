@@ -1,4 +1,4 @@
-"""A decoder that goes on learning to predict text: next tokens of blocks of long real texts."""
+"""Fine-tunes a decoder to predict text: the next tokens in blocks of long real texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""An encoder that learns to find documents: contrastive, the other documents of a batch as negatives.
+r"""Trains an encoder to find documents, by a contrastive loss with the other documents of a batch as negatives.
 
     loss = mean over i of −log( exp(s · cos(q_i, d_i)) / Σ_j exp(s · cos(q_i, d_j)) ),   s = 20
 
@@ -25,7 +25,7 @@ from dynattn.lab.tasks import Manpages, Retrieval, embedding
 from dynattn.lab.tasks.base import Inputs, Pair
 from dynattn.lab.training.experiment import Experiment, digest
 
-SCALE = 20.0  # of the cosines: an inverse temperature
+SCALE = 20.0  # the factor of the cosines, an inverse temperature
 
 
 def ranking_loss(queries: Tensor, documents: Tensor) -> Tensor:

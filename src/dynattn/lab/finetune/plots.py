@@ -27,7 +27,7 @@ _STATES = (
     (-0.22, True, False, COLORS[0], "trained"),
 )
 """Height, whether trained, whether swapped in, colour and name."""
-_SMOOTH = 10  # of all steps, the share that the running mean of the loss takes: a tenth
+_SMOOTH = 10  # the running mean of the loss is over one of so many parts of all steps, a tenth
 
 
 def standing(found: Study) -> str:

@@ -1,7 +1,8 @@
-"""A pretrained encoder with a new head learns to put capitals and punctuation back into text that has lost them.
+"""Trains a pretrained encoder with a new head to put capitals and punctuation back into text that has lost them.
 
-What people do with transcripts of speech. The encoder has never done it, so there is room to learn; every word is a
-question, so little data teaches much; and what a word needs depends on the words around it, which is attention's work.
+People do this with transcripts of speech. The encoder has never done it, so there is room to learn. Every word is a
+question, so a little data teaches much. And what a word needs depends on the words around it, which is the work of
+attention.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, wikipedia
 from dynattn.lab.training.experiment import Experiment, digest
 
-_BATCH = 8  # of an evaluation
-_EVERY = 5  # of the texts, each fifth is held out
+_BATCH = 8  # so many passages are evaluated at once
+_EVERY = 5  # every fifth text is held out
 
 
 class Tagger(nn.Module):
@@ -63,7 +64,7 @@ class Restore(Experiment):
 
     task: ClassVar[str] = "restore"
     metric, higher_is_better = "F1 of capitals and punctuation", True
-    pretrained = False  # the head is new: before training there is nothing to judge
+    pretrained = False  # the head is new, so there is nothing to judge before training
 
     def __init__(self, pretrained: Pretrained, items: int, tokens: int, texts: Sequence[Text] | None = None) -> None:
         _check(pretrained)
@@ -88,7 +89,7 @@ class Restore(Experiment):
         self.examples = [passage for found in cut for passage in found]
         self.name = f"{Path(pretrained.name).name} on {self.task}"
         check_known(pretrained, [passage.read for passage in (*self.items, *self.examples)], self.task)
-        self.chance = 0.0  # of a model that puts nothing back
+        self.chance = 0.0  # the score of a model that puts nothing back
         self.labels = tuple(passage.label for passage in self.items)
         self.summary = (
             f"{len(self.items)} passages of {self.tokens} tokens from {len({_title(item) for item in self.items})} "

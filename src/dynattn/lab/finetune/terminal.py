@@ -29,7 +29,8 @@ def show(found: Study, console: Console) -> None:
 
 
 def summary(found: Study) -> Grid:
-    """One row a method: scores and differences to dense in each state, what training gained, time of a step.
+    """A row for each method: scores and differences to dense in each state, what training gained, and the time of a
+    step.
 
     The gain is over the untrained model; where there is none, over dense weights with the method swapped in.
     """

@@ -1,8 +1,8 @@
-"""A vision transformer that learns which tokens it can do without: DynamicViT's predictors, taught by the dense model.
+"""Trains DynamicViT's predictors, which learn from the dense model which tokens a vision transformer can do without.
 
     loss = 0.5 · mean (c − c')² + 0.5 · Σ_i D_i mean (t_i − t'_i)² / Σ_i D_i + 2 · mean_s (ρ^s − mean_i D_i^s)²
 
-No labels: the dense model is the teacher, its own class token c' and tokens t' the targets.
+No labels are needed: the dense model is the teacher, and its class token c' and its tokens t' are the targets.
 
 Source: arXiv:2106.02034; see :mod:`dynattn.pruning.distillation`.
 """
@@ -26,7 +26,7 @@ from dynattn.pruning.distillation import Weights, terms
 from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.predictor import Predictors
 
-_BATCH = 4  # pictures that are evaluated at once
+_BATCH = 4  # so many pictures are evaluated at once
 
 Pictures = Sequence[np.ndarray]
 """A map-style dataset of (height, width, 3) uint8, all of one size."""
@@ -74,7 +74,7 @@ class TokenDropping(Experiment):
         source: of the pictures, a line for people; it is part of the run's identity.
     """
 
-    pretrained = False  # predictors start from chance
+    pretrained = False  # predictors begin with random choices
     metric, higher_is_better = "cosine to dense", True
 
     def __init__(

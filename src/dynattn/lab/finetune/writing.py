@@ -1,4 +1,4 @@
-r"""Capitals and punctuation, taken out of real texts: what is left to read, and what is to be put back.
+r"""Takes capitals and punctuation out of real texts: a model reads the rest, and has to put them back.
 
     written:  In 1861, after the war began, Lincoln called for volunteers.
     read:     in 1861 after the war began lincoln called for volunteers

@@ -1,4 +1,4 @@
-"""``dynattn frontier``: methods, budgets, tasks and lengths on one model: what each method costs, and what it gives.
+"""``dynattn frontier``: compares methods, budgets, tasks and lengths on one model: what each method costs and gives.
 
 Source of the protocol: "The Sparse Frontier", arXiv:2504.17768: the same models, tasks and lengths for all, several
 budgets, prefill and decode apart, the worst task beside the mean.

@@ -1,4 +1,4 @@
-"""How a method is put into a model: as its attention, or as what shortens the sequence across its layers."""
+"""Puts a method into a model, either as its attention or as a method that shortens the sequence across its layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynattn.lab.models import Pretrained
 from dynattn.methods import parse
 
 CACHE = "cache-"
-"""Names of ways to decode that forget begin so."""
+"""The names of ways to decode that forget tokens begin with this."""
 
 
 def canonical(name: str) -> str:

@@ -1,7 +1,7 @@
-"""What a sweep is made of: exams, and cells, each of which is one method in one exam.
+"""The units of a sweep: exams, and cells, each of which is one method in one exam.
 
-A cell is addressed by its content: the key is a digest of the fields that decide its scores. So a sweep that was
-killed knows what it has, and records of several machines merge by key.
+A cell is addressed by its content: its key is a digest of the fields that decide its scores. So a sweep that was killed
+knows what it has already, and records of several machines can be merged by key.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def digest(fields: Any) -> str:
 
 
 class Exam(Record):
-    """A task at a length: what every method is put through.
+    """A task at a length, which every method is put through.
 
     Attributes:
         model: as :func:`dynattn.lab.models.load` takes it.
-        phase: what of the model's work the method takes part in.
-        task: its name.
-        tokens: of each text; None for tasks whose inputs have one size.
-        items: how many; None for the task's default.
-        texts: digest of the user's texts; None for the task's own.
+        phase: the part of the model's work that the method takes part in.
+        task: the name of the task.
+        tokens: how many tokens each text has; None for tasks whose inputs have one size.
+        items: how many items there are; None for the task's default.
+        texts: a digest of the user's texts; None for the task's own.
     """
 
     model: str
@@ -52,12 +52,12 @@ class Exam(Record):
 
 
 class Entry(Record):
-    """A method as it takes part.
+    """A method that takes part in a sweep.
 
     Attributes:
-        name: short name, as :func:`dynattn.methods.parse` takes it; ``sdpa`` for dense attention.
-        family: methods that differ in the budget alone.
-        budget: share of the pairs that it was asked to keep; None where it was named without one.
+        name: its short name, as :func:`dynattn.methods.parse` takes it; ``sdpa`` for dense attention.
+        family: the name of the family, whose methods differ only in the budget.
+        budget: the share of the pairs that it was asked to keep; None where it was named without one.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Entry(Record):
 
 
 DENSE = Entry(name=BASELINE, family="dense", budget=None)
-"""What every method is compared with."""
+"""Dense attention, with which every method is compared."""
 
 
 class Cell(Record):
@@ -85,7 +85,7 @@ class Cell(Record):
 
     @property
     def key(self) -> str:
-        """Address of the cell. Family and budget are how it is shown, not what it is."""
+        """The address of the cell. Family and budget are not part of it, since they only decide how it is shown."""
         return digest([self.exam.model_dump(), self.entry.name])
 
 

@@ -1,7 +1,8 @@
-"""Which method to take: of those that surely lose little enough everywhere, the cheapest.
+"""Chooses a method: the cheapest of those that surely lose little enough in every exam.
 
-Advice stands on intervals and not on point estimates: the lower bound of what is retained has to hold in every exam, a
-method has to beat looking at nothing, and what is called faster is so in three quarters of the rounds.
+Advice rests on intervals and not on point estimates. The lower bound of what is retained has to be high enough in every
+exam, a method has to beat the baselines that look at nothing, and a method that is called faster is faster in three
+quarters of the rounds.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.summary import Contender
 
 LEAST = (0.99, 0.95, 0.90)
-"""What has to be retained in the worst exam."""
+"""The shares of quality that may be asked for in the worst exam."""
 
 COSTS: dict[str, Callable[[Contender], float | None]] = {
     "time": lambda contender: contender.time,
     "FLOPs": lambda contender: contender.flops,
     "pairs": lambda contender: contender.density,
 }
-"""What a method may be cheap in, as shares of dense attention's."""
+"""The costs by which a method may be cheap, as shares of those of dense attention."""
 
 
 class Pick(NamedTuple):
     """The cheapest method that surely retains enough.
 
     Attributes:
-        least: the bound.
+        least: the share that has to be retained.
         cost: a key of :data:`COSTS`.
-        contender: the method; None where none is sure to retain enough, or none of those costs less than dense.
-        enough: how many methods are sure to.
+        contender: the method; None where none is sure to retain enough, or none of those costs less than dense
+            attention.
+        enough: how many methods are sure to retain enough.
     """
 
     least: float
@@ -40,7 +42,7 @@ class Pick(NamedTuple):
 
 
 def comparable(contenders: Sequence[Contender]) -> list[Contender]:
-    """Those that took the most exams: worst and mean of others, as merged sweeps hold them, are of other exams.
+    """The contenders that took the most exams. In merged sweeps others have a worst and a mean of other exams.
 
     Args:
         contenders: of one phase.

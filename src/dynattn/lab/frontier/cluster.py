@@ -1,4 +1,4 @@
-"""Cells on a Ray cluster: an actor for each worker, which holds the model for all its cells.
+"""Measures cells on a Ray cluster, with an actor for each worker, which holds the model for all its cells.
 
 Source: Ray, "A Distributed Framework for Emerging AI Applications", arXiv:1712.05889; https://docs.ray.io.
 """
@@ -60,7 +60,7 @@ def run(job: SweepJob, cells: Sequence[Cell], workers: int | None) -> Generator[
         actors = [actor.remote(job, cpus // count, os.getcwd()) for _ in range(min(count, len(cells)))]
         pool: Any = ActorPool(actors)
         yield from pool.map_unordered(lambda worker, cell: worker.measure.remote(cell), list(cells))
-        for each in actors:  # so that what is timed next runs alone
+        for each in actors:  # they are ended, so that what is timed next runs alone
             ray.kill(each)
     finally:
         if ours:

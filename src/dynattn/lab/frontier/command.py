@@ -17,7 +17,7 @@ from dynattn.lab.records import reserve, write_whole
 from dynattn.lab.reports import files, shown
 from dynattn.lab.terminal import quiet_transformers, stages
 
-_MOST_WORKERS = 8  # each holds the model once
+_MOST_WORKERS = 8  # each worker holds the model once
 
 
 def run(settings: Settings, output: Path, processes: int | None, ray: bool, console: Console) -> bool:

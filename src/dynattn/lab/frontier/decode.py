@@ -1,7 +1,8 @@
-"""The decode phase: the context is read densely, its question and the answer by the method, over a key-value cache.
+"""The decode phase: dense attention reads the context, and the method reads question and answer, over a key-value
+cache.
 
-The prompt ends before the question, so that a cache that forgets has to do so before it knows what will be asked. What
-a step costs is seen at the first token after the prompt; time is that of one token.
+The prompt ends before the question, so that a cache that forgets has to do so before it knows what will be asked. The
+work of a step is counted at the first token after the prompt, and the time is that of one token.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from dynattn.lab.tasks.recall import Recall
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 QUESTION = 64
-"""Tokens before the answer that are read after the prompt: the question, and some of the text."""
+"""How many tokens before the answer are read after the prompt: the question, and some of the text."""
 
-_LOOKED = 2  # items whose first step is counted
+_LOOKED = 2  # the first step of so many items is counted
 
 
 def answers(task: str) -> bool:
@@ -85,7 +86,7 @@ def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequenc
         with observing(lambda call: seen.extend(see(call))):
             pretrained.model(**step, past_key_values=cache)
     work = tally(seen, linear, len(chosen))
-    # of what a cache has forgotten nobody knows the weight
+    # The kept mass of a cache that forgets is not known, since nobody knows the weights of forgotten keys.
     return work.model_copy(update={"kept_mass": None}) if name.startswith("cache-") else work
 
 
@@ -107,7 +108,7 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
     after = ids[:, start : start + PIECE]
 
     def elapsed(steps: Callable[[], Any], _: int) -> float:
-        return steps()  # they time themselves: making the cache does not count
+        return steps()  # the steps time themselves, so that making the cache does not count
 
     timings = interleaved(
         {way: partial(step_seconds, pretrained.model, prompt, _way(way), after) for way in (BASELINE, name)},

@@ -1,4 +1,4 @@
-"""A sweep as a page: which method to take for the model, the frontier in plots, and every figure behind them."""
+"""The page of a sweep: which method to take for the model, the frontier in plots, and every figure behind them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def judged(found: Interval) -> str:
 
 
 def against_baselines(contender: Contender) -> str:
-    """What its leads over random and fixed choices say, in a word or two."""
+    """In a word or two, whether it beats random and fixed choices."""
     if is_baseline(contender.entry.family):
         return "baseline"
     beats = contender.beats_baselines
@@ -110,7 +110,7 @@ def sentences(chosen: Sequence[Contender]) -> list[str]:
 
 
 def _incomplete(chosen: Sequence[Contender]) -> list[str]:
-    """Those that did not take every exam, as in merged sweeps of other lengths or items."""
+    """The contenders that did not take every exam, as in merged sweeps of other lengths or items."""
     asked = {result.sheet.exam.key for contender in chosen for result in contender.results}
     short = [f"{c.label} ({len(c.results)} of {len(asked)})" for c in chosen if len(c.results) < len(asked)]
     if not short:
@@ -153,7 +153,7 @@ def _choice(chosen: Sequence[Contender], sheets: Sequence[Sheet], several: str, 
 
 
 def _failing(chosen: Sequence[Contender]) -> list[str]:
-    """Those that do not beat looking at nothing: for certain, and as far as these items can tell."""
+    """The contenders that do not beat looking at nothing: some certainly, others as far as these items can tell."""
     failing = [c for c in chosen if c.beats_baselines is False]
     worse = [c.label for c in failing if against_baselines(c).startswith("worse")]
     unclear = [c.label for c in failing if c.label not in worse]

@@ -1,4 +1,4 @@
-"""One cell at a time: load the model and the data once in a process, then score and count."""
+"""Measures one cell at a time. A process loads the model and the data once, then scores and counts."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from dynattn.lab.tasks import DataMissingError, Outcome, Prepared, Task, make
 from dynattn.lab.tasks.texts import Text
 
 EXPECTED = (ValueError, RuntimeError, TypeError, ImportError, OSError, DataMissingError, PackageUnavailableError)
-"""What a cell may fail by, without ending the sweep: a method that does not take the model, data that is missing."""
+"""Errors of a cell that do not end the sweep: a method that does not take the model, data that is missing."""
 
 
 class SweepJob(NamedTuple):
-    """What all cells of a sweep share; it travels to the workers.
+    """The settings that all cells of a sweep share. They are sent to the workers.
 
     Attributes:
-        model: its name.
-        texts: the user's own, or None.
+        model: the name of the model.
+        texts: the user's own texts, or None.
     """
 
     model: str
@@ -43,7 +43,7 @@ class SweepJob(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a worker gives back: a sheet, a grade and the machine's facts, or a failure."""
+    """A worker's answer: a sheet, a grade and the machine's facts, or a failure."""
 
     cell: Cell
     sheet: Sheet | None
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 
 def begin(threads: int) -> None:
     """Make this process a worker that uses so many threads."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each worker's tokenizer takes every core
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise each worker's tokenizer takes every core
     torch.set_num_threads(threads)
     from transformers.utils import logging
 

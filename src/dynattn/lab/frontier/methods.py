@@ -1,8 +1,9 @@
-"""The methods that take part, and their names at a budget: one table.
+"""The table of the methods that take part, with their names at a budget.
 
 A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
-density; of methods that take tokens away, the share of the tokens in the last layer. What they keep is measured; a
-method whose density follows the data, or that adds a window, lands beside the budget, and the report shows where.
+density. For methods that take tokens away, it is the share of the tokens in the last layer. What methods keep is
+measured. A method whose density follows the data, or that adds a window, keeps somewhat more or less than the budget,
+and the report shows how much.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dynattn.lab.frontier.cell import Entry, Phase
 from dynattn.lab.models import Kind
 
 BUDGETS = (1 / 2, 1 / 4, 1 / 8)
-"""Densities at which methods are compared by default."""
+"""The budgets at which methods are compared by default."""
 
 _LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
 
 
 class _Place(NamedTuple):
-    """What a name may depend on."""
+    """Everything that a method's name may depend on."""
 
     budget: float
     length: int
@@ -30,7 +31,7 @@ class _Place(NamedTuple):
 
     @property
     def sinks(self) -> int:
-        """First keys that are always kept: decoders put much weight on a few, encoders on the class token."""
+        """How many first keys are always kept: decoders put much weight on a few, and encoders on the class token."""
         return 4 if self.causal else 1
 
 
@@ -71,8 +72,8 @@ def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
 
 
 def _scatterbrain(place: _Place) -> str:
-    """One hash into as many buckets as the budget's pairs are of all: about so many are computed exactly, and 64 random
-    features for the others."""
+    """One hash with so many buckets that about the budget's share of the pairs is computed exactly, and 64 random
+    features for the other pairs."""
     return f"scatterbrain-f64-b{2 * max(1, round(0.5 / place.budget))}-r1"
 
 
@@ -87,13 +88,14 @@ def _ltp(place: _Place) -> str:
 
 
 class Family(NamedTuple):
-    """Methods that differ in the budget alone.
+    """Methods that differ only in the budget.
 
     Attributes:
-        name: of the family's method for a place.
-        phases: that it takes part in.
-        kinds: of models that it fits.
-        baselines: families that look at nothing and take away the same: this one has to beat them at the same budget.
+        name: gives the name of the family's method for a place.
+        phases: the phases in which it takes part.
+        kinds: the kinds of models that it fits.
+        baselines: the families that look at nothing and take away as much, which this one has to beat at the same
+            budget.
     """
 
     name: Callable[[_Place], str]
@@ -129,7 +131,7 @@ FAMILIES = {
 """Every family by its name."""
 
 WITHOUT_BUDGET = ("efficient",)
-"""Methods of the prefill phase that have no such size."""
+"""The methods of the prefill phase that have no budget."""
 
 
 def check(budgets: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Time, apart from quality: when the workers have ended, one method after another, each in alternation with dense.
+"""Times methods when the workers have ended: one method after another, each in alternation with dense attention.
 
 A method's ratio to dense attention is taken within each round, so it holds even where the machine changes its pace
 between two methods. Times of several machines stay apart: each belongs to its own.

@@ -1,4 +1,4 @@
-"""What a sweep found, as it is written to JSON."""
+"""The results of a sweep, as they are written to JSON."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Race, digest
 
 
 class Sheet(Record):
-    """What an exam asks.
+    """The description of an exam.
 
     Attributes:
-        exam: which one.
-        title: of the task.
-        metric: what a score is.
-        higher_is_better: which way is good.
-        data: what it was and how much of it.
-        items: a name for each.
-        length: tokens of one input.
+        exam: the exam.
+        title: the title of the task.
+        metric: the name of its score.
+        higher_is_better: whether a higher score is better.
+        data: a line about the data, and how much of it there was.
+        items: a name for each item.
+        length: how many tokens one input has.
     """
 
     exam: Exam
@@ -28,17 +28,17 @@ class Sheet(Record):
     data: str
     items: list[str]
     length: int
-    chance: float | None = None  # the score that guessing gives; records of before have none
+    chance: float | None = None  # the score that guessing gives; older records have none
 
 
 class InputWork(Record):
-    """What one input costs with a method: by its definition, on the pairs that it was seen to keep.
+    """The costs of one input with a method, by the method's definition and the pairs that it was seen to keep.
 
     Attributes:
-        pairs: query-key pairs kept, all layers and heads; None where the method has no pairs.
-        kept_mass: dense softmax weight on them, mean over the queries; None likewise.
-        attention: FLOPs of attention, the method's own choosing included.
-        total: FLOPs of the whole forward.
+        pairs: how many pairs are kept in all layers and heads; None where the method keeps no pairs.
+        kept_mass: the dense softmax weight on them, a mean over the queries; None where the method keeps no pairs.
+        attention: the FLOPs of attention, the method's own choosing included.
+        total: the FLOPs of the whole forward.
     """
 
     pairs: float | None
@@ -51,11 +51,11 @@ class Grade(Record):
     """One method in one exam.
 
     Attributes:
-        cell: which.
-        scores: one an item.
-        work: of one input.
-        seconds: that the cell took in its worker, beside others: not a measure of speed.
-        machine: address of the machine in the record.
+        cell: the method and the exam.
+        scores: a score for each item.
+        work: the costs of one input.
+        seconds: how long the cell took in its worker, beside other workers. It is no measure of speed.
+        machine: the address of the machine in the record.
     """
 
     cell: Cell
@@ -69,12 +69,12 @@ class Time(Record):
     """A race's result.
 
     Attributes:
-        race: which.
-        length: tokens of the input.
-        dense: seconds of the model with dense attention.
-        seconds: with the method.
-        speedup: over dense, from the ratios within each round.
-        samples: rounds.
+        race: the method and the exam.
+        length: how many tokens the input has.
+        dense: the seconds of the model with dense attention.
+        seconds: the seconds of the model with the method.
+        speedup: the speed-up over dense attention, from the ratios within each round.
+        samples: how many rounds were taken.
         disturbed: rounds in which other processes took the cores; None where the system does not tell.
     """
 
@@ -96,15 +96,15 @@ class Failure(Record):
 
 
 class Frontier(Record):
-    """All of it: everything measured stands under the address of what was measured.
+    """The whole record. Everything that was measured stands under its address.
 
     Attributes:
-        machines: that took part, see :func:`dynattn.lab.machine.machine`.
-        sheets: exams.
-        grades: quality and work.
-        times: speed.
-        failures: what could not be measured.
-        seconds: all runs together.
+        machines: the machines that took part, see :func:`dynattn.lab.machine.machine`.
+        sheets: the exams.
+        grades: quality and work of each cell.
+        times: the results of the races.
+        failures: the cells and races that could not be measured.
+        seconds: how long all runs took together.
     """
 
     schema_version: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""Scores of different metrics on one scale: the share of dense attention's quality that a method retains.
+"""Puts scores of different metrics on one scale: the share of dense attention's quality that a method retains.
 
     retained = score / dense score          where higher is better: ranks, accuracy, area
     retained = exp(dense score - score)     where lower is better: negative log-likelihoods, so that this is the ratio

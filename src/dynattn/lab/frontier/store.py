@@ -1,4 +1,4 @@
-"""The sweep's one JSON file: written whole after every result, so that a kill loses nothing finished; and merging."""
+"""The JSON file of a sweep, which is written whole after every result, so that a kill loses no result; and merging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynattn.lab.frontier.cell import Cell, Race
 from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Time
 from dynattn.lab.records import read_record, write_record
 
-_DRIFT = 1e-3  # in a score of dense attention: more is not the rounding of another machine, but other data or weights
+_DRIFT = 1e-3  # a larger change in a score of dense attention comes from other data or weights, and not from rounding
 
 
 class Store:
@@ -38,7 +38,7 @@ class Store:
         _check_same_model(self.found, empty)
 
     def forget_failures(self) -> None:
-        """What could not be measured before is tried again, or is not asked for any more."""
+        """Forget all failures: what failed is tried again, or is not asked for any more."""
         self.found = self.found.model_copy(update={"failures": {}})
 
     def lacks(self, wanted: Cell | Race) -> bool:
@@ -68,7 +68,7 @@ class Store:
 
 
 def save(found: Frontier, path: Path) -> None:
-    """Write a record; a kill leaves the one before or this one, whole."""
+    """Write a record. After a kill either the earlier record or this one is there, whole."""
     write_record(found, path)
 
 

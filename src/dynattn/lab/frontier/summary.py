@@ -1,4 +1,4 @@
-"""What a record says of each method at each budget: what it retains of dense attention's quality, and what it costs."""
+"""Summarises a record: what each method at each budget retains of dense attention's quality, and what it costs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class ExamResult(NamedTuple):
     """A contender in one exam.
 
     Attributes:
-        sheet: of the exam.
-        grade: as measured.
-        retained: share of dense attention's quality.
-        density: pairs kept over the pairs of dense attention; None where the method has no pairs.
-        flops: of the model, over those with dense attention.
-        attention: FLOPs of attention alone, likewise.
-        time: seconds of the model over those with dense attention, in the same run; None where it was not timed.
-        faster: whether three quarters of the rounds say so; None likewise.
+        sheet: the description of the exam.
+        grade: the grade that was measured.
+        retained: the share of dense attention's quality that it retains.
+        density: the pairs kept over the pairs of dense attention; None where the method keeps no pairs.
+        flops: the FLOPs of the model over those with dense attention.
+        attention: the FLOPs of attention alone over those of dense attention.
+        time: the seconds of the model over those with dense attention in the same run; None where it was not timed.
+        faster: whether it is faster in three quarters of the rounds; None where it was not timed.
         at_chance: whether dense attention does no better than guessing there.
     """
 
@@ -45,7 +45,7 @@ class ExamResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Contender:
-    """A method at a budget, over all exams of a phase that it took.
+    """A method at a budget, with the results of all exams of a phase that it took.
 
     Attributes:
         entry: of the first exam: names may hold sizes that follow the length.
@@ -60,12 +60,12 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Its name for people."""
         return self.entry.label
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Short names; one where all lengths have the same."""
+        """Its short names; a single one where the name is the same at all lengths."""
         return tuple(dict.fromkeys(result.grade.cell.entry.name for result in self.results))
 
     @property
@@ -75,12 +75,13 @@ class Contender:
 
     @property
     def worst(self) -> ExamResult:
-        """The exam that suffers most."""
+        """The result of the exam that suffers most."""
         return min(self.results, key=lambda result: result.retained.mean)
 
     @property
     def least(self) -> float | None:
-        """What is retained in every exam: the lowest of the lower bounds; None where an exam has too few items."""
+        """The share that is retained in every exam: the lowest of the lower bounds; None where an exam has too few
+        items."""
         bounds = [result.retained.low for result in self.results]
         known = [bound for bound in bounds if bound is not None]
         return min(known) if len(known) == len(bounds) else None
@@ -130,7 +131,7 @@ class Contender:
 
 
 def phases(found: Frontier) -> list[Phase]:
-    """Those that were measured."""
+    """The phases that were measured."""
     return list(dict.fromkeys(sheet.exam.phase for sheet in found.sheets.values()))
 
 

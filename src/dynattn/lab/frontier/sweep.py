@@ -1,4 +1,4 @@
-"""The sweep: which cells there are, which of them are still to be measured, and by whom."""
+"""Runs the sweep: it plans the cells, and has those measured that the record lacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
 Runner = Callable[[SweepJob, Sequence[Cell]], Generator[Answer, None, None]]
-"""Measures cells somewhere: in processes here, or on a cluster."""
+"""Measures cells, in processes on this machine or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
     ("encoder", "prefill"): ("retrieval", "manpages"),

@@ -1,4 +1,4 @@
-"""A sweep in a terminal: a table of methods for each phase, the choice in words, and what could not be measured."""
+"""Prints a sweep: a table of methods for each phase, the choice in words, and what could not be measured."""
 
 from __future__ import annotations
 

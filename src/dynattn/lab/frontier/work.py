@@ -1,4 +1,4 @@
-"""How much work a method is, by its definition: FLOPs of attention and of the whole forward, from the pairs kept.
+"""Counts the work of a method by its definition: the FLOPs of attention and of the whole forward, from the pairs kept.
 
     attention = 2 · (scored · head_dim + allowed · glance + kept · value_dim)
 
@@ -28,11 +28,12 @@ from dynattn.methods import MixingMethod, PairMethod
 from dynattn.pruning import Forward, Pruning, find
 
 LOOKED = 2
-"""Examples that suffice: they are of full length, and means over all layers and heads."""
+"""So many examples suffice, since they have full length, and figures are means over all layers and heads."""
 
 
 class CountedCall(NamedTuple):
-    """One attention call: FLOPs; pairs kept and kept mass of each query, where there are pairs."""
+    """The FLOPs of one attention call, and the pairs kept and the kept mass of each query where the method keeps
+    pairs."""
 
     flops: float
     pairs: float | None

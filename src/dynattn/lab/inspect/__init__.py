@@ -1,7 +1,7 @@
-"""What a model keeps of one text or image: measure every head on the dense model's own scores, and write a page.
+"""``dynattn inspect``: measures what every head keeps of one text or image, on the dense model's scores; writes a page.
 
-Each head is measured in place: it gets the inputs that it gets in the dense model, so that its figures are its own.
-What the whole model loses, with the method in every layer, is measured apart, at the model's output.
+Each head is measured on the inputs that it gets in the dense model, so that no figure depends on other heads. The loss
+of the whole model, with the method in every layer, is measured separately, at the model's output.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is known of one text or image under one method.
+    """All results for one text or image under one method.
 
     Attributes:
-        model: one line about the model.
-        subject: what was looked at.
-        method: what was kept.
-        heads: figures of every head, by layer.
+        model: a line about the model.
+        subject: the text or image.
+        method: the method.
+        heads: the figures of every head, by layer.
         shown: the heads to draw.
         bound_holds: whether every row of every head is within its certified bound.
         output_error: relative error of the model's output with the method in every layer.

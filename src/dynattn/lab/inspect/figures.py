@@ -1,4 +1,4 @@
-"""Drawings of one inspection. Weights are drawn as ink of varying opacity, so that one drawing fits both modes."""
+"""Draws one inspection. Weights are drawn as ink of varying opacity, so that a drawing fits light and dark pages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-_LABELLED = 40  # tokens up to which a map has a label for each
+_LABELLED = 40  # a map of up to so many tokens has a label for each
 _ZOOM = 32
-_CELLS = 192  # longer maps are averaged over blocks to at most so many cells a side
+_CELLS = 192  # longer maps are averaged so that they have at most so many cells on each side
 _CELL_TEXT = "#0d1117"  # not black: black follows the page's text colour, and this stands on a coloured cell
 _DENSE, _KEPT, _LOST = COLORS[0], COLORS[2], COLORS[4]
 

@@ -1,4 +1,4 @@
-"""What one attention layer keeps of a real input, per head, beside what the theory expects of its scores."""
+"""Measures what each head of a layer keeps of a real input, beside what theory expects of its scores."""
 
 from __future__ import annotations
 

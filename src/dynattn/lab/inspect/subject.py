@@ -1,4 +1,4 @@
-"""What is looked at: a text or an image, as the model's inputs and with a label for each token."""
+"""The text or image that is inspected, as the model's inputs and with a label for each token."""
 
 from __future__ import annotations
 

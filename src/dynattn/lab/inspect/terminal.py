@@ -1,4 +1,4 @@
-"""An inspection in a terminal: a line for each layer, and what the whole model loses."""
+"""Prints an inspection: a line for each layer, and the loss of the whole model."""
 
 from __future__ import annotations
 

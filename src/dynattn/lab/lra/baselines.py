@@ -1,4 +1,4 @@
-"""What can be had without any attention: the floor that a trained model has to rise above to have learnt anything.
+"""Accuracies that need no attention: a trained model that does not exceed them has learnt nothing.
 
 majority:       the commonest class
 first token:    the commonest class of each first token; in ListOps that is the outermost operator
@@ -13,7 +13,7 @@ import numpy as np
 
 from dynattn.lab.lra.data import Data, Split
 
-_MOST_EXAMPLES = 5000  # that the bag of tokens is fitted to; on ListOps, four times as many give 26.6% for 27.1%
+_MOST_EXAMPLES = 5000  # for the bag of tokens; on ListOps, four times as many examples give 26.6% instead of 27.1%
 _ITERATIONS = 1000
 
 

@@ -1,4 +1,4 @@
-"""What every arena task is: sequences of tokens with a class each, in two parts."""
+"""The form of every arena task: sequences of tokens, each with a class, in two parts."""
 
 from __future__ import annotations
 

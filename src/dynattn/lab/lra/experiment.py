@@ -1,4 +1,4 @@
-"""An arena task as something to train: the encoder from scratch, judged by accuracy on held-out sequences."""
+"""An arena task as an experiment: the encoder is trained from scratch, and judged by accuracy on held-out sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the dense attention weight a method keeps, before and after the model was trained with it."""
+"""Measures how much of the dense attention weight a method keeps, in models trained without it and with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynattn.lab.lra.experiment import Arena, load
 from dynattn.lab.lra.model import ObservedCall
 from dynattn.methods import Method, MixingMethod, PerHead, parse
 
-_SEQUENCES = 32  # held-out ones that are looked at
+_SEQUENCES = 32  # so many held-out sequences are looked at
 
 
 class KeptByTraining(Record):

@@ -1,4 +1,4 @@
-"""Tasks and sizes: which data, which model, how long. The small sizes end within minutes on two cores.
+"""The recipes of tasks in each size: data, model and steps. The small sizes take minutes on two cores.
 
 The published sizes are those of the arena's paper and code; where the data is another one, the model and the number of
 passes over the data are the published ones, and the rate is that of the published schedule at its highest.
@@ -20,10 +20,10 @@ Pool = Literal["mean", "cls"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a task takes in one size.
+    """The data and the numbers of a task in one size.
 
     Attributes:
-        data: reads or makes it.
+        data: reads or makes the data.
         width, layers, heads, mlp, pool, dropout: of the model, see :class:`dynattn.lab.lra.model.Config`.
         steps, batch, learning_rate, warmup, weight_decay: of a run, see :class:`dynattn.lab.training.Job`.
     """

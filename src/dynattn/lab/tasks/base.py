@@ -1,4 +1,5 @@
-"""What a task is: real data prepared for a model, and a score for each item, so that differences are paired."""
+"""The base class of tasks: real data prepared for a model, and a score for each item, so that differences are
+paired."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class Pair(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a model made of a task's items.
+    """A model's results on the items of a task.
 
     Attributes:
         scores: (items,) float64; None where the agreement with the dense model is the score.

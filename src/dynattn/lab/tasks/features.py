@@ -1,4 +1,4 @@
-"""How far a vision model's features move from the dense model's: for models that have no task of their own."""
+"""Measures how far a vision model's features move from the dense model's, for models that have no task of their own."""
 
 from __future__ import annotations
 

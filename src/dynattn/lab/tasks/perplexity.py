@@ -1,4 +1,4 @@
-"""How well a language model predicts long real texts: negative log-likelihood, by blocks of tokens."""
+"""Measures how well a language model predicts long real texts: the negative log-likelihood, by blocks of tokens."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Perplexity(Task):
         for ids in data.payload:
             ids = ids.to(pretrained.model.device)
             logits = pretrained.model(input_ids=ids, use_cache=False).logits[0]
-            # in parts: a cross-entropy over all positions would copy the logits
+            # computed in parts, since a cross-entropy over all positions would copy the logits
             for start in range(0, ids.shape[1] - 1, self.block):
                 target = ids[0, start + 1 : start + self.block + 1]
                 scores.append(nn.functional.cross_entropy(logits[start : start + len(target)].float(), target).item())

@@ -1,4 +1,4 @@
-"""How likely a speech model finds the right transcript of real recordings.
+"""Measures how likely a speech model finds the right transcript of real recordings.
 
 The transcript is given token by token (teacher forcing): its negative log-likelihood moves long before a word is
 misheard. Recordings: Debian's pocketsphinx-testdata, from LibriVox and a game of cards.

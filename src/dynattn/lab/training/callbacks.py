@@ -1,4 +1,4 @@
-"""What happens besides training while Trainer trains: evaluation, progress, a journal, sealed checkpoints."""
+"""Callbacks for Transformers' Trainer: evaluation, progress, a journal, and sealed checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint of a killed run can be trusted.
+"""Tells which checkpoint of a killed run can be trusted.
 
 Trainer writes a checkpoint file by file into its final folder, so a kill leaves folders that look like checkpoints and
 are not. A checkpoint counts once a seal has been put into it, last and atomically, that lists every file with its size.

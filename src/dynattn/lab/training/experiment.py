@@ -1,4 +1,4 @@
-"""What is trained, on what, and how it is judged."""
+"""An experiment: the model that is trained, its data, and how it is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder: scores, and weights to judge other methods with."""
+"""The files that a finished run leaves in its folder: scores, and weights to judge other methods with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynattn.lab.training.results import Run
 
 WEIGHTS = "weights.pt"
 AGAIN = "delete the folder, and it is trained again"
-"""What to do where a run's folder is damaged."""
+"""The remedy where a run's folder is damaged."""
 
 
 def read_run(path: Path, experiment: Experiment, remedy: str, inside: str | None = None) -> Run:

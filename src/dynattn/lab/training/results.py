@@ -1,4 +1,4 @@
-"""What trainings gave, as it is written to JSON."""
+"""The results of trainings, as they are written to JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynattn.lab.figures import BASELINE, Interval, Record, Spread
 
 
 class Point(Record):
-    """A value after so many steps."""
+    """A value and the number of steps after which it was taken."""
 
     step: int
     value: float
@@ -74,7 +74,7 @@ class Arm(Record):
     gain: Contrast | None
     seconds: Spread | None
     runs: list[Run]
-    swapped: bool = False  # records of before there was such an arm have neither
+    swapped: bool = False  # records that are older than this arm have neither this nor ``recovered``
     recovered: Contrast | None = None
 
 

@@ -1,4 +1,4 @@
-"""Every method with every seed: what training makes of dense and of sparse attention, by the same recipe."""
+"""Trains every method with every seed, by the same recipe, to compare dense with sparse attention after training."""
 
 from __future__ import annotations
 

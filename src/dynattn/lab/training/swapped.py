@@ -1,4 +1,4 @@
-"""A method put into a model that was trained with dense attention: what it costs where nobody trains for it.
+"""Puts a method into a model that was trained with dense attention, to see what it costs without training for it.
 
 For a task that a pretrained model cannot do before it is trained, this is what "without fine-tuning" means: the dense
 model is fine-tuned, and the method takes the place of its attention afterwards.
