@@ -35,7 +35,7 @@ from dynattn.pruning import SpAtten, parse
 
 RECORD = Path(__file__).parent / "results" / "account.json"
 FRONTIER = Path(__file__).parent / "results" / "account-frontier.json"
-FRONTIER_TOKENS = 256  # the longest texts of the recorded frontier
+FRONTIER_TOKENS = 256  # the length of the longest texts of the recorded frontier
 PAGE = Path(__file__).parent.parent / "docs" / "account.md"
 CACHE = MEGABYTE
 PROMPT, STEPS = 1024, 8
@@ -46,7 +46,7 @@ ATTENTION = (
     "fixed-0.25", "dsa-0.25", "scatterbrain", "efficient",
 )  # fmt: skip
 PRUNING = ("spatten-0.5", "spatten-0.5-h0.75", "spatten-0.5-v0.25", "spatten-0.5-q8.4")
-THRESHOLD = {"minilm": "ltp-0.002", "dinov2": "ltp-0.0005"}  # importances are 1/n in the mean
+THRESHOLD = {"minilm": "ltp-0.002", "dinov2": "ltp-0.0005"}  # the mean importance of n tokens is 1/n
 INSIDE = "nm-1-2"
 DECODE = (
     "dense-in-place", "nm-2-4", "nm-1-2", "topk-0.25", "window-256-s4", "cache-window-256-s4", "cache-spatten-0.25",

@@ -71,7 +71,7 @@ def tasks(tokens: int) -> dict[str, Task]:
 
 
 class Look:
-    """Kept mass and density of a method on each call of the dense model; sums over heads."""
+    """Measures kept mass and density of methods on each call of the dense model, as sums over heads."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.heads = 0
@@ -145,7 +145,7 @@ def differences(record: dict[str, Any], name: str, task: str) -> np.ndarray:
 
 
 def beyond_chance(record: dict[str, Any]) -> list[str]:
-    """Cells below dense attention by more than chance explains in all of the cells together."""
+    """The methods and tasks that beat dense attention by more than chance explains, in all of them together."""
     cells = [(name, task) for name in record["methods"] if name != "dense" for task in record["tasks"]]
     cells = [(name, task) for name, task in cells if task in record["methods"][name]]
     found = []

@@ -1,4 +1,4 @@
-"""Which of the promised speeds do the recorded results meet?
+"""Checks which of the promised speeds the recorded results meet.
 
     python benchmarks/check_targets.py [record.json ...]
 

@@ -43,11 +43,11 @@ RESULTS = Path(__file__).parent / "results" / "density"
 PATTERNS = ((1, 8), (1, 4), (2, 8), (1, 2), (2, 4), (4, 8), (3, 4))
 STRIDED = ((1, 2), (2, 4))
 STRIDE = 16
-_DRIFT = 1e-3  # in a score: more is not the rounding of another machine, but other data or another model
+_DRIFT = 1e-3  # a larger change in a score comes from other data or another model, and not from rounding
 
 
 class Plan(NamedTuple):
-    """What a model is put through.
+    """The sizes of a model's run.
 
     Attributes:
         window: of the methods with a window: about 5% of the keys, and what fits the model's first tokens.

@@ -1,4 +1,4 @@
-"""What dropout costs in training: forward and backward with and without, N:M attention and PyTorch's.
+"""Times what dropout costs in training: forward and backward with and without it, in N:M attention and PyTorch's.
 
     python benchmarks/dropout.py          # half a minute: benchmarks/results/dropout.json; needs an idle machine
     python benchmarks/dropout.py table    # the table of docs/training.md from the record

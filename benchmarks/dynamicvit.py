@@ -53,8 +53,8 @@ TASKS: tuple[Saliency, ...] = (Saliency(items=16, pixels=PIXELS), Saliency(items
 """At the pictures' size that the predictors were trained at, and at about twice that: do they carry over?"""
 
 SHAPES = ((322, 1), (168, 4))  # pixels and pictures at once
-SECONDS = 8.0  # of a shape, at the least
-LEAST = 5  # rounds; quartiles and rounds are told
+SECONDS = 8.0  # each shape is timed at least so long
+LEAST = 5  # the fewest rounds; quartiles and the number of rounds are reported
 
 
 class Arm(NamedTuple):

@@ -1,4 +1,4 @@
-"""DSA, Scatterbrain and efficient attention on real queries, keys and values; what they lose, what they cost.
+"""Measures what DSA, Scatterbrain and efficient attention lose and cost on real queries, keys and values.
 
     python benchmarks/family_features.py minilm      # output error, kept mass; also smollm2, dinov2
     python benchmarks/family_features.py retrieval   # MiniLM's quality without training
@@ -60,7 +60,7 @@ ITEMS = 24  # passages of the retrieval task
 SEEDS = 3
 # Scatterbrain's features, buckets and rounds
 SIZES = {"minilm": ((64, 32, 2), (64, 16, 2), (128, 16, 2), (64, 8, 2)), "dinov2": ((64, 8, 2),)}
-STEPS = 80  # of training the predictors
+STEPS = 80  # the predictors are trained for so many steps
 
 
 def stories() -> tuple[Text, ...]:

@@ -1,4 +1,4 @@
-"""What the methods that choose pairs keep of real attention, and how long they take.
+"""Measures what the methods that choose pairs keep of real attention, and how long they take.
 
     python benchmarks/family_pairs.py quality minilm   # smollm2, dinov2: benchmarks/results/family/pairs-minilm.json
     python benchmarks/family_pairs.py time             # benchmarks/results/family/pairs-time.json

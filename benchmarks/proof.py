@@ -1,4 +1,4 @@
-"""How often a proof of a small loss is false, and how often a true one is found: simulated.
+"""Simulates how often a proof of a small loss is false, and how often a true one is found.
 
     python benchmarks/proof.py          # a minute: benchmarks/results/proof.json
     python benchmarks/proof.py table    # the tables of docs/decisions/0015-proof-by-betting.md from the record
@@ -27,7 +27,7 @@ RECORD = Path(__file__).parent / "results" / "proof.json"
 PAGE = Path(__file__).parent.parent / "docs" / "decisions" / "0015-proof-by-betting.md"
 RUNS, SEED, AT_ONCE = 2000, 0, 250
 LOOKS = (60, 100, 200)
-SPENT = (0.25, 0.25, 0.5)  # of alpha, at each look
+SPENT = (0.25, 0.25, 0.5)  # the share of alpha that is spent at each look
 WAYS = ("betting", "Gaffke's bound", "Student's t", "bootstrap", "t, peeking")
 PERPLEXITY, SCORE = Proof(0.01, of="perplexity"), Proof(0.05)
 MARGIN = math.log1p(PERPLEXITY.max_loss)

@@ -38,12 +38,12 @@ from dynattn.pruning.importance import received
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
 DENSE = "dense"
-THREADS = 1  # on a machine that is not idle, a neighbour then costs a share of a core, and no waiting at barriers
+THREADS = 1  # with one thread, another program on the machine costs a share of a core, and no waiting at barriers
 _SPARSE = "dynattn:nm-1-2"
 
 
 class Plan(NamedTuple):
-    """What a model is put through.
+    """The sizes of a model's run.
 
     Attributes:
         task: by name.

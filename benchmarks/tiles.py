@@ -30,9 +30,9 @@ from dynattn.methods import parse
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 4.0
-AGREE = 0.03  # largest difference from the float32 kernels on normal inputs: rounding of weights and outputs
+AGREE = 0.03  # the largest difference from the float32 kernels on normal inputs, from rounding of weights and outputs
 Shape = tuple[int, int, int, bool]  # heads, length, head_dim, causal
-# of each method, how many times as fast as SDPA it is to be
+# For each shape and method, how many times as fast as SDPA the method has to be.
 TARGETS: dict[Shape, dict[str, float]] = {
     (heads, length, 64, causal): {"dense": 2.0, "nm-1-2": 2.5, "nm-2-4": 2.5, "nm-1-2-x16": 2.5}
     for heads, length in ((48, 384), (24, 1024), (12, 2048), (6, 4096))
@@ -61,7 +61,7 @@ def functions(shape: Shape, methods: list[str], backend: str) -> dict[str, Calla
         with torch.inference_mode():
             plain = dynattn.attention(*tensors, method=parse(name), causal=causal, backend=f"cpu-{cpu.best_isa()}")
             difference = (run().float() - plain.float()).abs()
-        if (difference > AGREE).float().mean() > 1e-3:  # near-ties are chosen otherwise
+        if (difference > AGREE).float().mean() > 1e-3:  # a few rows may differ, since near-ties may be chosen differently
             most = difference.max().item()
             raise RuntimeError(f"tiles: {name} at {shape} must agree with the definition: it differs by {most:.2g}")
         found[name] = run
