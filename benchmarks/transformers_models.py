@@ -38,7 +38,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "transformers-mo
 START, END = "<!-- models: start -->", "<!-- models: end -->"
 SECONDS = 15  # of the processor, for one model
 IMPORTED = ("bert", "llama", "clip", "siglip", "whisper", "mixtral", "wav2vec2", "detr")  # before processes are forked
-DECIDING = ("attend", "classes", "contracts", "coverage", "loading", "masks")  # modules of the integration
+DECIDING = ("attend", "classes", "contracts", "coverage", "flows", "loading", "masks")  # modules of the integration
 
 MEANING = {
     "exact": "all attention modules take part, and outputs are the model's own",
@@ -55,8 +55,8 @@ JUDGED = (
     f"Outputs match where no value differs by more than {model_checks.TOLERANCE:g} of the largest of that output from "
     "those of eager, of sdpa, or of what Transformers loads by itself, in float32; where they do not, in float64. "
     "Outputs at padding, and attention weights that eager returns unasked, are not compared. Modules that are said to "
-    "take part and run without a call, and softmaxes of four dimensions in modules that no warning names, count as "
-    "silent."
+    "take part and run without a call, and attention that the operators show in modules that no warning names, count "
+    "as silent."
 )
 
 
@@ -107,7 +107,7 @@ def code(result: str) -> str:
 
     here = Path(__file__).parent
     folder = Path(dynattn.integrations.transformers.__path__[0])
-    files = [*(folder / f"{name}.py" for name in DECIDING), here / "model_checks.py"]
+    files = [*(folder / f"{name}.py" for name in DECIDING), here / "model_checks.py", here / "attention_watch.py"]
     if result == "not built":
         files += [here / "tiny_configs.py", here / "tiny_models.py"]
     found = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())

@@ -41,7 +41,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def scripts() -> Any:
     """The scripts, by their names."""
-    names = ("model_checks", "tiny_models", "tiny_configs", "transformers_models", "forked")
+    names = ("attention_watch", "model_checks", "tiny_models", "tiny_configs", "transformers_models", "forked")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         modules = {name: importlib.import_module(name) for name in names}
@@ -131,7 +131,6 @@ def test_a_warning_that_is_missing_is_seen(scripts, monkeypatch, kind):
     assert "nothing is said of MPNetSelfAttention" in row["words"]
 
 
-@pytest.mark.xfail(reason="fused attention shows no softmax, by which the check sees what nobody names")
 def test_attention_that_nobody_names_is_seen(scripts, monkeypatch):
     from dynattn.integrations.transformers import classes
 

@@ -1,0 +1,121 @@
+"""Whether a function's code hands what a softmax gives on to a product: attention, by whatever name.
+
+Routers, samplers and matching losses have a softmax and products too, and there the one does not reach the other by
+the steps that are followed here: assignments, and what leaves the weights of attention weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import CodeType
+
+SOFTMAX = frozenset({"softmax", "Softmax", "logsumexp", "sparsemax", "_safe_softmax"})
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "mm"})
+_STILL_WEIGHTS = frozenset({
+    "to", "type_as", "type", "float", "half", "double", "bfloat16", "view", "reshape", "transpose", "permute",
+    "swapaxes", "movedim", "contiguous", "clone", "expand", "expand_as", "repeat", "unsqueeze", "squeeze", "flatten",
+    "unflatten", "rearrange", "masked_fill", "where", "nan_to_num", "clamp", "checkpoint_name",
+})  # fmt: skip
+
+
+def _in_order(tree: ast.AST) -> list[ast.AST]:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))]
+    return sorted(nodes, key=lambda node: node.lineno)
+
+
+def _trees(codes: Iterable[CodeType]) -> Iterator[ast.AST]:
+    for code in codes:
+        try:
+            yield ast.parse(textwrap.dedent(inspect.getsource(code)))
+        except (OSError, TypeError, SyntaxError, ValueError):  # there is no source
+            continue
+
+
+def _softmax_modules(tree: ast.AST) -> Iterator[str]:
+    """``normalise`` for ``self.normalise = nn.Softmax(dim=-1)``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "Softmax":
+            yield from (target.attr for target in node.targets if isinstance(target, ast.Attribute))
+
+
+def _in_one(tree: ast.AST, softmax: set[str]) -> bool:
+    weights: set[str] = set()
+    for _ in range(2):  # once more, for what a loop hands back to its start
+        for node in _in_order(tree):
+            _follow(node, weights, softmax)
+    return any(_is_product(node, weights, softmax) for node in ast.walk(tree))
+
+
+def _follow(node: ast.AST, weights: set[str], softmax: set[str]) -> None:
+    """Add the names that an assignment makes weights."""
+    if isinstance(node, ast.Assign):
+        targets, value = node.targets, node.value
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets, value = [node.target], node.value
+    else:
+        return  # ``weights *= mask`` leaves what they were
+    for target in targets:
+        name = _text(target)
+        if name is not None and (_are_weights(value, weights, softmax) or _are_scaled(name, value, weights)):
+            weights.add(name)
+
+
+def _are_weights(node: ast.AST, weights: set[str], softmax: set[str]) -> bool:
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        return _text(node) in weights
+    if isinstance(node, (ast.Subscript, ast.NamedExpr, ast.Starred)):
+        return _are_weights(node.value, weights, softmax)
+    if isinstance(node, ast.IfExp):
+        return any(_are_weights(one, weights, softmax) for one in (node.body, node.orelse))
+    if not isinstance(node, ast.Call):
+        return False
+    name = _called(node)
+    if name in softmax or (isinstance(node.func, ast.Call) and _called(node.func) in softmax):
+        return True
+    if name in _STILL_WEIGHTS or "drop" in name.lower():
+        inside = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+        return any(_are_weights(one, weights, softmax) for one in (*inside, *node.args[:2]))
+    return False
+
+
+def _are_scaled(name: str, value: ast.AST, weights: set[str]) -> bool:
+    """Whether this is ``weights = weights * mask``; other products of weights are outputs."""
+    if not isinstance(value, ast.BinOp) or not isinstance(value.op, (ast.Mult, ast.Div)):
+        return False
+    return name in weights and any(_text(side) == name for side in (value.left, value.right))
+
+
+def _is_product(node: ast.AST, weights: set[str], softmax: set[str]) -> bool:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        return any(_are_weights(side, weights, softmax) for side in (node.left, node.right))
+    if not isinstance(node, ast.Call) or _called(node) not in PRODUCTS:
+        return False
+    factors = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+    return any(_are_weights(one, weights, softmax) for one in (*factors, *node.args))
+
+
+def _called(call: ast.Call) -> str:
+    """The last part of a called function's name."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def _text(node: ast.AST) -> str | None:
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else None
+
+
+@cache
+def attends(codes: frozenset[CodeType]) -> bool:
+    """Whether weights from a softmax reach a product in the source of one of these; no, where there is no source.
+
+    Args:
+        codes: those of a class's functions, its ``__init__`` among them, where modules get their names.
+    """
+    trees = list(_trees(codes))
+    softmax = {*SOFTMAX, *(name for tree in trees for name in _softmax_modules(tree))}
+    return any(_in_one(tree, softmax) for tree in trees)
