@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
-from dynattn.integrations.transformers import coverage  # noqa: E402
-from tests.integrations.transformers.forms import HIDDEN, OTHER, SHOWN  # noqa: E402
+from dynattn.integrations.transformers import coverage
+from tests.integrations.transformers.forms import HIDDEN, OTHER, SHOWN
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

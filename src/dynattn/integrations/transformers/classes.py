@@ -64,7 +64,8 @@ def names(cls: type) -> Names:
                 continue
             seen.add(code)
             plain.update(code.co_names)
-            plain.update("@" for step in dis.get_instructions(code) if step.argrepr in ("@", "@="))
+            if _multiplies(code):
+                plain.add("@")
             texts.update(_texts(code.co_consts))
             for name in code.co_names:
                 if name in scope:
@@ -207,6 +208,11 @@ def _codes(member: Any) -> Iterator[CodeType]:
         code = pending.pop()
         yield code
         pending.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+@cache
+def _multiplies(code: CodeType) -> bool:
+    return any(step.argrepr in ("@", "@=") for step in dis.get_instructions(code))
 
 
 def _texts(constants: tuple) -> Iterator[str]:
