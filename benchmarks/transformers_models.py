@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import sys
@@ -121,6 +122,8 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     import transformers
 
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    if importlib.util.find_spec("timm"):  # which some models wrap
+        versions["timm"] = importlib.metadata.version("timm")
     return {
         "generated_by": "benchmarks/transformers_models.py", "versions": versions, "machine": machine(),
         "judged": JUDGED, "known": len(kinds()), "models": rows,

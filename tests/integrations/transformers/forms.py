@@ -105,6 +105,25 @@ class Decay(Mixer):
         return decay.tril() @ self.v(x)
 
 
+class SoftEmbedding(Mixer):
+    """Tokens that are only likely, by the rows of a table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(self.q(x).softmax(-1), self.k.weight)
+
+
+class OfLayers(Mixer):
+    """Shares that are learned, whatever comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.share.softmax(-1)
+        return weights @ self.v(x)
+
+
 class Classifier(Mixer):
     """A softmax at the end."""
 
@@ -142,3 +161,6 @@ HIDDEN: tuple[Callable[[], nn.Module], ...] = (Exponentials, Logarithms, Divided
 
 OTHER: tuple[Callable[[], nn.Module], ...] = (Router, Decay, Classifier)
 """What is no attention."""
+
+BY_PARAMETERS: tuple[Callable[[], nn.Module], ...] = (SoftEmbedding, OfLayers)
+"""What is none either, as the code shows and operators do not."""

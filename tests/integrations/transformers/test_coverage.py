@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", reason="needs dynattn[transfo
 
 from dynattn.integrations.transformers import Coverage, coverage, observing, register  # noqa: E402
 from tests.integrations.test_transformers import SMALL, TOKENS, text, tiny, with_attention  # noqa: E402
-from tests.integrations.transformers.forms import OTHER, SHOWN  # noqa: E402
+from tests.integrations.transformers.forms import BY_PARAMETERS, OTHER, SHOWN  # noqa: E402
 
 register()
 
@@ -78,7 +78,7 @@ def test_attention_is_found_whatever_its_module_is_called(make):
     assert not found.unknown
 
 
-@pytest.mark.parametrize("make", OTHER, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [*OTHER, *BY_PARAMETERS], ids=lambda make: make.__name__)
 def test_what_is_no_attention_is_not_named(make):
     assert coverage(make()) == Coverage((), (), (), ())
 

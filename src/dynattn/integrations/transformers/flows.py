@@ -1,7 +1,8 @@
 """Whether a function's code hands what a softmax gives on to a product: attention, by whatever name.
 
 Routers, samplers and matching losses have a softmax and products too, and there the one does not reach the other by
-the steps that are followed here: assignments, and what leaves the weights of attention weights.
+the steps that are followed here: assignments, and what leaves the weights of attention weights. What is mixed or
+weighed by a parameter alone, such as an embedding's table, is no attention either.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _STILL_WEIGHTS = frozenset({
     "swapaxes", "movedim", "contiguous", "clone", "expand", "expand_as", "repeat", "unsqueeze", "squeeze", "flatten",
     "unflatten", "rearrange", "masked_fill", "where", "nan_to_num", "clamp", "checkpoint_name",
 })  # fmt: skip
+_MODULES = frozenset({"torch", "nn", "functional", "F", "special"})
 
 
 def _in_order(tree: ast.AST) -> list[ast.AST]:
@@ -75,10 +77,9 @@ def _are_weights(node: ast.AST, weights: set[str], softmax: set[str]) -> bool:
         return False
     name = _called(node)
     if name in softmax or (isinstance(node.func, ast.Call) and _called(node.func) in softmax):
-        return True
+        return not _is_parameter(_softened(node))
     if name in _STILL_WEIGHTS or "drop" in name.lower():
-        inside = [node.func.value] if isinstance(node.func, ast.Attribute) else []
-        return any(_are_weights(one, weights, softmax) for one in (*inside, *node.args[:2]))
+        return any(_are_weights(one, weights, softmax) for one in _operands(node)[:2])
     return False
 
 
@@ -91,11 +92,36 @@ def _are_scaled(name: str, value: ast.AST, weights: set[str]) -> bool:
 
 def _is_product(node: ast.AST, weights: set[str], softmax: set[str]) -> bool:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-        return any(_are_weights(side, weights, softmax) for side in (node.left, node.right))
-    if not isinstance(node, ast.Call) or _called(node) not in PRODUCTS:
+        factors = [node.left, node.right]
+    elif isinstance(node, ast.Call) and _called(node) in PRODUCTS:
+        factors = _operands(node)
+    else:
         return False
-    factors = [node.func.value] if isinstance(node.func, ast.Attribute) else []
-    return any(_are_weights(one, weights, softmax) for one in (*factors, *node.args))
+    factors = [one for one in factors if not isinstance(one, ast.Constant)]
+    by_parameter = len(factors) == 2 and any(map(_is_parameter, factors))
+    return not by_parameter and any(_are_weights(one, weights, softmax) for one in factors)
+
+
+def _softened(call: ast.Call) -> ast.expr:
+    """``x`` of ``x.softmax(-1)``, of ``softmax(x, -1)`` and of ``self.normalise(x)``."""
+    if call.args and not isinstance(call.args[0], (ast.Constant, ast.UnaryOp)):
+        return call.args[0]
+    return call.func.value if isinstance(call.func, ast.Attribute) else call.func
+
+
+def _operands(call: ast.Call) -> list[ast.expr]:
+    """What a function or method is applied to: ``x`` and ``y`` of ``x.bmm(y)`` and of ``torch.bmm(x, y)``."""
+    whose = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if whose is None or (_text(whose) or "").split(".")[0] in _MODULES or _text(whose) == "self":
+        return [*call.args]
+    return [whose, *call.args]
+
+
+def _is_parameter(node: ast.AST) -> bool:
+    """``self.embedding.weight``, or ``self.bins.unsqueeze(1)``."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        node = node.func.value
+    return (_text(node) or "").startswith("self.") and isinstance(node, ast.Attribute)
 
 
 def _called(call: ast.Call) -> str:
