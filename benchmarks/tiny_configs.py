@@ -64,6 +64,7 @@ _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 
 HOOKS: dict[str, dict[str, Any]] = {
     "autoformer": _SERIES, "informer": _SERIES, "time_series_transformer": _SERIES,
     "clap_audio_model": {"hidden_size": 256, "patch_embeds_hidden_size": 32},
+    "align_vision_model": {"depth_coefficient": 0.3},
     "bamba": {"attn_layer_indices": [1]}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3}, "ministral": {"head_dim": 8}, "nemotron": {"num_key_value_heads": 4},
     "lfm2_moe": {"num_hidden_layers": 2, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
@@ -180,7 +181,7 @@ def _backbone(timm: Any) -> Any:
 
 
 def _built(kind: type, fields: dict[str, Any]) -> Any:
-    """The config; fields that the class refuses for their names are left out, one by one."""
+    """The config; fields that the class refuses for their names, and stages that it has not, are left out."""
     for _ in range(8):
         try:
             return kind(**fields)
@@ -190,6 +191,10 @@ def _built(kind: type, fields: dict[str, Any]) -> Any:
                 raise
             for name in named:
                 del fields[name]
+        except ValueError as error:  # fewer layers have fewer stages
+            if "out_features" not in fields or "out_features" not in str(error):
+                raise
+            del fields["out_features"]
     return kind(**fields)
 
 

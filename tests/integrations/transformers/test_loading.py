@@ -227,9 +227,18 @@ def test_a_wrapper_of_somebody_elses_module():
             self.inner = Foreign()
             self.post_init()
 
-    with pytest.warns(UserWarning, match=r"changes nothing in Wrapper.*attn_implementation='sdpa'"):
+    said = r"changes nothing in Wrapper.*of its own \(Foreign\).*attn_implementation='sdpa'"
+    with pytest.warns(UserWarning, match=said) as caught:
         model = Wrapper._from_config(transformers.BertConfig(**TEXT), attn_implementation="dynattn:dense")
+    assert len(caught) == 1
     assert [part.name for part in coverage(model).own] == ["inner"]
+
+
+@pytest.mark.parametrize("asked", ["dynattn:dense", {"": "dynattn:dense"}], ids=["name", "dictionary"])
+@pytest.mark.parametrize(("kind", "module"), [("bloom", "BloomAttention"), ("mpnet", "MPNetSelfAttention")])
+def test_models_whose_attention_cannot_be_set_say_so_however_they_are_asked(kind, module, asked):
+    with pytest.warns(UserWarning, match=rf"dynattn: 'dynattn:dense' changes nothing.*{module}"):
+        build(kind).set_attn_implementation(asked)
 
 
 def test_names_that_nobody_registered_are(tmp_path):

@@ -67,7 +67,10 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
         if _keeps_its_own(self, is_init_check):
             before = self.config._attn_implementation
             chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
-            _warn_of_none(self, str(requested_attention), chosen)
+            if is_init_check and not _own(self):  # which shows when it is built
+                vars(self)["_dynattn_asked"] = str(requested_attention)
+            else:
+                _warn_of_none(self, str(requested_attention), chosen)
             return chosen
         if classes.may_take_part(type(self)):
             _taking_part[id(self.config)] = self.config
@@ -82,6 +85,9 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def post_init(self: Any) -> None:
         original(self)
+        asked = vars(self).pop("_dynattn_asked", None)
+        if asked is not None:
+            _warn_of_none(self, asked, self.config._attn_implementation)
         if _ours(self.config._attn_implementation):
             _look(self, self.config._attn_implementation, building=True)
 
@@ -94,8 +100,9 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         original(self, attn_implementation, *args, **kwargs)
-        if _ours(attn_implementation) and not self._can_set_attn_implementation():
-            _warn_of_none(self, attn_implementation, self.config._attn_implementation)
+        asked = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
+        if _ours(asked) and not self._can_set_attn_implementation():
+            _warn_of_none(self, asked, self.config._attn_implementation)
 
     return set_attn_implementation
 
@@ -228,8 +235,15 @@ def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
     )
 
 
-def _warn_of_none(model: Any, name: str, chosen: str) -> None:
+def _own(model: Any) -> list[str]:
+    """The classes that keep attention of their own: by the code that builds them, or else as they are inside."""
     own = [one.__name__ for one in classes.parts(type(model)) if classes.attends_itself(one)]
+    found = (part.kind for kind, part in survey(model.named_modules()) if kind == "own")
+    return own or list(dict.fromkeys(found))
+
+
+def _warn_of_none(model: Any, name: str, chosen: str) -> None:
+    own = _own(model)
     whose = f" of its own ({', '.join(own)})" if own else " that it has, if any"
     warnings.warn(
         f"dynattn: '{name}' changes nothing in {type(model).__name__}: no module of it asks Transformers' attention "
