@@ -1,8 +1,9 @@
 """Where a model attends, seen while it runs: by its operators, whatever modules are called and however it is written.
 
-Attention is a fused operator for it; a softmax of four dimensions; or weights that reach a product of matrices: from a
-softmax, from ``exp`` over its sum, from ``exp`` of scores less the logarithm of that sum, or from ``exp`` where the
-product is divided by the sum. Weights are followed through all that keeps their number of elements, and through views.
+Attention is a fused operator for it; a softmax over the last of four dimensions; or weights that reach a product of
+matrices: from a softmax, from ``exp`` over its sum, from ``exp`` of scores less the logarithm of that sum, or from
+``exp`` where the product is divided by the sum. Weights are followed through all that keeps their number of elements,
+and through views.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Watch(TorchDispatchMode):
         name = func.overloadpacket.__name__.rstrip("_")
         inputs = [one for one in args if isinstance(one, Tensor)]
         found = [self.held.get(one) for one in inputs]
-        if name.startswith(_FUSED) or (name in _SOFTMAX and args[0].dim() >= 4):
+        if name.startswith(_FUSED) or (name in _SOFTMAX and args[1] in (-1, args[0].dim() - 1) and args[0].dim() >= 4):
             self._attends()
         if name in _PRODUCTS and WEIGHTS in found:
             self._attends()

@@ -56,3 +56,7 @@ def test_a_softmax_of_four_dimensions_is_seen_without_a_product(watching):
             return (x.softmax(-1).unsqueeze(-1) * x.unsqueeze(-2)).sum(-2)
 
     assert seen(watching, Deformable(), torch.randn(2, 3, 4, 5))
+
+
+def test_a_softmax_over_channels_is_not(watching):
+    assert not seen(watching, torch.nn.Softmax2d(), torch.randn(2, 3, 4, 5))

@@ -18,20 +18,10 @@ from dynattn.integrations.transformers import classes, contracts
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import refuse_restarts
+from dynattn.integrations.transformers.registered import Registered
 
 _installed = False
 _taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
-
-
-class Registered:
-    """Held by a model, so that a process that unpickles the model knows the method too."""
-
-    def __init__(self, name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> None:
-        self.name = name
-        self.notes = notes
-
-    def __reduce__(self) -> tuple[Callable[..., Registered], tuple[Any, ...]]:
-        return _restore, (self.name, self.notes)
 
 
 def install(register: Callable[[str], Any]) -> None:
@@ -60,6 +50,8 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
         if not _ours(requested_attention):
             return original(self, requested_attention, is_init_check)
         _make_known(str(requested_attention), register)
+        if is_init_check:
+            vars(self)["_dynattn_given"] = [one for one in _configs(self.config) if _ours(one._attn_implementation)]
         if is_init_check and _taking_part.get(id(self.config)) is self.config and not _fails(type(self)):
             return str(
                 requested_attention
@@ -87,9 +79,11 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
         original(self)
         asked = vars(self).pop("_dynattn_asked", None)
         if asked is not None:
-            _warn_of_none(self, asked, self.config._attn_implementation)
+            _tell(self, asked)
+        given = vars(self).pop("_dynattn_given", [])
         if _ours(self.config._attn_implementation):
             _look(self, self.config._attn_implementation, building=True)
+            _warn_of_lost(self, self.config._attn_implementation, given)
 
     return post_init
 
@@ -213,17 +207,55 @@ def _detached(model: Any) -> Iterator[Part]:
     """
     from transformers import PreTrainedModel
 
-    pending: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    known: set[int] = set()
-    while pending:
-        config = pending.pop()
-        if config is not None and id(config) not in known:
-            known.add(id(config))
-            pending.extend(getattr(config, name, None) for name in config.sub_configs)
+    known = {
+        id(config)
+        for module in model.modules() if isinstance(module, PreTrainedModel)
+        for config in _configs(module.config)
+    }  # fmt: skip
     modules = dict(model.named_modules())
     for kind, part in survey(modules.items()):
         if kind == "asks" and id(getattr(modules[part.name], "config", None)) not in known:
             yield part
+
+
+def _configs(config: Any) -> list[Any]:
+    """A config and those inside it."""
+    found: list[Any] = []
+    pending = [config]
+    while pending:
+        one = pending.pop()
+        if one is not None and not any(one is other for other in found):
+            found.append(one)
+            pending.extend(getattr(one, name, None) for name in one.sub_configs)
+    return found
+
+
+def _tell(model: Any, name: str) -> None:
+    """What a model holds whose code showed nothing before it was built: models inside it may have got the name."""
+    found = list(survey(model.named_modules()))
+    rest = [part for kind, part in found if kind != "asks"]
+    if not any(_ours(part.implementation) for kind, part in found if kind == "asks"):
+        _warn_of_none(model, name, model.config._attn_implementation)
+    elif rest:
+        _warn_of_some(model, name, rest)
+
+
+def _warn_of_lost(model: Any, name: str, given: list[Any]) -> None:
+    """Of modules whose config named dynattn before the model was built, and does no more: PE makes configs of its
+    parts, and what a config is made of loses its implementation."""
+    modules = dict(model.named_modules())
+    lost = [
+        part
+        for kind, part in survey(modules.items())
+        if kind == "asks" and not _ours(part.implementation) and any(modules[part.name].config is one for one in given)
+    ]
+    if lost:
+        warnings.warn(
+            f"dynattn: {type(model).__name__} takes part in '{name}' in part: {len(lost)} of its attention modules run "
+            f"another implementation ({kinds_of(lost)}), since the model set their configs anew while it was built; "
+            f"call model.set_attn_implementation('{name}')",
+            stacklevel=2,
+        )
 
 
 def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
@@ -250,18 +282,3 @@ def _warn_of_none(model: Any, name: str, chosen: str) -> None:
         f"interface, so it keeps the attention{whose}, and runs as with attn_implementation='{chosen}'",
         stacklevel=2,
     )
-
-
-def _restore(name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> Registered:
-    from dynattn.integrations.transformers import register
-
-    try:
-        register(name.removeprefix(PREFIX))
-    except ValueError as error:
-        raise ValueError(
-            f"dynattn: the model was pickled with attn_implementation='{name}', and no class of this process has a "
-            "method of that name; import the module that defines it first, or name it in DYNATTN_METHODS"
-        ) from error
-    for kind, contract, sdpa in notes:
-        contracts.note(kind, contract, sdpa)
-    return Registered(name, notes)
