@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -87,13 +89,13 @@ def test_what_is_no_attention_is_not_named(make):
 def test_attention_beside_modules_that_take_part_is_named(around):
     """In the forward of the model itself, or of a layer that holds a module that asks."""
     inner = transformers.models.llama.modeling_llama.LlamaAttention
-    base = transformers.PreTrainedModel if around == "model" else nn.Module
+    base: Any = transformers.PreTrainedModel if around == "model" else nn.Module
 
     class Whole(base):
         config_class = transformers.LlamaConfig
         _supports_sdpa = True
 
-        def __init__(self, config: transformers.LlamaConfig) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__(*([config] if around == "model" else []))
             self.inner = inner(config, 0)
             if around == "model":
@@ -107,7 +109,7 @@ def test_attention_beside_modules_that_take_part_is_named(around):
         config_class = transformers.LlamaConfig
         _supports_sdpa = True
 
-        def __init__(self, config: transformers.LlamaConfig) -> None:
+        def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.whole = Whole(config)
             self.post_init()

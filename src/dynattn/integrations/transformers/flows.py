@@ -24,8 +24,8 @@ _STILL_WEIGHTS = frozenset({
 _MODULES = frozenset({"torch", "nn", "functional", "F", "special"})
 
 
-def _in_order(tree: ast.AST) -> list[ast.AST]:
-    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))]
+def _in_order(tree: ast.AST) -> list[ast.Assign | ast.AnnAssign]:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign))]
     return sorted(nodes, key=lambda node: node.lineno)
 
 
@@ -52,17 +52,12 @@ def _in_one(tree: ast.AST, softmax: set[str]) -> bool:
     return any(_is_product(node, weights, softmax) for node in ast.walk(tree))
 
 
-def _follow(node: ast.AST, weights: set[str], softmax: set[str]) -> None:
-    """Add the names that an assignment makes weights."""
-    if isinstance(node, ast.Assign):
-        targets, value = node.targets, node.value
-    elif isinstance(node, ast.AnnAssign) and node.value is not None:
-        targets, value = [node.target], node.value
-    else:
-        return  # ``weights *= mask`` leaves what they were
-    for target in targets:
+def _follow(node: ast.Assign | ast.AnnAssign, weights: set[str], softmax: set[str]) -> None:
+    """Add the names that an assignment makes weights. ``weights *= mask`` leaves them what they were."""
+    value = node.value
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
         name = _text(target)
-        if name is not None and (_are_weights(value, weights, softmax) or _are_scaled(name, value, weights)):
+        if name is not None and value is not None and (_are_weights(value, weights, softmax) or _are_scaled(name, value, weights)):
             weights.add(name)
 
 

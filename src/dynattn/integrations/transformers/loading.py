@@ -96,7 +96,7 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
         original(self, attn_implementation, *args, **kwargs)
         asked = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
         if _ours(asked) and not self._can_set_attn_implementation():
-            _warn_of_none(self, asked, self.config._attn_implementation)
+            _warn_of_none(self, str(asked), self.config._attn_implementation)
 
     return set_attn_implementation
 
