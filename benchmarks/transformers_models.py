@@ -39,7 +39,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "transformers-mo
 START, END = "<!-- models: start -->", "<!-- models: end -->"
 SECONDS = 15  # of the processor, for one model
 IMPORTED = ("bert", "llama", "clip", "siglip", "whisper", "mixtral", "wav2vec2", "detr")  # before processes are forked
-DECIDING = ("attend", "classes", "contracts", "coverage", "flows", "loading", "masks")  # modules of the integration
+# Modules of the integration on which a result depends.
+DECIDING = ("attend", "classes", "configs", "contracts", "coverage", "flows", "loading", "masks")
 
 MEANING = {
     "exact": "all attention modules take part, and outputs are the model's own",

@@ -57,7 +57,11 @@ def _follow(node: ast.Assign | ast.AnnAssign, weights: set[str], softmax: set[st
     value = node.value
     for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
         name = _text(target)
-        if name is not None and value is not None and (_are_weights(value, weights, softmax) or _are_scaled(name, value, weights)):
+        if (
+            name is not None
+            and value is not None
+            and (_are_weights(value, weights, softmax) or _are_scaled(name, value, weights))
+        ):
             weights.add(name)
 
 

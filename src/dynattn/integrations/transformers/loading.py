@@ -9,12 +9,13 @@ and a warning; a model of which parts take part gets a warning that names the ot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dynattn.integrations.transformers import classes, contracts
+from dynattn.integrations.transformers import classes, configs, contracts, loaded
+from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import refuse_restarts
@@ -40,6 +41,7 @@ def install(register: Callable[[str], Any]) -> None:
     )
     PreTrainedModel.set_attn_implementation = _telling(PreTrainedModel.set_attn_implementation)  # type: ignore[method-assign]
     PreTrainedModel.post_init = _surveying(PreTrainedModel.post_init)  # type: ignore[method-assign]
+    PreTrainedModel.from_pretrained = _loading(PreTrainedModel.from_pretrained.__func__)  # type: ignore[method-assign]
     masking_utils._preprocess_mask_arguments = _refusing_restarts(masking_utils._preprocess_mask_arguments)
     _installed = True
 
@@ -49,9 +51,12 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
     def check(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
         if not _ours(requested_attention):
             return original(self, requested_attention, is_init_check)
+        requested_attention = loaded.implementation(str(requested_attention))
         _make_known(str(requested_attention), register)
         if is_init_check:
-            vars(self)["_dynattn_given"] = [one for one in _configs(self.config) if _ours(one._attn_implementation)]
+            vars(self)["_dynattn_given"] = [
+                one for one in configs.inside(self.config) if _ours(one._attn_implementation)
+            ]
         if is_init_check and _taking_part.get(id(self.config)) is self.config and not _fails(type(self)):
             return str(
                 requested_attention
@@ -84,6 +89,7 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
         if _ours(self.config._attn_implementation):
             _look(self, self.config._attn_implementation, building=True)
             _warn_of_lost(self, self.config._attn_implementation, given)
+            loaded.built(self)
 
     return post_init
 
@@ -93,12 +99,40 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(original)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        attn_implementation = loaded.implementation(attn_implementation)
+        tuned = loaded.checked(self, attn_implementation)
         original(self, attn_implementation, *args, **kwargs)
+        take_back(self)
+        _forget(self)
+        if tuned is not None:
+            loaded.put(self, tuned, attn_implementation)
+            loaded.warn_of_pruning(tuned, attn_implementation)
         asked = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
         if _ours(asked) and not self._can_set_attn_implementation():
             _warn_of_none(self, str(asked), self.config._attn_implementation)
 
     return set_attn_implementation
+
+
+def _forget(model: Any) -> None:
+    """A model that attends by nothing of dynattn's is pickled without a word of it."""
+    for module in model.modules():
+        if "dynattn_registered" in vars(module) and not _ours(module.config._attn_implementation):
+            del module.dynattn_registered
+
+
+def _loading(original: Callable[..., Any]) -> classmethod[Any, Any, Any]:
+    """Models that are built before they have weights, which a tuned file has to know."""
+
+    @wraps(original)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if "attn_implementation" in kwargs:
+            kwargs["attn_implementation"] = loaded.implementation(kwargs["attn_implementation"])
+        made = original(cls, *args, **kwargs)
+        loaded.filled(made[0] if isinstance(made, tuple) else made)
+        return made
+
+    return classmethod(from_pretrained)
 
 
 def _refusing_restarts(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +188,7 @@ def _look(model: Any, name: str, building: bool) -> None:
     found = list(survey(model.named_modules()))
     contract = max(_needs(one) for one in models)
     sdpa = all(one._supports_sdpa for one in models if one.config is model.config)
-    read = {type(model.config)} if sdpa else {type(model.config), *_configs_of_its_own(model)}
+    read = {type(model.config)} if sdpa else {type(model.config), *configs.read_by_its_own(model)}
     notes = tuple((kind, contract, sdpa) for kind in read)
     for note in notes:
         contracts.note(*note)
@@ -162,7 +196,7 @@ def _look(model: Any, name: str, building: bool) -> None:
     apart = [one for one in models if one is not model and (building or _told(one, model))]
     warned = tuple(f"{name}." for name, module in model.named_modules() if any(module is one for one in apart))
     rest = [part for kind, part in found if kind != "asks"]
-    rest += [part for part in _detached(model) if not _ours(part.implementation)]
+    rest += [part for part in configs.detached(model) if not _ours(part.implementation)]
     rest = [part for part in rest if not part.name.startswith(warned)]
     if rest and any(kind == "asks" for kind, _ in found):
         _warn_of_some(model, name, rest)
@@ -170,19 +204,6 @@ def _look(model: Any, name: str, building: bool) -> None:
         _warn_of_none(model, name, "eager")  # the masks are those, and nothing else asks for the name
     elif not found and len(models) == 1:
         _warn_of_none(model, name, name)
-
-
-def _configs_of_its_own(model: Any) -> Iterator[type]:
-    """The classes of the configs that attention modules of a model read, but for those of models inside it."""
-    from transformers import PreTrainedModel
-
-    inner = tuple(f"{name}." for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel))
-    modules = dict(model.named_modules())
-    for kind, part in survey(modules.items()):
-        if kind == "asks" and not part.name.startswith(inner):
-            config = getattr(modules[part.name], "config", None)
-            if config is not None:
-                yield type(config)
 
 
 def _told(inner: Any, model: Any) -> bool:
@@ -194,40 +215,10 @@ def _needs(model: Any) -> Contract:
     kinds = {kind for kind, _ in survey(model.named_modules())}
     if not kinds:
         return Contract.SDPA
-    if not model._supports_sdpa or "own" in kinds or any(_detached(model)):
+    if not model._supports_sdpa or "own" in kinds or any(configs.detached(model)):
         return Contract.ADDED
     asks_for_sdpa = any("sdpa" in classes.names(type(module)).texts for module in model.modules())
     return Contract.WHOLE if asks_for_sdpa else Contract.SDPA
-
-
-def _detached(model: Any) -> Iterator[Part]:
-    """Modules that read another config than the models around them, so that no change of implementation reaches them.
-
-    An encoder–decoder pair that is made of two models gives them copies of their configs.
-    """
-    from transformers import PreTrainedModel
-
-    known = {
-        id(config)
-        for module in model.modules() if isinstance(module, PreTrainedModel)
-        for config in _configs(module.config)
-    }  # fmt: skip
-    modules = dict(model.named_modules())
-    for kind, part in survey(modules.items()):
-        if kind == "asks" and id(getattr(modules[part.name], "config", None)) not in known:
-            yield part
-
-
-def _configs(config: Any) -> list[Any]:
-    """A config and those inside it."""
-    found: list[Any] = []
-    pending = [config]
-    while pending:
-        one = pending.pop()
-        if one is not None and not any(one is other for other in found):
-            found.append(one)
-            pending.extend(getattr(one, name, None) for name in one.sub_configs)
-    return found
 
 
 def _tell(model: Any, name: str) -> None:
@@ -243,12 +234,7 @@ def _tell(model: Any, name: str) -> None:
 def _warn_of_lost(model: Any, name: str, given: list[Any]) -> None:
     """Of modules whose config named dynattn before the model was built, and does no more: PE makes configs of its
     parts, and what a config is made of loses its implementation."""
-    modules = dict(model.named_modules())
-    lost = [
-        part
-        for kind, part in survey(modules.items())
-        if kind == "asks" and not _ours(part.implementation) and any(modules[part.name].config is one for one in given)
-    ]
+    lost = configs.lost(model, given)
     if lost:
         warnings.warn(
             f"dynattn: {type(model).__name__} takes part in '{name}' in part: {len(lost)} of its attention modules run "
