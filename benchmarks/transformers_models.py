@@ -127,7 +127,7 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
         versions["timm"] = importlib.metadata.version("timm")
     return {
         "generated_by": "benchmarks/transformers_models.py", "versions": versions, "machine": machine(),
-        "judged": JUDGED, "known": len(kinds()), "models": rows,
+        "judged": JUDGED, "known": len(kinds()), "current": sum(_is_current(row) for row in rows), "models": rows,
     }  # fmt: skip
 
 
@@ -142,7 +142,9 @@ def with_table(page: str, recorded: dict[str, Any]) -> str:
     built = sum(one["result"] != "not built" for one in recorded["models"])
     text = (
         f"{versions}; {describe(recorded['machine'])}; {built} of {recorded['known']} model types built, "
-        f"{len(recorded['models'])} tried.\n\n{recorded['judged']}\n\n{markdown(('', 'models', '`model_type`'), rows)}"
+        f"{len(recorded['models'])} tried, {recorded['current']} of them with the code as it was when the record was "
+        f"written, the others with what came before it.\n\n{recorded['judged']}\n\n"
+        f"{markdown(('', 'models', '`model_type`'), rows)}"
     )
     for title, results, says in (
         ("Modules that keep attention of their own", ("partly covered", "keeps its own"), _own),
