@@ -11,6 +11,7 @@ from dynattn.methods import (
     EfficientAttention,
     Fixed,
     Intersection,
+    Mass,
     Method,
     PerHead,
     PerLayer,
@@ -21,8 +22,9 @@ from dynattn.methods import (
     Union,
     Window,
 )
+from dynattn.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "DSA",
     "NM",
@@ -32,6 +34,7 @@ __all__ = [
     "EfficientAttention",
     "Fixed",
     "Intersection",
+    "Mass",
     "Method",
     "PerHead",
     "PerLayer",

@@ -109,7 +109,7 @@ def _shifts(offset: int) -> range:
 
 
 def _cut(sums: Tensor, counts: Tensor, tiles: _Tiles, at: slice, shift: int, pairs: int) -> None:
-    """Tiles (a, a + shift), of whose antidiagonal the first ``pairs`` pairs are allowed."""
+    """Tiles (a, a + shift): the first ``pairs`` pairs of their antidiagonal are allowed."""
     first, last = max(at.start, -shift), min(at.stop, tiles.key.shape[2] - shift)
     if first >= last:
         return
@@ -126,7 +126,7 @@ def _diagonal(x: Tensor, at: slice, first: int, last: int, shift: int) -> Tensor
 
 
 def _value(means: Tensor, size: int) -> Tensor:
-    """Of t, (batch, heads, a, c), whose rows begin with a block."""
+    """The value of every block, from t, (batch, heads, a, c), with rows that begin where a block begins."""
     of_block = blocks(blocks(means, size // STEP, 3, -math.inf), size // STEP, 2, -math.inf)
     return log_shares(of_block)
 

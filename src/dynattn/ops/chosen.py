@@ -1,7 +1,8 @@
-"""What operators share that leave their choice to the gradient: dense attention of the CPU kernels over that choice.
+"""What the operators of rows and of blocks share: their forward hands the choice that it made to their backward.
 
-Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends with the backend. Results behind
-the certificate say what was chosen; the backward gets them between ``logsumexp`` and the inputs.
+Both run on the CPU kernels. Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends
+with the backend. The results behind the certificate say what was chosen; the backward gets them between ``logsumexp``
+and the inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def gradients(
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, seed: Tensor | None, call: ByName, backend: str, **choice: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Of query, key and value; ``choice`` as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
+    """The gradients of query, key and value; ``choice`` is as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
     d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
     cpu.nm_backward(
         rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
