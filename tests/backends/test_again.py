@@ -93,8 +93,9 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
 @pytest.mark.parametrize("which", ["query", "key", "value"])
 def test_memory_that_holds_a_negative_is_not_read_as_it_lies(which: str) -> None:
     """As ``torch.imag(z.conj())`` gives it: all that says so is a bit of the tensor."""
-    tensors = dict(zip(("query", "key", "value"), inputs(), strict=True))
-    turned = tensors | {which: torch._neg_view(tensors[which])}
+    tensors: dict[str, Any] = dict(zip(("query", "key", "value"), inputs(), strict=True))
+    negative = torch._neg_view(tensors[which])  # pyright: ignore[reportPrivateImportUsage]
+    turned: dict[str, Any] = tensors | {which: negative}
     assert turned[which].is_neg()
     assert turned[which].stride() == tensors[which].stride()
     for method in (NM(1, 1), NM(1, 2)):
@@ -118,12 +119,12 @@ def test_a_plan_knows_nothing_of_addresses() -> None:
 
 def test_threads_share_plans() -> None:
     """Each with tensors of its own, which no argument that is kept between calls may mix up."""
-    tensors = [[x + number for x in inputs()] for number in range(4)]
-    want = [dynattn.attention(*x, method=NM(1, 2)) for x in tensors]  # pyright: ignore[reportArgumentType]
+    tensors: list[Any] = [[x + number for x in inputs()] for number in range(4)]
+    want = [dynattn.attention(*x, method=NM(1, 2)) for x in tensors]
 
     def many(number: int) -> bool:
-        one: Any = tensors[number]
-        return all(torch.equal(dynattn.attention(*one, method=NM(1, 2)), want[number]) for _ in range(300))
+        found = (dynattn.attention(*tensors[number], method=NM(1, 2)) for _ in range(300))
+        return all(torch.equal(x, want[number]) for x in found)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(many, range(4)))

@@ -68,8 +68,8 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``, ``avx512bf16`` or
-            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
+            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -90,9 +90,7 @@ def nm_forward(
     _run("nm_forward", args)
 
 
-def prepare_nm_forward(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str
-) -> bytes:
+def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
     """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
 
     Args:
@@ -388,8 +386,7 @@ def _library() -> ctypes.CDLL:
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
     if not hasattr(library, "dynattn_interface") or (
-        (library.dynattn_interface(), library.dynattn_args_bytes())
-        != (_INTERFACE, NM_BACKWARD.size + ROW_FORWARD.size)
+        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, NM_BACKWARD.size + ROW_FORWARD.size)
     ):
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
