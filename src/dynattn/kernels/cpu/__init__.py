@@ -69,7 +69,8 @@ def nm_forward(
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
-            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
+            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts
+            are asked for.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
