@@ -263,11 +263,16 @@ def test_the_output_alone(method, q_len, dtype, isa, grid, forward):
     torch.testing.assert_close(out, whole.out, rtol=0, atol=0, equal_nan=True)
 
 
-# Few queries (few_queries.h): kernels read keys and values in place up to 6 queries; 7 are packed. With values of more
-# than 64 dimensions up to 12; 13 are packed.
-QUERIES = [1, 2, 3, 4, 6, 7, 12, 13]
+# Few queries (few_queries.h): kernels read keys and values in place up to 6 queries; 7 are packed.
+QUERIES = [1, 2, 3, 4, 6, 7]
 DECODE = [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 5), NM(5, 31), NM(1, 2, window=9, sinks=5), NM(2, 4, window=40, sinks=3)]
 LONG = 2500  # keys: more than one range, and a partial last tile
+
+
+@pytest.mark.parametrize("q_len", [12, 13])
+@pytest.mark.parametrize("method", DECODE, ids=identify)
+def test_few_queries_are_more_where_values_are_wide(method, q_len, isa, grid, check):
+    check(*grid(4, 1, q_len, 700, 24, 80), method, isa, causal=True)
 
 
 @pytest.mark.parametrize("q_len", QUERIES)
