@@ -102,12 +102,14 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     difference.
 
     The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
-    No compiler, tracer, transform, mode or profiler may be at work, and there may be no dual numbers and no subclass of
-    tensors. That no gradient is asked for is not checked here: the caller knows it.
+    No compiler, tracer, transform, mode or profiler may be at work. There may be no dual numbers, no subclass of tensors,
+    and no tensor whose memory holds its negative (``is_neg``), which the dispatcher resolves. That no gradient is asked
+    for is not checked here: the caller knows it.
     """
     return (
         type(query) is type(key) is type(value) is Tensor
         and not torch.compiler.is_compiling()
+        and not (query.is_neg() or key.is_neg() or value.is_neg())
         and forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
