@@ -48,8 +48,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "dropping-blocks.md"
 END = "<!-- end -->"
 FACT = "fact"
 TEXTS, FACTS = 1, 2
-BLOCK = 128  # tokens of an item
-ALARM = 0.01  # chance that a right run fails
+BLOCK = 128  # how many tokens an item has
+ALARM = 0.01  # the chance that a correct run fails
 METHODS = (
     "dense", "blocktopk-0.25-b64-w0-s0", "blocktopk-0.25-b64", "blocktopk-0.25-b64-sampled",
     "blockmass-0.9-b64-sampled", "blockmass-0.95-b16-sampled", "blocktopk-0.25-b16-sampled", "topk-0.25-f0",
@@ -58,7 +58,7 @@ METHODS = (
     "window-256-s4",
 )  # fmt: skip
 LENGTHS = (2048, 4096, 8192)
-SAID = 4  # characters of a token, at least that many of a text are read
+SAID = 4  # at least so many characters of a text are read for each token
 
 
 def tasks(tokens: int) -> dict[str, Task]:

@@ -52,13 +52,13 @@ RESULTS = Path(__file__).parent / "results" / "decode"
 MODEL = "smollm2"
 BARE = "bare"
 BARE_TOKENS = 16
-BY_REFERENCE = ("topk", "window")  # in plain PyTorch: timed on short prompts alone
-ALL_UP_TO = 2048  # tokens
-READ = 512  # tokens of the prompt that are really read where only time counts
-SECONDS, ROUNDS = 60.0, 3  # of timing at one length, and at least so many rounds
+BY_REFERENCE = ("topk", "window")  # these run in plain PyTorch, and are timed only on short prompts
+ALL_UP_TO = 2048  # up to so many tokens all ways are timed
+READ = 512  # so many tokens of the prompt are really read where only time counts
+SECONDS, ROUNDS = 60.0, 3  # the time spent at one length, and the fewest rounds
 ITEMS = 4
-CONTINUED = 128  # tokens of an article that follow the prompt
-LATER = 64  # tokens before the answer that are read after the cut, where the question comes later
+CONTINUED = 128  # so many tokens of an article follow the prompt
+LATER = 64  # so many tokens before the answer are read after the eviction, where the question comes later
 
 
 def ways(length: int) -> list[Way]:

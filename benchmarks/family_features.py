@@ -46,7 +46,7 @@ from dynattn.methods import MixingMethod
 from dynattn.methods.dsa import top_of_runs
 
 RESULTS = Path(__file__).parent / "results" / "family"
-EVERY = {"minilm": 1, "smollm2": 5, "dinov2": 4}  # layers looked at: every one, every fifth, every fourth
+EVERY = {"minilm": 1, "smollm2": 5, "dinov2": 4}  # every layer, every fifth or every fourth layer is looked at
 METHODS: tuple[Method, ...] = (
     TopK(ratio=0.1), DSA(0.1), DSA(0.1, bits=8), DSA(0.1, 1.0, 8), DSA(0.1, 1.0, 8, together=8), Random(0.1),
     Scatterbrain(64, 16, 2), Scatterbrain(64, 8, 2), Scatterbrain(64, rounds=0), Scatterbrain(256, rounds=0),
@@ -56,7 +56,7 @@ TASK_METHODS = (
     TopK(ratio=0.1), DSA(0.1), DSA(0.1, 1.0, 8), Scatterbrain(64, 8, 2), Scatterbrain(64, rounds=0),
     EfficientAttention(),
 )  # fmt: skip
-ITEMS = 24  # passages of the retrieval task
+ITEMS = 24  # how many passages the retrieval task has
 SEEDS = 3
 # Scatterbrain's features, buckets and rounds
 SIZES = {"minilm": ((64, 32, 2), (64, 16, 2), (128, 16, 2), (64, 8, 2)), "dinov2": ((64, 8, 2),)}

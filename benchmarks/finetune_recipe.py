@@ -21,9 +21,9 @@ from dynattn.lab.training import Experiment, Job
 from dynattn.lab.training.run import run
 
 RATES = {Restore.task: (5e-4, 1e-3, 2e-3), Retrieval.name: (3e-6, 1e-5, 3e-5, 1e-4)}
-STEPS = 24  # fewer than restore has in the end: enough to tell the rates apart
+STEPS = 24  # fewer than restore takes in the end, but enough to tell the rates apart
 ITEMS = {Restore.task: 32, Retrieval.name: 48}
-EVERY = 10  # of the articles to train on, each tenth is judged on by retrieval
+EVERY = 10  # of the articles to train on, retrieval is judged on every tenth
 
 
 def experiment(name: str, pretrained: Pretrained) -> Experiment:

@@ -61,7 +61,7 @@ def functions(shape: Shape, methods: list[str], backend: str) -> dict[str, Calla
         with torch.inference_mode():
             plain = dynattn.attention(*tensors, method=parse(name), causal=causal, backend=f"cpu-{cpu.best_isa()}")
             difference = (run().float() - plain.float()).abs()
-        if (difference > AGREE).float().mean() > 1e-3:  # a few rows may differ, since near-ties may be chosen differently
+        if (difference > AGREE).float().mean() > 1e-3:  # a few may differ, since near-ties may be chosen differently
             most = difference.max().item()
             raise RuntimeError(f"tiles: {name} at {shape} must agree with the definition: it differs by {most:.2g}")
         found[name] = run
