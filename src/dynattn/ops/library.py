@@ -102,7 +102,7 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     difference.
 
     The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
-    No compiler, tracer, transform, mode or profiler may be at work. There may be no dual numbers, no subclass of tensors,
+    No compiler, tracer, transform, mode or profiler may be at work. There may be no dual numbers, no tensor subclass,
     and no tensor whose memory holds its negative (``is_neg``), which the dispatcher resolves. That no gradient is asked
     for is not checked here: the caller knows it.
     """

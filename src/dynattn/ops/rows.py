@@ -19,7 +19,7 @@ from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
-_CHOICE = "Tensor threshold, Tensor last_tie"
+_CHOICE = "Tensor least, Tensor last"
 
 FORWARD = define("row_attention", f"{INPUTS}, {CALL}, bool aux, str backend", f"{RESULTS}, {_CHOICE}")
 BACKWARD = define(
@@ -50,13 +50,13 @@ def _forward(
 
 
 def _backward(
-    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, threshold: Tensor, last_tie: Tensor,
+    grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, least: Tensor, last: Tensor,
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, ByName(*arguments), backend,
-        thresholds=(threshold.contiguous(), last_tie.contiguous()),
+        thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _forward_fake(query: Tensor, _key: Tensor, value: Tensor, *rest: Any) -> tup
 
 
 def _backward_fake(
-    _grad_out: Tensor, _grad_logsumexp: Tensor, _out: Tensor, _logsumexp: Tensor, _threshold: Tensor, _last_tie: Tensor,
+    _grad_out: Tensor, _grad_logsumexp: Tensor, _out: Tensor, _logsumexp: Tensor, _least: Tensor, _last: Tensor,
     query: Tensor, key: Tensor, value: Tensor, *_: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     return buffers.gradients(query, key, value, None, False)[:3]
