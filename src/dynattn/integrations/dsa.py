@@ -195,7 +195,7 @@ def _register(attend: Callable[..., tuple[Tensor, None]]) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, partial(masks.make, method=_DENSE))
+    AttentionMaskInterface.register(_NAME, partial(masks.make, positions=False))
 
 
 @contextmanager

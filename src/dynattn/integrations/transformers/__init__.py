@@ -13,15 +13,36 @@ text keeps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from dynattn.integrations.transformers import attend, loading, masks
+from dynattn.integrations.transformers import assigned, attend, loading, masks
+from dynattn.integrations.transformers.assigned import assign, attention_modules
 from dynattn.integrations.transformers.caches import follow
 from dynattn.integrations.transformers.calls import Call, observing
 from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, coverage
+from dynattn.integrations.transformers.fingerprint import Fingerprint
+from dynattn.integrations.transformers.loaded import load
+from dynattn.integrations.transformers.tuned import Evidence, Tuned
 from dynattn.methods import Method, parse
 
-__all__ = ["COMMON", "Call", "Coverage", "Part", "coverage", "follow", "observing", "register"]
+__all__ = [
+    "COMMON",
+    "Call",
+    "Coverage",
+    "Evidence",
+    "Fingerprint",
+    "Part",
+    "Tuned",
+    "assign",
+    "attention_modules",
+    "coverage",
+    "follow",
+    "load",
+    "observing",
+    "register",
+]
 
 COMMON = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-4", "nm-4-8", "nm-1-2-w64-s4", "nm-2-4-w64-s4", "nm-1-2-x16", "nm-2-4-x16",
@@ -37,7 +58,8 @@ def register(*methods: Method | str) -> tuple[str, ...]:
     attention of their own, wholly or in part, say so in a warning.
 
     Args:
-        methods: methods or their short names, registered besides :data:`COMMON`.
+        methods: methods or their short names, registered besides :data:`COMMON`; or the path of a tuned file, which
+            ends in ``.json`` and is read when a model is given its name.
 
     Returns:
         The names now known, those of ``methods`` first.
@@ -52,13 +74,16 @@ def register(*methods: Method | str) -> tuple[str, ...]:
         raise ImportError(
             "dynattn.integrations.transformers: needs transformers 5 or newer: pip install 'dynattn[transformers]'"
         ) from error
-    known: dict[str, Method] = {}
+    known: dict[str, tuple[Callable[..., Any], bool]] = {}
     for method in (*methods, *COMMON):
+        if isinstance(method, str) and assigned.is_assigned(PREFIX + method):
+            known[PREFIX + method] = assigned.forward, True  # modules hold their methods, which may look at positions
+            continue
         name, method = (method, parse(method)) if isinstance(method, str) else (method.name, method)
-        known[PREFIX + name] = method
-    for name, method in known.items():
-        AttentionInterface.register(name, partial(attend.forward, method=method))
+        known[PREFIX + name] = partial(attend.forward, method=method), method.looks_at_positions
+    for name, (forward, positions) in known.items():
+        AttentionInterface.register(name, forward)
         # Without this one Transformers drops every mask, and says nothing.
-        AttentionMaskInterface.register(name, partial(masks.make, method=method))
+        AttentionMaskInterface.register(name, partial(masks.make, positions=positions))
     loading.install(register)
     return tuple(known)

@@ -14,7 +14,8 @@ from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dynattn.integrations.transformers import classes, contracts
+from dynattn.integrations.transformers import classes, contracts, loaded
+from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import refuse_restarts
@@ -50,6 +51,7 @@ def install(register: Callable[[str], Any]) -> None:
     )
     PreTrainedModel.set_attn_implementation = _telling(PreTrainedModel.set_attn_implementation)  # type: ignore[method-assign]
     PreTrainedModel.post_init = _surveying(PreTrainedModel.post_init)  # type: ignore[method-assign]
+    PreTrainedModel.from_pretrained = _loading(PreTrainedModel.from_pretrained.__func__)  # type: ignore[method-assign]
     masking_utils._preprocess_mask_arguments = _refusing_restarts(masking_utils._preprocess_mask_arguments)
     _installed = True
 
@@ -59,6 +61,7 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
     def check(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
         if not _ours(requested_attention):
             return original(self, requested_attention, is_init_check)
+        requested_attention = loaded.implementation(str(requested_attention))
         _make_known(str(requested_attention), register)
         if is_init_check and _taking_part.get(id(self.config)) is self.config and not _fails(type(self)):
             return str(
@@ -84,6 +87,7 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
         original(self)
         if _ours(self.config._attn_implementation):
             _look(self, self.config._attn_implementation, building=True)
+            loaded.built(self)
 
     return post_init
 
@@ -93,11 +97,30 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(original)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        attn_implementation = loaded.implementation(attn_implementation)
+        tuned = loaded.checked(self, attn_implementation)
         original(self, attn_implementation, *args, **kwargs)
+        take_back(self)
+        if tuned is not None:
+            loaded.put(self, tuned, attn_implementation)
         if _ours(attn_implementation) and not self._can_set_attn_implementation():
             _warn_of_none(self, attn_implementation, self.config._attn_implementation)
 
     return set_attn_implementation
+
+
+def _loading(original: Callable[..., Any]) -> classmethod[Any, Any, Any]:
+    """Models that are built before they have weights, which a tuned file has to know."""
+
+    @wraps(original)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if "attn_implementation" in kwargs:
+            kwargs["attn_implementation"] = loaded.implementation(kwargs["attn_implementation"])
+        made = original(cls, *args, **kwargs)
+        loaded.filled(made[0] if isinstance(made, tuple) else made)
+        return made
+
+    return classmethod(from_pretrained)
 
 
 def _refusing_restarts(original: Callable[..., Any]) -> Callable[..., Any]:

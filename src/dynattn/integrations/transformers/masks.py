@@ -9,11 +9,10 @@ from torch import Tensor
 
 from dynattn.integrations.transformers import contracts
 from dynattn.integrations.transformers.contracts import Contract
-from dynattn.methods import Method
 
 
 def make(
-    *, q_length: int, kv_length: int, q_offset: Any, kv_offset: int, method: Method, config: Any = None, **kwargs: Any
+    *, q_length: int, kv_length: int, q_offset: Any, kv_offset: int, positions: bool, config: Any = None, **kwargs: Any
 ) -> Tensor | None:
     """The mask for a forward pass: transformers' ``sdpa_mask``, or its ``eager_mask`` where the model needs that.
 
@@ -24,8 +23,8 @@ def make(
       and :func:`narrow` finds it again.
     - A causal mask is left out only where q_len == kv_len or q_len == 1: elsewhere ``sdpa_mask`` may leave it out too,
       counting on SDPA's top-left alignment, which attention cannot tell from the bottom-right one.
-    - Where a method looks at positions, every query may attend to itself, padding too: by that attention finds where
-      the queries of a static cache stand.
+    - Where a method looks at ``positions``, every query may attend to itself, padding too: by that attention finds
+      where the queries of a static cache stand.
 
     ``q_offset`` is an int, or a tensor from static caches.
     """
@@ -33,7 +32,7 @@ def make(
 
     contract = contracts.of(config)
     may_skip = kwargs.get("allow_is_bidirectional_skip")  # None where the mask is causal
-    places = may_skip is None and method.looks_at_positions and q_length != kv_length
+    places = may_skip is None and positions and q_length != kv_length
     if contract is not Contract.SDPA and not contracts.eager_alone(config):
         kwargs["allow_is_bidirectional_skip"] = False
     static = places and not isinstance(q_offset, int)

@@ -1,0 +1,174 @@
+"""A method for each attention module of a model, held by the module itself.
+
+Layers are told apart by their modules and not by ``layer_idx``, which vision models and speech encoders do not have,
+and which a decoder's self-attention shares with its cross-attention.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.integrations.transformers import attend
+from dynattn.integrations.transformers.coverage import PREFIX, survey
+from dynattn.methods import Method, PerLayer, parse
+
+ASSIGNED = "assigned"
+"""The implementation's name, behind ``dynattn:``, of a model whose methods come from :func:`assign`."""
+
+PHASES = ("prefill", "decode", "both")
+
+_ATTRIBUTE = "dynattn_assigned"
+_DENSE = parse("dense")
+_warned: set[tuple[str, str]] = set()  # what was said once of each source
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Within which calls a claim was proved; a call outside of it is warned of once.
+
+    Attributes:
+        source: who makes the claim, for the warning.
+        dtype: of the queries.
+        low: keys of a call, at least.
+        high: keys of a call, at most.
+    """
+
+    source: str
+    dtype: torch.dtype
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What an attention module holds.
+
+    Attributes:
+        method: what it keeps in the calls of the phase; elsewhere it is dense.
+        phase: ``prefill``, ``decode`` (one query and more keys) or ``both``.
+        limits: of the claim about it, or None.
+    """
+
+    method: Method
+    phase: str
+    limits: Limits | None
+
+
+def assign(model: Any, methods: Mapping[str, Method | str], phase: str = "both") -> None:
+    """Set a method for each attention module of a Transformers model, and have the model attend by them.
+
+        names = attention_modules(model)
+        assign(model, {names[0]: "nm-1-2", names[1]: "window-64-s4"})      # the others dense
+
+    ``model.set_attn_implementation("sdpa")`` undoes it.
+
+    Args:
+        model: of Transformers.
+        methods: methods or their names by modules' names; modules that are not named are dense.
+        phase: in which the methods are used; the other one is dense.
+
+    Raises:
+        ValueError: a name is not that of an attention module that takes part, or not a method's.
+    """
+    from dynattn.integrations.transformers import register
+
+    given = checked(model, methods, phase)
+    register(ASSIGNED)
+    put(model, given, phase, None)
+    model.set_attn_implementation(PREFIX + ASSIGNED)
+
+
+def attention_modules(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's modules that ask Transformers' attention interface, in the model's order.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Names, as ``model.get_submodule`` takes them.
+    """
+    return tuple(part.name for kind, part in survey(model.named_modules()) if kind == "asks")
+
+
+def checked(model: Any, methods: Mapping[str, Method | str], phase: str) -> dict[str, Method]:
+    """A method for each attention module of the model, dense where none is given; see :func:`assign`."""
+    names = attention_modules(model)
+    unknown = [name for name in methods if name not in names]
+    if unknown or not names:
+        raise ValueError(
+            f"assign: methods must be given by attention modules of {type(model).__name__} that take part: got "
+            f"{unknown or 'a model that has none'}; attention_modules(model) lists them: {', '.join(names[:3])}…"
+        )
+    if phase not in PHASES:
+        raise ValueError(f"assign: phase must be one of {', '.join(PHASES)}: got {phase!r}")
+    found = {name: parse(method) if isinstance(method, str) else method for name, method in methods.items()}
+    if any(isinstance(method, PerLayer) for method in found.values()):
+        raise ValueError("assign: a module's method must not be PerLayer; give each module its own")
+    return {name: found.get(name, _DENSE) for name in names}
+
+
+def put(model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | None) -> None:
+    """Have the modules hold their methods; how the model attends is not changed by it."""
+    if limits is not None:
+        _warned.difference_update({said for said in _warned if said[0] == limits.source})
+    for name, method in methods.items():
+        setattr(model.get_submodule(name), _ATTRIBUTE, Assigned(method, phase, limits))
+
+
+def take_back(model: nn.Module) -> None:
+    """Have modules that attend otherwise hold no method any more."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, _ATTRIBUTE) and not is_assigned(getattr(config, "_attn_implementation", None)):
+            delattr(module, _ATTRIBUTE)
+
+
+def is_assigned(implementation: Any) -> bool:
+    """Whether an implementation's name is one whose modules hold their methods."""
+    if not isinstance(implementation, str) or not implementation.startswith(PREFIX):
+        return False
+    return implementation == PREFIX + ASSIGNED or implementation.endswith(".json")
+
+
+def forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
+    given: Assigned | None = getattr(module, _ATTRIBUTE, None)
+    if given is None:
+        raise RuntimeError(
+            f"dynattn: {type(module).__name__} holds no method: its model was built in a way that does not end in a "
+            "check of the tuned file; call dynattn.integrations.transformers.load(model, path)"
+        )
+    phase = "decode" if query.shape[2] == 1 and key.shape[2] > 1 else "prefill"
+    method = given.method if given.phase in ("both", phase) else _DENSE
+    if given.limits is not None and not method.keeps_everything:
+        _check(given.limits, query.dtype, key.shape[2])
+    return attend.forward(module, query, key, value, attention_mask, *args, method=method, **kwargs)
+
+
+def _check(limits: Limits, dtype: torch.dtype, kv_len: int) -> None:
+    if dtype != limits.dtype:
+        _warn(limits.source, f"in {limits.dtype}", f"in {dtype}")
+    if kv_len < limits.low or kv_len > limits.high:
+        where = "below" if kv_len < limits.low else "above"
+        _warn(limits.source, f"for {limits.low} to {limits.high} keys", f"with a number of keys {where} that")
+
+
+@torch.compiler.assume_constant_result
+def _warn(source: str, proved: str, got: str) -> None:
+    """Warn once. A compiled graph runs this while it is made: one is made for calls on each side of a limit."""
+    if (source, proved) not in _warned:
+        _warned.add((source, proved))
+        warnings.warn(
+            f"dynattn: {source} was proved {proved}, and the model is called {got}: the loss that it states is not "
+            "proved there; run `dynattn tune` for it",
+            stacklevel=2,
+        )

@@ -1,0 +1,155 @@
+"""What tells a model from others, its fine-tuned siblings among them, at the cost of reading a few thousand numbers.
+
+    two numbers of each parameter, at places that its order among the parameters fixes
+
+Fine-tuning changes parameters all over, or all of one part, and each part has its numbers here. A cast to another
+dtype changes numbers by a rounding: between dtypes they are compared up to one of the coarser.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SAMPLES = 2  # numbers of each parameter
+_STEP = 2654435761  # Knuth's multiplicative hashing: places of consecutive numbers lie far apart
+_SHAPE = re.compile(r"size|layers|heads|dim|width|d_model|d_ff|d_kv|n_embd|n_head|n_layer|theta|window|position")
+_TINY = 2.0**-24  # float16 rounds below its smallest number to 0
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A model as a file remembers it.
+
+    Attributes:
+        model_type: of its config, ``llama``.
+        kind: name of its class, ``LlamaForCausalLM``.
+        layers: attention modules that take part.
+        config: the numbers of its config, and of configs inside it, that say how large things are.
+        shapes: digest of the names and shapes of its parameters.
+        dtype: of its first floating-point parameter.
+        weights: base64 of float32 numbers, two of each parameter.
+    """
+
+    model_type: str
+    kind: str
+    layers: int
+    config: Mapping[str, float]
+    shapes: str
+    dtype: str
+    weights: str
+
+    @classmethod
+    def of(cls, model: Any, layers: int) -> Fingerprint:
+        """The fingerprint of a model.
+
+        Args:
+            model: of Transformers. Numbers of parameters without data (on ``meta``) are NaN.
+            layers: attention modules of it that take part.
+        """
+        return cls(
+            model_type=str(model.config.model_type),
+            kind=type(model).__name__,
+            layers=layers,
+            config=dict(sorted(_sizes(model.config.to_dict()))),
+            shapes=_shapes(model),
+            dtype=_dtype(model),
+            weights=base64.b64encode(_numbers(model).tobytes()).decode("ascii"),
+        )
+
+    def __post_init__(self) -> None:
+        try:
+            size = len(base64.b64decode(self.weights, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"Fingerprint: weights must be base64 of float32 numbers: {error}") from error
+        if size % 4:
+            raise ValueError(f"Fingerprint: weights must be base64 of float32 numbers: got {size} bytes")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"Fingerprint: dtype must be the name of PyTorch's: got {self.dtype!r}; try 'float32'")
+
+    def difference(self, found: Fingerprint, weights: bool = True) -> str | None:
+        """The first field in which another model differs, in words; None where it is the same model.
+
+        Args:
+            found: of the model at hand. A cast of the weights to another dtype is no difference.
+            weights: whether its weights are there to be compared.
+        """
+        for field in ("kind", "model_type"):
+            if getattr(self, field) != getattr(found, field):
+                return f"{_WORDS[field]} is {getattr(self, field)} in the file and {getattr(found, field)} here"
+        for name in sorted(self.config.keys() & found.config.keys()):
+            if self.config[name] != found.config[name]:
+                return f"config.{name} is {self.config[name]:g} in the file and {found.config[name]:g} here"
+        if self.layers != found.layers:
+            return f"attention modules that take part are {self.layers} in the file and {found.layers} here"
+        if self.shapes != found.shapes:
+            return (
+                "names or shapes of parameters differ, in the model or in Transformers' code of it: "
+                f"digest {self.shapes} in the file and {found.shapes} here"
+            )
+        return self._other_weights(found) if weights else None
+
+    def _other_weights(self, found: Fingerprint) -> str | None:
+        ours, theirs = (np.frombuffer(base64.b64decode(one.weights), dtype="<f4") for one in (self, found))
+        if ours.size != theirs.size:
+            return f"weights are told by {ours.size} numbers in the file and by {theirs.size} here"
+        rounding, floor = 0.0, 0.0
+        if self.dtype != found.dtype:
+            rounding = max(torch.finfo(getattr(torch, one.dtype)).eps for one in (self, found))
+            floor = _TINY
+        known = ~np.isnan(theirs) & ~np.isnan(ours)
+        apart = np.abs(ours - theirs) > rounding * np.maximum(np.abs(ours), np.abs(theirs)) + floor
+        count = int((apart & known).sum())
+        if not count:
+            return None
+        return f"weights differ: {count} of {ours.size} numbers that were compared, as in a model trained further"
+
+
+_WORDS = {"kind": "class", "model_type": "model_type"}
+
+
+def _sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a config that say how large something is, by their dotted names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            if name not in ("label2id", "id2label", "task_specific_params", "quantization_config"):
+                yield from _sizes(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and _SHAPE.search(str(name)):
+            yield f"{prefix}{name}", value
+
+
+def _shapes(model: Any) -> str:
+    told = "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters())
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _dtype(model: Any) -> str:
+    floating = (one.dtype for one in model.parameters() if one.is_floating_point())
+    return str(next(floating, torch.float32)).removeprefix("torch.")
+
+
+@torch.no_grad()
+def _numbers(model: Any) -> np.ndarray:
+    """float32 (2 · parameters,): NaN for those without data."""
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    total = 0
+    for parameter in model.parameters():
+        for _ in range(_SAMPLES):
+            if parameter.numel() and not parameter.is_meta:
+                place = np.unravel_index(total * _STEP % parameter.numel(), tuple(parameter.shape))
+                number = parameter[tuple(int(i) for i in place)].detach().float()
+                by_device.setdefault(parameter.device, []).append((total, number))
+            total += 1
+    numbers = np.full(total, np.nan, dtype="<f4")
+    for found in by_device.values():
+        numbers[[index for index, _ in found]] = torch.stack([number for _, number in found]).cpu().numpy()
+    return numbers

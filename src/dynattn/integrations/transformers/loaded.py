@@ -1,0 +1,145 @@
+"""A tuned file for a model: checked, its methods put into the model's modules, and its name set.
+
+Three ways lead here: :func:`load`; ``set_attn_implementation``; and ``from_pretrained``, which builds a model before it
+has weights. While a model is built, models inside it are too, and each hears of the name: the one that is of the file's
+class takes the methods, and what ``from_pretrained`` returns is checked whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from typing import Any
+
+from dynattn.integrations.transformers import assigned
+from dynattn.integrations.transformers.assigned import ASSIGNED, is_assigned
+from dynattn.integrations.transformers.coverage import PREFIX
+from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
+from dynattn.methods import parse
+
+_paths: dict[str, str] = {}  # of implementations whose names must not tell it
+
+
+def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
+    """Have a Transformers model attend as a tuned file says.
+
+        load(model, "model.dynattn.json")
+        model.set_attn_implementation("sdpa")       # undoes it
+
+    The file is read now: what becomes of it later changes nothing in the model. A model that is pickled or copied takes
+    its methods along.
+
+    Args:
+        model: the model that was tuned, with its weights, in any dtype.
+        path: of the file.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: the file cannot be read, or the model is another one; the text says in what. The model then is as
+            it was.
+
+    Warns:
+        The file also names a pruning method, which goes around a model: ``dynattn.pruning``. Later, once, when the
+        model is called with a number of keys or in a dtype for which nothing was proved.
+    """
+    from dynattn.integrations.transformers import register
+
+    tuned = Tuned.read(path)
+    register()
+    model.set_attn_implementation(PREFIX + os.fspath(path))
+    return tuned
+
+
+def implementation(asked: Any) -> Any:
+    """What Transformers is to be asked for: it takes what has "flash" in its name, or in its folder's, for a kernel.
+
+    Args:
+        asked: an implementation's name, or names by part, or None.
+
+    Raises:
+        ValueError: a part of the model is to be given a tuned file, which is for the whole.
+    """
+    if isinstance(asked, dict):
+        for part, one in asked.items():
+            implementation(one)
+            if _is_file(one):
+                raise ValueError(
+                    f"dynattn: a tuned file is for a whole model: got {one!r} for its part {part!r}; give its name by "
+                    "itself, or methods' names for parts"
+                )
+        return asked
+    if not _is_file(asked) or "flash" not in asked:
+        return asked
+    alias = f"{PREFIX}{hashlib.sha256(asked.encode()).hexdigest()[:12]}{SUFFIX}"
+    _paths[alias] = asked.removeprefix(PREFIX)
+    return alias
+
+
+def checked(model: Any, asked: Any) -> Tuned | None:
+    """What the file that a model is about to be given says; None where it is given none.
+
+    Args:
+        model: as ``set_attn_implementation`` has it.
+        asked: the implementation, or implementations by part.
+
+    Raises:
+        ValueError: the model is another one, or only a part of it is to be given the file.
+    """
+    if not _is_file(asked):
+        return None
+    tuned = Tuned.read(_path(asked))
+    tuned.refuse_other(model, source=_path(asked))
+    return tuned
+
+
+def put(model: Any, tuned: Tuned, name: str) -> None:
+    """Have a model's modules hold the methods of a file that it was checked against.
+
+    Args:
+        model: the model.
+        tuned: what the file says.
+        name: of the implementation.
+    """
+    assigned.put(
+        model,
+        {module: parse(method) for module, method in tuned.methods.items()},
+        tuned.phase,
+        tuned.limits(_path(name)),
+    )
+    if tuned.pruning is not None:
+        warnings.warn(
+            f"dynattn: {_path(name)} also asks for {tuned.pruning!r}, which shortens the sequence and goes around the "
+            f"model: with dynattn.pruning.parse({tuned.pruning!r}).apply(model): …",
+            stacklevel=2,
+        )
+
+
+def built(model: Any) -> None:
+    """Put the methods into a model that was just built, and has no weights yet, where it is of the file's class."""
+    name = model.config._attn_implementation
+    if _is_file(name):
+        tuned = Tuned.read(_path(name))
+        if tuned.model.kind == type(model).__name__:
+            tuned.refuse_other(model, weights=False, source=_path(name))
+            put(model, tuned, name)
+
+
+def filled(model: Any) -> None:
+    """Check a model that has its weights now, and put the methods into it."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "_attn_implementation", None)
+    tuned = checked(model, name)
+    if tuned is not None:
+        put(model, tuned, str(name))
+
+
+def _path(name: str) -> str:
+    return _paths.get(name, name.removeprefix(PREFIX))
+
+
+def _is_file(name: Any) -> bool:
+    return is_assigned(name) and name != PREFIX + ASSIGNED
