@@ -5,9 +5,14 @@ from __future__ import annotations
 from dynattn.lab.models import Kind
 from dynattn.methods import parse
 
-DENSE = ("dense", "topk-1.0")
-"""Dense attention by this project's kernel, and by PyTorch's: the faster of them is what a layer keeps that cannot be
-made sparse. ``topk-1.0`` keeps all pairs by its definition, and is the name under which PyTorch's kernel is taken."""
+OWN_DENSE = "dense"
+"""Dense attention by this project's kernel."""
+
+SDPA = parse("topk-1.0").name
+"""Dense attention by PyTorch's kernel: it keeps all pairs by its definition, and those methods take that kernel."""
+
+DENSE = (OWN_DENSE, SDPA)
+"""The faster of them is what a layer keeps that cannot be made sparse."""
 
 _BLOCK = 64
 

@@ -111,17 +111,6 @@ class Exam:
         return at_chance(tuple(map(float, dense)), self.data.chance, self.task.higher_is_better)
 
 
-def damage(exam: Exam, own: Outcome, dense: Outcome) -> np.ndarray:
-    """(items,): how far the model's own output moved: nats, or 1 less the cosine of the outputs.
-
-    Finer than a score in ranks or hits, which moves in steps; the search steers by it where there is an output.
-    """
-    apart = cosines(own, dense)
-    if apart is not None:
-        return 1 - apart
-    return exam.losses(exam.scores(own, dense), exam.scores(dense, dense))
-
-
 def baseline(exam: Exam, dense: Outcome) -> np.ndarray:
     """(items,): the dense model's scores; 1 for each where the score is the agreement with it."""
     return np.ones(exam.items) if exam.by_agreement or dense.scores is None else exam.scores(dense, dense)

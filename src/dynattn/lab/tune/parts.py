@@ -60,7 +60,9 @@ def parts(
     if pretrained.kind == "encoder":
         return _retrieval(pretrained, texts, _asked(length), counts)
     if texts is not None:
-        raise ValueError(f"tune: {pretrained.name} is a {pretrained.kind} model, which reads no texts; leave --texts out")
+        raise ValueError(
+            f"tune: {pretrained.name} is a {pretrained.kind} model, which reads no texts; leave --texts out"
+        )
     if pretrained.kind == "vision":
         kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
         return _each(lambda part: (prepared(kind(items=_items(counts, part), seed=part), pretrained),))
@@ -137,7 +139,9 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
     many = TRIES + 1
     if len(given) < many:
         given = [
-            Text(f"{text.title}, part {i + 1}", text.body[i * len(text.body) // many : (i + 1) * len(text.body) // many])
+            Text(
+                f"{text.title}, part {i + 1}", text.body[i * len(text.body) // many : (i + 1) * len(text.body) // many]
+            )
             for i in range(many)
             for text in given
         ]

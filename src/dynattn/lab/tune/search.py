@@ -1,0 +1,162 @@
+"""How far along the path the loss stays within the limit, by measuring a few whole assignments on the search's data.
+
+The predicted harm orders assignments; what they cost is measured. A loss grows about as a power of the harm, so each
+measurement tells where the next one should be, and what is taken in the end has itself been measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynattn.integrations.transformers import assign
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks import Outcome
+from dynattn.lab.tune.assignment import Assignment, methods
+from dynattn.lab.tune.choices import Choices, Point
+from dynattn.lab.tune.exams import Exam, baseline
+from dynattn.lab.tune.parts import Exams
+from dynattn.lab.tune.plan import SECOND_LIMIT
+from dynattn.lab.tune.store import Store
+
+ASSIGNED = "dynattn:assigned"
+_FIRST = 0.25  # of all that can be saved: where the search begins
+_STEPS = (1 / 30, 8.0)  # by which factor the harm may change between two measurements
+_AIM = 0.9  # of the limit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point with what it lost.
+
+    Attributes:
+        point: the assignment.
+        losses: of each exam, relative: the mean.
+        used: the largest share of a limit that a mean loss and its margin take; up to 1 will do.
+    """
+
+    point: Point
+    losses: tuple[float, ...]
+    used: float
+
+
+def limit_of(exam: Exam, max_loss: float) -> float:
+    """The relative loss that an exam allows."""
+    return min(1.0, SECOND_LIMIT * max_loss) if exam.second else max_loss
+
+
+def set_assignment(pretrained: Pretrained, assignment: Assignment) -> str:
+    """Have the model attend by an assignment; returns Transformers' name of it."""
+    assign(pretrained.model, methods(assignment))
+    return ASSIGNED
+
+
+def dense(exams: Exams, pretrained: Pretrained, advance: Callable[[], None]) -> list[Outcome]:
+    """The outcomes of PyTorch's dense attention."""
+    return [exam.outcome(pretrained, BASELINE, advance) for exam in exams]
+
+
+class Search:
+    """Measures points of a path.
+
+    Args:
+        choices: with the path.
+        exams: of the search.
+        pretrained: the model.
+        max_loss: relative.
+        margins: how many standard errors of one item's loss the proof will ask for, of each exam.
+        store: keeps what was measured.
+        outcomes: the dense model's, one an exam.
+    """
+
+    def __init__(
+        self, choices: Choices, exams: Exams, pretrained: Pretrained, max_loss: float, margins: Sequence[float],
+        store: Store, outcomes: Sequence[Outcome],
+    ) -> None:  # fmt: skip
+        self.choices, self._exams, self._pretrained = choices, exams, pretrained
+        self._max_loss, self._margins, self._store, self._dense = max_loss, margins, store, outcomes
+        self.measured: list[Measured] = []
+
+    def run(self, points: int, advance: Callable[[], None]) -> Measured | None:
+        """Measure so many points; the fastest of those that keep the limits, None where none does."""
+        aim = self.choices.within(0.0)
+        wanted = self._first()
+        for _ in range(points):
+            aim = self.choices.within(wanted)
+            if any(each.point.moves == aim.moves for each in self.measured):
+                break
+            self.measure(aim, advance)
+            wanted = self._next()
+        return self.best()
+
+    def best(self) -> Measured | None:
+        """The fastest measured point that keeps the limits."""
+        good = [each for each in self.measured if each.used <= 1 and each.point.saved > 0]
+        return max(good, key=lambda each: each.point.saved, default=None)
+
+    def measure(self, point: Point, advance: Callable[[], None]) -> Measured:
+        """What an assignment loses on the search's data."""
+        found = self._store.once(
+            f"measured {sorted(methods(point.assignment).items())}", lambda: self._lost(point, advance)
+        )
+        losses, used = [], 0.0
+        for exam, own, dense, margin in zip(self._exams, found, self._dense, self._margins, strict=True):
+            base = baseline(exam, dense)
+            lost = exam.losses(np.array(own), base)
+            spread = float(lost.std(ddof=1)) if len(lost) > 1 else abs(float(lost[0]))
+            limit = exam.limit(limit_of(exam, self._max_loss), base)
+            losses.append(exam.relative(float(lost.mean()), base))
+            used = max(used, (float(lost.mean()) + margin * spread) / limit)
+        self.measured.append(Measured(point, tuple(losses), used))
+        return self.measured[-1]
+
+    def harm_at(self, loss: float) -> float | None:
+        """The harm at which the first exam's loss would be so much, by what was measured; None where that says nothing."""
+        known = [
+            (each.point.harm, each.losses[0]) for each in self.measured if each.losses[0] > 0 and each.point.harm > 0
+        ]
+        if not known:
+            return None
+        power, offset = _line(known)
+        return math.exp((math.log(loss) - offset) / power)
+
+    def _first(self) -> float:
+        total = self.choices.most.saved
+        saved = np.cumsum([move.saved for move in self.choices.moves])
+        return float(sum(m.harm for m in self.choices.moves[: int(np.searchsorted(saved, _FIRST * total)) + 1]))
+
+    def _next(self) -> float:
+        """Where the limits would be just kept, between the last good and the first bad point."""
+        last = self.measured[-1]
+        power = 1.0
+        known = [(each.point.harm, each.used) for each in self.measured if each.used > 0 and each.point.harm > 0]
+        if len(known) > 1:
+            power, _ = _line(known)
+        factor = _STEPS[1] if last.used <= 0 else (_AIM / last.used) ** (1 / power)
+        wanted = last.point.harm * min(max(factor, _STEPS[0]), _STEPS[1])
+        good = max((each.point.harm for each in self.measured if each.used <= 1), default=0.0)
+        bad = min((each.point.harm for each in self.measured if each.used > 1), default=math.inf)
+        if not good < wanted < bad:
+            wanted = math.sqrt(good * bad) if good > 0 and bad < math.inf else wanted
+        return wanted
+
+    def _lost(self, point: Point, advance: Callable[[], None]) -> Any:
+        implementation = set_assignment(self._pretrained, point.assignment)
+        return [
+            exam.scores(exam.outcome(self._pretrained, implementation, advance), dense).tolist()
+            for exam, dense in zip(self._exams, self._dense, strict=True)
+        ]
+
+
+def _line(known: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and offset of log(y) over log(x): a power between 1/2 and 2 through the mean of the points."""
+    x, y = np.log([each[0] for each in known]), np.log([each[1] for each in known])
+    spread = float(((x - x.mean()) ** 2).sum())
+    power = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else 1.0
+    power = min(max(power, 0.5), 2.0)
+    return power, float(y.mean() - power * x.mean())

@@ -1,0 +1,44 @@
+"""The file that a tuning leaves: ``model.dynattn.json``, which the integration with Transformers loads."""
+
+from __future__ import annotations
+
+from dynattn.integrations.transformers import Evidence, Tuned
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tune.assignment import methods
+from dynattn.lab.tune.results import Lost, Tuning
+
+
+def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
+    """What the file says.
+
+    Args:
+        found: the run; where it ended with dense attention, so does the file.
+        pretrained: the model.
+    """
+    length = found.time.length
+    return Tuned.of(
+        pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(length, length),
+        machine=found.machine, evidence=_evidence(found),
+    )  # fmt: skip
+
+
+def _evidence(found: Tuning) -> tuple[Evidence, ...]:
+    proved = [_of(lost) for lost in found.tries[-1].lost] if found.speed is not None else []
+    if found.speed is None:
+        return ()
+    speed = found.speed
+    raced = Evidence(
+        what="speed-up of the whole model over SDPA", data=f"one forward of {found.time.length} tokens, interleaved",
+        value=speed.speedup.median, low=speed.speedup.q1, high=speed.speedup.q3, items=speed.rounds,
+        details={"interval": "quartiles over rounds", "dense_seconds": speed.dense.median,
+                 "tuned_seconds": speed.tuned.median},
+    )  # fmt: skip
+    return (*proved, raced)
+
+
+def _of(lost: Lost) -> Evidence:
+    return Evidence(
+        what=f"relative loss of {lost.metric}", data=lost.data, value=lost.loss, high=lost.bound, level=lost.level,
+        items=lost.items, details={"task": lost.task, "limit": lost.limit, "dense": lost.dense, "tuned": lost.tuned,
+                                   "looks": lost.looks, "dense_guesses": lost.silent},
+    )  # fmt: skip
