@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -132,6 +133,7 @@ def _longest(
     places(pretrained, inputs | {"input_ids": ids[:, :_FEW]})  # refuses, and warms up
     seen = clocked(pretrained, inputs)
     inside = sum(seen.modules.values())
+    least_time = math.inf
     for length in enough:
         times = length / probe
         attention = inside * times**2
@@ -139,7 +141,8 @@ def _longest(
         its = plan(clock.left, forward, attention / forward, second=True)
         if its is not None:
             return [length, asdict(its)]
-    raise _too_little(settings, clock, least_seconds(forward, attention / forward, second=True), enough[-1])
+        least_time = least_seconds(forward, attention / forward, second=True)
+    raise _too_little(settings, clock, least_time, enough[-1])
 
 
 def _planned(

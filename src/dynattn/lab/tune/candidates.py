@@ -39,5 +39,5 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
 
 
 def _threshold(length: int) -> str:
-    """A weight that costs little: at 2048 tokens 0.0007 loses 0.01 to 0.02 nats; weights fall as one over the length."""
+    """A weight that costs little: at 2048 tokens 0.0007 loses 0.01 to 0.02 nats; weights fall as the length grows."""
     return f"{0.0007 * 2048 / length:.6f}"

@@ -1,4 +1,4 @@
-"""What ``dynattn tune`` does: refuse what cannot be, tune with progress, write the model's file, the record, the page."""
+"""What ``dynattn tune`` does: refuse what cannot be, tune, write the model's file, the record and the page, print."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def _proof(found: Tuning) -> list[Section]:
         return []
     grid = losses(found)
     note = (
-        "Loss: of a likelihood, exp(ΔNLL) − 1, by how much the perplexity grows; else the share of the score that went. "
-        "The loss is below the bound with the confidence told; bounds are one-sided, of paired differences, and hold "
-        "although the proof may stop early. The tries share the 5% that a claim may be wrong."
+        "Loss: of a likelihood, exp(ΔNLL) − 1, by how much the perplexity grows; else the share of the score that "
+        "went. The loss is below the bound with the confidence told; bounds are one-sided, of paired differences, and "
+        "hold although the proof may stop early. The tries share the 5% that a claim may be wrong."
     )
     return [Section("What was lost", table(grid.columns, [[str(cell) for cell in row] for row in grid.rows]), note)]
 

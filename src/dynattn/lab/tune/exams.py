@@ -8,18 +8,24 @@ is 0 for the search, 1 and more for the tries of the proof, and each must give o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dynattn.lab.models import Pretrained
-from dynattn.lab.scoring import evaluate
+from dynattn.lab.proof import Proof
+from dynattn.lab.scoring import evaluate, prepare
 from dynattn.lab.statistics import at_chance, cosines
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
+
+_TINY = 1e-6  # a score below which there is no more to lose
+_MOST = 0.99  # of a score, the largest loss that can be a limit
+
+SECOND_LIMIT = 5.0
+"""The unlike task guards against what the first one does not see, by few items; its limit is so many times as wide."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,24 @@ class Exam:
         return len(self.data.labels)
 
     @property
-    def one_by_one(self) -> bool:
-        """Whether an item's score does not depend on the others, so that a look may take some of them alone."""
-        return isinstance(self.data.payload, list) and len(self.data.payload) == self.items
+    def entries(self) -> int:
+        """Forwards that can be scored one without the others; 1 where all items belong together."""
+        payload = self.data.payload
+        apart = isinstance(payload, list) and payload and self.items % len(payload) == 0
+        return len(payload) if apart else 1
 
     @property
-    def in_nats(self) -> bool:
-        """Whether scores are negative log-likelihoods."""
+    def of(self) -> Literal["perplexity", "score"]:
+        """What is lost: nats, or a share of a score that may be 0."""
+        return "score" if self.task.metric.startswith("MRR") or self._counts else "perplexity"
+
+    @property
+    def _counts(self) -> bool:
+        """Whether scores are neither likelihoods nor known to stay above 0."""
+        return not (self._in_nats or self.by_agreement or self.task.name == "saliency")
+
+    @property
+    def _in_nats(self) -> bool:
         return "nats" in self.task.metric
 
     @property
@@ -56,22 +73,31 @@ class Exam:
         """Whether the score is the agreement with the dense model, which has no score of its own."""
         return "cosine to dense" in self.task.metric
 
+    def limit(self, max_loss: float) -> float:
+        """The relative loss that is allowed here."""
+        return min(_MOST, max_loss * (SECOND_LIMIT if self.second else 1.0))
+
+    def proof(self, max_loss: float, looks: Sequence[int], attempt: int) -> Proof:
+        """The plan of a proof on so many of the items."""
+        return Proof(self.limit(max_loss), tuple(looks), of=self.of, attempt=attempt)
+
     def inputs(self, index: int) -> Inputs:
-        """The forward that an item asks for first; indices go around."""
+        """The forward that an entry asks for first; indices go around."""
         payload = self.data.payload
-        if self.one_by_one and self.in_nats and self.task.kinds == ("decoder",):
+        if self.entries > 1 and self.task.kinds == ("decoder",):
             each = payload[index % len(payload)]
             return {"input_ids": each[0] if isinstance(each, tuple) else each, "use_cache": False, "logits_to_keep": 1}
         return self.data.examples[index % len(self.data.examples)]
 
     def portion(self, start: int, stop: int) -> Exam:
-        """Some of the items; all of them where one cannot be scored without the others."""
-        if not self.one_by_one:
+        """Some of the entries; everything where there is one alone."""
+        if self.entries == 1:
             return self
+        each = self.items // self.entries
+        payload = self.data.payload[start:stop]
         data = replace(
-            self.data, labels=self.data.labels[start:stop], payload=self.data.payload[start:stop],
-            steps=len(self.data.payload[start:stop]),
-        )  # fmt: skip
+            self.data, labels=self.data.labels[start * each : stop * each], payload=payload, steps=len(payload)
+        )
         return replace(self, data=data)
 
     def outcome(self, pretrained: Pretrained, implementation: str, advance: Callable[[], None]) -> Outcome:
@@ -79,7 +105,11 @@ class Exam:
         return evaluate(self.task, self.data, pretrained, implementation, advance)
 
     def scores(self, own: Outcome, dense: Outcome) -> np.ndarray:
-        """(items,): of a method, where the dense model's outcome may be needed to compare with.
+        """(items,) as the proof takes them: nats, of which fewer are better, or scores from 0 on.
+
+        Args:
+            own: of a method, or the dense model's own.
+            dense: the dense model's.
 
         Raises:
             ValueError: a score is not finite.
@@ -90,43 +120,39 @@ class Exam:
                 f"tune: scores must be finite: {self.task.name} gives {found}; the model's weights or its inputs are "
                 "not finite"
             )
-        return np.asarray(found, np.float64)
+        found = np.asarray(found, np.float64)
+        if self._in_nats or self.of == "score":
+            return found
+        return -np.log(np.maximum(found, _TINY))
 
-    def losses(self, own: np.ndarray, dense: np.ndarray) -> np.ndarray:
-        """(items,): what each item lost, in units in which :meth:`limit` is a limit of the mean; positive is worse."""
-        if self.in_nats:
-            return own - dense
-        return dense - own if self.task.higher_is_better else own - dense
+    def shown(self, scores: np.ndarray) -> float:
+        """The mean of scores in the task's own metric."""
+        return float(scores.mean() if self._in_nats or self.of == "score" else np.exp(-scores).mean())
 
-    def limit(self, max_loss: float, dense: np.ndarray) -> float:
-        """The mean of :meth:`losses` at which a relative loss is reached."""
-        return math.log1p(max_loss) if self.in_nats else max_loss * float(np.mean(np.abs(dense)))
-
-    def relative(self, mean: float, dense: np.ndarray) -> float:
-        """The relative loss that a mean of :meth:`losses` is."""
-        return math.expm1(mean) if self.in_nats else mean / float(np.mean(np.abs(dense)))
+    def loss(self, own: np.ndarray, dense: np.ndarray) -> float:
+        """Relative: by how much a perplexity grew, or the share of a score that went."""
+        if self.of == "perplexity":
+            return float(np.expm1((own - dense).mean()))
+        return 1 - float(own.mean()) / max(float(dense.mean()), _TINY)
 
     def says_nothing(self, dense: np.ndarray) -> bool:
         """Whether the dense model itself only guesses."""
+        if self.of == "perplexity" and not self._in_nats:
+            return False
         return at_chance(tuple(map(float, dense)), self.data.chance, self.task.higher_is_better)
-
-
-def baseline(exam: Exam, dense: Outcome) -> np.ndarray:
-    """(items,): the dense model's scores; 1 for each where the score is the agreement with it."""
-    return np.ones(exam.items) if exam.by_agreement or dense.scores is None else exam.scores(dense, dense)
 
 
 def prepared(task: Task, pretrained: Pretrained, second: bool = False) -> Exam:
     """An exam of a task."""
-    from dynattn.lab.scoring import prepare
-
     return Exam(task, prepare(task, pretrained), second)
 
 
-def of_payload(task: Task, labels: Sequence[str], payload: list[Any], length: int, chance: float | None) -> Exam:
-    """An exam of items that are prepared already, one entry of the payload each."""
+def of_payload(
+    task: Task, labels: Sequence[str], payload: list[Any], length: int, chance: float | None, summary: str
+) -> Exam:
+    """An exam of entries that are prepared already, as many labels for each."""
     data = Prepared(
         labels=tuple(labels), steps=len(payload), examples=(), length=length, payload=payload, chance=chance,
-        summary=f"{len(payload)} pieces of text, {length} tokens each",
+        summary=summary,
     )  # fmt: skip
     return Exam(task, data)

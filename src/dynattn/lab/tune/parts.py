@@ -8,21 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynattn.lab.models import Pretrained
+from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import Task, default
 from dynattn.lab.tasks.base import uniform
 from dynattn.lab.tasks.features import Features
-from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.perplexity import Perplexity
-from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.texts import Text, wikipedia
 from dynattn.lab.tune import pieces
 from dynattn.lab.tune.exams import Exam, of_payload, prepared
+from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.plan import LEAST, Counts
+from dynattn.lab.tune.queries import Queries
 
 TRIES = 2
 """Of the proof; each takes data of its own."""
+
+_BLOCK = 128  # tokens of an item of text: blocks share their history, but hardly the differences of their scores
+_BLOCKS = 16  # of a text at least
+_PASSAGES = 16  # for each item that the plan counts: an encoder's forwards are short
 
 Exams = tuple[Exam, ...]
 """The exam that decides, and where there is one the unlike task."""
@@ -80,7 +85,8 @@ def found(task: str) -> Callable[[Pretrained, int], Any]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"tune: task must name a function that can be imported: got {task!r}: {error}; put its folder into PYTHONPATH"
+            f"tune: task must name a function that can be imported: got {task!r}: {error}; put its folder into "
+            "PYTHONPATH"
         ) from error
     if not callable(function):
         raise ValueError(f"tune: task must name a function: {task!r} is a {type(function).__name__}")
@@ -109,7 +115,7 @@ def _items(counts: Counts, part: int) -> int:
 
 
 def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """Pieces of text, each scored as a whole; and keys hidden in the same pieces, to be read back."""
+    """Pieces of text, in blocks of tokens; and numbers hidden in the same pieces, to be read back."""
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     wanted = [counts.search, *[counts.prove] * TRIES]
     least = [LEAST.search, *[LEAST.prove] * TRIES]
@@ -118,17 +124,21 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
     if dealt is None:
         raise ValueError(
             f"tune: texts must hold at least {sum(least)} pieces of {length} tokens, {least[0]} to search with and "
-            f"{least[1]} for each of {TRIES} tries of the proof: {len(given)} texts hold {len(cut)}; pass more or longer "
-            "texts, or a shorter --length"
+            f"{least[1]} for each of {TRIES} tries of the proof: {len(given)} texts hold {len(cut)}; pass more or "
+            "longer texts, or a shorter --length"
         )
-    task = Perplexity(tokens=length, block=length)
+    block = max(1, -(-length // _BLOCKS)) if length < _BLOCKS * _BLOCK else _BLOCK
+    task = Perplexity(tokens=length, block=block)
 
     def exams(part: int) -> Exams:
         its = dealt[part]
-        text = of_payload(task, [p.title for p in its], [p.ids for p in its], length, uniform(pretrained))
+        labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
+        said = f"{len(its)} pieces of text of {length} tokens, in blocks of {block}"
+        text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
+        check_known(pretrained, [pieces.text_of(pretrained, piece).body for piece in its], "tune")
         keys = counts.prove_second if part else counts.search_second
-        hay = tuple(pieces.text_of(pretrained, piece) for piece in its)
-        return text, prepared(Passkey(items=keys, tokens=length, texts=hay, seed=part), pretrained, second=True)
+        hay = tuple(its[i % len(its)].ids for i in range(keys))
+        return text, prepared(Keys(hay, seed=part), pretrained, second=True)
 
     return _each(exams)
 
@@ -145,23 +155,18 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
             for i in range(many)
             for text in given
         ]
-    return _each(
-        lambda part: (
-            prepared(
-                Retrieval(
-                    items=4 * _items(counts, part), tokens=length, texts=tuple(given[part::many]),
-                    per_text=4, seed=part,
-                ),
-                pretrained,
-            ),
-        )
-    )  # fmt: skip
+
+    def exams(part: int) -> Exams:
+        task = Queries(_PASSAGES * _items(counts, part), length, tuple(given[part::many]), seed=part)
+        return (prepared(task, pretrained),)
+
+    return _each(exams)
 
 
 def _speech(pretrained: Pretrained, counts: Counts) -> Parts:
     every = prepared(Speech(items=counts.search + TRIES * counts.prove), pretrained)
     many = TRIES + 1
-    edges = [every.items * part // many for part in range(many + 1)]
+    edges = [every.entries * part // many for part in range(many + 1)]
     if edges[1] < LEAST.search:
         raise ValueError(f"tune: there must be at least {LEAST.search * many} recordings: got {every.items}")
     return _each(lambda part: (every.portion(edges[part], edges[part + 1]),))

@@ -76,12 +76,13 @@ def _pieces(pretrained: Pretrained, texts: Sequence[Text], length: int, each: in
         body = text.body[: each * length * _CHARACTERS_PER_TOKEN]
         ids = pretrained.processor(body, add_special_tokens=True, return_tensors="pt", verbose=False)["input_ids"]
         parts = [part for part in ids.split(length, dim=1)[:each] if part.shape[1] == length]
-        found.append([
-            Piece(text.title if len(parts) == 1 else f"{text.title}, tokens {i * length}–{(i + 1) * length - 1}", number, p)
-            for i, p in enumerate(parts)
-        ])  # fmt: skip
+        found.append([Piece(_title(text.title, i, len(parts), length), number, part) for i, part in enumerate(parts)])
     rounds = max(map(len, found), default=0)
     return [parts[i] for i in range(rounds) for parts in found if i < len(parts)]
+
+
+def _title(text: str, number: int, many: int, length: int) -> str:
+    return text if many == 1 else f"{text}, tokens {number * length}–{(number + 1) * length - 1}"
 
 
 def _dealt(bundles: list[list[Piece]], wanted: Sequence[int]) -> list[list[Piece]]:

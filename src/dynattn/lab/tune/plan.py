@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SECOND_LIMIT = 5.0
-"""The unlike task guards against what the first one does not see, by few items; its limit is so many times as wide."""
-
 ROUNDS = 3
 _POINTS = 4  # whole assignments that are measured
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
@@ -21,7 +18,7 @@ _FASTER = 0.95  # of a dense forward, that of a method
 
 
 class Counts(NamedTuple):
-    """Items of an exam, of the second one, and candidates."""
+    """Forwards of an exam, of the second one, and candidates."""
 
     search: int
     search_second: int

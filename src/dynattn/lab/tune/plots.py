@@ -12,8 +12,8 @@ from dynattn.lab.words import label
 ASSIGNMENT_CAPTION = "The method of each head (columns) of each attention module (rows, the first on top)."
 FRONTIER_CAPTION = (
     "Speed-up of the whole model, foretold from the kernels' times, against predicted harm: the energy of the heads' "
-    "errors in the residual stream. The path is what the solver walks along; crosses are one method for all heads; rings "
-    "were measured whole."
+    "errors in the residual stream. The path is what the solver walks along; crosses are one method for all heads; "
+    "rings were measured whole."
 )
 TIME_CAPTION = "Seconds inside attention by module, in one forward of the dense model with SDPA."
 

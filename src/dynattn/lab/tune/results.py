@@ -45,6 +45,7 @@ class Lost(Record):
         limit: what the loss had to stay below.
         level: of the bound.
         looks: how often the proof looked at its data.
+        proved: whether the loss is at most the limit, with that confidence.
         silent: whether the dense model itself only guesses, so that no loss can be told.
     """
 
@@ -59,12 +60,13 @@ class Lost(Record):
     limit: float
     level: float
     looks: int
+    proved: bool
     silent: bool
 
     @property
     def holds(self) -> bool:
         """Whether the limit was kept for sure, or there is nothing that could be lost."""
-        return self.silent or (self.bound is not None and self.bound <= self.limit)
+        return self.silent or self.proved
 
 
 class Considered(Record):

@@ -17,7 +17,7 @@ from dynattn.lab.tune.choices import Choices, Point, worth
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
-from dynattn.lab.tune.prove import margin, prove
+from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
 from dynattn.lab.tune.results import Considered, Gain, Raced, Time, Try, Tuning
 from dynattn.lab.tune.search import Measured, Search, dense
@@ -65,10 +65,10 @@ class Run:
         choices = self._choices = self._chosen(spent)
         if self._speedup(spent, choices.most) < LEAST_GAIN:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
-        best = self._searched()
+        best = self._searched(choices)
         if best is None:
             return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
-        proved = self._proved(best)
+        proved = self._proved(choices, best)
         if proved is None:
             return self._dense(spent, "the proof failed on held-out data, tightened too")
         return self._raced(spent, proved)
@@ -99,7 +99,7 @@ class Run:
         self._costs = Costs(*found)
         names = worth(self._costs, names, counts.candidates)
         where = places(self._pretrained, inputs)
-        looked = [(exam, index) for exam in search for index in range(min(exam.items, self._looked(exam)))]
+        looked = [(exam, index) for exam in search for index in range(self._looked(exam))]
         advance = self._stage("what each head can spare", len(looked))
         harms = []
         for exam, index in looked:
@@ -115,19 +115,16 @@ class Run:
         counts = self._begun.plan.counts
         return counts.search_second if exam.second else counts.search
 
-    def _searched(self) -> Measured | None:
+    def _searched(self, choices: Choices) -> Measured | None:
         exams, points = self._begun.parts.search, self._begun.plan.points
         steps = sum(exam.data.steps for exam in exams)
         advance = self._stage("loss of whole assignments", steps * (points + 1))
         outcomes = dense(exams, self._pretrained, advance)
-        margins = [margin(exam) for exam in self._begun.parts.proofs[0]]
-        assert_choices = self._choices
-        self._search = Search(
-            assert_choices, exams, self._pretrained, self._settings.max_loss, margins, self._store, outcomes
-        )
+        planned = [exam.items for exam in self._begun.parts.proofs[0]]
+        self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
         return self._search.run(points, advance)
 
-    def _proved(self, best: Measured) -> Point | None:
+    def _proved(self, choices: Choices, best: Measured) -> Point | None:
         point = best.point
         for number, exams in enumerate(self._begun.parts.proofs):
             steps = 2 * sum(exam.data.steps for exam in exams)
@@ -138,7 +135,7 @@ class Run:
             self._tries.append(found)
             if found.holds:
                 return point
-            point = self._choices.within(point.harm * _TIGHTER)
+            point = choices.within(point.harm * _TIGHTER)
             if point.saved <= 0:
                 return None
         return None
@@ -192,7 +189,7 @@ class Run:
         found = []
         for limit in LIMITS:
             harm = None if self._search is None else self._search.harm_at(limit)
-            if harm is not None:
+            if harm is not None and self._choices is not None:
                 point = self._choices.within(harm)
                 found.append(Gain(max_loss=limit, speedup=self._speedup(spent, point)))
         return found

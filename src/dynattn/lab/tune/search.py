@@ -19,15 +19,16 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.choices import Choices, Point
-from dynattn.lab.tune.exams import Exam, baseline
+from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
-from dynattn.lab.tune.plan import SECOND_LIMIT
 from dynattn.lab.tune.store import Store
 
 ASSIGNED = "dynattn:assigned"
 _FIRST = 0.25  # of all that can be saved: where the search begins
 _STEPS = (1 / 30, 8.0)  # by which factor the harm may change between two measurements
-_AIM = 0.9  # of the limit
+_AIM = 0.8  # of the limit: the bound on other data of the same kind will lie a little lower or higher
+_GOOD = 0.95  # of the limit, at most
+_FAR = 1e3  # a loss that is as good as infinite
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,12 @@ class Measured:
     Attributes:
         point: the assignment.
         losses: of each exam, relative: the mean.
-        used: the largest share of a limit that a mean loss and its margin take; up to 1 will do.
+        used: the largest share of a limit that the proof's bound would take.
     """
 
     point: Point
     losses: tuple[float, ...]
     used: float
-
-
-def limit_of(exam: Exam, max_loss: float) -> float:
-    """The relative loss that an exam allows."""
-    return min(1.0, SECOND_LIMIT * max_loss) if exam.second else max_loss
 
 
 def set_assignment(pretrained: Pretrained, assignment: Assignment) -> str:
@@ -69,17 +65,17 @@ class Search:
         exams: of the search.
         pretrained: the model.
         max_loss: relative.
-        margins: how many standard errors of one item's loss the proof will ask for, of each exam.
+        planned: items that the proof will look at, of each exam.
         store: keeps what was measured.
         outcomes: the dense model's, one an exam.
     """
 
     def __init__(
-        self, choices: Choices, exams: Exams, pretrained: Pretrained, max_loss: float, margins: Sequence[float],
+        self, choices: Choices, exams: Exams, pretrained: Pretrained, max_loss: float, planned: Sequence[int],
         store: Store, outcomes: Sequence[Outcome],
     ) -> None:  # fmt: skip
         self.choices, self._exams, self._pretrained = choices, exams, pretrained
-        self._max_loss, self._margins, self._store, self._dense = max_loss, margins, store, outcomes
+        self._max_loss, self._planned, self._store, self._dense = max_loss, planned, store, outcomes
         self.measured: list[Measured] = []
 
     def run(self, points: int, advance: Callable[[], None]) -> Measured | None:
@@ -96,7 +92,7 @@ class Search:
 
     def best(self) -> Measured | None:
         """The fastest measured point that keeps the limits."""
-        good = [each for each in self.measured if each.used <= 1 and each.point.saved > 0]
+        good = [each for each in self.measured if each.used <= _GOOD and each.point.saved > 0]
         return max(good, key=lambda each: each.point.saved, default=None)
 
     def measure(self, point: Point, advance: Callable[[], None]) -> Measured:
@@ -105,18 +101,16 @@ class Search:
             f"measured {sorted(methods(point.assignment).items())}", lambda: self._lost(point, advance)
         )
         losses, used = [], 0.0
-        for exam, own, dense, margin in zip(self._exams, found, self._dense, self._margins, strict=True):
-            base = baseline(exam, dense)
-            lost = exam.losses(np.array(own), base)
-            spread = float(lost.std(ddof=1)) if len(lost) > 1 else abs(float(lost[0]))
-            limit = exam.limit(limit_of(exam, self._max_loss), base)
-            losses.append(exam.relative(float(lost.mean()), base))
-            used = max(used, (float(lost.mean()) + margin * spread) / limit)
+        for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=True):
+            base, own = exam.scores(dense, dense), np.array(own)
+            losses.append(exam.loss(own, base))
+            if not (exam.second and exam.says_nothing(base)):
+                used = max(used, self._used(exam, own, base, items))
         self.measured.append(Measured(point, tuple(losses), used))
         return self.measured[-1]
 
     def harm_at(self, loss: float) -> float | None:
-        """The harm at which the first exam's loss would be so much, by what was measured; None where that says nothing."""
+        """The harm at which the first exam would lose so much, by what was measured; None where that says nothing."""
         known = [
             (each.point.harm, each.losses[0]) for each in self.measured if each.losses[0] > 0 and each.point.harm > 0
         ]
@@ -139,11 +133,17 @@ class Search:
             power, _ = _line(known)
         factor = _STEPS[1] if last.used <= 0 else (_AIM / last.used) ** (1 / power)
         wanted = last.point.harm * min(max(factor, _STEPS[0]), _STEPS[1])
-        good = max((each.point.harm for each in self.measured if each.used <= 1), default=0.0)
-        bad = min((each.point.harm for each in self.measured if each.used > 1), default=math.inf)
+        good = max((each.point.harm for each in self.measured if each.used <= _GOOD), default=0.0)
+        bad = min((each.point.harm for each in self.measured if each.used > _GOOD), default=math.inf)
         if not good < wanted < bad:
             wanted = math.sqrt(good * bad) if good > 0 and bad < math.inf else wanted
         return wanted
+
+    def _used(self, exam: Exam, own: np.ndarray, dense: np.ndarray, items: int) -> float:
+        """The share of the limit that the proof's bound would take, were its items like these ones over and over."""
+        proof = exam.proof(self._max_loss, (items,), 1)
+        found = proof.look(np.resize(dense, items), np.resize(own, items))
+        return min(found.high, _FAR) / proof.max_loss
 
     def _lost(self, point: Point, advance: Callable[[], None]) -> Any:
         implementation = set_assignment(self._pretrained, point.assignment)

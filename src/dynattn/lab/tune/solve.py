@@ -2,12 +2,12 @@
 
     choose c_u for every unit u:    min Σ_u seconds(u, c_u)    so that    Σ_u damage(u, c_u) <= budget
 
-For each price λ of damage, ``min Σ (seconds + λ · damage)`` falls apart into units. As λ falls, each unit moves along the
-lower convex hull of its options, and all moves together, sorted by seconds saved a damage, are the path. The last point
-of it that keeps the budget is at most one move of one unit from the best there is.
+For each price λ of damage, ``min Σ (seconds + λ · damage)`` falls apart into units. As λ falls, each unit moves along
+the lower convex hull of its options, and all moves together, sorted by seconds saved a damage, are the path. The last
+point of it that keeps the budget is at most one move of one unit from the best there is.
 
-Source: Dantzig, "Discrete-variable extremum problems", 1957; Sinha and Zoltners, "The multiple-choice knapsack problem",
-1979.
+Source: Dantzig, "Discrete-variable extremum problems", 1957; Sinha and Zoltners, "The multiple-choice knapsack
+problem", 1979.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from dynattn.methods import PerHead, parse
 
 _OF_EACH_SHAPE = 3
 """Modules of a shape whose calls are timed: methods that follow the data take longer in some than in others."""
+
+
+_MOST_ROUNDS = 9
 
 
 class Shape(NamedTuple):
@@ -99,13 +103,17 @@ def _clocked(calls: Sequence[Call], names: Sequence[str], seconds: float) -> tup
     heads = calls[0].query.shape[1]
     every = list(dict.fromkeys([*DENSE, *names]))
     functions = {name: partial(_run, calls, name) for name in every}
-    functions = {name: function for name, function in functions.items() if _runs(function)}
     mixture = _mixture(heads, names) if heads > 1 else None
     if mixture is not None:
         functions[mixture] = partial(_run, calls, mixture)
-    timings = interleaved(functions, seconds=seconds, least=LEAST_ROUNDS, min_sample=None)
+    functions = {name: function for name, function in functions.items() if _runs(function)}
+    start = time.perf_counter()
+    for function in functions.values():
+        function()
+    rounds = int(seconds / (time.perf_counter() - start))
+    timings = interleaved(functions, rounds=min(max(rounds, LEAST_ROUNDS), _MOST_ROUNDS), min_sample=None)
     medians = {name: statistics.median(timing.samples) / len(calls) for name, timing in timings.items()}
-    if mixture is None:
+    if mixture not in medians:
         return medians, 0.0
     parts = parse(mixture).parts  # pyright: ignore[reportAttributeAccessIssue]
     expected = sum(medians[part.name] for part in parts) / heads
