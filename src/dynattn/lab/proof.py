@@ -3,31 +3,33 @@
     scores:      x_i = sparse_i − (1 − loss) · dense_i           the loss is at most ``loss`` where E[x] ≥ 0
     perplexity:  x_i = log(1 + loss) − (sparse_i − dense_i)      of negative log-likelihoods, nats per token
 
-The null, "the loss is at least ``loss``", has the p-value P(w_0 a + w_1 x_1 + … + w_n x_n ≤ 0) for weights drawn evenly
-from those that sum to 1, where a is the worst that x can be. For items that are lost or kept whole it is the binomial
-test; it needs neither normal differences nor a variance, so ties, zeros and rare harm do not deceive it.
+Someone bets on x, item after item, by what the items before were like: wealth = ∏ (1 + bet_i · x_i). Were the loss at
+least ``loss``, no way to bet would make wealth 1/alpha with a probability above alpha, at any time. Wealth that gets
+there is a proof, wherever one stops: neither normal differences nor a variance are needed, so ties, zeros and rare harm
+do not deceive it.
 
-Whoever looks several times, or tries several settings, spends a part of alpha on each.
-
-Source: Gaffke, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable",
-Mathematical Methods of Statistics 14 (2005); Learned-Miller and Thomas, arXiv:1905.06208. The choice is
-docs/decisions/0015-proof-by-gaffkes-bound.md.
+Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", arXiv:2010.09686. The choice
+is docs/decisions/0015-proof-by-betting.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 WORST_MARGINS = 10.0
-"""How many times the allowed loss an item may lose at least, where nothing is known of it."""
+"""How many times the allowed loss an item of perplexity may lose at least, where nothing is known of it."""
 WORST_SEEN = 2.0
-"""How many times what the worst item lost another one may lose, where nothing is known of it."""
-_HALVINGS = 50  # of the interval in which a bound lies
+"""How many times what the worst item before it lost an item may lose, where nothing is known of it."""
+_STAKE = 0.9  # of wealth, at most, on the worst that an item can be
+_FIRST = 0.5  # of the most, staked before there is anything to go by
+_LOST = 1e-300  # of wealth, where an item is worse than it may be: what is lost stays lost
+_STEP = 0.95  # from one loss to the next lower one that is tried
+_HALVINGS = 20  # of the last step
+_FAR = 20.0  # nats: no bound is looked for beyond
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,17 @@ class Verdict:
     Attributes:
         state: ``proved`` (the loss is at most what is allowed), ``refuted`` (it is more), or ``undecided``.
         loss: the loss of these items, relative; below 0 for a gain.
-        low: the loss is at least this, with the confidence of the look; -inf where nothing can be said.
-        high: the loss is at most this, with the confidence of the look; inf where nothing can be said.
+        high: the loss is at most this, with the confidence of the attempt; 0 at least, inf where nothing can be said.
         max_loss: what is allowed.
         items: that were looked at.
-        alpha: what this look could spend.
-        spent: what this and all looks before could spend, in this and earlier attempts.
+        alpha: what the attempt may spend.
+        spent: what this and earlier attempts may spend.
         level: confidence of the claim, over all looks and attempts: one less all of alpha.
         of: what is lost: ``perplexity`` or ``score``.
     """
 
     state: Literal["proved", "refuted", "undecided"]
     loss: float
-    low: float
     high: float
     max_loss: float
     items: int
@@ -63,51 +63,54 @@ class Verdict:
         """The finding as a sentence, for a page."""
         asked, sure = f"{100 * self.max_loss:g}%", f"{100 * self.level:g}% confidence"
         if self.state == "proved":
-            bound = f"{100 * self.high:.2f}%" if self.high > 0 else "0"
+            bound = f"{_upwards(self.high)}%" if self.high > 0 else "0"
             return f"the loss of {self.of} is at most {bound}, with {sure} (allowed: {asked}; {self.items} items)"
         if self.state == "refuted":
             return f"the loss of {self.of} is more than {asked}, with {sure} ({self.items} items)"
-        high = f"could be as much as {100 * self.high:.2f}%" if math.isfinite(self.high) else "has no bound yet"
+        high = f"could be as much as {_upwards(self.high)}%" if math.isfinite(self.high) else "has no bound yet"
         return f"not proved: the loss of {self.of} {high} at {sure} (allowed: {asked}; {self.items} items)"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A plan, made before the first look at the held-out items, of when to look and what each look may spend.
+    """What is to be proved, and what it may spend of the chance to be wrong.
 
-        proof = Proof(0.01, looks=(50, 100, 200), of="perplexity")
+        proof = Proof(0.01, of="perplexity")
         verdict = proof.look(dense[:50], sparse[:50])              # proved: stop; undecided: score more items
 
-    Of what an attempt may spend, half is for the last look, and the others share the other half. Attempt k, counted
-    from 1, may spend alpha / 2^k where several are made, so that all together spend no more than alpha. Settings that
-    are tried one after the other must come from a list that was made without the held-out scores.
+    It may be looked at after any number of items. They are independent draws, in an order that does not depend on
+    their scores. Attempt k, counted from 1, may spend alpha / 2^k where several are made, so that all together spend
+    no more than alpha. Settings that are tried one after the other come from a list that was made without the
+    held-out scores.
 
     Args:
         max_loss: what is allowed, relative: 0.01 for 1% of the score, or of perplexity.
-        looks: numbers of items at which to look, ascending.
-        of: ``score`` (higher is better, from ``lowest`` on) or ``perplexity`` (of NLL, nats per token).
+        looks: numbers of items at which to look, ascending, where there is a plan: others are refused then.
+        of: ``score`` (higher is better, between ``lowest`` and ``highest``) or ``perplexity`` (of NLL, nats per token).
         alpha: how often a false claim may be made, over all looks and attempts.
         attempt: which setting this is, where others may be tried; 0 where it is the only one.
-        lowest: of scores. 0 for accuracy, MRR and their like.
+        lowest: of scores.
+        highest: of scores.
         worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 10 times what is
-            allowed and twice what the worst item lost: a guess, and the claim is conditional on it.
+            allowed and twice what the worst item before it lost: a guess, and the claim is conditional on it.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     max_loss: float
-    looks: tuple[int, ...]
+    looks: tuple[int, ...] = ()
     of: Literal["score", "perplexity"] = "score"
     alpha: float = 0.05
     attempt: int = 0
     lowest: float = 0.0
+    highest: float = 1.0
     worst: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.max_loss < 1:
             raise ValueError(f"Proof: max_loss must be above 0 and below 1: got {self.max_loss}; try 0.01")
-        if not self.looks or self.looks[0] < 1 or any(b <= a for a, b in zip(self.looks, self.looks[1:], strict=False)):
+        if any(b <= a for a, b in zip((0, *self.looks), self.looks, strict=False)):
             raise ValueError(f"Proof: looks must be ascending numbers of items: got {self.looks}; try (50, 100, 200)")
         if self.of not in ("score", "perplexity"):
             raise ValueError(f"Proof: of must be 'score' or 'perplexity': got {self.of!r}")
@@ -115,29 +118,32 @@ class Proof:
             raise ValueError(f"Proof: alpha must be above 0 and below 1: got {self.alpha}; try 0.05")
         if self.attempt < 0:
             raise ValueError(f"Proof: attempt must count from 1, or be 0 for the only one: got {self.attempt}")
+        if not -math.inf < self.lowest < self.highest < math.inf:
+            raise ValueError(f"Proof: highest must be above lowest: got {self.highest} and {self.lowest}")
         if self.worst is not None and not 0 < self.worst < math.inf:
             raise ValueError(f"Proof: worst must be above 0 and finite: got {self.worst}; leave it out")
 
-    def spends(self, look: int) -> float:
-        """What a look may spend, counted from 0."""
-        attempt = self.alpha / 2**self.attempt
-        if len(self.looks) == 1:
-            return attempt
-        return attempt / 2 if look == len(self.looks) - 1 else attempt / 2 / (len(self.looks) - 1)
+    @property
+    def spends(self) -> float:
+        """What this attempt may spend."""
+        return self.alpha / 2**self.attempt
 
     @property
     def fewest(self) -> int:
-        """Items below which the last look proves nothing, even where not one item loses anything.
+        """Items below which nothing is proved, even where not one item loses anything.
 
-        Rare harm can hide in fewer: an item in a hundred that is lost whole is a loss of 1%.
+        Rare harm can hide in fewer: an item in a hundred that is lost whole is a loss of 1%. Of scores that are lower
+        than the highest more are needed.
         """
-        share = self.max_loss
+        gain, worst = self.max_loss, 1 - self.max_loss
         if self.of == "perplexity":
-            margin = math.log1p(self.max_loss)
-            share = margin / max(self.worst or WORST_MARGINS * margin, margin)
-            if share == 1:
-                return 1
-        return math.ceil(math.log(self.spends(len(self.looks) - 1)) / math.log1p(-share))
+            gain = math.log1p(self.max_loss)
+            worst = max(self.worst or WORST_MARGINS * gain, gain) - gain
+        if worst <= 0:
+            return 1
+        most = _STAKE / worst
+        rest = math.log(1 / self.spends) - math.log1p(_FIRST * most * gain)
+        return 1 + max(0, math.ceil(rest / math.log1p(most * gain)))
 
     def look(self, dense: np.ndarray, sparse: np.ndarray) -> Verdict:
         """What the items so far say.
@@ -150,128 +156,116 @@ class Proof:
             The verdict. A NaN or infinite score proves nothing.
 
         Raises:
-            ValueError: the number of items is none at which a look was planned, or a score is below the lowest.
+            ValueError: the number of items is not one of the planned ones, or a score is out of its range.
         """
         dense, sparse = np.asarray(dense, np.float64), np.asarray(sparse, np.float64)
-        if dense.shape != sparse.shape or dense.ndim != 1:
+        if dense.shape != sparse.shape or dense.ndim != 1 or not len(dense):
             raise ValueError(f"Proof.look: scores must be paired: got {dense.shape} and {sparse.shape}")
-        if len(dense) not in self.looks:
-            raise ValueError(
-                f"Proof.look: looks were planned at {self.looks} items: got {len(dense)}; looks that are not planned "
-                "make the bound untrue"
-            )
-        number = self.looks.index(len(dense))
-        alpha = self.spends(number)
-        loss, low, high = math.nan, -math.inf, math.inf
-        state = "undecided"
+        if self.looks and len(dense) not in self.looks:
+            raise ValueError(f"Proof.look: looks were planned at {self.looks} items: got {len(dense)}")
+        state, loss, high = "undecided", math.nan, math.inf
         if np.isfinite(dense).all() and np.isfinite(sparse).all():
-            find = self._of_perplexity if self.of == "perplexity" else self._of_score
-            loss, low, high = find(dense, sparse, alpha)
-            if self.p_values(dense[None], sparse[None])[0] <= alpha:
+            dense, sparse = dense[None], sparse[None]
+            loss, high = self._loss(dense, sparse), self._bound(dense, sparse)
+            if self.p_values(dense, sparse)[0] <= self.spends:
                 state, high = "proved", min(high, self.max_loss)  # a bound is found to a rounding
-            elif low > self.max_loss:
-                state = "refuted"
+            else:
+                state = "refuted" if self._p_of_harm(dense, sparse) <= self.spends else "undecided"
+                high = max(high, math.nextafter(self.max_loss, 1))
         earlier = self.alpha * (1 - 2.0 ** -(self.attempt - 1)) if self.attempt else 0.0
-        spent = earlier + sum(self.spends(each) for each in range(number + 1))
-        return Verdict(state, loss, low, high, self.max_loss, len(dense), alpha, spent, 1 - self.alpha, self.of)
+        return Verdict(
+            state, loss, high, self.max_loss, dense.size, self.spends, earlier + self.spends, 1 - self.alpha, self.of
+        )  # fmt: skip
 
     def p_values(self, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
-        """P-values of "the loss is at least max_loss"; a look proves it where its own is at most what it may spend.
+        """P-values of "the loss is at least max_loss", of looks at every number of items.
 
         Args:
             dense: (runs, items), finite.
             sparse: (runs, items), finite.
 
         Returns:
-            (runs,).
+            (runs,): the claim is proved, by this number of items or before, where it is at most :attr:`spends`.
         """
+        self._check_range(dense, sparse)
+        return self._p_of(self.max_loss, dense, sparse)
+
+    def _p_of(self, loss: float | np.ndarray, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
+        """(runs,): p-values of "the loss is at least this", one loss or (runs, 1)."""
         if self.of == "perplexity":
-            nats, lost = math.log1p(self.max_loss), sparse - dense
-            return p_value(nats - lost, nats - self._worst(lost))
-        self._check_lowest(dense, sparse)
-        return _p_of_kept(self.max_loss, dense - self.lowest, sparse - self.lowest)
+            nats, worst = np.log1p(loss), self._worst(sparse - dense)
+            return _p(nats - (sparse - dense), np.maximum(worst - nats, worst / 100))
+        x = (sparse - self.lowest) - (1 - loss) * (dense - self.lowest)
+        return _p(x, np.broadcast_to((1 - loss) * (self.highest - self.lowest), x.shape))
+
+    def _p_of_harm(self, dense: np.ndarray, sparse: np.ndarray) -> float:
+        """P-value of "the loss is at most max_loss"."""
+        if self.of == "perplexity":
+            nats, worst = math.log1p(self.max_loss), self._worst(dense - sparse)
+            return float(_p(sparse - dense - nats, worst + nats)[0])
+        x = (1 - self.max_loss) * (dense - self.lowest) - (sparse - self.lowest)
+        return float(_p(x, np.full(x.shape, self.highest - self.lowest))[0])
+
+    def _check_range(self, dense: np.ndarray, sparse: np.ndarray) -> None:
+        least, most = min(dense.min(), sparse.min()), max(dense.max(), sparse.max())
+        if self.of == "score" and (least < self.lowest or most > self.highest):
+            raise ValueError(
+                f"Proof: scores must be between {self.lowest:g} and {self.highest:g}: got {least:g} to {most:g}; give "
+                "lowest and highest, or of='perplexity' for NLL"
+            )
 
     def _worst(self, lost: np.ndarray) -> np.ndarray:
-        """(runs,): the most nats that an item is taken to lose."""
-        most = lost.max(1)
+        """(runs, items): the most nats that each item is taken to lose."""
         if self.worst is not None:
-            return np.maximum(self.worst, most)
-        return np.maximum(WORST_MARGINS * math.log1p(self.max_loss), WORST_SEEN * most)
+            return np.full(lost.shape, self.worst)
+        seen = np.maximum.accumulate(np.concatenate([np.zeros_like(lost[:, :1]), lost[:, :-1]], 1), 1)
+        return np.maximum(WORST_MARGINS * math.log1p(self.max_loss), WORST_SEEN * seen)
 
-    def _of_perplexity(self, dense: np.ndarray, sparse: np.ndarray, alpha: float) -> tuple[float, float, float]:
-        """Loss, and its bounds."""
-        lost = sparse - dense
-        bounds = []
-        for each in (lost, -lost):
-            worst = self._worst(each[None])
-            bounds.append(
-                _root(lambda nats, x=each, a=worst: p_value((nats - x)[None], nats - a), each.mean(), worst[0], alpha)
-            )
-        high, low = bounds
-        return tuple(float(np.expm1(nats)) for nats in (lost.mean(), -low, high))  # type: ignore[return-value]
+    def _loss(self, dense: np.ndarray, sparse: np.ndarray) -> float:
+        if self.of == "perplexity":
+            return math.expm1(float((sparse - dense).mean()))
+        mean = float(dense.mean()) - self.lowest
+        return 1 - (float(sparse.mean()) - self.lowest) / mean if mean > 0 else math.nan
 
-    def _of_score(self, dense: np.ndarray, sparse: np.ndarray, alpha: float) -> tuple[float, float, float]:
-        """Loss, and its bounds."""
-        self._check_lowest(dense, sparse)
-        dense, sparse = dense - self.lowest, sparse - self.lowest
-        mean, best = float(dense.mean()), max(float(dense.max()), float(sparse.max()))
-        if mean == 0:
-            return math.nan, -math.inf, math.inf
-        loss = 1 - float(sparse.mean()) / mean
-
-        def of_gained(gain: float) -> np.ndarray:
-            return p_value(((1 + gain) * dense - sparse)[None], np.array([-best]))
-
-        high = _root(lambda share: _p_of_kept(share, dense[None], sparse[None]), loss, 1.0, alpha)
-        return loss, -_root(of_gained, -loss, best / mean, alpha), high
-
-    def _check_lowest(self, dense: np.ndarray, sparse: np.ndarray) -> None:
-        least = min(float(dense.min()), float(sparse.min()))
-        if least < self.lowest:
-            raise ValueError(
-                f"Proof: scores must not be below the lowest, {self.lowest:g}: got {least:g}; give lowest, or "
-                "of='perplexity' for scores of which lower is better"
-            )
+    def _bound(self, dense: np.ndarray, sparse: np.ndarray) -> float:
+        """The least loss from which on all are refuted, as far as steps of a twentieth of the rest can tell."""
+        self._check_range(dense, sparse)
+        most = 1 - 1e-9
+        if self.of == "perplexity":
+            most = math.expm1(min(float(self._worst(sparse - dense).max()), _FAR))
+        losses = most * _STEP ** np.arange(max(1.0, math.log(self.max_loss / 1000 / most) / math.log(_STEP)))
+        held = self._p_of(losses[:, None], dense, sparse) > self.spends
+        first = int(held.argmax())
+        if not held[first]:
+            return 0.0
+        if first == 0:
+            return math.inf
+        high, low = losses[first - 1], losses[first]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            holds = self._p_of(middle, dense, sparse)[0] > self.spends
+            low, high = (middle, high) if holds else (low, middle)
+        return float(high)
 
 
-def p_value(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
-    """P-values of "the mean of x is 0 or less".
+def _p(x: np.ndarray, worst: np.ndarray) -> np.ndarray:
+    """(runs,): one over the most wealth that there ever was, of bets on x; 1 at most.
 
-        S(i, j) = ((x_j) S(i+1, j) + (−x_i) S(i, j−1)) / (x_j − x_i)       of sorted values, x_i < 0 < x_j
-
-    is P(w · x > 0) for even weights over values i to j: a convex combination at each step, so that it is exact to
-    rounding, with ties too.
+    Bets are Kelly's for the mean and the mean square of the items before.
 
     Args:
         x: (runs, items).
-        worst: (runs,), the least that x can be; what is above the least of a run's x counts as that.
-
-    Returns:
-        (runs,).
+        worst: (runs, items), how far below 0 each item may be, by what is known before it.
     """
-    least = np.minimum(worst, x.min(1))
-    x = np.sort(np.concatenate([least[:, None], x], 1), 1)
-    above = (x > 0).astype(np.float64)  # P(w · x > 0) over runs of one value
-    for length in range(1, x.shape[1]):
-        low, high = x[:, :-length], x[:, length:]
-        mixed = (low <= 0) & (high > 0)
-        span = np.where(mixed, high - low, 1.0)
-        both = (high * above[:, 1:] - low * above[:, :-1]) / span
-        above = np.where(mixed, both, (low > 0).astype(np.float64))
-    return 1 - above[:, 0]
+    most = _STAKE / worst
+    total, square = np.cumsum(x, 1)[:, :-1], np.cumsum(x * x, 1)[:, :-1]
+    kelly = np.divide(total, square, out=np.zeros_like(total), where=square > 0)
+    bets = _FIRST * most
+    bets[:, 1:] = np.clip(kelly, 0, most[:, 1:])
+    wealth = np.cumsum(np.log(np.maximum(1 + bets * x, _LOST)), 1).max(1)
+    return np.exp(-np.maximum(wealth, 0))
 
 
-def _p_of_kept(loss: float, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
-    """(runs,): p-values of "the loss is at least this", of scores that are 0 at worst."""
-    return p_value(sparse - (1 - loss) * dense, -(1 - loss) * dense.max(1))
-
-
-def _root(p: Callable[[float], np.ndarray], start: float, end: float, alpha: float) -> float:
-    """The least loss between two whose p-value is at most alpha; inf where there is none."""
-    low, high = float(start), float(end)
-    if high <= low or p(high)[0] > alpha:
-        return math.inf
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if p(middle)[0] <= alpha else (middle, high)
-    return high
+def _upwards(share: float) -> str:
+    """Percent to two decimals, never less than the share."""
+    return f"{math.ceil(round(10000 * share, 6)) / 100:.2f}"

@@ -144,8 +144,8 @@ def forward(
     given: Assigned | None = getattr(module, _ATTRIBUTE, None)
     if given is None:
         raise RuntimeError(
-            f"dynattn: {type(module).__name__} holds no method: its model was built in a way that does not end in a "
-            "check of the tuned file; call dynattn.integrations.transformers.load(model, path)"
+            f"dynattn: {type(module).__name__} holds no method, since its model is not of the class that the tuned "
+            "file is for, or a module came later: call dynattn.integrations.transformers.load(model, path), or assign"
         )
     phase = "decode" if query.shape[2] == 1 and key.shape[2] > 1 else "prefill"
     method = given.method if given.phase in ("both", phase) else _DENSE

@@ -104,12 +104,17 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
         tuned: what the file says.
         name: of the implementation.
     """
-    assigned.put(
-        model,
-        {module: parse(method) for module, method in tuned.methods.items()},
-        tuned.phase,
-        tuned.limits(_path(name)),
-    )
+    methods = {module: parse(method) for module, method in tuned.methods.items()}
+    assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)))
+
+
+def warn_of_pruning(tuned: Tuned, name: str) -> None:
+    """Say that a file asks for more than attention can do.
+
+    Args:
+        tuned: what the file says.
+        name: of the implementation.
+    """
     if tuned.pruning is not None:
         warnings.warn(
             f"dynattn: {_path(name)} also asks for {tuned.pruning!r}, which shortens the sequence and goes around the "
@@ -135,6 +140,7 @@ def filled(model: Any) -> None:
     tuned = checked(model, name)
     if tuned is not None:
         put(model, tuned, str(name))
+        warn_of_pruning(tuned, str(name))
 
 
 def _path(name: str) -> str:

@@ -101,12 +101,21 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
         tuned = loaded.checked(self, attn_implementation)
         original(self, attn_implementation, *args, **kwargs)
         take_back(self)
+        _forget(self)
         if tuned is not None:
             loaded.put(self, tuned, attn_implementation)
+            loaded.warn_of_pruning(tuned, attn_implementation)
         if _ours(attn_implementation) and not self._can_set_attn_implementation():
             _warn_of_none(self, attn_implementation, self.config._attn_implementation)
 
     return set_attn_implementation
+
+
+def _forget(model: Any) -> None:
+    """A model that attends by nothing of dynattn's is pickled without a word of it."""
+    for module in model.modules():
+        if "dynattn_registered" in vars(module) and not _ours(module.config._attn_implementation):
+            del module.dynattn_registered
 
 
 def _loading(original: Callable[..., Any]) -> classmethod[Any, Any, Any]:
