@@ -11,7 +11,7 @@ import typer
 pytest.importorskip("rich")
 pytest.importorskip("transformers")
 
-from dynattn.cli import tune as cli
+from dynattn.cli.tune import _share, share
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.tune.settings import Settings
 
@@ -40,13 +40,13 @@ def test_values_out_of_range_are_refused(given, rule):
 
 @pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.01", 0.01), ("100%", 1), (" 2.5 % ", 0.025), ("1", 1)])
 def test_a_share_is_given_in_per_cent_or_as_it_is(text, value):
-    assert cli.share(text) == pytest.approx(value)
+    assert share(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["0%", "0", "-1%", "101%", "1.5", "a lot", "nan", "", "1%%", "inf"])
 def test_shares_that_cannot_be_are_refused_at_the_command_line(text):
     with pytest.raises(typer.BadParameter, match="above 0%"):
-        cli._share(_param(), text)
+        _share(_param(), text)
 
 
 def _param() -> typer.CallbackParam:

@@ -29,6 +29,8 @@ _SECONDS_A_MINUTE = 60.0
 def run(settings: Settings, output: Path, console: Console) -> Tuning:
     """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
 
+    Where dense attention is to be kept there is no ``model.dynattn.json``.
+
     Args:
         settings: what to tune.
         output: folder in which the model's is made.
@@ -59,11 +61,14 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             found = Run(settings, begun, store, stage, clock).tune()
         try:
             write_record(found, record)
-            tuned(found, pretrained).save(model)
+            model.unlink(missing_ok=True)  # of a run before, with other settings
+            if found.verdict == "faster":
+                tuned(found, pretrained).save(model)
             write_whole(report, page(found))
         finally:
             show(found, console)
-    say(console, f"\nmodel   {model}\nreport  {report}\nfigures {record}")
+    written = f"model   {model}\n" if found.verdict == "faster" else ""
+    say(console, f"\n{written}report  {report}\nfigures {record}")
     return found
 
 

@@ -77,9 +77,9 @@ class Exam:
         """The relative loss that is allowed here."""
         return min(_MOST, max_loss * (SECOND_LIMIT if self.second else 1.0))
 
-    def proof(self, max_loss: float, looks: Sequence[int], attempt: int) -> Proof:
-        """The plan of a proof on so many of the items."""
-        return Proof(self.limit(max_loss), tuple(looks), of=self.of, attempt=attempt)
+    def proof(self, max_loss: float, attempt: int) -> Proof:
+        """What is to be proved; attempts count from 1."""
+        return Proof(self.limit(max_loss), of=self.of, attempt=attempt)
 
     def inputs(self, index: int) -> Inputs:
         """The forward that an entry asks for first; indices go around."""

@@ -14,6 +14,8 @@ _POINTS = 4  # whole assignments that are measured
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
 _SHARE_OF_KERNELS = 0.08  # of the time, for timing candidates
 _RESERVE = 0.06  # of the time: the report, what a forward takes longer at times
+_STEPS = 1000  # between the least and the most
+_SOONER = 10  # times as soon as items, all candidates take part
 _FASTER = 0.95  # of a dense forward, that of a method
 
 
@@ -79,11 +81,9 @@ def plan(seconds: float, forward: float, share: float, second: bool) -> Plan | N
     room = seconds * (1 - _RESERVE - _SHARE_OF_KERNELS)
     if cost(LEAST, forward, share, second) > room:
         return None
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(_between(middle), forward, share, second) <= room else (low, middle)
-    return Plan(_between(low), _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
+    steps = range(_STEPS, -1, -1)
+    counts = next(each for each in map(_between, steps) if cost(each, forward, share, second) <= room)
+    return Plan(counts, _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
 
 
 def least_seconds(forward: float, share: float, second: bool) -> float:
@@ -91,8 +91,8 @@ def least_seconds(forward: float, share: float, second: bool) -> float:
     return cost(LEAST, forward, share, second) / (1 - _RESERVE - _SHARE_OF_KERNELS)
 
 
-def _between(part: float) -> Counts:
-    """Candidates first, which cost little, then items."""
-    grown = [few + int((many - few) * part) for few, many in zip(LEAST, MOST, strict=True)]
-    few, many = LEAST.candidates, MOST.candidates
-    return Counts(*grown)._replace(candidates=few + int((many - few) * min(1.0, 10 * part)))
+def _between(step: int) -> Counts:
+    """From the least to the most: candidates first, which cost little, then items."""
+    grown = [few + (many - few) * step // _STEPS for few, many in zip(LEAST, MOST, strict=True)]
+    candidates = LEAST.candidates + (MOST.candidates - LEAST.candidates) * min(_STEPS, _SOONER * step) // _STEPS
+    return Counts(*grown)._replace(candidates=candidates)

@@ -1,8 +1,9 @@
 """The proof on data that took no part in the search: the loss is below the limit, with 95% confidence.
 
-Items are scored by the dense model and by the tuned one, and the differences are paired. The proof looks at its data a
-planned number of times and stops where it has seen enough; the bound holds for that. Where it fails, the assignment is
-tightened and tried again on data that no try has seen, and the tries share the 5% that a claim may be wrong.
+Items are scored by the dense model and by the tuned one, and the differences are paired. The proof looks after each
+text and stops where it has seen enough, or where the time is over; the bound of :mod:`dynattn.lab.proof` holds for
+that. Where it fails, the assignment is tightened and tried again on data that no try has seen, and the tries share the
+5% that a claim may be wrong.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
 from dynattn.lab.tune.store import Store
 
-_TWO_LOOKS = 8  # entries from which on there is a look half-way
-
 
 def prove(
     number: int, assignment: Assignment, exams: Exams, pretrained: Pretrained, max_loss: float, store: Store,
-    advance: Callable[[], None],
+    advance: Callable[[], None], in_time: Callable[[], bool],
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
@@ -39,13 +38,14 @@ def prove(
         max_loss: relative.
         store: keeps the scores.
         advance: called after each step.
+        in_time: whether another text may be begun.
 
     Returns:
         What was lost. Exams after one that fails are left out.
     """
     lost: list[Lost] = []
     for exam in exams:
-        lost.append(_prove(number, assignment, exam, pretrained, max_loss, store, advance))
+        lost.append(_prove(number, assignment, exam, pretrained, max_loss, store, advance, in_time))
         if not lost[-1].holds:
             break
     return Try(heads={module: list(heads) for module, heads in assignment.items()}, lost=lost)
@@ -53,31 +53,24 @@ def prove(
 
 def _prove(
     number: int, assignment: Assignment, exam: Exam, pretrained: Pretrained, max_loss: float, store: Store,
-    advance: Callable[[], None],
+    advance: Callable[[], None], in_time: Callable[[], bool],
 ) -> Lost:  # fmt: skip
-    stops = looks(exam)
-    each = exam.items // exam.entries
-    proof = exam.proof(max_loss, [stop * each for stop in stops], number + 1)
-    dense, own, start = np.array([]), np.array([]), 0
-    for stop in stops:
-        part = exam.portion(start, stop)
-        name = f"proof {number} {exam.task.name} {start} {stop} {sorted(methods(assignment).items())}"
+    proof = exam.proof(max_loss, number + 1)
+    dense, own, entry = np.array([]), np.array([]), 0
+    for entry in range(exam.entries):
+        part = exam.portion(entry, entry + 1)
+        name = f"proof {number} {exam.task.name} {entry} {sorted(methods(assignment).items())}"
         found = store.once(name, lambda part=part: _scores(assignment, part, pretrained, advance))
-        dense, own, start = np.append(dense, found[0]), np.append(own, found[1]), stop
-        verdict = proof.look(dense, own)
-        if verdict.state != "undecided":
+        dense, own = np.append(dense, found[0]), np.append(own, found[1])
+        if proof.look(dense, own).state != "undecided" or not in_time():
             break
+    verdict = proof.look(dense, own)
     return Lost(
         task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(dense), dense=exam.shown(dense),
         tuned=exam.shown(own), loss=verdict.loss, bound=verdict.high if math.isfinite(verdict.high) else None,
-        limit=proof.max_loss, level=verdict.level, looks=stops.index(start) + 1, proved=verdict.state == "proved",
+        limit=proof.max_loss, level=verdict.level, looks=entry + 1, proved=verdict.state == "proved",
         silent=exam.second and exam.says_nothing(dense),
     )  # fmt: skip
-
-
-def looks(exam: Exam) -> list[int]:
-    """After how many entries the proof looks."""
-    return [exam.entries // 2, exam.entries] if exam.entries >= _TWO_LOOKS else [exam.entries]
 
 
 def _scores(assignment: Assignment, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]) -> Any:

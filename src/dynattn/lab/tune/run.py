@@ -17,6 +17,7 @@ from dynattn.lab.tune.choices import Choices, Point, worth
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
 from dynattn.lab.tune.results import Considered, Gain, Raced, Time, Try, Tuning
@@ -33,6 +34,7 @@ LIMITS = (0.005, 0.01, 0.02, 0.05)
 """At which it is told what would be gained."""
 
 _TIGHTER = 0.4  # of the harm, after a proof that failed
+_PAIR = 2  # forwards of an item: dense and tuned
 _SHOWN = 24  # points of the path
 
 
@@ -65,12 +67,12 @@ class Run:
         choices = self._choices = self._chosen(spent)
         if self._speedup(spent, choices.most) < LEAST_GAIN:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
-        best = self._searched(choices)
+        best = self._searched(spent, choices)
         if best is None:
             return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
-        proved = self._proved(choices, best)
+        proved = self._proved(spent, choices, best)
         if proved is None:
-            return self._dense(spent, "the proof failed on held-out data, tightened too")
+            return self._dense(spent, self._unproved())
         return self._raced(spent, proved)
 
     def _time(self) -> Time:
@@ -115,30 +117,47 @@ class Run:
         counts = self._begun.plan.counts
         return counts.search_second if exam.second else counts.search
 
-    def _searched(self, choices: Choices) -> Measured | None:
+    def _searched(self, spent: Time, choices: Choices) -> Measured | None:
         exams, points = self._begun.parts.search, self._begun.plan.points
         steps = sum(exam.data.steps for exam in exams)
         advance = self._stage("loss of whole assignments", steps * (points + 1))
         outcomes = dense(exams, self._pretrained, advance)
         planned = [exam.items for exam in self._begun.parts.proofs[0]]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
-        return self._search.run(points, advance)
+        needed = _PAIR * LEAST.prove + sum(exam.entries for exam in exams)
+        return self._search.run(points, advance, lambda: self._in_time(spent, needed))
 
-    def _proved(self, choices: Choices, best: Measured) -> Point | None:
+    def _proved(self, spent: Time, choices: Choices, best: Measured) -> Point | None:
         point = best.point
         for number, exams in enumerate(self._begun.parts.proofs):
             steps = 2 * sum(exam.data.steps for exam in exams)
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
             found = prove(
-                number, point.assignment, exams, self._pretrained, self._settings.max_loss, self._store, advance
+                number,
+                point.assignment,
+                exams,
+                self._pretrained,
+                self._settings.max_loss,
+                self._store,
+                advance,
+                lambda: self._in_time(spent, _PAIR),
             )
             self._tries.append(found)
             if found.holds:
                 return point
             point = choices.within(point.harm * _TIGHTER)
-            if point.saved <= 0:
+            if point.saved <= 0 or not self._in_time(spent, _PAIR * LEAST.prove):
                 return None
         return None
+
+    def _unproved(self) -> str:
+        last = self._tries[-1].lost[-1]
+        how = "on held-out data" if len(self._tries) == 1 else f"on held-out data, in {len(self._tries)} tries"
+        return f"that the loss of {last.task} stays below {last.limit:.2%} could not be proved {how}"
+
+    def _in_time(self, spent: Time, forwards: float) -> bool:
+        """Whether so many forwards can be begun, and the race still be run."""
+        return self._clock.left > spent.forward * (forwards + 2 * (self._begun.plan.rounds + 1))
 
     def _raced(self, spent: Time, proved: Point) -> Tuning:
         advance = self._stage("speed-up of the whole model", 1)

@@ -78,13 +78,13 @@ class Search:
         self._max_loss, self._planned, self._store, self._dense = max_loss, planned, store, outcomes
         self.measured: list[Measured] = []
 
-    def run(self, points: int, advance: Callable[[], None]) -> Measured | None:
-        """Measure so many points; the fastest of those that keep the limits, None where none does."""
-        aim = self.choices.within(0.0)
+    def run(self, points: int, advance: Callable[[], None], in_time: Callable[[], bool]) -> Measured | None:
+        """Measure so many points, while there is time; the fastest of those that keep the limits, None where none
+        does."""
         wanted = self._first()
         for _ in range(points):
             aim = self.choices.within(wanted)
-            if any(each.point.moves == aim.moves for each in self.measured):
+            if any(each.point.moves == aim.moves for each in self.measured) or (self.measured and not in_time()):
                 break
             self.measure(aim, advance)
             wanted = self._next()
@@ -141,7 +141,7 @@ class Search:
 
     def _used(self, exam: Exam, own: np.ndarray, dense: np.ndarray, items: int) -> float:
         """The share of the limit that the proof's bound would take, were its items like these ones over and over."""
-        proof = exam.proof(self._max_loss, (items,), 1)
+        proof = exam.proof(self._max_loss, 1)
         found = proof.look(np.resize(dense, items), np.resize(own, items))
         return min(found.high, _FAR) / proof.max_loss
 

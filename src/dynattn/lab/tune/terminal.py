@@ -6,9 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dynattn.lab.terminal import Grid, print_grid, say
-from dynattn.lab.tune.assignment import shares
+from dynattn.lab.tune.assignment import shares, shown
 from dynattn.lab.tune.results import Lost, Tuning
-from dynattn.lab.words import label
 
 
 def show(found: Tuning, console: Console) -> None:
@@ -24,7 +23,7 @@ def show(found: Tuning, console: Console) -> None:
     if found.tries:
         print_grid(console, losses(found))
     if found.heads:
-        rows = [[label(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
+        rows = [[shown(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
         print_grid(console, Grid("Methods", ["method", "of all heads"], rows))
     if found.gains:
         rows = [[f"{gain.max_loss:.1%}", f"{gain.speedup:.2f}×"] for gain in found.gains]

@@ -12,28 +12,28 @@ def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
     """What the file says.
 
     Args:
-        found: the run; where it ended with dense attention, so does the file.
+        found: a run that made the model faster.
         pretrained: the model.
     """
     length = found.time.length
+    shortest = 1 if found.kind == "encoder" else length  # sentences took part there, too
     return Tuned.of(
-        pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(length, length),
+        pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(shortest, length),
         machine=found.machine, evidence=_evidence(found),
     )  # fmt: skip
 
 
 def _evidence(found: Tuning) -> tuple[Evidence, ...]:
-    proved = [_of(lost) for lost in found.tries[-1].lost] if found.speed is not None else []
-    if found.speed is None:
-        return ()
     speed = found.speed
+    if speed is None:
+        return ()
     raced = Evidence(
         what="speed-up of the whole model over SDPA", data=f"one forward of {found.time.length} tokens, interleaved",
         value=speed.speedup.median, low=speed.speedup.q1, high=speed.speedup.q3, items=speed.rounds,
         details={"interval": "quartiles over rounds", "dense_seconds": speed.dense.median,
                  "tuned_seconds": speed.tuned.median},
     )  # fmt: skip
-    return (*proved, raced)
+    return (*map(_of, found.tries[-1].lost), raced)
 
 
 def _of(lost: Lost) -> Evidence:
