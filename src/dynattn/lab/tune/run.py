@@ -111,7 +111,7 @@ class Run:
         return Choices(self._costs, _both(harms, [exam.second for exam, _ in looked]), names)
 
     def _harm(self, exam: Exam, index: int, where: Any, names: Sequence[str]) -> Any:
-        return sensitivity.look(self._pretrained, self._inputs(exam, index), where, names)
+        return sensitivity.look(self._pretrained, self._inputs(exam, index), where, names, last=exam.second)
 
     def _looked(self, exam: Exam) -> int:
         counts = self._begun.plan.counts

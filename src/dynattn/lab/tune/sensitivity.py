@@ -9,8 +9,8 @@ W_h are the columns of the output projection that read head h. Errors of differe
 orthogonal, so energies add up. This ranks methods as their loss does, and layers too; the mass that a method keeps
 ranks methods, but not layers, since a head that retrieves from afar looks local by mass.
 
-A causal call is looked at in a few runs of queries, spread over its length, as if the text ended after each; a run is
-aligned to the blocks of methods that choose in blocks.
+A long causal call is looked at in a few runs of queries, spread over its length or at its end, where the questions of
+the unlike task stand, and as if the text ended after each. A run is aligned to the blocks of methods that choose so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tune.layers import OWN, Place, named, weight
 from dynattn.methods import Method, parse
 
-_RUNS = 4
+_RUNS = 8
 _RUN = 64  # queries at least, and a multiple of every candidate's block
 _SHARE = 32  # a run is one in so many queries, where that is more
 
@@ -38,7 +38,9 @@ Harm = dict[str, dict[str, list[float]]]
 
 
 @torch.inference_mode()
-def look(pretrained: Pretrained, inputs: Inputs, places: Mapping[str, Place], names: Sequence[str]) -> Harm:
+def look(
+    pretrained: Pretrained, inputs: Inputs, places: Mapping[str, Place], names: Sequence[str], last: bool = False
+) -> Harm:
     """Run one input and measure the harm of every candidate.
 
     Args:
@@ -46,6 +48,7 @@ def look(pretrained: Pretrained, inputs: Inputs, places: Mapping[str, Place], na
         inputs: of a forward.
         places: of its attention modules, see :func:`dynattn.lab.tune.layers.places`.
         names: of the candidates.
+        last: look at the last queries alone, where a long causal call is not looked at whole.
 
     Returns:
         The harm; of a module that is called several times, the mean.
@@ -59,7 +62,7 @@ def look(pretrained: Pretrained, inputs: Inputs, places: Mapping[str, Place], na
         def see(call: Call) -> None:
             module = known[call.module]
             if module in places:
-                found = _harm(call, places[module], residual.get(places[module].layer), candidates)
+                found = _harm(call, places[module], residual.get(places[module].layer), candidates, last)
                 before = sums.setdefault(module, {})
                 for name, each in found.items():
                     before[name] = before[name] + each if name in before else each
@@ -106,12 +109,14 @@ def _residuals(places: Mapping[str, Place]) -> Iterator[dict[nn.Module, Tensor]]
             hook.remove()
 
 
-def _harm(call: Call, place: Place, residual: Tensor | None, candidates: Mapping[str, Method]) -> dict[str, Tensor]:
+def _harm(
+    call: Call, place: Place, residual: Tensor | None, candidates: Mapping[str, Method], last: bool
+) -> dict[str, Tensor]:
     """(heads,) float64 of each candidate."""
     gram = _gram(place, call)
     sums = {name: torch.zeros(call.query.shape[1], dtype=torch.float64) for name in candidates}
     rows = 0
-    for part, start in _runs(call):
+    for part, start in _runs(call, last):
         dense = _attend(part, parse("dense"))
         if residual is not None and residual.shape[1] == call.query.shape[2]:
             size = residual[:, start : start + part.query.shape[2]].double().pow(2).sum(-1)  # [batch, rows]
@@ -131,20 +136,20 @@ def _attend(call: Call, method: Method) -> Tensor:
     ).float()
 
 
-def _runs(call: Call) -> Iterator[tuple[Call, int]]:
+def _runs(call: Call, last: bool) -> Iterator[tuple[Call, int]]:
     """Parts of a call with the first query of each; the whole where it is short, has a mask, or is not causal."""
     q_len, kv_len = call.query.shape[2], call.key.shape[2]
     run = max(_RUN, q_len // _SHARE // _RUN * _RUN)
     if not call.causal or call.attn_mask is not None or q_len != kv_len or q_len < 2 * _RUNS * run:
         yield call, 0
         return
-    for number in range(1, _RUNS + 1):
-        stop = q_len if number == _RUNS else q_len * number // _RUNS // run * run
-        start = (stop - 1) // run * run
-        yield (
-            call._replace(query=call.query[:, :, start:stop], key=call.key[:, :, :stop], value=call.value[:, :, :stop]),
-            start,
+    for number in range(_RUNS):
+        start = (
+            (q_len - 1) // run * run - number * run if last else (2 * number + 1) * q_len // (2 * _RUNS) // run * run
         )
+        stop = min(q_len, start + run)
+        query, key, value = call.query[:, :, start:stop], call.key[:, :, :stop], call.value[:, :, :stop]
+        yield call._replace(query=query, key=key, value=value), start
 
 
 def _gram(place: Place, call: Call) -> Tensor:
