@@ -11,6 +11,7 @@ import time
 import pytest
 
 from dynattn import children
+from tests.signals import default_signals
 
 
 def _planted(folder, *names: str) -> None:
@@ -74,8 +75,9 @@ if __name__ == "__main__":
 def test_workers_end_at_once_with_what_they_were_started_by(tmp_path, ends: str):
     (tmp_path / "wait.py").write_text(_WAIT)
     started = subprocess.Popen(
-        [sys.executable, str(tmp_path / "wait.py"), ends], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, str(tmp_path / "wait.py"), ends], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=default_signals,
+    )  # fmt: skip
     assert started.stdout is not None
     assert started.stdout.readline() == "ready\n"
     began = time.monotonic()

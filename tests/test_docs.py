@@ -1,4 +1,4 @@
-"""What the documentation shows runs word for word, on tiny models in place of pretrained ones."""
+"""What the documentation shows runs word for word, on tiny models in place of pretrained ones; its links hold."""
 
 from __future__ import annotations
 
@@ -75,6 +75,17 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/training.md": _tensors,
 }
 """Pages, and what they leave to the reader: a model, its inputs, tensors."""
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))
+)
+KERNELS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "src" / "dynattn" / "kernels").rglob("*")
+    if path.suffix in (".cpp", ".h", ".hpp", ".cu", ".cuh")
+)
+SOURCE = re.compile(r"(?<![\w/.<-])([\w-]+(?:/[\w-]+)*\.(?:py|h|hpp|cpp|cu|cuh))\b")
+FOREIGN = ("torch/", "python/")  # files of other projects
 
 
 @pytest.mark.parametrize("page", GIVEN)
@@ -87,3 +98,40 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert blocks
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub addresses them."""
+    headings = re.findall(r"^#+ +(.*)$", page.read_text(encoding="utf-8"), re.M)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """To a file of the repository, and to a heading of it where one is named."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in _anchors(target), f"{page} links to {link}"
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[str]:
+    """Every source file, with a slash in front, so that the end of a path can be looked for."""
+    folders = ("src", "tests", "benchmarks", "docs", "examples")
+    return [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
+
+
+@pytest.mark.parametrize("page", [page for page in (*PAGES, *KERNELS) if page != "CHANGELOG.md"])
+def test_source_files_that_are_named_are_there(page: str, sources: list[str]) -> None:
+    """In pages, and in the comments of kernels; the changelog tells of what was."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if not page.endswith(".md"):
+        text = "\n".join(re.findall(r"//(.*)", text))
+    named = {name for name in SOURCE.findall(text) if not name.startswith(FOREIGN)}
+    lost = [name for name in sorted(named) if not any(source.endswith(f"/{name}") for source in sources)]
+    assert not lost, f"{page} names files that are not there: {lost}"

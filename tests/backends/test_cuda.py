@@ -65,7 +65,7 @@ def test_the_plan_says_which_kernel_draws_dropout() -> None:
     assert explain_choice(problem(dropout=True), "auto").reason.startswith(words)
     assert "dropout" not in explain_choice(problem(), "auto").reason
     dense = explain_choice(problem(NM(1, 1), dropout=True), "auto")
-    assert dense.rejected == {"sdpa": "it draws its dropout otherwise"}
+    assert dense.rejected == {"sdpa": "it draws other pairs for dropout"}
 
 
 @pytest.mark.usefixtures("device")

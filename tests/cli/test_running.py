@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from dynattn.cli import app
 from dynattn.cli.running import running
+from tests.signals import default_signals
 
 
 def _ending(error: BaseException):
@@ -106,12 +107,17 @@ def test_what_ends_a_command_leaves_nothing_half_written(tmp_path, end):
         "app(args=[])\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "figures.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "there\n"
-        assert list(tmp_path.iterdir())
-        other.send_signal(end)
-        _, error = other.communicate(timeout=60)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "there\n"
+            assert list(tmp_path.iterdir())
+            other.send_signal(end)
+            _, error = other.communicate(timeout=60)
+        finally:
+            other.kill()
     assert list(tmp_path.iterdir()) == []
     assert other.returncode == 128 + end
     assert "Traceback" not in error

@@ -103,7 +103,7 @@ def check(
 
 
 def factors(query: Tensor, key: Tensor, dropout_p: float) -> Tensor | None:
-    """Of dropout, (batch, heads, q_len, kv_len)."""
+    """The factors of dropout, (batch, heads, q_len, kv_len)."""
     if not dropout_p:
         return None
     batch, heads, q_len, _ = query.shape
@@ -111,7 +111,7 @@ def factors(query: Tensor, key: Tensor, dropout_p: float) -> Tensor | None:
 
 
 def largest(x: Tensor) -> float:
-    """Of the absolute values; infinite where there is a NaN."""
+    """The largest absolute value; infinite where there is a NaN."""
     top = x.abs().max().item() if x.numel() else 0.0
     return math.inf if math.isnan(top) else top
 

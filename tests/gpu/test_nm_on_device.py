@@ -86,7 +86,7 @@ def check(
 
 
 def largest(x: Tensor) -> float:
-    """Of the absolute values; infinite where there is a NaN."""
+    """The largest absolute value; infinite where there is a NaN."""
     top = x.abs().max().item() if x.numel() else 0.0
     return math.inf if math.isnan(top) else top
 

@@ -12,7 +12,6 @@ pytest.importorskip("matplotlib")
 from markupsafe import Markup
 
 from dynattn.lab.page import Section, new_figure, render, svg, table
-from dynattn.lab.words import interval, label, signed
 
 
 def _figure() -> str:
@@ -50,15 +49,6 @@ def test_table_escapes_cells_and_sets_numbers_right():
     assert text.count('class="number"') == 3  # the heading and two cells
     with pytest.raises(ValueError, match="each row must have 2 cells"):
         table(["name", "value"], [["only one"]])
-
-
-def test_labels_and_signs():
-    assert label("nm-1-2-w16-s1") == "1:2, window 16, 1 sink"
-    assert label("nm-2-4-w64-s4") == "2:4, window 64, 4 sinks"
-    assert label("nm-1-2-x16-w64") == "1:2, stride 16, window 64"
-    assert label("nm-1-2") == "1:2"
-    assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
-    assert interval(None) == "–"
 
 
 def test_legends_have_no_box_of_their_own_colour():

@@ -8,8 +8,11 @@ import pytest
 
 pytest.importorskip("markupsafe")
 
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
 from dynattn.lab.figures import Interval, Quality, TaskResult
-from dynattn.lab.words import NO_CONCLUSION, NOT_FINITE, interval, reading, verdict
+from dynattn.lab.words import NO_CONCLUSION, NOT_FINITE, interval, label, reading, signed, verdict
 
 CLEAR = Interval(mean=-0.2, low=-0.3, high=-0.1)
 
@@ -38,3 +41,12 @@ def test_no_verdict_where_dense_attention_guesses():
     assert verdict(_task([0.9, 0.8, 0.9, 0.8, 0.9], 0.1), _method(CLEAR)) == "worse"
     assert verdict(_task([0.9, 0.8, 0.9, 0.8, 0.9], None), _method(CLEAR)) == "worse"
     assert verdict(_task([0.1, 0.2, 0.1, 0.0, 0.1], 0.1), _method(CLEAR)) == NO_CONCLUSION
+
+
+def test_labels_and_signs():
+    assert label("nm-1-2-w16-s1") == "1:2, window 16, 1 sink"
+    assert label("nm-2-4-w64-s4") == "2:4, window 64, 4 sinks"
+    assert label("nm-1-2-x16-w64") == "1:2, stride 16, window 64"
+    assert label("nm-1-2") == "1:2"
+    assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
+    assert interval(None) == "–"

@@ -72,7 +72,7 @@ assert seen == ["dense", "nearest-3"], seen
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of processes that find the module ``nearest_keys`` and know it by DYNATTN_METHODS."""
+    """The environment of processes that find the module ``nearest_keys`` and know it by DYNATTN_METHODS."""
     (tmp_path / "nearest_keys.py").write_text(MODULE, encoding="utf-8")
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "DYNATTN_METHODS": "nearest_keys"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn.maths.random_features import directions, log_features
+from dynattn.maths.random_features import log_features
 from dynattn.methods import Scatterbrain, parse
 from tests.methods.mixing import looped
 
@@ -109,16 +109,6 @@ def test_sums_are_unbiased(orthogonal: bool, rounds: int) -> None:
     error = sums.std(0) / len(sums) ** 0.5
     assert ((sums.mean(0) - exact).abs() < 5 * error).all()
     assert (error < 0.04 * exact).all()
-
-
-def test_orthogonal_directions() -> None:
-    w = directions(20, 8, True, torch.Generator().manual_seed(0))
-    unit = w / torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    for block in unit.split(8):
-        torch.testing.assert_close(block @ block.T, torch.eye(len(block), dtype=torch.float64))
-    many = directions(8000, 8, True, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(many.T @ many / 8000, torch.eye(8, dtype=torch.float64), rtol=0, atol=0.06)
-    assert many.mean(0).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -12,7 +12,7 @@ from torch import Tensor
 import dynattn
 from dynattn import NM, TopK, metrics
 from dynattn.kernels.pattern import Pattern
-from dynattn.methods import MixingMethod, PairMethod, Rows, parse, register
+from dynattn.methods import PairMethod, Rows, parse, register
 from dynattn.reference import in_blocks
 
 
@@ -45,24 +45,6 @@ class AboveMean(PairMethod):
             mean = block.masked_fill(~allowed, 0).sum((-2, -1)) / allowed.sum((-2, -1)).clamp(min=1)
             kept[:, :, first : first + self.together] = block > mean[..., None, None]
         return kept | ~(scores > -math.inf)  # also what is not allowed: it must make no difference
-
-
-@register
-@dataclass(frozen=True)
-class Mean(MixingMethod):
-    """The mean of the values, for every query."""
-
-    @property
-    def name(self) -> str:
-        return "mean"
-
-    @classmethod
-    def from_name(cls, name: str) -> Mean | None:
-        return cls() if name == "mean" else None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
-        mean = value.mean(2, keepdim=True).repeat_interleave(query.shape[1] // value.shape[1], 1)
-        return mean.expand(*query.shape[:3], -1).to(query.dtype)
 
 
 def inputs(q_len: int = 37, kv_len: int = 37, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -179,16 +161,6 @@ def test_opcheck_and_compile() -> None:
         x.grad = None
     torch.compile(step, fullgraph=True, backend="aot_eager")(query, key, value).backward()
     torch.testing.assert_close([x.grad for x in (query, key, value)], want)
-
-
-def test_mixing_method_and_what_it_has_not() -> None:
-    query, key, value = inputs(dtype=torch.float32)
-    out = dynattn.attention(query, key, value, Mean())
-    torch.testing.assert_close(out[:, 3, 5], value[:, 1].mean(1))
-    with pytest.raises(ValueError, match="return_aux=True needs a method that keeps pairs: mean keeps none"):
-        dynattn.attention(query, key, value, Mean(), return_aux=True)
-    with pytest.raises(ValueError, match=r"dropout_p=0.5 needs a method that keeps pairs"):
-        dynattn.attention(query, key, value, Mean(), dropout_p=0.5)
 
 
 def test_routes() -> None:

@@ -117,6 +117,6 @@ def test_route() -> None:
     assert plan.backend == "reference"
     assert plan.rejected["blockwise"] == "the kept mass needs the scores of all pairs"
     plan = dynattn.explain(query, key, value, Window(4), dropout_p=0.5)
-    assert plan.rejected["blockwise"] == "it draws its dropout otherwise"
+    assert plan.rejected["blockwise"] == "it draws other pairs for dropout"
     with pytest.raises(RuntimeError, match="it computes windows, and topk-3 is another method"):
         dynattn.attention(query, key, value, dynattn.TopK(k=3), backend="blockwise")

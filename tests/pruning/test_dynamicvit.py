@@ -267,7 +267,7 @@ def test_what_cannot_work_is_refused():
 
 @torch.no_grad()
 def test_padding_counts_for_nothing():
-    """Of a sample with fewer tokens, fewer go on, and its output is the one that it has alone."""
+    """A sample of fewer tokens keeps fewer, and its output is the one that it has alone."""
     vit, method = model("vit"), DynamicViT(predictors())
     mask = torch.ones(2, 26)
     mask[1, 20:] = 0

@@ -10,8 +10,7 @@ import torch
 from dynattn.integrations.transformers import register
 from dynattn.pruning import SpAtten, parse
 from dynattn.pruning.layout import find
-from dynattn.pruning.quantise import split
-from dynattn.pruning.schedule import counts, schedule
+from dynattn.pruning.schedule import schedule
 from tests.pruning.models import close, ends, inputs, make, walk, weights
 
 
@@ -156,28 +155,12 @@ def test_values_and_bits(method):
         assert 0 < again < sum(work.notes["rows"].sum() for work in trace.last.layers)
 
 
-def test_quantised_numbers():
-    x = torch.tensor([-7.0, -3.6, -1.0, 0.0, 1.4, 7.0]).reshape(1, 1, 6, 1)
-    whole, high = split(x, torch.ones(1, 6, dtype=torch.bool), 2, 2)  # step 1
-    assert whole.flatten().tolist() == [-7, -4, -1, 0, 1, 7]
-    assert high.flatten().tolist() == [-8, -4, -4, 0, 0, 4]
-    zero = split(torch.zeros(1, 1, 2, 2), torch.ones(1, 2, dtype=torch.bool), 4, 4)
-    assert not zero.whole.any()
-
-
 def test_many_bits_and_all_values_are_dense():
     model, given = make("vit"), inputs("vit")
     with torch.no_grad():
         expected = model(**given).last_hidden_state
         with SpAtten(1.0, values=1.0, bits=(24, 0)).apply(model):
             close(model(**given).last_hidden_state, expected)
-
-
-def test_schedule():
-    assert schedule(0.25, 3, 0.15) == (1, 0.5, 0.25)
-    assert schedule(0.25, 12, 0.15)[:2] == (1, 1)
-    assert schedule(0.5, 1, 0.15) == (1,)
-    assert counts(0.1, torch.tensor([10, 11, 0])).tolist() == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

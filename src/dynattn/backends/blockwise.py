@@ -31,7 +31,7 @@ class Blockwise(Backend):
         if problem.aux:
             return "the kept mass needs the scores of all pairs"
         if problem.dropout:
-            return "it draws its dropout otherwise"
+            return "it draws other pairs for dropout"
         return None
 
     def what(self, problem: Problem) -> str:

@@ -20,7 +20,7 @@ class SDPA(Backend):
         if problem.aux:
             return "it returns no logsumexp"
         if problem.dropout:
-            return "it draws its dropout otherwise"
+            return "it draws other pairs for dropout"
         if problem.masked:
             return "it gives NaN for rows that a mask empties"
         if problem.causal and problem.q_len != problem.kv_len:

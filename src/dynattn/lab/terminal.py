@@ -68,7 +68,7 @@ def _table(grid: Grid, chosen: Sequence[int], space: int, titled: bool = True) -
 
 
 def _width(to: Console, table: Table) -> int:
-    """Of a table none of whose lines is broken."""
+    """The width that a table takes when no line of it is broken."""
     return Measurement.get(to, to.options.update(max_width=1 << 16), table).maximum
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 DISTURBED = 0.02  # share of a sample's time spent waiting for a core, above which it counts as disturbed
 MIN_ROUNDS = 5
 LEAST_ROUNDS = 3
-"""Of a whole model: a round of a long text takes half a minute; quartiles and the number of rounds are told."""
+"""Rounds of a whole model: one on a long text takes half a minute. Quartiles and the number of rounds are reported."""
 
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
@@ -41,7 +41,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: tuple[float, ...]) -> Spread:
-        """Of one or more values; quartiles by linear interpolation between the values."""
+        """The spread of one or more values; quartiles by linear interpolation between the values."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -65,7 +65,7 @@ class Timing:
 
     @property
     def seconds(self) -> Spread:
-        """Of one call."""
+        """The seconds of one call."""
         return Spread.of(self.samples)
 
     @property

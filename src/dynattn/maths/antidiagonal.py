@@ -126,7 +126,7 @@ def _diagonal(x: Tensor, at: slice, first: int, last: int, shift: int) -> Tensor
 
 
 def _value(means: Tensor, size: int) -> Tensor:
-    """Of t, (batch, heads, a, c), whose rows begin with a block."""
+    """The value of every block, from t, (batch, heads, a, c), with rows that begin where a block begins."""
     of_block = blocks(blocks(means, size // STEP, 3, -math.inf), size // STEP, 2, -math.inf)
     return log_shares(of_block)
 

@@ -65,6 +65,6 @@ def _sampled(rows: range, length: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _value(scores: Tensor, there: Tensor, size: int) -> Tensor:
-    """Of the sampled queries' scores, (batch, heads, rows · runs, kv_len)."""
+    """The value of every block, from the scores of the sampled queries, (batch, heads, rows · runs, kv_len)."""
     s = scores.unflatten(2, there.shape).masked_fill(~there.to(scores.device).unsqueeze(-1), -math.inf)
     return log_shares(blocks(s, size, 4, -math.inf))

@@ -42,7 +42,7 @@ def gradients(
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, seed: Tensor | None, call: ByName, backend: str, **choice: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Of query, key and value; ``choice`` as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
+    """The gradients of query, key and value; ``choice`` is as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
     d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
     cpu.nm_backward(
         rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),

@@ -40,3 +40,17 @@ def test_nothing_is_kept_alive():
     del key
     gc.collect()
     assert len(caches._layers) == before - 1
+
+
+def test_one_graph_is_refused_only_while_such_a_cache_lives():
+    compiled = torch.compile(lambda key: (caches.following(key), key + 1)[1], backend="eager", fullgraph=True)
+    key, layer = torch.zeros(2, 2), Layer()
+    gc.collect()  # the caches of other tests
+    compiled(key)
+    follow(key, layer)
+    follow(torch.ones(2, 2), layer)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="caches that forget"):
+        compiled(torch.zeros(2, 2))
+    del layer
+    gc.collect()
+    compiled(torch.zeros(2, 2))

@@ -16,7 +16,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import coverage, observing, register  # noqa: E402
-from tests.integrations.test_transformers import SMALL, TOKENS, text, tiny, with_attention  # noqa: E402
+from tests.integrations.transformers.tiny import SMALL, TOKENS, text, tiny, with_attention  # noqa: E402
 
 register()
 TEXT = {**TOKENS, **SMALL, "max_position_embeddings": 64}

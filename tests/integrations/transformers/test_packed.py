@@ -10,7 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import register  # noqa: E402
-from tests.integrations.test_transformers import assert_equal, text, tiny, with_attention  # noqa: E402
+from tests.integrations.transformers.tiny import assert_equal, text, tiny, with_attention  # noqa: E402
 
 register()
 POSITIONS = torch.cat([torch.arange(8), torch.arange(5)]).unsqueeze(0)

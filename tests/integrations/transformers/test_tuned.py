@@ -27,7 +27,7 @@ from dynattn.integrations.transformers import (  # noqa: E402
     register,
 )  # fmt: skip
 from dynattn.methods import parse  # noqa: E402
-from tests.integrations.test_transformers import assert_equal, text, tiny  # noqa: E402
+from tests.integrations.transformers.tiny import assert_equal, text, tiny  # noqa: E402
 
 register()
 KINDS = ("llama", "bert", "vit", "whisper", "t5")

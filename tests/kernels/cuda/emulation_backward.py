@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import emulation
 import torch
-from emulation import SCHEDULES, Problem
 from torch import Tensor
 
 from dynattn.kernels.cuda import emulator, launch
@@ -18,6 +16,8 @@ from dynattn.kernels.cuda.emulator import Schedule
 from dynattn.kernels.cuda.launch_backward import BackwardLaunch, prepare_backward
 from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
+from tests.kernels.cuda import emulation
+from tests.kernels.cuda.emulation import SCHEDULES, Problem
 
 ROWS = "nm_backward_rows.cu"
 GUARD = 64  # elements before and after each gradient that must stay as they are
@@ -40,7 +40,7 @@ class BackwardProblem:
 
 
 class Gradients(NamedTuple):
-    """Of query, key, value and, where asked for, the mask at its full shape."""
+    """Gradients of query, key, value and, where asked for, the mask at its full shape."""
 
     query: Tensor
     key: Tensor

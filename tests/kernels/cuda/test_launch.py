@@ -3,7 +3,6 @@
 import ctypes
 from pathlib import Path
 
-import layout
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from dynattn.kernels.cuda.driver import Device, TensorMap
 from dynattn.kernels.cuda.launch import ForwardParams, Launch
 from dynattn.kernels.cuda.variants import WGMMA_HEAD_DIMS
 from dynattn.kernels.pattern import Pattern
+from tests.kernels.cuda import layout
 
 AMPERE = Device(0, "sm_80", 108, 163 * 1024)
 ADA = Device(0, "sm_89", 76, 99 * 1024)

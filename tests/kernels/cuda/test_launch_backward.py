@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import layout
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams,
 from dynattn.kernels.cuda.variants_backward import BackwardVariant, WgmmaBackwardVariant
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM
+from tests.kernels.cuda import layout
 
 AMPERE = Device(0, "sm_80", 108, 163 * 1024)
 ADA = Device(0, "sm_89", 76, 99 * 1024)

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation import SCHEDULES
-from emulation_backward import FEW_BLOCKS, ROWS, BackwardProblem, backward_problem, changed, check, run
-from test_planted_bugs import plant
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.kernels.cuda.emulator import EmulationError
+from tests.kernels.cuda.emulation import SCHEDULES
+from tests.kernels.cuda.emulation_backward import (
+    FEW_BLOCKS,
+    ROWS,
+    BackwardProblem,
+    backward_problem,
+    changed,
+    check,
+    run,
+)
+from tests.kernels.cuda.test_planted_bugs import plant
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

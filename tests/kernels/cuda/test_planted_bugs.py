@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import emulation
 import pytest
 import torch
-from emulation import SCHEDULES, Problem, check, run, simple
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.kernels.cuda.emulator import EmulationError
+from tests.kernels.cuda import emulation
+from tests.kernels.cuda.emulation import SCHEDULES, Problem, check, run, simple
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

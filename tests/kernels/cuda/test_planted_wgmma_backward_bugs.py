@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulation_backward import HOPPER, HOPPER_FEW_BLOCKS, BackwardProblem, backward_problem
-from test_planted_backward_bugs import detected, passes
-from test_planted_bugs import plant
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
+from tests.kernels.cuda.emulation_backward import HOPPER, HOPPER_FEW_BLOCKS, BackwardProblem, backward_problem
+from tests.kernels.cuda.test_planted_backward_bugs import detected, passes
+from tests.kernels.cuda.test_planted_bugs import plant
 
 pytestmark = pytest.mark.skipif(emulator.unavailable_reason() is not None, reason=str(emulator.unavailable_reason()))
 

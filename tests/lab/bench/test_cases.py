@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dynattn.lab.bench.cases import Case, Workload
-from dynattn.lab.bench.suites import suite, suites
 from dynattn.methods import NM
 from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
@@ -81,37 +80,6 @@ def test_layouts_hold_the_same_shape():
     assert all(x.transpose(1, 2).is_contiguous() for x in transposed)
 
 
-@pytest.mark.parametrize(("name", "device"), [(name, device) for device in ("cpu", "cuda") for name in suites(device)])
-def test_suites_have_distinct_cases(name, device):
-    cases = suite(name, device)
-    assert len(set(cases)) == len(cases)
-    labels = {case.workload: case.workload.label for case in cases}
-    assert len(set(labels.values())) == len(labels)
-
-
-def test_target_shapes():
-    cases = suite("targets")
-    main = {(48, 384, 64), (48, 512, 64), (24, 1024, 64), (12, 2048, 64), (6, 4096, 64), (12, 512, 32), (12, 1024, 128)}
-    shapes = {(w.batch * w.heads, w.q_len, w.head_dim, w.causal) for w in (case.workload for case in cases)}
-    assert shapes == {(*s, False) for s in main} | {(*s, True) for s in main if s[1] >= 1024}
-    assert {case.workload.causal for case in cases if case.method.window == 64} == {False, True}
-
-
-def test_gpu_shapes():
-    """The paper's own, and as many tokens at every length; in bfloat16, dense attention as torch has it."""
-    paper = {(w.batch, w.heads, w.q_len, w.head_dim, w.dtype) for w in (c.workload for c in suite("paper", "cuda"))}
-    assert paper == {(48, 4, n, 64, "bfloat16") for n in (256, 512, 1024, 2048)} | {(24, 4, 4096, 64, "bfloat16")}
-    targets = suite("targets", "cuda")
-    assert {case.workload.q_len for case in targets} == {384, 512, 1024, 2048, 4096, 8192, 16384, 32768}
-    assert {(case.workload.head_dim, case.workload.causal) for case in targets} == {
-        (64, False), (64, True), (128, False), (128, True)
-    }  # fmt: skip
-    assert {case.method.name for case in targets} == {
-        "nm-1-2", "nm-2-4", "nm-1-2-x16", "nm-2-4-x16", "nm-1-2-w64-s4"
-    }  # fmt: skip
-    assert all(case.workload.batch * case.workload.q_len <= 32768 for case in targets)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,8 +93,3 @@ def test_gpu_shapes():
 def test_bad_workloads(arguments, message):
     with pytest.raises(ValueError, match=message):
         Workload(**{"heads": 2, "q_len": 8, "head_dim": 8, **arguments})
-
-
-def test_unknown_suite():
-    with pytest.raises(ValueError, match="targets"):
-        suite("fast")

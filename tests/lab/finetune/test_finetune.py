@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
-import typer
 from typer.testing import CliRunner
 
-from dynattn.cli.finetune import finetune as command
-from dynattn.lab.finetune import page
-from dynattn.lab.finetune.pairs import PairModel, ranking_loss
-from dynattn.lab.finetune.plots import curves
-from dynattn.lab.finetune.pretrained import fresh
 from dynattn.lab.models import load
-from dynattn.lab.page import COLORS
 from dynattn.lab.tasks import make
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.training.results import Study
-from dynattn.lab.words import label
-
-APP = typer.Typer()
-APP.command()(command)
-
-RETRIEVAL = ["--task", "retrieval"]
-SIZES = ["--steps", "4", "--batch", "8", "--tokens", "64", "--threads", "1", "--learning-rate", "1e-3"]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, many_texts: Path) -> tuple[str, Path]:
-    """What the command printed, and the folder it wrote."""
-    output = tmp_path_factory.mktemp("reports")
-    arguments = [*RETRIEVAL, "--model", str(tiny_encoder), "--text", str(many_texts), "--items", "6", "--seeds", "2"]
-    arguments += ["--methods", "nm-1-2", "--keep-models", "--output", str(output)]
-    result = CliRunner().invoke(APP, [*arguments, *SIZES], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    return result.output, output
-
-
-@pytest.fixture(scope="module")
-def found(written: tuple[str, Path]) -> Study:
-    (path,) = written[1].glob("*.json")
-    return Study.model_validate_json(path.read_text())
+from tests.lab.finetune.running import APP, RETRIEVAL, SIZES
 
 
 def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[str, Path]):
@@ -88,42 +56,6 @@ def test_a_kept_model_gives_the_scores_of_the_report(
     assert arm is not None
     assert scores is not None
     assert arm.runs[1].scores == pytest.approx(scores.tolist(), abs=1e-9)
-
-
-def test_the_page_refers_to_nothing_outside_and_names_everything(written: tuple[str, Path], found: Study):
-    (path,) = written[1].glob("*.html")
-    text = path.read_text()
-    assert "http" not in text
-    assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
-    assert "<script" not in text
-    assert not re.search(r"url\((?!#)", text)
-    assert text.count("<svg") == 2
-    for method in found.methods:
-        assert label(method) in text
-    assert "dense fine-tuned, swapped in" in text
-    for title in ("Summary", "Learning curves", "Every run", "Time of a step", "Conditions"):
-        assert title in text
-    for arm in found.arms:
-        assert f"{arm.score.mean:.4f}" in text
-        for run in arm.runs:
-            assert f"{run.score:.4f}" in text
-
-
-def test_every_method_has_its_curves_when_there_are_more_than_colours(found: Study):
-    names = [f"nm-{n}-16" for n in range(1, len(COLORS) + 2)]
-    arms = [found.dense.model_copy(update={"method": name}) for name in ("sdpa", *names)]
-    drawn = curves(found.model_copy(update={"methods": ["sdpa", *names], "arms": arms}))
-    assert all(label(name) in drawn for name in names)
-
-
-def test_the_page_of_a_study_from_scratch_has_no_word_of_pretraining(found: Study):
-    trained = [arm for arm in found.arms if arm.trained and not arm.swapped]
-    arms = [arm.model_copy(update={"gain": None, "recovered": None}) for arm in trained]
-    text = page(found.model_copy(update={"arms": arms}))
-    summary = text.split("Summary")[1].split("Learning curves")[0].split("</figure>")[1]
-    assert "without training" not in summary
-    assert "swapped in" not in summary.lower()
-    assert "fine-tuned" not in text
 
 
 @pytest.fixture(scope="module")
@@ -227,44 +159,6 @@ def test_a_real_encoder_is_trained_on_real_texts(task: str, summary: str, untrai
     losses = [[point.value for point in arm.runs[0].losses] for arm in (found.dense, sparse)]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     assert losses[1] != losses[0]
-
-
-def test_ranking_loss_is_its_equation():
-    draw = torch.Generator().manual_seed(0)
-    q, d = (torch.nn.functional.normalize(torch.randn(3, 5, generator=draw), dim=-1) for _ in range(2))
-    expected = 0.0
-    for i in range(3):
-        weights = [torch.exp(20 * (q[i] * d[j]).sum()) for j in range(3)]
-        expected -= torch.log(weights[i] / sum(weights)) / 3
-    assert ranking_loss(q, d).item() == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", ["sdpa", "nm-1-2"])
-def test_a_fresh_copy_is_the_model_without_attention_dropout(tiny_encoder: Path, method: str):
-    base = load(str(tiny_encoder)).model
-    copy = fresh(base, method)
-    assert copy.config.attention_probs_dropout_prob == 0
-    assert (base.config.attention_probs_dropout_prob, copy.config.hidden_dropout_prob) == (0.1, 0.1)
-    assert copy.config._attn_implementation == (method if method == "sdpa" else f"dynattn:{method}")
-    assert base.config._attn_implementation == "sdpa"
-    ids = torch.arange(2, 18)[None]
-    dense = copy.eval()
-    dense.set_attn_implementation("sdpa")
-    with torch.inference_mode():
-        torch.testing.assert_close(dense(ids).last_hidden_state, base(ids).last_hidden_state)
-    with torch.no_grad():
-        next(copy.parameters()).add_(1)
-    assert not torch.equal(next(copy.parameters()), next(base.parameters()))
-
-
-def test_training_reaches_queries_and_documents_through_sparse_attention(tiny_encoder: Path):
-    model = PairModel(fresh(load(str(tiny_encoder)).model, "nm-1-2"))
-    ids = torch.randint(2, 20, (4, 16), generator=torch.Generator().manual_seed(0))
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    model(given, {name: x.roll(1, 1) for name, x in given.items()})["loss"].backward()
-    query = dict(model.named_parameters())["encoder.encoder.layer.0.attention.self.query.weight"].grad
-    assert query is not None
-    assert query.abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -17,42 +11,16 @@ pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 pytest.importorskip("plotly")
 
-import typer
-from typer.testing import CliRunner
 
-from dynattn.cli.frontier import frontier as command
 from dynattn.lab import records
-from dynattn.lab.frontier import Settings, measure, store, sweep, workers
+from dynattn.lab.frontier import Settings, measure, store, sweep
 from dynattn.lab.frontier.cell import DENSE, Cell, Exam
 from dynattn.lab.frontier.measure import Answer, Job
 from dynattn.lab.frontier.results import Failure, Frontier, Work
 from dynattn.lab.frontier.sweep import plan
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
-
-APP = typer.Typer()
-APP.command()(command)
-
-
-def _silent(title: str, steps: int):
-    return lambda: None
-
-
-def _here(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
-    """In this process."""
-    for cell in cells:
-        yield measure.measure(job, cell)
-
-
-def _settings(model: Path, texts: Path, **fields: object) -> Settings:
-    given = {"tasks": ("retrieval",), "tokens": (32, 64), "items": 6, "methods": ("nm-1-2", "nm-1-4"), "seconds": 0.01}
-    return Settings(model=str(model), text=texts, **(given | fields))  # pyright: ignore[reportArgumentType]
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, texts: Path) -> tuple[Frontier, Path]:
-    path = tmp_path_factory.mktemp("sweep") / "record.json"
-    return sweep(_settings(tiny_encoder, texts), path, _silent, _here), path
+from tests.lab.frontier.running import here, settings_for, silent
 
 
 def test_every_method_is_measured_at_every_length_beside_dense_attention(measured: tuple[Frontier, Path]):
@@ -79,10 +47,10 @@ def test_every_method_is_measured_at_every_length_beside_dense_attention(measure
 
 
 def test_a_decoder_has_its_tasks_and_its_allowed_pairs(tiny_decoder: Path, texts: Path, tmp_path: Path):
-    settings = _settings(
+    settings = settings_for(
         tiny_decoder, texts, tasks=("perplexity", "passkey"), tokens=(64,), items=2, methods=("nm-1-4",), seconds=0
     )
-    found = sweep(settings, tmp_path / "record.json", _silent, _here)
+    found = sweep(settings, tmp_path / "record.json", silent, here)
     assert [sheet.exam.task for sheet in found.sheets.values()] == ["perplexity", "passkey"]
     assert found.times == {}
     for sheet in found.sheets.values():
@@ -96,11 +64,11 @@ def test_a_decoder_has_its_tasks_and_its_allowed_pairs(tiny_decoder: Path, texts
 
 def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path: Path):
     methods = ("nm-1-4", "cache-window-16-s1", "cache-spatten-flat-0.25")
-    settings = _settings(
+    settings = settings_for(
         tiny_decoder, texts, tasks=("passkey",), tokens=(128,), items=2, methods=methods, phases=("prefill", "decode")
     )
     cells = [cell for cell in plan(settings, "decoder")[0] if cell.exam.phase == "decode"]
-    found = sweep(settings, tmp_path / "record.json", _silent, lambda job, _: _here(job, cells))
+    found = sweep(settings, tmp_path / "record.json", silent, lambda job, _: here(job, cells))
     assert found.failures == {}
     (sheet,) = found.sheets.values()
     dense, nm, window, spatten = (found.grades[cell.key] for cell in cells)
@@ -122,16 +90,16 @@ def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path
 
 def test_decoding_asks_for_a_decoder_and_for_answers(tiny_encoder: Path, tiny_decoder: Path, texts: Path):
     with pytest.raises(ValueError, match="only decoders decode"):
-        plan(_settings(tiny_encoder, texts, phases=("decode",)), "encoder")
+        plan(settings_for(tiny_encoder, texts, phases=("decode",)), "encoder")
     with pytest.raises(ValueError, match="tasks that ask for an answer: got perplexity"):
-        plan(_settings(tiny_decoder, texts, phases=("decode",), tasks=("perplexity",)), "decoder")
+        plan(settings_for(tiny_decoder, texts, phases=("decode",), tasks=("perplexity",)), "decoder")
 
 
 def test_methods_that_take_tokens_away_leave_the_model_as_it_was(
     measured: tuple[Frontier, Path], tiny_encoder: Path, texts: Path, tmp_path: Path
 ):
-    settings = _settings(tiny_encoder, texts, tokens=(64,), methods=("spatten-0.25", "nm-1-2"))
-    found = sweep(settings, tmp_path / "record.json", _silent, _here)
+    settings = settings_for(tiny_encoder, texts, tokens=(64,), methods=("spatten-0.25", "nm-1-2"))
+    found = sweep(settings, tmp_path / "record.json", silent, here)
     assert found.failures == {}
     dense, spatten, nm = found.grades.values()
     assert dense.work.pairs is not None
@@ -156,9 +124,9 @@ def test_going_on_measures_what_is_missing_and_nothing_else(
 
     def watched(job: Job, cells: Sequence[Cell]) -> Generator[Answer, None, None]:
         asked.extend(cells)
-        return _here(job, cells)
+        return here(job, cells)
 
-    again = sweep(_settings(tiny_encoder, texts), path, _silent, watched)
+    again = sweep(settings_for(tiny_encoder, texts), path, silent, watched)
     assert [cell.key for cell in asked] == [missing]
     assert again.grades[missing].scores == found.grades[missing].scores
     assert again.times.keys() == found.times.keys()
@@ -176,14 +144,14 @@ def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
 
     look = measure.look
     monkeypatch.setattr(measure, "look", broken)
-    settings = _settings(tiny_encoder, texts, tokens=(32,))
-    found = sweep(settings, tmp_path / "record.json", _silent, _here)
+    settings = settings_for(tiny_encoder, texts, tokens=(32,))
+    found = sweep(settings, tmp_path / "record.json", silent, here)
     (why,) = found.failures.values()
     assert (why.entry.name, why.reason) == ("nm-1-2", "not for this model")
     assert {grade.cell.entry.name for grade in found.grades.values()} == {"sdpa", "nm-1-4"}
     assert {time.race.entry.name for time in found.times.values()} == {"nm-1-4"}
     monkeypatch.setattr(measure, "look", look)
-    again = sweep(settings, tmp_path / "record.json", _silent, _here)
+    again = sweep(settings, tmp_path / "record.json", silent, here)
     assert again.failures == {}
     assert len(again.grades) == 3
 
@@ -191,27 +159,27 @@ def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(
 def test_a_task_of_another_kind_is_refused_before_there_is_a_record(tiny_encoder: Path, texts: Path, tmp_path: Path):
     path = tmp_path / "record.json"
     with pytest.raises(ValueError, match="task perplexity takes a model that is decoder"):
-        sweep(_settings(tiny_encoder, texts, tasks=("retrieval", "perplexity")), path, _silent, _here)
+        sweep(settings_for(tiny_encoder, texts, tasks=("retrieval", "perplexity")), path, silent, here)
     assert not path.exists()
 
 
 def test_failures_of_before_are_no_failures_of_now(tiny_encoder: Path, texts: Path, tmp_path: Path):
     path = tmp_path / "record.json"
-    settings = _settings(tiny_encoder, texts, tokens=(32,), seconds=0)
-    found = sweep(settings, path, _silent, _here)
+    settings = settings_for(tiny_encoder, texts, tokens=(32,), seconds=0)
+    found = sweep(settings, path, silent, here)
     cell = Cell(
         exam=Exam(model=str(tiny_encoder), phase="prefill", task="perplexity", tokens=32, items=6, texts=None),
         entry=DENSE,
     )
     failure = Failure(exam=cell.exam, entry=DENSE, reason="a wrong option, once")
     store.save(found.model_copy(update={"failures": {cell.key: failure}}), path)
-    assert sweep(settings, path, _silent, _here).failures == {}
+    assert sweep(settings, path, silent, here).failures == {}
 
 
 def test_two_sweeps_do_not_write_one_record(tiny_encoder: Path, texts: Path, tmp_path: Path):
     path = tmp_path / "record.json"
     with records.alone(path), pytest.raises(ValueError, match=r"another is at work in .*record\.json"):
-        sweep(_settings(tiny_encoder, texts), path, _silent, _here)
+        sweep(settings_for(tiny_encoder, texts), path, silent, here)
     assert not path.exists()
 
 
@@ -219,12 +187,12 @@ def test_a_record_of_another_model_is_not_gone_on_with(
     measured: tuple[Frontier, Path], tiny_decoder: Path, texts: Path
 ):
     with pytest.raises(ValueError, match="a record must be of one model"):
-        sweep(_settings(tiny_decoder, texts, tasks=("passkey",)), measured[1], _silent, _here)
+        sweep(settings_for(tiny_decoder, texts, tasks=("passkey",)), measured[1], silent, here)
 
 
 def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"tokens must be as many as the model takes: got 200, .* takes 128"):
-        sweep(_settings(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", _silent, _here)
+        sweep(settings_for(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", silent, here)
 
 
 def test_caches_that_forget_take_part_while_decoding_alone():
@@ -235,114 +203,3 @@ def test_caches_that_forget_take_part_while_decoding_alone():
     assert found == {"prefill": {"sdpa", "nm-1-2"}, "decode": {"sdpa", "nm-1-2", "cache-window-32-s4"}}
     with pytest.raises(ValueError, match="caches that forget take part in the decode phase alone"):
         plan(Settings(model="smollm2", methods=("cache-window-32-s4",)), "decoder")
-
-
-def test_by_default_every_family_runs_at_every_budget_on_several_tasks_and_lengths():
-    cells, timed = plan(Settings(), "encoder")
-    assert {cell.exam.task for cell in cells} == {"retrieval", "manpages"}
-    assert len({cell.key for cell in cells}) == len(cells)
-    for length in {cell.exam.tokens for cell in cells}:
-        entries = {cell.entry.label for cell in cells if cell.exam.tokens == length}
-        assert {"sdpa", "N:M 1/4", "N:M 1/8", "SpAtten 1/4", "efficient"} <= entries
-        assert len([who for exam, who in timed if exam.tokens == length]) == len(entries) - 1
-    assert cells[0].exam.tokens == max(cell.exam.tokens or 0 for cell in cells)  # the longest first
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"items": 0}, "items must be at least 1"), ({"tokens": (0,)}, "tokens must be at least 1"),
-        ({"seconds": -1.0}, "seconds must not be negative"), ({"phases": ("sleep",)}, "phase must be one of"),
-        ({"methods": ("nm-2",)}, "nm-2"), ({"tasks": ("riddles",)}, "riddles"),
-        ({"budgets": (0.3,)}, "a budget must be 1 over a whole number"),
-    ],
-)  # fmt: skip
-def test_what_is_asked_for_wrongly_is_refused_before_anything_is_measured(fields: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        Settings(**fields)
-
-
-def test_merging_by_the_command_writes_the_record_and_its_page(measured: tuple[Frontier, Path], tmp_path: Path):
-    found, path = measured
-    half = list(found.grades)[:3]
-    parts = [{key: found.grades[key] for key in found.grades if (key in half) == first} for first in (True, False)]
-    for number, grades in enumerate(parts):
-        part = found.model_copy(update={"grades": grades, "times": found.times if number else {}})
-        store.save(part, tmp_path / f"{number}.json")
-    files = [str(tmp_path / f"{number}.json") for number in range(2)]
-    result = CliRunner().invoke(APP, ["--merge", *files, "--output", str(tmp_path / "both")])
-    assert result.exit_code == 0, result.output
-    (merged,), (html,) = (list((tmp_path / "both").glob(f"*.{kind}")) for kind in ("json", "html"))
-    assert store.load(merged).grades == found.grades
-    assert html.name in result.output.replace("\n", "")
-    assert CliRunner().invoke(APP, ["--merge"]).exit_code == 2
-    assert CliRunner().invoke(APP, [str(path)]).exit_code == 2
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny_encoder: Path, texts: Path, tmp_path: Path):
-    """SIGKILL as soon as something is written; the workers end, too; then the same command again."""
-    settings = _settings(tiny_encoder, texts)
-    options = ["--methods", "nm-1-2,nm-1-4", "--tasks", "retrieval", "--items", "6", "--tokens", "32,64"]
-    arguments = ["--model", str(tiny_encoder), "--text", str(texts), *options, "--output", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dynattn", "frontier", *arguments, "--workers", "1", "--threads", "1"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (records := list(tmp_path.glob("*.json"))):
-        assert process.poll() is None, "the sweep ended before it wrote anything"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    started = _children(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    (path,) = records
-    before = json.loads(path.read_text())
-    assert before["grades"]
-    while any(map(_lives, started)):
-        assert time.monotonic() < deadline, "a worker outlived its sweep"
-        time.sleep(0.05)
-    assert before["grades"].keys() < {cell.key for cell in plan(settings, "encoder")[0]}
-    again = sweep(settings, path, _silent, lambda job, cells: workers.run(job, cells, 1, 1)).model_dump(mode="json")
-    assert again["grades"].items() >= before["grades"].items()  # their seconds, too: nothing was done again
-    assert again["grades"].keys() == {cell.key for cell in plan(settings, "encoder")[0]}
-    assert len(again["times"]) == 4
-
-
-def _children(parent: int) -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process(parent).children(recursive=True)]
-
-
-def _lives(process: int) -> bool:
-    import psutil
-
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.slow
-def test_on_a_ray_cluster_the_scores_are_those_of_this_process(
-    measured: tuple[Frontier, Path], tiny_encoder: Path, texts: Path, tmp_path: Path
-):
-    ray = pytest.importorskip("ray")
-    from dynattn.lab.frontier import cluster
-
-    found, _ = measured
-    ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
-    try:
-        settings = _settings(tiny_encoder, texts, tokens=(32,), seconds=0)
-        path = tmp_path / "record.json"
-        there = sweep(settings, path, _silent, lambda job, cells: cluster.run(job, cells, None))
-        assert ray.is_initialized()  # a cluster that was there before stays
-    finally:
-        ray.shutdown()
-    assert there.failures == {}
-    assert len(there.grades) == 3
-    for key, grade in there.grades.items():
-        assert grade.scores == pytest.approx(found.grades[key].scores, abs=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynattn.lab.tasks.texts import Text, read
+from dynattn.lab.tasks.texts import Text, read, sentences, wikipedia
 
 
 def test_lines_end_where_lines_end_and_nowhere_else(tmp_path: Path):
@@ -59,3 +59,31 @@ def test_nothing_to_read_is_refused(tmp_path: Path):
         read(tmp_path / "blank.txt")
     with pytest.raises(ValueError, match="must be a file of text: it is a device"):
         read(Path("/dev/zero"))
+
+
+def test_wikipedia_gives_long_plain_articles():
+    pytest.importorskip("gensim")
+    articles = wikipedia()
+    assert len(articles) > 80
+    assert sum(len(article.body) > 20_000 for article in articles) > 40
+    for mark in ("[[", "{{", "==", "'''"):
+        assert not any(mark in article.body for article in articles)
+
+
+def test_read_takes_files_of_a_folder_or_lines_of_a_file(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("short")
+    (tmp_path / "b.md").write_text("somewhat longer")
+    (tmp_path / "c.bin").write_text("not a text at all, and the longest")
+    assert [text.title for text in read(tmp_path)] == ["b.md", "a.txt"]
+    lines = tmp_path / "lines"
+    lines.write_text("one\n\nand three\n")
+    assert [tuple(text) for text in read(lines)] == [("line 3", "and three"), ("line 1", "one")]
+    with pytest.raises(ValueError, match="file or a folder"):
+        read(tmp_path / "missing")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ValueError, match="must be a text"):
+        read(tmp_path / "empty")
+
+
+def test_sentences_end_before_a_capital():
+    assert sentences("It cost 3.50 e.g. in May. Why? Because!") == ["It cost 3.50 e.g. in May.", "Why?", "Because!"]

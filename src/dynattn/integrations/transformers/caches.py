@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _layers = WeakTensorKeyDictionary()  # keys to a weak reference of their layer: neither keeps the other alive
-_in_use = False  # whether there ever was such a layer
+_alive: set[weakref.ref] = set()  # the layers, each for as long as it lives
+_in_use = False  # whether there are any; compiled code is guarded by it, which a set's length would make slow
+
+
+def _forget(layer: weakref.ref) -> None:
+    global _in_use
+    _alive.discard(layer)
+    _in_use = bool(_alive)
 
 
 def follow(key: Tensor, layer: Any) -> None:
@@ -24,6 +31,7 @@ def follow(key: Tensor, layer: Any) -> None:
         layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
     """
     global _in_use
+    _alive.add(weakref.ref(layer, _forget))
     _in_use = True
     _layers[key] = weakref.ref(layer)
 

@@ -23,7 +23,7 @@ from dynattn.maths import dropout
 
 PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tests on a processor that has them
 MAX_HEAD_DIM = 512
-"""Of queries, keys and values."""
+"""The widest head that the kernels take, for queries, keys and values alike."""
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}

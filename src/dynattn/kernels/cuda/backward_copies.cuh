@@ -1,7 +1,7 @@
 // The sm_90a backward's tiles in shared memory, and the warpgroup that copies them there.
 //
-// Of a block's keys there are K twice and V, for as long as it works on them; queries and their outputs' gradients come in
-// stages of 64 rows, and go when both computing warpgroups have read them.
+// K stands there twice and V once, for as long as the block works on its keys. Queries and the gradients of their
+// outputs come in stages of 64 rows; a stage is free again when both computing warpgroups have read it.
 #pragma once
 
 #include "backward_order.cuh"
@@ -11,7 +11,8 @@ namespace dynattn {
 
 constexpr int PANEL_BYTES = UNIT_KEYS * LINE_BYTES;  // 64 rows of 64 columns
 
-// Shared memory. Every tile has 64 rows; of the keys, and so of P and dS, there is one for each unit of a block.
+// The layout of shared memory. Every tile has 64 rows. Each unit of a block has a tile of keys, and so one of P and of
+// dS.
 template <int HEAD_DIM>
 struct BackwardShared {
   static constexpr int UNITS = 128 / HEAD_DIM, BLOCK_UNITS = CONSUMERS * UNITS, STAGES = HEAD_DIM == 64 ? 3 : 2;
@@ -51,7 +52,7 @@ struct BackwardShared {
   }
 };
 
-// Which stage comes next, and how often it has been used, as the parity that barriers count in.
+// Says which stage comes next, and the parity of its uses so far, by which barriers tell their phases apart.
 template <int STAGES>
 struct Ring {
   int stage = 0;
@@ -79,7 +80,7 @@ struct BackwardWork {
   }
 };
 
-struct BackwardMaps {  // of keys and values, one for each half of a chunk
+struct BackwardMaps {  // keys and values have a map for each half of a chunk
   const TensorMap &key_low, &key_high, &key, &value_low, &value_high, &query, &grad_out;
 };
 
@@ -122,7 +123,7 @@ struct BackwardCopies {
   }
 
  private:
-  // Two of every four rows (positions), from `member` on, of a unit.
+  // Copies two of every four rows (positions) of a unit, from `member` on.
   DYNATTN_DEVICE void half(u32 target, const TensorMap& map, int column, int first, int member) const {
     const u32 filled = shared.keys_filled();
     if constexpr (STRIDE == 1) {  // the map begins at the member

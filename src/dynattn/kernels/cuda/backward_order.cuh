@@ -1,5 +1,5 @@
-// In which order a block of the backward's kernels walks over the pairs: a tile of keys, and all queries that may attend
-// to it.
+// The order in which a block of the backward's kernels walks over the pairs: a tile of keys, and all queries that may
+// attend to it.
 #pragma once
 
 #include "backward_params.cuh"

@@ -1,4 +1,4 @@
-// What the backward's kernels are told besides what the forward was. Plain data, mirrored by launch_backward.py.
+// What the backward's kernels are told besides what the forward was told. Plain data, mirrored by launch_backward.py.
 #pragma once
 
 #include "params.cuh"

@@ -15,7 +15,7 @@
 
 namespace dynattn {
 
-// Two neighbouring keys' kept entries a word, as they are stored for the sparse product and as they are spread out.
+// A word holds the kept entries of two neighbouring keys, packed as the sparse product takes them or spread out.
 using PackedSurvivors = u32[4][2];  // [chunk][row]
 struct alignas(8) FourKeys {
   u32 low, high;
@@ -41,10 +41,10 @@ DYNATTN_DEVICE RowTerms load_row_terms(const BackwardParams& p, long long row0, 
   return terms;
 }
 
-// One set of survivors: scores, then weights.
+// One set of survivors: it holds their scores first and their weights afterwards.
 struct Kept {
   Survivors s;
-  u32 nibbles;  // of chunk c, row r at bit 4 c + 16 r
+  u32 nibbles;  // the nibble of chunk c and row r begins at bit 4 c + 16 r
 };
 
 DYNATTN_DEVICE u32 nibble_of(u32 nibbles, int chunk, int row) { return (nibbles >> (4 * chunk + 16 * row)) & 15; }
@@ -59,7 +59,7 @@ DYNATTN_DEVICE void weigh(Survivors& s, const RowTerms& terms, float factor) {
   }
 }
 
-// Of four keys' products, those of the two that the nibble names.
+// Picks, from the products of a group of four keys, those of the two keys that the nibble names.
 template <Pattern PATTERN>
 DYNATTN_DEVICE void products_of_survivors(const float (&group)[4], u32 nibble, float (&pair)[2]) {
   if constexpr (PATTERN == Pattern::one_of_two) {
@@ -104,8 +104,8 @@ DYNATTN_DEVICE void pack_survivors(const Survivors& s, PackedSurvivors& packed) 
   for (int i = 0; i < 8; ++i) packed[i >> 1][i & 1] = Element::pack(s[i >> 1][i & 1][0], s[i >> 1][i & 1][1]);
 }
 
-// Two stored entries at their places among four, zeros elsewhere. A selector names, from the right, where each byte
-// comes from: 0 to 3 the pair, 4 a zero.
+// Puts two stored entries at their places among four, with zeros elsewhere. A selector names, from the right, where each
+// byte comes from: 0 to 3 stand for the pair, 4 for a zero.
 template <Pattern PATTERN>
 DYNATTN_DEVICE FourKeys spread(u32 pair, u32 nibble) {
   constexpr u32 FIRST_LOW = 0x4410, FIRST_HIGH = 0x1044, SECOND_LOW = 0x4432, SECOND_HIGH = 0x3244, BOTH = 0x3210,

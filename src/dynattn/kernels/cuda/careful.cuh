@@ -1,4 +1,4 @@
-// One query again, slowly, where values hold NaN or infinity under a weight of 0.
+// Computes a query again, slowly, where values hold NaN or infinity under a weight of 0.
 //
 // The tensor cores multiply every stored weight, also the 0 of a forbidden key or of one dropped from a dense tile, and
 // 0 · NaN is NaN. A non-finite value must reach only the queries that keep its key: unwritten slots of a KV cache may hold
@@ -11,7 +11,7 @@
 
 namespace dynattn {
 
-// Scores of four keys STRIDE apart, `key` the first; -inf where forbidden.
+// The scores of four keys that stand STRIDE apart, from `key` on; -inf where a pair is forbidden.
 template <class Element, MaskKind MASK, int STRIDE>
 DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, int query, int key, float (&s)[4]) {
   using Raw = typename Format<Element>::Raw;
@@ -90,7 +90,8 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
   }
 }
 
-// The rows of a warp that leaked, a bit each: row g + 8 half of its tile of 16 queries is bit 4 g + 2 tile + half.
+// The rows of a warp that leaked, with a bit for each: row g + 8 half of a tile of 16 queries is bit 4 g + 2 tile +
+// half.
 DYNATTN_DEVICE u32 leaked_bits(const bool (&leaked)[2], int tile) {
   u32 bits = 0;
 #pragma unroll

@@ -35,7 +35,7 @@ DYNATTN_DEVICE constexpr int key_at(int position) {
 using Scores = float[2][4][4];     // [half][chunk][2 * row + i]
 using Survivors = float[4][2][2];  // [chunk][row][first, second of a group of four], by rising key
 
-// What of the exchange within a quad depends on the lane only.
+// The part of the exchange within a quad that depends on the lane alone.
 struct QuadLane {
   u32 byte_selector, nibble_mask;
   int rotation;
@@ -46,8 +46,8 @@ DYNATTN_DEVICE QuadLane quad_lane(int lane) {
   return {t < 2 ? 0x6240u : 0x3715u, t & 1 ? 0xF0F0F0F0u : 0x0F0F0F0Fu, t & 1 ? 28 : 4};
 }
 
-// Metadata before the last step of its exchange. Split off because the operand registers of an asynchronous product
-// must not be written while an earlier product that reads them is in flight; everything up to here may be.
+// Metadata before the last step of its exchange. The step is split off because the operand registers of an asynchronous
+// product must not be written while an earlier product that reads them is in flight; everything up to here may be.
 struct HalfMetadata {
   u32 own, other;
 };
@@ -129,7 +129,7 @@ DYNATTN_DEVICE u32 choose_two_of_four(const Scores& s, Survivors& kept) {
          ((bit0 >> 3) & 0x11111111u);
 }
 
-// The survivors, and the nibbles of this thread's own groups: of chunk c, row r at bit 4 c + 16 r.
+// The survivors, and the nibbles of this thread's own groups; that of chunk c and row r begins at bit 4 c + 16 r.
 template <Pattern PATTERN>
 DYNATTN_DEVICE u32 choose(const Scores& s, Survivors& kept) {
   if constexpr (PATTERN == Pattern::one_of_two) {
@@ -139,8 +139,9 @@ DYNATTN_DEVICE u32 choose(const Scores& s, Survivors& kept) {
   }
 }
 
-// Word `half` of a unit's metadata, before the exchange: of 16-bit elements there is one, the nibbles themselves. Of TF32,
-// stored one of every two, each half of a chunk has its own, in which the first of a pair is 0x4 and the second 0xE.
+// Word `half` of a unit's metadata, before the exchange. 16-bit elements have one word, the nibbles themselves. With
+// TF32, which stores one of every two, each half of a chunk has its own: there the first of a pair is 0x4, the second
+// 0xE.
 template <int WORDS>
 DYNATTN_DEVICE u32 metadata_word(u32 nibbles, int half) {
   return WORDS == 1 ? nibbles : LOWER_PAIRS | (nibbles >> 2 * half & 0x11111111u) * 10u;

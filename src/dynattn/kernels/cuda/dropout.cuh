@@ -1,5 +1,5 @@
 // Dropout of kept weights: which pairs it drops, from a counter-based generator, so that forward and backward draw the same
-// without storing it, on every device (reference/dropout.py has the definition).
+// without storing it, on every device (maths/dropout.py has the definition).
 //
 //     stream     = first word of Philox4x32-10(counter = (head, batch, 0, 0), key = seed)
 //     word(i, j) = first word of Philox2x32-10(counter = (j, i), key = stream),      dropped where it is below p · 2^32
@@ -43,7 +43,7 @@ DYNATTN_DEVICE u32 dropout_word(u32 stream, u32 query, u32 key) {
   return first;
 }
 
-// The draws of one head. Of a variant without DROPOUT nothing is read and nothing computed.
+// The draws of one head. In a variant without DROPOUT nothing is read and nothing is computed.
 template <bool DROPOUT, int STRIDE>
 struct Dropout {
   const ForwardParams& p;

@@ -40,7 +40,7 @@ DYNATTN_DEVICE void barrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 
-// A number that all lanes of a warp have, said to the compiler: what follows from it goes into uniform registers.
+// Tells the compiler that all lanes of a warp have the same number: what follows from it goes into uniform registers.
 DYNATTN_DEVICE int same_in_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // ---- copies: a box of a tensor to shared memory, rows of 128 bytes swizzled; what lies outside the tensor becomes 0

@@ -64,8 +64,9 @@ DYNATTN_DEVICE float minimum_or_nan(float a, float b) {
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
 }
-// a - b of which the sign bit is read. Kept opaque, or the compiler makes a comparison and a select of it. A NaN result
-// is the canonical 0x7fffffff, whose sign is plus (PTX ISA, "Floating Point Instructions"): inf - inf counts as a tie.
+// a - b, of which only the sign bit is read. The instruction is opaque to the compiler, which would make a comparison
+// and a select of it. A NaN result is the canonical 0x7fffffff, whose sign is plus (PTX ISA, "Floating Point
+// Instructions"): inf - inf counts as a tie.
 DYNATTN_DEVICE float difference(float a, float b) {
   float y;
   asm("sub.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
@@ -114,7 +115,7 @@ struct is_same<A, A> {
 // ---- shared memory
 
 DYNATTN_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-// 16 bytes from global to shared memory; zeros, and nothing read, where `valid` is false.
+// Copies 16 bytes from global to shared memory. Where `valid` is false it writes zeros and reads nothing.
 DYNATTN_DEVICE void copy16_async(u32 target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0));
 }
@@ -159,9 +160,10 @@ DYNATTN_DEVICE void multiply_dense(float (&c)[4], const u32 (&a)[4], u32 b0, u32
 #undef DYNATTN_MMA
 }
 
-// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8; of TF32, A 16 x 16, one of every two stored,
-// and B 16 x 8. In bytes and in metadata these are the same operand: a TF32 element stands for two of 16 bits. The plain `mma.sp` would do on sm_80 to
-// sm_90; on later devices it is expanded badly, and the ordered form is native everywhere.
+// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8; of TF32, A 16 x 16, one of every two
+// stored, and B 16 x 8. In bytes and in metadata these are the same operand: a TF32 element stands for two of 16 bits.
+// The plain `mma.sp` would do on sm_80 to sm_90; on later devices it is expanded badly, and the ordered form is native
+// everywhere.
 template <class Element, int SELECTOR>
 DYNATTN_DEVICE void multiply_sparse(float (&c)[4], const u32 (&a)[4], const u32 (&b)[4], u32 metadata) {
 #define DYNATTN_MMA_SP(SHAPE, TYPE)                                                                                  \

@@ -29,6 +29,7 @@ _MMA_AT_MOST = 32  # head dimensions that wgmma's tile of 64 would pad to double
 _WHOLE = 2**31 - 1  # a window that holds every key
 _BLOCKS_A_MULTIPROCESSOR = 2  # below this many blocks of the large query tile, the small one spreads the work better
 
+_NO_STRIDES = (0, 0, 0, 0)
 _Strides3 = ctypes.c_longlong * 3
 _Strides4 = ctypes.c_longlong * 4
 
@@ -160,15 +161,43 @@ def forward_params(
     """
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
+    first_batch, first_head = first
     return ForwardParams(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(), out.data_ptr(),
-        logsumexp.data_ptr(), *(None if x is None else x.data_ptr() for x in (kept_mass, kept, allowed, seed)),
-        query.stride()[:3], key.stride()[:3], value.stride()[:3], out.stride()[:3],
-        (0, 0, 0, 0) if mask is None else mask.stride(),
-        batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim,
-        pattern.window, pattern.sinks, pattern.causal, pattern.scale,
-        threshold(pattern.dropout_p), 1 / (1 - pattern.dropout_p), *first,
-    )  # fmt: skip
+        query=query.data_ptr(),
+        key=key.data_ptr(),
+        value=value.data_ptr(),
+        mask=_address(mask),
+        out=out.data_ptr(),
+        logsumexp=logsumexp.data_ptr(),
+        kept_mass=_address(kept_mass),
+        kept=_address(kept),
+        allowed=_address(allowed),
+        seed=_address(seed),
+        query_strides=query.stride()[:3],
+        key_strides=key.stride()[:3],
+        value_strides=value.stride()[:3],
+        out_strides=out.stride()[:3],
+        mask_strides=_NO_STRIDES if mask is None else mask.stride(),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        window=pattern.window,
+        sinks=pattern.sinks,
+        causal=pattern.causal,
+        scale=pattern.scale,
+        drop_below=threshold(pattern.dropout_p),
+        keep_factor=1 / (1 - pattern.dropout_p),
+        first_batch=first_batch,
+        first_head=first_head,
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def choose_variant(

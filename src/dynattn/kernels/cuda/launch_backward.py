@@ -167,16 +167,25 @@ def prepare_backward(
     sums = logsumexp.new_zeros(splits, row_blocks * _ROW_BLOCK, variant.head_dim)
     if d_mask is not None:
         d_mask.zero_()
+    scored = pattern._replace(scale=abs(pattern.scale))
     params = BackwardParams(
-        launch.forward_params(
-            query, key, value, mask, out, logsumexp, None, None, None, pattern._replace(scale=abs(pattern.scale)), seed,
-            first,
-        ),
-        grad_out.data_ptr(), grad_logsumexp.data_ptr(), row_terms.data_ptr(), sums.data_ptr(),
-        d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), None if d_mask is None else d_mask.data_ptr(),
-        grad_out.stride()[:3], d_query.stride()[:3], d_key.stride()[:3], d_value.stride()[:3],
-        splits, variant.head_dim, pattern.scale,
-    )  # fmt: skip
+        forward=launch.forward_params(query, key, value, mask, out, logsumexp, None, None, None, scored, seed, first),
+        grad_out=grad_out.data_ptr(),
+        grad_logsumexp=grad_logsumexp.data_ptr(),
+        row_terms=row_terms.data_ptr(),
+        query_sums=sums.data_ptr(),
+        d_query=d_query.data_ptr(),
+        d_key=d_key.data_ptr(),
+        d_value=d_value.data_ptr(),
+        d_mask=None if d_mask is None else d_mask.data_ptr(),
+        grad_out_strides=grad_out.stride()[:3],
+        d_query_strides=d_query.stride()[:3],
+        d_key_strides=d_key.stride()[:3],
+        d_value_strides=d_value.stride()[:3],
+        splits=splits,
+        sum_columns=variant.head_dim,
+        query_scale=pattern.scale,
+    )
     tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums, seed)
     before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype)
     return (

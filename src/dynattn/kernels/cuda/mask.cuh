@@ -1,4 +1,4 @@
-// Which pairs are allowed: lengths, causality and masks; and which are kept besides the choice: window and sinks.
+// Which pairs are allowed, by lengths, causality and masks, and which are kept besides the choice, by window and sinks.
 //
 // A forbidden pair has score -inf. A mask is read through its strides, never expanded.
 #pragma once
@@ -112,7 +112,7 @@ struct MaskRow {
   }
 
   // Which of the 16 keys at positions 16 chunk + i from `key` on are forbidden: bit 4 chunk + i. For boolean masks that
-  // are not read by fours: a loop that is kept one, or its 16 addresses take the registers of scores.
+  // are not read by fours. The loop is not unrolled: its 16 addresses would take the registers of the scores.
   template <int STRIDE>
   DYNATTN_DEVICE u32 forbidden(int key) const {
     u32 bits = 0;

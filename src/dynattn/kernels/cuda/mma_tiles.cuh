@@ -28,8 +28,8 @@ DYNATTN_DEVICE int permuted_key(int chunk, int half, int r) { return 16 * chunk 
 // (values in TF32).
 enum class Rows { keys, others, keys_and_others, words };
 
-// What tells apart rows that are read together: a different number for each of the eight. For both orders: bit 0, bit 2
-// and the sum of bits 1 and 3, since the natural order runs through bits 0 to 2 and the permuted one through 0, 2 and 3.
+// A number that differs among the eight rows that are read together. For both orders it is made of bit 0, bit 2 and the
+// sum of bits 1 and 3, since the natural order runs through bits 0 to 2 and the permuted one through 0, 2 and 3.
 template <Rows ROWS>
 DYNATTN_DEVICE int swizzle_key(int row) {
   if constexpr (ROWS == Rows::keys) return ((row >> 1) & 6) | (row & 1);
@@ -37,7 +37,7 @@ DYNATTN_DEVICE int swizzle_key(int row) {
   if constexpr (ROWS == Rows::words) return ((row & 1) << 1) | (row & 4);  // four rows, two chunks of each
   return (row & 1) | ((row >> 1) & 2) | (((row << 1) ^ (row >> 1)) & 4);
 }
-// The same of permuted_key(…, half, r).
+// The same number for the row that holds permuted_key(…, half, r).
 template <Rows ROWS>
 DYNATTN_DEVICE int permuted_swizzle_key(int half, int r) {
   return ROWS == Rows::keys ? r : r ^ (half << 2);

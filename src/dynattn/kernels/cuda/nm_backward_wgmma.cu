@@ -9,9 +9,10 @@
 //
 // K and V stand in shared memory with their rows permuted, as the forward has K: then the choice is made in registers,
 // and the gradients of the products (dP) stand in the same lanes as the scores. dS in registers is the sparse operand of
-// dQ, whose B, K by rows, stands there a second time in natural order. P and dS are also written to shared memory, spread
-// out with zeros: their columns remain in the permuted order, in which stmatrix meets no bank twice, and of dV and dK,
-// whose rows they become, row 8 (2 c + h) + 2 t + i is key 16 c + 4 t + 2 h + i.
+// dQ. The other operand of that product is K by rows, which stands in shared memory a second time, in natural order. P and
+// dS are also written to shared memory, spread out with zeros. Their columns remain in the permuted order, in which
+// stmatrix meets no bank twice. These columns become the rows of dV and dK: row 8 (2 c + h) + 2 t + i is key
+// 16 c + 4 t + 2 h + i.
 //
 // The second warpgroup hands its part of dQ to the first, warp by warp, which adds both to sums in device memory that
 // belong to this block alone, every element by the same thread each time. Its additions to one address happen in order, so

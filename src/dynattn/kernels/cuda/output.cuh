@@ -5,8 +5,8 @@
 
 namespace dynattn {
 
-// Writes the rows from `first_query` on, times what dropout makes of the weights it leaves; returns the bits of those into
-// which a value leaked (careful.cuh).
+// Writes the rows from `first_query` on, times the factor of the weights that dropout leaves. Returns a bit for each row
+// into which a value leaked (careful.cuh).
 template <class Element, bool AUX, bool DROPOUT, int FRAGMENTS>
 DYNATTN_DEVICE u32 write_rows(const ForwardParams& p, const Place& place, const RunningSoftmax& state,
                               const float (&o)[FRAGMENTS][4], int first_query, int tile, float score_scale, int lane) {

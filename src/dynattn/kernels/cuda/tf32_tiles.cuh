@@ -1,9 +1,10 @@
 // The sparse product of TF32 weights with V: what mma_tiles.cuh has for 16-bit elements.
 //
-// Of the sparse operand's 16 columns a lane holds those of positions 2t and 2t + 1, and 8 further: the accumulators of two
-// n-tiles, in natural order. So with K permuted as for 16-bit elements (choice.cuh), half h of chunks 2s and 2s + 1 is
-// one product, and the rows of V that it takes are those positions: row k of B is position 32 s + 8 j + 4 (k / 2 % 2) + 2 h
-// + k % 2 for k = 4 j + t. V is read word by word; Rows::words keeps the four rows that are read together in different banks.
+// A lane holds, of the 16 columns of the sparse operand, those of positions 2t and 2t + 1 and the two that stand 8
+// further: these are the accumulators of two n-tiles, in natural order. So with K permuted as for 16-bit elements
+// (choice.cuh), half h of chunks 2s and 2s + 1 is one product, and the rows of V that it takes are those positions: row
+// k of B is position 32 s + 8 j + 4 (k / 2 % 2) + 2 h + k % 2 for k = 4 j + t. V is read word by word; Rows::words
+// keeps the four rows that are read together in different banks.
 #pragma once
 
 #include "mma_tiles.cuh"

@@ -17,7 +17,8 @@ DYNATTN_DEVICE u64 descriptor(u32 address, int leading_bytes, int stride_bytes) 
   return static_cast<u64>((address & 0x3FFFF) >> 4) | static_cast<u64>(leading_bytes >> 4) << 16 |
          static_cast<u64>(stride_bytes >> 4) << 32 | 1ull << 62;
 }
-// The same of an operand `bytes` further on: one addition, since shared memory ends before the address's field does.
+// The descriptor of an operand that stands `bytes` further on: one addition, since shared memory ends before the address's
+// field does.
 DYNATTN_DEVICE u64 advanced(u64 descriptor, int bytes) {
   return (descriptor & ~0xFFFFFFFFull) | (static_cast<u32>(descriptor) + static_cast<u32>(bytes >> 4));
 }

@@ -94,7 +94,7 @@ class Workload:
 
     @property
     def dense_flops(self) -> int:
-        """Of dense attention."""
+        """FLOPs of dense attention."""
         products = 7 if self.training else 2
         return self.batch * self.heads * self.pairs * products * 2 * self.head_dim
 
@@ -115,7 +115,7 @@ class Workload:
         return kept + (1 - method.n / method.m) * band
 
     def flops(self, method: NM) -> float:
-        """Of ``method``: the whole QKᵀ, and PV for the kept pairs; and their like in the backward."""
+        """FLOPs under ``method``: the whole QKᵀ, PV for the kept pairs, and the same products in the backward."""
         whole, kept = (3, 4) if self.training else (1, 1)
         return self.batch * self.heads * 2 * self.head_dim * (whole * self.pairs + kept * self.kept_pairs(method))
 

@@ -24,6 +24,7 @@ from dynattn.lab.bench.terminal import show
 from dynattn.lab.machine import describe, machine
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve, write_whole
+from dynattn.lab.reports import shown
 from dynattn.lab.terminal import say, stages
 from dynattn.methods import NM, parse
 
@@ -142,10 +143,7 @@ def run(settings: Settings, output: Path, report: Path, console: Console) -> boo
             # redrawn between workloads alone: a thread that redraws by itself would take a core from the samples
             with stages(console, redraw=False) as stage:
                 record = _measure(settings, here, stage)
-        try:
+        with shown(lambda: show(record, console), console, report, output):
             save(record, output)
             write_whole(report, page(record))
-        finally:
-            show(record, console)
-    say(console, f"\nreport  {report}\nfigures {output}")
     return not any(result.wrong for result in record.results)

@@ -9,8 +9,9 @@ from rich.console import Console
 from dynattn.lab.compare.document import page
 from dynattn.lab.compare.run import Settings, compare
 from dynattn.lab.compare.terminal import show
-from dynattn.lab.records import reserve, slug, write_record, write_whole
-from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.records import reserve, write_record, write_whole
+from dynattn.lab.reports import files, shown
+from dynattn.lab.terminal import quiet_transformers, stages
 
 
 def run(settings: Settings, output: Path, console: Console) -> None:
@@ -25,15 +26,11 @@ def run(settings: Settings, output: Path, console: Console) -> None:
         ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, or
             a file cannot be written.
     """
-    stem = f"compare-{slug(Path(settings.model).name or settings.model)}"
-    report, figures = output / f"{stem}.html", output / f"{stem}.json"
+    report, figures = files("compare", Path(settings.model).name or settings.model, output)
     with reserve(report, figures):
         quiet_transformers()
         with stages(console) as stage:
             found = compare(settings, stage)
-        try:
+        with shown(lambda: show(found, console), console, report, figures):
             write_record(found, figures)
             write_whole(report, page(found))
-        finally:
-            show(found, console)
-    say(console, f"\nreport  {report}\nfigures {figures}")

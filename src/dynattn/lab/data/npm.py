@@ -61,4 +61,6 @@ def _fetch(package: str, sha256: str, target: Path) -> None:
                 "under this version, check where npm fetches from"
             )
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(target, filter="data")
+            # Python 3.11.3 and older know no filters; what is unpacked is known by its digest.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(target)

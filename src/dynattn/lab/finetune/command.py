@@ -12,9 +12,10 @@ from dynattn.lab.finetune.document import page
 from dynattn.lab.finetune.finetune import Settings, finetune
 from dynattn.lab.finetune.terminal import show
 from dynattn.lab.progress import Stage
-from dynattn.lab.records import reserve, slug, write_record, write_whole
+from dynattn.lab.records import reserve, write_record, write_whole
+from dynattn.lab.reports import files, shown
 from dynattn.lab.terminal import console as new_console
-from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.terminal import quiet_transformers, stages
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Study
 
@@ -57,12 +58,8 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
             found = work(stage)
         if not main:
             return not found.diverged
-        stem = f"{prefix}-{slug(found.name)}"
-        report, figures = output / f"{stem}.html", output / f"{stem}.json"
-        try:
+        report, figures = files(prefix, found.name, output)
+        with shown(lambda: show(found, console), console, report, figures):
             write_record(found, figures)
             write_whole(report, page(found))
-        finally:
-            show(found, console)
-    say(console, f"\nreport  {report}\nfigures {figures}")
     return not found.diverged

@@ -139,7 +139,7 @@ def _job(settings: Settings, task: str) -> Callable[[str, int], Job]:
 
 
 def _folder(settings: Settings, output: Path, task: str) -> Path:
-    """Of the runs, named like the experiment."""
+    """The folder of the runs, named like the experiment."""
     return output / f"finetune-{slug(f'{Path(settings.model).name} on {task}')}"
 
 

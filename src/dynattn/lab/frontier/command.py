@@ -13,8 +13,9 @@ from dynattn.lab.frontier.document import page
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.sweep import Runner, Settings, sweep
 from dynattn.lab.frontier.terminal import show
-from dynattn.lab.records import reserve, slug, write_whole
-from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.records import reserve, write_whole
+from dynattn.lab.reports import files, shown
+from dynattn.lab.terminal import quiet_transformers, stages
 
 _MOST_WORKERS = 8  # each holds the model once
 
@@ -37,7 +38,7 @@ def run(settings: Settings, output: Path, processes: int | None, ray: bool, cons
         ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, a
             worker died, or a file cannot be written.
     """
-    report, record = _files(settings.model, output)
+    report, record = files("frontier", Path(settings.model).name or settings.model, output)
     with reserve(report):
         quiet_transformers()
         with stages(console) as stage:
@@ -60,16 +61,10 @@ def merge(records: Sequence[Path], output: Path, console: Console) -> bool:
         ValueError, OSError: a file is no record, the records do not fit, or a file cannot be written.
     """
     found = store.merge([store.load(record) for record in records])
-    report, record = _files(found.model, output)
+    report, record = files("frontier", Path(found.model).name or found.model, output)
     with reserve(report):
         store.save(found, record)
         return _present(found, report, record, console)
-
-
-def _files(model: str, output: Path) -> tuple[Path, Path]:
-    """The page and the record of a model."""
-    stem = f"frontier-{slug(Path(model).name or model)}"
-    return output / f"{stem}.html", output / f"{stem}.json"
 
 
 def _runner(processes: int | None, ray: bool) -> Runner:
@@ -82,9 +77,6 @@ def _runner(processes: int | None, ray: bool) -> Runner:
 
 
 def _present(found: Frontier, report: Path, record: Path, console: Console) -> bool:
-    try:
+    with shown(lambda: show(found, console), console, report, record):
         write_whole(report, page(found))
-    finally:
-        show(found, console)
-    say(console, f"\nreport  {report}\nfigures {record}")
     return not found.failures

@@ -141,7 +141,7 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
 
 
 def _points(members: Sequence[Contender], exam: str, axis: _Axis) -> list[tuple[float, Result, Contender]]:
-    """Of a family in one exam."""
+    """The points of a family in one exam."""
     return [
         (x, result, member)
         for member in members

@@ -119,10 +119,10 @@ class Frontier(Record):
     seconds: float
 
     def grade(self, exam: Exam, entry: Entry = DENSE) -> Grade | None:
-        """Of a method in an exam; None where it was not measured."""
+        """The grade of a method in an exam; None where it was not measured."""
         return self.grades.get(Cell(exam=exam, entry=entry).key)
 
 
 def address(machine: dict[str, Any]) -> str:
-    """Of a machine: the same for every run on it with the same versions and threads."""
+    """The address of a machine: the same for every run on it with the same versions and threads."""
     return digest({name: value for name, value in machine.items() if name not in ("date", "load")})

@@ -136,7 +136,7 @@ def _check_same_items(there: Sheet, new: Sheet) -> None:
 
 
 def _check_same_scores(there: Grade, new: Grade) -> None:
-    """Of dense attention. Methods that choose may differ by more where rounding flips a choice."""
+    """Compare the scores of dense attention. Methods that choose may differ by more where rounding flips a choice."""
     if there is new or there.cell.entry.name != BASELINE:
         return
     if np.abs(np.subtract(there.scores, new.scores)).max() > _DRIFT:

@@ -102,7 +102,7 @@ class Contender:
 
     @property
     def flops(self) -> float:
-        """Of the model, over dense: mean over the exams."""
+        """FLOPs of the model over those under dense attention, the mean over the exams."""
         return float(np.mean([result.flops for result in self.results]))
 
     @property
@@ -112,7 +112,7 @@ class Contender:
 
     @property
     def time(self) -> float | None:
-        """Of the model, over dense: geometric mean over the exams that were timed, as befits ratios."""
+        """Time of the model over that under dense attention: geometric mean, as befits ratios, over the timed exams."""
         found = self.mean(lambda result: None if result.time is None else math.log(result.time))
         return None if found is None else math.exp(found)
 
@@ -124,7 +124,7 @@ class Contender:
         return all(found.low is not None and found.low > 0 for found in self.leads.values())
 
     def mean(self, figure: Callable[[Result], float | None]) -> float | None:
-        """Of a figure, over the exams that have it."""
+        """The mean of a figure over the exams that have it."""
         found = [value for value in map(figure, self.results) if value is not None]
         return float(np.mean(found)) if found else None
 

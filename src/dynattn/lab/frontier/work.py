@@ -92,7 +92,7 @@ def tally(seen: Sequence[Seen], linear: float, inputs: int) -> Work:
 
 
 def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> Work:
-    """Of a method that takes tokens out: dense attention among those that are left, and fewer rows for all layers."""
+    """The work under a method that takes tokens out: dense attention among those that are left, and shorter layers."""
     forwards: list[Forward] = []
     pretrained.model.set_attn_implementation(BASELINE)
     with method.apply(pretrained.model) as trace, counting(pretrained.model) as account:

@@ -17,7 +17,8 @@ from dynattn.lab.inspect.terminal import show
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve, write_whole
-from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.reports import shown
+from dynattn.lab.terminal import quiet_transformers, stages
 from dynattn.methods import NM, parse
 
 
@@ -116,8 +117,5 @@ def run(settings: Settings, output: Path, console: Console) -> None:
                 pretrained, subject, settings.asked, settings.layer, settings.head,
                 _layers(stage, f"measure {len(subject.labels)} tokens, layer by layer"),
             )  # fmt: skip
-        try:
+        with shown(lambda: show(found, console), console, output):
             write_whole(output, page(found))
-        finally:
-            show(found, console)
-    say(console, f"\nreport  {output}")

@@ -62,7 +62,7 @@ class Arena(Experiment):
             f"{len(data.train.labels)} sequences to learn from, {len(data.test.labels)} held out: {data.source}; "
             f"accuracy without attention: {self.baselines}"
         )
-        # Of like lengths together, so that little of a batch is padding.
+        # Sequences of like lengths form a batch, so that little of it is padding.
         order = np.argsort([len(tokens) for tokens in data.test.tokens], kind="stable")
         self._batches = np.split(order, range(recipe.batch, len(order), recipe.batch))
 

@@ -62,7 +62,7 @@ def _keeps_pairs(method: Method) -> bool:
 
 @torch.inference_mode()
 def _kept_mass(folder: Path, method: Method, batch: dict[str, Tensor]) -> float:
-    """Of one model, each layer seeing what the layers before it give under the method."""
+    """The kept mass of one model; each layer sees what the layers before it give under the method."""
     model = load(folder, method.name)
     shares = []
 

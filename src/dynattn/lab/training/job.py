@@ -52,5 +52,5 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run and of its folder."""
         return f"{self.method}-seed{self.seed}"

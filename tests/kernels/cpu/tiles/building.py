@@ -9,10 +9,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from dynattn.kernels import cpu
-
 HERE = Path(__file__).parent
-SOURCES = Path(cpu.__file__).parent
+SOURCES = Path(__file__).parents[4] / "src" / "dynattn" / "kernels" / "cpu"  # an installed package has none
 
 _VECTORS = ("-D__AVX512F__", "-D__AVX512BW__", "-D__AVX512DQ__", "-Wno-psabi", "-include", str(HERE / "avx512_shim.h"))
 

@@ -1,15 +1,10 @@
-"""Lets the tests of this folder import the helpers beside them, and names the tile engines that run here."""
+"""The tile engines that run here."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 
 from dynattn.kernels import cpu
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 ENGINES = ("tiles-portable", "avx512bf16", "amx")
 

@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import building
 import pytest
 import torch
-from calling import Problem, check, grid
 
 from dynattn.methods import NM
+from tests.kernels.cpu.tiles import building
+from tests.kernels.cpu.tiles.calling import Problem, check, grid
 
 pytestmark = pytest.mark.skipif(building.unavailable_reason() is not None, reason=str(building.unavailable_reason()))
 

@@ -1,4 +1,4 @@
-// Which kept weights dropout leaves, by a counter-based generator (reference/dropout.py has the definition), so that
+// Which kept weights dropout leaves, by a counter-based generator (maths/dropout.py has the definition), so that
 // forward and backward draw the same without storing it.
 //
 //     stream of a head  = first word of Philox4x32-10(counter = (head, batch, 0, 0), key = seed)

@@ -7,7 +7,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Of 16 queries, those whose pair with their key is dropped.
+// The lanes of the queries, 16 of them, that lose their pair with their key to dropout.
 static LaneMask dropped_lanes(const NMForwardArgs& args, uint32_t stream, int64_t first_query, const Words& keys) {
   alignas(64) uint32_t words[kLanes], second[kLanes];
   store(words, keys);

@@ -1,0 +1,42 @@
+"""Blocks by mass, against the rule by loops."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import dynattn
+from dynattn import BlockMass
+from tests.methods.block_rules import FORCED, Values, holds, mean, rule, sampled_share
+
+
+@pytest.mark.parametrize("forced", FORCED[:2], ids=str)
+@pytest.mark.parametrize("mass", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize(("by", "values"), [("mean", mean), ("sampled", sampled_share)])
+def test_mass(mass: float, by: str, values: Values, forced: dict[str, Any]) -> None:
+    method = BlockMass(mass, 4, by, **forced)
+    holds(method, rule(method, values), [(13, 13), (5, 40), (1, 1), (30, 13)])
+
+
+def test_mass_keeps_more_where_attention_is_flat() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 1, 256, 16)
+    density = [
+        dynattn.attention(sharp * query, key, value, BlockMass(0.8, 16), return_aux=True)[1].density
+        for sharp in (0.0, 1.0, 4.0)
+    ]
+    assert density[0] > density[1] > density[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((1, 16), TypeError, "mass must be a float"),
+        ((1.5, 16), ValueError, "mass must be between 1e-6 and 1"),
+        ((0.5, 0), ValueError, "block must be between 1 and 1024"),
+        ((0.5, 16, "best"), ValueError, "by must be one of"),
+    ],
+)
+def test_refusals_of_mass(arguments: tuple, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"BlockMass: {text}"):
+        BlockMass(*arguments)
