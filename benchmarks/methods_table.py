@@ -28,7 +28,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "methods" / "figures.md"
 RESULTS = Path(__file__).parent / "results"
 START, END = "<!-- {}: written by benchmarks/methods_table.py -->", "<!-- end of {} -->"
 PAGES = {
-    "N:M": "nm", "N:M, stride 16": "nm", "N:M, window": "nm", "top-k": "topk", "threshold": "threshold",
+    "N:M": "nm", "N:M, stride 16": "nm", "N:M, window": "nm", "top-k": "topk", "threshold": "threshold", "mass": "mass",
     "block top-k": "blocktopk", "window": "window", "DSA": "dsa", "Scatterbrain": "scatterbrain", "random": "random",
     "fixed": "fixed", "SpAtten": "spatten", "LTP": "ltp", "random tokens": "spatten", "efficient": "efficient",
     "cache: window": "../decode", "cache: SpAtten": "../decode",

@@ -65,6 +65,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/efficient.md": _tensors,
     "docs/methods/fixed.md": _tensors,
     "docs/methods/ltp.md": _encoder,
+    "docs/methods/mass.md": _tensors,
     "docs/methods/nm.md": _tensors,
     "docs/methods/random.md": _tensors,
     "docs/methods/scatterbrain.md": _tensors,

@@ -151,6 +151,6 @@ def test_methods_that_need_no_exact_scores(name: str, per_pair: float, key_bytes
     assert glance == Glance(per_pair, key_bytes)
 
 
-@pytest.mark.parametrize("name", ["nm-1-2", "topk-0.5", "threshold-0.1", "topk-3+window-4"])
+@pytest.mark.parametrize("name", ["nm-1-2", "topk-0.5", "threshold-0.1", "mass-0.9", "topk-3+window-4"])
 def test_methods_that_need_the_exact_scores(name: str) -> None:
     assert cast(PairMethod, parse(name)).glance(8, 4) is None

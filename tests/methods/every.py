@@ -10,6 +10,7 @@ NAMES = (
     "topk-0.3-f2",
     "topk-1.0",
     "threshold-0.05",
+    "mass-0.7",
     "blocktopk-0.5-b8",
     "blocktopk-0.5-b4",
     "blocktopk-0.5-b16-antidiagonal",

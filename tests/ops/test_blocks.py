@@ -300,7 +300,8 @@ def test_routes() -> None:
             dynattn.attention(query, key, value, BlockTopK(0.5, 8), attn_mask=mask, backend="cpu")
     plan = dynattn.explain(query, key, value, BlockTopK(0.5, 7))
     assert plan.rejected["cpu"] == (
-        "its kernels compute N:M attention, top-k, thresholds and large blocks, and blocktopk-0.5-b7 is another method"
+        "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and blocktopk-0.5-b7 is another "
+        "method"
     )
     assert dynattn.explain(query.double(), key.double(), value.double(), BlockTopK(0.5, 8)).backend == "reference"
 

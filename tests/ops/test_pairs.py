@@ -206,6 +206,7 @@ def test_nm_is_a_pair_method_too(method: NM, causal: bool) -> None:
     [
         ("topk-0.25-f0", "topk-0.5-f0", "topk-0.5-f9", "topk-4", "topk-3"),
         ("threshold-0.1", "threshold-0.2"),
+        ("mass-0.9", "mass-0.8"),
         ("blocktopk-0.25-b4", "blocktopk-0.25-b4-w0-s0-f0", "blocktopk-0.5-b8"),
         ("blockmass-0.5-b8", "blockmass-0.5-b4-sampled", "blockmass-0.9-b8-bounds-w0"),
         ("window-3", "window-5-s2"),

@@ -1,4 +1,4 @@
-"""Top-k and threshold attention by the kernels against their definitions: routes, gradients, compilers."""
+"""Top-k, threshold and mass attention by the kernels against their definitions: routes, gradients, compilers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import Threshold, TopK
+from dynattn import Mass, Threshold, TopK
 from dynattn.kernels import cpu
 from dynattn.ops.rows import row_attention
 
 LENGTHS = [(1, 1), (17, 64), (64, 17), (130, 130), (63, 130), (5, 300), (200, 72)]
-METHODS = [TopK(k=5), TopK(ratio=0.3), TopK(ratio=0.3, floor=7), Threshold(0.05)]
+METHODS = [TopK(k=5), TopK(ratio=0.3), TopK(ratio=0.3, floor=7), Threshold(0.05), Mass(0.81)]
 MASKS = ["none", "padding", "by query", "added"]
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
@@ -63,7 +63,7 @@ def test_definition_with_the_certificate(lengths: tuple[int, int], kind: str, ca
 def test_error_is_that_of_the_same_arithmetic(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 4, 200, 32, generator=generator).to(dtype) for _ in range(3))
-    for method in (TopK(ratio=0.25), Threshold(0.01)):
+    for method in (TopK(ratio=0.25), Threshold(0.01), Mass(0.9)):
         exact, plain = (
             dynattn.attention(query.to(kind), key.to(kind), value.to(kind), method, causal=True, backend="reference")
             for kind in (torch.float64, dtype)
@@ -89,9 +89,9 @@ def test_gradients(lengths: tuple[int, int], dropout_p: float) -> None:
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [TopK(k=20), TopK(ratio=0.25), Threshold(0.006)])
+@pytest.mark.parametrize("method", [TopK(k=20), TopK(ratio=0.25), Threshold(0.006), Mass(0.5)])
 @pytest.mark.parametrize("q_len", [32, 1])
-def test_the_gradient_holds_the_forwards_choice(method: TopK | Threshold, q_len: int) -> None:
+def test_the_gradient_holds_the_forwards_choice(method: TopK | Threshold | Mass, q_len: int) -> None:
     """Near ties, which rounding decides: dV is nonzero for the very keys that the output was made of."""
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(1, 1, 16, 32, generator=generator)
@@ -126,8 +126,8 @@ def test_dropout_is_the_definitions(lengths: tuple[int, int], value_dim: int) ->
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [TopK(k=7), Threshold(0.05)])
-def test_values_that_nobody_keeps_may_be_garbage(method: TopK | Threshold) -> None:
+@pytest.mark.parametrize("method", [TopK(k=7), Threshold(0.05), Mass(0.81)])
+def test_values_that_nobody_keeps_may_be_garbage(method: TopK | Threshold | Mass) -> None:
     query, key, value = inputs(30, 90)
     mask = torch.arange(90) != 33
     want = dynattn.attention(query, key, value, method, attn_mask=mask)
@@ -203,7 +203,7 @@ def test_routes() -> None:
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5), (1, 2, 5, 0)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_empty(shape: tuple[int, int, int, int], causal: bool, method: TopK | Threshold) -> None:
+def test_empty(shape: tuple[int, int, int, int], causal: bool, method: TopK | Threshold | Mass) -> None:
     batch, heads, q_len, kv_len = shape
     query = torch.randn(batch, heads, q_len, 8, requires_grad=True)
     key = torch.randn(batch, heads, kv_len, 8, requires_grad=True)

@@ -31,7 +31,7 @@ class CPU(Backend):
         method = problem.method
         if method.choice not in (Choice.GROUPS, Choice.ROWS, Choice.BLOCKS):
             return (
-                "its kernels compute N:M attention, top-k, thresholds and large blocks, and "
+                "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
         if method.choice is Choice.BLOCKS and problem.mask_by_query:

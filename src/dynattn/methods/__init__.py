@@ -9,6 +9,7 @@ from dynattn.methods.combine import Intersection, Union
 from dynattn.methods.dsa import DSA
 from dynattn.methods.efficient import EfficientAttention
 from dynattn.methods.fixed import Fixed
+from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
 from dynattn.methods.perhead import PerHead
 from dynattn.methods.perlayer import PerLayer
@@ -27,6 +28,7 @@ __all__ = [
     "EfficientAttention",
     "Fixed",
     "Intersection",
+    "Mass",
     "Method",
     "MixingMethod",
     "PairMethod",

@@ -59,7 +59,7 @@ class Choice(Enum):
 
 
 class RowRule(NamedTuple):
-    """What a row keeps by its own scores, by count or by weight.
+    """What a row keeps by its own scores, by count, by weight or by mass.
 
     Of a allowed keys ``min(a, most, max(floor, ⌈numerator · a / denominator⌉))`` by count.
 
@@ -68,6 +68,7 @@ class RowRule(NamedTuple):
         floor: pairs kept at least, where there are as many, between 0 and 2**31 - 1.
         numerator, denominator: share of the allowed keys, above 0 and at most 1; the denominator at most a million.
         weight: at least 0, keeps instead the dense softmax weights that exceed it, and the largest; -1 does not.
+        mass: above 0, keeps instead the fewest of the largest weights that hold this share of all; 0 does not.
     """
 
     most: int = 2**31 - 1
@@ -75,6 +76,7 @@ class RowRule(NamedTuple):
     numerator: int = 1
     denominator: int = 1
     weight: float = -1.0
+    mass: float = 0.0
 
 
 class Method(ABC):

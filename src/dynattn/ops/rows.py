@@ -1,4 +1,5 @@
-"""``torch.ops.dynattn.row_attention``: rows that choose by their own scores, top-k and thresholds, by the CPU kernels.
+"""``torch.ops.dynattn.row_attention``: rows that choose by their own scores, top-k, thresholds and mass, by the CPU
+kernels.
 
 The kernel draws a line through each row's scores and keeps what lies above it. The lines are results of the operator:
 the gradient makes its scores from the same products in the same order, to the bit, and chooses by the same lines.

@@ -272,7 +272,15 @@ def test_heads_have_their_own_methods() -> None:
         assert_equal(out[:, 3], best[:, 3])
 
 
-CACHED = ("topk-3", "topk-0.3-f2", "threshold-0.05", "fixed-0.4", "topk-2+nm-1-3", "perlayer(dense_1=topk-0.3-f0)")
+CACHED = (
+    "topk-3",
+    "topk-0.3-f2",
+    "threshold-0.05",
+    "mass-0.7",
+    "fixed-0.4",
+    "topk-2+nm-1-3",
+    "perlayer(dense_1=topk-0.3-f0)",
+)
 AT_THE_END = ("window-3-s1", "random-0.4-f0", "nm-1-2&window-5", "perhead(2*topk-3_window-3_dense)")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
-from dynattn.methods import NM, PairMethod, Threshold, TopK
+from dynattn.methods import NM, Mass, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
 ISAS = ("avx512", "avx2", "portable")
@@ -63,7 +63,8 @@ def check() -> Callable[..., None]:
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold | Mass, isa: str, *,
+    mask: Tensor | None = None,
     causal: bool = False, scale: float | None = None, aux: bool = True, blocks: Tensor | None = None,
     block_size: int = 0,
 ) -> Result:  # fmt: skip
@@ -97,7 +98,8 @@ def _grid(
 
 
 def _check(
-    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold, isa: str, *, mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold | Mass, isa: str, *,
+    mask: Tensor | None = None,
     causal: bool = False, scale: float = 0.25, counts: bool = True, blocks: Tensor | None = None, block_size: int = 0,
 ) -> None:  # fmt: skip
     """Kernel, with and without counts, against the reference in float64: error at most twice that of plain PyTorch."""

@@ -17,7 +17,7 @@ from dynattn.lab.models import Kind, load
 from dynattn.methods import PairMethod, parse
 
 # follows the data; adds a window; has blocks of up to 128 keys, of which the diagonal leaves parts
-_BESIDE = {"threshold": (0.3, 3.0), "N:M, window": (1.0, 1.8), "N:M, stride 16": (1.0, 1.8)}
+_BESIDE = {"threshold": (0.3, 3.0), "mass": (1.0, 4.0), "N:M, window": (1.0, 1.8), "N:M, stride 16": (1.0, 1.8)}
 
 
 @pytest.mark.parametrize(

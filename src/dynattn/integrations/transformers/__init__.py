@@ -19,6 +19,7 @@ from typing import Any
 
 from dynattn.integrations.transformers import assigned, attend, loading, masks
 from dynattn.integrations.transformers.assigned import assign, attention_modules
+from dynattn.integrations.transformers.audit import Audit, Loss, audit
 from dynattn.integrations.transformers.caches import follow
 from dynattn.integrations.transformers.calls import Call, observing
 from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, coverage
@@ -29,14 +30,17 @@ from dynattn.methods import Method, parse
 
 __all__ = [
     "COMMON",
+    "Audit",
     "Call",
     "Coverage",
     "Evidence",
     "Fingerprint",
+    "Loss",
     "Part",
     "Tuned",
     "assign",
     "attention_modules",
+    "audit",
     "coverage",
     "follow",
     "load",

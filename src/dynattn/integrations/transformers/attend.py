@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynattn.functional import attention
 from dynattn.integrations.transformers import contracts, places
 from dynattn.integrations.transformers.caches import following
-from dynattn.integrations.transformers.calls import Call, observers
+from dynattn.integrations.transformers.calls import Call, observers, replacements
 from dynattn.integrations.transformers.masks import narrow
 from dynattn.integrations.transformers.packed import refuse_lengths
 from dynattn.methods import Method, PerLayer
@@ -59,6 +59,8 @@ def forward(
     _refuse_unsupported(module, kwargs)
     refuse_lengths(kwargs, attention_mask, query.shape[2], key.shape[2])
     method = _of_layer(module, method) if isinstance(method, PerLayer) else method
+    for replace in replacements:
+        method = replace(module, method)
     causal = causal_without_mask(module, query, key, attention_mask, is_causal)
     layer = following(key)
     if layer is not None:

@@ -51,6 +51,7 @@ class Call(NamedTuple):
 
 
 observers: list[Callable[..., None]] = []
+replacements: list[Callable[[nn.Module, Method], Method]] = []
 
 
 @contextmanager
@@ -72,3 +73,13 @@ def observing(callback: Callable[[Call], None]) -> Iterator[None]:
         yield
     finally:
         observers.remove(observe)
+
+
+@contextmanager
+def replacing(choose: Callable[[nn.Module, Method], Method]) -> Iterator[None]:
+    """While active, every layer attends by what ``choose`` makes of its module and its method."""
+    replacements.append(choose)
+    try:
+        yield
+    finally:
+        replacements.remove(choose)

@@ -101,7 +101,14 @@ NM_FORWARD = Structure(
 )
 ROW_FORWARD = Structure(
     "RowForwardArgs",
-    [("most", INT64, 1), ("floor", INT64, 1), ("numerator", INT64, 1), ("denominator", INT64, 1), ("weight", FLOAT, 1)],
+    [
+        ("most", INT64, 1),
+        ("floor", INT64, 1),
+        ("numerator", INT64, 1),
+        ("denominator", INT64, 1),
+        ("weight", FLOAT, 1),
+        ("mass", FLOAT, 1),
+    ],
     begins_with=("call", NM_FORWARD),
 )
 NM_BACKWARD = Structure(

@@ -91,7 +91,9 @@ bool is_sound(const RowForwardArgs& args) {
   const bool outputs = call.batch * call.q_len == 0 || (call.threshold != nullptr && call.last_tie != nullptr);
   const bool rank = args.most >= 1 && args.floor >= 0 && args.numerator >= 1 && args.numerator <= args.denominator &&
                     args.denominator <= kFinestShare;
-  return is_sound(call) && dense && outputs && (args.weight < 0.0f ? rank : args.weight < 1.0f);
+  const bool weight = args.weight < 0.0f ? rank : args.weight < 1.0f;
+  const bool mass = args.weight < 0.0f && args.mass <= 1.0f;
+  return is_sound(call) && dense && outputs && args.mass >= 0.0f && (args.mass > 0.0f ? mass : weight);
 }
 
 struct Peak {

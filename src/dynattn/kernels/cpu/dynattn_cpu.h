@@ -88,11 +88,13 @@ DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 // Attention of rows that choose by their own scores, forward. By rank, a row of `a` allowed keys keeps the
 // min(a, most, max(floor, ceil(numerator · a / denominator))) with the largest scores; ties go to the lower key. By
 // weight, a row keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest
-// score.
+// score. By mass, it keeps the fewest keys with the largest scores that hold the share `mass` of the dense softmax
+// weights; ties go to the lower key.
 typedef struct {
   NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks; with `threshold` and `last_tie`
   int64_t most, floor, numerator, denominator;
-  float weight;  // below 0: by rank
+  float weight;  // below 0: by rank or by mass
+  float mass;    // above 0, at most 1: by mass; 0: by rank or by weight
 } RowForwardArgs;
 
 DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);

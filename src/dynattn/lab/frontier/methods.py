@@ -59,6 +59,13 @@ def _threshold(place: _Place) -> str:
     return f"threshold-{float(f'{-math.log(place.budget) / (2 * keys):.2g}'):.8f}"
 
 
+def _mass(place: _Place) -> str:
+    """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; four tenths of that loss are
+    allowed, since real ones have a heavier tail."""
+    loss = 1 - place.budget * (1 - math.log(place.budget))
+    return f"mass-{float(f'{1 - 0.4 * loss:.2g}')}"
+
+
 def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
     return lambda place: f"{prefix}-{place.budget}{suffix}"
 
@@ -106,6 +113,7 @@ FAMILIES = {
     "N:M, window": Family(_nm_window),
     "top-k": Family(_ratio("topk")),
     "threshold": Family(_threshold),
+    "mass": Family(_mass),
     "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
     "window": Family(_window),
     "DSA": Family(_ratio("dsa")),

@@ -124,7 +124,8 @@ std::string run(const Case& c) {
   std::unique_ptr<float[]> threshold(new float[rows]);
   std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
   if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
-  const RowForwardArgs by_row = {args, c.rule.most, c.rule.floor, c.rule.numerator, c.rule.denominator, c.rule.weight};
+  const RowForwardArgs by_row = {args, c.rule.most, c.rule.floor, c.rule.numerator, c.rule.denominator, c.rule.weight,
+                                c.rule.mass};
   const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
@@ -178,9 +179,9 @@ struct Counts {
                 kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride,
                 s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
                 static_cast<int>(c.order), static_cast<int>(c.trouble));
-    std::printf("causal %d aux %d dtype %d threads %d scale %g block_size %d most %d weight %g dropout %g: %s\n",
+    std::printf("causal %d aux %d dtype %d threads %d scale %g block_size %d most %d weight %g mass %g dropout %g: %s\n",
                 c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), c.block_size,
-                static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight), c.dropout_p, wrong.c_str());
+                static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight), static_cast<double>(c.rule.mass), c.dropout_p, wrong.c_str());
   }
 };
 
@@ -211,7 +212,8 @@ void check_blocks(const Pattern& pattern, const Shape& shape, int isa, int turn,
 // Rows that choose by their own scores.
 void check_rows(int isa, Counts& counts) {
   constexpr int64_t kAll = int64_t{1} << 40;
-  const Rule rules[] = {{1}, {17}, {kAll, 0, 1, 4}, {kAll, 0, 9, 10}, {kAll, 32, 1, 4}, {1, 0, 1, 1, 0.013f}};
+  const Rule rules[] = {{1}, {17}, {kAll, 0, 1, 4}, {kAll, 0, 9, 10}, {kAll, 32, 1, 4}, {1, 0, 1, 1, 0.013f},
+                        {1, 0, 1, 1, -1.0f, 0.9137f}, {1, 0, 1, 1, -1.0f, 0.413f}};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {2, 1, 1, 5, 129, 5, 256},
                           {1, 1, 1, 3, 66, 256, 128}, {1, 4, 2, 1, 150, 24, 40}, {0, 1, 1, 4, 4, 8, 8},

@@ -64,10 +64,20 @@ std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& scor
   const int64_t wanted = std::min(rule.most, std::max(rule.floor, share));
   for (int j = 0; j < length && rule.most > 0; j++) {
     int better = 0;
-    for (int other = 0; other < length; other++) better += other != j && beats(other, j);
+    double before = 0;
+    for (int other = 0; other < length; other++) {
+      if (other == j || !beats(other, j)) continue;
+      better++;
+      before += std::exp(score[static_cast<size_t>(other)] - largest) / all;
+    }
     const double weight = std::exp(score[static_cast<size_t>(j)] - largest) / all;  // NaN is above nothing
     certain = certain && !(std::fabs(weight - double{rule.weight}) < 1e-5 * weight);
-    keep[static_cast<size_t>(j)] = rule.weight < 0 ? better < wanted : better == 0 || weight > double{rule.weight};
+    if (rule.mass > 0) {
+      certain = certain && !(std::fabs(before - double{rule.mass}) < 2e-6);
+      keep[static_cast<size_t>(j)] = better == 0 || before < double{rule.mass};
+    } else {
+      keep[static_cast<size_t>(j)] = rule.weight < 0 ? better < wanted : better == 0 || weight > double{rule.weight};
+    }
   }
   return keep;
 }

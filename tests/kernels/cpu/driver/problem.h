@@ -27,7 +27,7 @@ struct Shape {
 // What a row keeps by its own scores, as RowForwardArgs has it; most 0: N:M chooses.
 struct Rule {
   int64_t most = 0, floor = 0, numerator = 1, denominator = 1;
-  float weight = -1.0f;
+  float weight = -1.0f, mass = 0.0f;
 };
 
 enum class Mask { kNone, kBool, kKeyPadding, kFloat, kHalf };

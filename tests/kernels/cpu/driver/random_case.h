@@ -33,6 +33,7 @@ inline Rule random_rule() {
   rule.most = one_in(2) ? random_length(64) : int64_t{1} << 40;
   rule.denominator = random_int(1, 10), rule.numerator = random_int(1, static_cast<int>(rule.denominator));
   if (one_in(4)) rule.weight = static_cast<float>(random_int(0, 100)) / 1001.0f;
+  if (rule.weight < 0 && one_in(3)) rule.mass = static_cast<float>(random_int(1, 1000)) / 1000.7f;
   return rule;
 }
 

@@ -1,4 +1,4 @@
-"""The kernels of rows that choose by their own scores, against the definition: top-k and thresholds."""
+"""The kernels of rows that choose by their own scores, against the definition: top-k, thresholds and mass."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.maths.selection import largest
-from dynattn.methods import NM, Threshold, TopK
+from dynattn.methods import NM, Mass, Rows, Threshold, TopK
 from dynattn.reference import pairs as reference
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
 METHODS = [
     TopK(k=1), TopK(k=17), TopK(k=10_000), TopK(ratio=0.25), TopK(ratio=0.25, floor=0), TopK(ratio=1 / 3),
-    TopK(ratio=0.9, floor=100), Threshold(0.02),
+    TopK(ratio=0.9, floor=100), Threshold(0.02), Mass(0.9137), Mass(0.413), Mass(1.0),
 ]  # fmt: skip
 SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (1, 1, 1, 1, 1, 1),
@@ -49,7 +49,7 @@ def masks(q_len: int, kv_len: int) -> list[Tensor | None]:
     return [None, allowed, padding.view(1, 1, 1, -1), bias.where(allowed[0, 0], -math.inf)[None, None]]
 
 
-def chosen(row: Tensor, method: TopK | Threshold, isa: str) -> Tensor:
+def chosen(row: Tensor, method: TopK | Threshold | Mass, isa: str) -> Tensor:
     """What the kernel keeps of a row of scores, given as one key dimension: (length,), bool."""
     length, out, logsumexp = len(row), torch.empty(1, 1, 1, 1), torch.empty(1, 1, 1)
     thresholds = torch.empty(1, 1, 1), torch.empty(1, 1, 1, dtype=torch.int32)
@@ -74,7 +74,7 @@ def test_definition(shape: tuple[int, ...], causal: bool, isa: str, grid: Callab
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype, isa: str, grid: Callable, check: Callable) -> None:
     tensors = [x.to(dtype) for x in grid(4, 2, 65, 111, 20, 36)]
-    for method in (TopK(ratio=0.25), Threshold(0.02)):
+    for method in (TopK(ratio=0.25), Threshold(0.02), Mass(0.9137)):
         check(*tensors, method, isa, causal=True)
 
 
@@ -105,6 +105,35 @@ def test_the_kth_largest_of_any_row(kind: str, isa: str) -> None:
         assert torch.equal(got, largest(row, k)), k
 
 
+def held(row: Tensor, kept: Tensor) -> Tensor:
+    """The share of the dense weights that a choice holds."""
+    return row.double().softmax(0)[kept].sum()
+
+
+@pytest.mark.parametrize("kind", rows_of_scores())
+def test_the_mass_of_any_row(kind: str, isa: str) -> None:
+    """The share is held, the last key kept is needed for it, and none that is dropped ranks before one kept."""
+    row = rows_of_scores()[kind]
+    for mass in (1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 0.99999):
+        kept = chosen(row, Mass(mass), isa)
+        assert torch.equal(kept, largest(row, int(kept.sum()))), mass
+        last = kept & ~largest(row, int(kept.sum()) - 1)
+        assert held(row, kept) >= mass - 2e-6
+        assert held(row, kept & ~last) < mass + 2e-6 or kept.sum() == 1
+        want = Mass(mass).choose(row.double().view(1, 1, 1, -1), Rows(row, row, 0, 1.0))[0, 0, 0]
+        if (row.double().softmax(0)[kept ^ want] > 4e-6).any():
+            assert torch.equal(kept, want), mass
+
+
+def test_equal_weights_are_counted(isa: str) -> None:
+    """By division where they are more than a vector, one by one where they are fewer: the lower keys are kept."""
+    for length in (1, 4, 8, 16, 20, 64, 1000):
+        for mass, share in ((0.25, 4), (0.5, 2), (0.75, 4 / 3), (0.001, 1000)):
+            kept = chosen(torch.full((length,), 2.5), Mass(mass), isa)
+            count = math.ceil(round(length / share, 6))
+            assert kept.tolist() == [True] * count + [False] * (length - count), (length, mass)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_with_many_ties(data: st.DataObject) -> None:
@@ -118,10 +147,14 @@ def test_rows_with_many_ties(data: st.DataObject) -> None:
     if not torch.isclose(weights, torch.tensor(least).double(), rtol=1e-5, atol=1e-40).any():
         want = (weights > least) | (torch.arange(len(row)) == int(row.argmax()))
         assert torch.equal(chosen(row, Threshold(least), isa), want)
+    mass = data.draw(st.sampled_from([1e-3, 0.3, 0.7, 0.9, 0.99]))
+    held = weights.sort(descending=True, stable=True).values.cumsum(0)
+    if not torch.isclose(held, torch.tensor(mass).double(), rtol=1e-5, atol=1e-5).any():
+        assert torch.equal(chosen(row, Mass(mass), isa), largest(row, int((held < mass).sum()) + 1))
 
 
-@pytest.mark.parametrize("method", [TopK(k=3), TopK(ratio=0.2), Threshold(0.1)])
-def test_nan_and_infinity(method: TopK | Threshold, isa: str, grid: Callable, check: Callable) -> None:
+@pytest.mark.parametrize("method", [TopK(k=3), TopK(ratio=0.2), Threshold(0.1), Mass(0.7137), Mass(1.0)])
+def test_nan_and_infinity(method: TopK | Threshold | Mass, isa: str, grid: Callable, check: Callable) -> None:
     query, key, value = grid(2, 2, 15, 90, 8, 20)
     value[0, 0, 5, 3], value[0, 1, 7, 19] = math.nan, -math.inf  # reach the rows that keep them, and no others
     check(query, key, value, method, isa)
@@ -158,13 +191,14 @@ def test_instruction_sets_choose_the_same(grid: Callable, forward: Callable) -> 
             torch.testing.assert_close(other.out, found[0].out, rtol=1e-5, atol=1e-5)
 
 
-def test_threads_change_no_bit(forward: Callable) -> None:
+@pytest.mark.parametrize("method", [TopK(ratio=0.25), Mass(0.9)])
+def test_threads_change_no_bit(method: TopK | Mass, forward: Callable) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 4, 300, 32), torch.randn(2, 2, 500, 32), torch.randn(2, 2, 500, 48)
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(forward(query, key, value, TopK(ratio=0.25), cpu.best_isa(), causal=True))
+        found.append(forward(query, key, value, method, cpu.best_isa(), causal=True))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -179,8 +213,12 @@ def test_strides(isa: str, forward: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "value"), [("most", 0), ("floor", -1), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0)]
-)
+    ("wrong", "value"),
+    [
+        ("most", 0), ("floor", -1), ("numerator", 0), ("denominator", 2_000_000), ("weight", 1.0), ("mass", 1.5),
+        ("mass", -0.1), ("mass", math.nan),
+    ],
+)  # fmt: skip
 def test_a_rule_that_makes_no_sense_is_refused(wrong: str, value: float) -> None:
     rule = TopK(ratio=0.25).row_rule()._replace(**{wrong: value})
     x, rows = torch.ones(1, 1, 2, 4), torch.empty(1, 1, 2)

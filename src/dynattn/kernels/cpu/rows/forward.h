@@ -10,6 +10,7 @@
 #include "common/bias.h"
 #include "common/dropout.h"
 #include "nm/scores.h"
+#include "rows/find_mass.h"
 #include "rows/find_threshold.h"
 #include "rows/kept_list.h"
 
@@ -29,7 +30,7 @@ struct RowPlan : Plan {
 
 // The share of its keys that a long row keeps, as far as the rule tells.
 static float share_of(const RowForwardArgs& rule) {
-  if (rule.weight >= 0.0f) return 0.0f;
+  if (rule.weight >= 0.0f || rule.mass > 0.0f) return 0.0f;
   const float share = static_cast<float>(rule.numerator) / static_cast<float>(rule.denominator);
   return smaller(share, static_cast<float>(rule.most) / static_cast<float>(larger<int64_t>(rule.call.kv_len, 1)));
 }
@@ -154,9 +155,11 @@ static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, 
   const RowForwardArgs& rule = *plan.rule;
   uint8_t& poison = block.scratch.rows.poisoned[i];
   if (allowed == 0) return kKeepNothing;
-  if (rule.weight >= 0.0f) {
+  if (rule.weight >= 0.0f || rule.mass > 0.0f) {
     const Threshold one = block.careful ? settle_on_one(scores, length, &poison) : kKeepNothing;
-    return poison ? one : threshold_by_weight(plan, scores, length, rule.weight);
+    if (poison) return one;
+    return rule.mass > 0.0f ? threshold_by_mass(plan, scores, length, rule.mass, room)
+                            : threshold_by_weight(plan, scores, length, rule.weight);
   }
   const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
   const int64_t wanted = smaller(smaller(rule.most, share), allowed);
