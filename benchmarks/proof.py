@@ -26,7 +26,7 @@ from dynattn.lab.records import write_json
 RECORD = Path(__file__).parent / "results" / "proof.json"
 PAGE = Path(__file__).parent.parent / "docs" / "decisions" / "0015-proof-by-betting.md"
 RUNS, SEED, AT_ONCE = 2000, 0, 250
-LOOKS = (40, 80, 160)
+LOOKS = (60, 100, 200)
 SPENT = (0.25, 0.25, 0.5)  # of alpha, at each look
 WAYS = ("betting", "Gaffke's bound", "Student's t", "bootstrap", "t, peeking")
 PERPLEXITY, SCORE = Proof(0.01, of="perplexity"), Proof(0.05)
@@ -47,6 +47,7 @@ def null_of_perplexity() -> dict[str, Draw]:
         "log-normal, σ = 1.5": lambda g, shape: MARGIN * g.lognormal(-(1.5**2) / 2, 1.5, shape),
         "the other tail": lambda g, shape: MARGIN * (6 - g.exponential(5, shape)),
         "8 of 10 lose nothing": lambda g, shape: (g.random(shape) < 0.2) * g.exponential(5 * MARGIN, shape),
+        "9 of 10 lose nothing": lambda g, shape: (g.random(shape) < 0.1) * g.exponential(10 * MARGIN, shape),
         "2 of 25 lose all": lambda g, shape: (g.random(shape) < 0.08) * (MARGIN / 0.08),
     }
 

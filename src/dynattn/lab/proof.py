@@ -20,9 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-WORST_MARGINS = 10.0
+WORST_MARGINS = 20.0
 """How many times the allowed loss an item of perplexity may lose at least, where nothing is known of it."""
-WORST_SEEN = 2.0
+WORST_SEEN = 3.0
 """How many times what the worst item before it lost an item may lose, where nothing is known of it."""
 _STAKE = 0.9  # of wealth, at most, on the worst that an item can be
 _FIRST = 0.5  # of the most, staked before there is anything to go by
@@ -91,8 +91,8 @@ class Proof:
         attempt: which setting this is, where others may be tried; 0 where it is the only one.
         lowest: of scores.
         highest: of scores.
-        worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 10 times what is
-            allowed and twice what the worst item before it lost: a guess, and the claim is conditional on it.
+        worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 20 times what is
+            allowed and three times what the worst item before it lost: a guess, and the claim is conditional on it.
 
     Raises:
         ValueError: an argument is out of its range.

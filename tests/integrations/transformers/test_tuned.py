@@ -340,7 +340,7 @@ WRONG = {
     "format is None": _change("format"),
     "dtype is missing": _change("dtype"),
     "colour is no field": _change("colour", to=1),
-    "dtype must be the name": _change("dtype", to="float65"),
+    "dtype must be a floating": _change("dtype", to="int"),
     "phase must be one of": _change("phase", to="middle"),
     "lengths must be the fewest": _change("lengths", to=[9, 1]),
     "lengths.0 must be a whole number": _change("lengths", to=["1", 9]),

@@ -73,8 +73,8 @@ class Fingerprint:
             raise ValueError(f"Fingerprint: weights must be base64 of float32 numbers: {error}") from error
         if size % 4:
             raise ValueError(f"Fingerprint: weights must be base64 of float32 numbers: got {size} bytes")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"Fingerprint: dtype must be the name of PyTorch's: got {self.dtype!r}; try 'float32'")
+        if not is_dtype(self.dtype):
+            raise ValueError(f"Fingerprint: dtype must be a floating-point one of PyTorch's: got {self.dtype!r}")
 
     def difference(self, found: Fingerprint, weights: bool = True) -> str | None:
         """The first field in which another model differs, in words; None where it is the same model.
@@ -117,6 +117,12 @@ class Fingerprint:
 _WORDS = {"kind": "class", "model_type": "model_type"}
 
 
+def is_dtype(name: str) -> bool:
+    """Whether this is the name of a floating-point dtype of PyTorch."""
+    found = getattr(torch, name, None)
+    return isinstance(found, torch.dtype) and found.is_floating_point
+
+
 def _sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of a config that say how large something is, by their dotted names."""
     for name, value in config.items():
@@ -127,8 +133,13 @@ def _sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{name}", value
 
 
+def _tensors(model: Any) -> dict[str, Tensor]:
+    """What a model saves, by name. Of tied parameters both names are here, before they are tied and after."""
+    return {name: one for name, one in model.state_dict(keep_vars=True).items() if isinstance(one, Tensor)}
+
+
 def _shapes(model: Any) -> str:
-    told = "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters())
+    told = "\n".join(f"{name} {tuple(one.shape)}" for name, one in _tensors(model).items())
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -139,10 +150,10 @@ def _dtype(model: Any) -> str:
 
 @torch.no_grad()
 def _numbers(model: Any) -> np.ndarray:
-    """float32 (2 · parameters,): NaN for those without data."""
+    """float32 (2 · tensors,): NaN for those without data."""
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     total = 0
-    for parameter in model.parameters():
+    for parameter in _tensors(model).values():
         for _ in range(_SAMPLES):
             if parameter.numel() and not parameter.is_meta:
                 place = np.unravel_index(total * _STEP % parameter.numel(), tuple(parameter.shape))

@@ -22,7 +22,7 @@ import torch
 import dynattn
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
-from dynattn.integrations.transformers.fingerprint import Fingerprint
+from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
 from dynattn.methods import Method, parse
 
 FORMAT = 1
@@ -84,8 +84,8 @@ class Tuned:
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"dtype must be the name of PyTorch's: got {self.dtype!r}; try 'bfloat16'")
+        if not is_dtype(self.dtype):
+            raise ValueError(f"dtype must be a floating-point one of PyTorch's: got {self.dtype!r}; try 'bfloat16'")
         if self.phase not in PHASES:
             raise ValueError(f"phase must be one of {', '.join(PHASES)}: got {self.phase!r}")
         if len(self.lengths) != 2 or not 1 <= self.lengths[0] <= self.lengths[1]:
