@@ -34,6 +34,7 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
         *(f"blockmass-{mass}-b{block}-sampled" for mass in (0.95, 0.9, 0.99)),
         *(f"blocktopk-{ratio}-b{block}-{by}" for by in ("bounds", "antidiagonal") for ratio in (0.25, 0.125)),
         "topk-0.125", "topk-0.25", f"threshold-{_threshold(length)}",
+        "mass-0.95",
     ]  # fmt: skip
     return tuple(dict.fromkeys(parse(name).name for name in names))
 

@@ -12,6 +12,7 @@ from dynattn.integrations.transformers import Fingerprint, attention_modules
 from dynattn.lab.machine import machine
 from dynattn.lab.models import load
 from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
+from dynattn.lab.reports import shown
 from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.clock import Clock
@@ -59,16 +60,14 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             begun = begin(settings, texts, pretrained, store, clock)
             advance()
             found = Run(settings, begun, store, stage, clock).tune()
-        try:
+        with shown(lambda: show(found, console), console, report, record):
             write_record(found, record)
             model.unlink(missing_ok=True)  # of a run before, with other settings
             if found.verdict == "faster":
                 tuned(found, pretrained).save(model)
             write_whole(report, page(found))
-        finally:
-            show(found, console)
-    written = f"model   {model}\n" if found.verdict == "faster" else ""
-    say(console, f"\n{written}report  {report}\nfigures {record}")
+    if found.verdict == "faster":
+        say(console, f"model   {model}")
     return found
 
 

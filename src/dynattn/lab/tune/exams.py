@@ -8,6 +8,7 @@ is 0 for the search, 1 and more for the tries of the proof, and each must give o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from dynattn.lab.statistics import at_chance, cosines
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
 
+_WORST_MARGINS = 5.0  # times what is allowed in the mean
+_WORST_SEEN = 3.0  # times what the worst item of the search lost
 _TINY = 1e-6  # a score below which there is no more to lose
 _MOST = 0.99  # of a score, the largest loss that can be a limit
 
@@ -77,9 +80,25 @@ class Exam:
         """The relative loss that is allowed here."""
         return min(_MOST, max_loss * (SECOND_LIMIT if self.second else 1.0))
 
-    def proof(self, max_loss: float, attempt: int) -> Proof:
-        """What is to be proved; attempts count from 1."""
-        return Proof(self.limit(max_loss), of=self.of, attempt=attempt)
+    def proof(self, max_loss: float, attempt: int, worst: float | None) -> Proof:
+        """What is to be proved.
+
+        Args:
+            max_loss: relative, of the exam that decides.
+            attempt: counted from 1.
+            worst: from :meth:`worst`, on the search's data.
+        """
+        return Proof(self.limit(max_loss), of=self.of, attempt=attempt, worst=worst)
+
+    def worst(self, own: np.ndarray, dense: np.ndarray, max_loss: float) -> float | None:
+        """The most nats that an item of the proof is taken to lose, by what those of the search lost; None for scores.
+
+        A bound on a mean needs to know how much an item can lose. Scores have an end, likelihoods have not, so the
+        claim is conditional on this; an item that loses more ends the proof.
+        """
+        if self.of == "score":
+            return None
+        return max(_WORST_MARGINS * math.log1p(self.limit(max_loss)), _WORST_SEEN * float((own - dense).max()))
 
     def inputs(self, index: int) -> Inputs:
         """The forward that an entry asks for first; indices go around."""

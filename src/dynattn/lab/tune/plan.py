@@ -30,7 +30,7 @@ class Counts(NamedTuple):
 
 
 LEAST = Counts(search=2, search_second=1, prove=4, prove_second=3, candidates=8)
-MOST = Counts(search=12, search_second=6, prove=64, prove_second=24, candidates=27)
+MOST = Counts(search=12, search_second=6, prove=64, prove_second=24, candidates=32)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ that. Where it fails, the assignment is tightened and tried again on data that n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,15 @@ from dynattn.lab.tune.store import Store
 
 
 def prove(
-    number: int, assignment: Assignment, exams: Exams, pretrained: Pretrained, max_loss: float, store: Store,
-    advance: Callable[[], None], in_time: Callable[[], bool],
+    number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
+    max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool],
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
     Args:
         number: of the try, from 0.
         assignment: of methods.
+        worst: of each exam, what an item is taken to lose at most, by the search's data.
         exams: of this try alone.
         pretrained: the model.
         max_loss: relative.
@@ -44,18 +45,18 @@ def prove(
         What was lost. Exams after one that fails are left out.
     """
     lost: list[Lost] = []
-    for exam in exams:
-        lost.append(_prove(number, assignment, exam, pretrained, max_loss, store, advance, in_time))
+    for exam, most in zip(exams, worst, strict=True):
+        lost.append(_prove(number, assignment, most, exam, pretrained, max_loss, store, advance, in_time))
         if not lost[-1].holds:
             break
     return Try(heads={module: list(heads) for module, heads in assignment.items()}, lost=lost)
 
 
 def _prove(
-    number: int, assignment: Assignment, exam: Exam, pretrained: Pretrained, max_loss: float, store: Store,
-    advance: Callable[[], None], in_time: Callable[[], bool],
+    number: int, assignment: Assignment, worst: float | None, exam: Exam, pretrained: Pretrained, max_loss: float,
+    store: Store, advance: Callable[[], None], in_time: Callable[[], bool],
 ) -> Lost:  # fmt: skip
-    proof = exam.proof(max_loss, number + 1)
+    proof = exam.proof(max_loss, number + 1, worst)
     dense, own, entry = np.array([]), np.array([]), 0
     for entry in range(exam.entries):
         part = exam.portion(entry, entry + 1)
@@ -68,7 +69,7 @@ def _prove(
     return Lost(
         task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(dense), dense=exam.shown(dense),
         tuned=exam.shown(own), loss=verdict.loss, bound=verdict.high if math.isfinite(verdict.high) else None,
-        limit=proof.max_loss, level=verdict.level, looks=entry + 1, proved=verdict.state == "proved",
+        limit=proof.max_loss, level=verdict.level, looks=entry + 1, worst=worst, proved=verdict.state == "proved",
         silent=exam.second and exam.says_nothing(dense),
     )  # fmt: skip
 

@@ -45,6 +45,7 @@ class Lost(Record):
         limit: what the loss had to stay below.
         level: of the bound.
         looks: how often the proof looked at its data.
+        worst: nats that no item is taken to lose more than, on which the bound is conditional; None for scores.
         proved: whether the loss is at most the limit, with that confidence.
         silent: whether the dense model itself only guesses, so that no loss can be told.
     """
@@ -60,6 +61,7 @@ class Lost(Record):
     limit: float
     level: float
     looks: int
+    worst: float | None
     proved: bool
     silent: bool
 

@@ -135,6 +135,7 @@ class Run:
             found = prove(
                 number,
                 point.assignment,
+                best.worst,
                 exams,
                 self._pretrained,
                 self._settings.max_loss,

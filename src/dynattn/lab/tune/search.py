@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from dynattn.lab.tune.store import Store
 
 ASSIGNED = "dynattn:assigned"
 _FIRST = 0.25  # of all that can be saved: where the search begins
-_STEPS = (1 / 30, 8.0)  # by which factor the harm may change between two measurements
+_STEPS = (1 / 100, 30.0)  # by which factor the harm may change between two measurements
 _AIM = 0.8  # of the limit: the bound on other data of the same kind will lie a little lower or higher
 _GOOD = 0.95  # of the limit, at most
 _FAR = 1e3  # a loss that is as good as infinite
@@ -38,11 +39,13 @@ class Measured:
     Attributes:
         point: the assignment.
         losses: of each exam, relative: the mean.
+        worst: of each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
         used: the largest share of a limit that the proof's bound would take.
     """
 
     point: Point
     losses: tuple[float, ...]
+    worst: tuple[float | None, ...]
     used: float
 
 
@@ -100,13 +103,14 @@ class Search:
         found = self._store.once(
             f"measured {sorted(methods(point.assignment).items())}", lambda: self._lost(point, advance)
         )
-        losses, used = [], 0.0
+        losses, worst, used = [], [], 0.0
         for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=True):
             base, own = exam.scores(dense, dense), np.array(own)
             losses.append(exam.loss(own, base))
+            worst.append(exam.worst(own, base, self._max_loss))
             if not (exam.second and exam.says_nothing(base)):
-                used = max(used, self._used(exam, own, base, items))
-        self.measured.append(Measured(point, tuple(losses), used))
+                used = max(used, self._used(exam, own, base, items, worst[-1]))
+        self.measured.append(Measured(point, tuple(losses), tuple(worst), used))
         return self.measured[-1]
 
     def harm_at(self, loss: float) -> float | None:
@@ -126,12 +130,11 @@ class Search:
 
     def _next(self) -> float:
         """Where the limits would be just kept, between the last good and the first bad point."""
-        last = self.measured[-1]
-        power = 1.0
-        known = [(each.point.harm, each.used) for each in self.measured if each.used > 0 and each.point.harm > 0]
-        if len(known) > 1:
-            power, _ = _line(known)
-        factor = _STEPS[1] if last.used <= 0 else (_AIM / last.used) ** (1 / power)
+        last, least = self.measured[-1], self._least
+        over = [(each.point.harm, each.used - least) for each in self.measured if each.used > least]
+        known = [each for each in over if each[0] > 0]
+        power = _line(known)[0] if len(known) > 1 else 1.0
+        factor = ((_AIM - least) / (last.used - least)) ** (1 / power) if last.used > least else math.inf
         wanted = last.point.harm * min(max(factor, _STEPS[0]), _STEPS[1])
         good = max((each.point.harm for each in self.measured if each.used <= _GOOD), default=0.0)
         bad = min((each.point.harm for each in self.measured if each.used > _GOOD), default=math.inf)
@@ -139,9 +142,23 @@ class Search:
             wanted = math.sqrt(good * bad) if good > 0 and bad < math.inf else wanted
         return wanted
 
-    def _used(self, exam: Exam, own: np.ndarray, dense: np.ndarray, items: int) -> float:
+    @cached_property
+    def _least(self) -> float:
+        """What the bound takes where nothing is lost at all, for want of items; below what is aimed at."""
+        found = [
+            self._used(exam, base, base, items, exam.worst(base, base, self._max_loss))
+            for exam, items, base in zip(
+                self._exams,
+                self._planned,
+                (e.scores(d, d) for e, d in zip(self._exams, self._dense, strict=True)),
+                strict=True,
+            )
+        ]
+        return min(max(found), _AIM / 2)
+
+    def _used(self, exam: Exam, own: np.ndarray, dense: np.ndarray, items: int, worst: float | None) -> float:
         """The share of the limit that the proof's bound would take, were its items like these ones over and over."""
-        proof = exam.proof(self._max_loss, 1)
+        proof = exam.proof(self._max_loss, 1, worst)
         found = proof.look(np.resize(dense, items), np.resize(own, items))
         return min(found.high, _FAR) / proof.max_loss
 

@@ -40,5 +40,5 @@ def _of(lost: Lost) -> Evidence:
     return Evidence(
         what=f"relative loss of {lost.metric}", data=lost.data, value=lost.loss, high=lost.bound, level=lost.level,
         items=lost.items, details={"task": lost.task, "limit": lost.limit, "dense": lost.dense, "tuned": lost.tuned,
-                                   "looks": lost.looks, "dense_guesses": lost.silent},
+                                   "looks": lost.looks, "most_an_item_loses": lost.worst, "dense_guesses": lost.silent},
     )  # fmt: skip
