@@ -22,8 +22,9 @@ from dynattn.methods import (
     Union,
     Window,
 )
+from dynattn.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "DSA",
     "NM",

@@ -125,7 +125,7 @@ def _check_method(method: Method, aux: bool, dropout_p: float) -> None:
             f"attention: parse(method.name) must be the method: got {parse(method.name)!r} for {method.name!r}, not "
             f"{method!r}; make name and from_name() of {type(method).__name__} hold all of its fields"
         )
-    if transforms.active() and not isinstance(method, PerHead):  # whose parts are asked in turn
+    if transforms.active() and not isinstance(method, PerHead):  # the parts of PerHead are asked in turn
         raise NotImplementedError(
             f"attention: torch.func takes N:M attention alone: got {method.name}; call backward() in its place"
         )

@@ -35,7 +35,7 @@ def _begin(directory: str, begin: Callable[..., None] | None, arguments: tuple[A
 
 
 def _end_with_parent() -> None:
-    """Else a worker whose parent was killed would wait for its next call for ever."""
+    """End with the parent. A worker would wait for its next call for ever when its parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -109,7 +109,7 @@ def _shifts(offset: int) -> range:
 
 
 def _cut(sums: Tensor, counts: Tensor, tiles: _Tiles, at: slice, shift: int, pairs: int) -> None:
-    """Tiles (a, a + shift), of whose antidiagonal the first ``pairs`` pairs are allowed."""
+    """Tiles (a, a + shift): the first ``pairs`` pairs of their antidiagonal are allowed."""
     first, last = max(at.start, -shift), min(at.stop, tiles.key.shape[2] - shift)
     if first >= last:
         return

@@ -1,7 +1,8 @@
-"""What operators share that leave their choice to the gradient: dense attention of the CPU kernels over that choice.
+"""What the operators of rows and of blocks share: their forward hands the choice that it made to their backward.
 
-Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends with the backend. Results behind
-the certificate say what was chosen; the backward gets them between ``logsumexp`` and the inputs.
+Both run on the CPU kernels. Their schema begins with ``INPUTS`` and ``CALL`` of :mod:`dynattn.ops.library` and ends
+with the backend. The results behind the certificate say what was chosen; the backward gets them between ``logsumexp``
+and the inputs.
 """
 
 from __future__ import annotations

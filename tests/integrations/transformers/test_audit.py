@@ -178,6 +178,22 @@ def test_several_threads():
     assert found.kept_mass == pytest.approx(one.kept_mass)
 
 
+@torch.no_grad()
+def test_a_compiled_model_is_seen_too():
+    torch.compiler.reset()
+    model = with_attention(tiny("llama"), "dynattn:topk-2")
+    with audit(model, 1.0) as eager:
+        model(**text())
+    compiled = torch.compile(model, backend="eager")
+    out = compiled(**text())[0]
+    with audit(model, 1.0) as found:
+        torch.testing.assert_close(compiled(**text())[0], out)
+    assert found.rows == eager.rows
+    assert found.kept_mass == pytest.approx(eager.kept_mass)
+    torch.testing.assert_close(compiled(**text())[0], out)
+    assert found.rows == eager.rows
+
+
 def test_gradients_are_the_same():
     model = with_attention(tiny("bert"), "dynattn:topk-2")
     gradients = []

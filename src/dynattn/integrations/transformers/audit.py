@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,8 @@ class Audit:
     def _drawn(self, name: str, count: int) -> list[int]:
         """Which of so many are seen, each with the same chance."""
         with self._lock:
-            drawn = torch.rand(count, generator=self._draws[name], dtype=torch.float64) < self._share
-        return drawn.nonzero().flatten().tolist()
+            drawn = torch.rand(count, generator=self._draws[name], dtype=torch.float64, device="cpu")
+        return (drawn < self._share).nonzero().flatten().tolist()
 
     def _add(self, name: str, masses: Tensor) -> None:
         total = float(masses.double().sum())
@@ -173,7 +173,8 @@ def audit(
         )
     names = {module: name for name, module in model.named_modules() if name in parts}
     found = Audit(names, float(share), seed, limit, on_loss)
-    with replacing(found._replace), observing(torch.compiler.disable(found._see)):
+    see = cast(Callable[[Call], None], torch.compiler.disable(found._see))
+    with replacing(found._replace), observing(see):
         yield found
 
 

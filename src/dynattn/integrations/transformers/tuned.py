@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-import dynattn
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
 from dynattn.methods import Method, parse
+from dynattn.version import VERSION
 
 FORMAT = 1
 """The version of the file's format that this dynattn writes and reads."""
@@ -314,4 +314,4 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
 def _versions() -> dict[str, str]:
     import transformers
 
-    return {"dynattn": dynattn.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"dynattn": VERSION, "torch": torch.__version__, "transformers": transformers.__version__}

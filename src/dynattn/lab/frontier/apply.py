@@ -49,7 +49,8 @@ def applied(pretrained: Pretrained, name: str) -> Iterator[str]:
     if shortening is None:
         yield implementation
         return
-    with shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder"):  # whose tasks average
+    # The tasks of encoders average over the tokens, so that pruned ones must be zero.
+    with shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder"):
         yield implementation
 
 

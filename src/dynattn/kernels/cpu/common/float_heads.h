@@ -6,7 +6,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// What workers share whose plan is a Plan, or derived from it.
+// What workers share when their plan is a Plan, or derived from it.
 struct FloatHeads {
   using Head = PackedHead;
 

@@ -1,0 +1,3 @@
+"""The version of the package, for those whom the package itself imports."""
+
+VERSION = "0.1.0"
