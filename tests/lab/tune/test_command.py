@@ -25,6 +25,7 @@ from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.layers import Clocked
+from dynattn.lab.tune.plan import Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
 from dynattn.lab.tune.settings import Settings
 
@@ -55,9 +56,13 @@ def fast(monkeypatch):
         costs = {"dense": call, **dict.fromkeys(names[:3], call / 2)}
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
+    def plan(seconds, forward, share, second):
+        return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
+
     even = Spread(median=1.3, q1=1.2, q3=1.4)
     monkeypatch.setattr(stages, "clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.clocked", clocked)
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", plan)
     monkeypatch.setattr(stages, "clock_candidates", clock)
     monkeypatch.setattr(
         stages, "race", lambda *_: Raced(dense=even, tuned=even, speedup=even, rounds=3, disturbed=None)
@@ -65,7 +70,7 @@ def fast(monkeypatch):
 
 
 def _settings(model: Path, own: Path, **given) -> Settings:
-    return Settings(str(model), **{"texts": own, "length": LENGTH, "max_loss": 0.2, "minutes": 0.5, **given})
+    return Settings(str(model), **{"texts": own, "length": LENGTH, "max_loss": 0.2, "minutes": 1000, **given})
 
 
 def _tuned(settings: Settings, output: Path) -> tuple[Tuning, str]:
@@ -115,7 +120,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(fast, tiny_decoder, many_tex
     assert found.verdict == "faster"
 
 
-def test_where_attention_takes_no_time_the_search_is_not_begun(tiny_decoder, many_texts, tmp_path, monkeypatch):
+def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "clocked", lambda *_: Clocked(1.0, {"m": 0.01}))
     monkeypatch.setattr(stages, "clock_candidates", None)
     folder = tmp_path / f"tune-{tiny_decoder.name}"
@@ -153,8 +158,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
         short.mkdir()
         (short / "a.txt").write_text("moon river stone " * 200)
         given = {**given, "texts": short}
-    if "minutes" in given:
-        monkeypatch.setattr("dynattn.lab.tune.begin.clocked", lambda *_: Clocked(60.0, {"m": 20.0}))
+    monkeypatch.setattr("dynattn.lab.tune.begin.clocked", lambda *_: Clocked(60.0, {"m": 20.0}))
     monkeypatch.setattr(stages, "clocked", None)
     with pytest.raises(ValueError, match=rule):
         _tuned(_settings(tiny_decoder, texts, **given), tmp_path)

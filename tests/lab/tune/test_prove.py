@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class _Nats(Task):
     def prepare(self, pretrained) -> Prepared:
         raise NotImplementedError
 
-    def evaluate(self, pretrained, data, advance) -> Outcome:
+    def evaluate(self, pretrained: Any, data, advance) -> Outcome:
         return Outcome(np.concatenate([each[pretrained.tuned] for each in data.payload]), None)
 
 
@@ -49,7 +49,7 @@ class _Once:
 def _no_model(monkeypatch):
     """The model is a number that says whether it is tuned."""
 
-    def outcome(self, pretrained, implementation, advance):
+    def outcome(self, pretrained: Any, implementation, advance):
         pretrained.tuned = int(implementation != "sdpa")
         return self.task.evaluate(pretrained, self.data, advance)
 
@@ -84,7 +84,7 @@ def test_a_small_loss_is_proved_and_stops_early():
     found = [_try(0, _exam(draw, 0.001, noise=0.002)) for _ in range(20)]
     assert all(each.holds for each in found)
     assert all(each.lost[0].items == each.lost[0].looks * EACH for each in found)
-    assert all(each.lost[0].bound <= LIMIT for each in found)
+    assert all(each.lost[0].bound is not None and each.lost[0].bound <= LIMIT for each in found)
     assert min(each.lost[0].looks for each in found) < ENTRIES
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,8 +16,8 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tune import sensitivity
 from dynattn.lab.tune.layers import clocked, places, weight
 
-SIZES = {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 2048}
+SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 2048}
 WINDOW = "window-8-s1"
 
 

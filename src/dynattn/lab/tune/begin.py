@@ -13,7 +13,7 @@ from dynattn.lab.tasks.texts import Text, read, wikipedia
 from dynattn.lab.tune import pieces
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.layers import clocked, places
-from dynattn.lab.tune.parts import TRIES, Parts, found, parts
+from dynattn.lab.tune.parts import TRIES, Parts, forwards, found, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -154,9 +154,10 @@ def _planned(
     inputs = exam.inputs(0)
     places(pretrained, inputs)
     seen = clocked(pretrained, inputs)
-    its = plan(clock.left, seen.forward, seen.share, second)
+    forward = seen.forward * (1 if settings.task else forwards(pretrained.kind))
+    its = plan(clock.left, forward, seen.share, second)
     if its is None:
-        raise _too_little(settings, clock, least_seconds(seen.forward, seen.share, second), exam.data.length)
+        raise _too_little(settings, clock, least_seconds(forward, seen.share, second), exam.data.length)
     return [length, asdict(its)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import Task, default
 from dynattn.lab.tasks.base import uniform
@@ -27,7 +27,10 @@ TRIES = 2
 
 _BLOCK = 128  # tokens of an item of text: blocks share their history, but hardly the differences of their scores
 _BLOCKS = 16  # of a text at least
-_PASSAGES = 16  # for each item that the plan counts: an encoder's forwards are short
+_PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
+_QUERIES_A_PASSAGE = 6
+_QUERY_OF_A_PASSAGE = 1 / 12  # tokens, about
+_PICTURES = 6  # likewise
 
 Exams = tuple[Exam, ...]
 """The exam that decides, and where there is one the unlike task."""
@@ -70,8 +73,14 @@ def parts(
         )
     if pretrained.kind == "vision":
         kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
-        return _each(lambda part: (prepared(kind(items=_items(counts, part), seed=part), pretrained),))
+        return _each(lambda part: (prepared(kind(items=_PICTURES * _items(counts, part), seed=part), pretrained),))
     return _speech(pretrained, counts)
+
+
+def forwards(kind: Kind) -> int:
+    """How many forwards of full length an item that the plan counts stands for."""
+    queries = _PASSAGES * _QUERIES_A_PASSAGE * _QUERY_OF_A_PASSAGE
+    return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
 
 
 def found(task: str) -> Callable[[Pretrained, int], Any]:
@@ -137,7 +146,8 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
         text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
         check_known(pretrained, [pieces.text_of(pretrained, piece).body for piece in its], "tune")
         keys = counts.prove_second if part else counts.search_second
-        hay = tuple(its[i % len(its)].ids for i in range(keys))
+        fit = len(Keys((its[0].ids,)).prepare(pretrained).labels)  # numbers that a text has room for
+        hay = tuple(its[i % len(its)].ids for i in range(keys * -(-Keys.keys // fit)))
         return text, prepared(Keys(hay, seed=part), pretrained, second=True)
 
     return _each(exams)
