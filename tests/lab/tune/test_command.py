@@ -83,6 +83,9 @@ def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decod
     assert found.verdict == "faster"
     assert found.tries[-1].holds
     assert {lost.task for lost in found.tries[-1].lost} == {"perplexity", "keys"}
+    assert found.rival is not None
+    assert found.rival.tuned == found.tries[-1].lost[0].loss
+    assert "best single method for all heads" in said
     folder = tmp_path / f"tune-{tiny_decoder.name}"
     file = folder / "model.dynattn.json"
     assert f"model   {file}" in said

@@ -116,6 +116,22 @@ class Raced(Record):
     disturbed: int | None
 
 
+class Rival(Record):
+    """The best single method for all heads, on the items on which the tuned assignment was proved.
+
+    Attributes:
+        method: its name.
+        speedup: of the whole model, foretold as those of the frontier.
+        loss: relative.
+        tuned: the loss of the tuned assignment, on the same items.
+    """
+
+    method: str
+    speedup: float
+    loss: float
+    tuned: float
+
+
 class Tuning(Record):
     """A whole run.
 
@@ -131,6 +147,7 @@ class Tuning(Record):
         considered: points, for the frontier.
         gains: at other limits.
         tries: of the proof.
+        rival: one method for all heads; None where there was no time to look, or nothing was proved.
         speed: of what was proved; None where nothing was.
         seconds: that the run took.
         version: of the record.
@@ -151,6 +168,7 @@ class Tuning(Record):
     considered: list[Considered]
     gains: list[Gain]
     tries: list[Try]
+    rival: Rival | None
     speed: Raced | None
     seconds: float
     version: Literal[1] = 1

@@ -10,7 +10,7 @@ import torch
 
 from dynattn.lab.machine import machine
 from dynattn.lab.progress import Stage
-from dynattn.lab.tune import sensitivity
+from dynattn.lab.tune import rival, sensitivity
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
 from dynattn.lab.tune.choices import Choices, Point, worth
@@ -21,7 +21,7 @@ from dynattn.lab.tune.parts import forwards as forwards_of
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
-from dynattn.lab.tune.results import Considered, Gain, Raced, Time, Try, Tuning
+from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Time, Try, Tuning
 from dynattn.lab.tune.search import Measured, Search, dense
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -58,6 +58,7 @@ class Run:
         self._search: Search | None = None
         self._costs: Costs | None = None
         self._tries: list[Try] = []
+        self._rival: Rival | None = None
 
     def tune(self) -> Tuning:
         """All of it."""
@@ -171,12 +172,25 @@ class Run:
             self._pretrained, proved.assignment, inputs, self._begun.plan.rounds).model_dump(mode="json"))  # fmt: skip
         advance()
         speed = Raced(**found)
+        self._rival = self._held_against(spent, proved)
         if speed.speedup.q1 <= 1:
             return self._dense(
                 spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
             )
         gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
         return self._result(spent, "faster", gained, proved, speed)
+
+    def _held_against(self, spent: Time, proved: Point) -> Rival | None:
+        """One method for all heads, where there is time for it."""
+        exam, lost = self._begun.parts.proofs[len(self._tries) - 1][0], self._tries[-1].lost[0]
+        other = None if self._choices is None else rival.chosen(self._choices, proved)
+        if other is None or not self._in_time(spent, _PAIR * lost.looks):
+            return None
+        name, point = other
+        advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
+        return rival.measure(
+            name, point, self._speedup(spent, point), lost, exam, self._pretrained, self._store, advance
+        )
 
     def _dense(self, spent: Time, reason: str) -> Tuning:
         return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)
@@ -188,8 +202,8 @@ class Run:
             model=self._settings.model, kind=self._pretrained.kind, description=self._pretrained.description,
             dtype=self._settings.dtype, phase=self._settings.phase, settings=self._settings.plain(), machine=machine(),
             verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
-            heads=heads, considered=self._considered(spent), gains=self._gains(spent), tries=self._tries, speed=speed,
-            seconds=time.perf_counter() - self._began,
+            heads=heads, considered=self._considered(spent), gains=self._gains(spent), tries=self._tries,
+            rival=self._rival, speed=speed,            seconds=time.perf_counter() - self._began,
         )  # fmt: skip
 
     def _considered(self, spent: Time) -> list[Considered]:
