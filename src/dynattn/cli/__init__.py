@@ -14,6 +14,7 @@ from dynattn.cli.finetune import finetune
 from dynattn.cli.frontier import frontier
 from dynattn.cli.inspect import inspect
 from dynattn.cli.lra import lra
+from dynattn.cli.tune import tune
 from dynattn.cli.warmup import warmup
 from dynattn.lab.terminal import spell_out
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # the brackets in an error, for example in a path, are not markup
     pretty_exceptions_enable=False,
 )
+app.command()(tune)
 app.command()(compare)
 app.command()(bench)
 app.command()(inspect)

@@ -1,0 +1,42 @@
+"""Record runs of ``dynattn tune``, with as many threads as cores, on an idle machine.
+
+    python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, six minutes
+    python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper
+    python benchmarks/tune.py smollm2 --length 4096 --dtype bfloat16 --minutes 30      # options go on to the command
+
+A run that was killed goes on in reports/ when the command is given again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dynattn.lab.machine import machine
+
+RESULTS = Path(__file__).parent / "results" / "tune"
+FILES = {"tune.json": "{}.json", "tune.html": "{}.html", "model.dynattn.json": "{}.dynattn.json"}
+
+
+def main(arguments: list[str]) -> int:
+    """Record models; 0 where all runs ended, with a gain or without."""
+    first = next((i for i, each in enumerate(arguments) if each.startswith("-")), len(arguments))
+    models, options = arguments[:first] or ["smollm2"], arguments[first:]
+    return max(_record(model, options) for model in models)
+
+
+def _record(model: str, options: list[str]) -> int:
+    command = [sys.executable, "-m", "dynattn", "tune", model, "--threads", str(machine()["cores"])]
+    code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, kept in FILES.items():
+        found = Path("reports") / f"tune-{model}" / name
+        if code == 0 and found.exists():
+            shutil.copy(found, RESULTS / kept.format(model))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

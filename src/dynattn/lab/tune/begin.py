@@ -1,0 +1,169 @@
+"""Before the work: the model, the length, the plan and the data, and everything that can be refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dynattn.integrations.transformers import register
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks.texts import Text, read, wikipedia
+from dynattn.lab.tune import pieces
+from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.parts import TRIES, Parts, forwards, found, parts
+from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
+from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.store import Store
+
+_LENGTHS = (4096, 2048, 1024, 512, 256)
+"""Of a decoder where none is asked for: the longest that the minutes, the model and the texts allow."""
+
+_ENCODER_LENGTH = 512
+_FEW = 64  # tokens of a forward that shows how the model is built
+_PROBE = 1024  # tokens of the forward by which longer ones are foretold
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run works with."""
+
+    pretrained: Pretrained
+    length: int
+    plan: Plan
+    parts: Parts
+
+
+def given(settings: Settings) -> tuple[Text, ...] | None:
+    """The user's texts; and a task that is none is refused.
+
+    Raises:
+        ValueError: there is no text, or no such task.
+    """
+    if settings.task is not None:
+        found(settings.task)
+        if settings.texts is not None:
+            raise ValueError("tune: --task brings its own data: leave --texts out")
+    return None if settings.texts is None else read(settings.texts)
+
+
+def begin(
+    settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, store: Store, clock: Clock
+) -> Begun:
+    """Make sure that the work can be done in the time, with the data that there is.
+
+    Args:
+        settings: what was asked for.
+        texts: the user's own.
+        pretrained: the model.
+        store: keeps the plan: a run that goes on has the parts that it began with.
+        clock: tells the time that is left.
+
+    Raises:
+        ValueError: the model, a length, the texts or the minutes do not do; the text says which, and a remedy.
+    """
+    register()
+    lengths = _lengths(settings, pretrained)
+
+    def find() -> Any:
+        if lengths is None or settings.task is not None:
+            return _planned(settings, texts, pretrained, settings.length, clock)
+        if pretrained.kind == "encoder":
+            return _planned(settings, texts, pretrained, lengths[0], clock)
+        return _longest(settings, texts, pretrained, lengths, clock)
+
+    length, its = store.once("plan", find)
+    chosen = Plan(**{**its, "counts": Counts(*its["counts"])})
+    made = parts(pretrained, texts, length, chosen.counts, settings.task)
+    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made)
+
+
+def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:
+    """Lengths that come into question, the longest first; None for models whose inputs have one size.
+
+    Raises:
+        ValueError: the length asked for is none of the model's.
+    """
+    if pretrained.kind not in ("encoder", "decoder"):
+        if settings.length is not None:
+            raise ValueError(
+                f"tune: {pretrained.name} is a {pretrained.kind} model, whose inputs have one size; leave --length out"
+            )
+        return None
+    most = _context(pretrained)
+    if settings.length is not None:
+        if most is not None and settings.length > most:
+            raise ValueError(
+                f"tune: length must be within the model's context: got {settings.length}, {pretrained.name} takes "
+                f"{most}; pass --length {most} or less"
+            )
+        return (settings.length,)
+    if pretrained.kind == "encoder":
+        return (min(_ENCODER_LENGTH, most or _ENCODER_LENGTH),)
+    return [length for length in _LENGTHS if most is None or length <= most] or [most or _LENGTHS[-1]]
+
+
+def _context(pretrained: Pretrained) -> int | None:
+    """The most tokens that a model takes; None where it does not say."""
+    config = pretrained.model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    if pretrained.kind == "encoder":
+        limits.append(pretrained.processor.model_max_length)
+    return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < 2**24), default=None)
+
+
+def _longest(
+    settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, lengths: Sequence[int], clock: Clock
+) -> Any:
+    """A decoder at the longest of the lengths for which there are texts and time: the length and its plan."""
+    own = pieces.shuffled(wikipedia() if texts is None else texts)
+    least = [LEAST.search, *[LEAST.prove] * TRIES]
+    enough = [
+        length
+        for length in lengths
+        if pieces.deal(pieces.cut(pretrained, own, length, sum(least)), least, least) is not None
+    ]
+    if not enough:  # refused in words
+        parts(pretrained, texts, lengths[-1], LEAST, None)
+    probe = min(_PROBE, enough[0])
+    ids = pieces.cut(pretrained, own, probe, 1)[0].ids.to(pretrained.model.device)
+    inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
+    places(pretrained, inputs | {"input_ids": ids[:, :_FEW]})  # refuses, and warms up
+    seen = clocked(pretrained, inputs)
+    inside = sum(seen.modules.values())
+    least_time = math.inf
+    for length in enough:
+        times = length / probe
+        attention = inside * times**2
+        forward = (seen.forward - inside) * times + attention
+        its = plan(clock.left, forward, attention / forward, second=True)
+        if its is not None:
+            return [length, asdict(its)]
+        least_time = least_seconds(forward, attention / forward, second=True)
+    raise _too_little(settings, clock, least_time, enough[-1])
+
+
+def _planned(
+    settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, length: int | None, clock: Clock
+) -> Any:
+    """At this length, or the one that there is: the length and its plan."""
+    few = parts(pretrained, texts, length, LEAST, settings.task)
+    exam, second = few.search[0], len(few.search) > 1
+    inputs = exam.inputs(0)
+    places(pretrained, inputs)
+    seen = clocked(pretrained, inputs)
+    forward = seen.forward * (1 if settings.task else forwards(pretrained.kind))
+    its = plan(clock.left, forward, seen.share, second)
+    if its is None:
+        raise _too_little(settings, clock, least_seconds(forward, seen.share, second), exam.data.length)
+    return [length, asdict(its)]
+
+
+def _too_little(settings: Settings, clock: Clock, least: float, length: int) -> ValueError:
+    wanted = (least + clock.spent) / 60
+    return ValueError(
+        f"tune: minutes must suffice for the least that a claim needs, about {wanted:.1f} at {length} tokens on this "
+        f"machine: got {settings.minutes:g}; pass more --minutes, or a shorter --length"
+    )

@@ -1,0 +1,77 @@
+"""What ``dynattn tune`` does: refuse what cannot be, tune, write the model's file, the record and the page, print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dynattn.integrations.transformers import Fingerprint, attention_modules
+from dynattn.lab.machine import machine
+from dynattn.lab.models import load
+from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
+from dynattn.lab.reports import shown
+from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.tune.begin import begin, given
+from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.document import page
+from dynattn.lab.tune.results import Tuning
+from dynattn.lab.tune.run import Run
+from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.terminal import show
+from dynattn.lab.tune.write import tuned
+
+_SECONDS_A_MINUTE = 60.0
+
+
+def run(settings: Settings, output: Path, console: Console) -> Tuning:
+    """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
+
+    Where dense attention is to be kept there is no ``model.dynattn.json``.
+
+    Args:
+        settings: what to tune.
+        output: folder in which the model's is made.
+        console: where to print.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: something that is asked for cannot be, data or a package is
+            missing, or a file cannot be written.
+    """
+    clock = Clock(settings.minutes * _SECONDS_A_MINUTE)
+    folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}"
+    model, record, report, stages_file = (
+        folder / name for name in ("model.dynattn.json", "tune.json", "tune.html", "stages.json")
+    )
+    with alone(folder), reserve(model, record, report, stages_file):
+        texts = given(settings)
+        quiet_transformers()
+        with stages(console) as stage:
+            advance = stage(f"load {settings.model}", 1)
+            pretrained = load(settings.model, settings.dtype)
+            weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
+            store = Store(stages_file, settings.digest(texts, [weights, torch.get_num_threads(), _here()]))
+            begun = begin(settings, texts, pretrained, store, clock)
+            advance()
+            found = Run(settings, begun, store, stage, clock).tune()
+        with shown(lambda: show(found, console), console, report, record):
+            write_record(found, record)
+            model.unlink(missing_ok=True)  # of a run before, with other settings
+            if found.verdict == "faster":
+                tuned(found, pretrained).save(model)
+            write_whole(report, page(found))
+    if found.verdict == "faster":
+        say(console, f"model   {model}")
+    return found
+
+
+def _here() -> list[str | None]:
+    """What times depend on."""
+    facts = machine()
+    return [facts["processor"], facts["isa"], facts["torch"], facts["dynattn"], os.environ.get("OMP_NUM_THREADS")]

@@ -1,0 +1,177 @@
+"""What a model is judged by: the items of a task, their scores, and what a loss of the score is.
+
+The search and each try of the proof have exams of their own, of texts or seeds that no other has.
+
+A task of the user's own is a function ``make(pretrained, part)`` that gives a :class:`dynattn.lab.tasks.Task`. ``part``
+is 0 for the search, 1 and more for the tries of the proof, and each must give other items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from dynattn.lab.models import Pretrained
+from dynattn.lab.proof import Proof
+from dynattn.lab.scoring import evaluate, prepare
+from dynattn.lab.statistics import at_chance, cosines
+from dynattn.lab.tasks import Outcome, Prepared, Task
+from dynattn.lab.tasks.base import Inputs
+
+_WORST_MARGINS = 5.0  # times what is allowed in the mean
+_WORST_SEEN = 3.0  # times what the worst item of the search lost
+_TINY = 1e-6  # a score below which there is no more to lose
+_MOST = 0.99  # of a score, the largest loss that can be a limit
+
+SECOND_LIMIT = 5.0
+"""The unlike task guards against what the first one does not see, by few items; its limit is so many times as wide."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A task with its items.
+
+    Attributes:
+        task: how to score.
+        data: the items.
+        second: whether it is the unlike task, which a good score in the first one must not hide.
+    """
+
+    task: Task
+    data: Prepared
+    second: bool = False
+
+    @property
+    def items(self) -> int:
+        """How many there are."""
+        return len(self.data.labels)
+
+    @property
+    def entries(self) -> int:
+        """Forwards that can be scored one without the others; 1 where all items belong together."""
+        payload = self.data.payload
+        apart = isinstance(payload, list) and payload and self.items % len(payload) == 0
+        return len(payload) if apart else 1
+
+    @property
+    def of(self) -> Literal["perplexity", "score"]:
+        """What is lost: nats, or a share of a score that may be 0."""
+        return "score" if self.task.metric.startswith("MRR") or self._counts else "perplexity"
+
+    @property
+    def _counts(self) -> bool:
+        """Whether scores are neither likelihoods nor known to stay above 0."""
+        return not (self._in_nats or self.by_agreement or self.task.name == "saliency")
+
+    @property
+    def _in_nats(self) -> bool:
+        return "nats" in self.task.metric
+
+    @property
+    def by_agreement(self) -> bool:
+        """Whether the score is the agreement with the dense model, which has no score of its own."""
+        return "cosine to dense" in self.task.metric
+
+    def limit(self, max_loss: float) -> float:
+        """The relative loss that is allowed here."""
+        return min(_MOST, max_loss * (SECOND_LIMIT if self.second else 1.0))
+
+    def proof(self, max_loss: float, attempt: int, worst: float | None) -> Proof:
+        """What is to be proved.
+
+        Args:
+            max_loss: relative, of the exam that decides.
+            attempt: counted from 1.
+            worst: from :meth:`worst`, on the search's data.
+        """
+        return Proof(self.limit(max_loss), of=self.of, attempt=attempt, worst=worst)
+
+    def worst(self, own: np.ndarray, dense: np.ndarray, max_loss: float) -> float | None:
+        """The most nats that an item of the proof is taken to lose, by what those of the search lost; None for scores.
+
+        A bound on a mean needs to know how much an item can lose. Scores have an end, likelihoods have not, so the
+        claim is conditional on this; an item that loses more ends the proof.
+        """
+        if self.of == "score":
+            return None
+        return max(_WORST_MARGINS * math.log1p(self.limit(max_loss)), _WORST_SEEN * float((own - dense).max()))
+
+    def inputs(self, index: int) -> Inputs:
+        """The forward that an entry asks for first; indices go around."""
+        payload = self.data.payload
+        if self.entries > 1 and self.task.kinds == ("decoder",):
+            each = payload[index % len(payload)]
+            return {"input_ids": each[0] if isinstance(each, tuple) else each, "use_cache": False, "logits_to_keep": 1}
+        return self.data.examples[index % len(self.data.examples)]
+
+    def portion(self, start: int, stop: int) -> Exam:
+        """Some of the entries; everything where there is one alone."""
+        if self.entries == 1:
+            return self
+        each = self.items // self.entries
+        payload = self.data.payload[start:stop]
+        data = replace(
+            self.data, labels=self.data.labels[start * each : stop * each], payload=payload, steps=len(payload)
+        )
+        return replace(self, data=data)
+
+    def outcome(self, pretrained: Pretrained, implementation: str, advance: Callable[[], None]) -> Outcome:
+        """What the model makes of the items with an attention."""
+        return evaluate(self.task, self.data, pretrained, implementation, advance)
+
+    def scores(self, own: Outcome, dense: Outcome) -> np.ndarray:
+        """(items,) as the proof takes them: nats, of which fewer are better, or scores from 0 on.
+
+        Args:
+            own: of a method, or the dense model's own.
+            dense: the dense model's.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        found = own.scores if own.scores is not None else cosines(own, dense)
+        if found is None or not np.isfinite(found).all():
+            raise ValueError(
+                f"tune: scores must be finite: {self.task.name} gives {found}; the model's weights or its inputs are "
+                "not finite"
+            )
+        found = np.asarray(found, np.float64)
+        if self._in_nats or self.of == "score":
+            return found
+        return -np.log(np.maximum(found, _TINY))
+
+    def shown(self, scores: np.ndarray) -> float:
+        """The mean of scores in the task's own metric."""
+        return float(scores.mean() if self._in_nats or self.of == "score" else np.exp(-scores).mean())
+
+    def loss(self, own: np.ndarray, dense: np.ndarray) -> float:
+        """Relative: by how much a perplexity grew, or the share of a score that went."""
+        if self.of == "perplexity":
+            return float(np.expm1((own - dense).mean()))
+        return 1 - float(own.mean()) / max(float(dense.mean()), _TINY)
+
+    def says_nothing(self, dense: np.ndarray) -> bool:
+        """Whether the dense model itself only guesses."""
+        if self.of == "perplexity" and not self._in_nats:
+            return False
+        return at_chance(tuple(map(float, dense)), self.data.chance, self.task.higher_is_better)
+
+
+def prepared(task: Task, pretrained: Pretrained, second: bool = False) -> Exam:
+    """An exam of a task."""
+    return Exam(task, prepare(task, pretrained), second)
+
+
+def of_payload(
+    task: Task, labels: Sequence[str], payload: list[Any], length: int, chance: float | None, summary: str
+) -> Exam:
+    """An exam of entries that are prepared already, as many labels for each."""
+    data = Prepared(
+        labels=tuple(labels), steps=len(payload), examples=(), length=length, payload=payload, chance=chance,
+        summary=summary,
+    )  # fmt: skip
+    return Exam(task, data)

@@ -1,0 +1,182 @@
+"""The exams of a model: for the search, and for each try of the proof, of data that none of the others has seen."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.scoring import check_known
+from dynattn.lab.tasks import Task, default
+from dynattn.lab.tasks.base import uniform
+from dynattn.lab.tasks.features import Features
+from dynattn.lab.tasks.perplexity import Perplexity
+from dynattn.lab.tasks.saliency import Saliency
+from dynattn.lab.tasks.speech import Speech
+from dynattn.lab.tasks.texts import Text, wikipedia
+from dynattn.lab.tune import pieces
+from dynattn.lab.tune.exams import Exam, of_payload, prepared
+from dynattn.lab.tune.keys import Keys
+from dynattn.lab.tune.plan import LEAST, Counts
+from dynattn.lab.tune.queries import Queries
+
+TRIES = 2
+"""Of the proof; each takes data of its own."""
+
+_BLOCK = 128  # tokens of an item of text: blocks share their history, but hardly the differences of their scores
+_BLOCKS = 16  # of a text at least
+_PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
+_QUERIES_A_PASSAGE = 6
+_QUERY_OF_A_PASSAGE = 1 / 12  # tokens, about
+_PICTURES = 6  # likewise
+
+Exams = tuple[Exam, ...]
+"""The exam that decides, and where there is one the unlike task."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The exams of the search, and of each try of the proof."""
+
+    search: Exams
+    proofs: tuple[Exams, ...]
+
+
+def parts(
+    pretrained: Pretrained, texts: Sequence[Text] | None, length: int | None, counts: Counts, task: str | None
+) -> Parts:
+    """All exams.
+
+    Args:
+        pretrained: the model.
+        texts: the user's own; None for what packages carry.
+        length: tokens; None for models whose inputs have one size.
+        counts: how many items.
+        task: the user's own, ``module:function``.
+
+    Raises:
+        ValueError: texts are too short or too few, or do not fit the kind of model.
+        DataMissingError: data is not on this machine.
+    """
+    if task is not None:
+        make = found(task)
+        return _each(lambda part: (_own(make, pretrained, part),))
+    if pretrained.kind == "decoder":
+        return _language(pretrained, texts, _asked(length), counts)
+    if pretrained.kind == "encoder":
+        return _retrieval(pretrained, texts, _asked(length), counts)
+    if texts is not None:
+        raise ValueError(
+            f"tune: {pretrained.name} is a {pretrained.kind} model, which reads no texts; leave --texts out"
+        )
+    if pretrained.kind == "vision":
+        kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
+        return _each(lambda part: (prepared(kind(items=_PICTURES * _items(counts, part), seed=part), pretrained),))
+    return _speech(pretrained, counts)
+
+
+def forwards(kind: Kind) -> int:
+    """How many forwards of full length an item that the plan counts stands for."""
+    queries = _PASSAGES * _QUERIES_A_PASSAGE * _QUERY_OF_A_PASSAGE
+    return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
+
+
+def found(task: str) -> Callable[[Pretrained, int], Any]:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, name = task.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"tune: task must name a function that can be imported: got {task!r}: {error}; put its folder into "
+            "PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"tune: task must name a function: {task!r} is a {type(function).__name__}")
+    return function
+
+
+def _each(make: Callable[[int], Exams]) -> Parts:
+    return Parts(make(0), tuple(make(part) for part in range(1, TRIES + 1)))
+
+
+def _own(make: Callable[[Pretrained, int], Any], pretrained: Pretrained, part: int) -> Exam:
+    task = make(pretrained, part)
+    if not isinstance(task, Task):
+        raise ValueError(f"tune: --task's function must give a dynattn.lab.tasks.Task: got {type(task).__name__}")
+    return prepared(task, pretrained)
+
+
+def _asked(length: int | None) -> int:
+    if length is None:
+        raise ValueError("tune: a length must be chosen before texts are cut")
+    return length
+
+
+def _items(counts: Counts, part: int) -> int:
+    return counts.prove if part else counts.search
+
+
+def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
+    """Pieces of text, in blocks of tokens; and numbers hidden in the same pieces, to be read back."""
+    given = pieces.shuffled(wikipedia() if texts is None else texts)
+    wanted = [counts.search, *[counts.prove] * TRIES]
+    least = [LEAST.search, *[LEAST.prove] * TRIES]
+    cut = pieces.cut(pretrained, given, length, sum(wanted))
+    dealt = pieces.deal(cut, wanted, least)
+    if dealt is None:
+        raise ValueError(
+            f"tune: texts must hold at least {sum(least)} pieces of {length} tokens, {least[0]} to search with and "
+            f"{least[1]} for each of {TRIES} tries of the proof: {len(given)} texts hold {len(cut)}; pass more or "
+            "longer texts, or a shorter --length"
+        )
+    block = max(1, -(-length // _BLOCKS)) if length < _BLOCKS * _BLOCK else _BLOCK
+    task = Perplexity(tokens=length, block=block)
+
+    def exams(part: int) -> Exams:
+        its = dealt[part]
+        labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
+        said = f"{len(its)} pieces of text of {length} tokens, in blocks of {block}"
+        text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
+        check_known(pretrained, [pieces.text_of(pretrained, piece).body for piece in its], "tune")
+        keys = counts.prove_second if part else counts.search_second
+        fit = len(Keys((its[0].ids,)).prepare(pretrained).labels)  # numbers that a text has room for
+        hay = tuple(its[i % len(its)].ids for i in range(keys * -(-Keys.keys // fit)))
+        return text, prepared(Keys(hay, seed=part), pretrained, second=True)
+
+    return _each(exams)
+
+
+def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
+    """Passages of texts that no other part has; of fewer texts than parts, of thirds of each."""
+    given = pieces.shuffled(wikipedia() if texts is None else texts)
+    many = TRIES + 1
+    if len(given) < many:
+        given = [
+            Text(
+                f"{text.title}, part {i + 1}", text.body[i * len(text.body) // many : (i + 1) * len(text.body) // many]
+            )
+            for i in range(many)
+            for text in given
+        ]
+
+    def exams(part: int) -> Exams:
+        task = Queries(_PASSAGES * _items(counts, part), length, tuple(given[part::many]), seed=part)
+        return (prepared(task, pretrained),)
+
+    return _each(exams)
+
+
+def _speech(pretrained: Pretrained, counts: Counts) -> Parts:
+    every = prepared(Speech(items=counts.search + TRIES * counts.prove), pretrained)
+    many = TRIES + 1
+    edges = [every.entries * part // many for part in range(many + 1)]
+    if edges[1] < LEAST.search:
+        raise ValueError(f"tune: there must be at least {LEAST.search * many} recordings: got {every.items}")
+    return _each(lambda part: (every.portion(edges[part], edges[part + 1]),))

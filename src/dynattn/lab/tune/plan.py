@@ -1,0 +1,98 @@
+"""How many texts, candidates and rounds a number of minutes allows, in forwards of the dense model.
+
+What costs is the model's forward; everything is counted in it. The least that a claim needs is fixed: where the minutes
+do not allow that, nothing is begun. Whatever is left goes to the search and the proof alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ROUNDS = 3
+_POINTS = 4  # whole assignments that are measured
+_SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
+_SHARE_OF_KERNELS = 0.08  # of the time, for timing candidates
+_RESERVE = 0.06  # of the time: the report, what a forward takes longer at times
+_STEPS = 1000  # between the least and the most
+_SOONER = 10  # times as soon as items, all candidates take part
+_FASTER = 0.95  # of a dense forward, that of a method
+
+
+class Counts(NamedTuple):
+    """Forwards of an exam, of the second one, and candidates."""
+
+    search: int
+    search_second: int
+    prove: int
+    prove_second: int
+    candidates: int
+
+
+LEAST = Counts(search=2, search_second=1, prove=4, prove_second=3, candidates=8)
+MOST = Counts(search=12, search_second=6, prove=64, prove_second=24, candidates=32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done in the time.
+
+    Attributes:
+        counts: of items and candidates.
+        points: whole assignments that are measured.
+        kernels: seconds for timing candidates.
+        rounds: of timing the whole model.
+    """
+
+    counts: Counts
+    points: int
+    kernels: float
+    rounds: int
+
+
+def cost(counts: Counts, forward: float, share: float, second: bool) -> float:
+    """Seconds that counts take.
+
+    Args:
+        counts: of items and candidates.
+        forward: seconds of the dense model's forward of one item.
+        share: of attention in it.
+        second: whether there is a second exam.
+    """
+    search = counts.search + (counts.search_second if second else 0)
+    prove = counts.prove + (counts.prove_second if second else 0)
+    passes = search * (1 + share * _SAMPLED * counts.candidates)  # dense, with every candidate beside it
+    measured = search * (1 + _FASTER * _POINTS)
+    proof = prove * (1 + _FASTER)
+    speed = 2 * (ROUNDS + 1)
+    return forward * (passes + measured + proof + speed)
+
+
+def plan(seconds: float, forward: float, share: float, second: bool) -> Plan | None:
+    """The most that the time allows.
+
+    Args:
+        seconds: that are left.
+        forward, share, second: as :func:`cost` takes them.
+
+    Returns:
+        The plan; None where the least does not fit.
+    """
+    room = seconds * (1 - _RESERVE - _SHARE_OF_KERNELS)
+    if cost(LEAST, forward, share, second) > room:
+        return None
+    steps = range(_STEPS, -1, -1)
+    counts = next(each for each in map(_between, steps) if cost(each, forward, share, second) <= room)
+    return Plan(counts, _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
+
+
+def least_seconds(forward: float, share: float, second: bool) -> float:
+    """Seconds without which nothing can be claimed."""
+    return cost(LEAST, forward, share, second) / (1 - _RESERVE - _SHARE_OF_KERNELS)
+
+
+def _between(step: int) -> Counts:
+    """From the least to the most: candidates first, which cost little, then items."""
+    grown = [few + (many - few) * step // _STEPS for few, many in zip(LEAST, MOST, strict=True)]
+    candidates = LEAST.candidates + (MOST.candidates - LEAST.candidates) * min(_STEPS, _SOONER * step) // _STEPS
+    return Counts(*grown)._replace(candidates=candidates)

@@ -1,0 +1,44 @@
+"""The whole model against itself with SDPA, in the same dtype, in alternation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from dynattn.lab.figures import BASELINE, spread
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks.base import Inputs
+from dynattn.lab.timing import interleaved
+from dynattn.lab.tune.assignment import Assignment
+from dynattn.lab.tune.results import Raced
+from dynattn.lab.tune.search import set_assignment
+
+
+@torch.inference_mode()
+def race(pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds: int) -> Raced:
+    """Time forwards.
+
+    Args:
+        pretrained: the model; it is left with PyTorch's attention.
+        assignment: of methods.
+        inputs: of a forward.
+        rounds: of alternation; fewer than that are never taken.
+    """
+
+    def forward(tuned: bool) -> None:
+        if tuned:
+            set_assignment(pretrained, assignment)
+        else:
+            pretrained.model.set_attn_implementation(BASELINE)
+        pretrained.model(**inputs)
+
+    timings = interleaved(
+        {"dense": partial(forward, False), "tuned": partial(forward, True)}, rounds=rounds, min_sample=None
+    )
+    pretrained.model.set_attn_implementation(BASELINE)
+    dense, tuned = timings["dense"], timings["tuned"]
+    return Raced(
+        dense=spread(dense.seconds), tuned=spread(tuned.seconds), speedup=spread(tuned.speedup(dense)), rounds=rounds,
+        disturbed=tuned.disturbed if tuned.waited else None,
+    )  # fmt: skip

@@ -1,0 +1,174 @@
+"""What a run found, as it is written to JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dynattn.lab.figures import Record, Spread
+
+Verdict = Literal["faster", "dense"]
+
+
+class Time(Record):
+    """Where a forward of the dense model spends its time.
+
+    Attributes:
+        forward: seconds.
+        modules: seconds inside attention, by the module's name.
+        length: tokens.
+        bound: how many times as fast the model would be with attention that takes no time (Amdahl).
+    """
+
+    forward: float
+    modules: dict[str, float]
+    length: int
+    bound: float
+
+    @property
+    def share(self) -> float:
+        """Of attention."""
+        return sum(self.modules.values()) / self.forward
+
+
+class Lost(Record):
+    """What an assignment lost in one exam, on data of the search or of the proof.
+
+    Attributes:
+        task: its name.
+        metric: what a score is.
+        data: what the items are.
+        items: how many were looked at.
+        dense: mean score of the dense model.
+        tuned: mean score with the assignment.
+        loss: relative: of a likelihood by how much the perplexity grew, else the share of the score that went.
+        bound: the loss is below this with ``level`` confidence; None where nothing was proved.
+        limit: what the loss had to stay below.
+        level: of the bound.
+        looks: how often the proof looked at its data.
+        worst: nats that no item is taken to lose more than, on which the bound is conditional; None for scores.
+        proved: whether the loss is at most the limit, with that confidence.
+        silent: whether the dense model itself only guesses, so that no loss can be told.
+    """
+
+    task: str
+    metric: str
+    data: str
+    items: int
+    dense: float
+    tuned: float
+    loss: float
+    bound: float | None
+    limit: float
+    level: float
+    looks: int
+    worst: float | None
+    proved: bool
+    silent: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit was kept for sure, or there is nothing that could be lost."""
+        return self.silent or self.proved
+
+
+class Considered(Record):
+    """A point that was considered.
+
+    Attributes:
+        name: for people: ``tuned``, or a method for all layers.
+        harm: predicted.
+        speedup: of the whole model, predicted from the kernels' times.
+        losses: relative, of each exam of the search, measured; empty where they were not.
+    """
+
+    name: str
+    harm: float
+    speedup: float
+    losses: list[float]
+
+
+class Gain(Record):
+    """What would be gained at another limit, by the model of harm and loss."""
+
+    max_loss: float
+    speedup: float
+
+
+class Try(Record):
+    """One try of the proof."""
+
+    heads: dict[str, list[str]]
+    lost: list[Lost]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all exams kept their limits."""
+        return bool(self.lost) and all(each.holds for each in self.lost)
+
+
+class Raced(Record):
+    """The whole model against itself with SDPA, interleaved."""
+
+    dense: Spread
+    tuned: Spread
+    speedup: Spread
+    rounds: int
+    disturbed: int | None
+
+
+class Rival(Record):
+    """The best single method for all heads, on the items on which the tuned assignment was proved.
+
+    Attributes:
+        method: its name.
+        speedup: of the whole model, foretold as those of the frontier.
+        loss: relative.
+        tuned: the loss of the tuned assignment, on the same items.
+    """
+
+    method: str
+    speedup: float
+    loss: float
+    tuned: float
+
+
+class Tuning(Record):
+    """A whole run.
+
+    Attributes:
+        model, kind, description, dtype, phase: of what.
+        settings: that were given.
+        machine: that it ran on.
+        verdict: ``faster``, or ``dense`` where nothing is gained for sure.
+        reason: in words.
+        time: where it went.
+        candidates: seconds of a call by shape and method.
+        heads: by module, the method of each head: what is written, or dense.
+        considered: points, for the frontier.
+        gains: at other limits.
+        tries: of the proof.
+        rival: one method for all heads; None where there was no time to look, or nothing was proved.
+        speed: of what was proved; None where nothing was.
+        seconds: that the run took.
+        version: of the record.
+    """
+
+    model: str
+    kind: str
+    description: str
+    dtype: str
+    phase: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    verdict: Verdict
+    reason: str
+    time: Time
+    candidates: list[dict[str, float]]
+    heads: dict[str, list[str]]
+    considered: list[Considered]
+    gains: list[Gain]
+    tries: list[Try]
+    rival: Rival | None
+    speed: Raced | None
+    seconds: float
+    version: Literal[1] = 1

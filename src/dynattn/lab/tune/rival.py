@@ -1,0 +1,57 @@
+"""The best single method for all heads, on the texts of the proof, beside the assignment that was proved there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dynattn.lab.figures import BASELINE
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tune.choices import Choices, Point
+from dynattn.lab.tune.exams import Exam
+from dynattn.lab.tune.results import Lost, Rival
+from dynattn.lab.tune.search import set_assignment
+from dynattn.lab.tune.store import Store
+
+
+def chosen(choices: Choices, tuned: Point) -> tuple[str, Point] | None:
+    """The method that harms least of those that are foretold to be as fast for all heads; else the fastest of all.
+
+    Args:
+        choices: with the candidates.
+        tuned: the assignment to be held against.
+    """
+    every = [(name, choices.everywhere(name)) for name in choices.names]
+    as_fast = [each for each in every if each[1].saved >= tuned.saved]
+    if as_fast:
+        return min(as_fast, key=lambda each: each[1].harm)
+    return max(every, key=lambda each: each[1].saved, default=None)
+
+
+def measure(
+    name: str, point: Point, speedup: float, lost: Lost, exam: Exam, pretrained: Pretrained, store: Store,
+    advance: Callable[[], None],
+) -> Rival:  # fmt: skip
+    """What one method for all heads loses where the tuned assignment was proved.
+
+    Args:
+        name: of the method.
+        point: the assignment that it is.
+        speedup: foretold.
+        lost: what the tuned assignment lost.
+        exam: of the proof.
+        pretrained: the model; it is left with the method.
+        store: keeps the scores.
+        advance: called after each step.
+    """
+    part = exam.portion(0, lost.looks)
+
+    def find() -> Any:
+        dense = part.outcome(pretrained, BASELINE, advance)
+        own = part.outcome(pretrained, set_assignment(pretrained, point.assignment), advance)
+        return [part.scores(dense, dense).tolist(), part.scores(own, dense).tolist()]
+
+    dense, own = (np.array(each) for each in store.once(f"rival {name}", find))
+    return Rival(method=name, speedup=speedup, loss=part.loss(own, dense), tuned=lost.loss)

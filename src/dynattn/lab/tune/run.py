@@ -1,0 +1,253 @@
+"""The run: where time goes, what each head can spare, the fastest assignment, the proof, the race."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dynattn.lab.machine import machine
+from dynattn.lab.progress import Stage
+from dynattn.lab.tune import rival, sensitivity
+from dynattn.lab.tune.begin import Begun
+from dynattn.lab.tune.candidates import candidates
+from dynattn.lab.tune.choices import Choices, Point, worth
+from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.exams import Exam
+from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.parts import forwards as forwards_of
+from dynattn.lab.tune.plan import LEAST
+from dynattn.lab.tune.prove import prove
+from dynattn.lab.tune.race import race
+from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Time, Try, Tuning
+from dynattn.lab.tune.search import Measured, Search, dense
+from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.times import Costs
+from dynattn.lab.tune.times import clock as clock_candidates
+
+LEAST_GAIN = 1.03
+"""A speed-up of the whole model below which no search is begun: less than machines differ from hour to hour."""
+
+LIMITS = (0.005, 0.01, 0.02, 0.05)
+"""At which it is told what would be gained."""
+
+_TIGHTER = 0.4  # of the harm, after a proof that failed
+_PAIR = 2  # forwards of an item: dense and tuned
+_SHOWN = 24  # points of the path
+
+
+class Run:
+    """One run, stage by stage; each result is kept in the store.
+
+    Args:
+        settings: what was asked for.
+        begun: the model and the data.
+        store: of results.
+        stage: shows progress.
+        clock: tells the time that is left.
+    """
+
+    def __init__(self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock) -> None:
+        self._settings, self._begun, self._store, self._stage, self._clock = settings, begun, store, stage, clock
+        self._began = time.perf_counter()
+        self._pretrained = begun.pretrained
+        self._choices: Choices | None = None
+        self._search: Search | None = None
+        self._costs: Costs | None = None
+        self._tries: list[Try] = []
+        self._rival: Rival | None = None
+
+    def tune(self) -> Tuning:
+        """All of it."""
+        spent = self._time()
+        if spent.bound < LEAST_GAIN:
+            return self._dense(spent, f"attention takes {spent.share:.1%} of a forward: no method could gain more than "
+                               f"{spent.bound:.2f} times")  # fmt: skip
+        choices = self._choices = self._chosen(spent)
+        if self._speedup(spent, choices.most) < LEAST_GAIN:
+            return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
+        best = self._searched(spent, choices)
+        if best is None:
+            return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
+        proved = self._proved(spent, choices, best)
+        if proved is None:
+            return self._dense(spent, self._unproved())
+        return self._raced(spent, proved)
+
+    def _time(self) -> Time:
+        advance = self._stage("where time goes", 1)
+        inputs = self._inputs(self._begun.parts.search[0])
+
+        def find() -> Any:
+            seen = min((clocked(self._pretrained, inputs) for _ in range(2)), key=lambda each: each.forward)
+            return {"forward": seen.forward, "modules": seen.modules, "length": self._begun.length,
+                    "bound": 1 / (1 - seen.share)}  # fmt: skip
+
+        found = Time(**self._store.once("time", find))
+        advance()
+        return found
+
+    def _chosen(self, spent: Time) -> Choices:
+        """Time the candidates, then see what they harm."""
+        search, counts = self._begun.parts.search, self._begun.plan.counts
+        inputs, advance = self._inputs(search[0]), self._stage("time of each candidate", 1)
+        names = candidates(self._pretrained.kind, self._begun.length)[: counts.candidates]
+        seconds = self._begun.plan.kernels
+        found = self._store.once(
+            "costs", lambda: list(clock_candidates(self._pretrained, inputs, names, seconds, lambda: None))
+        )
+        advance()
+        self._costs = Costs(*found)
+        names = worth(self._costs, names, counts.candidates)
+        where = places(self._pretrained, inputs)
+        looked = [(exam, index) for exam in search for index in range(self._looked(exam))]
+        advance = self._stage("what each head can spare", len(looked))
+        harms = []
+        for exam, index in looked:
+            key = f"harm {exam.task.name} {index}"
+            harms.append(self._store.once(key, lambda e=exam, i=index: self._harm(e, i, where, names)))
+            advance()
+        return Choices(self._costs, _both(harms, [exam.second for exam, _ in looked]), names)
+
+    def _harm(self, exam: Exam, index: int, where: Any, names: Sequence[str]) -> Any:
+        return sensitivity.look(self._pretrained, self._inputs(exam, index), where, names, last=exam.second)
+
+    def _looked(self, exam: Exam) -> int:
+        """How many forwards show what heads can spare: no more than there are unlike ones."""
+        counts = self._begun.plan.counts
+        most = exam.entries if exam.entries > 1 else len(exam.data.examples)
+        return min(most, counts.search_second if exam.second else counts.search)
+
+    def _searched(self, spent: Time, choices: Choices) -> Measured | None:
+        exams, points = self._begun.parts.search, self._begun.plan.points
+        steps = sum(exam.data.steps for exam in exams)
+        advance = self._stage("loss of whole assignments", steps * (points + 1))
+        outcomes = dense(exams, self._pretrained, advance)
+        planned = [exam.items for exam in self._begun.parts.proofs[0]]
+        self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
+        needed = _PAIR * LEAST.prove + sum(exam.entries for exam in exams)
+        return self._search.run(points, advance, lambda: self._in_time(spent, needed))
+
+    def _proved(self, spent: Time, choices: Choices, best: Measured) -> Point | None:
+        point = best.point
+        for number, exams in enumerate(self._begun.parts.proofs):
+            steps = 2 * sum(exam.data.steps for exam in exams)
+            advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
+            found = prove(
+                number,
+                point.assignment,
+                best.worst,
+                exams,
+                self._pretrained,
+                self._settings.max_loss,
+                self._store,
+                advance,
+                lambda: self._in_time(spent, _PAIR),
+            )
+            self._tries.append(found)
+            if found.holds:
+                return point
+            point = choices.within(point.harm * _TIGHTER)
+            if point.saved <= 0 or not self._in_time(spent, _PAIR * LEAST.prove):
+                return None
+        return None
+
+    def _unproved(self) -> str:
+        last = self._tries[-1].lost[-1]
+        how = "on held-out data" if len(self._tries) == 1 else f"on held-out data, in {len(self._tries)} tries"
+        return f"that the loss of {last.task} stays below {last.limit:.2%} could not be proved {how}"
+
+    def _in_time(self, spent: Time, forwards: float) -> bool:
+        """Whether so many forwards can be begun, and the race still be run."""
+        each = 1 if self._settings.task else forwards_of(self._pretrained.kind)
+        return self._clock.left > spent.forward * (each * forwards + 2 * (self._begun.plan.rounds + 1))
+
+    def _raced(self, spent: Time, proved: Point) -> Tuning:
+        advance = self._stage("speed-up of the whole model", 1)
+        inputs = self._inputs(self._begun.parts.proofs[0][0])
+        found = self._store.once("race", lambda: race(
+            self._pretrained, proved.assignment, inputs, self._begun.plan.rounds).model_dump(mode="json"))  # fmt: skip
+        advance()
+        speed = Raced(**found)
+        self._rival = self._held_against(spent, proved)
+        if speed.speedup.q1 <= 1:
+            return self._dense(
+                spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
+            )
+        gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
+        return self._result(spent, "faster", gained, proved, speed)
+
+    def _held_against(self, spent: Time, proved: Point) -> Rival | None:
+        """One method for all heads, where there is time for it."""
+        exam, lost = self._begun.parts.proofs[len(self._tries) - 1][0], self._tries[-1].lost[0]
+        other = None if self._choices is None else rival.chosen(self._choices, proved)
+        if other is None or not self._in_time(spent, _PAIR * lost.looks):
+            return None
+        name, point = other
+        advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
+        return rival.measure(
+            name, point, self._speedup(spent, point), lost, exam, self._pretrained, self._store, advance
+        )
+
+    def _dense(self, spent: Time, reason: str) -> Tuning:
+        return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)
+
+    def _result(self, spent: Time, verdict: Any, reason: str, point: Point | None, speed: Raced | None) -> Tuning:
+        self._pretrained.model.set_attn_implementation("sdpa")
+        heads = {} if point is None else {module: list(names) for module, names in point.assignment.items()}
+        return Tuning(
+            model=self._settings.model, kind=self._pretrained.kind, description=self._pretrained.description,
+            dtype=self._settings.dtype, phase=self._settings.phase, settings=self._settings.plain(), machine=machine(),
+            verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
+            heads=heads, considered=self._considered(spent), gains=self._gains(spent), tries=self._tries,
+            rival=self._rival, speed=speed,            seconds=time.perf_counter() - self._began,
+        )  # fmt: skip
+
+    def _considered(self, spent: Time) -> list[Considered]:
+        """The path in even steps, one method everywhere for each candidate, and what was measured."""
+        if self._choices is None:
+            return []
+        choices, every = self._choices, len(self._choices.moves)
+        along = [choices.point(every * i // _SHOWN) for i in range(_SHOWN + 1)] if every else []
+        single = [(name, choices.everywhere(name)) for name in choices.names]
+        measured = self._search.measured if self._search else []
+        return [
+            *(self._point("path", spent, point) for point in along),
+            *(self._point(name, spent, point) for name, point in single),
+            *(self._point("measured", spent, each.point, each.losses) for each in measured),
+        ]
+
+    def _point(self, name: str, spent: Time, point: Point, losses: Sequence[float] = ()) -> Considered:
+        return Considered(name=name, harm=point.harm, speedup=self._speedup(spent, point), losses=list(losses))
+
+    def _gains(self, spent: Time) -> list[Gain]:
+        found = []
+        for limit in LIMITS:
+            harm = None if self._search is None else self._search.harm_at(limit)
+            if harm is not None and self._choices is not None:
+                point = self._choices.within(harm)
+                found.append(Gain(max_loss=limit, speedup=self._speedup(spent, point)))
+        return found
+
+    def _speedup(self, spent: Time, point: Point) -> float:
+        """Of the whole model, foretold: what the kernels save is taken from the forward's time."""
+        return spent.forward / max(spent.forward - point.saved, spent.forward / spent.bound)
+
+    def _inputs(self, exam: Exam, index: int = 0) -> Any:
+        device = self._pretrained.model.device
+        return {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in exam.inputs(index).items()
+        }
+
+
+def _both(harms: Sequence[sensitivity.Harm], second: Sequence[bool]) -> sensitivity.Harm:
+    """The mean over the inputs of each exam, then over the exams, so that the unlike task weighs as much."""
+    means = [
+        sensitivity.mean([harm for harm, its in zip(harms, second, strict=True) if its == which])
+        for which in sorted(set(second))
+    ]
+    return sensitivity.mean(means)

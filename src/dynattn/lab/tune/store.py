@@ -1,0 +1,49 @@
+"""What a run has found so far, in one file: a run that was killed goes on with the same settings and loses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dynattn.lab.records import read_json, write_json
+
+_REMEDY = "remove it, or give another --output"
+
+
+class Store:
+    """Results by name, written whole after each.
+
+    Args:
+        path: of the file.
+        key: digest of what decides the results; a file of another key is begun anew.
+
+    Attributes:
+        resumed: whether there was a file of this key.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._found: dict[str, Any] = {}
+        if path.exists():
+            there = read_json(path, _REMEDY)
+            if not isinstance(there, dict) or not isinstance(there.get("found"), dict):
+                raise ValueError(f"tune: {path} must hold the stages of a run: it holds something else; {_REMEDY}")
+            if there.get("key") == key:
+                self._found = there["found"]
+        self.resumed = bool(self._found)
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What was found under a name, else what ``find`` gives, which is written.
+
+        Args:
+            name: of the result.
+            find: gives what JSON can hold.
+        """
+        if name not in self._found:
+            self._found[name] = find()
+            write_json(self._path, {"key": self._key, "found": self._found})
+        return self._found[name]

@@ -1,0 +1,79 @@
+"""A tuning in a terminal: what was gained and lost, which methods took part, what other limits would give."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from dynattn.lab.terminal import Grid, print_grid, say
+from dynattn.lab.tune.assignment import shares, shown
+from dynattn.lab.tune.results import Lost, Tuning
+
+
+def show(found: Tuning, console: Console) -> None:
+    """Print the verdict and the tables.
+
+    Args:
+        found: the run.
+        console: where to.
+    """
+    say(console, "")
+    for line in sentences(found):
+        say(console, line)
+    if found.tries:
+        print_grid(console, losses(found))
+    if found.heads:
+        rows = [[shown(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
+        print_grid(console, Grid("Methods", ["method", "of all heads"], rows))
+    if found.gains:
+        rows = [[f"{gain.max_loss:.1%}", f"{gain.speedup:.2f}×"] for gain in found.gains]
+        print_grid(
+            console, Grid("What other limits would give, foretold and not proved", ["loss", "whole model"], rows)
+        )
+
+
+def sentences(found: Tuning) -> list[str]:
+    """What a run found, in words."""
+    time = found.time
+    said = [
+        f"{found.model}, {found.phase} of {time.length} tokens, {found.dtype}: {found.reason}.",
+        f"Attention takes {time.share:.0%} of the dense model's {time.forward:.2f} s, so no attention can make it more "
+        f"than {time.bound:.2f} times as fast.",
+    ]
+    if found.speed is not None:
+        speed = found.speed
+        said.append(
+            f"Whole model: {speed.dense.median:.2f} s with SDPA, {speed.tuned.median:.2f} s tuned; "
+            f"{speed.speedup.median:.2f} times as fast (quartiles {speed.speedup.q1:.2f} to {speed.speedup.q3:.2f}, "
+            f"{speed.rounds} rounds in alternation)."
+        )
+    other = found.rival
+    if other is not None:
+        said.append(
+            f"The best single method for all heads, {shown(other.method)}, is foretold {other.speedup:.2f} times as "
+            f"fast and loses {other.loss:+.2%} on the texts of the proof; the tuned one loses {other.tuned:+.2%}."
+        )
+    return said
+
+
+def losses(found: Tuning) -> Grid:
+    """Each exam of each try of the proof."""
+    columns = ["held-out task", "items", "dense", "tuned", "loss", "loss is below", "limit", "confidence", "reading"]
+    rows = [
+        [
+            lost.task, str(lost.items), f"{lost.dense:.4f}", f"{lost.tuned:.4f}", f"{lost.loss:+.2%}",
+            "–" if lost.bound is None else f"{lost.bound:.2%}", f"{lost.limit:.2%}", f"{lost.level:.0%}",
+            Text(reading(lost), "green" if lost.holds else "red"),
+        ]
+        for each in found.tries
+        for lost in each.lost
+    ]  # fmt: skip
+    ends = [sum(len(each.lost) for each in found.tries[: i + 1]) - 1 for i in range(len(found.tries))]
+    return Grid("Proof on data that took no part in the search", columns, rows, left=(8,), breaks=ends)
+
+
+def reading(lost: Lost) -> str:
+    """Whether an exam kept its limit, in a word or two."""
+    if lost.silent:
+        return "dense is at chance: says nothing"
+    return "holds" if lost.holds else "not proved"

@@ -1,0 +1,32 @@
+"""The script that records tunings: models and options apart, files where they belong."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+from benchmarks import tune
+
+
+def test_files_of_each_model_are_kept(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        folder = tmp_path / "reports" / f"tune-{command[4]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tune.json", "tune.html"):  # dense attention was to be kept: no model's file
+            (folder / name).write_text(command[4])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tune, "RESULTS", tmp_path / "results")
+    assert tune.main(["smollm2", "minilm", "--minutes", "3"]) == 0
+    assert [command[3:5] for command in commands] == [["tune", "smollm2"], ["tune", "minilm"]]
+    assert all(command[-4:] == ["--minutes", "3", "--output", "reports"] for command in commands)
+    kept = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert kept == ["minilm.html", "minilm.json", "smollm2.html", "smollm2.json"]
+    assert (tmp_path / "results" / "minilm.json").read_text() == "minilm"
+    tune.main([])
+    assert commands[-1][4] == "smollm2"

@@ -1,0 +1,86 @@
+"""From seconds and harm to assignments: what splitting a call costs, and what is worth to be chosen from."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("markupsafe")
+
+from dynattn.lab.tune import assignment
+from dynattn.lab.tune.candidates import OWN_DENSE, SDPA, candidates
+from dynattn.lab.tune.choices import Choices, worth
+from dynattn.lab.tune.times import Costs
+from dynattn.methods import parse
+
+FAST, FASTER = "nm-1-2", "window-8-s4"
+SECONDS = {OWN_DENSE: 1.2, SDPA: 1.0, FAST: 0.8, FASTER: 0.4}
+HARM = {
+    "a": {FAST: [0.0, 0.1, 0.1, 0.1], FASTER: [0.1, 0.5, 0.5, 0.5]},
+    "b": {FAST: [0.1, 0.1, 0.1, 0.1], FASTER: [9.0, 9.0, 9.0, 9.0]},
+}
+
+
+def _choices(split: float = 0.0) -> Choices:
+    return Choices(Costs({"a": 0, "b": 0}, [SECONDS], [split], [4]), HARM, (FAST, FASTER))
+
+
+def test_the_path_begins_dense_and_ends_with_the_fastest():
+    choices = _choices()
+    assert choices.point(0).assignment == {"a": (SDPA,) * 4, "b": (SDPA,) * 4}  # the faster dense one
+    assert choices.point(0).saved == 0
+    assert choices.most.assignment == {"a": (FASTER,) * 4, "b": (FASTER,) * 4}
+    assert choices.most.saved == pytest.approx(1.2)
+    assert choices.most.harm == pytest.approx(1.6 + 36)
+
+
+def test_a_budget_of_harm_is_kept():
+    choices = _choices()
+    for budget in (0.0, 0.1, 0.35, 0.6, 2.0, 10.0, 40.0):
+        point = choices.within(budget)
+        assert point.harm <= budget + 1e-9
+        assert point.harm == pytest.approx(
+            sum(
+                HARM[m][name][h]
+                for m, names in point.assignment.items()
+                for h, name in enumerate(names)
+                if name in HARM[m]
+            )
+        )
+    assert choices.within(0.0).assignment["a"][0] == FAST  # without harm, so at once
+
+
+def test_a_call_is_not_split_for_less_than_that_costs():
+    free, dear = _choices(), _choices(split=0.3)
+    assert set(free.within(0.0).assignment["a"]) == {FAST, SDPA}
+    assert set(dear.within(0.0).assignment["a"]) == {SDPA}
+    assert dear.within(0.0).saved == 0
+    mixed = dear.priced(-1, {"a": (FASTER, FASTER, SDPA, SDPA), "b": (SDPA,) * 4})
+    assert mixed.saved == pytest.approx(2 * 0.6 / 4 - 0.3)
+
+
+def test_one_method_everywhere_is_priced_as_the_rest():
+    point = _choices().everywhere(FAST)
+    assert point.saved == pytest.approx(0.4)
+    assert point.harm == pytest.approx(0.7)
+
+
+def test_candidates_that_are_not_faster_anywhere_are_left_out():
+    costs = Costs({"a": 0}, [{OWN_DENSE: 1.0, "x": 0.99, "y": 0.5, "z": 0.4}], [0.0], [4])
+    assert worth(costs, ["x", "y", "missing", "z"], 5) == ("y", "z")
+    assert worth(costs, ["x", "y", "z"], 1) == ("y",)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("decoder", 4096), ("decoder", 256), ("encoder", 512), ("vision", 1370)])
+def test_names_of_candidates_are_methods_own(kind, length):
+    names = candidates(kind, length)
+    assert len(names) == len(set(names)) > 20
+    assert all(parse(name).name == name and not parse(name).keeps_everything for name in names)
+
+
+def test_an_assignment_is_a_method_for_each_module():
+    found = assignment.methods({"a": (FAST, FAST), "b": (FAST, "dense")})
+    assert found == {"a": FAST, "b": f"perhead({FAST}_dense)"}
+    assert parse(found["b"])
+    assert assignment.shares({"a": (FAST, FAST), "b": (FAST, "dense")}) == {FAST: 0.75, "dense": 0.25}
+    assert assignment.shown(SDPA) == "dense, PyTorch's kernel"

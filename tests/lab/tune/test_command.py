@@ -1,0 +1,180 @@
+"""The command as a whole, on tiny models with random weights: a file that another process loads, and refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+import transformers
+
+from dynattn.integrations.transformers import assign, load
+from dynattn.lab.figures import Spread
+from dynattn.lab.terminal import console
+from dynattn.lab.tune import run as stages
+from dynattn.lab.tune.assignment import methods
+from dynattn.lab.tune.command import run
+from dynattn.lab.tune.layers import Clocked
+from dynattn.lab.tune.plan import Counts, Plan
+from dynattn.lab.tune.results import Raced, Tuning
+from dynattn.lab.tune.settings import Settings
+
+LENGTH = 64
+LOADED = """
+import sys, torch, transformers
+from dynattn.integrations.transformers import load
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+load(model, sys.argv[2])
+with torch.inference_mode():
+    torch.save(model(torch.arange(64)[None] % 60).logits, sys.argv[3])
+"""
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """A machine on which sparse attention pays, whatever this one is: half of a forward is attention."""
+
+    def clocked(pretrained, inputs):
+        from dynattn.integrations.transformers import attention_modules
+
+        names = attention_modules(pretrained.model)
+        return Clocked(0.01, dict.fromkeys(names, 0.005 / len(names)))
+
+    def clock(pretrained, inputs, names, seconds, advance):
+        config, modules = pretrained.model.config, clocked(pretrained, inputs).modules
+        call = 0.005 / len(modules)
+        costs = {"dense": call, **dict.fromkeys(names[:3], call / 2)}
+        return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
+
+    def plan(seconds, forward, share, second):
+        return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
+
+    even = Spread(median=1.3, q1=1.2, q3=1.4)
+    monkeypatch.setattr(stages, "clocked", clocked)
+    monkeypatch.setattr("dynattn.lab.tune.begin.clocked", clocked)
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", plan)
+    monkeypatch.setattr(stages, "clock_candidates", clock)
+    monkeypatch.setattr(
+        stages, "race", lambda *_: Raced(dense=even, tuned=even, speedup=even, rounds=3, disturbed=None)
+    )
+
+
+def _settings(model: Path, own: Path, **given) -> Settings:
+    return Settings(str(model), **{"texts": own, "length": LENGTH, "max_loss": 0.2, "minutes": 1000, **given})
+
+
+def _tuned(settings: Settings, output: Path) -> tuple[Tuning, str]:
+    screen = io.StringIO()
+    return run(settings, output, console(screen)), screen.getvalue()
+
+
+def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert found.verdict == "faster"
+    assert found.tries[-1].holds
+    assert {lost.task for lost in found.tries[-1].lost} == {"perplexity", "keys"}
+    assert found.rival is not None
+    assert found.rival.tuned == found.tries[-1].lost[0].loss
+    assert "best single method for all heads" in said
+    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    file = folder / "model.dynattn.json"
+    assert f"model   {file}" in said
+    assert (folder / "tune.html").read_text().startswith("<!doctype html>")
+    assert Tuning.model_validate(json.loads((folder / "tune.json").read_text())) == found
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    what = load(model, file)
+    assert what.methods == methods(found.heads)
+    assert what.lengths == (LENGTH, LENGTH)
+    proved = [each for each in what.evidence if each.what.startswith("relative loss")]
+    assert len(proved) == 2
+    assert all(each.high is not None and each.high <= each.details["limit"] for each in proved)
+    subprocess.run([sys.executable, "-c", LOADED, tiny_decoder, file, tmp_path / "logits.pt"], check=True)
+    other = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    assign(other, methods(found.heads), phase="prefill")
+    with torch.inference_mode():
+        expected = other(torch.arange(64)[None] % 60).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    settings = _settings(tiny_decoder, many_texts)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "race", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _tuned(settings, tmp_path)
+    with monkeypatch.context() as patch:  # neither search nor proof runs again
+        patch.setattr("dynattn.lab.tune.sensitivity.look", killed)
+        patch.setattr("dynattn.lab.tune.prove._scores", killed)
+        found, _ = _tuned(settings, tmp_path)
+    assert found.verdict == "faster"
+
+
+def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "clocked", lambda *_: Clocked(1.0, {"m": 0.01}))
+    monkeypatch.setattr(stages, "clock_candidates", None)
+    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    folder.mkdir()
+    (folder / "model.dynattn.json").write_text("of a run before")
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert found.verdict == "dense"
+    assert "keep dense attention: attention takes 1.0% of a forward" in said
+    assert not (folder / "model.dynattn.json").exists()
+    assert "keep dense attention" in (folder / "tune.html").read_text()
+
+
+def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_path):
+    found, said = _tuned(_settings(tiny_encoder, many_texts, max_loss=0.9, length=32), tmp_path)
+    assert found.kind == "encoder"
+    assert [lost.task for lost in found.tries[0].lost] == ["retrieval"]
+    assert found.tries[0].lost[0].items >= 50
+    assert "retrieval" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"length": 4096}, "within the model's context: got 4096, .* takes 256"),
+        ({"length": 256, "texts": None}, "hold at least"),
+        ({"texts": Path("nowhere")}, "must be a file or a folder"),
+        ({"minutes": 0.05, "length": 200}, "minutes must suffice"),
+        ({"texts": None, "task": "nowhere:make"}, "must name a function that can be imported"),
+        ({"task": "os:getcwd"}, "brings its own data"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, texts, tmp_path, monkeypatch):
+    if given.get("texts", 0) is None and "task" not in given:
+        short = tmp_path / "short"
+        short.mkdir()
+        (short / "a.txt").write_text("moon river stone " * 200)
+        given = {**given, "texts": short}
+    monkeypatch.setattr("dynattn.lab.tune.begin.clocked", lambda *_: Clocked(60.0, {"m": 20.0}))
+    monkeypatch.setattr(stages, "clocked", None)
+    with pytest.raises(ValueError, match=rule):
+        _tuned(_settings(tiny_decoder, texts, **given), tmp_path)
+
+
+def test_another_run_in_the_same_folder_is_refused(tiny_decoder, texts, tmp_path):
+    from dynattn.lab.records import alone
+
+    with alone(tmp_path / f"tune-{tiny_decoder.name}"), pytest.raises(ValueError, match="one command at a time"):
+        _tuned(_settings(tiny_decoder, texts), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(tiny_decoder, texts, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="another --output"):
+        _tuned(_settings(tiny_decoder, texts), tmp_path / "file")

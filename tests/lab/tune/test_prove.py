@@ -1,0 +1,112 @@
+"""A run's claims are wrong in at most one case of twenty, over all looks and tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("pydantic")
+
+from dynattn.lab.tasks import Outcome, Prepared, Task
+from dynattn.lab.tune import prove as module
+from dynattn.lab.tune.exams import Exam
+from dynattn.lab.tune.prove import prove
+
+LIMIT = 0.05
+ENTRIES, EACH = 6, 8
+
+
+@dataclass(frozen=True)
+class _Nats(Task):
+    name: ClassVar[str] = "nats"
+    kinds = ("decoder",)
+    metric = "NLL, nats"
+    higher_is_better = False
+
+    def prepare(self, pretrained) -> Prepared:
+        raise NotImplementedError
+
+    def evaluate(self, pretrained: Any, data, advance) -> Outcome:
+        return Outcome(np.concatenate([each[pretrained.tuned] for each in data.payload]), None)
+
+
+class _Model:
+    tuned = 0
+
+
+class _Once:
+    """A store that keeps nothing."""
+
+    def once(self, name, find):
+        return find()
+
+
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch):
+    """The model is a number that says whether it is tuned."""
+
+    def outcome(self, pretrained: Any, implementation, advance):
+        pretrained.tuned = int(implementation != "sdpa")
+        return self.task.evaluate(pretrained, self.data, advance)
+
+    monkeypatch.setattr(Exam, "outcome", outcome)
+    monkeypatch.setattr(module, "set_assignment", lambda pretrained, assignment: "tuned")
+
+
+def _exam(draw: np.random.Generator, loss: float, second: bool = False, noise: float = 0.03) -> Exam:
+    """Pairs of dense and tuned scores, whose differences have this mean and are lopsided."""
+    payload = []
+    for _ in range(ENTRIES):
+        dense = draw.normal(3, 0.5, EACH)
+        payload.append((dense, dense + np.log1p(loss) + noise * (draw.exponential(1, EACH) - 1)))
+    labels = tuple(map(str, range(ENTRIES * EACH)))
+    return Exam(_Nats(), Prepared(labels, ENTRIES, (), 8, "", payload), second)
+
+
+def _try(number: int, *exams: Exam, in_time=lambda: True):
+    worst = [exam.worst(np.array([0.1]), np.zeros(1), LIMIT) for exam in exams]
+    return prove(number, {"m": ("nm-1-2",)}, worst, exams, _Model(), LIMIT, _Once(), lambda: None, in_time)  # type: ignore[arg-type]
+
+
+def test_a_loss_at_the_limit_is_called_smaller_in_at_most_one_run_of_twenty():
+    draw = np.random.default_rng(0)
+    runs = 200
+    wrong = sum(any(_try(number, _exam(draw, LIMIT)).holds for number in (0, 1)) for _ in range(runs))
+    assert wrong <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5
+
+
+def test_a_small_loss_is_proved_and_stops_early():
+    draw = np.random.default_rng(1)
+    found = [_try(0, _exam(draw, 0.001, noise=0.002)) for _ in range(20)]
+    assert all(each.holds for each in found)
+    assert all(each.lost[0].items == each.lost[0].looks * EACH for each in found)
+    assert all(each.lost[0].bound is not None and each.lost[0].bound <= LIMIT for each in found)
+    assert min(each.lost[0].looks for each in found) < ENTRIES
+
+
+def test_a_large_loss_is_refuted_without_reading_everything_and_ends_the_try():
+    draw = np.random.default_rng(2)
+    found = _try(0, _exam(draw, 0.6), _exam(draw, 0.0, second=True))
+    assert not found.holds
+    assert len(found.lost) == 1
+    assert found.lost[0].looks < ENTRIES
+
+
+def test_the_unlike_task_has_to_hold_as_well_within_a_wider_limit():
+    draw = np.random.default_rng(3)
+    good = _exam(draw, 0.0, noise=0.001)
+    assert _try(0, good, _exam(draw, 0.1, second=True, noise=0.001)).holds
+    lost = _try(0, good, _exam(draw, 0.9, second=True, noise=0.001))
+    assert not lost.holds
+    assert [each.holds for each in lost.lost] == [True, False]
+
+
+def test_where_the_time_is_over_nothing_is_claimed():
+    draw = np.random.default_rng(4)
+    found = _try(0, _exam(draw, 0.0, noise=0.001), in_time=lambda: False)
+    assert found.lost[0].looks == 1
+    assert not found.holds
