@@ -12,9 +12,9 @@ from rich.console import Console
 from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
-from dynattn.lab.inspect.subject import Subject
+from dynattn.lab.inspect.subject import Subject, refuse_image, refuse_text
 from dynattn.lab.inspect.terminal import show
-from dynattn.lab.models import Pretrained, load
+from dynattn.lab.models import Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve, write_whole
 from dynattn.lab.reports import shown
@@ -71,6 +71,23 @@ def _read(settings: Settings) -> str | None:
     return text
 
 
+def _check_model(settings: Settings, text: str | None) -> None:
+    """Refuse, before the weights are loaded, what the model's config tells that it cannot do."""
+    found = facts(settings.model)
+    if found.kind not in ("encoder", "decoder", "vision"):
+        refuse_text(settings.model, found.kind)
+    if settings.image is not None and found.kind != "vision":
+        refuse_image(settings.model, found.kind)
+    if text is not None and found.kind == "vision":
+        refuse_text(settings.model, found.kind)
+    for what, asked, there in (("layer", settings.layer, found.layers), ("head", settings.head, found.heads)):
+        if asked is not None and there is not None and asked >= there:
+            raise ValueError(
+                f"inspect: {what} must be one that the model has: got {asked}, {settings.model} has {there}; they go "
+                f"from 0 to {there - 1}"
+            )
+
+
 def _subject(settings: Settings, text: str | None, pretrained: Pretrained) -> Subject:
     if settings.image is not None or (pretrained.kind == "vision" and text is None):
         return from_image(pretrained, settings.image)
@@ -107,6 +124,7 @@ def run(settings: Settings, output: Path, console: Console) -> None:
     """
     text = _read(settings)
     with reserve(output):
+        _check_model(settings, text)
         quiet_transformers()
         with stages(console) as stage:
             advance = stage(f"load {settings.model}", 1)
