@@ -76,6 +76,25 @@ def test_what_the_config_tells_is_refused_before_the_model_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None])
+def test_what_is_no_image_is_refused_before_the_model_is_loaded(content: bytes | None, tmp_path: Path, not_loaded):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    image = tmp_path / "x.png"
+    image.mkdir() if content is None else image.write_bytes(content)
+    with pytest.raises(ValueError, match=r"inspect: .*x\.png must be an image"):
+        run(Settings(model="dinov2", image=image), tmp_path / "page.html", console(quiet=True))
+
+
+def test_a_text_of_half_characters_is_refused_before_the_model_is_loaded(tmp_path: Path, not_loaded):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    with pytest.raises(ValueError, match=r"the text must be characters: '\\udcff' at 5 is half of one"):
+        run(Settings(text="moon \udcff river"), tmp_path / "page.html", console(quiet=True))
+
+
 def test_a_text_that_the_tokenizer_does_not_know_is_refused(tiny_encoder: Path, tmp_path: Path):
     from dynattn.lab.inspect.command import Settings, run
     from dynattn.lab.terminal import console

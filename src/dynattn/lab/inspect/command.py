@@ -12,7 +12,7 @@ from rich.console import Console
 from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
-from dynattn.lab.inspect.subject import Subject, refuse_image, refuse_text
+from dynattn.lab.inspect.subject import Subject, read_picture, refuse_image, refuse_text
 from dynattn.lab.inspect.terminal import show
 from dynattn.lab.models import Pretrained, facts, load
 from dynattn.lab.progress import Stage
@@ -68,6 +68,14 @@ def _read(settings: Settings) -> str | None:
     text = settings.text if settings.file is None else read_text(settings.file)
     if text is not None and not text.strip():
         raise ValueError("inspect: the text must have words: got none; pass another, or leave it out for an article")
+    if text is not None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # what a terminal in another encoding gives
+            raise ValueError(
+                f"inspect: the text must be characters: {text[error.start]!r} at {error.start} is half of one, or a "
+                "byte in an encoding other than the terminal's; write it into a file in UTF-8, and pass --file"
+            ) from error
     return text
 
 
@@ -125,6 +133,8 @@ def run(settings: Settings, output: Path, console: Console) -> None:
     text = _read(settings)
     with reserve(output):
         _check_model(settings, text)
+        if settings.image is not None:
+            read_picture(settings.image)
         quiet_transformers()
         with stages(console) as stage:
             advance = stage(f"load {settings.model}", 1)

@@ -58,6 +58,27 @@ def refuse_image(model: str, kind: Kind) -> NoReturn:
     raise ValueError(f"inspect: --image needs a vision model: {model} is of kind {kind}; use --model dinov2")
 
 
+def read_picture(path: Path) -> Any:
+    """The image in a file, in colours, as Pillow has it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: the file cannot be read, is no image or is damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "it is in no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(
+            f"inspect: {shown(path)} must be an image: {reason}; give a PNG or JPEG file that other programs open"
+        ) from error
+
+
 def from_text(pretrained: Pretrained, text: str | None, title: str, tokens: int) -> Subject:
     """A text for an encoder or a decoder.
 
@@ -108,7 +129,7 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
         import matplotlib
 
         path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    inputs = pretrained.processor(images=_picture(path), return_tensors="pt")
+    inputs = pretrained.processor(images=read_picture(path), return_tensors="pt")
     pixels = inputs["pixel_values"]
     patch = getattr(pretrained.model.config, "patch_size", None)
     if not isinstance(patch, int):
@@ -119,24 +140,6 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
     title = f"{path.name}, {pixels.shape[-1]} × {pixels.shape[-2]} pixels, {rows} × {columns} patches"
     image = _as_seen(pixels[0], pretrained.processor)
     return Subject(title, {"pixel_values": pixels}, (*prefix, *labels), image, (rows, columns))
-
-
-def _picture(path: Path) -> Any:
-    """The image in a file, in colours.
-
-    Raises:
-        ValueError: the file cannot be read, is no image or is damaged.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is in no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(
-            f"inspect: {shown(path)} must be an image: {reason}; give a PNG or JPEG file that other programs open"
-        ) from error
 
 
 def _passage() -> str:
