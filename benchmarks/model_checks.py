@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy
 import torch
+from attention_watch import watching
 from tiny_models import BATCH, LENGTH, flat
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from dynattn.integrations.transformers import Coverage, coverage, observing, register
+from dynattn.integrations.transformers import coverage, register
 
 OURS = "dynattn:dense"
 WAYS = ("load", "set")
@@ -132,7 +132,7 @@ def _by(model: Any, way: str, cases: list[Inputs], expected: dict[str, list[Outp
         try:
             ours = switched(model, way, OURS)
             parts = coverage(ours)
-            with _watching(ours, parts) as watch:
+            with watching(ours, parts) as watch:
                 actual = [run(ours, inputs) for inputs in cases]
             after = coverage(ours)  # BigBird exchanges its attention when a text is short
         except (TimeoutError, MemoryError):
@@ -188,54 +188,6 @@ def _verdict(one: dict[str, Any]) -> dict[str, Any]:
     if not said:
         return {**row, "result": "silent", "words": f"{one['way']}: nothing is said of {', '.join(rest) or 'it'}"}
     return {**row, "result": "partly covered" if parts.taking_part else "keeps its own" if rest else "no attention"}
-
-
-class _Watch(TorchFunctionMode):
-    """Sees which modules run, which of them call dynattn, and where else there is a softmax over keys."""
-
-    def __init__(self, model: nn.Module, parts: Coverage) -> None:
-        super().__init__()
-        modules = dict(model.named_modules())
-        self.taking_part = {modules[part.name] for part in parts.taking_part}
-        self.ran: set[nn.Module] = set()
-        self.called: set[nn.Module] = set()
-        self.attending: set[tuple[str, ...]] = (
-            set()
-        )  # the classes inside the module and around it, that of its own last
-        self.stack: list[nn.Module] = []
-
-    def enter(self, module: nn.Module, _: Any) -> None:
-        self.stack.append(module)
-        if module in self.taking_part:
-            self.ran.add(module)
-
-    def leave(self, *_: Any) -> None:
-        self.stack.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        attends = name == "scaled_dot_product_attention" or (name == "softmax" and args and args[0].dim() >= 4)
-        if attends and not self.called.intersection(self.stack):
-            around = [module for module in self.stack if not isinstance(module, nn.Softmax)]
-            kinds = [type(module).__name__ for one in around[-1:] for module in one.modules()]
-            self.attending.add((*kinds, *(type(module).__name__ for module in around)))
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _watching(model: nn.Module, parts: Coverage) -> Iterator[_Watch]:
-    watch = _Watch(model, parts)
-    hooks = [
-        torch.nn.modules.module.register_module_forward_pre_hook(watch.enter),
-        torch.nn.modules.module.register_module_forward_hook(watch.leave, always_call=True),
-    ]
-    try:
-        with watch, observing(lambda call: watch.called.add(call.module)):
-            yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _NoPieces(Exception):

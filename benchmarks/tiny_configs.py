@@ -64,7 +64,22 @@ _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 
 HOOKS: dict[str, dict[str, Any]] = {
     "autoformer": _SERIES, "informer": _SERIES, "time_series_transformer": _SERIES,
     "clap_audio_model": {"hidden_size": 256, "patch_embeds_hidden_size": 32},
-    "bamba": {"attn_layer_indices": [1]},
+    "align_vision_model": {"depth_coefficient": 0.3}, "blt": {"encoder_hash_byte_group_vocab": 512},
+    "deepseek_v2": {"num_experts_per_tok": 2}, "cohere_compass_text": {"rope_parameters": None},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "mimi_decoder": {"upsample_groups": 32}, "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 32},
+    "bamba": {"attn_layer_indices": [1]}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"num_hidden_layers": 3}, "ministral": {"head_dim": 8}, "nemotron": {"num_key_value_heads": 4},
+    "lfm2_moe": {"num_hidden_layers": 2, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "moonshine_streaming": {"num_key_value_heads": 4}, "musicgen_decoder": {"num_codebooks": 1},
+    "musicgen_melody_decoder": {"num_codebooks": 1}, "kosmos-2": {"latent_query_num": 4},
+    "lightglue": {"num_frames": 2}, "lw_detr": {"projector_scale_factors": [1.0], "num_queries": 2},
+    "lw_detr_vit": {"num_windows": 4, "num_hidden_layers": 10},
+    "rf_detr_dinov2": {"num_hidden_layers": 12, "patch_size": 4}, "superpoint": {"keypoint_decoder_dim": 65},
+    "muse_spark_audio": {"num_hidden_layers": 4, "patch_sizes": [5, 5, 4, 4]},
+    "timm_wrapper": {"architecture": "vit_tiny_patch16_224",
+                     "model_args": {"img_size": 32, "depth": 2, "embed_dim": 48}},
+    **{f"pp_ocr{kind}_rec": {"image_size": [96, 320]} for kind in ("v5_mobile", "v5_server", "v6_small", "v6_tiny")},
     "chameleon": {"vocabulary_map": {"<image>": 90}}, "emu3": {"vocabulary_map": {"<image>": 90, "<|extra_200|>": 91}},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "reformer": {"axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"],
@@ -109,10 +124,10 @@ def _tiny(kind: type, recipe: frozenset[str], example: Any, special: dict[int, i
         elif inner is not None:
             fields[name] = _tiny(type(inner), recipe, inner, special)
     parameters = inspect.signature(kind.__init__).parameters
-    fields |= HOOKS.get(getattr(kind, "model_type", ""), {})
+    more = HOOKS.get(getattr(kind, "model_type", ""), {})
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        fields = {name: value for name, value in fields.items() if name in parameters}
-    return _built(kind, fields)
+        fields = {name: value for name, value in fields.items() if name in parameters or name == "out_features"}
+    return _built(kind, {**fields, **more})
 
 
 def _set_by_others(kind: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +184,7 @@ def _backbone(timm: Any) -> Any:
 
 
 def _built(kind: type, fields: dict[str, Any]) -> Any:
-    """The config; fields that the class refuses for their names are left out, one by one."""
+    """The config; fields that the class refuses for their names, and stages that it has not, are left out."""
     for _ in range(8):
         try:
             return kind(**fields)
@@ -179,6 +194,10 @@ def _built(kind: type, fields: dict[str, Any]) -> Any:
                 raise
             for name in named:
                 del fields[name]
+        except ValueError as error:  # fewer layers have fewer stages
+            if "out_features" not in fields or "out_features" not in str(error):
+                raise
+            del fields["out_features"]
     return kind(**fields)
 
 

@@ -12,8 +12,13 @@ from torch import Tensor
 
 LENGTH, BATCH, TARGET = 10, 3, 6
 MOST_PARAMETERS = 30_000_000
-FORMS = 4
+FORMS = 5
 """Shapes in which sounds and images are tried."""
+
+WHOLE = {
+    "musicgen": "MusicgenForConditionalGeneration", "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
+}  # fmt: skip
+"""Classes for types whose ``AutoModel`` is a decoder alone, which does not take the type's config."""
 
 _TEXT = {"input_ids", "attention_mask", "bbox", "decoder_input_ids", "token_type_ids"}
 
@@ -27,12 +32,12 @@ def found(kind: str) -> tuple[Any, list[dict[str, Any]]]:
     Raises:
         Exception: what the first attempt raised, where none succeeds.
     """
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import CONFIG_MAPPING
 
     failed: Exception | None = None
     for recipe in RECIPES:
         try:
-            model = tiny_model(AutoModel, tiny_config(CONFIG_MAPPING[kind], recipe))
+            model = tiny_model(auto_of(kind), tiny_config(CONFIG_MAPPING[kind], recipe))
             return model, tiny_cases(model)
         except (ImportError, TimeoutError):
             raise
@@ -40,6 +45,13 @@ def found(kind: str) -> tuple[Any, list[dict[str, Any]]]:
             failed = failed or error
     assert failed is not None
     raise failed
+
+
+def auto_of(kind: str) -> Any:
+    """The class that makes a model of a type: ``AutoModel``, or the one that takes the config of the whole."""
+    import transformers
+
+    return getattr(transformers, WHOLE.get(kind, "AutoModel"))
 
 
 def tiny_model(auto: Any, config: Any, seed: int = 0) -> Any:
@@ -69,7 +81,7 @@ def with_weights(model: Any, seed: int = 0) -> Any:
     """The model, for evaluation, with weights as :func:`tiny_model` has them."""
     torch.manual_seed(seed)
     for parameter in model.float().eval().parameters():
-        if parameter.dim() >= 2:
+        if parameter.dim() >= 2 and parameter.numel():
             torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
     return model
 
@@ -113,6 +125,7 @@ def tiny_inputs(model: Any, padded: bool) -> Iterator[dict[str, Any]]:
     takes = inspect.signature(model.forward).parameters
     needs = {name for name, one in takes.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
     main = getattr(model, "main_input_name", "input_ids")
+    main = main if isinstance(main, str) else main[0]
     seen: list[tuple[set[str], int]] = []
     for form in range(FORMS):
         made = {name: value for name, value in _everything(model.config, padded, form).items() if name in takes}
@@ -190,8 +203,12 @@ def _everything(config: Any, padded: bool, form: int) -> dict[str, Any]:
         "input_ids": words().masked_fill(mask == 0, pad), "attention_mask": mask, "bbox": corners,
         "decoder_input_ids": words(TARGET), "inputs_embeds": noise(BATCH, LENGTH, width),
         "encoder_hidden_states": noise(BATCH, TARGET, width), "query_embeds": noise(BATCH, 8, width),
-        "inputs": noise(BATCH, LENGTH, width), "qformer_input_ids": words(TARGET), "task_inputs": words(TARGET),
+        "inputs": noise(BATCH, LENGTH, width), "qformer_input_ids": words(TARGET),
+        "task_inputs": words(_number(config, TARGET, "task_seq_len")), "classes_input_ids": words(),
+        "classes_attention_mask": torch.ones_like(mask), "tasks_input_ids": words(),
+        "tasks_attention_mask": torch.ones_like(mask), "classes_structure": torch.ones(BATCH).long(),
         "decoder_input_values": noise(BATCH, TARGET, width),
+        "image_embeds_position_mask": (torch.arange(LENGTH) < 4).expand(BATCH, LENGTH),
         "visual_feats": noise(BATCH, TARGET, _number(config, 32, "visual_feat_dim")),
         "visual_pos": noise(BATCH, TARGET, 4),
         **_of_images(config, noise, form), **_of_sounds(config, noise, form), **_of_series(config, noise, form),
@@ -206,7 +223,7 @@ def _of_images(config: Any, noise: Any, form: int) -> dict[str, Any]:
     height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
     channels = _number(config, 3, "num_channels", "in_channels", "in_chans")
     frames, patch = _number(config, 4, "num_frames"), _number(config, 16, "patch_size")
-    deep = _number(config, 1, "temporal_patch_size")
+    deep = _number(config, 1, "temporal_patch_size", "patch_temporal")
     film = noise(BATCH, frames, channels, height, width)
     grid = torch.tensor([[1, 4, 4]] * BATCH)
     patches = [
@@ -215,9 +232,10 @@ def _of_images(config: Any, noise: Any, form: int) -> dict[str, Any]:
     ]  # fmt: skip
     pictures = [noise(BATCH, channels, height, width), film, patches[3], film.transpose(1, 2)]
     found = {
-        "pixel_values": pictures[form], "pixel_values_videos": film, "hidden_states": patches[form],
+        "pixel_values": pictures[form % 4], "pixel_values_videos": film, "hidden_states": patches[form % 4],
         "spatial_shapes": torch.tensor([[4, 4]] * BATCH), "pixel_attention_mask": torch.ones(BATCH, 16).long(),
         "prompt_pixel_values": pictures[0], "prompt_masks": pictures[0],
+        "target_sizes": torch.tensor([[height // patch, width // patch]] * BATCH),
     }  # fmt: skip
     kind = getattr(config, "model_type", "")
     if kind.endswith("_vision") and hasattr(config, "patch_size"):  # those whose forward may take a grid
@@ -237,6 +255,7 @@ def _of_sounds(config: Any, noise: Any, form: int) -> dict[str, Any]:
     ]  # fmt: skip
     long = _number(config, 128, "max_length")
     waves = [noise(BATCH, 2400), noise(BATCH, 1, 2400), noise(BATCH, long, bins), noise(BATCH, LENGTH, width)]
+    spectra, waves = [*spectra, spectra[3]], [*waves, waves[1]]
     length = spectra[form].shape[-1 if form == 0 else 1]
     return {
         "input_features": spectra[form], "input_values": waves[form], "audio_mel": spectra[1],
@@ -251,7 +270,7 @@ def _of_series(config: Any, noise: Any, form: int) -> dict[str, Any]:
     many = _number(config, 1, "num_input_channels")
     shapes = [(BATCH, past), (BATCH, past, many), (BATCH, 128), (BATCH, past, many)]
     return {
-        "past_values": noise(*shapes[form]), "past_time_features": noise(BATCH, past, features),
+        "past_values": noise(*shapes[form % 4]), "past_time_features": noise(BATCH, past, features),
         "past_observed_mask": torch.ones(BATCH, past), "future_values": noise(BATCH, ahead),
         "future_time_features": noise(BATCH, ahead, features),
     }  # fmt: skip

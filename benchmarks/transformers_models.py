@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import sys
@@ -38,7 +39,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "transformers-mo
 START, END = "<!-- models: start -->", "<!-- models: end -->"
 SECONDS = 15  # of the processor, for one model
 IMPORTED = ("bert", "llama", "clip", "siglip", "whisper", "mixtral", "wav2vec2", "detr")  # before processes are forked
-DECIDING = ("attend", "classes", "contracts", "coverage", "loading", "masks")  # modules of the integration
+# Modules of the integration on which a result depends.
+DECIDING = ("attend", "classes", "configs", "contracts", "coverage", "flows", "loading", "masks")
 
 MEANING = {
     "exact": "all attention modules take part, and outputs are the model's own",
@@ -55,8 +57,8 @@ JUDGED = (
     f"Outputs match where no value differs by more than {model_checks.TOLERANCE:g} of the largest of that output from "
     "those of eager, of sdpa, or of what Transformers loads by itself, in float32; where they do not, in float64. "
     "Outputs at padding, and attention weights that eager returns unasked, are not compared. Modules that are said to "
-    "take part and run without a call, and softmaxes of four dimensions in modules that no warning names, count as "
-    "silent."
+    "take part and run without a call, and attention that the operators show in modules that no warning names, count "
+    "as silent."
 )
 
 
@@ -107,7 +109,7 @@ def code(result: str) -> str:
 
     here = Path(__file__).parent
     folder = Path(dynattn.integrations.transformers.__path__[0])
-    files = [*(folder / f"{name}.py" for name in DECIDING), here / "model_checks.py"]
+    files = [*(folder / f"{name}.py" for name in DECIDING), here / "model_checks.py", here / "attention_watch.py"]
     if result == "not built":
         files += [here / "tiny_configs.py", here / "tiny_models.py"]
     found = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())
@@ -121,9 +123,11 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     import transformers
 
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    if importlib.util.find_spec("timm"):  # which some models wrap
+        versions["timm"] = importlib.metadata.version("timm")
     return {
         "generated_by": "benchmarks/transformers_models.py", "versions": versions, "machine": machine(),
-        "judged": JUDGED, "known": len(kinds()), "models": rows,
+        "judged": JUDGED, "known": len(kinds()), "current": sum(_is_current(row) for row in rows), "models": rows,
     }  # fmt: skip
 
 
@@ -138,7 +142,9 @@ def with_table(page: str, recorded: dict[str, Any]) -> str:
     built = sum(one["result"] != "not built" for one in recorded["models"])
     text = (
         f"{versions}; {describe(recorded['machine'])}; {built} of {recorded['known']} model types built, "
-        f"{len(recorded['models'])} tried.\n\n{recorded['judged']}\n\n{markdown(('', 'models', '`model_type`'), rows)}"
+        f"{len(recorded['models'])} tried, {recorded['current']} of them with the code as it was when the record was "
+        f"written, the others with what came before it.\n\n{recorded['judged']}\n\n"
+        f"{markdown(('', 'models', '`model_type`'), rows)}"
     )
     for title, results, says in (
         ("Modules that keep attention of their own", ("partly covered", "keeps its own"), _own),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -89,6 +90,80 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     assert len(again._plans) == 1
 
 
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+def test_memory_that_holds_a_negative_is_not_read_as_it_lies(which: str) -> None:
+    """As ``torch.imag(z.conj())`` gives it: all that says so is a bit of the tensor."""
+    tensors: dict[str, Any] = dict(zip(("query", "key", "value"), inputs(), strict=True))
+    negative = torch._neg_view(tensors[which])  # pyright: ignore[reportPrivateImportUsage]
+    turned: dict[str, Any] = tensors | {which: negative}
+    assert turned[which].is_neg()
+    assert turned[which].stride() == tensors[which].stride()
+    for method in (NM(1, 1), NM(1, 2)):
+        want = dynattn.attention(**tensors | {which: -tensors[which]}, method=method)
+        plain = dynattn.attention(**tensors, method=method)  # whose plan must not be taken
+        assert torch.equal(dynattn.attention(**turned, method=method), want)
+        assert not torch.equal(plain, want)
+
+
+def test_a_plan_knows_nothing_of_addresses() -> None:
+    """Neither where tensors lie nor how they are aligned."""
+    room = torch.randn(3, 1 + 2 * 4 * 19 * 16)
+    starts: Any = cast(Any, [[x[i : i + 2 * 4 * 19 * 16].view(2, 4, 19, 16) for x in room] for i in (0, 1)])
+    first, second = (dynattn.attention(*tensors, method=NM(1, 2)) for tensors in starts)
+    assert len(again._plans) == 1
+    again._plans.clear()
+    assert torch.equal(dynattn.attention(*starts[1], method=NM(1, 2)), second)
+    assert not torch.equal(first, second)
+    assert torch.equal(dynattn.attention(*starts[0], method=NM(1, 2)), first)
+
+
+def test_threads_share_plans() -> None:
+    """Each with tensors of its own, which no argument that is kept between calls may mix up."""
+    tensors: list[Any] = [[x + number for x in inputs()] for number in range(4)]
+    want = [dynattn.attention(*x, method=NM(1, 2)) for x in tensors]
+
+    def many(number: int) -> bool:
+        found = (dynattn.attention(*tensors[number], method=NM(1, 2)) for _ in range(300))
+        return all(torch.equal(x, want[number]) for x in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(many, range(4)))
+
+
+def test_outputs_are_not_shared() -> None:
+    query, key, value = inputs()
+    _, first, second = (dynattn.attention(query, key, value) for _ in range(3))  # two by the plan
+    kept = first.clone()
+    second.zero_()
+    assert torch.equal(first, kept)
+    assert torch.equal(dynattn.attention(query, key, value), kept)
+
+
+def test_determinism_and_inference_mode_change_nothing() -> None:
+    query, key, value = inputs()
+    plain = dynattn.attention(query, key, value)
+    torch.use_deterministic_algorithms(True)  # which fills fresh memory with NaN
+    try:
+        assert torch.equal(dynattn.attention(query, key, value), plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with torch.inference_mode():
+        assert torch.equal(dynattn.attention(query, key, value), plain)
+        assert dynattn.attention(query, key, value).is_inference()
+    assert not dynattn.attention(query, key, value).is_inference()
+
+
+def test_a_plan_takes_the_engine_that_the_first_call_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+    tensors: Any = cast(Any, inputs(torch.bfloat16))
+    asked = []
+    run = cpu._forward_args
+    monkeypatch.setattr(cpu, "_forward_args", lambda *args: asked.append(args[8]) or run(*args))
+    first = dynattn.attention(*tensors, method=NM(1, 2))
+    assert torch.equal(dynattn.attention(*tensors, method=NM(1, 2)), first)
+    assert asked == ["tiles-portable"] * 2  # of the plan and of the first call
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -97,6 +172,11 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
         ({"value": torch.zeros(2, 2, 22, 16)}, ValueError), ({"key": torch.zeros(2, 2, 23, 15)}, ValueError),
         ({"query": [1.0]}, TypeError), ({"method": "nm-2-4"}, TypeError), ({"seed": "x"}, ValueError),
         ({"key": torch.zeros(2, 2, 23, 16, device="meta")}, ValueError), ({"attn_mask": [1]}, TypeError),
+        ({"key": torch.ones(2, 2, 23, 16).to_sparse()}, TypeError),
+        ({"value": torch.ones(2, 2, 23, 16).to_sparse_csr()}, TypeError),
+        ({"query": torch.ones(2, 4, 19, 16).to_mkldnn()}, TypeError),
+        ({"key": torch.nested.nested_tensor([torch.ones(2, 23, 16)] * 2)}, TypeError),
+        ({"value": torch.nested.nested_tensor([torch.ones(2, 23, 16)] * 2, layout=torch.jagged)}, TypeError),
     ],
 )  # fmt: skip
 def test_errors_come_after_a_call_that_was_right(change: dict, error: type[Exception]) -> None:

@@ -81,7 +81,7 @@ def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
 
 def test_the_portable_engine_is_never_taken_unasked():
     assert cpu.tile_isa() is None  # nor any other, before it has passed its tests on a processor that has it
-    assert cpu.best_isa() in ("avx512", "avx2", "portable")
+    assert cpu.best_isa() in ("avx512", "avx2", "neon", "portable")
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")

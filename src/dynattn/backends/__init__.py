@@ -94,6 +94,7 @@ _BACKENDS: dict[str, Backend] = {
         CPU(),
         CPU("avx512"),
         CPU("avx2"),
+        CPU("neon"),
         CPU("portable"),
         Tiles("amx"),
         Tiles("avx512bf16"),

@@ -21,7 +21,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.ops import buffers
-from dynattn.ops.arguments import isa_of
+from dynattn.ops.arguments import forward_isa
 from dynattn.ops.library import unobserved
 
 _MOST = 512
@@ -41,11 +41,8 @@ class Prepared(NamedTuple):
 
     def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output."""
-        if self.like_query:
-            out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3], dtype=torch.float32, device="cpu")
-        else:
-            out, logsumexp = buffers.outputs(query, value, False)
-        cpu.nm_forward_again(query, key, value, out, logsumexp, self.arguments)
+        out = torch.empty_like(query) if self.like_query else buffers.output(query, value)
+        cpu.nm_forward_again(query, key, value, out, self.arguments)
         return out
 
 
@@ -60,24 +57,22 @@ def key_of(
     """
     if (
         special
-        or torch.compiler.is_compiling()
         or type(method) is not NM
         or not unobserved(query, key, value)
         or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
-        or query.is_nested
-        or key.is_nested
-        or value.is_nested
-        or query.layout is not torch.strided
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
         return None
-    return (
-        query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(), query.dtype, key.dtype,
-        value.dtype, method, causal, scale, backend, torch.get_num_threads(),
-    )  # fmt: skip
+    try:
+        return (
+            query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(), query.dtype, key.dtype,
+            value.dtype, method, causal, scale, backend, torch.get_num_threads(),
+        )  # fmt: skip
+    except RuntimeError:  # nested and compressed tensors have no such thing
+        return None
 
 
 def find(key: Hashable) -> Prepared | None:
@@ -93,6 +88,6 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     if len(_plans) >= _MOST:
         _plans.clear()
     pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
-    out, logsumexp = buffers.outputs(query, value, False)
-    arguments = cpu.prepare_nm_forward(query, call.key, value, out, logsumexp, pattern, isa_of(chosen.name))
+    out, isa = buffers.output(query, value), forward_isa(chosen.name, query, False)
+    arguments = cpu.prepare_nm_forward(query, call.key, value, out, pattern, isa)
     _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)

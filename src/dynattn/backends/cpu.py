@@ -20,7 +20,7 @@ class CPU(Backend):
     """The kernels of one instruction set, or of the best that the processor runs.
 
     Args:
-        isa: ``avx512``, ``avx2`` or ``portable``; None for the best.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; None for the best.
     """
 
     def __init__(self, isa: str | None = None) -> None:

@@ -8,15 +8,16 @@ from torch import Tensor
 from dynattn.maths.scores import arithmetic_dtype
 
 
-def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
-    """Outputs to be filled: out and logsumexp, and where ``aux``, kept mass, pairs kept and pairs allowed.
+def output(query: Tensor, value: Tensor) -> Tensor:
+    """The output alone, to be filled. It lies in memory as ``query`` does, so that a transpose back costs no copy."""
+    return _beside(query, value.shape[-1])
 
-    ``out`` lies in memory as ``query`` does, so that a transpose back costs no copy.
-    """
+
+def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
+    """Outputs to be filled: out and logsumexp, and where ``aux``, kept mass, pairs kept and pairs allowed."""
     batch, heads, q_len, _ = query.shape
-    value_dim = value.shape[-1]
     dtype = arithmetic_dtype(query.dtype)
-    out = _beside(query, value_dim)
+    out = output(query, value)
     logsumexp = query.new_empty((batch, heads, q_len), dtype=dtype)
     if not aux:
         return out, logsumexp

@@ -99,12 +99,14 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether an operator's implementation may be called without the dispatcher, as nobody would see the difference.
 
     The way through the dispatcher, into Python and out again twice, takes longer than the arithmetic of a short call.
-    There must be no compiler, tracer, transform, mode or profiler at work, no dual numbers, and no subclass of tensors.
-    The caller says that no gradient is asked for by not asking.
+    There must be no compiler, tracer, transform, mode or profiler at work, no dual numbers, no subclass of tensors, and
+    no tensor whose memory holds its negative (``is_neg``), which the dispatcher resolves. The caller says that no
+    gradient is asked for by not asking.
     """
     return (
         type(query) is type(key) is type(value) is Tensor
         and not torch.compiler.is_compiling()
+        and not (query.is_neg() or key.is_neg() or value.is_neg())
         and forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()

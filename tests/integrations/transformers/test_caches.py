@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 
 pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
@@ -49,7 +50,7 @@ def test_one_graph_is_refused_only_while_such_a_cache_lives():
     compiled(key)
     follow(key, layer)
     follow(torch.ones(2, 2), layer)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="caches that forget"):
+    with pytest.raises(Unsupported, match="caches that forget"):
         compiled(torch.zeros(2, 2))
     del layer
     gc.collect()

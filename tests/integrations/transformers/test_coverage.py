@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import Coverage, coverage, observing, register  # noqa: E402
+from tests.integrations.transformers.forms import BY_PARAMETERS, OTHER, SHOWN  # noqa: E402
 from tests.integrations.transformers.tiny import SMALL, TOKENS, text, tiny, with_attention  # noqa: E402
 
 register()
@@ -68,3 +71,52 @@ def test_attention_that_no_code_shows_is_unknown():
     assert [part.name for part in found.unknown] == ["attention"]
     assert [part.name for part in found.own] == ["other"]
     assert "do" in str(found)
+
+
+@pytest.mark.parametrize("make", SHOWN, ids=lambda make: make.__name__)
+def test_attention_is_found_whatever_its_module_is_called(make):
+    found = coverage(make())
+    assert found.own, found
+    assert not found.unknown
+
+
+@pytest.mark.parametrize("make", [*OTHER, *BY_PARAMETERS], ids=lambda make: make.__name__)
+def test_what_is_no_attention_is_not_named(make):
+    assert coverage(make()) == Coverage((), (), (), ())
+
+
+@pytest.mark.parametrize("around", ["model", "layer"])
+def test_attention_beside_modules_that_take_part_is_named(around):
+    """In the forward of the model itself, or of a layer that holds a module that asks."""
+    inner = transformers.models.llama.modeling_llama.LlamaAttention
+    base: Any = transformers.PreTrainedModel if around == "model" else nn.Module
+
+    class Whole(base):
+        config_class = transformers.LlamaConfig
+        _supports_sdpa = True
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(*([config] if around == "model" else []))
+            self.inner = inner(config, 0)
+            if around == "model":
+                self.post_init()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mixed = (x @ x.mT).softmax(-1) @ x
+            return self.inner(mixed, None, None)[0]
+
+    class Head(transformers.PreTrainedModel):
+        config_class = transformers.LlamaConfig
+        _supports_sdpa = True
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.whole = Whole(config)
+            self.post_init()
+
+    model = (Whole if around == "model" else Head)(transformers.LlamaConfig(**TOKENS, **SMALL))
+    with pytest.warns(UserWarning, match=r"in part: 1 of its attention modules.*\(Whole\)"):
+        model.set_attn_implementation("dynattn:dense")
+    found = coverage(model)
+    assert [part.kind for part in found.own] == ["Whole"]
+    assert [part.kind for part in found.taking_part] == ["LlamaAttention"]

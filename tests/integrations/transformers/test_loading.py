@@ -21,6 +21,7 @@ from tests.integrations.transformers.tiny import SMALL, TOKENS, text, tiny, with
 register()
 TEXT = {**TOKENS, **SMALL, "max_position_embeddings": 64}
 WAYS = ("load", "config", "set")
+CLIPTextModel, CLIPVisionModel = transformers.CLIPTextModel, transformers.CLIPVisionModel
 
 
 def build(kind: str, **more: Any) -> Any:
@@ -227,9 +228,71 @@ def test_a_wrapper_of_somebody_elses_module():
             self.inner = Foreign()
             self.post_init()
 
-    with pytest.warns(UserWarning, match=r"changes nothing in Wrapper.*attn_implementation='sdpa'"):
+    said = r"changes nothing in Wrapper.*of its own \(Foreign\).*attn_implementation='sdpa'"
+    with pytest.warns(UserWarning, match=said) as caught:
         model = Wrapper._from_config(transformers.BertConfig(**TEXT), attn_implementation="dynattn:dense")
+    assert len(caught) == 1
     assert [part.name for part in coverage(model).own] == ["inner"]
+
+
+class _Anew(transformers.PreTrainedModel):
+    """As PE's models, which make configs of their parts: what a config is made of loses its implementation."""
+
+    config_class = transformers.CLIPConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        config.text_config._attn_implementation = "sdpa"
+        self.text = CLIPTextModel(config.text_config)
+        self.vision = CLIPVisionModel(config.vision_config)
+        self.post_init()
+
+
+class _FromElsewhere(transformers.PreTrainedModel):
+    """Whose code does not show by its globals that it holds models."""
+
+    config_class = transformers.CLIPConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.text = transformers.CLIPTextModel(config.text_config)
+        self.mixed = nn.MultiheadAttention(8, 2)
+        self.post_init()
+
+
+def _clip() -> Any:
+    return transformers.CLIPConfig(
+        text_config={**SMALL, "vocab_size": 97}, vision_config={**SMALL, "image_size": 16, "patch_size": 8}
+    )
+
+
+def test_parts_that_lose_the_implementation_while_they_are_built_are_named():
+    with pytest.warns(UserWarning, match=r"2 of its attention modules run another.*CLIPAttention.*set_attn") as caught:
+        model = _Anew._from_config(_clip(), attn_implementation="dynattn:dense")
+    assert len(caught) == 1
+    assert len(coverage(model).elsewhere) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.set_attn_implementation("dynattn:dense")
+        asked = {"": "dynattn:dense", "text_config": "sdpa", "vision_config": "dynattn:dense"}
+        assert len(coverage(_Anew._from_config(_clip(), attn_implementation=asked)).elsewhere) == 2
+    assert not coverage(model).elsewhere
+
+
+def test_models_inside_take_part_where_only_they_can():
+    with pytest.warns(UserWarning, match=r"_FromElsewhere takes part .* in part: 1 of .*MultiheadAttention") as caught:
+        model = _FromElsewhere._from_config(_clip(), attn_implementation="dynattn:dense")
+    assert len(caught) == 1
+    assert [part.kind for part in coverage(model).taking_part] == ["CLIPAttention"] * 2
+
+
+@pytest.mark.parametrize("asked", ["dynattn:dense", {"": "dynattn:dense"}], ids=["name", "dictionary"])
+@pytest.mark.parametrize(("kind", "module"), [("bloom", "BloomAttention"), ("mpnet", "MPNetSelfAttention")])
+def test_models_whose_attention_cannot_be_set_say_so_however_they_are_asked(kind, module, asked):
+    with pytest.warns(UserWarning, match=rf"dynattn: 'dynattn:dense' changes nothing.*{module}"):
+        build(kind).set_attn_implementation(asked)
 
 
 def test_names_that_nobody_registered_are(tmp_path):

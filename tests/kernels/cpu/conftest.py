@@ -15,7 +15,7 @@ from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, Mass, PairMethod, Threshold, TopK
 from dynattn.reference import pairs as reference
 
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512", "avx2", "neon", "portable")
 
 
 class Result(NamedTuple):

@@ -83,6 +83,7 @@ def test_sizes_offsets_and_types_are_the_headers(structure: Structure, tmp_path:
 def test_the_constants_are_the_headers() -> None:
     text = HEADER.read_text()
     assert f"DYNATTN_MAX_HEAD_DIM = {cpu.MAX_HEAD_DIM} " in text
+    assert f"DYNATTN_INTERFACE = {cpu._INTERFACE} " in text
     for name, code in cpu._ISAS.items():
         constant = name.upper().replace("-", "_")
         assert f"DYNATTN_ISA_{constant} = {code}" in text

@@ -20,7 +20,7 @@ from dynattn.methods.nm import NM
 
 @pytest.fixture
 def no_cached_library():
-    caches = (cpu._library, cpu.unavailable_reason, cpu.best_isa, cpu.isa_available)
+    caches = (cpu._library, cpu.unavailable_reason, cpu.best_isa, cpu.isa_available, cpu.isa_refusal)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -59,9 +59,19 @@ def test_a_library_of_another_version_names_the_remedy(no_cached_library, monkey
     with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
         cpu.best_isa()
     monkeypatch.undo()
+    monkeypatch.setattr(cpu, "_INTERFACE", cpu._INTERFACE + 1)
+    with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
+        cpu.best_isa()
+    monkeypatch.undo()
     monkeypatch.setattr(cpu, "_library_path", lambda: Path(_ctypes.__file__))  # which has no such function
     with pytest.raises(ImportError, match=r"must be of this version"):
         cpu.best_isa()
+
+
+def test_kernels_of_another_processor_say_so():
+    other = "avx2" if cpu.isa_available("neon") else "neon"
+    assert not cpu.isa_available(other)
+    assert "other processors" in (cpu.isa_refusal(other) or "")
 
 
 def test_torch_lends_its_threads():

@@ -17,27 +17,33 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from dynattn.integrations.transformers import flows
+
 # What code refers to that attends by itself: a softmax with products beside it, or a function for the whole. A softmax
-# with products is also what routers and matching losses have, so there the class's name has to speak of attention.
-_SOFTMAX = {"softmax", "Softmax", "logsumexp", "sparsemax"}
-_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "mm"}
-_WHOLE = {"scaled_dot_product_attention", "multi_head_attention_forward", "MultiheadAttention", "flex_attention"}
+# with products is also what routers and matching losses have, so there the class's name has to speak of attention, or
+# the code has to hand the one on to the other.
+_WHOLE = {
+    "scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "memory_efficient_attention",
+    "flash_attn_func", "flash_attn_varlen_func",
+}  # fmt: skip
 _NAMED = re.compile(r"attn|attention|pool", re.IGNORECASE)
 _FOREIGN = ("torch", "builtins", "abc", "typing")  # modules whose classes are not looked into
 
 
 class Names(NamedTuple):
-    """What the functions of a class, and the functions of its file that they call, refer to.
+    """What the functions of a class, and the functions that they call, refer to.
 
     Attributes:
         plain: names of globals and attributes.
         texts: string constants.
         globals: the objects that global names stand for.
+        codes: the functions' codes.
     """
 
     plain: frozenset[str]
     texts: frozenset[str]
     globals: dict[str, Any]
+    codes: frozenset[CodeType]
 
 
 @cache
@@ -46,26 +52,27 @@ def names(cls: type) -> Names:
     plain: set[str] = set()
     texts: set[str] = set()
     found: dict[str, Any] = {}
+    seen: set[CodeType] = set()
     for base in cls.__mro__:
-        if not _looked_into(base):
+        if not _looked_into(base.__module__):
             continue
         scope = vars(sys.modules.get(base.__module__, sys))
-        pending = [code for member in vars(base).values() for code in _codes(member)]
-        seen: set[CodeType] = set()
+        pending = [(code, scope) for member in vars(base).values() for code in _codes(member)]
         while pending:
-            code = pending.pop()
+            code, scope = pending.pop()
             if code in seen:
                 continue
             seen.add(code)
             plain.update(code.co_names)
-            plain.update("@" for step in dis.get_instructions(code) if step.argrepr in ("@", "@="))
+            if _multiplies(code):
+                plain.add("@")
             texts.update(_texts(code.co_consts))
             for name in code.co_names:
                 if name in scope:
                     found[name] = value = scope[name]
-                    if isinstance(value, FunctionType) and value.__module__ == base.__module__:
-                        pending.extend(_codes(value))
-    return Names(frozenset(plain), frozenset(texts), found)
+                    if isinstance(value, FunctionType) and _is_followed(value.__module__, base.__module__):
+                        pending.extend((inner, value.__globals__) for inner in _codes(value))
+    return Names(frozenset(plain), frozenset(texts), found, frozenset(seen))
 
 
 def asks_interface(cls: type) -> bool:
@@ -81,12 +88,21 @@ def attends_itself(cls: type) -> bool:
 
     if issubclass(cls, nn.MultiheadAttention):
         return True
-    if not issubclass(cls, nn.Module) or issubclass(cls, PreTrainedModel) or asks_interface(cls):
+    if not issubclass(cls, nn.Module) or asks_interface(cls):
+        return False
+    if calls_attention(cls):
+        return True
+    if issubclass(cls, PreTrainedModel):
         return False
     plain = names(cls).plain
-    if plain & _WHOLE:
-        return True
-    return bool(_NAMED.search(cls.__name__)) and bool(plain & _SOFTMAX) and bool(plain & (_PRODUCTS | {"@"}))
+    return "MultiheadAttention" in plain or (bool(_NAMED.search(cls.__name__)) and _has_both(plain))
+
+
+@cache
+def calls_attention(cls: type) -> bool:
+    """Whether the class's own code computes attention, in place of a module inside it."""
+    plain = names(cls).plain
+    return bool(plain & _WHOLE) or (_has_both(plain) and flows.attends(names(cls).codes))
 
 
 def tables(cls: type) -> tuple[str, ...]:
@@ -116,7 +132,7 @@ def parts(cls: type) -> tuple[type, ...]:
         found.append(one)
         for value in names(one).globals.values():
             members = value.values() if isinstance(value, dict) else [value]
-            pending.extend(each for each in members if _is_module_class(each) and _looked_into(each))
+            pending.extend(each for each in members if _is_module_class(each) and _looked_into(each.__module__))
     return tuple(found)
 
 
@@ -158,14 +174,24 @@ def may_take_part(cls: type) -> bool:
     return False
 
 
+def _has_both(plain: frozenset[str]) -> bool:
+    return bool(plain & flows.SOFTMAX) and bool(plain & (flows.PRODUCTS | {"@"}))
+
+
 def _is_module_class(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
 
 
-def _looked_into(cls: type) -> bool:
-    if cls.__module__.split(".")[0] in _FOREIGN:
+def _looked_into(module: str) -> bool:
+    if module.split(".")[0] in _FOREIGN:
         return False
-    return cls.__module__ not in ("transformers.modeling_utils", "transformers.generation.utils")
+    return module not in ("transformers.modeling_utils", "transformers.generation.utils")
+
+
+def _is_followed(function: str, cls: str) -> bool:
+    """Whether a function of one file, called by a class of another, is looked into: Transformers' own tools are not."""
+    tools = function.startswith("transformers.") and not function.startswith("transformers.models.")
+    return function == cls or (_looked_into(function) and not tools)
 
 
 def _codes(member: Any) -> Iterator[CodeType]:
@@ -182,6 +208,11 @@ def _codes(member: Any) -> Iterator[CodeType]:
         code = pending.pop()
         yield code
         pending.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+@cache
+def _multiplies(code: CodeType) -> bool:
+    return any(step.argrepr in ("@", "@=") for step in dis.get_instructions(code))
 
 
 def _texts(constants: tuple) -> Iterator[str]:

@@ -67,7 +67,8 @@ def coverage(model: nn.Module) -> Coverage:
 
     Found in the code of the modules' classes, which is not run: a module takes part if its code asks Transformers'
     attention interface and its config names a dynattn method. Code that asks only sometimes counts as asking;
-    :func:`observing` shows the calls that are really made.
+    :func:`observing` shows the calls that are really made. Attention without source, as in compiled extensions, or
+    without a softmax by that name is not seen.
 
     Args:
         model: any module; configs are those of its attention modules.
@@ -85,7 +86,10 @@ def coverage(model: nn.Module) -> Coverage:
 
 
 def survey(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Part]]:
-    """The attention modules among these, each with ``asks``, ``own`` or ``unknown``; the innermost where they nest."""
+    """The attention modules among these, each with ``asks``, ``own`` or ``unknown``.
+
+    Where they nest, those that hold others are left out, unless their own code attends too.
+    """
     kinds = [(name, kind, module) for name, module in modules if (kind := _kind(type(module))) is not None]
     holding: dict[str, set[str]] = {}  # what is inside the modules around an attention module
     for name, kind, _ in kinds:
@@ -94,7 +98,7 @@ def survey(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Part
             holding.setdefault(name, set()).add(kind)
     for name, kind, module in kinds:
         inside = holding.get(name, set())
-        if kind != "asks" and (inside & {"asks", "own"} or kind in inside):
+        if kind != "asks" and (inside & {"asks", "own"} or kind in inside) and not _attends_too(kind, type(module)):
             continue
         config = getattr(module, "config", None)
         yield kind, Part(name, type(module).__name__, getattr(config, "_attn_implementation", None))
@@ -114,6 +118,10 @@ def _kind(cls: type) -> str | None:
         return "own"
     named = _NAMED.search(cls.__name__) and not cls.__name__.endswith(("Output", "Model", "Layer"))
     return "unknown" if named and not issubclass(cls, PreTrainedModel) else None
+
+
+def _attends_too(kind: str, cls: type) -> bool:
+    return kind == "own" and not issubclass(cls, nn.MultiheadAttention) and classes.calls_attention(cls)
 
 
 def _lines(parts: tuple[Part, ...]) -> Iterator[str]:

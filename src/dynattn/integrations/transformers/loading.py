@@ -9,30 +9,20 @@ and a warning; a model of which parts take part gets a warning that names the ot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dynattn.integrations.transformers import classes, contracts, loaded
+from dynattn.integrations.transformers import classes, configs, contracts, loaded
 from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import refuse_restarts
+from dynattn.integrations.transformers.registered import Registered
 
 _installed = False
 _taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
-
-
-class Registered:
-    """Held by a model, so that a process that unpickles the model knows the method too."""
-
-    def __init__(self, name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> None:
-        self.name = name
-        self.notes = notes
-
-    def __reduce__(self) -> tuple[Callable[..., Registered], tuple[Any, ...]]:
-        return _restore, (self.name, self.notes)
 
 
 def install(register: Callable[[str], Any]) -> None:
@@ -63,6 +53,10 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
             return original(self, requested_attention, is_init_check)
         requested_attention = loaded.implementation(str(requested_attention))
         _make_known(str(requested_attention), register)
+        if is_init_check:
+            vars(self)["_dynattn_given"] = [
+                one for one in configs.inside(self.config) if _ours(one._attn_implementation)
+            ]
         if is_init_check and _taking_part.get(id(self.config)) is self.config and not _fails(type(self)):
             return str(
                 requested_attention
@@ -70,7 +64,10 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
         if _keeps_its_own(self, is_init_check):
             before = self.config._attn_implementation
             chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
-            _warn_of_none(self, str(requested_attention), chosen)
+            if is_init_check and not _own(self):  # which shows when it is built
+                vars(self)["_dynattn_asked"] = str(requested_attention)
+            else:
+                _warn_of_none(self, str(requested_attention), chosen)
             return chosen
         if classes.may_take_part(type(self)):
             _taking_part[id(self.config)] = self.config
@@ -85,8 +82,13 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def post_init(self: Any) -> None:
         original(self)
+        asked = vars(self).pop("_dynattn_asked", None)
+        if asked is not None:
+            _tell(self, asked)
+        given = vars(self).pop("_dynattn_given", [])
         if _ours(self.config._attn_implementation):
             _look(self, self.config._attn_implementation, building=True)
+            _warn_of_lost(self, self.config._attn_implementation, given)
             loaded.built(self)
 
     return post_init
@@ -105,8 +107,9 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
         if tuned is not None:
             loaded.put(self, tuned, attn_implementation)
             loaded.warn_of_pruning(tuned, attn_implementation)
-        if _ours(attn_implementation) and not self._can_set_attn_implementation():
-            _warn_of_none(self, attn_implementation, self.config._attn_implementation)
+        asked = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
+        if _ours(asked) and not self._can_set_attn_implementation():
+            _warn_of_none(self, str(asked), self.config._attn_implementation)
 
     return set_attn_implementation
 
@@ -185,7 +188,7 @@ def _look(model: Any, name: str, building: bool) -> None:
     found = list(survey(model.named_modules()))
     contract = max(_needs(one) for one in models)
     sdpa = all(one._supports_sdpa for one in models if one.config is model.config)
-    read = {type(model.config)} if sdpa else {type(model.config), *_configs_of_its_own(model)}
+    read = {type(model.config)} if sdpa else {type(model.config), *configs.read_by_its_own(model)}
     notes = tuple((kind, contract, sdpa) for kind in read)
     for note in notes:
         contracts.note(*note)
@@ -193,7 +196,7 @@ def _look(model: Any, name: str, building: bool) -> None:
     apart = [one for one in models if one is not model and (building or _told(one, model))]
     warned = tuple(f"{name}." for name, module in model.named_modules() if any(module is one for one in apart))
     rest = [part for kind, part in found if kind != "asks"]
-    rest += [part for part in _detached(model) if not _ours(part.implementation)]
+    rest += [part for part in configs.detached(model) if not _ours(part.implementation)]
     rest = [part for part in rest if not part.name.startswith(warned)]
     if rest and any(kind == "asks" for kind, _ in found):
         _warn_of_some(model, name, rest)
@@ -201,19 +204,6 @@ def _look(model: Any, name: str, building: bool) -> None:
         _warn_of_none(model, name, "eager")  # the masks are those, and nothing else asks for the name
     elif not found and len(models) == 1:
         _warn_of_none(model, name, name)
-
-
-def _configs_of_its_own(model: Any) -> Iterator[type]:
-    """The classes of the configs that attention modules of a model read, but for those of models inside it."""
-    from transformers import PreTrainedModel
-
-    inner = tuple(f"{name}." for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel))
-    modules = dict(model.named_modules())
-    for kind, part in survey(modules.items()):
-        if kind == "asks" and not part.name.startswith(inner):
-            config = getattr(modules[part.name], "config", None)
-            if config is not None:
-                yield type(config)
 
 
 def _told(inner: Any, model: Any) -> bool:
@@ -225,30 +215,33 @@ def _needs(model: Any) -> Contract:
     kinds = {kind for kind, _ in survey(model.named_modules())}
     if not kinds:
         return Contract.SDPA
-    if not model._supports_sdpa or "own" in kinds or any(_detached(model)):
+    if not model._supports_sdpa or "own" in kinds or any(configs.detached(model)):
         return Contract.ADDED
     asks_for_sdpa = any("sdpa" in classes.names(type(module)).texts for module in model.modules())
     return Contract.WHOLE if asks_for_sdpa else Contract.SDPA
 
 
-def _detached(model: Any) -> Iterator[Part]:
-    """Modules that read another config than the models around them, so that no change of implementation reaches them.
+def _tell(model: Any, name: str) -> None:
+    """What a model holds whose code showed nothing before it was built: models inside it may have got the name."""
+    found = list(survey(model.named_modules()))
+    rest = [part for kind, part in found if kind != "asks"]
+    if not any(_ours(part.implementation) for kind, part in found if kind == "asks"):
+        _warn_of_none(model, name, model.config._attn_implementation)
+    elif rest:
+        _warn_of_some(model, name, rest)
 
-    An encoder–decoder pair that is made of two models gives them copies of their configs.
-    """
-    from transformers import PreTrainedModel
 
-    pending: list[Any] = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    known: set[int] = set()
-    while pending:
-        config = pending.pop()
-        if config is not None and id(config) not in known:
-            known.add(id(config))
-            pending.extend(getattr(config, name, None) for name in config.sub_configs)
-    modules = dict(model.named_modules())
-    for kind, part in survey(modules.items()):
-        if kind == "asks" and id(getattr(modules[part.name], "config", None)) not in known:
-            yield part
+def _warn_of_lost(model: Any, name: str, given: list[Any]) -> None:
+    """Of modules whose config named dynattn before the model was built, and does no more: PE makes configs of its
+    parts, and what a config is made of loses its implementation."""
+    lost = configs.lost(model, given)
+    if lost:
+        warnings.warn(
+            f"dynattn: {type(model).__name__} takes part in '{name}' in part: {len(lost)} of its attention modules run "
+            f"another implementation ({kinds_of(lost)}), since the model set their configs anew while it was built; "
+            f"call model.set_attn_implementation('{name}')",
+            stacklevel=2,
+        )
 
 
 def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
@@ -260,26 +253,18 @@ def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
     )
 
 
-def _warn_of_none(model: Any, name: str, chosen: str) -> None:
+def _own(model: Any) -> list[str]:
+    """The classes that keep attention of their own: by the code that builds them, or else as they are inside."""
     own = [one.__name__ for one in classes.parts(type(model)) if classes.attends_itself(one)]
+    found = (part.kind for kind, part in survey(model.named_modules()) if kind == "own")
+    return own or list(dict.fromkeys(found))
+
+
+def _warn_of_none(model: Any, name: str, chosen: str) -> None:
+    own = _own(model)
     whose = f" of its own ({', '.join(own)})" if own else " that it has, if any"
     warnings.warn(
         f"dynattn: '{name}' changes nothing in {type(model).__name__}: no module of it asks Transformers' attention "
         f"interface, so it keeps the attention{whose}, and runs as with attn_implementation='{chosen}'",
         stacklevel=2,
     )
-
-
-def _restore(name: str, notes: tuple[tuple[type, Contract, bool], ...]) -> Registered:
-    from dynattn.integrations.transformers import register
-
-    try:
-        register(name.removeprefix(PREFIX))
-    except ValueError as error:
-        raise ValueError(
-            f"dynattn: the model was pickled with attn_implementation='{name}', and no class of this process has a "
-            "method of that name; import the module that defines it first, or name it in DYNATTN_METHODS"
-        ) from error
-    for kind, contract, sdpa in notes:
-        contracts.note(kind, contract, sdpa)
-    return Registered(name, notes)

@@ -13,6 +13,7 @@ import struct
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -25,9 +26,10 @@ PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tes
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5}
+_INTERFACE = 1
+_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
-_FEW_QUERIES = 6  # as nm/few_queries.h has it
+_FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
@@ -41,7 +43,7 @@ def nm_forward(
     value: Tensor,
     mask: Tensor | None,
     out: Tensor,
-    logsumexp: Tensor,
+    logsumexp: Tensor | None,
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
@@ -63,11 +65,12 @@ def nm_forward(
         value: (batch, kv_heads, kv_len, value_dim).
         mask: expanded to (batch, heads, q_len, kv_len), any strides; bool, float32, bfloat16 or float16; or None.
         out: (batch, heads, q_len, value_dim), dtype of ``query``.
-        logsumexp: (batch, heads, q_len), float32, contiguous.
+        logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2`` or ``portable``; of bfloat16 without a gradient also ``amx``, ``avx512bf16`` or
-            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts are asked for.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
+            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts
+            are asked for.
         seed: of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -88,25 +91,25 @@ def nm_forward(
     _run("nm_forward", args)
 
 
-def prepare_nm_forward(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, pattern: Pattern, isa: str
-) -> bytes:
+def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
     """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
 
     Args:
-        query, key, value, out, logsumexp, pattern, isa: as in :func:`nm_forward`, without mask, counts and dropout.
+        query, key, value, out, pattern, isa: as in :func:`nm_forward`, for the output alone.
     """
     none = (None, None, None)
-    args = _forward_args(query, key, value, None, out, logsumexp, none, pattern, isa, 0, False, None, 0)
+    args = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
     return args[_ADDRESSES.size :]
 
 
-def nm_forward_again(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, prepared: bytes
-) -> None:
+def nm_forward_again(query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: bytes) -> None:
     """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
-    addresses = (query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), logsumexp.data_ptr())
-    _run("nm_forward", _ADDRESSES.pack(*addresses, 0, 0, 0, 0, 0, 0) + prepared)
+    addresses = _ADDRESSES.pack(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), 0, 0, 0, 0, 0, 0, 0
+    )
+    status = _library().dynattn_nm_forward(addresses + prepared)
+    if status != 0:
+        _refuse("nm_forward", status)
 
 
 def row_forward(
@@ -281,7 +284,7 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
     """Floating-point operations a second that multiply-adds reach at best: the roofline, measured.
 
     Args:
-        isa: ``avx512``, ``avx2`` or ``portable``.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
         threads: threads to run, at least 1.
         seconds: how long to measure.
 
@@ -296,7 +299,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _forward_args(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
     seed: int, needs_grad: bool, blocks: Tensor | None, block_size: int, first: tuple[int, int] = (0, 0),
     thresholds: tuple[Tensor | None, Tensor | None] = (None, None),
@@ -312,7 +315,7 @@ def _forward_args(
         value=value.data_ptr(),
         mask=_address(mask),
         out=out.data_ptr(),
-        logsumexp=logsumexp.data_ptr(),
+        logsumexp=_address(logsumexp),
         kept_mass=_address(kept_mass),
         kept=_address(kept),
         allowed=_address(allowed),
@@ -355,8 +358,11 @@ def _forward_args(
 
 def _run(function: str, args: bytes) -> None:
     status = getattr(_library(), f"dynattn_{function}")(args)
-    if status == 0:
-        return
+    if status != 0:
+        _refuse(function, status)
+
+
+def _refuse(function: str, status: int) -> NoReturn:
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
@@ -380,8 +386,9 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    expected = NM_BACKWARD.size + ROW_FORWARD.size
-    if not hasattr(library, "dynattn_args_bytes") or library.dynattn_args_bytes() != expected:
+    if not hasattr(library, "dynattn_interface") or (
+        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, NM_BACKWARD.size + ROW_FORWARD.size)
+    ):
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
             "again with `pip install .`"

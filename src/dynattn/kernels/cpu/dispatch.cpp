@@ -22,6 +22,8 @@ struct Isa {
   double (*fma_chains)(int64_t rounds);
 };
 
+constexpr char kNotBuilt[] = "this library was built for other processors";
+
 #define DYNATTN_ISA(name) \
   {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr}
@@ -48,16 +50,23 @@ const char* refusal(int32_t isa) {
       return dynattn::avx512bf16_refusal();
     case DYNATTN_ISA_AMX:
       return dynattn::amx_refusal();
+    case DYNATTN_ISA_NEON:
+      return kNotBuilt;
   }
   return "there is no such instruction set";
 }
 #else
 constexpr Isa kNone = {};
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable)};
+#ifdef DYNATTN_NEON_KERNELS
+constexpr Isa kNeon = DYNATTN_ISA(neon);
+#else
+constexpr Isa kNeon = kNone;
+#endif
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon};
 
 const char* refusal(int32_t isa) {
-  const bool runs = isa == DYNATTN_ISA_PORTABLE || isa == DYNATTN_ISA_TILES_PORTABLE;
-  return runs ? nullptr : "this library holds no kernels for it";
+  if (isa < 0 || isa >= static_cast<int32_t>(sizeof kIsas / sizeof kIsas[0])) return "there is no such instruction set";
+  return kIsas[isa].nm_forward != nullptr ? nullptr : kNotBuilt;
 }
 #endif
 
@@ -96,6 +105,12 @@ bool is_sound(const RowForwardArgs& args) {
   return is_sound(call) && dense && outputs && args.mass >= 0.0f && (args.mass > 0.0f ? mass : weight);
 }
 
+bool is_sound(const NMBackwardArgs& args) {
+  const NMForwardArgs& call = args.forward;
+  const bool saved = call.batch * call.q_len == 0 || call.logsumexp != nullptr;
+  return is_sound(call) && call.kept_mass == nullptr && saved;
+}
+
 struct Peak {
   Isa isa;
   std::chrono::steady_clock::time_point end;
@@ -115,11 +130,14 @@ extern "C" {
 
 int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs)); }
 
+int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
+
 const char* dynattn_isa_refusal(int32_t isa) { return refusal(isa); }
 
 int32_t dynattn_best_isa(void) {
   if (runs(DYNATTN_ISA_AVX512)) return DYNATTN_ISA_AVX512;
-  return runs(DYNATTN_ISA_AVX2) ? DYNATTN_ISA_AVX2 : DYNATTN_ISA_PORTABLE;
+  if (runs(DYNATTN_ISA_AVX2)) return DYNATTN_ISA_AVX2;
+  return runs(DYNATTN_ISA_NEON) ? DYNATTN_ISA_NEON : DYNATTN_ISA_PORTABLE;
 }
 
 int32_t dynattn_tile_isa(void) {
@@ -140,7 +158,7 @@ int32_t dynattn_row_forward(const RowForwardArgs* args) {
 }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
-  if (args == nullptr || !is_sound(args->forward) || args->forward.kept_mass != nullptr) return DYNATTN_BAD_ARGUMENT;
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->forward.isa) || kIsas[args->forward.isa].nm_backward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->forward.isa].nm_backward(*args);
 }

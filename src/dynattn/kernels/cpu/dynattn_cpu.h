@@ -20,14 +20,15 @@ enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_B
 
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3 };
 
-// The last three are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
+// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
   DYNATTN_ISA_AVX2 = 1,
   DYNATTN_ISA_AVX512 = 2,
   DYNATTN_ISA_TILES_PORTABLE = 3,
   DYNATTN_ISA_AVX512BF16 = 4,
-  DYNATTN_ISA_AMX = 5
+  DYNATTN_ISA_AMX = 5,
+  DYNATTN_ISA_NEON = 6
 };
 
 // GOMP_parallel of the OpenMP runtime that torch has already loaded, so that both share one pool of threads.
@@ -41,7 +42,7 @@ typedef struct {
   const void* value;  // [batch, kv_heads, kv_len, value_dim]
   const void* mask;   // [batch, heads, q_len, kv_len] seen through its strides, or NULL
   void* out;          // [batch, heads, q_len, value_dim], in dtype
-  float* logsumexp;   // [batch, heads, q_len] contiguous, natural log, over kept entries
+  float* logsumexp;   // [batch, heads, q_len] contiguous, natural log, over kept entries; or NULL in a forward
   float* kept_mass;   // [batch, heads, q_len] contiguous, or NULL when not asked for
   int32_t* kept;      // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
   int32_t* allowed;   // [batch, heads, q_len] contiguous: pairs allowed, or NULL
@@ -122,6 +123,11 @@ DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 // The sizes of NMBackwardArgs and RowForwardArgs, added up. A caller compares it with its own, to learn whether it was
 // built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
+
+// DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
+// NULL.
+enum { DYNATTN_INTERFACE = 1 };
+DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.
 DYNATTN_API int32_t dynattn_best_isa(void);

@@ -195,3 +195,10 @@ def run(
         isa, seed=SEED,
     )  # fmt: skip
     return out, (d_query, d_key, d_value, d_scores)
+
+
+def test_a_forward_that_wrote_no_logsumexp_has_no_gradient(isa: str) -> None:
+    x, rows, nothing = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 4), torch.empty(0)
+    pattern = Pattern.of(NM(1, 2), False, 1.0)
+    with pytest.raises(RuntimeError, match="out of its range"):
+        cpu.nm_backward(x, rows, x, x, x, None, x, nothing, x, x, x, None, pattern, isa)

@@ -4,6 +4,7 @@
 //     driver avx512         likewise; says so and exits with 0 where the processor does not run it
 //     driver tiles-portable the tile kernels likewise, whose forward takes bfloat16; so amx, avx512bf16
 //     driver avx2 random    20 seconds of random cases only
+//     driver neon few       a seventeenth of the cases that are not random, then random ones: for an emulator
 //     driver avx2 1234      random case 1234 alone
 #include <cstdio>
 #include <ctime>
@@ -16,6 +17,8 @@
 using namespace driver;
 
 namespace {
+
+bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
 
 bool close(double got, double want, double tolerance) {
   if (std::isnan(want)) return std::isnan(got);
@@ -136,7 +139,7 @@ std::string run(const Case& c) {
         const Row row = naive_row(p, b, h, i);
         if (!row.certain) return "";
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
-        const double rounding = args.needs_grad || c.aux || c.isa < DYNATTN_ISA_TILES_PORTABLE
+        const double rounding = args.needs_grad || c.aux || !is_tiled(c.isa)
                                     ? 4e-6 * (1 + std::fabs(row.logsumexp))
                                     : 0x1p-8;  // that of bfloat16 weights
         if (!close(logsumexp[at], row.logsumexp, rounding)) return "logsumexp" + where;
@@ -144,7 +147,7 @@ std::string run(const Case& c) {
         if (c.aux && (kept[at] != row.kept || allowed[at] != row.allowed)) return "counts" + where;
         for (int d = 0; d < s.value_dim; d++) {
           const double got = p.out.get(p.out.at(b, h, i) + d), want = row.out[static_cast<size_t>(d)];
-          const double unit = unit_of(c.dtype, row.kept) * (c.isa < DYNATTN_ISA_TILES_PORTABLE ? 1 : 2);  // weights too
+          const double unit = unit_of(c.dtype, row.kept) * (is_tiled(c.isa) ? 2 : 1);  // weights too
           if (!close(got, want, unit * (1 + row.spread))) {
             return "out" + where + " at " + std::to_string(d) + ": got " + std::to_string(got) + ", want " +
                    std::to_string(want);
@@ -153,17 +156,17 @@ std::string run(const Case& c) {
       }
     }
   }
-  return c.aux || c.isa >= DYNATTN_ISA_TILES_PORTABLE ? "" : run_backward(p, args);
+  return c.aux || is_tiled(c.isa) ? "" : run_backward(p, args);
 }
 
-const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx"};
-
-bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE; }
+const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon"};
 
 struct Counts {
   int passed = 0, failed = 0;
+  int each = 1, seen = 0;  // one case of so many is run
 
   void check(Case c) {
+    if (seen++ % each != 0) return;
     if (is_tiled(c.isa)) {
       c.dtype = DYNATTN_BFLOAT16, c.rule = Rule();
       c.rounded = !c.aux && c.threads == 2;
@@ -273,6 +276,8 @@ void check_isa(int isa, Counts& counts) {
                          {2, 6, 2, 3, 1100, 20, 36},
                          {1, 2, 1, 6, 2049, 16, 80},
                          {1, 2, 1, 7, 2049, 16, 80},
+                         {1, 2, 1, 12, 1100, 24, 80},
+                         {1, 2, 1, 13, 1100, 24, 80},
                          {1, 65, 1, 1, 70, 8, 8}};
     for (const Shape& shape : few) {
       for (int mask = 0; mask <= 4; mask++, turn++) {
@@ -312,18 +317,21 @@ int main(int argc, char** argv) {
       return 0;
     }
     Counts counts;
-    if (argc == 2) {
+    const std::string which = argc == 2 ? "all" : argv[2];
+    if (which == "all" || which == "few") {
+      counts.each = which == "few" ? 17 : 1;  // which divides no number of choices in their loops
       check_isa(isa, counts);
       if (!is_tiled(isa)) check_rows(isa, counts);
+      counts.each = 1;
     }
-    if (argc == 2 || std::string(argv[2]) == "random") {
+    if (which == "all" || which == "few" || which == "random") {
       check_random(isa, counts);
     } else {
-      counts.check(random_case(isa, std::atoi(argv[2])));
+      counts.check(random_case(isa, std::atoi(which.c_str())));
     }
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512|tiles-portable|avx512bf16|amx [random|NUMBER]\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|neon|tiles-portable|avx512bf16|amx [random|few|NUMBER]\n");
   return 2;
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
 
@@ -248,10 +249,30 @@ def test_dense_is_sdpa(causal, isa, forward):
     torch.testing.assert_close(forward(query, key, value, NM(4, 4), isa, causal=causal).out, want)
 
 
+@pytest.mark.parametrize("q_len", [3, 40])
+@pytest.mark.parametrize("method", [*FAST, NM(3, 5)], ids=identify)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_output_alone(method, q_len, dtype, isa, grid, forward):
+    """Without logsumexp, and nothing is written to where it would lie."""
+    query, key, value = (x.to(dtype) for x in grid(4, 2, q_len, 70, 24, 20))
+    key[:, :, 3, 5], value[:, :, 7, 2] = math.nan, math.inf
+    whole = forward(query, key, value, method, isa, causal=True, aux=False)
+    out = torch.full_like(whole.out, 7.0)
+    pattern = Pattern.of(method, True, query.shape[-1] ** -0.5)
+    cpu.nm_forward(query, key, value, None, out, None, None, None, None, pattern, isa)
+    torch.testing.assert_close(out, whole.out, rtol=0, atol=0, equal_nan=True)
+
+
 # Few queries (few_queries.h): kernels read keys and values in place up to 6 queries; 7 are packed.
 QUERIES = [1, 2, 3, 4, 6, 7]
 DECODE = [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 5), NM(5, 31), NM(1, 2, window=9, sinks=5), NM(2, 4, window=40, sinks=3)]
 LONG = 2500  # keys: more than one range, and a partial last tile
+
+
+@pytest.mark.parametrize("q_len", [12, 13])
+@pytest.mark.parametrize("method", DECODE, ids=identify)
+def test_few_queries_are_more_where_values_are_wide(method, q_len, isa, grid, check):
+    check(*grid(4, 1, q_len, 700, 24, 80), method, isa, causal=True)
 
 
 @pytest.mark.parametrize("q_len", QUERIES)

@@ -137,7 +137,9 @@ def test_equal_weights_are_counted(isa: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_with_many_ties(data: st.DataObject) -> None:
-    isa = data.draw(st.sampled_from([name for name in ("avx512", "avx2", "portable") if cpu.isa_available(name)]))
+    isa = data.draw(
+        st.sampled_from([name for name in ("avx512", "avx2", "neon", "portable") if cpu.isa_available(name)])
+    )
     numbers = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-23, -2.5, 7.0, 1e-40, 3e38, -3e38])
     row = torch.tensor(data.draw(st.lists(numbers, min_size=1, max_size=200)))
     k = data.draw(st.integers(1, len(row) + 1))
@@ -183,7 +185,7 @@ def test_instruction_sets_choose_the_same(grid: Callable, forward: Callable) -> 
     for method, mask in itertools.product(METHODS, masks(70, 300)):
         found = [
             forward(query, key, value, method, isa, mask=mask, causal=True)
-            for isa in ("avx512", "avx2", "portable")
+            for isa in ("avx512", "avx2", "neon", "portable")
             if cpu.isa_available(isa)
         ]
         for other in found[1:]:

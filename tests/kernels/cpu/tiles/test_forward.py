@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.maths import dropout
 from dynattn.methods import NM
 from tests.kernels.cpu.tiles.calling import Problem, Sums, check, error, grid, reference_of, run
@@ -30,6 +32,17 @@ SHAPES = [
 
 def identify(value: object) -> str:
     return f"{value.name}" if isinstance(value, NM) else "x".join(map(str, value)) if isinstance(value, tuple) else ""
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(3, 5)], ids=identify)
+def test_the_output_alone(method: NM, engine: str):
+    problem = grid(4, 2, 40, 70, 24, 20, method=method, causal=True)
+    problem.key[:, :, 3, 5], problem.value[:, :, 7, 2] = math.nan, math.inf
+    whole = run(problem, engine, Sums.ROUNDED)
+    out = torch.full_like(whole.out, 7.0)
+    pattern = Pattern.of(method, True, problem.scale)
+    cpu.nm_forward(problem.query, problem.key, problem.value, None, out, None, None, None, None, pattern, engine)
+    torch.testing.assert_close(out, whole.out, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=identify)

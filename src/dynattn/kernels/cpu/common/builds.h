@@ -15,6 +15,7 @@
 DYNATTN_DECLARE(portable)
 DYNATTN_DECLARE(avx2)
 DYNATTN_DECLARE(avx512)
+DYNATTN_DECLARE(neon)
 
 // The tile kernels, one build for each engine: bfloat16 alone.
 #define DYNATTN_DECLARE_TILES(engine)               \

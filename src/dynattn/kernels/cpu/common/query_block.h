@@ -118,7 +118,7 @@ static void write_row(char* to, float* row, int64_t dim, float factor, int32_t d
   for (int64_t k = whole; k < dim; k++) out[k] = row[k] * factor;
 }
 
-// Output, logsumexp and, where they are asked for, the counts of all rows, whose last tile has been added.
+// Output and, where they are asked for, logsumexp and counts of all rows, whose last tile has been added.
 static inline void finish_rows(const QueryBlock& block) {
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
@@ -134,10 +134,12 @@ static inline void finish_rows(const QueryBlock& block) {
     write_row(static_cast<char*>(args.out) + at * element_size(args.dtype), rows.out + i * rows.out_stride,
               args.value_dim, factor, args.dtype);
     const int64_t row = first_row(block) + i;
-    args.logsumexp[row] = rows.poisoned[i] & kNan ? NAN
-                          : nan                   ? INFINITY
-                          : sum > 0.0f            ? reference + logf(sum)
-                                                  : -INFINITY;
+    if (args.logsumexp != nullptr) {
+      args.logsumexp[row] = rows.poisoned[i] & kNan ? NAN
+                            : nan                   ? INFINITY
+                            : sum > 0.0f            ? reference + logf(sum)
+                                                    : -INFINITY;
+    }
     if (plan.counts) {
       const float dropped = reduce_add(load(rows.dropped + i * kWidth));
       args.kept_mass[row] = nan ? NAN : sum > 0.0f ? sum / (sum + dropped) : 1.0f;

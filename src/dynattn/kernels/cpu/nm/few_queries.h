@@ -16,9 +16,12 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Queries up to which nothing is packed, and rows that may share a key head: both by measurement. More queries fill
-// the register tiles of packed query blocks.
+// Queries up to which nothing is packed, and rows that may share a key head: all by measurement. More queries fill
+// the register tiles of packed query blocks. Wide values cannot stay where they lie there, so that packing them pays
+// for more queries only.
 constexpr int64_t kFewQueries = 6;
+constexpr int64_t kFewQueriesWide = 12;
+constexpr int64_t kWideValue = 64;  // a value_dim above it is wide
 constexpr int64_t kFewRows = 64;
 
 constexpr int64_t kRangeKeys = 512;   // keys a range, at least
@@ -284,7 +287,8 @@ static void work_few(void* data) {
 }
 
 static bool are_few(const NMForwardArgs& args) {
-  return args.q_len <= kFewQueries && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
+  const int64_t most = args.value_dim > kWideValue ? kFewQueriesWide : kFewQueries;
+  return args.q_len <= most && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
 }
 
 // The whole call, for at least one query row; `threads` may be more than there are tasks.

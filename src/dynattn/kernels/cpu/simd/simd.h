@@ -20,6 +20,11 @@
 #define DYNATTN_NAMESPACE avx2
 #endif
 #include "simd/avx2.h"
+#elif defined(DYNATTN_NEON)  // and not __ARM_NEON, which every build for 64-bit ARM has
+#if !defined(DYNATTN_NAMESPACE)
+#define DYNATTN_NAMESPACE neon
+#endif
+#include "simd/neon.h"
 #else
 #if !defined(DYNATTN_NAMESPACE)
 #define DYNATTN_NAMESPACE portable

@@ -155,11 +155,13 @@ static float finish_query(const Pass& pass, const LaneState& state, int64_t quer
   const double total = plan.exact ? sums[3][lane] : sum;
   const bool nan = state.nan >> lane & 1, poisoned = nan || (state.infinite >> lane & 1);
   const int64_t at = (pass.at.batch * args.heads + pass.at.head) * args.q_len + query;
-  // a float's exponent differs a little from the scale's, and a power of two of the reference likewise from e's
-  const double size = plan.biased ? 1.0 : static_cast<double>(fabsf(args.scale));
-  const double origin = pass.careful ? sums[0][lane] * size : 0.0;
-  const double logsumexp = origin + sums[1][lane] * (size / static_cast<double>(plan.exponent)) + log(total);
-  args.logsumexp[at] = nan ? NAN : poisoned ? INFINITY : sum > 0 ? static_cast<float>(logsumexp) : -INFINITY;
+  if (args.logsumexp != nullptr) {
+    // a float's exponent differs a little from the scale's, and a power of two of the reference likewise from e's
+    const double size = plan.biased ? 1.0 : static_cast<double>(fabsf(args.scale));
+    const double origin = pass.careful ? sums[0][lane] * size : 0.0;
+    const double logsumexp = origin + sums[1][lane] * (size / static_cast<double>(plan.exponent)) + log(total);
+    args.logsumexp[at] = nan ? NAN : poisoned ? INFINITY : sum > 0 ? static_cast<float>(logsumexp) : -INFINITY;
+  }
   if (plan.counts) {
     args.kept_mass[at] = poisoned ? NAN : sum > 0 ? sums[3][lane] / (sums[3][lane] + sums[4][lane]) : 1.0f;
     args.kept[at] = static_cast<int32_t>(counts[0][lane]);
