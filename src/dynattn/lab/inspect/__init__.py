@@ -92,7 +92,8 @@ def inspect(
     calls: list[integration.Call] = []
     with integration.observing(calls.append):
         dense = _run(pretrained.model, subject, "dynattn:dense")
-    if not dense.isfinite().all():
+    inputs = (part for call in calls for part in (call.query, call.key, call.value))
+    if not all(part.isfinite().all() for part in (dense, *inputs)):  # an output may hide what one head was given
         raise ValueError(
             f"inspect: the model's output must be finite: that of {pretrained.name} under dense attention is not; "
             "take other weights, or the config.json that belongs to these"
