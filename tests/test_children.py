@@ -121,12 +121,3 @@ def test_the_environment_and_the_directory_are_put_back(monkeypatch: pytest.Monk
         assert os.getcwd() == os.path.abspath(os.sep)
     assert os.getcwd() == here
     assert "PYTHONSAFEPATH" not in os.environ
-
-
-def test_python_m_leaves_the_current_directory_out_of_later_imports(tmp_path):
-    pytest.importorskip("typer")
-    _planted(tmp_path, "typer", "rich")
-    done = subprocess.run(
-        [sys.executable, "-m", "dynattn", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

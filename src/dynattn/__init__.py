@@ -1,5 +1,8 @@
 """Dynamic sparse attention for PyTorch: keeps the attention weights that matter, chosen anew for every input."""
 
+from dynattn import safe_path  # noqa: F401  # first: what is imported afterwards may lie in the current directory too
+
+# isort: split
 from dynattn import integrations, nn
 from dynattn.backends import Plan
 from dynattn.functional import Aux, attention, explain

@@ -65,12 +65,6 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _RUN, module, *arguments]
 
 
-def leave_current_directory_out() -> None:
-    """Take the current directory from the places for imports, where ``python -m`` has put it."""
-    if sys.path and sys.path[0] in ("", os.getcwd()) and not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]
-
-
 @contextmanager
 def safe_start(elsewhere: bool = sys.version_info < (3, 11)) -> Iterator[None]:
     """Processes that are started meanwhile leave the current directory out.

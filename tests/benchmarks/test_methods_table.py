@@ -12,7 +12,7 @@ pytest.importorskip("pydantic")
 pytest.importorskip("markupsafe")
 
 ROOT = Path(__file__).parents[2]
-NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations"}
+NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations", "mass"}  # nobody has measured mass yet
 
 
 @pytest.mark.parametrize(

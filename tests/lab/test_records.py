@@ -176,9 +176,11 @@ def test_damaged_files_are_named_with_a_remedy(tmp_path, content, reason):
 
 
 def test_no_file_and_a_folder_are_named_too(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json must be a file that can be read: No such file.*; look again"):
+    with pytest.raises(
+        ValueError, match=r"^read: \S+none\.json must be a file that can be read: No such file[^;]*; look again$"
+    ):
         records.read_json(tmp_path / "none.json", "look again")
-    with pytest.raises(ValueError, match=r"must be a file that can be read: Is a directory"):
+    with pytest.raises(ValueError, match=r"^read: \S+ must be a file that can be read: Is a directory; look again$"):
         records.read_json(tmp_path, "look again")
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("rich")
 
 from rich.text import Text
 
-from dynattn.lab.terminal import Grid, console, print_grid, printable, say, stages
+from dynattn.lab.terminal import Grid, console, print_grid, printable, quiet_transformers, say, stages
 
 INTERVAL = "−0.0013 [−0.0122, +0.0091]"
 GRID = Grid(
@@ -125,3 +125,16 @@ def test_bars_in_a_terminal_show_titles_as_they_are(monkeypatch: pytest.MonkeyPa
         stream.flush()
         assert "[/x] 11" in stream.written
         assert "1/1" in stream.written
+
+
+def test_transformers_does_not_warn_of_texts_before_they_are_cut(capfd: pytest.CaptureFixture[str]):
+    logging = pytest.importorskip("transformers.utils.logging")
+    level = logging.get_verbosity()
+    try:
+        logging.set_verbosity_warning()
+        quiet_transformers()
+        logging.get_logger("transformers.tokenization").warning("this will result in indexing errors")
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+    assert capfd.readouterr().err == ""

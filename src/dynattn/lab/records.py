@@ -84,8 +84,9 @@ def read_json(path: Path, remedy: str) -> Any:
     Raises:
         ValueError: there is no such file, it cannot be read, or it is cut short or damaged.
     """
+    data = _bytes(path, remedy)
     try:
-        return json.loads(_bytes(path, remedy))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"read: {path} must hold JSON: it is cut short or damaged ({_short(error)}); {remedy}"

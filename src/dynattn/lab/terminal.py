@@ -196,7 +196,11 @@ def stages(to: Console, redraw: bool = True) -> Iterator[Stage]:
 
 
 def quiet_transformers() -> None:
-    """Switch Transformers' own progress bars off, which would break ours."""
+    """Switch Transformers' own progress bars off, which would break ours, and its warnings.
+
+    They speak of what our checks have seen to: "will result in indexing errors" of a text before it is cut.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()

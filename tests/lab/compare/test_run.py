@@ -107,3 +107,20 @@ def test_a_model_that_goes_past_dynattn_is_refused(tiny_encoder: Path, texts: Pa
     monkeypatch.setattr(run, "load", lambda *_: pretrained)
     with pytest.raises(ValueError, match=r"BertModel\) ran without one call of dynattn:nm-1-2.*another model"):
         compare(Settings(str(tiny_encoder), ("nm-1-2",), text=texts, items=2, tokens=64), silent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"tasks": ("perplexity",)}, "task perplexity takes a model that is decoder"),
+        ({"tasks": ("manpages",)}, "task manpages takes no texts"),
+        ({"model": "dinov2"}, "task saliency takes no texts"),
+        ({"model": "minlm"}, "did you mean minilm"),
+    ],
+)
+def test_what_is_not_for_the_models_kind_is_refused_before_it_is_loaded(
+    asked: dict, words: str, tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=words):
+        compare(Settings(**({"model": str(tiny_encoder), "text": texts} | asked)), silent)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -49,7 +51,10 @@ def test_marks_of_joined_files_are_dropped_and_line_ends_are_one(tmp_path):
         (b"a line with a \0 in it", r"byte 0x00 at offset 14 is not; it looks like no text"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"byte 0x89 at offset 0 is not; it looks like no text"),
         (b"\xef\xbb\xbfabc\xff", r"byte 0xff at offset 6 is not"),
-        (b"\xff\xfea\0b", r"must be text in utf-16-le, as it begins: byte 0x62 at offset 4"),
+        (b"\xff\xfea\0b", r"must be text in utf-16-le, as it begins: byte 0x62 at offset 4 is not; it is cut short"),
+        (b"\xff\xfea\0\0\xd8b\0", r"in utf-16-le, as it begins: byte 0x00 at offset 4 is not; it is cut"),
+        ("größe, ü".encode()[:-1], r"byte 0xc3 at offset 9 is not; it is cut short or damaged there: take"),
+        ("café".encode("latin-1"), r"byte 0xe9 at offset 3 is not; if it is cp1252"),
         (b"\xff\xfea\0\0\0", r"must be text in utf-16-le, as it begins: byte 0x00 at offset 4"),
         ("größe".encode()[:-1] + b"\xc3", r"byte 0xc3 at offset 6"),
         (b"\xed\xa0\x80", r"byte 0xed at offset 0"),
@@ -83,3 +88,15 @@ def test_names_that_are_no_text_can_be_written(tmp_path):
         read_text(path)
     str(caught.value).encode()
     shown(path).encode()
+
+
+def test_the_command_that_is_advised_makes_a_file_that_is_read(tmp_path):
+    path = tmp_path / 'it\'s $HOME; a "name".txt'
+    path.write_bytes("Größe".encode("cp1252"))
+    with pytest.raises(ValueError, match="run: iconv") as caught:
+        read_text(path)
+    if shutil.which("iconv") is None:
+        pytest.skip("there is no iconv here")
+    command = str(caught.value).partition("run: ")[2].rpartition(", and read")[0]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert read_text(tmp_path / f"{path.name}.utf-8") == "Größe"

@@ -189,15 +189,27 @@ def test_wrong_options_end_with_a_reason(
     assert "Traceback" not in result.output
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path):
-    import dataclasses
-
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"model": "dinov2"}, "must be an encoder or a decoder"),
+        ({"model": "smollm2", "task": "restore"}, "restore: the model must be an encoder: smollm2 is decoder"),
+        ({"model": "minilm", "task": "perplexity"}, "task perplexity takes a model that is decoder"),
+        ({"task": "manpages", "text": True}, "task manpages takes no texts"),
+        ({"model": "minlm"}, "did you mean minilm"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_before_it_is_loaded(
+    asked: dict, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_texts: Path
+):
     from dynattn.lab.finetune import finetune as module
 
-    vision = dataclasses.replace(load(str(tiny_encoder)), kind="vision")
-    monkeypatch.setattr(module, "load", lambda name: vision)
-    with pytest.raises(ValueError, match="must be an encoder or a decoder"):
-        module.finetune(module.Settings(), tmp_path, lambda title, steps: lambda: None)
+    monkeypatch.setattr(module, "load", lambda *_: pytest.fail("the model was loaded"))
+    if asked.get("text"):
+        asked = asked | {"text": many_texts}
+    with pytest.raises(ValueError, match=words):
+        module.finetune(module.Settings(**asked), tmp_path, lambda title, steps: lambda: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_recipe_in_the_same_folder_is_refused(written: tuple[str, Path], tiny_encoder: Path, many_texts: Path):

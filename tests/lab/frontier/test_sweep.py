@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -188,6 +189,25 @@ def test_a_record_of_another_model_is_not_gone_on_with(
 ):
     with pytest.raises(ValueError, match="a record must be of one model"):
         sweep(settings_for(tiny_decoder, texts, tasks=("passkey",)), measured[1], silent, here)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"tasks": ("perplexity",)}, "task perplexity takes a model that is decoder"),
+        ({"phases": ("decode",)}, "only decoders decode"),
+        ({"tasks": ("manpages",)}, "task manpages takes no texts"),
+        ({"methods": ("cache-window-32-s4",)}, "caches that forget take part in the decode phase alone"),
+    ],
+)
+def test_what_is_not_for_the_models_kind_is_refused_before_it_is_loaded(
+    asked: dict, words: str, tiny_encoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = sys.modules["dynattn.lab.frontier.sweep"]  # the package gives its function this name
+    monkeypatch.setattr(module, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=words):
+        sweep(settings_for(tiny_encoder, texts, **asked), tmp_path / "record.json", silent, here)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts: Path, tmp_path: Path):

@@ -44,3 +44,60 @@ def test_a_text_without_words_is_refused_before_the_model_is_loaded(text: str, t
     for settings in (Settings(text=text), Settings(file=tmp_path / "text.txt")):
         with pytest.raises(ValueError, match="inspect: the text must have words: got none"):
             _read(settings)
+
+
+@pytest.fixture
+def not_loaded(monkeypatch):
+    from dynattn.lab.inspect import command
+
+    monkeypatch.setattr(command, "load", lambda *_: pytest.fail("the model was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"layer": 2}, "layer must be one that the model has: got 2, .* has 2; they go from 0 to 1"),
+        ({"head": 7}, "head must be one that the model has: got 7, .* has 2; they go from 0 to 1"),
+        ({"image": Path("x.png")}, "--image needs a vision model: .* is of kind encoder"),
+        ({"model": "dinov2", "text": "moon"}, "a text needs a text model: dinov2 is of kind vision; pass --image"),
+        ({"model": "whisper"}, "a text needs a text model: whisper is of kind speech"),
+        ({"model": "minilm", "layer": 6}, "layer must be one that the model has: got 6, minilm has 6"),
+        ({"model": "minlm"}, "did you mean minilm"),
+    ],
+)
+def test_what_the_config_tells_is_refused_before_the_model_is_loaded(
+    asked: dict, words: str, tiny_encoder: Path, tmp_path: Path, not_loaded
+):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    with pytest.raises(ValueError, match=words):
+        run(Settings(**({"model": str(tiny_encoder)} | asked)), tmp_path / "page.html", console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None])
+def test_what_is_no_image_is_refused_before_the_model_is_loaded(content: bytes | None, tmp_path: Path, not_loaded):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    image = tmp_path / "x.png"
+    image.mkdir() if content is None else image.write_bytes(content)
+    with pytest.raises(ValueError, match=r"inspect: .*x\.png must be an image"):
+        run(Settings(model="dinov2", image=image), tmp_path / "page.html", console(quiet=True))
+
+
+def test_a_text_of_half_characters_is_refused_before_the_model_is_loaded(tmp_path: Path, not_loaded):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    with pytest.raises(ValueError, match=r"the text must be characters: '\\udcff' at 5 is half of one"):
+        run(Settings(text="moon \udcff river"), tmp_path / "page.html", console(quiet=True))
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_refused(tiny_encoder: Path, tmp_path: Path):
+    from dynattn.lab.inspect.command import Settings, run
+    from dynattn.lab.terminal import console
+
+    with pytest.raises(ValueError, match=r"inspect: the tokenizer must know the texts: .* unknown tokens of 100%"):
+        run(Settings(model=str(tiny_encoder), text="qq ww"), tmp_path / "page.html", console(quiet=True))

@@ -26,3 +26,11 @@ def test_choosing_heads_and_what_is_refused():
         from_text(tiny("vision"), "text", "Text", 9)
     with pytest.raises(ValueError, match="at least one token"):
         from_text(pretrained, "", "Text", 9)
+
+
+def test_a_model_whose_output_is_not_finite_is_refused():
+    pretrained = tiny("encoder")
+    subject = from_text(pretrained, "one two three four five six seven", "Text", 9)
+    pretrained.model.encoder.layer[1].attention.self.query.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the model's output must be finite: that of tiny encoder"):
+        inspecting.inspect(pretrained, subject, NM(1, 2))

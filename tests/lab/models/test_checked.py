@@ -79,15 +79,36 @@ def test_weights_that_are_cut_short_are_refused(folder: Path, content: bytes | N
     assert "the weights in the folder" in _refused(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder: Path, value: float):
+    _change(folder, lambda held: held["encoder.layer.1.attention.self.query.weight"][0].fill_(value))
+    assert "hold NaN or infinity in encoder.layer.1.attention.self.query.weight;" in _refused(folder)
+
+
 def test_no_weights_are_refused(folder: Path):
     (folder / "model.safetensors").unlink()
     assert "no file named model.safetensors" in _refused(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '"text"', '{"model_type": "nonsense"}', '{"model_type": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "{}", '"text"', "null", "7", '{"model_type": "nonsense"}', '{"model_type": 3}']
+)
 def test_a_damaged_config_is_refused(folder: Path, content: str):
     (folder / "config.json").write_text(content)
     assert "config.json in the folder" in _refused(folder)
+
+
+@pytest.mark.parametrize("named", ["5", '"BertModel"', '[["BertModel"]]'])
+def test_architectures_of_another_type_are_refused(folder: Path, named: str):
+    (folder / "config.json").write_text(f'{{"model_type": "bert", "architectures": {named}}}')
+    said = _refused(folder)
+    assert "architectures" in said
+    assert "config.json" in said
+
+
+def test_a_config_that_is_no_object_is_told_so(folder: Path):
+    (folder / "config.json").write_text("null")
+    assert "it holds no JSON object" in _refused(folder)
 
 
 def test_no_config_is_refused(folder: Path):
@@ -96,6 +117,13 @@ def test_no_config_is_refused(folder: Path):
 
 
 def test_no_tokenizer_is_refused(folder: Path):
+    for path in folder.glob("*token*"):
+        path.unlink()
+    assert "must come with its tokenizer" in _refused(folder)
+
+
+def test_no_tokenizer_of_a_decoder_is_refused(tiny_decoder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_decoder, tmp_path / "model"))  # Transformers makes none up for it, and says so
     for path in folder.glob("*token*"):
         path.unlink()
     assert "must come with its tokenizer" in _refused(folder)

@@ -34,6 +34,18 @@ def test_a_model_with_attention_of_its_own_is_refused(tmp_path):
         hub.load(str(tmp_path), torch.float32)
 
 
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_no_name_is_no_model(name: str):
+    with pytest.raises(ValueError, match=r"model must be minilm.*it is empty; check the spelling of --model"):
+        hub.load(name)
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "model.safetensors").write_text("x")
+    with pytest.raises(ValueError, match=r"it is a file and no folder; name the folder that save_pretrained wrote"):
+        hub.load(str(tmp_path / "model.safetensors"))
+
+
 def test_other_kinds_are_refused():
     with pytest.raises(ValueError, match=r"some-model is a clip \(no architecture given\)"):
         hub._classify("clip", [], "some-model")

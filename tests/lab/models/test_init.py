@@ -60,6 +60,13 @@ def test_sparse_stays_close(any_model, method):
     assert torch.cosine_similarity(actual[rows], expected[rows], dim=-1).mean() > 0.8
 
 
+def test_facts_are_those_of_the_model(any_model):
+    config = any_model.model.config
+    assert models.facts(any_model.name) == models.Facts(
+        any_model.kind, config.num_hidden_layers, config.num_attention_heads
+    )
+
+
 def test_other_models_by_folder(tmp_path):
     """A local folder is classified by its config."""
     loaded = pretrained("minilm")

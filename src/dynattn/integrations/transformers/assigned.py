@@ -162,7 +162,6 @@ def _check(limits: Limits, dtype: torch.dtype, kv_len: int) -> None:
         _warn(limits.source, f"for {limits.low} to {limits.high} keys", f"with a number of keys {where} that")
 
 
-@torch.compiler.assume_constant_result
 def _warn(source: str, proved: str, got: str) -> None:
     """Warn once. In compiled code this runs while a graph is made, and calls on each side of a limit get their own
     graph."""
@@ -173,3 +172,7 @@ def _warn(source: str, proved: str, got: str) -> None:
             "proved there; run `dynattn tune` for it",
             stacklevel=2,
         )
+
+
+# This is all that torch.compiler.assume_constant_result does, but for importing torch._dynamo, which takes a second.
+_warn.__dict__["_dynamo_marked_constant"] = True

@@ -17,11 +17,11 @@ from dynattn.lab.compare.kept import kept
 from dynattn.lab.compare.results import Comparison, Kept
 from dynattn.lab.figures import BASELINE, UNFUSED, TaskResult
 from dynattn.lab.machine import machine
-from dynattn.lab.models import DTYPES, Kind, Pretrained, load
+from dynattn.lab.models import DTYPES, Kind, Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.scoring import evaluate, prepare, task_result
 from dynattn.lab.statistics import quality
-from dynattn.lab.tasks import Prepared, Task, default, find, make
+from dynattn.lab.tasks import Prepared, Task, default, find, fitting, make
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, read
 from dynattn.methods import Method, parse
@@ -108,6 +108,9 @@ def compare(settings: Settings, stage: Stage) -> Comparison:
 
     began = time.perf_counter()
     texts = None if settings.text is None else read(settings.text)  # before the model is loaded, since this may fail
+    kind = facts(settings.model).kind
+    for name in settings.tasks or default(kind, settings.model):
+        fitting(name, kind, settings.model, texts is not None)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     advance = stage(f"load {settings.model}", 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import stat
 from pathlib import Path
+from shlex import quote
 
 # UTF-32's mark begins with UTF-16's, so it is looked for first.
 _MARKS = (
@@ -65,14 +66,27 @@ def _bytes(path: Path) -> bytes:
 def _refusal(path: Path, data: bytes, offset: int, encoding: str) -> str:
     """What is wrong at a byte, and how to mend it."""
     guess = _guess(data)
-    if guess is None:
+    if data.startswith(tuple(mark for mark, _ in _MARKS)) or _is_cut(data, offset):
+        remedy = "it is cut short or damaged there: take the file anew"  # for what stands before is what it says it is
+    elif guess is None:
         remedy = "it looks like no text at all: leave it out"
     else:
-        name = shown(path)
-        remedy = f"if it is {guess}, run: iconv -f {guess} -t utf-8 '{name}' > '{name}.utf-8', and read that"
+        name, made = (quote(shown(path) + more) for more in ("", ".utf-8"))
+        remedy = f"if it is {guess}, run: iconv -f {guess} -t utf-8 {name} > {made}, and read that"
     said = "UTF-8, or UTF-16 or UTF-32 with a byte order mark" if encoding == "utf-8" else f"{encoding}, as it begins"
     what = f"byte 0x{data[offset]:02x} at offset {offset} is not" if offset < len(data) else "its end is not"
     return f"read: {shown(path)} must be text in {said}: {what}; {remedy}"
+
+
+def _is_cut(data: bytes, offset: int) -> bool:
+    """Whether this is UTF-8 whose last character lacks bytes. Where all before is ASCII, it may be Latin-1 as well."""
+    if data[:offset].isascii():
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _guess(data: bytes) -> str | None:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from dynattn.lab.finetune.restore import Restore
-from dynattn.lab.models import Pretrained, load
+from dynattn.lab.finetune.restore import Restore, only_encoders
+from dynattn.lab.models import Kind, Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import slug
-from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, make
+from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, fitting, make
 from dynattn.lab.tasks.texts import Text, read
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
@@ -113,10 +113,12 @@ def finetune(settings: Settings, output: Path, stage: Stage) -> Study:
     seeds = range(settings.seeds)
     for task in (settings.task,) if settings.task else _DEFAULT.values():  # for the same reason; one of them is used
         refuse_another(jobs_of(settings.methods, seeds, _job(settings, task)).values(), _folder(settings, output, task))
+    kind = facts(settings.model).kind
+    task = settings.task or _default(settings, kind)
+    _check_task(settings, task, kind)
     advance = stage(f"load {settings.model}", 2)
     pretrained = load(settings.model)
     advance()
-    task = settings.task or _default(settings, pretrained)
     experiment = _experiment(settings, task, RECIPES[task], pretrained, texts)
     advance()
     return study(
@@ -143,13 +145,21 @@ def _folder(settings: Settings, output: Path, task: str) -> Path:
     return output / f"finetune-{slug(f'{Path(settings.model).name} on {task}')}"
 
 
-def _default(settings: Settings, pretrained: Pretrained) -> str:
-    if pretrained.kind not in _DEFAULT:
+def _default(settings: Settings, kind: Kind) -> str:
+    if kind not in _DEFAULT:
         raise ValueError(
-            f"finetune: the model must be an encoder or a decoder of text: {settings.model} is {pretrained.kind}; "
-            "train it with dynattn.integrations.transformers directly"
+            f"finetune: the model must be an encoder or a decoder of text: {settings.model} is {kind}; train it with "
+            "dynattn.integrations.transformers directly"
         )
-    return _DEFAULT[pretrained.kind]
+    return _DEFAULT[kind]
+
+
+def _check_task(settings: Settings, task: str, kind: Kind) -> None:
+    """Refuse, before the model is loaded, a task that is not for its kind."""
+    if task == Restore.task:
+        only_encoders(kind, settings.model)
+    else:
+        fitting(task, kind, settings.model, settings.text is not None)
 
 
 def _experiment(

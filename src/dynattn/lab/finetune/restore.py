@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from dynattn.lab.finetune.pretrained import with_head
 from dynattn.lab.finetune.writing import CLASSES, IGNORED, Passage, encode, f1, passages
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Inputs
@@ -46,6 +46,14 @@ class Tagger(nn.Module):
 def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
     """Texts to judge by, and the others, to train on."""
     return list(texts[::_EVERY]), [text for i, text in enumerate(texts) if i % _EVERY]
+
+
+def only_encoders(kind: Kind, model: str) -> None:
+    """Raise ValueError for a model of another kind; it need not be loaded for this."""
+    if kind != "encoder":
+        raise ValueError(
+            f"restore: the model must be an encoder: {model} is {kind}; decoders are trained on perplexity"
+        )
 
 
 class Restore(Experiment):
@@ -135,11 +143,7 @@ class Restore(Experiment):
 
 
 def _check(pretrained: Pretrained) -> None:
-    if pretrained.kind != "encoder":
-        raise ValueError(
-            f"restore: the model must be an encoder: {pretrained.name} is {pretrained.kind}; decoders are trained on "
-            "perplexity"
-        )
+    only_encoders(pretrained.kind, pretrained.name)
     if not pretrained.processor.is_fast:
         raise ValueError(
             f"restore: the tokenizer must be a fast one, which tells where tokens come from: {pretrained.name} has "

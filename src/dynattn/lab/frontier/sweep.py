@@ -21,10 +21,10 @@ from dynattn.lab.frontier.results import Failure, Frontier, address
 from dynattn.lab.frontier.store import Store
 from dynattn.lab.frontier.store import load as load_record
 from dynattn.lab.machine import machine
-from dynattn.lab.models import Kind, Pretrained, load
+from dynattn.lab.models import Kind, Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve
-from dynattn.lab.tasks import default, find, make
+from dynattn.lab.tasks import default, find, fitting, make
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
@@ -140,6 +140,14 @@ def _tasks(settings: Settings, kind: Kind, phase: Phase) -> tuple[str, ...]:
     return fitting
 
 
+def _check_kind(settings: Settings, kind: Kind, texts: bool) -> None:
+    """Refuse, before the model is loaded, phases and tasks that are not for its kind."""
+    for phase in settings.phases:
+        _asked(settings, phase)
+        for task in _tasks(settings, kind, phase):
+            fitting(task, kind, settings.model, texts)
+
+
 def _check_length(settings: Settings, pretrained: Pretrained) -> None:
     """Refuse what tasks would cut to the model's length, and the record would call by the length asked for."""
     if settings.tokens and pretrained.kind in ("encoder", "decoder"):
@@ -173,6 +181,7 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
                 f"frontier: a record must be of one model: {path} is of {there}, not of {settings.model}; give another "
                 "--output"
             )
+        _check_kind(settings, facts(settings.model).kind, texts is not None)
         advance = stage(f"load {settings.model}", 1)
         pretrained = load(settings.model)
         advance()

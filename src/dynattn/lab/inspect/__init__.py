@@ -92,6 +92,12 @@ def inspect(
     calls: list[integration.Call] = []
     with integration.observing(calls.append):
         dense = _run(pretrained.model, subject, "dynattn:dense")
+    inputs = (part for call in calls for part in (call.query, call.key, call.value))
+    if not all(part.isfinite().all() for part in (dense, *inputs)):  # an output may hide what one head was given
+        raise ValueError(
+            f"inspect: the model's output must be finite: that of {pretrained.name} under dense attention is not; "
+            "take other weights, or the config.json that belongs to these"
+        )
     sparse = _run(pretrained.model, subject, f"dynattn:{method.name}")
     candidates = _matching(calls, layer, head)
     heads, holds = [], True

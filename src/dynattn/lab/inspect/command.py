@@ -12,9 +12,9 @@ from rich.console import Console
 from dynattn.lab.data.plaintext import read_text
 from dynattn.lab.inspect import from_image, from_text, inspect
 from dynattn.lab.inspect.sections import page
-from dynattn.lab.inspect.subject import Subject
+from dynattn.lab.inspect.subject import Subject, read_picture, refuse_image, refuse_text
 from dynattn.lab.inspect.terminal import show
-from dynattn.lab.models import Pretrained, load
+from dynattn.lab.models import Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve, write_whole
 from dynattn.lab.reports import shown
@@ -68,7 +68,32 @@ def _read(settings: Settings) -> str | None:
     text = settings.text if settings.file is None else read_text(settings.file)
     if text is not None and not text.strip():
         raise ValueError("inspect: the text must have words: got none; pass another, or leave it out for an article")
+    if text is not None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # what a terminal in another encoding gives
+            raise ValueError(
+                f"inspect: the text must be characters: {text[error.start]!r} at {error.start} is half of one, or a "
+                "byte in an encoding other than the terminal's; write it into a file in UTF-8, and pass --file"
+            ) from error
     return text
+
+
+def _check_model(settings: Settings, text: str | None) -> None:
+    """Refuse, before the weights are loaded, what the model's config tells that it cannot do."""
+    found = facts(settings.model)
+    if found.kind not in ("encoder", "decoder", "vision"):
+        refuse_text(settings.model, found.kind)
+    if settings.image is not None and found.kind != "vision":
+        refuse_image(settings.model, found.kind)
+    if text is not None and found.kind == "vision":
+        refuse_text(settings.model, found.kind)
+    for what, asked, there in (("layer", settings.layer, found.layers), ("head", settings.head, found.heads)):
+        if asked is not None and there is not None and asked >= there:
+            raise ValueError(
+                f"inspect: {what} must be one that the model has: got {asked}, {settings.model} has {there}; they go "
+                f"from 0 to {there - 1}"
+            )
 
 
 def _subject(settings: Settings, text: str | None, pretrained: Pretrained) -> Subject:
@@ -107,6 +132,9 @@ def run(settings: Settings, output: Path, console: Console) -> None:
     """
     text = _read(settings)
     with reserve(output):
+        _check_model(settings, text)
+        if settings.image is not None:
+            read_picture(settings.image)
         quiet_transformers()
         with stages(console) as stage:
             advance = stage(f"load {settings.model}", 1)

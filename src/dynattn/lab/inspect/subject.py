@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from dynattn.lab.data.packages import folder
 from dynattn.lab.data.plaintext import shown
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.scoring import check_known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,40 @@ class Subject:
         return len(self.labels) - self.grid[0] * self.grid[1] if self.grid else 0
 
 
+def refuse_text(model: str, kind: Kind) -> NoReturn:
+    """Raise the ValueError of a text for a model that reads none."""
+    raise ValueError(
+        f"inspect: a text needs a text model: {model} is of kind {kind}; "
+        + ("pass --image" if kind == "vision" else "use minilm, smollm2 or dinov2")
+    )
+
+
+def refuse_image(model: str, kind: Kind) -> NoReturn:
+    """Raise the ValueError of an image for a model that sees none."""
+    raise ValueError(f"inspect: --image needs a vision model: {model} is of kind {kind}; use --model dinov2")
+
+
+def read_picture(path: Path) -> Any:
+    """The image in a file, in colours, as Pillow has it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: the file cannot be read, is no image or is damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "it is in no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(
+            f"inspect: {shown(path)} must be an image: {reason}; give a PNG or JPEG file that other programs open"
+        ) from error
+
+
 def from_text(pretrained: Pretrained, text: str | None, title: str, tokens: int) -> Subject:
     """A text for an encoder or a decoder.
 
@@ -60,13 +95,11 @@ def from_text(pretrained: Pretrained, text: str | None, title: str, tokens: int)
         ValueError: the model reads no text, or the text has no token.
     """
     if pretrained.kind not in ("encoder", "decoder"):
-        raise ValueError(
-            f"inspect: a text needs a text model: {pretrained.name} is of kind {pretrained.kind}; "
-            + ("pass --image" if pretrained.kind == "vision" else "use minilm, smollm2 or dinov2")
-        )
+        refuse_text(pretrained.name, pretrained.kind)
     text = _passage() if text is None else text
     tokenizer = pretrained.processor
     tokens = min(tokens, tokenizer.model_max_length)
+    check_known(pretrained, [text], "inspect")
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
     ids = inputs["input_ids"][0].tolist()
     if not ids:
@@ -91,14 +124,12 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
         ValueError: the model reads no images, or cuts them into something else than one grid of patches.
     """
     if pretrained.kind != "vision":
-        raise ValueError(
-            f"inspect: --image needs a vision model: {pretrained.name} is of kind {pretrained.kind}; use --model dinov2"
-        )
+        refuse_image(pretrained.name, pretrained.kind)
     if path is None:
         import matplotlib
 
         path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    inputs = pretrained.processor(images=_picture(path), return_tensors="pt")
+    inputs = pretrained.processor(images=read_picture(path), return_tensors="pt")
     pixels = inputs["pixel_values"]
     patch = getattr(pretrained.model.config, "patch_size", None)
     if not isinstance(patch, int):
@@ -109,24 +140,6 @@ def from_image(pretrained: Pretrained, path: Path | None) -> Subject:
     title = f"{path.name}, {pixels.shape[-1]} × {pixels.shape[-2]} pixels, {rows} × {columns} patches"
     image = _as_seen(pixels[0], pretrained.processor)
     return Subject(title, {"pixel_values": pixels}, (*prefix, *labels), image, (rows, columns))
-
-
-def _picture(path: Path) -> Any:
-    """The image in a file, in colours.
-
-    Raises:
-        ValueError: the file cannot be read, is no image or is damaged.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is in no format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(
-            f"inspect: {shown(path)} must be an image: {reason}; give a PNG or JPEG file that other programs open"
-        ) from error
 
 
 def _passage() -> str:

@@ -38,6 +38,35 @@ class Pretrained:
     description: str
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a model is, as far as its config tells.
+
+    Attributes:
+        kind: what it takes and gives.
+        layers: of attention; None where the config does not tell.
+        heads: of each; None where the config does not tell.
+    """
+
+    kind: Kind
+    layers: int | None
+    heads: int | None
+
+
+def facts(name: str) -> Facts:
+    """What a model is, before its weights are loaded: most options can be checked against this.
+
+    Args:
+        name: as :func:`load` takes it.
+
+    Raises:
+        ValueError: there is no such model, its config is damaged, or it is of a kind that is not evaluated.
+    """
+    if name in PACKAGED:
+        return import_module(f"dynattn.lab.models.{name}").FACTS
+    return import_module("dynattn.lab.models.hub").facts(name)
+
+
 def load(name: str, dtype: str = "float32") -> Pretrained:
     """A pretrained model by name.
 

@@ -5,6 +5,7 @@ plausible and wrong, so whatever was not read from the files is refused.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _HEADS = re.compile(
     r"|vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head"
     r"|pooler|projector|dense|out_proj|logit_(scale|bias)|seq_relationship|decoder|decoder_\w+|proj_out|mtp)(\.|$)"
 )
+_WORDS = re.compile(r"token|vocab|merges|spiece|sentencepiece|bpe|\.(model|tiktoken)$", re.IGNORECASE)
+"""Names of files that a tokenizer may be read from."""
 _BUFFERS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|mask_token|num_batches_tracked)$"
 )
@@ -61,6 +64,12 @@ def weights(auto: Any, source: str | Path, name: str, dtype: torch.dtype) -> Any
                 "Transformers would go on with random values there: take the folder as save_pretrained wrote it, with "
                 "the config.json of these weights"
             )
+    lost = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    if lost:
+        raise ValueError(
+            f"load: weights must be finite: those of {name} hold NaN or infinity in {_listed(lost)}; the files are "
+            "damaged, or the training diverged, or --dtype holds no numbers so large: take others"
+        )
     return model.eval()
 
 
@@ -77,6 +86,8 @@ def processor(auto: Any, source: str | Path, name: str, model: Any) -> Any:
         ValueError: the files are missing or damaged, bring code along, hold no words, or more than the model has
             embeddings for.
     """
+    if Path(source).is_dir() and _reads_text(model) and not any(map(_WORDS.search, os.listdir(source))):
+        raise ValueError(_no_tokenizer(name, "it would have to be made up"))
     with refusals(name, "tokenizer or processor"):
         found = auto.from_pretrained(source, trust_remote_code=trusted())
     tokenizer = getattr(found, "tokenizer", found)
@@ -84,11 +95,7 @@ def processor(auto: Any, source: str | Path, name: str, model: Any) -> Any:
         return found
     ids = tokenizer.get_vocab()
     if len(ids) <= len(set(tokenizer.all_special_tokens) | set(tokenizer.added_tokens_encoder)):
-        raise ValueError(
-            f"load: a text model must come with its tokenizer: {name} has none, and Transformers would go on with "
-            f"{len(ids)} invented tokens; copy tokenizer.json and tokenizer_config.json into the folder, as the "
-            "tokenizer's save_pretrained writes them"
-        )
+        raise ValueError(_no_tokenizer(name, f"Transformers would go on with {len(ids)} invented tokens"))
     known, highest = model.get_input_embeddings().num_embeddings, max(ids.values())
     if highest >= known:
         raise ValueError(
@@ -132,6 +139,18 @@ def _reason(name: str, what: str, error: Exception) -> str:
     return (
         f"the {what} {place} must be readable by Transformers: {short.rstrip('. ')} ({type(error).__name__}); the "
         "files may be cut short, or some are missing: fetch or save the model again"
+    )
+
+
+def _reads_text(model: Any) -> bool:
+    """Whether what goes in first is a token's number."""
+    return model.main_input_name == "input_ids"
+
+
+def _no_tokenizer(name: str, why: str) -> str:
+    return (
+        f"load: a text model must come with its tokenizer: {name} has none, and {why}; copy tokenizer.json and "
+        "tokenizer_config.json into the folder, as the tokenizer's save_pretrained writes them"
     )
 
 

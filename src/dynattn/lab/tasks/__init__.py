@@ -19,7 +19,7 @@ from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.variables import Variables
 
-__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "make"]
+__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "fitting", "make"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -68,6 +68,28 @@ def find(name: str) -> type[Task]:
     return TASKS[name]
 
 
+def fitting(name: str, kind: Kind, model: str, texts: bool) -> None:
+    """See that a task fits a model, which need not be loaded for it.
+
+    Args:
+        name: of the task.
+        kind: the model's.
+        model: its name.
+        texts: whether the user gives texts.
+
+    Raises:
+        ValueError: there is no such task, it does not fit the model, or it takes no texts.
+    """
+    task = find(name)
+    if kind not in task.kinds:
+        raise ValueError(
+            f"make: task {name} takes a model that is {' or '.join(task.kinds)}: {model} is {kind}; leave the task "
+            f"out, or use {', '.join(default(kind, model))}"
+        )
+    if texts and "texts" not in {field.name for field in dataclasses.fields(task)}:  # type: ignore[arg-type]
+        raise ValueError(f"make: task {name} takes no texts: leave --text out, or name another task")
+
+
 def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
     """A task for a model.
 
@@ -79,13 +101,7 @@ def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
     Raises:
         ValueError: there is no such task, it does not fit the model, or it takes no texts.
     """
+    fitting(name, pretrained.kind, pretrained.name, fields.get("texts") is not None)
     kind = find(name)
-    if pretrained.kind not in kind.kinds:
-        raise ValueError(
-            f"make: task {name} takes a model that is {' or '.join(kind.kinds)}: {pretrained.name} is "
-            f"{pretrained.kind}; leave the task out, or use {', '.join(default(pretrained.kind, pretrained.name))}"
-        )
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if fields.get("texts") is not None and "texts" not in known:
-        raise ValueError(f"make: task {name} takes no texts: leave --text out, or name another task")
     return kind(**{field: value for field, value in fields.items() if field in known and value is not None})
