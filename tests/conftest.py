@@ -1,5 +1,16 @@
 """Tests run side by side, one process a core (pytest-xdist), so each keeps to one thread of torch's."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Commands set threads for their process, and a sum's last bits depend on them."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
