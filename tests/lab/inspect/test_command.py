@@ -72,7 +72,7 @@ def test_what_the_config_tells_is_refused_before_the_model_is_loaded(
     from dynattn.lab.terminal import console
 
     with pytest.raises(ValueError, match=words):
-        run(Settings(**({"model": str(tiny_encoder)} | asked)), tmp_path / "page.html", console(quiet=True))
+        run(Settings(**({"model": str(tiny_encoder)} | asked)), tmp_path / "page.html", console(quiet=True))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
