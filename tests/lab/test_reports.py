@@ -43,6 +43,7 @@ def _bench(output: Path, screen, monkeypatch, work) -> None:
 
 def _inspect(output: Path, screen, monkeypatch, work) -> None:
     monkeypatch.setattr(inspect, "load", lambda name: work())
+    monkeypatch.setattr(inspect, "_check_model", lambda *_: None)
     monkeypatch.setattr(inspect, "_subject", lambda *_: SimpleNamespace(labels=()))
     monkeypatch.setattr(inspect, "inspect", lambda *_: FOUND)
     inspect.run(inspect.Settings(model="m"), output / "i.html", screen)

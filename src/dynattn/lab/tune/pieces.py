@@ -110,5 +110,5 @@ def text_of(pretrained: Pretrained, piece: Piece) -> Text:
 
 def shuffled(texts: Sequence[Text], seed: int = 0) -> list[Text]:
     """In another order, always the same: texts come sorted by length, and parts are to be alike."""
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     return [texts[i] for i in order]

@@ -114,7 +114,7 @@ def _harm(
 ) -> dict[str, Tensor]:
     """(heads,) float64 of each candidate."""
     gram = _gram(place, call)
-    sums = {name: torch.zeros(call.query.shape[1], dtype=torch.float64) for name in candidates}
+    sums = {name: torch.zeros(call.query.shape[1], dtype=torch.float64, device="cpu") for name in candidates}
     rows = 0
     for part, start in _runs(call, last):
         dense = _attend(part, parse("dense"))
