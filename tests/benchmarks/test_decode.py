@@ -7,32 +7,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from dynattn.lab.decode.prompt import PIECE, read, score
+from dynattn.lab.decode.prompt import read, score
 from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed
 from dynattn.lab.decode.ways import find
-
-PROMPT = 80
+from tests.lab.decode import tiny
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, initializer_range=0.4,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return tiny.decoder()
 
 
 @pytest.fixture(scope="module")
 def ids():
-    return torch.randint(1, 97, (1, PROMPT + PIECE + 20), generator=torch.Generator().manual_seed(1))
+    return tiny.tokens()
 
 
 @pytest.fixture
@@ -53,7 +44,7 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     monkeypatch.setattr(decode, "SECONDS", 0.01)
     monkeypatch.setattr(decode, "_article", lambda pretrained, index, tokens: ids[:, :tokens])
     decode.speed(pretrained, 128)
-    asked = [decode.Question("needle", f"depth {i}", ids.roll(i, 1), PROMPT, 15) for i in range(5)]
+    asked = [decode.Question("needle", f"depth {i}", ids.roll(i, 1), tiny.PROMPT, 15) for i in range(5)]
     monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked[:2])
     decode.quality(pretrained, 128)
     monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked)
@@ -64,7 +55,7 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     assert speed.of("cache-window-32-s4").cache < speed.of("dense").cache < speed.of("dense-in-place").cache
     assert [item.item for item in quality.items] == [f"depth {i}" for i in range(5)]
     assert quality.items[3].nll["dense"] == pytest.approx(
-        score(model, read(model, asked[3].ids[:, :PROMPT]), find("dense"), asked[3].ids, 15)[0]
+        score(model, read(model, asked[3].ids[:, : tiny.PROMPT]), find("dense"), asked[3].ids, 15)[0]
     )
     worse = {"dense": 1.0, "nm-2-4": 1.5, "topk-0.25": 1.0}
     plain = quality.model_copy(

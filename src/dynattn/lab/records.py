@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynattn.paths import work_file, write_text_whole
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -52,16 +54,7 @@ def write_whole(path: Path, text: str) -> None:
         if _is_special(target):
             target.write_text(text, encoding="utf-8")
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = _work(target)
-        try:
-            with work.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            work.replace(target)
-        finally:
-            work.unlink(missing_ok=True)
+        write_text_whole(target, text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -197,7 +190,7 @@ def _reserved(path: Path) -> Iterator[None]:
         yield
         return
     with alone(path):
-        work = _work(path)
+        work = work_file(path)
         try:
             with _explained(path):
                 for left in path.parent.glob(f".{glob.escape(path.name)}-*[0-9]"):  # by kills: nobody else is at work
@@ -237,10 +230,6 @@ def _probe(path: Path) -> None:
 def _target(path: Path) -> Path:
     """What links lead to: a link is to be kept."""
     return Path(os.path.realpath(path))
-
-
-def _work(target: Path) -> Path:
-    return target.with_name(f".{target.name}-{os.getpid()}")
 
 
 def _is_special(path: Path) -> bool:

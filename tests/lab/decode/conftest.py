@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from dynattn.lab.decode.prompt import PIECE, read
-
-PROMPT = 80
+from dynattn.lab.decode.prompt import read
+from tests.lab.decode import tiny
 
 
 @pytest.fixture(scope="session")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, initializer_range=0.4,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return tiny.decoder()
 
 
 @pytest.fixture(scope="session")
 def ids():
-    return torch.randint(1, 97, (1, PROMPT + PIECE + 20), generator=torch.Generator().manual_seed(1))
+    return tiny.tokens()
 
 
 @pytest.fixture(scope="session")
 def prompt(model, ids):
-    return read(model, ids[:, :PROMPT])
+    return read(model, ids[:, : tiny.PROMPT])

@@ -13,7 +13,7 @@ from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
 from dynattn.lab.decode.prompt import cache_bytes, cache_of, score, shortened, step_seconds
 from dynattn.lab.decode.ways import BASELINE, find
 from dynattn.lab.models import load
-from tests.lab.decode.conftest import PROMPT
+from tests.lab.decode.tiny import PROMPT
 
 
 @pytest.mark.parametrize("name", [BASELINE, "dense-in-place", "nm-1-1", "cache-window-999-s4", "topk-1.0"])

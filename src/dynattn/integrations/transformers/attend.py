@@ -77,8 +77,10 @@ def forward(
             return out.transpose(1, 2).contiguous(), None
         end = int(places.end_of(attn_mask))  # type: ignore[arg-type]
         key, value, attn_mask = key[:, :, :end], value[:, :, :end], attn_mask[..., :end]  # type: ignore[index]
-    for observe in observers:
-        observe(module, query, key, value, method, attn_mask, causal, scaling)
+    if observers:  # they may try any method on the call
+        seen = None if attn_mask is None else _forbidding(attn_mask)
+        for observe in observers:
+            observe(module, query, key, value, method, seen, causal, scaling)
     out = attention(
         query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
     )  # fmt: skip

@@ -23,6 +23,7 @@ from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
 from dynattn.methods import Method, parse
+from dynattn.paths import write_text_whole
 from dynattn.version import VERSION
 
 FORMAT = 1
@@ -163,16 +164,7 @@ class Tuned:
                 f"Tuned.save: evidence and machine must be finite numbers, words, lists and dictionaries: {error}; "
                 "leave out what is not known"
             ) from error
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = target.with_name(f".{target.name}-{os.getpid()}")
-        try:
-            with work.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            work.replace(target)
-        finally:
-            work.unlink(missing_ok=True)
+        write_text_whole(target, text)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Tuned:
