@@ -7,7 +7,9 @@ import time
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+from transformers import BertConfig, BertModel
 
 from dynattn.integrations.transformers import attention_modules, observing, register
 from dynattn.lab.models import Pretrained
@@ -19,10 +21,8 @@ SETTING = 0.3  # seconds, far above a forward of this model
 
 def test_what_setting_a_model_takes_is_not_timed(monkeypatch):
     register()
-    config = transformers.BertConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32
-    )
-    pretrained = Pretrained("tiny", transformers.BertModel(config).eval(), None, "encoder", "a tiny model")
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
+    pretrained = Pretrained("tiny", BertModel(config).eval(), None, "encoder", "a tiny model")
     set_assignment = module.set_assignment
 
     def slow(*arguments):
