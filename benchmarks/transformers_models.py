@@ -32,7 +32,7 @@ from marked import markdown, rewritten
 
 import dynattn.integrations.transformers
 from dynattn.lab.machine import describe, machine
-from dynattn.lab.records import write_json
+from dynattn.lab.records import write_json, write_whole
 
 RECORD = Path(__file__).parent / "results" / "transformers" / "models.json"
 PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "transformers-models.md"
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and write the record and the page; the exit code is 1 where a model is wrong or silent."""
     options = _options(arguments)
     if options.table:
-        PAGE.write_text(with_table(PAGE.read_text(), json.loads(RECORD.read_text())))
+        write_page()
         return 0
     known = kinds()
     kept = {} if options.fresh or not RECORD.exists() else {one["model"]: one for one in _rows()}
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     for one in forked.each(examined, todo, _failed, jobs=options.jobs, seconds=SECONDS):
         print(one["model"], one["result"], one.get("words", ""), sep="\t", flush=True)
         kept[one["model"]] = one
-        write_json(RECORD, record([kept[kind] for kind in known if kind in kept]))
-    PAGE.write_text(with_table(PAGE.read_text(), json.loads(RECORD.read_text())))
+        save([kept[kind] for kind in known if kind in kept])
+    write_page()
     return int(any(kept[kind]["result"] in ("wrong", "silent") for kind in options.only or known))
 
 
@@ -129,6 +129,17 @@ def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "generated_by": "benchmarks/transformers_models.py", "versions": versions, "machine": machine(),
         "judged": JUDGED, "known": len(kinds()), "current": sum(_is_current(row) for row in rows), "models": rows,
     }  # fmt: skip
+
+
+def save(rows: list[dict[str, Any]]) -> None:
+    """Write the record of these rows and the page, so that the two agree where the script is ended in the midst."""
+    write_json(RECORD, record(rows))
+    write_page()
+
+
+def write_page() -> None:
+    """Write the tables of the record into the page."""
+    write_whole(PAGE, with_table(PAGE.read_text(), json.loads(RECORD.read_text())))
 
 
 def with_table(page: str, recorded: dict[str, Any]) -> str:

@@ -105,6 +105,28 @@ def test_page_and_record_agree(scripts):
     assert script.with_table(page, changed) != page
 
 
+def test_a_sweep_that_is_ended_leaves_page_and_record_in_agreement(scripts, tmp_path, monkeypatch):
+    script = scripts["transformers_models"]
+    before = json.loads(script.RECORD.read_text())
+    page = tmp_path / "page.md"
+    page.write_text(script.PAGE.read_text())
+    monkeypatch.setattr(script, "PAGE", page)
+    monkeypatch.setattr(script, "RECORD", tmp_path / "models.json")
+    script.RECORD.write_text(json.dumps(before))
+    monkeypatch.setattr(script, "_prepare", lambda: None)
+
+    def ended(*_: Any, **__: Any) -> Any:
+        yield {**before["models"][0], "result": "refused", "words": "a: b: some words"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scripts["forked"], "each", ended)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["--only", before["models"][0]["model"]])
+    record = json.loads(script.RECORD.read_text())
+    assert record["models"][0]["result"] == "refused"
+    assert script.with_table(page.read_text(), record) == page.read_text()
+
+
 # What the checks are there to see.
 
 
