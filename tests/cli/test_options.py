@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynattn.cli import app
@@ -71,3 +74,32 @@ def test_layers_and_heads_are_counted_from_0():
 
 def test_output_must_be_a_name_that_can_be_written():
     assert "output must be a name in UTF-8" in _refused("compare", "--output", os.fsdecode(b"a\xff"))
+
+
+WRONG = {
+    "compare": (["--text=no"], ["--text={folder}"], ["--model=minilmm"], ["--model="], ["--tasks=x"], ["--output={file}"]),
+    "finetune": (["--text=no"], ["--text={folder}"], ["--model=minilmm"], ["--task=x"], ["--output={file}"]),
+    "frontier": (["--text=no"], ["--text={folder}"], ["--model=minilmm"], ["--tasks=x"], ["--output={file}"]),
+    "tune": (
+        ["minilm", "--texts=no"], ["minilm", "--texts={folder}"], ["minilmm"], ["minilm", "--output={file}"],
+        ["minilm", "--texts={folder}", "--task=m:f"], ["dinov2", "--texts={texts}"], ["whisper", "--length=64"],
+    ),
+    "inspect": (["--model=minilmm"], ["--output={file}/page.html"], ["--image={file}"]),
+    "bench": (["--output={file}/a.json"], ["--report={file}/a.html"]),
+    "lra": (["--task=x"], ["--output={file}"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(name, given) for name, each in WRONG.items() for given in each])
+def test_errors_name_options_that_the_command_has(command: str, arguments: list[str], tmp_path: Path):
+    pytest.importorskip("transformers")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").symlink_to("nowhere")
+    for name in ("file", "texts"):
+        (tmp_path / name).write_text("Some words.")
+    places = {name: tmp_path / name for name in ("folder", "file", "texts")}
+    said = _refused(command, *(each.format(**places) for each in arguments))
+    known = {option for param in get_command(app).commands[command].params for option in param.opts}  # type: ignore[attr-defined]
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", said))
+    assert named <= known | {"--help"}
+    assert named or "spelling of MODEL" in said or "did you mean minilm?" in said or "{image}" in said, said

@@ -44,7 +44,7 @@ def bench(
 
     Ends with code 1 where a result is wrong.
     """
-    with running("bench"):
+    with running("bench", names={"--output": "--output or --report"}):
         from dynattn.lab.bench.command import Settings, run
         from dynattn.lab.terminal import console
 

@@ -57,7 +57,7 @@ def finetune(
     Run it again to go on where it was stopped; start it by torchrun or accelerate launch to use several devices. Ends
     with code 1 where the training of a method diverged.
     """
-    with running("finetune", "train"), trusting(trust_remote_code):
+    with running("finetune", "train", {"--tasks": "--task"}), trusting(trust_remote_code):
         from dynattn.lab.finetune.command import run
         from dynattn.lab.finetune.finetune import Settings
         from dynattn.lab.terminal import console

@@ -29,7 +29,7 @@ def inspect(
     ),
 ) -> None:
     """Look inside: what a model keeps of one text or image, head by head, beside what theory expects."""
-    with running("inspect", "evals"), trusting(trust_remote_code):
+    with running("inspect", "evals", {"--text": "TEXT or --file"}), trusting(trust_remote_code):
         from dynattn.lab.inspect.command import Settings, run
         from dynattn.lab.terminal import console
 

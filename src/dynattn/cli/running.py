@@ -8,12 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 
+from dynattn.lab.spelling import spelling
 from dynattn.lab.terminal import printable, spell_out
 
 FAILED_CHECK = 1
@@ -23,19 +24,20 @@ _EXPECTED = (ValueError, TypeError, OverflowError, OSError, ImportError, Runtime
 
 
 @contextmanager
-def running(command: str, extra: str = "cli") -> Iterator[None]:
+def running(command: str, extra: str = "cli", names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run the body of a command. An error that a person can act on is printed to standard error without a traceback.
 
     Args:
         command: its name.
         extra: what ``pip install 'dynattn[…]'`` takes to bring the packages that the command needs.
+        names: of options that this command spells otherwise than ``dynattn compare``, for errors.
 
     Raises:
         typer.Exit: with code 2, after an error was printed.
     """
     spell_out(sys.stdout, sys.stderr)
     try:
-        with _swept():
+        with _swept(), spelling(names or {}):
             yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # typer handles these itself

@@ -13,6 +13,7 @@ from dynattn.cli.options import Dtype, Reports, Threads, TrustRemoteCode, counte
 from dynattn.cli.running import running
 from dynattn.lab.models.trust import trusting
 
+_NAMES = {"--model": "MODEL", "--text": "--texts", "--tokens": "--length", "--tasks": "--task"}
 _SHARE = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<percent>%?)", flags=re.IGNORECASE)
 
 
@@ -66,7 +67,7 @@ def tune(
     Writes model.dynattn.json to load in one line, and a report. Run it again to go on where it was stopped. That
     nothing can be gained is a result as well.
     """
-    with running("tune", "evals"), trusting(trust_remote_code):
+    with running("tune", "evals", _NAMES), trusting(trust_remote_code):
         import torch
 
         from dynattn.lab.terminal import console

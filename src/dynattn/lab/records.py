@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynattn.lab.spelling import spelt
 from dynattn.paths import work_file, write_text_whole
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def alone(path: Path) -> Iterator[None]:
         except Timeout as error:
             raise ValueError(
                 f"records: one command at a time writes to a place: another is at work in {path}; wait for it, or "
-                "give another --output"
+                f"give another {spelt('--output')}"
             ) from error
     try:
         yield
@@ -246,7 +247,7 @@ def _explained(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise type(error)(
             f"write: {path} must be a file that can be written: {reason}; free the disk or the name, or give another "
-            "--output"
+            f"{spelt('--output')}"
         ) from error
 
 

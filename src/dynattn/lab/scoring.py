@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dynattn.integrations.transformers import observing
 from dynattn.lab.figures import Quality, TaskResult
 from dynattn.lab.models import Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks import Outcome, Prepared, Task
 
 _UNKNOWN = 0.02
@@ -45,7 +46,8 @@ def check_known(pretrained: Pretrained, texts: Sequence[str], task: str) -> None
     if share > _UNKNOWN:
         raise ValueError(
             f"{task}: the tokenizer must know the texts: that of {pretrained.name} makes unknown tokens of {share:.0%} "
-            "of them; take the tokenizer that belongs to the model, or give texts in its language with --text"
+            "of them; take the tokenizer that belongs to the model, or give texts in its language with "
+            f"{spelt('--text')}"
         )
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,18 +48,68 @@ def own(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
+def _rewrite(path: Path, **fields: Any) -> None:
+    held = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(held | fields))
+
+
 def _ran(own: Path) -> bool:
     return bool(list(own.parent.rglob("it-ran")))
 
 
-@pytest.mark.parametrize("command", ["compare", "inspect", "finetune", "frontier"])
-def test_commands_refuse_it_without_asking(own: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch):
+COMMANDS = ("compare", "inspect", "finetune", "frontier", "tune")
+
+
+def _refused(command: str, own: Path) -> Any:
+    named = [str(own)] if command == "tune" else ["--model", str(own)]
+    result = CliRunner().invoke(app, [command, *named, "--output", str(own.parent / "o")], input="y\n" * 9)
+    assert result.exit_code == 2, result.output
+    return result
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_refuse_it_without_asking(own: Path, command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(TRUST, "1")  # only the option counts
-    result = CliRunner().invoke(app, [command, "--model", str(own), "--output", str(tmp_path / "o")], input="y\n" * 9)
-    assert result.exit_code == 2
+    result = _refused(command, own)
     assert "brings code of its own, which is not run" in result.output
     assert "--trust-remote-code" in result.output
     assert not _ran(own)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_is_refused_where_transformers_has_a_class_of_this_type_too(own: Path, command: str):
+    _rewrite(own / "config.json", model_type="bert")
+    result = _refused(command, own)
+    assert "brings code of its own, which is not run" in result.output
+    assert "or take auto_map out of config.json for what Transformers has" in result.output
+    assert not _ran(own)
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("config.json", {"AutoModel": "code.OwnModel"}),
+        ("config.json", {"AutoTokenizer": ["code.Own", None]}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["code.Own", None]}),
+        ("tokenizer_config.json", ["code.Own", None]),
+        ("processor_config.json", {"AutoProcessor": "code.Own"}),
+        ("preprocessor_config.json", {"AutoImageProcessor": "code.Own"}),
+    ],
+)
+def test_code_that_any_file_names_is_refused(own: Path, file: str, named: Any):
+    _rewrite(own / "config.json", model_type="bert", auto_map={})
+    load(str(own))
+    _rewrite(own / file, auto_map=named)
+    with pytest.raises(ValueError, match=f"code of its own.*or take auto_map out of {file}"):
+        load(str(own))
+    assert not _ran(own)
+
+
+def test_a_type_of_transformers_is_run_by_the_code_that_is_brought_where_a_person_says_so(own: Path):
+    _rewrite(own / "config.json", model_type="bert", auto_map={"AutoModel": "code.OwnModel"})
+    (own / "code.py").write_text(CODE.replace("    config_class = OwnConfig\n", "    own = True\n"))
+    with trusting(True):
+        assert type(load(str(own)).model).__name__ == "OwnModel"
 
 
 def test_it_is_run_where_a_person_says_so(own: Path):

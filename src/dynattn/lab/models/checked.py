@@ -5,6 +5,7 @@ plausible and wrong, so whatever was not read from the files is refused.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ _HEADS = re.compile(
     r"|vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head"
     r"|pooler|projector|dense|out_proj|logit_(scale|bias)|seq_relationship|decoder|decoder_\w+|proj_out|mtp)(\.|$)"
 )
+_CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files that may name code in an ``auto_map``."""
 _WORDS = re.compile(r"token|vocab|merges|spiece|sentencepiece|bpe|\.(model|tiktoken)$", re.IGNORECASE)
 """Names of files that a tokenizer may be read from."""
 _BUFFERS = re.compile(
@@ -68,7 +71,7 @@ def weights(auto: Any, source: str | Path, name: str, dtype: torch.dtype) -> Any
     if lost:
         raise ValueError(
             f"load: weights must be finite: those of {name} hold NaN or infinity in {_listed(lost)}; the files are "
-            "damaged, or the training diverged, or --dtype holds no numbers so large: take others"
+            "damaged, or the training diverged, or the dtype holds no numbers so large: take others"
         )
     return model.eval()
 
@@ -105,6 +108,32 @@ def processor(auto: Any, source: str | Path, name: str, model: Any) -> Any:
     return found
 
 
+def refuse_own_code(source: str | Path, name: str) -> None:
+    """Refuse files that bring code along, unless it may be run.
+
+    Where Transformers has a class for the ``model_type``, it would take that one in place of the one that is brought,
+    and say nothing.
+
+    Args:
+        source: a folder or a hub id.
+        name: what the user called it, for errors.
+
+    Raises:
+        ValueError: a file names code in its ``auto_map``, and a person did not say that it may be run.
+    """
+    from transformers.utils import cached_file
+
+    if trusted():
+        return
+    for file in _CONFIGS:
+        path = cached_file(
+            str(source), file, _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        if path is not None and _auto_map(Path(path)):
+            raise ValueError(f"load: {_own_code(name)}, or take auto_map out of {file} for what Transformers has")
+
+
 @contextmanager
 def refusals(name: str, what: str) -> Iterator[None]:
     """Transformers' reports and errors, of which there are many kinds, in one sentence that names model and remedy."""
@@ -130,16 +159,29 @@ def nearest(name: str, known: tuple[str, ...]) -> list[str]:
 def _reason(name: str, what: str, error: Exception) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in said or "custom code" in said:
-        return (
-            f"a model must be of a class that Transformers has: {name} brings code of its own, which is not run; read "
-            "it, and pass --trust-remote-code where you trust it"
-        )
+        return _own_code(name)
     place = f"in the folder {name}" if Path(name).is_dir() else f"of {name}"
     short = said if len(said) <= 200 else said[:200] + "…"
     return (
         f"the {what} {place} must be readable by Transformers: {short.rstrip('. ')} ({type(error).__name__}); the "
         "files may be cut short, or some are missing: fetch or save the model again"
     )
+
+
+def _own_code(name: str) -> str:
+    return (
+        f"a model must be of a class that Transformers has: {name} brings code of its own, which is not run; read "
+        "it, and pass --trust-remote-code where you trust it"
+    )
+
+
+def _auto_map(path: Path) -> Any:
+    """What a file of JSON says about code of its own; nothing where it is damaged, which others refuse."""
+    try:
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return held.get("auto_map") if isinstance(held, dict) else None
 
 
 def _reads_text(model: Any) -> bool:

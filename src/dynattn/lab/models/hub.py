@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from dynattn.lab.models import PACKAGED, Facts, Kind, Pretrained, parameters
-from dynattn.lab.models.checked import nearest, processor, refusals, weights
+from dynattn.lab.models.checked import nearest, processor, refusals, refuse_own_code, weights
 from dynattn.lab.models.trust import trusted
+from dynattn.lab.spelling import spelt
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
@@ -69,6 +70,7 @@ def _config(name: str) -> Any:
                 f"load: a model's folder must hold config.json: {name} does not; name the folder that save_pretrained "
                 "wrote"
             )
+        refuse_own_code(name, name)
         with refusals(name, "config.json"):
             if not isinstance(json.loads((Path(name) / "config.json").read_bytes()), dict):
                 raise ValueError("it holds no JSON object")
@@ -78,6 +80,14 @@ def _config(name: str) -> Any:
     alike = nearest(name, PACKAGED)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or (alike and "/" not in name):
         raise ValueError(_unknown(name, "no folder of this name is here"))  # what no hub id can be, or is a slip
+    config = _of_hub(name)
+    refuse_own_code(name, name)
+    return config
+
+
+def _of_hub(name: str) -> Any:
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trusted())
     except Exception:  # not in the hub's cache: the hub is asked, and its answer told
@@ -93,9 +103,9 @@ def _config(name: str) -> Any:
         raise ValueError(_unknown(name, f"no folder of this name is here, and {why}")) from error
 
 
-def _unknown(name: str, why: str, remedy: str = "check the spelling of --model") -> str:
+def _unknown(name: str, why: str, remedy: str | None = None) -> str:
     alike = nearest(name, PACKAGED)
-    hint = f"did you mean {' or '.join(alike)}?" if alike else remedy
+    hint = f"did you mean {' or '.join(alike)}?" if alike else remedy or f"check the spelling of {spelt('--model')}"
     return f"load: model must be {', '.join(PACKAGED)}, a folder or a hub id: got {name!r}: {why}; {hint}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks.base import Outcome, Prepared, Task
 from dynattn.lab.tasks.common_words import CommonWords
 from dynattn.lab.tasks.features import Features
@@ -64,7 +65,9 @@ def find(name: str) -> type[Task]:
         ValueError: there is none of this name.
     """
     if name not in TASKS:
-        raise ValueError(f"find: task must be one of {', '.join(TASKS)}: got {name!r}; check the spelling of --tasks")
+        raise ValueError(
+            f"find: task must be one of {', '.join(TASKS)}: got {name!r}; check the spelling of {spelt('--tasks')}"
+        )
     return TASKS[name]
 
 
@@ -87,7 +90,7 @@ def fitting(name: str, kind: Kind, model: str, texts: bool) -> None:
             f"out, or use {', '.join(default(kind, model))}"
         )
     if texts and "texts" not in {field.name for field in dataclasses.fields(task)}:  # type: ignore[arg-type]
-        raise ValueError(f"make: task {name} takes no texts: leave --text out, or name another task")
+        raise ValueError(f"make: task {name} takes no texts: leave {spelt('--text')} out, or name another task")
 
 
 def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:

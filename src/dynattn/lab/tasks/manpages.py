@@ -14,6 +14,7 @@ import numpy as np
 
 from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Outcome, Pair, Prepared, Task
 
@@ -64,7 +65,7 @@ class Manpages(Task):
             raise DataMissingError(
                 f"manpages: at least 2 pages of {tokens} tokens are needed: {self.folder} has {len(pages)}; on Debian "
                 "and Ubuntu: apt-get install manpages manpages-dev (container images may drop them: see "
-                "/etc/dpkg/dpkg.cfg.d), or leave the task out of --tasks"
+                f"/etc/dpkg/dpkg.cfg.d), or name another task by {spelt('--tasks')}"
             )
         spread = sorted({round(i) for i in np.linspace(0, len(pages) - 1, min(self.items, len(pages)))})
         chosen = [pages[i] for i in spread]

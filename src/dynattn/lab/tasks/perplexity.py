@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks.base import Outcome, Prepared, Task, uniform
 from dynattn.lab.tasks.texts import Text, wikipedia
 
@@ -47,7 +48,7 @@ class Perplexity(Task):
         if not cut:
             raise ValueError(
                 f"perplexity: texts must have at least 2 tokens: of {self.tokens} none has; pass longer texts, or more "
-                "--tokens"
+                f"{spelt('--tokens')}"
             )
         labels = [
             f"{title}, tokens {start}–{min(start + self.block, ids.shape[1]) - 1}"

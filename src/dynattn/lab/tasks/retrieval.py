@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Outcome, Pair, Prepared, Task
 from dynattn.lab.tasks.texts import Text, sentences, wikipedia
@@ -67,7 +68,7 @@ class Retrieval(Task):
         if len(passages) < 2:
             raise ValueError(
                 f"retrieval: texts must give at least 2 passages of {tokens} tokens with {self.queries} sentences to "
-                f"spare: {len(texts)} texts give {len(passages)}; pass longer texts, or fewer --tokens"
+                f"spare: {len(texts)} texts give {len(passages)}; pass longer texts, or fewer {spelt('--tokens')}"
             )
         examples = tuple(embedding.inputs(pretrained, [passage.body], tokens) for passage in passages[:4])
         articles = len({passage.label.rpartition(" ")[0] for passage in passages})

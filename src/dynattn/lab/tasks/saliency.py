@@ -15,6 +15,7 @@ import torch
 
 from dynattn.lab.data.samples import digits, photographs, resize
 from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks.base import Outcome, Prepared, Task, in_dtype
 
 _CROP = 200  # pixels of the photograph: enlarged backgrounds are calm, and the crops differ
@@ -45,7 +46,7 @@ class Saliency(Task):
         if pretrained.name != "dinov2":
             raise ValueError(
                 f"saliency: the model must be dinov2, whose decoder makes the map: got {pretrained.name}; "
-                "use --tasks features"
+                f"use {spelt('--tasks')} features"
             )
         pictures, masks = zip(*self._draw(), strict=True)
         seen = [dict(pretrained.processor(images=p, return_tensors="pt", do_resize=False)) for p in pictures]

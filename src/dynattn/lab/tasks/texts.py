@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.data.plaintext import read_text, shown
+from dynattn.lab.spelling import spelt
 
 _DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _SHORTEST_ARTICLE = 5000  # characters of markup; shorter pages are redirects and stubs
@@ -43,7 +44,7 @@ def wikipedia() -> tuple[Text, ...]:
     except ImportError as error:
         raise DataMissingError(
             "wikipedia: the articles are in gensim's test data: pip install 'dynattn[evals]'; "
-            "or give texts of your own with --text"
+            f"or give texts of your own with {spelt('--text')}"
         ) from error
     with bz2.open(datapath(_DUMP)) as dump:
         found = extract_pages(dump, filter_namespaces=("0",))  # pyright: ignore[reportArgumentType]
@@ -72,7 +73,9 @@ def read(path: Path) -> tuple[Text, ...]:
         lines = read_text(path).split("\n")
         texts = [Text(f"line {number}", line.strip()) for number, line in enumerate(lines, start=1)]
     else:
-        raise ValueError(f"read: path must be a file or a folder: got {shown(path)}; check the spelling of --text")
+        raise ValueError(
+            f"read: path must be a file or a folder: got {shown(path)}; check the spelling of {spelt('--text')}"
+        )
     texts = [text for text in texts if text.body]
     if not texts:
         raise ValueError(f"read: there must be a text: {shown(path)} has none; a folder needs .txt or .md files")
@@ -85,7 +88,7 @@ def _files(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise ValueError(
             f"read: {error.filename} must be a folder that can be read: {error.strerror}; mend its permissions, or "
-            "move it out of the folder that --text names"
+            f"move it out of the folder that {spelt('--text')} names"
         ) from error
 
     inside = (Path(home) / name for home, _, names in os.walk(folder, onerror=refuse) for name in names)
@@ -94,7 +97,7 @@ def _files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(
                 f"read: {shown(path)} must be a file of text: it is a broken link or a pipe; move it out of the folder "
-                "that --text names"
+                f"that {spelt('--text')} names"
             )
     return found
 

@@ -161,7 +161,7 @@ def _finished(home: Path, experiment: Experiment, keep_model: bool) -> Run:
     if keep_model and not (home / "model").exists():
         raise ValueError(
             f"run: a finished run has its model where it was to be kept: {home} has none; delete the folder, and it is "
-            "trained again, or do without --keep-models"
+            "trained again"
         )
     return read_run(home / _RESULT, experiment, AGAIN)
 
@@ -271,7 +271,7 @@ def _filled(experiment: Experiment, job: Job) -> Any:
     if len(data) < job.batch:
         raise ValueError(
             f"run: the training data must fill a batch of {job.batch}: {experiment.name} has {len(data)} examples; "
-            "use a smaller --batch, fewer --items or --tokens, or more texts"
+            "use a smaller --batch, or let the data give more of them"
         )
     return data
 
