@@ -25,7 +25,9 @@ from dynattn.lab.models.trust import trusting
 
 
 def frontier(
-    records: Annotated[list[Path] | None, typer.Argument(help="With --merge: records to put together.")] = None,
+    records: Annotated[
+        list[Path] | None, typer.Argument(metavar="RECORDS", help="With --merge: records to put together.")
+    ] = None,
     model: Model = "minilm",
     methods: Annotated[
         str, typer.Option(help="Comma-separated short names. Default: every family, at each budget.")

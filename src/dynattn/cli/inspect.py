@@ -13,7 +13,9 @@ from dynattn.lab.models.trust import trusting
 
 
 def inspect(
-    text: Annotated[str | None, typer.Argument(help="Text to look at; by default a news article.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="Text to look at; by default a news article.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from a file.", exists=True, dir_okay=False)] = None,
     image: Annotated[Path | None, typer.Option(help="Image, for a vision model.", exists=True, dir_okay=False)] = None,
     model: Annotated[str, typer.Option(help="minilm, smollm2, dinov2, a local folder or a hub id.")] = "minilm",

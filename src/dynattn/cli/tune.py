@@ -14,7 +14,9 @@ from dynattn.cli.running import running
 from dynattn.lab.models.trust import trusting
 
 _NAMES = {"--model": "MODEL", "--text": "--texts", "--tokens": "--length", "--tasks": "--task"}
-_SHARE = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<percent>%?)", flags=re.IGNORECASE)
+_SHARE = re.compile(
+    r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<percent>%?)", flags=re.IGNORECASE | re.ASCII
+)
 
 
 def _share(param: typer.CallbackParam, value: str) -> str:
@@ -35,7 +37,10 @@ def share(text: str) -> float:
 
 def tune(
     model: Annotated[
-        str, typer.Argument(help="minilm, smollm2, dinov2, whisper (packages carry these); or a folder or hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="minilm, smollm2, dinov2, whisper (packages carry these); or a folder or hub id."
+        ),
     ],
     texts: Annotated[
         Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")

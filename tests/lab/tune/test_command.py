@@ -59,6 +59,8 @@ def fast(monkeypatch):
     def plan(seconds, forward, share, second):
         return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
 
+    # The models are random: what they lose is told all the same.
+    monkeypatch.setattr("dynattn.lab.tune.exams.Exam.says_nothing", lambda *_: False)
     even = Spread(median=1.3, q1=1.2, q3=1.4)
     monkeypatch.setattr(stages, "clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.clocked", clocked)
@@ -152,6 +154,10 @@ def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_p
         ({"texts": Path("nowhere")}, "must be a file or a folder"),
         ({"minutes": 0.05, "length": 200}, "minutes must suffice"),
         ({"texts": None, "task": "nowhere:make"}, "must name a function that can be imported"),
+        ({"texts": None, "task": "a..b:make"}, "must name a function that can be imported"),
+        ({"texts": None, "task": "broken_task_of_a_test:make"}, "can be imported: .*: division by zero; .*PYTHONPATH"),
+        ({"texts": None, "task": "json:dumps"}, "the model and of the part's number: .* is one of other arguments"),
+        ({"texts": None, "task": "os:name"}, "the model and of the part's number: .* is a str"),
         ({"task": "os:getcwd"}, "brings its own data"),
     ],
 )
@@ -161,10 +167,45 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
         short.mkdir()
         (short / "a.txt").write_text("moon river stone " * 200)
         given = {**given, "texts": short}
+    (tmp_path / "broken_task_of_a_test.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("dynattn.lab.tune.begin.clocked", lambda *_: Clocked(60.0, {"m": 20.0}))
     monkeypatch.setattr(stages, "clocked", None)
     with pytest.raises(ValueError, match=rule):
         _tuned(_settings(tiny_decoder, texts, **given), tmp_path)
+
+
+def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 10, 3, 6), 2, 0.1, 3))
+    monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
+    monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
+    with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):
+        _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_texts_of_unknown_words_are_refused(kind, fast, tiny_encoder, tiny_decoder, tmp_path):
+    lines = (
+        "Quantum zebras flux over hidden plasma fields of many cold worlds, again and again. " * 60 + f"Number {i}."
+        for i in range(40)
+    )
+    (tmp_path / "other.txt").write_text("\n".join(lines))
+    model = tiny_encoder if kind == "encoder" else tiny_decoder
+    with pytest.raises(ValueError, match=r"the tokenizer must know the texts: .* unknown tokens"):
+        _tuned(_settings(model, tmp_path / "other.txt", length=32), tmp_path)
+
+
+def test_a_run_of_another_text_of_the_task_begins_anew(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr("dynattn.lab.tune.command.Store", lambda path, key: keys.append(key))
+    monkeypatch.setattr("dynattn.lab.tune.command.begin", None)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for text in ("first", "second", "second"):
+        (tmp_path / "own_task_of_a_test.py").write_text(f"def make(model, part):\n    return '{text}'\n")
+        with pytest.raises(TypeError):
+            _tuned(_settings(tiny_decoder, many_texts, texts=None, task="own_task_of_a_test:make"), tmp_path)
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_another_run_in_the_same_folder_is_refused(tiny_decoder, texts, tmp_path):

@@ -43,7 +43,7 @@ def test_a_share_is_given_in_per_cent_or_as_it_is(text, value):
     assert share(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["0%", "0", "-1%", "101%", "1.5", "a lot", "nan", "", "1%%", "inf"])
+@pytest.mark.parametrize("text", ["0%", "0", "-1%", "101%", "1.5", "a lot", "٣%", "nan", "", "1%%", "inf"])
 def test_shares_that_cannot_be_are_refused_at_the_command_line(text):
     with pytest.raises(typer.BadParameter, match="above 0%"):
         _share(_param(), text)

@@ -68,7 +68,7 @@ class Retrieval(Task):
         if len(passages) < 2:
             raise ValueError(
                 f"retrieval: texts must give at least 2 passages of {tokens} tokens with {self.queries} sentences to "
-                f"spare: {len(texts)} texts give {len(passages)}; pass longer texts, or fewer {spelt('--tokens')}"
+                f"spare: {len(texts)} texts give {len(passages)}; pass longer texts, or lower {spelt('--tokens')}"
             )
         examples = tuple(embedding.inputs(pretrained, [passage.body], tokens) for passage in passages[:4])
         articles = len({passage.label.rpartition(" ")[0] for passage in passages})

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynattn.integrations.transformers import register
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Kind, Pretrained, facts
 from dynattn.lab.tasks.texts import Text, read, wikipedia
 from dynattn.lab.tune import pieces
 from dynattn.lab.tune.clock import Clock
@@ -22,6 +22,7 @@ _LENGTHS = (4096, 2048, 1024, 512, 256)
 """Of a decoder where none is asked for: the longest that the minutes, the model and the texts allow."""
 
 _ENCODER_LENGTH = 512
+_READERS: tuple[Kind, ...] = ("encoder", "decoder")
 _FEW = 64  # tokens of a forward that shows how the model is built
 _PROBE = 1024  # tokens of the forward by which longer ones are foretold
 
@@ -37,15 +38,23 @@ class Begun:
 
 
 def given(settings: Settings) -> tuple[Text, ...] | None:
-    """The user's texts; and a task that is none is refused.
+    """The user's texts; and what cannot be is refused before the weights are read.
 
     Raises:
-        ValueError: there is no text, or no such task.
+        ValueError: there is no text, no such task or no such model, or they do not go together.
     """
     if settings.task is not None:
-        found(settings.task)
         if settings.texts is not None:
             raise ValueError("tune: --task brings its own data: leave --texts out")
+        found(settings.task)
+    kind = facts(settings.model).kind
+    if kind not in _READERS:
+        for option, value, why in (
+            ("--length", settings.length, "inputs have one size"),
+            ("--texts", settings.texts, "inputs are no texts"),
+        ):
+            if value is not None:
+                raise ValueError(f"tune: {settings.model} is a {kind} model, whose {why}; leave {option} out")
     return None if settings.texts is None else read(settings.texts)
 
 
@@ -86,11 +95,7 @@ def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None
     Raises:
         ValueError: the length asked for is none of the model's.
     """
-    if pretrained.kind not in ("encoder", "decoder"):
-        if settings.length is not None:
-            raise ValueError(
-                f"tune: {pretrained.name} is a {pretrained.kind} model, whose inputs have one size; leave --length out"
-            )
+    if pretrained.kind not in _READERS:
         return None
     most = _context(pretrained)
     if settings.length is not None:

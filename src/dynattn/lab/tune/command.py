@@ -17,6 +17,7 @@ from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.document import page
+from dynattn.lab.tune.parts import written
 from dynattn.lab.tune.results import Tuning
 from dynattn.lab.tune.run import Run
 from dynattn.lab.tune.settings import Settings
@@ -56,7 +57,8 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             advance = stage(f"load {settings.model}", 1)
             pretrained = load(settings.model, settings.dtype)
             weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
-            store = Store(stages_file, settings.digest(texts, [weights, torch.get_num_threads(), _here()]))
+            task = None if settings.task is None else written(settings.task)
+            store = Store(stages_file, settings.digest(texts, [weights, torch.get_num_threads(), _here(), task]))
             begun = begin(settings, texts, pretrained, store, clock)
             advance()
             found = Run(settings, begun, store, stage, clock).tune()

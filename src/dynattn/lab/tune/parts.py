@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dynattn.lab.models import Kind, Pretrained
@@ -57,7 +59,7 @@ def parts(
         task: the user's own, ``module:function``.
 
     Raises:
-        ValueError: texts are too short or too few, or do not fit the kind of model.
+        ValueError: texts are too short or too few.
         DataMissingError: data is not on this machine.
     """
     if task is not None:
@@ -67,10 +69,6 @@ def parts(
         return _language(pretrained, texts, _asked(length), counts)
     if pretrained.kind == "encoder":
         return _retrieval(pretrained, texts, _asked(length), counts)
-    if texts is not None:
-        raise ValueError(
-            f"tune: {pretrained.name} is a {pretrained.kind} model, which reads no texts; leave --texts out"
-        )
     if pretrained.kind == "vision":
         kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
         return _each(lambda part: (prepared(kind(items=_PICTURES * _items(counts, part), seed=part), pretrained),))
@@ -92,14 +90,34 @@ def found(task: str) -> Callable[[Pretrained, int], Any]:
     module, _, name = task.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module's code may raise anything
         raise ValueError(
-            f"tune: task must name a function that can be imported: got {task!r}: {error}; put its folder into "
-            "PYTHONPATH"
+            f"tune: task must name a function that can be imported: got {task!r}: {error or type(error).__name__}; "
+            "put its folder into PYTHONPATH, and see that python imports it"
         ) from error
-    if not callable(function):
-        raise ValueError(f"tune: task must name a function: {task!r} is a {type(function).__name__}")
+    if not callable(function) or not _takes_two(function):
+        raise ValueError(
+            f"tune: task must name a function of the model and of the part's number: {task!r} is "
+            f"{'one of other arguments' if callable(function) else 'a ' + type(function).__name__}; see docs/tune.md"
+        )
     return function
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments; yes, where it does not tell."""
+    try:
+        inspect.signature(function).bind(None, 0)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def written(task: str) -> str | None:
+    """The text of the module that ``module:function`` names, by which runs of it are told apart; None without one."""
+    file = getattr(importlib.import_module(task.partition(":")[0]), "__file__", None)
+    return None if file is None else Path(file).read_bytes().decode("utf-8", "replace")
 
 
 def _each(make: Callable[[int], Exams]) -> Parts:
@@ -144,7 +162,7 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
         labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
         said = f"{len(its)} pieces of text of {length} tokens, in blocks of {block}"
         text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
-        check_known(pretrained, [pieces.text_of(pretrained, piece).body for piece in its], "tune")
+        check_known(pretrained, [given[number].body for number in sorted({piece.text for piece in its})], "tune")
         keys = counts.prove_second if part else counts.search_second
         fit = len(Keys((its[0].ids,)).prepare(pretrained).labels)  # numbers that a text has room for
         hay = tuple(its[i % len(its)].ids for i in range(keys * -(-Keys.keys // fit)))

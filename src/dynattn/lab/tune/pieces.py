@@ -103,11 +103,6 @@ def _enough(parts: Sequence[Sequence[Piece]], least: Sequence[int]) -> bool:
     return all(len(part) >= few for part, few in zip(parts, least, strict=True))
 
 
-def text_of(pretrained: Pretrained, piece: Piece) -> Text:
-    """The piece as text again."""
-    return Text(piece.title, pretrained.processor.decode(piece.ids[0], skip_special_tokens=True))
-
-
 def shuffled(texts: Sequence[Text], seed: int = 0) -> list[Text]:
     """In another order, always the same: texts come sorted by length, and parts are to be alike."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()

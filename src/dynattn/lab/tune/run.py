@@ -10,6 +10,7 @@ import torch
 
 from dynattn.lab.machine import machine
 from dynattn.lab.progress import Stage
+from dynattn.lab.tasks import Outcome
 from dynattn.lab.tune import rival, sensitivity
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
@@ -66,10 +67,11 @@ class Run:
         if spent.bound < LEAST_GAIN:
             return self._dense(spent, f"attention takes {spent.share:.1%} of a forward: no method could gain more than "
                                f"{spent.bound:.2f} times")  # fmt: skip
+        outcomes = self._judged()
         choices = self._choices = self._chosen(spent)
         if self._speedup(spent, choices.most) < LEAST_GAIN:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
-        best = self._searched(spent, choices)
+        best = self._searched(spent, choices, outcomes)
         if best is None:
             return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
         proved = self._proved(spent, choices, best)
@@ -89,6 +91,24 @@ class Run:
         found = Time(**self._store.once("time", find))
         advance()
         return found
+
+    def _judged(self) -> Sequence[Outcome]:
+        """What the dense model makes of the search's exams; one that only guesses has nothing to lose, and is refused.
+
+        Raises:
+            ValueError: dense attention is at chance in the exam that decides.
+        """
+        exams = self._begun.parts.search
+        advance = self._stage("score of dense attention", sum(exam.data.steps for exam in exams))
+        outcomes = dense(exams, self._pretrained, advance)
+        exam, scores = exams[0], exams[0].scores(outcomes[0], outcomes[0])
+        if exam.says_nothing(scores):
+            raise ValueError(
+                f"tune: the dense model must do better than guesses: its {exam.task.metric} in {exam.task.name} is "
+                f"{exam.shown(scores):.4g}, and {exam.data.chance:.4g} is a guess's, so that no loss can be told; see "
+                "that weights, tokenizer and texts belong together, or pass other --texts or a --task of your own"
+            )
+        return outcomes
 
     def _chosen(self, spent: Time) -> Choices:
         """Time the candidates, then see what they harm."""
@@ -121,11 +141,10 @@ class Run:
         most = exam.entries if exam.entries > 1 else len(exam.data.examples)
         return min(most, counts.search_second if exam.second else counts.search)
 
-    def _searched(self, spent: Time, choices: Choices) -> Measured | None:
+    def _searched(self, spent: Time, choices: Choices, outcomes: Sequence[Outcome]) -> Measured | None:
         exams, points = self._begun.parts.search, self._begun.plan.points
         steps = sum(exam.data.steps for exam in exams)
-        advance = self._stage("loss of whole assignments", steps * (points + 1))
-        outcomes = dense(exams, self._pretrained, advance)
+        advance = self._stage("loss of whole assignments", steps * points)
         planned = [exam.items for exam in self._begun.parts.proofs[0]]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
         needed = _PAIR * LEAST.prove + sum(exam.entries for exam in exams)
