@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynattn.cli import app
+from dynattn.cli.options import _threads, counted, shares, timed
 
 COUNTS = {
     "compare": ("--items", "--tokens", "--batch", "--threads"),
@@ -40,6 +42,18 @@ def _refused(*arguments: str) -> str:
 def test_counts_are_whole_numbers_in_range(given: tuple[str, str], value: str):
     command, option = given
     assert option in _refused(command, f"{option}={value}")
+
+
+@pytest.mark.parametrize(
+    ("check", "value"), [(counted(), 1), (counted(most=9), 9), (counted(0), 0), (timed(), 604800.0)]
+)
+def test_the_ends_of_a_range_are_in_it(check: Any, value: float):
+    assert check(None, value) == value
+
+
+def test_a_share_may_be_all_of_it_and_threads_as_many_as_are_allowed():
+    assert shares(None, "1,0.5") == "1,0.5"  # type: ignore[arg-type]
+    assert _threads(None, 16 * (os.cpu_count() or 1)) == 16 * (os.cpu_count() or 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "inf", "-inf", "nan", "1e400", "1e300", "x"])

@@ -390,6 +390,12 @@ def test_a_file_cut_short_is_named(cut, saved):
         load(model, path)
 
 
+@pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), None])
+def test_what_is_no_model_of_transformers_is_refused(model, saved):
+    with pytest.raises(TypeError, match=f"load: model must be a model of Transformers: got {type(model).__name__}"):
+        load(model, saved[1])
+
+
 def test_a_missing_file_is_named(saved, tmp_path):
     model, path = saved
     for missing in (tmp_path / "none.json", tmp_path / "folder.json"):

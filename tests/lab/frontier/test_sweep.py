@@ -210,6 +210,14 @@ def test_what_is_not_for_the_models_kind_is_refused_before_it_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_users_texts_leave_default_tasks_out_that_take_none():
+    given = Settings("m", text=Path("t"), methods=("nm-1-2",), tokens=(64,))
+    module = sys.modules["dynattn.lab.frontier.sweep"]
+    assert module._tasks(given, "encoder", "prefill") == ("retrieval",)
+    assert module._tasks(Settings("m"), "encoder", "prefill") == ("retrieval", "manpages")
+    assert module._tasks(given, "vision", "prefill") == ("features",)  # refused in words
+
+
 def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"tokens must be as many as the model takes: got 200, .* takes 128"):
         sweep(settings_for(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", silent, here)

@@ -101,3 +101,15 @@ def test_a_text_that_the_tokenizer_does_not_know_is_refused(tiny_encoder: Path, 
 
     with pytest.raises(ValueError, match=r"inspect: the tokenizer must know the texts: .* unknown tokens of 100%"):
         run(Settings(model=str(tiny_encoder), text="qq ww"), tmp_path / "page.html", console(quiet=True))
+
+
+@pytest.mark.parametrize("text", ["moon", "moon moon", "moon " * 9])
+def test_texts_whose_scores_have_no_spread_have_a_page(text: str, tiny_decoder: Path, tmp_path: Path):
+    from typer.testing import CliRunner
+
+    from dynattn.cli import app
+
+    target = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["inspect", text, "--model", str(tiny_decoder), "--output", str(target)])
+    assert result.exit_code == 0, result.output
+    assert_self_contained(target.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from dynattn.lab.tasks import TASKS, default, find
+from dynattn.lab.tasks import TASKS, default, find, fitting
 
 
 def test_every_task_is_found_by_its_name_and_every_kind_has_a_default():
@@ -18,3 +18,10 @@ def test_every_task_is_found_by_its_name_and_every_kind_has_a_default():
     assert default("vision", "dinov2") == ("saliency",)
     with pytest.raises(ValueError, match=r"retrieval.*'nonsense'"):
         find("nonsense")
+
+
+def test_a_task_that_does_not_fit_the_kind_is_told_without_naming_those_of_another_command():
+    with pytest.raises(ValueError, match="leave the task out, and one that fits is taken"):
+        fitting("retrieval", "decoder", "m", texts=False)
+    with pytest.raises(ValueError, match="task manpages takes no texts"):
+        fitting("manpages", "encoder", "m", texts=True)

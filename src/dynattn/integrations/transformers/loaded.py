@@ -39,6 +39,7 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
 
     Raises:
         ImportError: transformers is not installed.
+        TypeError: the model is none of Transformers.
         ValueError: the file cannot be read, or the model is another one; the text says in what. The model then is as
             it was.
 
@@ -48,6 +49,10 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
     """
     from dynattn.integrations.transformers import register
 
+    if not hasattr(model, "set_attn_implementation"):
+        raise TypeError(
+            f"load: model must be a model of Transformers: got {type(model).__name__}; give the model inside it"
+        )
     tuned = Tuned.read(path)
     register()
     model.set_attn_implementation(PREFIX + os.fspath(path))

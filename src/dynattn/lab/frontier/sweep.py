@@ -24,7 +24,7 @@ from dynattn.lab.machine import machine
 from dynattn.lab.models import Kind, Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve
-from dynattn.lab.tasks import default, find, fitting, make
+from dynattn.lab.tasks import default, find, fitting, make, takes_texts
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
 
@@ -131,6 +131,8 @@ def _tasks(settings: Settings, kind: Kind, phase: Phase) -> tuple[str, ...]:
     if phase == "decode" and kind != "decoder":
         raise ValueError(f"frontier: only decoders decode: {settings.model} is of kind {kind}; leave --phases out")
     tasks = settings.tasks or _TASKS.get((kind, phase)) or default(kind, settings.model)
+    if settings.text is not None and not settings.tasks:
+        tasks = tuple(task for task in tasks if takes_texts(task)) or tasks
     fitting = tuple(task for task in tasks if phase == "prefill" or answers(task))
     if not fitting:
         raise ValueError(

@@ -53,9 +53,8 @@ def theory_plots(heads: list[Head], method: NM) -> Figure:
     density = sum(h.density for h in heads) / len(heads)
     sigmas = [h.sigma for h in heads]
     measured = [h.kept_mass for h in heads]
-    sigma = torch.logspace(
-        math.log10(0.8 * max(min(sigmas), 1e-2)), math.log10(1.2 * max(sigmas)), 120, device="cpu"
-    ).double()
+    low, high = (max(end, 1e-2) for end in (min(sigmas), max(sigmas)))  # the scores of one token have no spread
+    sigma = torch.logspace(math.log10(0.8 * low), math.log10(1.2 * high), 120, device="cpu").double()
     plain = NM(method.n, method.m)
     top, choice = theory.top_kept_mass(min(density, 1.0), sigma), theory.kept_mass(plain, sigma)
     left.plot(sigma.numpy(), top.numpy(), color=COLORS[2], label=f"top {density:.0%}, theory", lw=1.4)

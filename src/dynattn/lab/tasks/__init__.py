@@ -20,7 +20,18 @@ from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.variables import Variables
 
-__all__ = ["TASKS", "DataMissingError", "Outcome", "Prepared", "Task", "default", "find", "fitting", "make"]
+__all__ = [
+    "TASKS",
+    "DataMissingError",
+    "Outcome",
+    "Prepared",
+    "Task",
+    "default",
+    "find",
+    "fitting",
+    "make",
+    "takes_texts",
+]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -87,10 +98,15 @@ def fitting(name: str, kind: Kind, model: str, texts: bool) -> None:
     if kind not in task.kinds:
         raise ValueError(
             f"make: task {name} takes a model that is {' or '.join(task.kinds)}: {model} is {kind}; leave the task "
-            f"out, or use {', '.join(default(kind, model))}"
+            "out, and one that fits is taken"
         )
-    if texts and "texts" not in {field.name for field in dataclasses.fields(task)}:  # type: ignore[arg-type]
+    if texts and not takes_texts(name):
         raise ValueError(f"make: task {name} takes no texts: leave {spelt('--text')} out, or name another task")
+
+
+def takes_texts(name: str) -> bool:
+    """Whether a task can be done on the user's own texts."""
+    return "texts" in {field.name for field in dataclasses.fields(find(name))}  # type: ignore[arg-type]
 
 
 def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
