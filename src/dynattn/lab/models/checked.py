@@ -121,7 +121,7 @@ def refuse_own_code(source: str | Path, name: str) -> None:
     Raises:
         ValueError: a file names code in its ``auto_map``, and a person did not say that it may be run.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if trusted():
         return
