@@ -11,7 +11,8 @@ from dynattn.cli.options import Threads, counted, listed, output_file, timed
 from dynattn.cli.running import FAILED_CHECK, running
 
 _SUITE = (
-    "targets: lengths 384-4096; small: 64-384; paper: the shapes of arXiv:2203.00091; dtypes; layout; training; decode"
+    "targets: lengths 384-4096; small: 64-384; paper: the shapes of arXiv:2203.00091; dtypes; layout; training; "
+    "decode; call, on a CPU: one or four keys, which shows what a call costs"
 )
 _MOST_ROUNDS = 1_000_000
 
