@@ -136,3 +136,14 @@ def test_source_files_that_are_named_are_there(page: str, sources: list[str]) ->
     named = {name for name in SOURCE.findall(text) if not name.startswith(FOREIGN)}
     lost = [name for name in sorted(named) if not any(source.endswith(f"/{name}") for source in sources)]
     assert not lost, f"{page} names files that are not there: {lost}"
+
+
+def test_the_map_names_every_room() -> None:
+    """Folders and modules of the package, and nothing that is not there."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = guide[guide.index("| in `src/dynattn/`") :].split("\n\n")[0]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+/|\w+\.py)`", table)} - {"src/dynattn"}
+    package = ROOT / "src" / "dynattn"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py", "version.py"}
+    assert named == rooms | modules
