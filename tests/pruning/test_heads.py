@@ -65,7 +65,5 @@ def test_projections_compute_the_heads_of_the_union_until_it_is_undone() -> None
 
 
 def test_a_projection_that_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"the key projection must be a plain torch.nn.Linear: it is a Identity"
-    ):
+    with pytest.raises(ValueError, match=r"the key projection must be a plain torch.nn.Linear: it is a Identity"):
         Heads.cut(parts(key=nn.Identity()), 4, lambda: None, ExitStack())

@@ -46,7 +46,7 @@ def draw_speedups(
 
     Args:
         axes: to draw into.
-        record: of a run.
+        record: the record of a run.
         functions: which, in order.
         values: write each figure above its bar.
         ink: colour of the lines.

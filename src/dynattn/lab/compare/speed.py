@@ -43,10 +43,10 @@ def end_to_end(
     Args:
         pretrained: the model; it is left with the last implementation.
         implementations: Transformers' name of each method.
-        inputs: of the forward.
+        inputs: the inputs of the forward.
         length: tokens of each item.
-        seconds: to spend.
-        on_round: told how many rounds are done.
+        seconds: how long to go on.
+        on_round: called after each round with the number of rounds taken.
 
     Returns:
         Timings of the forward, and of attention within the forwards.

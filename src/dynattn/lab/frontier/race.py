@@ -29,9 +29,9 @@ def race(job: SweepJob, wanted: Race, seconds: float) -> Time:
     """Time a method against dense attention: the model's forward on one input, or a step of decoding after it.
 
     Args:
-        job: of the sweep.
+        job: the job of the sweep.
         wanted: which method and exam.
-        seconds: to spend; three rounds at least.
+        seconds: how long to go on; three rounds are taken at least.
 
     Returns:
         Seconds and the speed-up over dense.

@@ -48,7 +48,7 @@ class Contender:
     """A method at a budget, with the results of all exams of a phase that it took.
 
     Attributes:
-        entry: of the first exam: names may hold sizes that follow the length.
+        entry: the entry of the first exam: names may hold sizes that follow the length.
         results: one an exam.
         leads: by baseline's family: what is retained less what the baseline of the same budget retains, mean over the
             exams; empty for the baselines themselves and for methods without a budget.
@@ -159,7 +159,7 @@ def contenders(found: Frontier, phase: Phase) -> list[Contender]:
 
     Args:
         found: the record.
-        phase: of the model's work.
+        phase: the phase of the model's work.
     """
     times = _times(found, phase)
     grouped: dict[str, list[ExamResult]] = {}

@@ -43,7 +43,8 @@ class Manpages(Task):
 
     Args:
         items: pages, spread evenly over those that fill ``tokens``.
-        tokens: of a page, fewer where the model takes fewer; longer pages are cut, shorter ones left out.
+        tokens: the number of tokens of a page, fewer where the model takes fewer. Longer pages are cut, and shorter
+            ones are left out.
         folder: where manual pages are installed.
     """
 
