@@ -13,10 +13,14 @@ from dynattn.lab.training.job import Job
 GIVEN: dict[str, Any] = {"method": "nm-1-2", "seed": 3, "steps": 5, "batch": 2, "learning_rate": 1e-4}
 
 
+def job(**changes: Any) -> Job:
+    return Job(**{**GIVEN, **changes})
+
+
 @pytest.mark.parametrize("field", ["steps", "batch", "evaluate_every", "save_every"])
 def test_counts_are_at_least_one(field: str) -> None:
     with pytest.raises(ValueError, match=f"Job: {field} must be at least 1: got 0; leave it out"):
-        Job(**GIVEN | {field: 0})
+        job(**{field: 0})
 
 
 @pytest.mark.parametrize(
@@ -24,11 +28,11 @@ def test_counts_are_at_least_one(field: str) -> None:
 )  # fmt: skip
 def test_rates_are_in_their_ranges(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"learning_rate must be positive, .* warmup in \[0, 1\)"):
-        Job(**GIVEN | wrong)
+        job(**wrong)
 
 
 def test_a_method_must_be_one_and_names_the_run() -> None:
     with pytest.raises(ValueError, match="got 'nothing'"):
-        Job(**GIVEN | {"method": "nothing"})
-    assert Job(**GIVEN).name == "nm-1-2-seed3"
-    assert Job(**GIVEN | {"method": "sdpa"}).name == "sdpa-seed3"
+        job(method="nothing")
+    assert job().name == "nm-1-2-seed3"
+    assert job(method="sdpa").name == "sdpa-seed3"

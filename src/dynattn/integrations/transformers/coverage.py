@@ -67,8 +67,8 @@ def coverage(model: nn.Module) -> Coverage:
 
     This is found in the code of the modules' classes, which is not run: a module takes part if its code asks
     Transformers' attention interface and its config names a dynattn method. Code that asks only sometimes counts as
-    asking; :func:`observing` shows the calls that are really made. Attention without source, as in compiled extensions, or
-    without a softmax by that name is not seen.
+    asking; :func:`observing` shows the calls that are really made. Attention without source, as in compiled
+    extensions, or without a softmax by that name is not seen.
 
     Args:
         model: any module; its attention modules have the configs.

@@ -236,8 +236,8 @@ def _tell(model: Any, name: str) -> None:
 
 
 def _warn_of_lost(model: Any, name: str, given: list[Any]) -> None:
-    """Warn of modules whose config named dynattn before the model was built, and does so no longer: PE makes new configs
-    for its parts, and a new config that is made from another one loses its implementation."""
+    """Warn of modules whose config named dynattn before the model was built, and does so no longer: PE makes new
+    configs for its parts, and a new config that is made from another one loses its implementation."""
     lost = configs.lost(model, given)
     if lost:
         warnings.warn(
@@ -258,7 +258,7 @@ def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
 
 
 def _own(model: Any) -> list[str]:
-    """The classes that keep attention of their own: those that the model's code can build, or else those that it holds."""
+    """The classes that keep attention of their own: those that its code can build, or else those that it holds."""
     own = [one.__name__ for one in classes.parts(type(model)) if classes.attends_itself(one)]
     found = (part.kind for kind, part in survey(model.named_modules()) if kind == "own")
     return own or list(dict.fromkeys(found))

@@ -45,7 +45,7 @@ def draw_speedups(
     """Draw speed-ups over :meth:`Record.baseline` into ``axes``.
 
     Args:
-        axes: to draw into.
+        axes: the axes to draw into.
         record: the record of a run.
         functions: which, in order.
         values: write each figure above its bar.

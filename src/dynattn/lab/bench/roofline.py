@@ -70,7 +70,7 @@ def roofline(seconds: float = 0.5, device: str = "cpu", dtypes: Collection[str] 
     """Measure, on a CPU with the current number of threads.
 
     Args:
-        seconds: for each limit.
+        seconds: how long to measure each limit.
         device: ``cpu`` or ``cuda``.
         dtypes: the dtypes of which a matrix product is measured.
     """

@@ -55,7 +55,7 @@ class Settings:
         text: the user's own texts in place of the task's, see :func:`dynattn.lab.tasks.texts.read`.
         batch: items at once where throughput and memory are measured; None for as many as make 2048 tokens, and where
             that is one, latency alone is measured: it tells the throughput as well.
-        seconds: to spend on each of the three timings.
+        seconds: how long to spend on each of the three timings.
         threads: how many threads torch uses; None leaves them.
         dtype: the dtype of the model, and so of both attentions: one of :data:`dynattn.lab.models.DTYPES`.
     """

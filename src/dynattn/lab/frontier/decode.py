@@ -54,7 +54,7 @@ def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequ
         pretrained: the model; its attention implementation is set.
         name: the name of the method, or ``sdpa``.
         data: the data of a task that :func:`answers`.
-        read_before: from :func:`prompts`.
+        read_before: what :func:`prompts` gave.
     """
     way = _way(name)
     return [

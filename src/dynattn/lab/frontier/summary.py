@@ -49,9 +49,9 @@ class Contender:
 
     Attributes:
         entry: the entry of the first exam: names may hold sizes that follow the length.
-        results: one an exam.
-        leads: by baseline's family: what is retained less what the baseline of the same budget retains, mean over the
-            exams; empty for the baselines themselves and for methods without a budget.
+        results: a result for each exam.
+        leads: by the baseline's family, what is retained less what the baseline of the same budget retains: the mean
+            over the exams. Empty for the baselines themselves and for methods without a budget.
     """
 
     entry: Entry

@@ -58,7 +58,7 @@ class Settings:
         items: the number of items of each task; None for the task's default.
         phases: the phases of the model's work.
         text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
-        seconds: to spend on timing each method at each length; 0 times nothing.
+        seconds: how long to spend on timing each method at each length; 0 times nothing.
     """
 
     model: str = "minilm"

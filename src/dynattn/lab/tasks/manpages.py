@@ -94,7 +94,7 @@ class Manpages(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
         """
         items, rest, _ = data.payload
         lines = Counter(page.line for page in (*items, *rest))

@@ -87,7 +87,7 @@ class Perplexity(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
 
         Returns:
             Token ids, each (tokens,).

@@ -100,7 +100,7 @@ class Retrieval(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
         """
         passages, tokens = data.payload
         held_out = {passage.label.rpartition(" ")[0] for passage in passages}

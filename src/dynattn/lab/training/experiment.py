@@ -74,7 +74,7 @@ class Experiment(ABC):
         """Score every held-out item.
 
         Args:
-            model: from :meth:`model`, in eval mode, on its device.
+            model: what :meth:`model` gave, in eval mode, on its device.
             advance: called :meth:`steps` times.
 
         Returns:

@@ -124,7 +124,7 @@ def _items(counts: Counts, part: int) -> int:
 
 
 def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """One exam asks for pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them."""
+    """One exam takes pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them."""
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     wanted = [counts.search, *[counts.prove] * TRIES]
     least = [LEAST.search, *[LEAST.prove] * TRIES]
@@ -154,7 +154,7 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
 
 
 def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """Passages of texts that no other part has. Where there are fewer texts than parts, each text is cut into thirds."""
+    """Passages of texts that no other part has. Where there are fewer texts than parts, each is cut into thirds."""
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     many = TRIES + 1
     if len(given) < many:
