@@ -23,7 +23,9 @@ def bench(
     methods: Annotated[str, typer.Option(help="Short names, comma-separated, instead of the suite's own.")] = "",
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of every workload: float32, bfloat16, float16; tf32 on a GPU. Default: the suite's own."),
+        typer.Option(
+            help="The dtype of every workload: float32, bfloat16, float16; tf32 on a GPU. Default: the suite's own."
+        ),
     ] = None,
     threads: Threads = None,
     seconds: Annotated[

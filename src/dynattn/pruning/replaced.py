@@ -47,7 +47,7 @@ class ReplacedForward(_NotCopied):
 
 
 class StandInConfig(_NotCopied):
-    """Stands in the place of an attention module's ``config``: the same, but for the attention that it names.
+    """Stands in the place of an attention module's ``config``: the same, except for the attention that it names.
 
     Args:
         original: the model's own config. Everything else is read from it, later changes included.

@@ -174,5 +174,5 @@ def _warn(source: str, proved: str, got: str) -> None:
         )
 
 
-# This is all that torch.compiler.assume_constant_result does, but for importing torch._dynamo, which takes a second.
+# This is all that torch.compiler.assume_constant_result does, except for importing torch._dynamo, which takes a second.
 _warn.__dict__["_dynamo_marked_constant"] = True

@@ -92,7 +92,7 @@ def nm_forward(
 
 
 def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
-    """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
+    """What :func:`nm_forward` gives the library for such tensors, except for their addresses: for calls made again.
 
     Args:
         query, key, value, out, pattern, isa: as in :func:`nm_forward`, for the output alone.

@@ -133,7 +133,7 @@ def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant there is, but for strides that are neither 1 nor 16."""
+    """Every variant there is, except for strides that are neither 1 nor 16."""
     for dtype, head_dim, (n, m), mask, aux, band, stride, dropout in product(
         DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES, (False, True)
     ):

@@ -205,7 +205,7 @@ def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
 
 
 def main_variants() -> Iterator[BackwardVariant]:
-    """Every variant of the main kernel, but for strides that are neither 1 nor 16."""
+    """Every variant of the main kernel, except for strides that are neither 1 nor 16."""
     for dtype, head_dim, (n, m), mask, band, stride, dropout in product(
         DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), COMMON_STRIDES, (False, True)
     ):

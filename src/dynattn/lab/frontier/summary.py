@@ -138,7 +138,7 @@ def phases(found: Frontier) -> list[Phase]:
 def exams(found: Frontier, phase: Phase) -> list[Sheet]:
     """Exams of a phase in which dense attention was measured and has something to lose, by task and length.
 
-    Those in which it does no better than guessing are left out, but for where there are no others.
+    Those in which it does no better than guessing are left out, unless there are no others.
     """
     chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
     chosen = [sheet for sheet in chosen if not _guesses(found, sheet)] or chosen
