@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,7 +51,7 @@ def end_to_end(
         Timings of the forward, and of attention within the forwards.
     """
     model = pretrained.model
-    inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    inside: dict[str, list[tuple[float, float]]] = {method: [] for method in implementations}
     probes = {method: _Probe(implementation) for method, implementation in implementations.items()}
 
     def begin(method: str) -> str:
@@ -71,7 +70,8 @@ def end_to_end(
     ways = {method: partial(begin, method) for method in implementations}
     for way in ways.values():
         forward(way, 1)  # allocations, thread pools
-    inside.clear()
+    for runs in inside.values():
+        runs.clear()
     timings = interleaved(
         ways, seconds=seconds, least=LEAST_ROUNDS, min_sample=None, elapsed=forward, on_round=on_round
     )  # fmt: skip
