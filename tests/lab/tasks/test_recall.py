@@ -127,10 +127,10 @@ def test_a_real_model_answers_better_with_the_answer_in_its_context(name):
     """Against the same question and answer under a context that hides another item's."""
     pytest.importorskip("gensim")
     pretrained = load("smollm2")
-    task = make(name, pretrained, items=2, tokens=1024)
+    task = make(name, pretrained, items=2, tokens=512)
     data = task.prepare(pretrained)
     (first, answer), (second, other) = data.payload
-    assert second.shape[1] <= 1024
+    assert second.shape[1] <= 512
     count = min(answer, other)
     strange = torch.cat([second[:, :-other], first[:, -answer:][:, :count]], 1)
     own = first[:, : first.shape[1] - answer + count]
