@@ -61,9 +61,12 @@ def test_an_unknown_model_ends_with_a_reason(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_method_of_a_users_own_is_known_in_every_process(
-    environment: dict[str, str], tiny_encoder: Path, texts: Path, tmp_path: Path
-) -> None:  # noqa: F811
+def test_a_users_own_method_is_known_to_every_process(
+    environment: dict[str, str],  # noqa: F811
+    tiny_encoder: Path,
+    texts: Path,
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "reports"
     done = python(
         environment, "-m", "dynattn", "compare", "--model", str(tiny_encoder), "--text", str(texts), "--methods",
