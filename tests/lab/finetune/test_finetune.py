@@ -141,12 +141,12 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
 @pytest.mark.parametrize(
     ("task", "summary", "untrained"),
     [
-        ("restore", "8 passages of 64 tokens from 8 Wikipedia articles, in lower case and without punctuation", 0.0),
-        ("retrieval", "8 passages of 64 tokens from 1 Wikipedia article", 0.5),
+        ("restore", "8 passages of 128 tokens from 8 Wikipedia articles, in lower case and without punctuation", 0.0),
+        ("retrieval", "8 passages of 128 tokens from 1 Wikipedia article", 0.5),
     ],
 )
 def test_a_real_encoder_is_trained_on_real_texts(task: str, summary: str, untrained: float, tmp_path: Path):
-    arguments = ["--items", "8", "--tokens", "64", "--steps", "2", "--batch", "8", "--seeds", "1", "--threads", "1"]
+    arguments = ["--items", "8", "--tokens", "128", "--steps", "2", "--batch", "8", "--seeds", "1", "--threads", "1"]
     arguments += ["--task", task, "--methods", "nm-1-2", "--output", str(tmp_path)]
     result = CliRunner().invoke(APP, arguments)
     assert result.exit_code == 0, result.output
