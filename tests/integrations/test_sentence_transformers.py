@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def config(kind: str):
     return transformers.BertConfig(**SIZES, pad_token_id=1)
 
 
-def encoder(kind: str, folder: Path, pooling: str = "mean"):
+def encoder(kind: str, folder: Path, pooling: Any = "mean"):
     """A model with random weights, and a tokenizer of forty words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
