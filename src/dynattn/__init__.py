@@ -9,6 +9,7 @@ from dynattn.functional import Aux, attention, explain
 from dynattn.methods import (
     DSA,
     NM,
+    BlockBound,
     BlockMass,
     BlockTopK,
     EfficientAttention,
@@ -32,6 +33,7 @@ __all__ = [
     "DSA",
     "NM",
     "Aux",
+    "BlockBound",
     "BlockMass",
     "BlockTopK",
     "EfficientAttention",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import BlockMass, BlockTopK
+from dynattn import BlockBound, BlockMass, BlockTopK
 from dynattn.kernels import cpu
 from dynattn.maths import estimate, pooled
 from dynattn.maths.estimate import Input
@@ -109,6 +109,29 @@ def test_kernels_choose_what_the_definition_chooses(by: str, kind: type[Blocks],
         method = kind(0.4, size, by)  # pyright: ignore[reportCallIssue]
         got = spread(method.choose_blocks(query, key, mask, causal, 0.5), size, query, key, mask, causal)
         assert torch.equal(got, defined(query, key, mask, causal, method)), (size, mask is None)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
+def test_proofs_from_inputs_are_those_from_scores(
+    lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "AT_ONCE", at_once)
+    query, key, _ = (x.double() + torch.rand(x.shape, dtype=torch.float64) for x in inputs(*lengths))
+    mask, offset = padding(kind, lengths[1]), lengths[1] - lengths[0]
+    s = reference.scores(query, key, mask, causal, 0.5, offset)
+    for method in (BlockBound(0.9, 16), BlockBound(0.9, 48, window=1, sinks=0)):
+        want, some = method.of_scores(s, Rows(query, key.repeat_interleave(2, 1), offset, 0.5))
+        forced = method.near(range(want.shape[2]), offset, *lengths)  # whose values are of no use
+        rows = 0
+        for at, value, its in method.of_input(Input(query, key, mask, causal, 0.5)):
+            assert torch.equal(its.expand_as(value), some[:, :, at])
+            others = some[:, :, at] & ~forced[at]
+            torch.testing.assert_close(value.where(others, 0.0), want[:, :, at].where(others, 0.0))
+            rows = at.stop
+        assert rows == want.shape[2]
 
 
 def test_pooled_sums_are_the_means_of_the_scores() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynattn.methods.base import Method, MixingMethod, PairMethod, Rows
+from dynattn.methods.block_bound import BlockBound
 from dynattn.methods.block_mass import BlockMass
 from dynattn.methods.block_topk import BlockTopK
 from dynattn.methods.combine import Intersection, Union
@@ -23,6 +24,7 @@ from dynattn.methods.window import Window
 __all__ = [
     "DSA",
     "NM",
+    "BlockBound",
     "BlockMass",
     "BlockTopK",
     "EfficientAttention",
