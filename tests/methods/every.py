@@ -25,6 +25,7 @@ NAMES = (
     "scatterbrain-f8-b4-r1",
     "topk-3+window-2",
     "nm-1-2&window-5",
+    "nm-1-2&blocktopk-0.5-b8",
     "perhead(nm-1-2_window-4_2*topk-3)",
 )
 LAYERED = ("perlayer(nm-1-2_0-2=dense)",)

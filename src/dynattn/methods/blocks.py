@@ -165,6 +165,10 @@ class Blocks(PairMethod):
     def _window(self) -> int:
         return self.block if self.window is None else self.window
 
+    def covers(self, window: int, sinks: int) -> bool:
+        """Whether the forced blocks hold every key of such a window, and so many of the first."""
+        return self._window >= window and self.sinks >= sinks
+
     def near(self, rows: range, offset: int, q_len: int, kv_len: int) -> Tensor:
         """The blocks that are kept by force, of some rows of blocks, where a pair of them is allowed."""
         return estimate.near(rows, offset, q_len, kv_len, self.block, self._window, self.sinks)
