@@ -24,6 +24,7 @@ from dynattn.methods import (
     Threshold,
     TopK,
     Union,
+    VerticalSlash,
     Window,
 )
 from dynattn.version import VERSION
@@ -49,6 +50,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "Union",
+    "VerticalSlash",
     "Window",
     "attention",
     "explain",

@@ -17,6 +17,7 @@ NAMES = (
     "blocktopk-0.5-b8-sampled-w0-s0-f0",
     "blockmass-0.5-b8-bounds",
     "blockbound-0.9-b8",
+    "verticalslash-8-8-b8-l5",
     "window-5-s2",
     "fixed-0.5",
     "random-0.5-f2",

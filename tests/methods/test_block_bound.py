@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dynattn
 from dynattn import BlockBound
+from dynattn.methods import Rows
 from tests.methods.oracle import Rule, Scores, expected, padding
 
 SIZES = [(13, 13), (5, 40), (1, 1), (30, 13)]
@@ -103,9 +104,10 @@ def test_the_rule_by_loops(method: BlockBound, mask: str) -> None:
 def test_masks_of_pairs_choose_as_the_rule_says(mask: str) -> None:
     method, (query, key, _) = BlockBound(0.7, 4), inputs(14, 30)
     given = mask_of(mask, 14, 30)
+    assert given is not None
     s = 0.7 * query @ key.mT
     s = s + given if mask == "added" else s.masked_fill(~given, -math.inf)
-    kept = method.choose(s, dynattn.methods.Rows(query, key, 16, 0.7))
+    kept = method.choose(s, Rows(query, key, 16, 0.7))
     by_loops = rule(method, query.flatten(0, 1), key.flatten(0, 1), 0.7, given if mask == "added" else None)
     for got, of_head in zip(kept.flatten(0, 1), s.flatten(0, 1), strict=True):
         want = by_loops(of_head.tolist(), 16)

@@ -26,6 +26,7 @@ from dynattn import (
     Threshold,
     TopK,
     Union,
+    VerticalSlash,
     Window,
 )  # fmt: skip
 from dynattn.methods import PairMethod, Rows, parse, register, registry
@@ -48,6 +49,7 @@ pairs = st.one_of(
     st.builds(BlockTopK, shares, st.integers(1, 1024)),
     st.builds(BlockMass, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors),
     st.builds(BlockBound, shares, st.integers(1, 1024), st.one_of(st.none(), counts), floors),
+    st.builds(VerticalSlash, floors, st.integers(0, 99), st.integers(1, 1024), counts),
     st.builds(Window, counts, st.integers(0, 2**31 - 1)),
     st.builds(Random, shares, st.integers(0, 2**63 - 1), floors),
     st.builds(Fixed, shares),

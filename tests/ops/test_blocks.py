@@ -372,7 +372,7 @@ def test_joined_methods_run_in_the_kernel_that_skips_blocks(name: str, lengths: 
     for mask, causal in ((None, False), (None, True), (padding("by head", lengths[1]), True)):
         call: dict[str, Any] = {"attn_mask": mask, "causal": causal, "scale": 0.5, "return_aux": True}
         out, aux = dynattn.attention(query, key, value, method, **call)
-        want, exact = dynattn.attention(*exactly, method, backend="reference", **call)
+        want, exact = dynattn.attention(exactly[0], exactly[1], exactly[2], method, backend="reference", **call)
         torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(aux.kept_mass.double(), exact.kept_mass, rtol=1e-5, atol=1e-5)
         assert torch.equal(aux.density, exact.density)
@@ -383,7 +383,9 @@ def test_joined_methods_on_tiles() -> None:
     query, key, value = inputs(70, 130, torch.bfloat16)
     method = parse("nm-1-2-x16&blocktopk-0.4-b64")
     tiles, exact = (
-        dynattn.attention(*(x.to(dtype) for x in (query, key, value)), method, causal=True, scale=0.5, backend=backend)
+        dynattn.attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), method, causal=True, scale=0.5, backend=backend
+        )
         for backend, dtype in (("cpu-tiles-portable", torch.bfloat16), ("reference", torch.float64))
     )
     torch.testing.assert_close(tiles.double(), exact, rtol=2e-2, atol=2e-2)

@@ -19,6 +19,7 @@ from dynattn.methods.registry import parse, register
 from dynattn.methods.scatterbrain import Scatterbrain
 from dynattn.methods.threshold import Threshold
 from dynattn.methods.topk import TopK
+from dynattn.methods.vertical_slash import VerticalSlash
 from dynattn.methods.window import Window
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "Union",
+    "VerticalSlash",
     "Window",
     "parse",
     "register",

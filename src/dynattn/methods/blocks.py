@@ -20,7 +20,7 @@ from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
 
 LARGEST = 1024  # the largest block
-_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
+LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
 
 
 class Estimate(NamedTuple):
@@ -112,7 +112,7 @@ class Blocks(PairMethod):
     @property
     def whole_blocks(self) -> int:
         """The size of a block where it is at least 8, else 0."""
-        return self.block if self.block >= _LEAST_WHOLE else 0
+        return self.block if self.block >= LEAST_WHOLE else 0
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The forced blocks and the best of the others, each with all its pairs."""
