@@ -134,6 +134,15 @@ def test_the_kernels_keep_it_too(causal: bool) -> None:
     assert aux.density.max() < 0.9  # something was dropped
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bounds_do_not_round_to_half_precision(dtype: torch.dtype) -> None:
+    """The bound of a block of one key is that key's score, whatever the dtype of the inputs."""
+    query, key, _ = (x.to(dtype) for x in inputs(20, 20))
+    s = 0.3 * (query.float() @ key.float().mT)
+    got, _ = BlockBound(0.5, 1, sinks=0).of_scores(s, Rows(query, key, 0, 0.3))
+    torch.testing.assert_close(got, s - s.diagonal(0, -2, -1).unsqueeze(-1))
+
+
 def test_clusters_far_apart_are_dropped_and_noise_is_not() -> None:
     query, key, value = inputs(64, 64)
     noise = torch.randn(key.shape, dtype=key.dtype, generator=torch.Generator().manual_seed(0))

@@ -42,7 +42,7 @@ def of_scores(
         The values, +inf or NaN where nothing is proved, and whether a pair of the block is allowed:
         (batch, heads, ⌈rows / size⌉, ⌈kv_len / size⌉).
     """
-    query, key = (x.to(scores.dtype) for x in (query * scale, key))
+    query, key = query.to(scores.dtype) * scale, key.to(scores.dtype)
     cut = in_blocks(scores, size)  # [batch, heads, I, i, J, j]
     allowed = cut != -math.inf
     bias = in_blocks(scores - query @ key.mT, size).masked_fill(~allowed, -math.inf).amax(-1)
