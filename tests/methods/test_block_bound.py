@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dynattn
 from dynattn import BlockBound
+from dynattn.maths.estimate import Input
 from dynattn.methods import Rows
 from tests.methods.oracle import Rule, Scores, expected, padding
 
@@ -136,11 +137,11 @@ def test_the_kernels_keep_it_too(causal: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_bounds_do_not_round_to_half_precision(dtype: torch.dtype) -> None:
-    """The bound of a block of one key is that key's score, whatever the dtype of the inputs."""
-    query, key, _ = (x.to(dtype) for x in inputs(20, 20))
-    s = 0.3 * (query.float() @ key.float().mT)
-    got, _ = BlockBound(0.5, 1, sinks=0).of_scores(s, Rows(query, key, 0, 0.3))
-    torch.testing.assert_close(got, s - s.diagonal(0, -2, -1).unsqueeze(-1))
+    query, key, _ = (x.to(dtype) for x in inputs(20, 40))
+    method, s = BlockBound(0.5, 4), 0.3 * (query.float() @ key.float().mT)
+    want, _ = method.of_scores(s, Rows(query, key, 20, 0.3))
+    (got,) = method.of_input(Input(query, key, None, False, 0.3))
+    torch.testing.assert_close(got.value, want)
 
 
 def test_clusters_far_apart_are_dropped_and_noise_is_not() -> None:
