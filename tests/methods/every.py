@@ -18,6 +18,7 @@ NAMES = (
     "blockmass-0.5-b8-bounds",
     "blockbound-0.9-b8",
     "verticalslash-8-8-b8-l5",
+    "flexprefill-0.5-b8-m8-l5",
     "window-5-s2",
     "fixed-0.5",
     "random-0.5-f2",

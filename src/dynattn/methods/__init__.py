@@ -10,6 +10,7 @@ from dynattn.methods.combine import Intersection, Union
 from dynattn.methods.dsa import DSA
 from dynattn.methods.efficient import EfficientAttention
 from dynattn.methods.fixed import Fixed
+from dynattn.methods.flex_prefill import FlexPrefill
 from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
 from dynattn.methods.perhead import PerHead
@@ -30,6 +31,7 @@ __all__ = [
     "BlockTopK",
     "EfficientAttention",
     "Fixed",
+    "FlexPrefill",
     "Intersection",
     "Mass",
     "Method",

@@ -1,4 +1,4 @@
-"""Vertical-slash, against the rule by loops."""
+"""Methods whose last queries choose, against the rule by loops."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import VerticalSlash
+from dynattn import FlexPrefill, VerticalSlash
 from dynattn.methods import parse
 from tests.methods.oracle import Rule, Scores, expected, padding
 
 
-def rule(method: VerticalSlash) -> Rule:
+def rule(method: VerticalSlash | FlexPrefill) -> Rule:
     size = method.block
+
+    def best(of: dict[int, float], keys: int) -> set[int]:
+        ranked = sorted(of, key=lambda x: (-round(of[x], 12), x))
+        if isinstance(method, VerticalSlash):
+            return set(ranked[: math.ceil(keys / size)])
+        count, added = 0, 0.0
+        while count < len(ranked) and added + of[ranked[count]] <= method.mass * sum(of.values()):
+            added += of[ranked[count]]
+            count += 1
+        return set(ranked[: max(math.ceil(method.least / size), count + 1)])
 
     def choose(s: Scores, offset: int) -> list[set[int]]:
         q_len, kv_len = len(s), len(s[0])
@@ -30,11 +40,9 @@ def rule(method: VerticalSlash) -> Rule:
                 share = math.exp(s[i][j]) / whole if whole else 0.0
                 columns[j // size] += share
                 diagonals[i // size - j // size] += share
-
-        def best(of: dict[int, float], keys: int) -> set[int]:
-            return set(sorted(of, key=lambda x: (-round(of[x], 12), x))[: math.ceil(keys / size)])
-
-        kept_columns, kept_diagonals = best(columns, method.columns), best(diagonals, method.slashes)
+        counted = isinstance(method, VerticalSlash)
+        kept_columns = best(columns, method.columns if counted else 0)
+        kept_diagonals = best(diagonals, method.slashes if counted else 0)
         chosen = []
         for i in range(q_len):
             queries = range(i // size * size, min(i // size * size + size, q_len))
@@ -56,9 +64,10 @@ def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64) -> tuple
 
 @pytest.mark.parametrize(
     "method",
-    [VerticalSlash(8, 4, 4, last=5), VerticalSlash(3, 0, 3), VerticalSlash(0, 9, 3, last=1), VerticalSlash(0, 0, 4)],
-)
-def test_the_rule_by_loops(method: VerticalSlash) -> None:
+    [VerticalSlash(8, 4, 4, last=5), VerticalSlash(3, 0, 3), VerticalSlash(0, 9, 3, last=1), VerticalSlash(0, 0, 4),
+     FlexPrefill(0.5, 4, least=0), FlexPrefill(0.3, 3, least=7, last=5)],
+)  # fmt: skip
+def test_the_rule_by_loops(method: VerticalSlash | FlexPrefill) -> None:
     for q_len, kv_len in ((29, 29), (10, 40), (1, 1), (30, 13), (1, 20)):
         query, key, value = inputs(q_len, kv_len)
         for mask, causal in ((None, False), (None, True), (padding(kv_len, kv_len, kv_len // 2), True)):
@@ -70,8 +79,8 @@ def test_the_rule_by_loops(method: VerticalSlash) -> None:
             torch.testing.assert_close(aux.density, torch.where(want.allowed > 0, want.kept / want.allowed, 1.0))
 
 
-def test_kernels_compute_the_definition() -> None:
-    method = VerticalSlash(32, 16, 16, last=20)
+@pytest.mark.parametrize("method", [VerticalSlash(32, 16, 16, last=20), FlexPrefill(0.4, 16, least=16, last=20)])
+def test_kernels_compute_the_definition(method: VerticalSlash | FlexPrefill) -> None:
     for (q_len, kv_len), causal in itertools.product(((130, 130), (70, 170), (1, 90), (100, 40)), (False, True)):
         query, key, value = inputs(q_len, kv_len, torch.float32)
         call: dict[str, Any] = {"causal": causal, "attn_mask": padding(kv_len, kv_len, kv_len // 2)}
@@ -96,7 +105,12 @@ def test_a_nan_is_kept_and_names_round_trip() -> None:
     out = dynattn.attention(query, key, value, VerticalSlash(4, 4, 4))
     assert out[0, :2].isnan().all()
     assert out[1].isfinite().all()
-    for method in (VerticalSlash(512, 256), VerticalSlash(0, 64, 16, last=512)):
+    for method in (
+        VerticalSlash(512, 256),
+        VerticalSlash(0, 64, 16, last=512),
+        FlexPrefill(0.65),
+        FlexPrefill(0.5, 8, 3, 2),
+    ):
         assert parse(method.name) == method
 
 
