@@ -40,9 +40,8 @@ def rule(method: VerticalSlash | FlexPrefill) -> Rule:
                 share = math.exp(s[i][j]) / whole if whole else 0.0
                 columns[j // size] += share
                 diagonals[i // size - j // size] += share
-        counted = isinstance(method, VerticalSlash)
-        kept_columns = best(columns, method.columns if counted else 0)
-        kept_diagonals = best(diagonals, method.slashes if counted else 0)
+        keys = (method.columns, method.slashes) if isinstance(method, VerticalSlash) else (0, 0)
+        kept_columns, kept_diagonals = best(columns, keys[0]), best(diagonals, keys[1])
         chosen = []
         for i in range(q_len):
             queries = range(i // size * size, min(i // size * size + size, q_len))

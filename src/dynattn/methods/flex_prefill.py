@@ -32,8 +32,8 @@ _LAST = _LEAST = 512
 class FlexPrefill(LastQueries):
     """Keep the blocks of keys, and the diagonals of blocks, that hold a share of the last queries' attention.
 
-    **Every query's choice looks at the last queries**, as in :class:`~dynattn.VerticalSlash`: what is said there of use,
-    ties and neighbours holds here too.
+    **Every query's choice looks at the last queries**, as in :class:`~dynattn.VerticalSlash`: what is said there of
+    use, ties and neighbours holds here too.
 
     Args:
         mass: the share, a float above 0, at most 1.
