@@ -28,6 +28,7 @@ from dynattn.methods import (
     VerticalSlash,
     Window,
 )
+from dynattn.varlen import varlen_attention
 from dynattn.version import VERSION
 
 __version__ = VERSION
@@ -58,4 +59,5 @@ __all__ = [
     "explain",
     "integrations",
     "nn",
+    "varlen_attention",
 ]
