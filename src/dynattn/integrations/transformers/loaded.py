@@ -32,7 +32,7 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
 
     Args:
         model: the model that was tuned, with its weights, in any dtype.
-        path: of the file.
+        path: the path of the file.
 
     Returns:
         What the file says.
@@ -43,8 +43,8 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
             it was.
 
     Warns:
-        The file also names a pruning method, which goes around a model: ``dynattn.pruning``. Later, once, when the
-        model is called with a number of keys or in a dtype for which nothing was proved.
+        If the file also names a pruning method, which goes around a model (``dynattn.pruning``). Later, and once, when
+        the model is called with a number of keys or in a dtype for which nothing was proved.
     """
     from dynattn.integrations.transformers import register
 
@@ -84,7 +84,7 @@ def checked(model: Any, asked: Any) -> Tuned | None:
     """The content of the tuned file that a model is about to be given; None where it is given none.
 
     Args:
-        model: as ``set_attn_implementation`` has it.
+        model: the model whose ``set_attn_implementation`` was called.
         asked: the implementation, or implementations by part.
 
     Raises:
@@ -103,7 +103,7 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
     Args:
         model: the model.
         tuned: what the file says.
-        name: of the implementation.
+        name: the name of the implementation.
     """
     methods = {module: parse(method) for module, method in tuned.methods.items()}
     assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)))
@@ -114,7 +114,7 @@ def warn_of_pruning(tuned: Tuned, name: str) -> None:
 
     Args:
         tuned: what the file says.
-        name: of the implementation.
+        name: the name of the implementation.
     """
     if tuned.pruning is not None:
         warnings.warn(

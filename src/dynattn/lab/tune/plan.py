@@ -38,10 +38,10 @@ class Plan:
     """What is done in the time.
 
     Attributes:
-        counts: of items and candidates.
+        counts: how many items and candidates there are.
         points: whole assignments that are measured.
         kernels: seconds for timing candidates.
-        rounds: of timing the whole model.
+        rounds: how many rounds the whole model is timed for.
     """
 
     counts: Counts
@@ -54,9 +54,9 @@ def cost(counts: Counts, forward: float, share: float, second: bool) -> float:
     """Seconds that counts take.
 
     Args:
-        counts: of items and candidates.
+        counts: how many items and candidates there are.
         forward: seconds of the dense model's forward of one item.
-        share: of attention in it.
+        share: the share of attention in it.
         second: whether there is a second exam.
     """
     search = counts.search + (counts.search_second if second else 0)

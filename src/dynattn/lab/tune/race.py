@@ -23,9 +23,9 @@ def race(pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds:
 
     Args:
         pretrained: the model; it is left with PyTorch's attention.
-        assignment: of methods.
-        inputs: of a forward.
-        rounds: of alternation; fewer than that are never taken.
+        assignment: the assignment of methods.
+        inputs: the inputs of a forward.
+        rounds: how many rounds of alternation to take, exactly.
     """
 
     ways = {
