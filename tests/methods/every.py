@@ -16,6 +16,9 @@ NAMES = (
     "blocktopk-0.5-b16-antidiagonal",
     "blocktopk-0.5-b8-sampled-w0-s0-f0",
     "blockmass-0.5-b8-bounds",
+    "blockbound-0.9-b8",
+    "verticalslash-8-8-b8-l5",
+    "flexprefill-0.5-b8-m8-l5",
     "window-5-s2",
     "fixed-0.5",
     "random-0.5-f2",
@@ -24,6 +27,7 @@ NAMES = (
     "scatterbrain-f8-b4-r1",
     "topk-3+window-2",
     "nm-1-2&window-5",
+    "nm-1-2&blocktopk-0.5-b8",
     "perhead(nm-1-2_window-4_2*topk-3)",
 )
 LAYERED = ("perlayer(nm-1-2_0-2=dense)",)

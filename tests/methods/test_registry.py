@@ -14,9 +14,11 @@ import dynattn
 from dynattn import (
     DSA,
     NM,
+    BlockBound,
     BlockMass,
     BlockTopK,
     Fixed,
+    FlexPrefill,
     Intersection,
     Mass,
     PerHead,
@@ -25,6 +27,7 @@ from dynattn import (
     Threshold,
     TopK,
     Union,
+    VerticalSlash,
     Window,
 )  # fmt: skip
 from dynattn.methods import PairMethod, Rows, parse, register, registry
@@ -46,6 +49,9 @@ pairs = st.one_of(
     st.builds(BlockTopK, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors, floors),
     st.builds(BlockTopK, shares, st.integers(1, 1024)),
     st.builds(BlockMass, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors),
+    st.builds(BlockBound, shares, st.integers(1, 1024), st.one_of(st.none(), counts), floors),
+    st.builds(FlexPrefill, shares, st.integers(1, 1024), floors, counts),
+    st.builds(VerticalSlash, floors, st.integers(0, 99), st.integers(1, 1024), counts),
     st.builds(Window, counts, st.integers(0, 2**31 - 1)),
     st.builds(Random, shares, st.integers(0, 2**63 - 1), floors),
     st.builds(Fixed, shares),
@@ -121,6 +127,7 @@ def test_names(name: str, method) -> None:
         "topk-", "topk-0", "topk-1.5", "topk-.5", "topk--1", "topk-1e-3", "topk-64-f0", "topk-0.5-f",
         "blocktopk-0.5-b24-antidiagonal",
         "blocktopk-0.5-b16-best", "blocktopk-0.5-b16-s4-w4", "blockmass-0.5-b16-f32", "blockmass-1.5-b16",
+        "blockbound-1-b16", "blockbound-0.9-b16-sampled", "blockbound-0.9-b16-w0",
         "threshold-1.0", "threshold-1", "fixed-2.0", "mass-", "mass-1", "mass-0.0", "mass-1.5", "mass-0.9-f32",
         "blocktopk-0.25", "blocktopk-0.25-b0", "window-0", "window-4-s", "random-0.5-seed", "random-0", "nm-1-2+",
         "+nm-1-2", "nm-1-2++nm-2-4", "(nm-1-2", "nm-1-2)", "(nm-1-2)", "nm-1-2&", "()", "perhead()", "perhead(a_b)",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import BlockMass, BlockTopK
+from dynattn import BlockBound, BlockMass, BlockTopK
 from dynattn.kernels import cpu
 from dynattn.maths import estimate, pooled
 from dynattn.maths.estimate import Input
-from dynattn.methods import Rows
+from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import ESTIMATES, Blocks
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
@@ -109,6 +109,29 @@ def test_kernels_choose_what_the_definition_chooses(by: str, kind: type[Blocks],
         method = kind(0.4, size, by)  # pyright: ignore[reportCallIssue]
         got = spread(method.choose_blocks(query, key, mask, causal, 0.5), size, query, key, mask, causal)
         assert torch.equal(got, defined(query, key, mask, causal, method)), (size, mask is None)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
+def test_proofs_from_inputs_are_those_from_scores(
+    lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "AT_ONCE", at_once)
+    query, key, _ = (x.double() + torch.rand(x.shape, dtype=torch.float64) for x in inputs(*lengths))
+    mask, offset = padding(kind, lengths[1]), lengths[1] - lengths[0]
+    s = reference.scores(query, key, mask, causal, 0.5, offset)
+    for method in (BlockBound(0.9, 16), BlockBound(0.9, 48, window=1, sinks=0)):
+        want, some = method.of_scores(s, Rows(query, key.repeat_interleave(2, 1), offset, 0.5))
+        forced = method.near(range(want.shape[2]), offset, *lengths)  # whose values are of no use
+        rows = 0
+        for at, value, its in method.of_input(Input(query, key, mask, causal, 0.5)):
+            assert torch.equal(its.expand_as(value), some[:, :, at])
+            others = some[:, :, at] & ~forced[at]
+            torch.testing.assert_close(value.where(others, 0.0), want[:, :, at].where(others, 0.0))
+            rows = at.stop
+        assert rows == want.shape[2]
 
 
 def test_pooled_sums_are_the_means_of_the_scores() -> None:
@@ -330,3 +353,69 @@ def test_a_method_of_whole_blocks_must_choose_them() -> None:
     query, key, _ = inputs(8, 8)
     with pytest.raises(NotImplementedError, match=r"topk-3 has no choice of whole blocks; define choose_blocks\(\)"):
         dynattn.TopK(k=3).choose_blocks(query, key, None, False, 1.0)
+
+
+JOINED = (
+    "nm-1-2&blocktopk-0.4-b16", "blocktopk-0.4-b64&nm-1-4-x16-w5-s3",
+    "nm-2-4&blocktopk-0.5-b8&blocktopk-0.6-b8-sampled", "blocktopk-0.2-b16+blockmass-0.3-b16",
+    "blocktopk-0.3-b16+window-16-s4",
+)  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("lengths", [(1, 1), (65, 63), (130, 130), (5, 300), (200, 72)], ids=str)
+def test_joined_methods_run_in_the_kernel_that_skips_blocks(name: str, lengths: tuple[int, int]) -> None:
+    method, (query, key, value) = parse(name), inputs(*lengths)
+    assert dynattn.explain(query, key, value, method).backend == "cpu"
+    exactly = [x.double() for x in (query, key, value)]
+    for mask, causal in ((None, False), (None, True), (padding("by head", lengths[1]), True)):
+        call: dict[str, Any] = {"attn_mask": mask, "causal": causal, "scale": 0.5, "return_aux": True}
+        out, aux = dynattn.attention(query, key, value, method, **call)
+        want, exact = dynattn.attention(exactly[0], exactly[1], exactly[2], method, backend="reference", **call)
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(aux.kept_mass.double(), exact.kept_mass, rtol=1e-5, atol=1e-5)
+        assert torch.equal(aux.density, exact.density)
+
+
+@needs_kernels
+def test_joined_methods_on_tiles() -> None:
+    query, key, value = inputs(70, 130, torch.bfloat16)
+    method = parse("nm-1-2-x16&blocktopk-0.4-b64")
+    tiles, exact = (
+        dynattn.attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), method, causal=True, scale=0.5, backend=backend
+        )
+        for backend, dtype in (("cpu-tiles-portable", torch.bfloat16), ("reference", torch.float64))
+    )
+    torch.testing.assert_close(tiles.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", [JOINED[1], JOINED[3]])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_gradients_of_joined_methods(name: str, dropout_p: float) -> None:
+    found = []
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        query, key, value = (x.requires_grad_() for x in inputs(63, 130, dtype))
+        out, aux = dynattn.attention(
+            query, key, value, parse(name), causal=True, scale=0.5, backend=backend, dropout_p=dropout_p,
+            seed=5 if dropout_p else None, return_aux=True,
+        )  # fmt: skip
+        loss = out.sin().sum() + aux.logsumexp.square().sum() / 100
+        found.append([x.double() for x in torch.autograd.grad(loss, (query, key, value))])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_routes_of_joined_methods() -> None:
+    query, key, value = inputs(40, 40)
+    plan = dynattn.explain(query, key, value, parse("nm-1-2-x16-w64-s4&blocktopk-0.5-b64"))
+    assert "dropped blocks skipped, nm-1-2-x16-w64-s4 in the kept ones" in plan.reason
+    for name in (
+        "nm-1-4-x16&blocktopk-0.5-b16",  # a group of keys lies in four blocks, and would choose otherwise in one
+        "nm-1-2&nm-2-4&blocktopk-0.5-b16", "blocktopk-0.5-b16&blocktopk-0.5-b8", "blocktopk-0.5-b16+nm-1-2",
+        "blocktopk-0.5-b16+window-17-s4", "blocktopk-0.5-b16+window-16-s5", "blocktopk-0.5-b16-w0+window-16-s4",
+        "blocktopk-0.5-b16&nm-1-2+blocktopk-0.5-b16", "blocktopk-0.5-b16&window-64",
+    ):  # fmt: skip
+        assert dynattn.explain(query, key, value, parse(name)).backend == "reference", name

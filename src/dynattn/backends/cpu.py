@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from dynattn.backends.base import Backend, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
-from dynattn.methods.base import Choice
+from dynattn.methods.base import Choice, PairMethod
 from dynattn.ops.blocks import block_attention
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
@@ -53,7 +55,10 @@ class CPU(Backend):
         what = f"fused C++ kernel ({self._named(problem)})"
         if problem.method.choice is Choice.ROWS:
             return f"{what}, all pairs scored, values of the kept ones read"
-        return f"{what}, dropped blocks skipped" if problem.method.choice is Choice.BLOCKS else what
+        if problem.method.choice is Choice.BLOCKS:
+            inside = cast(PairMethod, problem.method).inside_blocks
+            return f"{what}, dropped blocks skipped" + (f", {inside.known_as} in the kept ones" if inside else "")
+        return what
 
     def _named(self, problem: Problem) -> str:
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dynattn.methods.base import Method, MixingMethod, PairMethod, Rows
+from dynattn.methods.block_bound import BlockBound
 from dynattn.methods.block_mass import BlockMass
 from dynattn.methods.block_topk import BlockTopK
 from dynattn.methods.combine import Intersection, Union
 from dynattn.methods.dsa import DSA
 from dynattn.methods.efficient import EfficientAttention
 from dynattn.methods.fixed import Fixed
+from dynattn.methods.flex_prefill import FlexPrefill
 from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
 from dynattn.methods.perhead import PerHead
@@ -18,15 +20,18 @@ from dynattn.methods.registry import parse, register
 from dynattn.methods.scatterbrain import Scatterbrain
 from dynattn.methods.threshold import Threshold
 from dynattn.methods.topk import TopK
+from dynattn.methods.vertical_slash import VerticalSlash
 from dynattn.methods.window import Window
 
 __all__ = [
     "DSA",
     "NM",
+    "BlockBound",
     "BlockMass",
     "BlockTopK",
     "EfficientAttention",
     "Fixed",
+    "FlexPrefill",
     "Intersection",
     "Mass",
     "Method",
@@ -40,6 +45,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "Union",
+    "VerticalSlash",
     "Window",
     "parse",
     "register",

@@ -135,10 +135,13 @@ class PairMethod(Method):
             itself.
         whole_blocks: where :meth:`choose_blocks` gives the choice, how many queries and keys a block has, between 1 and
             1024, counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
+        inside_blocks: where whole blocks are kept, the N:M method that chooses among the pairs of the kept ones, of
+            which no group of keys lies in two blocks; None where all their pairs are kept.
     """
 
     rows_together: ClassVar[int] | property = 1
     whole_blocks: ClassVar[int] | property = 0
+    inside_blocks: ClassVar[PairMethod | None] | property = None
 
     @property
     def choice(self) -> Choice:
@@ -178,7 +181,8 @@ class PairMethod(Method):
             scale: factor of the scores.
 
         Returns:
-            bool (batch, heads, ⌈q_len / whole_blocks⌉, ⌈kv_len / whole_blocks⌉): blocks whose allowed pairs are kept.
+            bool (batch, heads, ⌈q_len / whole_blocks⌉, ⌈kv_len / whole_blocks⌉): blocks whose allowed pairs are kept,
+            or those of them that ``inside_blocks`` keeps.
         """
         raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
 

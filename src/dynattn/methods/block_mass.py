@@ -18,7 +18,7 @@ from typing import final
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.methods.blocks import OPTIONS, Blocks
+from dynattn.methods.blocks import OPTIONS, EstimatedBlocks
 from dynattn.methods.registry import register
 
 _NAME = re.compile(rf"blockmass-(?P<mass>{share.NUMBER})-b(?P<block>\d+){OPTIONS}")
@@ -27,7 +27,7 @@ _NAME = re.compile(rf"blockmass-(?P<mass>{share.NUMBER})-b(?P<block>\d+){OPTIONS
 @final
 @register
 @dataclass(frozen=True)
-class BlockMass(Blocks):
+class BlockMass(EstimatedBlocks):
     """Keep, for every block of queries, blocks of keys until their estimated share of the attention reaches ``mass``.
 
     Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count towards the mass. A
@@ -50,7 +50,7 @@ class BlockMass(Blocks):
     block: int = 16
     by: str = "sampled"
     window: int | None = None
-    sinks: int = Blocks.default_sinks
+    sinks: int = EstimatedBlocks.default_sinks
 
     def __post_init__(self) -> None:
         share.check("BlockMass", self.mass, "mass")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dynattn.maths.selection import largest
 from dynattn.methods import share
-from dynattn.methods.blocks import OPTIONS, Blocks
+from dynattn.methods.blocks import OPTIONS, EstimatedBlocks
 from dynattn.methods.registry import register
 
 _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+){OPTIONS}{share.FLOOR}")
@@ -33,7 +33,7 @@ _NAME = re.compile(rf"blocktopk-(?P<ratio>{share.NUMBER})-b(?P<block>\d+){OPTION
 @final
 @register
 @dataclass(frozen=True)
-class BlockTopK(Blocks):
+class BlockTopK(EstimatedBlocks):
     """Keep, for every block of queries, a share of the blocks of keys: those near and the first, then by an estimate.
 
     Ties go to the lower block. All allowed pairs of a kept block are kept. The forced blocks count towards the share; a
@@ -64,7 +64,7 @@ class BlockTopK(Blocks):
     block: int = 16
     by: str = "mean"
     window: int | None = None
-    sinks: int = Blocks.default_sinks
+    sinks: int = EstimatedBlocks.default_sinks
     floor: int = share.DEFAULT_FLOOR
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-"""The base of methods that keep blocks of keys for blocks of queries: forced blocks, and an estimate to rank the rest.
+"""The bases of methods that keep blocks of keys for blocks of queries: forced blocks, and a value to rank the rest.
 
     kept(I, J) ⇔ J holds a key near I or one of the first,  or  J is among the best of the others by value(I, J)
 
-A subclass says how many are the best. The forced blocks count among those it may keep.
+A subclass says how many are the best. The forced blocks count among those it may keep. The value is an estimate of one
+of several kinds in :class:`EstimatedBlocks`, and what a subclass of :class:`Blocks` says elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
 
 LARGEST = 1024  # the largest block
-_LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
+LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
 
 
 class Estimate(NamedTuple):
@@ -58,8 +59,11 @@ ESTIMATES = {
 }  # fmt: skip
 """Every estimate by its name."""
 
-OPTIONS = rf"(?:-(?P<by>{'|'.join(ESTIMATES)}))?(?:-w(?P<window>\d+))?(?:-s(?P<sinks>\d+))?"
-"""The end of a name, as a regular expression."""
+FORCED = r"(?:-w(?P<window>\d+))?(?:-s(?P<sinks>\d+))?"
+"""What is kept by force, at the end of a name, as a regular expression."""
+
+OPTIONS = rf"(?:-(?P<by>{'|'.join(ESTIMATES)}))?{FORCED}"
+"""The end of a name with an estimate, as a regular expression."""
 
 
 class Blocks(PairMethod):
@@ -67,13 +71,11 @@ class Blocks(PairMethod):
 
     Attributes:
         block: queries and keys in a block.
-        by: name of the estimate.
         window, sinks: blocks with a key in the window, or among the sinks, are always kept. A window of None is as wide
             as a block.
     """
 
     block: int
-    by: str
     window: int | None
     sinks: int
 
@@ -89,16 +91,10 @@ class Blocks(PairMethod):
                 raise TypeError(f"{owner}: {field} must be an int: got {value!r}; try {owner}(0.25, block=64)")
             if not least <= value <= most:
                 raise ValueError(f"{owner}: {field} must be between {least} and {most}: got {value}; leave it out")
-        if not isinstance(self.by, str) or self.by not in ESTIMATES:
-            raise ValueError(f"{owner}: by must be one of {', '.join(ESTIMATES)}: got {self.by!r}; try 'sampled'")
-        multiple = ESTIMATES[self.by].multiple
-        if self.block % multiple:
-            raise ValueError(f"{owner}: block must be a multiple of {multiple} with {self.by!r}: got {self.block}")
         super().__post_init__()
 
-    def options(self) -> str:
-        """The end of the name: what differs from the defaults."""
-        by = f"-{self.by}" if self.by != "mean" else ""
+    def options(self, by: str = "") -> str:
+        """The end of the name: what differs from the defaults, with ``by`` behind the block."""
         window = "" if self.window is None else f"-w{self.window}"
         sinks = f"-s{self.sinks}" if self.sinks != self.default_sinks else ""
         return f"-b{self.block}{by}{window}{sinks}"
@@ -116,17 +112,13 @@ class Blocks(PairMethod):
     @property
     def whole_blocks(self) -> int:
         """The size of a block where it is at least 8, else 0."""
-        return self.block if self.block >= _LEAST_WHOLE else 0
-
-    def glance(self, head_dim: int, itemsize: int) -> Glance:
-        """What the estimate is made from."""
-        return ESTIMATES[self.by].glance(head_dim, itemsize, self.block)
+        return self.block if self.block >= LEAST_WHOLE else 0
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The forced blocks and the best of the others, each with all its pairs."""
         length, kv_len = scores.shape[-2:]
-        value, some = ESTIMATES[self.by].of_scores(scores, rows, self.block)
-        forced = self._near(range(value.shape[2]), rows.offset, length, kv_len).to(value.device)
+        value, some = self.of_scores(scores, rows)
+        forced = self.near(range(value.shape[2]), rows.offset, length, kv_len).to(value.device)
         kept = self._kept(value, some, forced)
         return kept.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)[..., :length, :kv_len]
 
@@ -135,10 +127,25 @@ class Blocks(PairMethod):
         (q_len, kv_len), call = (x.shape[2] for x in (query, key)), Input(query, key, attn_mask, causal, scale)
         rows, columns = (-(-length // self.block) for length in (q_len, kv_len))
         kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
-        for at, value, some in ESTIMATES[self.by].of_input(call, self.block):
-            forced = self._near(range(at.start, at.stop), call.offset, q_len, kv_len).to(value.device)
+        for at, value, some in self.of_input(call):
+            forced = self.near(range(at.start, at.stop), call.offset, q_len, kv_len).to(value.device)
             kept[:, :, at] = self._kept(value, some.expand_as(value), forced)
         return kept
+
+    @abstractmethod
+    def of_scores(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The value of each block, from the scores of all pairs.
+
+        Args:
+            scores, rows: as :meth:`choose` has them.
+
+        Returns:
+            The values, and whether a pair of the block is allowed: (batch, heads, blocks of queries, blocks of keys).
+        """
+
+    @abstractmethod
+    def of_input(self, call: Input) -> Iterator[Estimated]:
+        """The same without the scores of all pairs, from the first row of blocks to the last."""
 
     @abstractmethod
     def best(self, value: Tensor, others: Tensor, forced: Tensor) -> Tensor:
@@ -158,7 +165,12 @@ class Blocks(PairMethod):
     def _window(self) -> int:
         return self.block if self.window is None else self.window
 
-    def _near(self, rows: range, offset: int, q_len: int, kv_len: int) -> Tensor:
+    def covers(self, window: int, sinks: int) -> bool:
+        """Whether the forced blocks hold every key of such a window, and so many of the first."""
+        return self._window >= window and self.sinks >= sinks
+
+    def near(self, rows: range, offset: int, q_len: int, kv_len: int) -> Tensor:
+        """The blocks that are kept by force, of some rows of blocks, where a pair of them is allowed."""
         return estimate.near(rows, offset, q_len, kv_len, self.block, self._window, self.sinks)
 
     def _kept(self, value: Tensor, some: Tensor, forced: Tensor) -> Tensor:
@@ -167,3 +179,38 @@ class Blocks(PairMethod):
         # A block to which an estimate gives no weight at all still ranks before every block that may not be attended.
         value = value.clamp(min=torch.finfo(value.dtype).min)
         return must | (self.best(value, others, must) & others)
+
+
+class EstimatedBlocks(Blocks):
+    """Ranks the blocks by an estimate of the attention that they receive.
+
+    Attributes:
+        by: name of the estimate.
+    """
+
+    by: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        if not isinstance(self.by, str) or self.by not in ESTIMATES:
+            raise ValueError(f"{owner}: by must be one of {', '.join(ESTIMATES)}: got {self.by!r}; try 'sampled'")
+        multiple = ESTIMATES[self.by].multiple
+        if self.block % multiple:
+            raise ValueError(f"{owner}: block must be a multiple of {multiple} with {self.by!r}: got {self.block}")
+
+    def options(self, by: str = "") -> str:
+        """The end of the name, with the estimate where it is not the mean."""
+        return super().options(f"-{self.by}" if self.by != "mean" else by)
+
+    def glance(self, head_dim: int, itemsize: int) -> Glance:
+        """What the estimate is made from."""
+        return ESTIMATES[self.by].glance(head_dim, itemsize, self.block)
+
+    def of_scores(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The estimate by its definition."""
+        return ESTIMATES[self.by].of_scores(scores, rows, self.block)
+
+    def of_input(self, call: Input) -> Iterator[Estimated]:
+        """The estimate from queries and keys."""
+        return ESTIMATES[self.by].of_input(call, self.block)

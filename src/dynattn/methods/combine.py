@@ -5,6 +5,9 @@
 
 Each part chooses among all allowed pairs, as if it were alone. A query for which no pair is left gives 0, with
 logsumexp -inf and kept mass 0.
+
+Blocks of one size are joined as blocks, and N:M chooses in the blocks that an intersection keeps what it would choose
+alone, as long as each of its groups of keys lies in one block: the kernels then skip what is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from typing_extensions import Self
 
 from dynattn.methods import grammar
 from dynattn.methods.base import Glance, Method, PairMethod, Rows
+from dynattn.methods.blocks import Blocks
+from dynattn.methods.nm import NM
 from dynattn.methods.registry import register
+from dynattn.methods.window import Window
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class _Combination(PairMethod):
         if len(self.parts) < 2:
             raise ValueError(f"{owner}: parts must be two or more: got {len(self.parts)}")
         object.__setattr__(self, "parts", tuple(grammar.named(owner, part) for part in self.parts))
+        # found here, since a compiler that traces a call knows no numbers of a second method of the class
+        object.__setattr__(self, "_blocks", self._joined_as_blocks())
         super().__post_init__()
 
     @property
@@ -77,6 +85,25 @@ class _Combination(PairMethod):
     @abstractmethod
     def keeps_everything(self) -> bool: ...
 
+    @abstractmethod
+    def _joined_as_blocks(self) -> tuple[PairMethod, ...]:
+        """The parts whose whole blocks, joined, are the combination's; none where it has no whole blocks."""
+
+    @property
+    def blocks(self) -> tuple[PairMethod, ...]:
+        """The parts that keep whole blocks, where those can be joined as blocks; else none."""
+        return self.__dict__["_blocks"]
+
+    @property
+    def whole_blocks(self) -> int:
+        """The size of the parts' blocks where blocks alone decide, or blocks and N:M inside; else 0."""
+        return int(self.blocks[0].whole_blocks) if self.blocks else 0
+
+    def choose_blocks(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        """The parts' blocks, joined."""
+        chosen = (part.choose_blocks(query, key, attn_mask, causal, scale) for part in self.blocks)
+        return reduce(type(self).joined, chosen)
+
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
         """The sum of what the parts' choices cost; None where one of them needs the exact scores."""
         parts = [part.glance(head_dim, itemsize) for part in self.parts]
@@ -88,6 +115,13 @@ class _Combination(PairMethod):
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """The parts' choices, joined."""
         return reduce(type(self).joined, (part.choose(scores, rows) for part in self.parts))
+
+
+def _of_one_size(parts: tuple[PairMethod, ...]) -> tuple[PairMethod, ...]:
+    """The parts, where all keep whole blocks of one size and all pairs of these; else none."""
+    size = parts[0].whole_blocks if parts else 0
+    alike = size and all(part.whole_blocks == size and part.inside_blocks is None for part in parts)
+    return parts if alike else ()
 
 
 def _pairs(method: Method, name: str) -> PairMethod:
@@ -119,6 +153,15 @@ class Union(_Combination):
         """True where a part is dense."""
         return any(part.keeps_everything for part in self.parts)
 
+    def _joined_as_blocks(self) -> tuple[PairMethod, ...]:
+        """All parts but windows that the forced blocks of another part hold."""
+        return _of_one_size(tuple(part for part in self.parts if not self._covered(part)))
+
+    def _covered(self, part: PairMethod) -> bool:
+        return isinstance(part, Window) and any(
+            isinstance(other, Blocks) and other.covers(part.window, part.sinks) for other in self.parts
+        )
+
 
 @final
 @register
@@ -142,3 +185,19 @@ class Intersection(_Combination):
     def keeps_everything(self) -> bool:
         """True where all parts are dense."""
         return all(part.keeps_everything for part in self.parts)
+
+    def _joined_as_blocks(self) -> tuple[PairMethod, ...]:
+        """All parts but one N:M method with groups of keys that do not reach beyond a block."""
+        inside = self._inside
+        blocks = _of_one_size(tuple(part for part in self.parts if part is not inside))
+        fits = not blocks or inside is None or int(blocks[0].whole_blocks) % (inside.m * inside.stride) == 0
+        return blocks if fits else ()
+
+    @property
+    def inside_blocks(self) -> NM | None:
+        """The N:M method among the parts, where the others keep whole blocks."""
+        return self._inside if self.blocks else None
+
+    @property
+    def _inside(self) -> NM | None:
+        return next((part for part in self.parts if isinstance(part, NM)), None)

@@ -1,8 +1,8 @@
 """``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
 
-The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense attention skips what
-they drop. The blocks are a result of the operator, so that the gradient gets them back and does not choose again.
-:func:`dynattn.attention` has checked the inputs.
+The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense or N:M attention
+skips what they drop. The blocks are a result of the operator, so that the gradient gets them back and does not choose
+again. :func:`dynattn.attention` has checked the inputs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def _forward(
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(
         _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        pattern=call.pattern, isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
+        isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
-    run(outputs, aux, blocks=blocks, block_size=int(method.whole_blocks))
+    run(outputs, aux, pattern=call.pattern, blocks=blocks, block_size=int(method.whole_blocks))
     if aux:
         dense = buffers.outputs(query, value, aux)
-        run(dense, aux)
+        run(dense, aux, pattern=call.dense)
         _certify(outputs, dense)
     return *buffers.complete(outputs, query), _roomy(blocks, query, key, int(method.whole_blocks))
 

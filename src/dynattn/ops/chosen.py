@@ -35,8 +35,14 @@ class ByName(NamedTuple):
 
     @property
     def pattern(self) -> Pattern:
-        """The dense pattern, since the kernels compute dense attention over the pairs that are left."""
-        return Pattern.of(NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+        """What the kernels choose by themselves among the pairs that are left: N:M inside kept blocks, or all."""
+        inside = cast("NM | None", self.pairs.inside_blocks)
+        return Pattern.of(inside or NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+
+    @property
+    def dense(self) -> Pattern:
+        """The pattern of all pairs."""
+        return Pattern.of(NM(1, 1), self.causal, self.scale)
 
 
 def gradients(
