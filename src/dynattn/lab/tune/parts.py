@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
-from dynattn.lab.tasks import Task, default
+from dynattn.lab.tasks import default
 from dynattn.lab.tasks.base import uniform
 from dynattn.lab.tasks.features import Features
 from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.texts import Text, wikipedia
-from dynattn.lab.tune import pieces
+from dynattn.lab.tune import own, pieces
 from dynattn.lab.tune.exams import Exam, of_payload, prepared
 from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.plan import LEAST, Counts
@@ -61,8 +59,8 @@ def parts(
         DataMissingError: data is not on this machine.
     """
     if task is not None:
-        make = found(task)
-        return _each(lambda part: (_own(make, pretrained, part),))
+        make = own.found(task)
+        return _each(lambda part: (own.exam(make, pretrained, part, counts),))
     if pretrained.kind == "decoder":
         return _language(pretrained, texts, _asked(length), counts)
     if pretrained.kind == "encoder":
@@ -83,34 +81,8 @@ def forwards(kind: Kind) -> int:
     return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
 
 
-def found(task: str) -> Callable[[Pretrained, int], Any]:
-    """The function that ``module:function`` names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, _, name = task.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"tune: task must name a function that can be imported: got {task!r}: {error}; put its folder into "
-            "PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise ValueError(f"tune: task must name a function: {task!r} is a {type(function).__name__}")
-    return function
-
-
 def _each(make: Callable[[int], Exams]) -> Parts:
     return Parts(make(0), tuple(make(part) for part in range(1, TRIES + 1)))
-
-
-def _own(make: Callable[[Pretrained, int], Any], pretrained: Pretrained, part: int) -> Exam:
-    task = make(pretrained, part)
-    if not isinstance(task, Task):
-        raise ValueError(f"tune: --task's function must give a dynattn.lab.tasks.Task: got {type(task).__name__}")
-    return prepared(task, pretrained)
 
 
 def _asked(length: int | None) -> int:

@@ -17,7 +17,6 @@ from dynattn.lab.tune.choices import Choices, Point, worth
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
-from dynattn.lab.tune.parts import forwards as forwards_of
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
@@ -118,8 +117,7 @@ class Run:
     def _looked(self, exam: Exam) -> int:
         """How many forwards show what heads can spare: no more than there are unlike ones."""
         counts = self._begun.plan.counts
-        most = exam.entries if exam.entries > 1 else len(exam.data.examples)
-        return min(most, counts.search_second if exam.second else counts.search)
+        return min(exam.forwards, counts.search_second if exam.second else counts.search)
 
     def _searched(self, spent: Time, choices: Choices) -> Measured | None:
         exams, points = self._begun.parts.search, self._begun.plan.points
@@ -162,8 +160,8 @@ class Run:
 
     def _in_time(self, spent: Time, forwards: float) -> bool:
         """Whether so many forwards can be begun, and the race still be run."""
-        each = 1 if self._settings.task else forwards_of(self._pretrained.kind)
-        return self._clock.left > spent.forward * (each * forwards + 2 * (self._begun.plan.rounds + 1))
+        race = 2 * spent.forward * (self._begun.plan.rounds + 1)
+        return self._clock.left > self._begun.entry * forwards + race
 
     def _raced(self, spent: Time, proved: Point) -> Tuning:
         advance = self._stage("speed-up of the whole model", 1)
