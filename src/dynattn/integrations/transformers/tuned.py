@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dynattn import pruning
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
@@ -94,6 +95,10 @@ class Tuned:
         if len(self.methods) != self.model.layers:
             raise ValueError(
                 f"methods must be one for each of {self.model.layers} attention modules: got {len(self.methods)}"
+            )
+        if self.pruning is not None and pruning.find(self.pruning) is None:
+            raise ValueError(
+                f"pruning must be the name of a method that shortens the sequence, or null: got {self.pruning!r}"
             )
         for module, name in self.methods.items():
             try:

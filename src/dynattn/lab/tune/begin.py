@@ -14,7 +14,7 @@ from dynattn.integrations.transformers import register
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.texts import Text, read, wikipedia
-from dynattn.lab.tune import pieces
+from dynattn.lab.tune import pieces, shorten
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.layers import clocked, places
 from dynattn.lab.tune.own import found
@@ -176,9 +176,11 @@ def _planned(
         start = time.perf_counter()
         exam.portion(0, 1).outcome(pretrained, BASELINE, lambda: None)
         forward = time.perf_counter() - start
-    its = plan(clock.left, forward, seen.share, second)
+    shorter = shorten.measurements(shorten.families(pretrained.model, exam.data.length))
+    its = plan(clock.left, forward, seen.share, second, shorter, seen.forward)
     if its is None:
-        raise _too_little(settings, clock, least_seconds(forward, seen.share, second), exam.data.length)
+        least = least_seconds(forward, seen.share, second, shorter, seen.forward)
+        raise _too_little(settings, clock, least, exam.data.length)
     return [length, asdict(its), forward]
 
 
@@ -188,7 +190,7 @@ def _refuse_few(settings: Settings, exams: Exams, attempt: int) -> None:
     nothing = np.zeros(1)
     fewest = exam.proof(settings.max_loss, attempt, exam.worst(nothing, nothing, settings.max_loss)).fewest
     if exam.items < fewest:
-        own = "have the task give more" if settings.task else "give more --texts"
+        own = "have the task give more" if settings.task else "give more data"
         raise ValueError(
             f"tune: a try of the proof must have at least {fewest} items for --max-loss {settings.max_loss:.4g}, even "
             f"where none of them loses anything: got {exam.items} of {exam.task.name}; {own}, allow more --minutes, or "

@@ -19,6 +19,7 @@ from dynattn.lab.tune.exams import Exam, of_payload, prepared
 from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.plan import LEAST, Counts
 from dynattn.lab.tune.queries import Queries
+from dynattn.lab.tune.spoken import Spoken
 
 TRIES = 2
 """Of the proof; each takes data of its own."""
@@ -29,6 +30,7 @@ _PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and
 _QUERIES_A_PASSAGE = 6
 _QUERY_OF_A_PASSAGE = 1 / 12  # tokens, about
 _PICTURES = 6  # likewise
+_RECORDINGS = 64
 
 Exams = tuple[Exam, ...]
 """The exam that decides, and where there is one the unlike task."""
@@ -72,7 +74,7 @@ def parts(
     if pretrained.kind == "vision":
         kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
         return _each(lambda part: (prepared(kind(items=_PICTURES * _items(counts, part), seed=part), pretrained),))
-    return _speech(pretrained, counts)
+    return _speech(pretrained)
 
 
 def forwards(kind: Kind) -> int:
@@ -145,10 +147,9 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
     return _each(exams)
 
 
-def _speech(pretrained: Pretrained, counts: Counts) -> Parts:
-    every = prepared(Speech(items=counts.search + TRIES * counts.prove), pretrained)
-    many = TRIES + 1
-    edges = [every.entries * part // many for part in range(many + 1)]
-    if edges[1] < LEAST.search:
-        raise ValueError(f"tune: there must be at least {LEAST.search * many} recordings: got {every.items}")
-    return _each(lambda part: (every.portion(edges[part], edges[part + 1]),))
+def _speech(pretrained: Pretrained) -> Parts:
+    every, many = Speech(items=_RECORDINGS).prepare(pretrained), TRIES + 1
+    if every.steps < many:
+        raise ValueError(f"tune: there must be at least {many} recordings: got {every.steps}")
+    exams = [Exam(task, task.of(every)) for task in (Spoken(part, many) for part in range(many))]
+    return _each(lambda part: (exams[part],))

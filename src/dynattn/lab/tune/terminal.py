@@ -47,6 +47,8 @@ def sentences(found: Tuning) -> list[str]:
             f"{speed.speedup.median:.2f} times as fast (quartiles {speed.speedup.q1:.2f} to {speed.speedup.q3:.2f}, "
             f"{speed.rounds} rounds in alternation)."
         )
+    if found.pruning is not None:
+        said.append(f"Besides, {found.pruning} takes tokens out from layer to layer.")
     other = found.rival
     if other is not None:
         said.append(

@@ -19,7 +19,7 @@ def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
     shortest = 1 if found.kind == "encoder" else length  # sentences took part there, too
     return Tuned.of(
         pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(shortest, length),
-        machine=found.machine, evidence=_evidence(found),
+        pruning=found.pruning, machine=found.machine, evidence=_evidence(found),
     )  # fmt: skip
 
 
