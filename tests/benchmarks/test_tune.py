@@ -30,3 +30,6 @@ def test_files_of_each_model_are_kept(tmp_path, monkeypatch):
     assert (tmp_path / "results" / "minilm.json").read_text() == "minilm"
     tune.main([])
     assert commands[-1][4] == "smollm2"
+    assert "--minutes" not in commands[-1]
+    tune.main(["dinov2"])
+    assert commands[-1][-4:] == ["--minutes", "8", "--output", "reports"]

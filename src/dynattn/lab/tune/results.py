@@ -140,7 +140,7 @@ class Rival(Record):
 
     Attributes:
         method: its name.
-        speedup: of the whole model, foretold as those of the frontier.
+        speedup: of the whole model, measured in a short race.
         loss: relative.
         tuned: the loss of the tuned assignment, on the same items.
     """

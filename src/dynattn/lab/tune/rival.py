@@ -39,7 +39,7 @@ def measure(
     Args:
         name: of the method.
         point: the assignment that it is.
-        speedup: foretold.
+        speedup: of the whole model, measured.
         lost: what the tuned assignment lost.
         exam: of the proof.
         pretrained: the model; it is left with the method.

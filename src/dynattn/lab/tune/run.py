@@ -251,9 +251,8 @@ class Run:
             return None
         name, point = other
         advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
-        return rival.measure(
-            name, point, self._speedup(spent, point), lost, exam, self._pretrained, self._store, advance
-        )
+        speedup = self._quick(Measured(point, (), (), 0.0))
+        return rival.measure(name, point, speedup, lost, exam, self._pretrained, self._store, advance)
 
     def _dense(self, spent: Time, reason: str) -> Tuning:
         return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)

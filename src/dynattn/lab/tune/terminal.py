@@ -52,8 +52,8 @@ def sentences(found: Tuning) -> list[str]:
     other = found.rival
     if other is not None:
         said.append(
-            f"The best single method for all heads, {shown(other.method)}, is foretold {other.speedup:.2f} times as "
-            f"fast and loses {other.loss:+.2%} on the texts of the proof; the tuned one loses {other.tuned:+.2%}."
+            f"The best single method for all heads, {shown(other.method)}, makes the model {other.speedup:.2f} times "
+            f"as fast and loses {other.loss:+.2%} on the data of the proof; the tuned one loses {other.tuned:+.2%}."
         )
     return said
 
