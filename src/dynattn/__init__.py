@@ -25,6 +25,7 @@ from dynattn.methods import (
     Union,
     Window,
 )
+from dynattn.varlen import varlen_attention
 from dynattn.version import VERSION
 
 __version__ = VERSION
@@ -52,4 +53,5 @@ __all__ = [
     "explain",
     "integrations",
     "nn",
+    "varlen_attention",
 ]

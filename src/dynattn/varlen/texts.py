@@ -1,0 +1,168 @@
+"""Cuts packed queries, keys and values into texts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_INTS = (torch.int32, torch.int64)
+
+
+class Text(NamedTuple):
+    """One text, as :func:`dynattn.attention` takes it: (1, heads, length, head_dim), views where they can be."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class Jagged(NamedTuple):
+    """What jagged nested tensors hold: their tokens one after another, and where each text begins."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cu_seq_q: Tensor
+    cu_seq_k: Tensor
+
+
+def of_jagged(query: Any, key: Any, value: Any) -> Jagged:
+    """Take nested tensors (texts, length, heads, head_dim) apart.
+
+    Raises:
+        TypeError: not all of them are nested, or one has another layout.
+        ValueError: key and value have different lengths, or query and key a different number of texts.
+    """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not x.is_nested or x.layout is not torch.jagged:
+            raise TypeError(
+                f"varlen_attention: query, key and value must all be jagged nested tensors, or none of them: {name} is "
+                "not; make it with torch.nested.nested_tensor(…, layout=torch.jagged)"
+            )
+        if x.dim() != 4 or x._ragged_idx != 1 or x.lengths() is not None:
+            raise TypeError(
+                f"varlen_attention: a jagged {name} must be (texts, length, heads, head_dim), without holes, length "
+                "being the jagged dimension: use .transpose(1, 2) where heads come first, and .contiguous()"
+            )
+    q_bounds, k_bounds, v_bounds = (x.offsets() for x in (query, key, value))
+    if len(q_bounds) != len(k_bounds) or not torch.equal(k_bounds, v_bounds):
+        raise ValueError(
+            "varlen_attention: jagged key and value must have the same lengths, and as many texts as query: got "
+            f"{k_bounds.diff().tolist()} and {v_bounds.diff().tolist()} for {len(q_bounds) - 1} texts; make them from "
+            "the same texts"
+        )
+    return Jagged(query.values(), key.values(), value.values(), q_bounds, k_bounds)
+
+
+def cut(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor | None,
+    cu_seq_k: Tensor | None,
+    seqused_k: Tensor | None,
+    block_table: Tensor | None,
+) -> list[Text]:
+    """The texts of packed tensors.
+
+    Args:
+        query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table: as :func:`dynattn.varlen_attention` takes them.
+
+    Raises:
+        TypeError, ValueError: as :func:`dynattn.varlen_attention` says.
+    """
+    _check_layout(query, key, value, paged=block_table is not None)
+    q_lens = _lengths("cu_seq_q", cu_seq_q, query)
+    if block_table is None:
+        k_lens = q_lens if cu_seq_k is None and len(key) == len(query) else _lengths("cu_seq_k", cu_seq_k, key)
+        if len(k_lens) != len(q_lens):
+            raise ValueError(
+                f"varlen_attention: cu_seq_k must count the texts of cu_seq_q: got {len(k_lens)} texts for "
+                f"{len(q_lens)}; a text without keys has a length of 0"
+            )
+        used = k_lens if seqused_k is None else _used(seqused_k, k_lens, "the keys that cu_seq_k gives a text")
+        keys = [part[:count] for part, count in zip(key.split(k_lens), used, strict=True)]
+        values = [part[:count] for part, count in zip(value.split(k_lens), used, strict=True)]
+    else:
+        keys, values = _gather(key, value, block_table, seqused_k, len(q_lens))
+    return [Text(*map(_of_one, parts)) for parts in zip(query.split(q_lens), keys, values, strict=True)]
+
+
+def _of_one(part: Tensor) -> Tensor:
+    return part.transpose(0, 1).unsqueeze(0)
+
+
+def _gather(
+    key: Tensor, value: Tensor, block_table: Tensor, seqused_k: Tensor | None, texts: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each text's keys and values out of their pages."""
+    if seqused_k is None:
+        raise ValueError("varlen_attention: block_table needs seqused_k, the number of keys of each text; pass both")
+    if not isinstance(block_table, Tensor) or block_table.dtype not in _INTS or block_table.dim() != 2:
+        raise TypeError("varlen_attention: block_table must be an int32 or int64 tensor of shape (texts, pages)")
+    pages, size = key.shape[:2]
+    if len(block_table) != texts:
+        raise ValueError(
+            f"varlen_attention: block_table must have a row for each text: got {len(block_table)} rows for {texts} "
+            "texts; cu_seq_q says how many texts there are"
+        )
+    used = _used(seqused_k, [block_table.shape[1] * size] * texts, "what the pages of a text hold")
+    keys, values = [], []
+    for row, count in zip(block_table, used, strict=True):
+        own = row[: -(-count // size)].long()
+        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < pages:
+            raise ValueError(
+                f"varlen_attention: block_table must name pages between 0 and {pages - 1}: got {own.tolist()} for "
+                f"{count} keys; only entries behind a text's last page may hold other numbers"
+            )
+        keys.append(key[own].flatten(0, 1)[:count])
+        values.append(value[own].flatten(0, 1)[:count])
+    return keys, values
+
+
+def _used(seqused_k: Tensor, most: list[int], what: str) -> list[int]:
+    if not isinstance(seqused_k, Tensor) or seqused_k.dtype not in _INTS or seqused_k.shape != (len(most),):
+        raise TypeError(f"varlen_attention: seqused_k must be an int32 or int64 tensor of shape ({len(most)},)")
+    used = seqused_k.tolist()
+    if not all(0 <= count <= limit for count, limit in zip(used, most, strict=True)):
+        raise ValueError(
+            f"varlen_attention: seqused_k must lie between 0 and {what}: got {used} where there are {most}; "
+            "count the keys of each text that are filled"
+        )
+    return used
+
+
+def _lengths(name: str, bounds: Tensor | None, tokens: Tensor) -> list[int]:
+    """The lengths of the texts that ``bounds`` delimits."""
+    which = "queries" if name == "cu_seq_q" else "keys"
+    if not isinstance(bounds, Tensor) or bounds.dtype not in _INTS or bounds.dim() != 1 or len(bounds) < 1:
+        got = f"{tuple(bounds.shape)} of {bounds.dtype}" if isinstance(bounds, Tensor) else repr(bounds)
+        raise TypeError(
+            f"varlen_attention: {name} must be an int32 or int64 tensor of shape (texts + 1,): got {got}; it holds 0 "
+            "and the lengths' running sum"
+        )
+    numbers = bounds.tolist()
+    lengths = [end - start for start, end in pairwise(numbers)]
+    if numbers[0] != 0 or numbers[-1] != len(tokens) or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"varlen_attention: {name} must rise from 0 to the number of {which}, {len(tokens)}: got {numbers}; "
+            "torch.nn.functional.pad(lengths.cumsum(0), (1, 0)) makes it"
+        )
+    return lengths
+
+
+def _check_layout(query: Tensor, key: Tensor, value: Tensor, *, paged: bool) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        wanted = "(pages, page_size, kv_heads, head_dim)" if paged and name != "query" else "(tokens, heads, head_dim)"
+        if x.dim() != wanted.count(",") + 1:
+            raise ValueError(f"varlen_attention: {name} must be {wanted}: got {tuple(x.shape)}; reshape it")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            "varlen_attention: key and value must have the same tokens and heads: got "
+            f"{tuple(key.shape)} and {tuple(value.shape)}; cut both to the same keys"
+        )
+    if paged and key.shape[1] < 1:
+        raise ValueError(f"varlen_attention: a page must hold at least one key: got {tuple(key.shape)}; see page_size")
