@@ -3,6 +3,7 @@
     python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, six minutes
     python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes each
     python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
+    python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
 the model, and what it loses on the data of the proof, which neither has seen. A run that was killed goes on in reports/
@@ -37,10 +38,12 @@ def _record(model: str, options: list[str]) -> int:
         options = [*options, "--minutes", str(MINUTES[model])]
     code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode
     RESULTS.mkdir(parents=True, exist_ok=True)
+    decoding = "decode" in options or "--phase=decode" in options
+    named = f"{model}-decode" if decoding else model
     for name, kept in FILES.items():
-        found = Path("reports") / f"tune-{model}" / name
+        found = Path("reports") / f"tune-{named}" / name
         if code == 0 and found.exists():
-            shutil.copy(found, RESULTS / kept.format(model))
+            shutil.copy(found, RESULTS / kept.format(named))
     return code
 
 

@@ -52,6 +52,9 @@ def described(tmp_path, monkeypatch):
 def test_documents_are_dealt_to_the_parts_and_scored(described, tiny_decoder):
     pretrained = load(str(tiny_decoder))
     make = own.found(str(described))
+    with pytest.raises(ValueError, match="marks where a text begins or ends"):
+        make(pretrained, 0)
+    pretrained.processor.eos_token = "[PAD]"
     dealt = [set(make(pretrained, part).items) for part in range(3)]
     assert [len(each) for each in dealt] == [8, 16, 16]
     assert set.union(*dealt) == set(range(40))

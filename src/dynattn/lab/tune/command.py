@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from dynattn.lab.models import load
 from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
 from dynattn.lab.reports import shown
 from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.tune import decode, decode_told
 from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.decode import Decoding
 from dynattn.lab.tune.document import page
 from dynattn.lab.tune.results import Tuning
 from dynattn.lab.tune.run import Run
@@ -27,10 +30,11 @@ from dynattn.lab.tune.write import tuned
 _SECONDS_A_MINUTE = 60.0
 
 
-def run(settings: Settings, output: Path, console: Console) -> Tuning:
+def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding:
     """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
 
-    Where dense attention is to be kept there is no ``model.dynattn.json``.
+    Where dense attention is to be kept there is no ``model.dynattn.json``. The folder of ``--phase decode`` ends in
+    ``-decode``.
 
     Args:
         settings: what to tune.
@@ -45,7 +49,8 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             missing, or a file cannot be written.
     """
     clock = Clock(settings.minutes * _SECONDS_A_MINUTE)
-    folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}"
+    ending = "" if settings.phase == "prefill" else f"-{settings.phase}"
+    folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}{ending}"
     model, record, report, stages_file = (
         folder / name for name in ("model.dynattn.json", "tune.json", "tune.html", "stages.json")
     )
@@ -57,15 +62,21 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             pretrained = load(settings.model, settings.dtype)
             weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
             store = Store(stages_file, settings.digest(texts, [weights, torch.get_num_threads(), _here()]))
-            begun = begin(settings, texts, pretrained, store, clock)
-            advance()
-            found = Run(settings, begun, store, stage, clock).tune()
-        with shown(lambda: show(found, console), console, report, record):
+            if settings.phase == "decode":
+                advance()
+                found = decode.Run(settings, texts, pretrained, store, stage, clock).tune()
+            else:
+                begun = begin(settings, texts, pretrained, store, clock)
+                advance()
+                found = Run(settings, begun, store, stage, clock).tune()
+        decoded = isinstance(found, Decoding)
+        shows = partial(decode_told.show, found) if decoded else partial(show, found)
+        with shown(lambda: shows(console), console, report, record):
             write_record(found, record)
             model.unlink(missing_ok=True)  # of a run before, with other settings
             if found.verdict == "faster":
-                tuned(found, pretrained).save(model)
-            write_whole(report, page(found))
+                (decode_told.tuned if decoded else tuned)(found, pretrained).save(model)
+            write_whole(report, (decode_told.page if decoded else page)(found))
     if found.verdict == "faster":
         say(console, f"model   {model}")
     return found

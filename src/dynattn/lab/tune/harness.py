@@ -45,6 +45,11 @@ def find(name: str) -> Callable[[Pretrained, int], Scored]:
                 f"tune: tasks of lm-eval's take a decoder: {pretrained.name} is of kind {pretrained.kind}; give a task "
                 "of your own as module:function"
             )
+        if pretrained.processor.bos_token_id is None and pretrained.processor.eos_token_id is None:
+            raise ValueError(
+                f"tune: lm-eval's tasks take a tokenizer that marks where a text begins or ends: that of "
+                f"{pretrained.name} does neither; give a task of your own as module:function"
+            )
         low, high = (round(share * len(order)) for share in _SHARES[part])
         return Scored(order[low:high], _scorer(task), f"lm-eval's {task.config.task}")
 

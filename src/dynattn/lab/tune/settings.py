@@ -12,8 +12,8 @@ from dynattn.lab.frontier.cell import digest
 from dynattn.lab.models import DTYPES
 from dynattn.lab.tasks.texts import Text
 
-Phase = Literal["prefill"]
-PHASES: tuple[Phase, ...] = ("prefill",)
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 MINUTES = 6.0
 LEAST_MINUTES = 0.05
@@ -65,6 +65,8 @@ class Settings:
                 f"tune: minutes must be between {LEAST_MINUTES} and {MOST_MINUTES:.0f}, a week: got {self.minutes}; "
                 f"leave it out for {MINUTES:g}"
             )
+        if self.task is not None and self.phase == "decode":
+            raise ValueError("tune: --task is of the prefill phase: leave it or --phase decode out")
         if self.task is not None and not (self.task and all(self.task.split(":", 1))):
             raise ValueError(
                 f"tune: task must be module:function, or the name of a task of lm-eval's: got {self.task!r}; for "
