@@ -12,7 +12,7 @@ from dynattn.integrations.transformers import contracts, places
 from dynattn.integrations.transformers.caches import following
 from dynattn.integrations.transformers.calls import Call, observers, replacements
 from dynattn.integrations.transformers.masks import narrow
-from dynattn.integrations.transformers.packed import refuse_lengths
+from dynattn.integrations.transformers.packed import Span, refuse_lengths, texts
 from dynattn.methods import Method, PerLayer
 
 # Arguments by which models change what attention computes; what this one would have to be able to do, and the remedy.
@@ -57,12 +57,14 @@ def forward(
 ) -> tuple[Tensor, None]:
     """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
     _refuse_unsupported(module, kwargs)
-    refuse_lengths(kwargs, attention_mask, query.shape[2], key.shape[2])
+    layer = following(key)
+    spans = None if layer is not None else texts(kwargs, attention_mask, query.shape[0], query.shape[2], key.shape[2])
+    if spans is None:
+        refuse_lengths(kwargs, attention_mask, query.shape[2], key.shape[2])
     method = _of_layer(module, method) if isinstance(method, PerLayer) else method
     for replace in replacements:
         method = replace(module, method)
     causal = causal_without_mask(module, query, key, attention_mask, is_causal)
-    layer = following(key)
     if layer is not None:
         attention_mask = layer.fit(attention_mask)
     attn_mask = merge(attention_mask, position_bias)
@@ -70,6 +72,10 @@ def forward(
         attn_mask = _forbidding(attn_mask)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
+    if spans is not None:
+        parts = [_part(query, key, value, attn_mask, span) for span in spans]
+        out = torch.cat([_attend(module, *part, causal, method, scaling, dropout) for part in parts], dim=2)
+        return out.transpose(1, 2).contiguous(), None
     if _has_free_slots(module, query, key, attn_mask, is_causal, method):
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -77,16 +83,31 @@ def forward(
             return out.transpose(1, 2).contiguous(), None
         end = int(places.end_of(attn_mask))  # type: ignore[arg-type]
         key, value, attn_mask = key[:, :, :end], value[:, :, :end], attn_mask[..., :end]  # type: ignore[index]
+    out = _attend(module, query, key, value, attn_mask, causal, method, scaling, dropout)
+    if layer is not None:
+        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, causal: bool,
+    method: Method, scaling: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
     if observers:  # they may try any method on the call
         seen = None if attn_mask is None else _forbidding(attn_mask)
         for observe in observers:
             observe(module, query, key, value, method, seen, causal, scaling)
-    out = attention(
-        query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout
-    )  # fmt: skip
-    if layer is not None:
-        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
-    return out.transpose(1, 2).contiguous(), None
+    return attention(query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout)
+
+
+def _part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, span: Span
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One text of a packed sample, and its part of the mask."""
+    if mask is not None:
+        mask = mask[..., span.queries, :] if mask.shape[-2] > 1 else mask
+        mask = mask[..., span.keys] if mask.shape[-1] > 1 else mask
+    return query[:, :, span.queries], key[:, :, span.keys], value[:, :, span.keys], mask
 
 
 def causal_without_mask(

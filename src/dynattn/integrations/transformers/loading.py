@@ -18,7 +18,7 @@ from dynattn.integrations.transformers import classes, configs, contracts, loade
 from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
-from dynattn.integrations.transformers.packed import refuse_restarts
+from dynattn.integrations.transformers.packed import block_mask
 from dynattn.integrations.transformers.registered import Registered
 from dynattn.integrations.transformers.shortened import lengthen
 
@@ -43,7 +43,7 @@ def install(register: Callable[[str], Any]) -> None:
     PreTrainedModel.set_attn_implementation = _telling(PreTrainedModel.set_attn_implementation)  # type: ignore[method-assign]
     PreTrainedModel.post_init = _surveying(PreTrainedModel.post_init)  # type: ignore[method-assign]
     PreTrainedModel.from_pretrained = _loading(PreTrainedModel.from_pretrained.__func__)  # type: ignore[method-assign]
-    masking_utils._preprocess_mask_arguments = _refusing_restarts(masking_utils._preprocess_mask_arguments)
+    masking_utils._preprocess_mask_arguments = _keeping_texts_apart(masking_utils._preprocess_mask_arguments)
     _installed = True
 
 
@@ -136,15 +136,16 @@ def _loading(original: Callable[..., Any]) -> classmethod[Any, Any, Any]:
     return classmethod(from_pretrained)
 
 
-def _refusing_restarts(original: Callable[..., Any]) -> Callable[..., Any]:
+def _keeping_texts_apart(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def preprocess(
         config: Any, inputs_embeds: Any, attention_mask: Any, past_key_values: Any, position_ids: Any, *args: Any,
         **kwargs: Any,
     ) -> Any:  # fmt: skip
+        made = original(config, inputs_embeds, attention_mask, past_key_values, position_ids, *args, **kwargs)
         if _ours(config._attn_implementation):
-            refuse_restarts(position_ids, attention_mask, past_key_values)
-        return original(config, inputs_embeds, attention_mask, past_key_values, position_ids, *args, **kwargs)
+            return block_mask(made, position_ids, attention_mask, past_key_values, len(inputs_embeds))
+        return made
 
     return preprocess
 

@@ -1,13 +1,15 @@
 """Packed batches, in which a sample holds several texts one after another that must not see each other.
 
-Where neither a mask nor a cache is given, Transformers makes a block mask from position ids that start anew. All other
-signs that a batch is packed are meant for implementations that cut it up themselves. This one would let the texts see
-each other, and refuses.
+Position ids that start anew mark them. Where neither a mask nor a cache is given, Transformers makes a block mask from
+them; :func:`block_mask` has it do so for new caches and masks too. Where attention is told the lengths, each text is
+computed by itself. What remains would let the texts see each other, and is refused.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,43 +20,131 @@ _REMEDY = (
     "pass position_ids that start anew with use_cache=False and without attention_mask, from which Transformers makes "
     "a mask, or pad the texts in place of packing them"
 )
+_hold_several: WeakSet[Any] = WeakSet()  # caches that a packed batch has filled
 
 
-def refuse_restarts(position_ids: Any, attention_mask: Any, past_key_values: Any) -> None:
-    """Refuse position ids that start anew where Transformers makes no block mask from them.
+class Span(NamedTuple):
+    """Where a text lies: its queries and its keys, from the first to the one behind the last."""
 
-    A compiled graph asserts it while it runs, since positions are not known before: it raises RuntimeError, and does
-    not say where; on a GPU the error comes as one of the device.
+    queries: slice
+    keys: slice
+
+
+def texts(kwargs: dict[str, Any], mask: Tensor | None, batch: int, q_len: int, kv_len: int) -> list[Span] | None:
+    """The texts that a sample holds, where attention is told; None where it holds one, or is not told.
 
     Args:
+        kwargs: what else a model passes to attention. ``cu_seq_lens_q`` and ``cu_seq_lens_k`` say it; ``position_ids``
+            that start anew do where the mask keeps the texts apart.
+        mask: as attention gets it.
+        batch: the number of samples; lengths count through a single one.
+        q_len, kv_len: queries and keys of the sample.
+    """
+    if batch != 1 or torch.compiler.is_compiling():
+        return None
+    given = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
+    if all(isinstance(bounds, Tensor) for bounds in given):
+        return _spans(*(bounds.flatten().tolist() for bounds in given), q_len, kv_len)  # type: ignore[union-attr]
+    positions = kwargs.get("position_ids")
+    if (
+        mask is None
+        or q_len != kv_len
+        or q_len < 2
+        or not isinstance(positions, Tensor)
+        or positions.shape != (1, q_len)
+    ):
+        return None
+    starts = (positions[0, 1:] < positions[0, :-1]).nonzero().flatten() + 1
+    if len(starts) == 0:
+        return None
+    text = torch.zeros(q_len, dtype=torch.int64, device=positions.device)
+    text[starts] = 1
+    text = text.cumsum(0)
+    if bool((visible(mask) & (text[:, None] != text)).any()):
+        return None
+    bounds = [0, *starts.tolist(), q_len]
+    return _spans(bounds, bounds, q_len, kv_len)
+
+
+def _spans(of_queries: list[int], of_keys: list[int], q_len: int, kv_len: int) -> list[Span] | None:
+    """The texts between such bounds; None where there is one, or the bounds are not of such a sample."""
+    fit = all(
+        bounds[0] == 0 and bounds[-1] == length and bounds == sorted(bounds)
+        for bounds, length in ((of_queries, q_len), (of_keys, kv_len))
+    )
+    if not fit or len(of_queries) != len(of_keys) or len(of_queries) < 3:
+        return None
+    return [Span(slice(*q), slice(*k)) for q, k in zip(pairwise(of_queries), pairwise(of_keys), strict=True)]
+
+
+def block_mask(
+    made: tuple[Any, ...], position_ids: Any, attention_mask: Any, past_key_values: Any, batch: int
+) -> tuple[Any, ...]:
+    """What Transformers found out for a mask, with the texts of a packed batch kept apart.
+
+    A compiled graph asserts that positions do not start anew while it runs, since they are not known before: it raises
+    RuntimeError, and does not say where; on a GPU the error comes as one of the device.
+
+    Args:
+        made: what ``transformers.masking_utils._preprocess_mask_arguments`` returned: whether the mask is finished, the
+            mask, the number of each token's text or None, and lengths and offsets of queries and keys.
         position_ids: (batch, q_len), as a model gives them to Transformers' mask functions; all else passes.
         attention_mask: (batch, length) or None; masks of other shapes are the caller's own, and pass.
         past_key_values: the cache, or None.
+        batch: the number of samples.
 
     Raises:
-        ValueError: a position is lower than the one before it, and neither is padding.
+        ValueError: a position is lower than the one before it, neither is padding, and the cache has more than these
+            tokens; or the cache holds several texts that would now be read as one.
     """
+    if made[0]:
+        return made
+    if past_key_values is not None and past_key_values in _hold_several and not _is_new(made):
+        raise ValueError(
+            "dynattn: a cache must hold one text a sample: this one was filled by a packed batch, and the tokens that "
+            "come now would see all of its texts; start from an empty cache, with padded texts"
+        )
+    place = _restart(position_ids, attention_mask, past_key_values)
+    if place is None:
+        return made
+    if not _is_new(made):
+        raise ValueError(
+            "dynattn: packed batches are not supported with a cache that has more slots than their tokens: "
+            f"position_ids start anew at {list(place)}, and the texts before and after would see each other; {_REMEDY}"
+        )
+    if past_key_values is not None:
+        _hold_several.add(past_key_values)
+    numbers = torch.nn.functional.pad((position_ids[:, 1:] < position_ids[:, :-1]).cumsum(-1), (1, 0))
+    return (*made[:2], numbers.expand(batch, -1), *made[3:])
+
+
+def _is_new(made: tuple[Any, ...]) -> bool:
+    """Whether the keys are those of the queries, with none before them and no free slots behind."""
+    _, _, _, q_len, kv_len, offset, _ = made
+    return not isinstance(offset, Tensor) and offset == 0 and q_len == kv_len
+
+
+def _restart(position_ids: Any, attention_mask: Any, past_key_values: Any) -> tuple[int, int] | None:
+    """Where positions first start anew, between tokens that are no padding, and Transformers makes no block mask."""
     if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or position_ids.shape[1] < 2:
-        return
+        return None
     if attention_mask is None and past_key_values is None:
-        return
+        return None
     restarts = position_ids[:, 1:] < position_ids[:, :-1]
     if isinstance(attention_mask, Tensor):
-        if attention_mask.dim() != 2 or attention_mask.shape[1] < position_ids.shape[1]:
-            return
+        if attention_mask.shape[1] < position_ids.shape[1]:
+            return None
         text = attention_mask[:, -position_ids.shape[1] :].bool()
         restarts = restarts & text[:, 1:] & text[:, :-1]
-    said = (
-        f"dynattn: packed batches are not supported with {'a cache' if attention_mask is None else 'an attention_mask'}"
-    )
     if torch.compiler.is_compiling():
-        torch._assert_async(~restarts.any(), f"{said}: position_ids start anew; {_REMEDY}")  # type: ignore[attr-defined]
-    elif bool(restarts.any()):
-        sample, place = (int(i) for i in restarts.nonzero()[0])
-        raise ValueError(
-            f"{said}: position_ids start anew at [{sample}, {place + 1}], and the texts before and after would see "
-            f"each other; {_REMEDY}"
-        )
+        given = "a cache" if attention_mask is None else "an attention_mask"
+        said = f"dynattn: packed batches are not supported with {given} in a compiled model: position_ids start anew"
+        torch._assert_async(~restarts.any(), f"{said}; {_REMEDY}")  # type: ignore[attr-defined]
+        return None
+    if not bool(restarts.any()):
+        return None
+    sample, place = (int(i) for i in restarts.nonzero()[0])
+    return sample, place + 1
 
 
 def refuse_lengths(kwargs: dict[str, Any], mask: Tensor | None, q_len: int, kv_len: int) -> None:
