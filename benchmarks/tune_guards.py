@@ -1,7 +1,7 @@
 """Record what the guards of a tuned model cost: the audit of one query row in a hundred, and ``Mass(p)``.
 
-    python benchmarks/tune_guards.py                  # benchmarks/results/tune/guards.json; about four minutes
-    python benchmarks/tune_guards.py --tokens 1024    # shorter texts, for a try
+    python benchmarks/tune_guards.py                  # benchmarks/results/tune/guards.json; about five minutes
+    python benchmarks/tune_guards.py --tokens 256     # shorter texts, for a try
 
 SmolLM2's forward with each method, with ``audit(share=0.01)`` and without, in alternation: the ratio of the two is the
 cost of the audit. The same times, each over SDPA's, are ``Mass(p)``'s beside those of top-k and thresholds that keep
@@ -28,15 +28,15 @@ from dynattn.lab.tasks.texts import wikipedia
 from dynattn.lab.timing import Spread, interleaved
 
 RESULT = Path(__file__).parent / "results" / "tune" / "guards.json"
-METHODS = ("mass-0.95", "mass-0.99", "topk-0.125", "topk-0.25", "threshold-0.0007", "window-256-s4")
+METHODS = ("mass-0.95", "mass-0.99", "topk-0.125", "topk-0.25", "threshold-0.0014", "window-128-s4")
 _SHARE = 0.01
-_ROUNDS = 7
+_ROUNDS = 5
 
 
 def main() -> None:
     """Time all methods, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()

@@ -69,14 +69,17 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding
                 begun = begin(settings, texts, pretrained, store, clock)
                 advance()
                 found = Run(settings, begun, store, stage, clock).tune()
-        decoded = isinstance(found, Decoding)
-        shows = partial(decode_told.show, found) if decoded else partial(show, found)
-        with shown(lambda: shows(console), console, report, record):
+        if isinstance(found, Decoding):
+            told = partial(decode_told.show, found), partial(decode_told.tuned, found), partial(decode_told.page, found)
+        else:
+            told = partial(show, found), partial(tuned, found), partial(page, found)
+        in_words, as_file, as_page = told
+        with shown(lambda: in_words(console), console, report, record):
             write_record(found, record)
             model.unlink(missing_ok=True)  # of a run before, with other settings
             if found.verdict == "faster":
-                (decode_told.tuned if decoded else tuned)(found, pretrained).save(model)
-            write_whole(report, (decode_told.page if decoded else page)(found))
+                as_file(pretrained).save(model)
+            write_whole(report, as_page())
     if found.verdict == "faster":
         say(console, f"model   {model}")
     return found

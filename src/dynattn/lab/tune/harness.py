@@ -59,7 +59,7 @@ def find(name: str) -> Callable[[Pretrained, int], Scored]:
 @cache
 def _load(name: str) -> Any:
     try:
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f"tune: --task {name} asks for a task of lm-eval's, which is not installed ({error}): pip install lm_eval; "
@@ -102,8 +102,8 @@ def _named(path: Path) -> str:
 
 
 def _scorer(task: Any) -> Callable[[Pretrained, int], float]:
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     models: dict[int, Any] = {}
