@@ -76,7 +76,7 @@ def _method(model: Any, inputs: dict[str, Any], short: str, name: str, rounds: i
     }  # fmt: skip
 
 
-def _seconds(model: Any, inputs: dict[str, Any], way: Callable[[], AbstractContextManager[Any]], calls: int) -> float:
+def _seconds(model: Any, inputs: dict[str, Any], way: Callable[[], Any], calls: int) -> float:
     """Of forwards; setting the model is not timed."""
     with way():
         start = perf_counter()
