@@ -76,7 +76,9 @@ def _settings(model: Path, own: Path, **given) -> Settings:
 
 def _tuned(settings: Settings, output: Path) -> tuple[Tuning, str]:
     screen = io.StringIO()
-    return run(settings, output, console(screen)), screen.getvalue()
+    found = run(settings, output, console(screen))
+    assert isinstance(found, Tuning)
+    return found, screen.getvalue()
 
 
 def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):

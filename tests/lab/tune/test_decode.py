@@ -67,7 +67,9 @@ def test_the_fastest_cache_that_keeps_the_limits_is_proved_and_can_be_loaded(tim
     assert tuned.cache == "window-32-s4"
     cache = kv_caches.make(tuned.cache, model.config)
     ids = torch.arange(80)[None] % 50 + 5
-    model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        ids, past_key_values=cache, max_new_tokens=20, do_sample=False, pad_token_id=0
+    )
     assert cache.layers[0].held < 80
 
 
