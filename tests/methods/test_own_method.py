@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -89,20 +88,6 @@ def test_in_attention_and_in_a_model(environment: dict[str, str]) -> None:
     pytest.importorskip("transformers", reason="needs dynattn[transformers]")
     done = python(environment, "-c", THROUGH_MODELS)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.model
-def test_in_compare(environment: dict[str, str], tmp_path: Path) -> None:
-    done = python(
-        environment, "-m", "dynattn", "compare", "--methods", "nearest-64,topk-0.25", "--tasks", "retrieval", "--items",
-        "4", "--tokens", "64", "--seconds", "0.2", "--threads", "1", "--output", str(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "compare-minilm.json").read_text())
-    assert found["methods"] == ["nearest-64", "topk-0.25"]
-    assert [entry["method"] for entry in found["kept"]] == ["nearest-64", "topk-0.25"]
-    assert {"nearest-64", "topk-0.25"} <= {entry["method"] for entry in found["memory"]}  # measured in a process apart
-    assert "nearest-64" in (tmp_path / "compare-minilm.html").read_text()
 
 
 def test_the_example_is_the_one_in_the_guide() -> None:

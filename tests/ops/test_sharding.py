@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -86,21 +86,22 @@ def refusals(rank: int, mesh: Any) -> None:
         dynattn.attention(sharded, sharded, sharded, dropout_p=0.5)
 
 
-def _run(rank: int, port: int, check: Callable[[int, Any], None]) -> None:
+def _run(rank: int, port: int, checks: Sequence[Callable[[int, Any], None]]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    check(rank, init_device_mesh("cpu", (WORLD,)))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for check in checks:
+        check(rank, mesh)
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", [alike, in_place, refusals])
-def test_two_processes(check: Callable[[int, Any], None]) -> None:
+def test_two_processes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_run, args=(port, check), nprocs=WORLD)
+    spawn(_run, args=(port, (alike, in_place, refusals)), nprocs=WORLD)
 
 
 def test_a_parameter_is_no_shard() -> None:

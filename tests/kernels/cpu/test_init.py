@@ -16,6 +16,8 @@ from dynattn import explain
 from dynattn.kernels import cpu
 from dynattn.kernels.cpu import arguments
 from dynattn.methods.nm import NM
+from tests.kernels.cpu.conftest import ISAS
+from tests.kernels.cpu.tiles.conftest import ENGINES
 
 
 @pytest.fixture
@@ -34,6 +36,15 @@ def test_the_library_is_there():
     assert cpu.isa_available(cpu.best_isa())
     assert cpu.isa_available("portable")
     assert not cpu.isa_available("mmx")
+
+
+@pytest.mark.parametrize("name", [*ISAS, *ENGINES])
+def test_what_does_not_run_here_is_said_once(name: str):
+    """The tests of kernels run those that this processor runs."""
+    refusal = cpu.isa_refusal(name)
+    if refusal is not None:
+        pytest.skip(refusal)
+    assert cpu.isa_available(name)
 
 
 def test_a_missing_library_names_the_remedy(no_cached_library, monkeypatch, tmp_path: Path):

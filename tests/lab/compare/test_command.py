@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from dynattn.lab.words import label
 from tests.lab.compare.running import APP, METHODS
+from tests.methods.test_own_method import environment, python  # noqa: F401  # a fixture
 
 
 def test_the_command_prints_a_table_and_says_where_the_report_is(written: tuple[str, Path]):
@@ -56,3 +58,25 @@ def test_an_unknown_model_ends_with_a_reason(tmp_path: Path, monkeypatch: pytest
     result = CliRunner().invoke(APP, ["--model", str(tmp_path / "none"), "--output", str(tmp_path)])
     assert result.exit_code == 2
     assert "error" in result.output
+
+
+@pytest.mark.slow
+def test_a_users_own_method_is_known_to_every_process(
+    environment: dict[str, str],  # noqa: F811
+    tiny_encoder: Path,
+    texts: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "reports"
+    done = python(
+        environment, "-m", "dynattn", "compare", "--model", str(tiny_encoder), "--text", str(texts), "--methods",
+        "nearest-9,topk-0.25", "--tasks", "retrieval", "--items", "4", "--tokens", "64", "--seconds", "0.05",
+        "--threads", "1", "--output", str(output),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,), (page,) = output.glob("*.json"), output.glob("*.html")
+    found = json.loads(record.read_text())
+    assert found["methods"] == ["nearest-9", "topk-0.25"]
+    assert [entry["method"] for entry in found["kept"]] == ["nearest-9", "topk-0.25"]
+    assert {"nearest-9", "topk-0.25"} <= {entry["method"] for entry in found["memory"]}  # measured in a process apart
+    assert "nearest-9" in page.read_text()

@@ -11,6 +11,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
+from tests.kernels.cpu.covering import half
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),
@@ -39,16 +40,26 @@ def identify(value: object) -> str:
     return f"{value.name}" if isinstance(value, NM) else "x".join(map(str, value)) if isinstance(value, tuple) else ""
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=identify)
-@pytest.mark.parametrize("method", PATTERNS, ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("shape", "method", "causal"),
+    half(
+        SHAPES,
+        PATTERNS,
+        [False, True],
+    ),
+)
 def test_matches_the_reference(method, shape, causal, isa, grid, check):
     check(*grid(*shape), method, isa, causal=causal)
 
 
-@pytest.mark.parametrize("shape", WIDE, ids=identify)
-@pytest.mark.parametrize("method", [*PATTERNS[:5], *STRIDED, NM(1, 2, window=5, sinks=3)], ids=identify)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "method", "dtype"),
+    half(
+        WIDE,
+        [*PATTERNS[:5], *STRIDED, NM(1, 2, window=5, sinks=3)],
+        [torch.float32, torch.bfloat16, torch.float16],
+    ),
+)
 def test_wide_heads(method, shape, dtype, isa, grid, check):
     check(*(x.to(dtype) for x in grid(*shape)), method, isa, causal=True, scale=0.0625)
 
@@ -61,9 +72,14 @@ def test_heads_out_of_range_are_refused(sizes, isa, forward):
         forward(query, query, value, NM(1, 2), isa, scale=1.0)
 
 
-@pytest.mark.parametrize("kv_len", [1, 15, 17, 31, 32, 33, 63, 64, 65, 129, 300])
-@pytest.mark.parametrize("method", [*STRIDED, *STRIDES], ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("kv_len", "method", "causal"),
+    half(
+        [1, 15, 17, 31, 32, 33, 63, 64, 65, 129, 300],
+        [*STRIDED, *STRIDES],
+        [False, True],
+    ),
+)
 def test_groups_with_a_stride(method, kv_len, causal, isa, grid, check):
     check(*grid(2, 1, 40, kv_len, 12, 20), method, isa, causal=causal)
 
@@ -79,9 +95,14 @@ def test_a_stride_is_a_permutation_of_the_keys(method, isa, grid, forward):
         torch.testing.assert_close(getattr(strided, name), getattr(plain, name))
 
 
-@pytest.mark.parametrize("kind", ["bool", "padding", "float", "bfloat16", "transposed", "shared by all"])
-@pytest.mark.parametrize("method", [*PATTERNS[:5], PATTERNS[7], *STRIDED, NM(2, 4, stride=3)], ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("kind", "method", "causal"),
+    half(
+        ["bool", "padding", "float", "bfloat16", "transposed", "shared by all"],
+        [*PATTERNS[:5], PATTERNS[7], *STRIDED, NM(2, 4, stride=3)],
+        [False, True],
+    ),
+)
 def test_masks(method, kind, causal, isa, grid, check):
     query, key, value = grid(4, 2, 77, 150, 16, 24, batch=2)
     generator = torch.Generator().manual_seed(1)
@@ -275,18 +296,28 @@ def test_few_queries_are_more_where_values_are_wide(method, q_len, isa, grid, ch
     check(*grid(4, 1, q_len, 700, 24, 80), method, isa, causal=True)
 
 
-@pytest.mark.parametrize("q_len", QUERIES)
-@pytest.mark.parametrize("method", DECODE, ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("sizes", [(3, 3, 64, 64), (6, 2, 20, 36), (5, 1, 128, 80)], ids=identify)
+@pytest.mark.parametrize(
+    ("q_len", "method", "causal", "sizes"),
+    half(
+        QUERIES,
+        DECODE,
+        [False, True],
+        [(3, 3, 64, 64), (6, 2, 20, 36), (5, 1, 128, 80)],
+    ),
+)
 def test_few_queries(method, q_len, causal, sizes, isa, grid, check):
     heads, kv_heads, head_dim, value_dim = sizes
     check(*grid(heads, kv_heads, q_len, LONG, head_dim, value_dim), method, isa, causal=causal)
 
 
-@pytest.mark.parametrize("kind", ["bool", "padding", "float", "bfloat16", "transposed", "nothing"])
-@pytest.mark.parametrize("method", DECODE[1:], ids=identify)
-@pytest.mark.parametrize("q_len", [1, 5, 7])
+@pytest.mark.parametrize(
+    ("kind", "method", "q_len"),
+    half(
+        ["bool", "padding", "float", "bfloat16", "transposed", "nothing"],
+        DECODE[1:],
+        [1, 5, 7],
+    ),
+)
 def test_few_queries_with_masks(method, q_len, kind, isa, grid, check):
     query, key, value = grid(4, 2, q_len, LONG, 16, 24, batch=2)
     generator = torch.Generator().manual_seed(1)
@@ -305,9 +336,14 @@ def test_few_queries_with_masks(method, q_len, kind, isa, grid, check):
     check(query, key, value, method, isa, mask=mask, causal=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("q_len", QUERIES)
-@pytest.mark.parametrize("method", DECODE, ids=identify)
+@pytest.mark.parametrize(
+    ("dtype", "q_len", "method"),
+    half(
+        [torch.bfloat16, torch.float16],
+        QUERIES,
+        DECODE,
+    ),
+)
 def test_few_queries_in_half_precision(method, q_len, dtype, isa, grid, check):
     check(*(x.to(dtype) for x in grid(4, 2, q_len, LONG, 24, 40)), method, isa, scale=-0.25)
 

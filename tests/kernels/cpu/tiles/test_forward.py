@@ -13,6 +13,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.maths import dropout
 from dynattn.methods import NM
+from tests.kernels.cpu.covering import half
 from tests.kernels.cpu.tiles.calling import Problem, Sums, check, error, grid, reference_of, run
 
 PATTERNS = [
@@ -45,9 +46,14 @@ def test_the_output_alone(method: NM, engine: str):
     torch.testing.assert_close(out, whole.out, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=identify)
-@pytest.mark.parametrize("method", PATTERNS, ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("shape", "method", "causal"),
+    half(
+        SHAPES,
+        PATTERNS,
+        [False, True],
+    ),
+)
 def test_matches_the_reference(method: NM, shape: tuple, causal: bool, engine: str):
     check(grid(*shape), engine, method=method, causal=causal)
 
@@ -58,9 +64,14 @@ def test_dims_up_to_512(method: NM, dims: tuple, engine: str):
     check(grid(2, 1, 35, 70, *dims), engine, method=method)
 
 
-@pytest.mark.parametrize("kv_len", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 257])
-@pytest.mark.parametrize("method", [*IN_ORDER, NM(3, 5), NM(2, 5, stride=51)], ids=identify)
-@pytest.mark.parametrize("head_dim", [32, 20])  # keys in place, and packed
+@pytest.mark.parametrize(
+    ("kv_len", "method", "head_dim"),
+    half(
+        [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 257],
+        [*IN_ORDER, NM(3, 5), NM(2, 5, stride=51)],
+        [32, 20],  # keys in place, and packed
+    ),
+)
 def test_tails(method: NM, kv_len: int, head_dim: int, engine: str):
     check(grid(2, 1, 40, kv_len, head_dim, 20), engine, method=method, causal=kv_len % 2 == 1)
 
@@ -68,9 +79,14 @@ def test_tails(method: NM, kv_len: int, head_dim: int, engine: str):
 MASKS = ["bool", "padding", "left padding", "float", "bfloat16", "transposed", "shared by all"]
 
 
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("method", [*PATTERNS[:5], NM(2, 4, stride=3), NM(1, 2, window=5, sinks=3)], ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("kind", "method", "causal"),
+    half(
+        MASKS,
+        [*PATTERNS[:5], NM(2, 4, stride=3), NM(1, 2, window=5, sinks=3)],
+        [False, True],
+    ),
+)
 def test_masks(method: NM, kind: str, causal: bool, engine: str):
     problem = grid(4, 2, 77, 150, 16, 24, batch=2)
     generator = torch.Generator().manual_seed(1)
@@ -113,9 +129,14 @@ def test_what_lies_around_the_tensors_is_not_read(engine: str):
         check(problem, engine, key=key[:, :, 40:-40], value=value[:, :, 40:-40])
 
 
-@pytest.mark.parametrize("size", [1, 8, 16, 32, 48, 64, 100, 1024])
-@pytest.mark.parametrize("method", [NM(1, 1), NM(1, 2), NM(2, 4, stride=16), NM(3, 5)], ids=identify)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("size", "method", "causal"),
+    half(
+        [1, 8, 16, 32, 48, 64, 100, 1024],
+        [NM(1, 1), NM(1, 2), NM(2, 4, stride=16), NM(3, 5)],
+        [False, True],
+    ),
+)
 def test_blocks(method: NM, size: int, causal: bool, engine: str):
     for q_len, kv_len in ((1, 1), (15, 16), (65, 63), (130, 200)):
         problem = grid(4, 2, q_len, kv_len, 20, 24, batch=2)

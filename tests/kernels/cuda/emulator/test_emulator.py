@@ -47,6 +47,10 @@ extern "C" int split_warp() {
 extern "C" int unaligned_copy(const char* source) {
   return emulator::run_grid(1, 32, 64, {}, [=] { copy16_async(8, source, true); });
 }
+extern "C" int two_blocks() {
+  return emulator::run_grid(2, 64, 0, {}, [] { block_barrier(); });
+}
+extern "C" int fibers_kept() { return emulator::block.fibers.capacity(); }
 """
 
 
@@ -55,6 +59,13 @@ def call(name: str, *arguments: int | Tensor) -> str | None:
     library = emulator.build(ENTRY)
     pointers = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
     return library.emulator_error().decode() if getattr(library, name)(*pointers) else None
+
+
+@pytest.mark.parametrize("launch", ["two_blocks", "lone_barrier"])
+def test_a_launch_gives_its_stacks_back(launch: str) -> None:
+    """Whether it ends well or not: every variant is a library of its own, and hundreds of them stay loaded."""
+    assert (call(launch) is None) == (launch == "two_blocks")
+    assert emulator.build(ENTRY).fibers_kept() == 0
 
 
 def offset(shape: tuple, stride: tuple, index: int) -> int:

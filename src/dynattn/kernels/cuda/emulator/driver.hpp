@@ -20,6 +20,9 @@ inline Range range_of(const void* base, const long long (&strides)[3], int batch
 // Runs a one-dimensional grid; 1, with last_error set, where a block cannot run to its end.
 template <class Body>
 int run_grid(long long blocks, int threads, size_t shared_bytes, Schedule schedule, Body body) {
+  struct Release {
+    ~Release() { release_block(); }
+  } at_the_end;
   counts = {};
   for (long long i = 0; i < blocks; ++i) {
     blockIdx = {static_cast<unsigned>(i), 0, 0};
