@@ -15,7 +15,7 @@ from pathlib import Path
 from dynattn.lab.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = {"targets": 21, "small": 31, "paper": 9, "dtypes": 9, "layout": 9, "decode": 15, "training": 11}
+ROUNDS = {"targets": 21, "small": 31, "paper": 9, "dtypes": 9, "layout": 9, "decode": 15, "training": 11, "call": 51}
 
 
 def main(name: str) -> int:

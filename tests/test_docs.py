@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,9 @@ KERNELS = sorted(
 )
 SOURCE = re.compile(r"(?<![\w/.<-])([\w-]+(?:/[\w-]+)*\.(?:py|h|hpp|cpp|cu|cuh))\b")
 FOREIGN = ("torch/", "python/")  # files of other projects
+TODAY = [page for page in PAGES if page != "CHANGELOG.md"]  # the changelog tells of what was
+OTHERS = {"--check", "--pythonpath", "--cpu", "--nproc-per-node", "--num_processes", "--dry-run"}
+"""Options of other programs: ruff, pyright, accelerate, torchrun, a script of benchmarks/cuda."""
 
 
 @pytest.mark.parametrize("page", GIVEN)
@@ -127,12 +131,69 @@ def sources() -> list[str]:
     return [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
 
 
-@pytest.mark.parametrize("page", [page for page in (*PAGES, *KERNELS) if page != "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*TODAY, *KERNELS])
 def test_source_files_that_are_named_are_there(page: str, sources: list[str]) -> None:
-    """In pages, and in the comments of kernels; the changelog tells of what was."""
+    """In pages, and in the comments of kernels."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if not page.endswith(".md"):
         text = "\n".join(re.findall(r"//(.*)", text))
     named = {name for name in SOURCE.findall(text) if not name.startswith(FOREIGN)}
     lost = [name for name in sorted(named) if not any(source.endswith(f"/{name}") for source in sources)]
     assert not lost, f"{page} names files that are not there: {lost}"
+
+
+def test_the_map_names_every_room() -> None:
+    """Folders and modules of the package, and nothing that is not there."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = guide[guide.index("| in `src/dynattn/`") :].split("\n\n")[0]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+/|\w+\.py)`", table)} - {"src/dynattn"}
+    package = ROOT / "src" / "dynattn"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py", "version.py"}
+    assert named == rooms | modules
+
+
+def _resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something that a module or a class of it has."""
+    found: Any = importlib.import_module("dynattn")
+    path = "dynattn"
+    for part in name.split(".")[1:]:
+        path += f".{part}"
+        if not hasattr(found, part) and part not in getattr(found, "__annotations__", {}):
+            try:
+                importlib.import_module(path)
+            except ImportError:
+                return False
+        found = getattr(found, part, None)
+    return True
+
+
+@pytest.mark.parametrize("page", TODAY)
+def test_names_of_the_package_are_there(page: str) -> None:
+    """``dynattn.explain``, ``dynattn.integrations.transformers.register`` and their like."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lost = [name for name in sorted(set(re.findall(r"(?<![\w./:-])dynattn(?:\.\w+)+", text))) if not _resolves(name)]
+    assert not lost, f"{page} names what is not there: {lost}"
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """The options of each command."""
+    main = pytest.importorskip("typer.main")
+    from dynattn.cli import app
+
+    return {
+        name: {"--help", *(option for one in command.params for option in (*one.opts, *one.secondary_opts))}
+        for name, command in main.get_command(app).commands.items()
+    }
+
+
+@pytest.mark.parametrize("page", TODAY)
+def test_options_of_the_commands_are_there(page: str, options: dict[str, set[str]]) -> None:
+    """Behind a command its own; elsewhere those of any command, or of another program."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    option = r"(?<![\w-])--[a-z][\w-]*"
+    lost = set(re.findall(option, text)) - OTHERS - set().union(*options.values())
+    for command, rest in re.findall(r"\bdynattn (\w+)([^\n`#|;]*)", text):
+        lost |= set(re.findall(option, rest)) - options.get(command, OTHERS)
+    assert not lost, f"{page} has options that are not there: {sorted(lost)}"

@@ -95,7 +95,7 @@ class Pool:
     Args:
         workers: how many at most.
         begin: called in each as it starts.
-        arguments: of ``begin``.
+        arguments: the arguments of ``begin``.
     """
 
     def __init__(self, workers: int, begin: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()) -> None:

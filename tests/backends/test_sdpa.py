@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 import dynattn
 from dynattn import NM, TopK
+from dynattn.backends.problem import Call
+from dynattn.backends.sdpa import SDPA
 
 DENSE = NM(1, 1)
 
@@ -44,3 +48,22 @@ def test_it_gives_the_references_answer_and_gradients(kv_heads: int, causal: boo
         out = dynattn.attention(query, key, value, DENSE, backend=backend, causal=causal, scale=0.3)
         found.append((out, *torch.autograd.grad(out.square().sum(), [query, key, value])))
     torch.testing.assert_close(*found)
+
+
+def test_the_example_of_contributing_is_this_backend() -> None:
+    """Word for word from the guide: the same refusals, and the same answers."""
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.S | re.M)
+    names: dict[str, Any] = {}
+    exec(compile(next(block for block in blocks if "class SDPA" in block), "CONTRIBUTING.md", "exec"), names)
+    example = names["SDPA"]()
+    query, key, value = inputs()
+    plain = Call(query, key, value, None, None, DENSE, True, 0.3, 0.0, False, False)
+    torch.testing.assert_close(example.run(plain).out, SDPA().run(plain).out)
+    problem = plain.problem
+    changes = ({}, {"method": NM(1, 2)}, {"aux": True}, {"dropout": True}, {"masked": True}, {"kv_len": 12})
+    for change in changes:
+        asked = problem._replace(**change)
+        assert example.cannot(asked) == SDPA().cannot(asked)
+        assert (example.cannot(asked) is None) == (not change)
+    assert (example.name, example.what(problem)) == (SDPA.name, SDPA().what(problem))

@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         like_query: whether the output has the query's shape and is contiguous.
-        arguments: the arguments of the kernel, but for the addresses.
+        arguments: the arguments of the kernel, except for the addresses.
     """
 
     like_query: bool

@@ -11,7 +11,8 @@ from dynattn.cli.options import Threads, counted, listed, output_file, timed
 from dynattn.cli.running import FAILED_CHECK, running
 
 _SUITE = (
-    "targets: lengths 384-4096; small: 64-384; paper: the shapes of arXiv:2203.00091; dtypes; layout; training; decode"
+    "targets: lengths 384-4096; small: 64-384; paper: the shapes of arXiv:2203.00091; dtypes; layout; training; "
+    "decode; call, on a CPU: one or four keys, which shows what a call costs"
 )
 _MOST_ROUNDS = 1_000_000
 
@@ -22,7 +23,9 @@ def bench(
     methods: Annotated[str, typer.Option(help="Short names, comma-separated, instead of the suite's own.")] = "",
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of every workload: float32, bfloat16, float16; tf32 on a GPU. Default: the suite's own."),
+        typer.Option(
+            help="The dtype of every workload: float32, bfloat16, float16; tf32 on a GPU. Default: the suite's own."
+        ),
     ] = None,
     threads: Threads = None,
     seconds: Annotated[

@@ -108,7 +108,9 @@ def _option(help: str, check: Callable[..., Any], *names: str) -> Any:
 Model = Annotated[
     str, typer.Option(help="minilm, smollm2, dinov2, whisper (packages carry these); or a folder or hub id.")
 ]
-Dtype = Annotated[str, typer.Option(help="Of the model's weights and of both attentions: float32, bfloat16, float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="The dtype of the model's weights and of both attentions: float32, bfloat16, float16.")
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

@@ -15,7 +15,10 @@ def warmup(
         str, typer.Option(help="Comma-separated, for example sm_80,sm_90a; needs no GPU. Without: the GPUs at hand.")
     ] = "",
     head_dims: Annotated[
-        str, typer.Option(help="Of your models, comma-separated; without: 64 and 128.", callback=whole_numbers)
+        str,
+        typer.Option(
+            help="The head dims of your models, comma-separated. Default: 64 and 128.", callback=whole_numbers
+        ),
     ] = "",
     every: Annotated[bool, typer.Option("--all", help="Every kernel: all sizes and masks, kept mass too.")] = False,
     training: Annotated[bool, typer.Option(help="The kernels of the backward too.")] = False,

@@ -179,7 +179,7 @@ def received(call: Call) -> Tensor:
     """The dense attention weights that each key receives, over all heads and queries.
 
     Args:
-        call: of attention.
+        call: the call of attention.
 
     Returns:
         (batch, kv_len) float32.

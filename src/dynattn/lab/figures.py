@@ -45,12 +45,13 @@ class Quality(Record):
     """One task with one method.
 
     Attributes:
-        method: short name.
-        score: mean over the items.
-        difference: to the baseline, paired by item, in the metric's own direction; None for the baseline.
-        agreement: mean cosine of the outputs to the baseline's; None where the task has no such outputs.
-        worst: where it hurt most; None for the baseline, and where nothing got worse.
-        scores: one an item.
+        method: its short name.
+        score: the mean over the items.
+        difference: the difference to the baseline, paired by item, in the metric's own direction; None for the
+            baseline.
+        agreement: the mean cosine between the outputs and the baseline's; None where the task has no such outputs.
+        worst: the item that lost most; None for the baseline, and where nothing got worse.
+        scores: a score for each item.
     """
 
     method: str

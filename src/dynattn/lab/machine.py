@@ -63,6 +63,20 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def briefly(machine: dict[str, Any], processes: int = 1) -> str:
+    """What a reader of a page has to know about it: processor, threads, versions and date.
+
+    Args:
+        machine: as :func:`machine` gives it.
+        processes: among which the work was split.
+    """
+    shared = f" in each of {processes} processes" if processes > 1 else ""
+    return (
+        f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}{shared}, "
+        f"torch {machine['torch']}, dynattn {machine['dynattn']}, {machine['date']}"
+    )
+
+
 def describe(machine: dict[str, Any]) -> str:
     """One line for the head of a table."""
     isa = machine["isa"] or "no kernel"

@@ -91,7 +91,7 @@ def svg(figure: Figure, label: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table. Columns of numbers stand right-aligned, but for the first, which names the rows.
+    """A table. Columns of numbers stand right-aligned, except for the first, which names the rows.
 
     Args:
         columns: headings, plain text.

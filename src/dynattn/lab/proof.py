@@ -90,10 +90,10 @@ class Proof:
         of: ``score`` (higher is better, between ``lowest`` and ``highest``) or ``perplexity`` (of NLL, nats per token).
         alpha: how often a false claim may be made, over all looks and attempts.
         attempt: which setting this is, where others may be tried; 0 where it is the only one.
-        lowest: of scores.
-        highest: of scores.
-        worst: of perplexity, the most nats per token that an item may lose. None takes the larger of 20 times what is
-            allowed and three times what the worst item before it lost: a guess, and the claim is conditional on it.
+        lowest: the lowest score that there can be.
+        highest: the highest score that there can be.
+        worst: for perplexity, the most nats per token that an item may lose. None takes the larger of 20 times what
+            is allowed and three times what the worst item before it lost: a guess, and the claim is conditional on it.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -43,7 +43,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file, and its folder where there is none; a kill or a full disk leaves the file before or this one.
 
     Args:
-        path: of the file. What a link points to is written, a device or a pipe is written directly.
+        path: the path of the file. What a link points to is written, a device or a pipe is written directly.
         text: all of it, written as UTF-8.
 
     Raises:
@@ -71,7 +71,7 @@ def read_json(path: Path, remedy: str) -> Any:
     """Read a JSON file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         remedy: what a person can do where the file is not readable, as the end of a sentence.
 
     Raises:
@@ -91,7 +91,7 @@ def read_record(kind: type[R], path: Path, remedy: str) -> R:
 
     Args:
         kind: its class.
-        path: of the file.
+        path: the path of the file.
         remedy: what a person can do where the file is none, as the end of a sentence.
 
     Raises:
@@ -134,7 +134,7 @@ def alone(path: Path) -> Iterator[None]:
     """Keep others from working on a file or a folder meanwhile; when this process ends, in whatever way, it is free.
 
     Args:
-        path: of the file or folder, which need not exist. Meanwhile a lock lies beside it, ``.<name>.lock``.
+        path: the path of the file or folder, which need not exist. Meanwhile a lock lies beside it, ``.<name>.lock``.
 
     Raises:
         ValueError: another process, or this one, is at work there.

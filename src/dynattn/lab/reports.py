@@ -19,7 +19,7 @@ def files(command: str, name: str, output: Path) -> tuple[Path, Path]:
 
     Args:
         command: its name.
-        name: of what it worked on.
+        name: the name of what it worked on.
         output: their folder.
     """
     stem = f"{command}-{slug(name)}"

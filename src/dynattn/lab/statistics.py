@@ -18,7 +18,7 @@ def interval(differences: np.ndarray, seed: int = 0) -> Interval:
 
     Args:
         differences: (items,), method less baseline.
-        seed: of the resampling.
+        seed: the seed of the resampling.
 
     Returns:
         The interval; without bounds for fewer than 4 items, and where one is not finite.
@@ -43,7 +43,7 @@ def at_chance(scores: tuple[float, ...], chance: float | None, higher_is_better:
     """Whether scores say no more than guesses would: then neither does a difference between two methods.
 
     Args:
-        scores: of dense attention, one an item.
+        scores: the scores of dense attention, one an item.
         chance: what guessing gives; None where nobody knows it.
         higher_is_better: which way is good.
 
@@ -65,9 +65,9 @@ def quality(method: str, outcome: Outcome, baseline: Outcome, data: Prepared, hi
     """One method's scores beside the baseline's.
 
     Args:
-        method: short name.
-        outcome: of the method.
-        baseline: of the dense model; the same object for the baseline itself.
+        method: its short name.
+        outcome: the outcome of the method.
+        baseline: the outcome of the dense model; the same object for the baseline itself.
         data: names the items.
         higher_is_better: which way is good.
     """

@@ -126,7 +126,7 @@ def console(file: TextIO | None = None, quiet: bool = False) -> Console:
     """A console that prints text as it is: no markup, no emoji, no colours for numbers.
 
     Args:
-        file: where to; standard output by default.
+        file: where to print; standard output by default.
         quiet: print nothing.
     """
     spell_out(sys.stdout if file is None else file)
@@ -185,7 +185,7 @@ def stages(to: Console, redraw: bool = True) -> Iterator[Stage]:
     """Show the stages of some work: as bars in a terminal, else as lines, each written out at once.
 
     Args:
-        to: where to.
+        to: where to print.
         redraw: let a thread redraw the bars all the time; else they are redrawn as the work advances.
     """
     if to.is_terminal and not to.is_dumb_terminal:

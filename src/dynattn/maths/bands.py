@@ -72,9 +72,9 @@ class Bands(NamedTuple):
         """What windows, sinks, causality and ``attn_mask`` allow: (batch · blocks, heads or 1, block, before + size).
 
         Args:
-            batch: of the call.
+            batch: the batch size of the call.
             attn_mask: as :func:`dynattn.attention` takes it.
-            device: of the result.
+            device: the device of the result.
 
         Returns:
             bool (True: allowed), or added to the scores where ``attn_mask`` is.

@@ -78,7 +78,7 @@ def factors(
         batch, heads: how many heads.
         rows: the queries.
         kv_len: the keys.
-        device: of the result.
+        device: the device of the result.
 
     Returns:
         (batch, heads, len(rows), kv_len), float32: 0 or ``1 / (1 - dropout_p)``.

@@ -155,7 +155,7 @@ def near(rows: range, offset: int, q_len: int, kv_len: int, size: int, window: i
     """Blocks that hold a key less than ``window`` positions from one of their queries, or one of the first ``sinks``.
 
     Args:
-        rows: of blocks, each of ``size`` queries; the last may have fewer.
+        rows: the rows of blocks, each of ``size`` queries; the last may have fewer.
         offset: position of query 0 on the key axis.
         q_len, kv_len: queries and keys in all.
         size: queries and keys in a block.

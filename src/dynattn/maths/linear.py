@@ -24,7 +24,7 @@ def key_bias(method: str, attn_mask: Tensor | None, dtype: torch.dtype) -> Tenso
     Args:
         method: its name, for the error.
         attn_mask: broadcasts to (batch, heads, 1, kv_len): bool (True: allowed) or float (added), or None.
-        dtype: of the result.
+        dtype: the dtype of the result.
 
     Returns:
         (batch or 1, heads or 1, kv_len or 1, 1), -inf where the key is forbidden; None without a mask.

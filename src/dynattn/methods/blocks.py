@@ -145,7 +145,7 @@ class Blocks(PairMethod):
         """The blocks kept besides the forced ones.
 
         Args:
-            value: (..., blocks of keys), finite where ``others`` is True but for NaN and +inf, which count as the
+            value: (..., blocks of keys), finite where ``others`` is True except for NaN and +inf, which count as the
                 largest.
             others: bool, same shape: the blocks to choose from.
             forced: bool, same shape.

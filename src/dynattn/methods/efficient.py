@@ -30,13 +30,13 @@ class EfficientAttention(MixingMethod):
         w_jf = exp(k_jf + bias_j) / Σ_l exp(k_lf + bias_l)
         out_i = Σ_f p_if Σ_j w_jf v_j
 
-    No pair of a query and a key is ever compared; the rows of ``p wᵀ`` are positive and sum to 1, as softmax's do, but
-    they are not an approximation of it: a model has to be trained with it.
+    No pair of a query and a key is ever compared. The rows of ``p wᵀ`` are positive and sum to 1, as those of a softmax
+    do, but they do not approximate it: a model has to be trained with this method.
 
     The published method has no scale: the default ``scale = head_dim ** -0.5`` gives it, any other multiplies the
-    queries accordingly. A bias, or mask, is one for each key: a key forbidden has weight 0. Where ``causal``, the sums
-    over j and l run over the keys up to the query's place, bottom-right, so that a query's result does not depend on
-    what follows; the published method is bidirectional.
+    queries accordingly. A bias, or a mask, has one value for each key; a forbidden key has weight 0. Where ``causal``,
+    the sums over j and l run over the keys up to the query's place, bottom-right, so that a query's result does not
+    depend on what follows; the published method is bidirectional.
 
     Source: arXiv:1812.01243; the bias and the causal form are this library's.
     """
@@ -85,7 +85,7 @@ class EfficientAttention(MixingMethod):
 
 def _seen(key: Tensor, q_len: int) -> Tensor:
     """``log Σ_l exp(k_lf)`` over the keys that each query sees: (batch, heads, q_len, head_dim)."""
-    totals = torch.nn.functional.pad(key.logcumsumexp(-2), (0, 0, 1, 0), value=-math.inf)  # the first is of no key
+    totals = torch.nn.functional.pad(key.logcumsumexp(-2), (0, 0, 1, 0), value=-math.inf)  # the first: no key
     count = torch.arange(1, q_len + 1, device=key.device) + key.shape[2] - q_len
     return totals[:, :, count.clamp(min=0)]
 

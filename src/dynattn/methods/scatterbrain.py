@@ -26,7 +26,7 @@ _NAME = re.compile(
     r"scatterbrain-f(?P<features>\d+)-b(?P<buckets>\d+)-r(?P<rounds>\d+)(?P<iid>-iid)?(?:-seed(?P<seed>\d+))?"
 )
 # In a causal tile the feature of a later key may be larger than all that a query sees. Its factor is limited to this,
-# which is far from overflow; the pair does not count anyway.
+# which is far from overflow. The pair does not count anyway.
 _MOST = 60.0
 
 
@@ -40,12 +40,12 @@ class Scatterbrain(MixingMethod):
         w_ij = exp(s_ij) for (i, j) in S,    φ(q'_i) · φ(k'_j) elsewhere,    E[w_ij] = exp(s_ij)
         out_i = Σ_j w_ij v_j / Σ_j w_ij
 
-    computed as ``φ(q') (φ(k')ᵀ v) + Σ_S (exp(s) - φ(q') · φ(k')) v``: time and memory linear in length, but for what
-    the pairs of S take. φ are positive random features (:mod:`dynattn.maths.random_features`), S the pairs that an
-    angular hash puts into one bucket in at least one round (:mod:`dynattn.maths.buckets`). Numerator and
-    denominator are unbiased; their ratio is only as good as the denominator's variance is small.
+    The numerator is computed as ``φ(q') (φ(k')ᵀ v) + Σ_S (exp(s) - φ(q') · φ(k')) v``. Time and memory are linear in
+    length, except for what the pairs of S take. φ are positive random features (:mod:`dynattn.maths.random_features`),
+    S the pairs that an angular hash puts into one bucket in at least one round (:mod:`dynattn.maths.buckets`).
+    Numerator and denominator are unbiased; their ratio is accurate only where the denominator's variance is small.
 
-    A mask is one for each key, and multiplies both parts by ``exp(bias_j)``.
+    A mask must be the same for every query. It multiplies both parts by ``exp(bias_j)``.
 
     Args:
         features: number of random features, at least 1.
@@ -190,7 +190,7 @@ def _corrected(parts: _Parts, near: tuple, everything: Tensor, scale_all: Tensor
             top = parts.scores(tile).amax(2).flatten()
             largest.view(-1).scatter_reduce_(0, tile.rows.flatten(), top, "amax")
     everything = everything * (scale_all - largest).exp()
-    change = torch.zeros_like(everything)  # of the numerator; the last column has the exact part of the denominator
+    change = torch.zeros_like(everything)  # the numerator's; the last column is the exact part of the denominator
     taken = torch.zeros_like(everything[:, :1])
     for tile in tiles(*near):
         exact = (parts.scores(tile) - largest[tile.rows]).exp()

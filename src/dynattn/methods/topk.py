@@ -36,7 +36,7 @@ class TopK(PairMethod):
     Args:
         k: pairs kept in each row, at least 1. Give this or ``ratio``.
         ratio: share of the row's allowed keys, a float above 0, at most 1 (which is dense attention).
-        floor: with ``ratio``, pairs kept at least in rows that have as many; 0 for no floor.
+        floor: with ``ratio``, how many pairs are kept at least, in rows that have as many; 0 for no floor.
 
     Raises:
         TypeError: not exactly one of ``k`` and ``ratio`` is given, or an argument is of a wrong type.

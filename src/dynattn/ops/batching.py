@@ -19,7 +19,7 @@ def rule(
     The caller sums the gradients of arguments that were not mapped.
 
     Args:
-        schema: the operator; its tensors have the batch first, but for ``attn_mask`` and ``seed``.
+        schema: the operator; its tensors have the batch first, except for ``attn_mask`` and ``seed``.
         info, in_dims, arguments: as PyTorch gives them to a rule.
         call: what to call in place of the operator.
     """

@@ -167,7 +167,7 @@ def recording(device: torch.device) -> Iterator[None]:
     off.
 
     Args:
-        device: of the tensors.
+        device: the device of the tensors.
     """
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for key in _AUTOGRAD_KEYS:

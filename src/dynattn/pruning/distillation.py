@@ -91,7 +91,7 @@ def ratio_loss(decisions: Sequence[Tensor], keep_ratio: float) -> Tensor:
     """The squared gap between the share kept and ``keep_ratio^s``, averaged over stages and samples.
 
     Args:
-        decisions: of each stage, (batch, tokens), cumulative.
+        decisions: the decisions of each stage, (batch, tokens), cumulative.
         keep_ratio: share of a stage's tokens that it shall leave.
     """
     gaps = [(d.mean(1) - keep_ratio**s).square().mean() for s, d in enumerate(decisions, start=1)]
@@ -112,9 +112,9 @@ def terms(
     Args:
         hidden: (batch, length, width), the last hidden state of the model with dropped tokens.
         dense: likewise, of the dense model.
-        decisions: of each stage, (batch, tokens): the last tokens of ``length``, without the class token.
+        decisions: the decisions of each stage, (batch, tokens): the last tokens of ``length``, without the class token.
         keep_ratio: share of a stage's tokens that it shall leave.
-        logits: of the model with dropped tokens, and of the dense one; None for a model without a head.
+        logits: the logits of the model with dropped tokens, and of the dense one; None for a model without a head.
         task: the model's own loss; None without labels.
     """
     tokens = decisions[-1].shape[1]

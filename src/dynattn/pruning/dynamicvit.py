@@ -2,10 +2,10 @@
 
     stage s, before layer l_s:   π = Predictor_s(tokens left)
     inference:  the floor(ρ^s · n) tokens with the largest π_keep go on; the others are gone
-    training:   D <- D · Gumbel-softmax(π), straight-through; dropped tokens stay, and nobody else attends to them
+    training:   D <- D · Gumbel-softmax(π), straight-through; dropped tokens stay, and no other token attends to them
 
 The class token and registers always go on. A dropped token leaves with the state that it had when it was dropped, in
-training too, so a masked forward whose decisions are the top ones gives what the gathered one gives.
+training too. So a masked forward that keeps the tokens of the largest π gives what the gathered forward gives.
 
 Source: arXiv:2106.02034.
 """
@@ -53,11 +53,11 @@ class DynamicViT(Pruning):
     Args:
         predictors: a predictor for each stage, trained for the model.
         keep_ratio: the share of its tokens that a stage leaves; None for the share that the predictors were trained
-            for. Another one may be given, since predictors rank the tokens.
+            for. Another share may be given, since predictors rank the tokens.
 
     Raises:
         TypeError: the predictors are not ``Predictors``, or the ratio is not a number.
-        ValueError: it is not above 0 and at most 1.
+        ValueError: the ratio is not above 0 and at most 1.
 
     Source: arXiv:2106.02034.
     """
@@ -104,7 +104,7 @@ class DynamicViT(Pruning):
 
         Args:
             model: as :meth:`apply` takes it, with ``attn_implementation`` ``sdpa`` or ``eager``.
-            choose: makes decisions of log-probabilities.
+            choose: makes decisions from log-probabilities.
 
         Yields:
             The decisions of the newest forward.
@@ -146,7 +146,7 @@ class _Gathered(Course):
 
 
 class _Masked(Course):
-    """Training: every token stays in the sequence, and decisions say who is attended to."""
+    """Training: every token stays in the sequence, and the decisions say which tokens are attended to."""
 
     def __init__(self, predictors: Predictors, choose: Choose, leading: int) -> None:
         self.predictors, self.choose, self.leading = predictors, choose, leading
@@ -182,8 +182,8 @@ class _Masked(Course):
 def _check_layers(predictors: Predictors, layers: int) -> None:
     if predictors.layers[-1] >= layers:
         raise ValueError(
-            f"DynamicViT: predictors must stand before layers of the model: they stand before {predictors.layers}, it "
-            f"has {layers}; make Predictors with other layers"
+            f"DynamicViT: predictors must stand before layers of the model: they stand before {predictors.layers}, and "
+            f"it has {layers}; make Predictors with other layers"
         )
 
 

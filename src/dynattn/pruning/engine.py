@@ -82,7 +82,7 @@ class _Progress:
 
         Args:
             hidden: (batch, tokens left, width), its output.
-            heads: of the model.
+            heads: the number of heads of the model.
         """
         count = self.tokens.alive.sum(1)
         heads = heads if self.heads is None else self.heads.left.shape[1]

@@ -4,12 +4,12 @@ r"""Learned token pruning: a token goes on while it receives enough attention.
     hard         j goes on from layer l  ⇔  importance_j > θ_l
     soft         M_lj = sigmoid((importance_j - θ_l) / T),    layer output ∘ M_l,    loss = task + λ · mean_l,j M_lj
 
-How many tokens go on depends on the input, and nothing is sorted. Thresholds are learnt with the soft mask, then fixed
-and used hard: :mod:`dynattn.pruning.learn`. The importances of n tokens are 1/n in the mean, so thresholds fit the
-lengths that they were learnt on.
+How many tokens go on depends on the input, and nothing is sorted. Thresholds are learnt with the soft mask by
+:mod:`dynattn.pruning.learn`; then they are fixed, and the hard rule uses them. The importances of n tokens are 1/n in
+the mean, so thresholds fit the lengths that they were learnt on.
 
 Source: arXiv:2107.00910, KDD 2022. One threshold for all layers, rising in proportion to the layer up to the last, is
-the initial value in the authors' published code.
+how the authors' published code starts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class LTP(Pruning):
     """Keep a token while its importance is above a threshold.
 
     Args:
-        thresholds: one for each layer; or a single θ, which stands for ``θ_l = θ · l / layers``, l from 1. At least 0;
-            0 prunes only tokens that receive no attention at all.
+        thresholds: one for each layer; or a single θ, which stands for ``θ_l = θ · l / layers`` with l counted from 1.
+            They are at least 0. With 0, only tokens that receive no attention at all are pruned.
 
     Raises:
         TypeError: ``thresholds`` is neither a number nor a tuple of numbers.
@@ -67,7 +67,7 @@ class LTP(Pruning):
         """The threshold of each layer.
 
         Args:
-            layers: of the model.
+            layers: the number of layers of the model.
 
         Raises:
             ValueError: the method has thresholds for another number of layers.
@@ -86,7 +86,7 @@ class LTP(Pruning):
 
 
 class Watching(Course):
-    """Notes the mean attention probability of each token. Hard and soft masks share it.
+    """Notes the mean attention probability of each token. The courses with hard and with soft masks share it.
 
     Attributes:
         importance: the importances in the layer at work, (batch, tokens left); None before its attention, and in the

@@ -47,7 +47,7 @@ class ReplacedForward(_NotCopied):
 
 
 class StandInConfig(_NotCopied):
-    """Stands in the place of an attention module's ``config``: the same, but for the attention that it names.
+    """Stands in the place of an attention module's ``config``: the same, except for the attention that it names.
 
     Args:
         original: the model's own config. Everything else is read from it, later changes included.
@@ -67,7 +67,7 @@ def replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
 
     Args:
         module: the module that has the attribute.
-        name: of the attribute; a method's name hides the method of the class.
+        name: the name of the attribute; a method's name hides the method of the class.
         value: what the attribute is from now on.
         undo: puts back what was there when it is closed, unless someone else has replaced the attribute meanwhile.
     """

@@ -1,13 +1,13 @@
 """SpAtten: cascade token and head pruning, local value pruning, progressive quantisation.
 
     tokens      importance_j += Σ_h Σ_i P_hij             after every layer; the top ⌈ratio_l · n⌉ go on
-    heads       importance_h += Σ_i Σ_d |out_hid|         likewise, ⌈ratio_l · heads⌉
+    heads       importance_h += Σ_i Σ_d |out_hid|         after every layer; the top ⌈ratio_l · heads⌉ go on
     values      out_hi = Σ_{j ∈ top ⌈values · n⌉ of P_hi} P_hij v_j
     quantised   P_hi from the high bits of Q and K; from all bits where max_j P_hij < threshold
 
 A pruned token or head is gone in all later layers, which are shorter and have fewer heads. Sums run over the tokens and
 heads that are left. Value pruning and quantisation save memory traffic on hardware made for them; here they compute
-exactly what that hardware would, and are slower than without.
+exactly what that hardware would, and take longer than attention without them.
 
 Source: arXiv:2012.09852, HPCA 2021. The schedule of the ratios over the layers is this library's
 (:mod:`dynattn.pruning.schedule`).
@@ -30,7 +30,8 @@ from dynattn.pruning.importance import probabilities, received
 from dynattn.pruning.schedule import FRONT, check_ratio, counts, schedule
 
 HEAD_FRONT = 0.3
-"""Share of the layers, at the front, that keep all heads: the importance of heads settles later than that of tokens."""
+"""The share of the layers, from the first on, that keep all heads: the importance of heads settles later than that of
+tokens."""
 
 _NAME = re.compile(
     rf"spatten-(?P<keep>{NUMBER})(?:-h(?P<heads>{NUMBER}))?(?:-v(?P<values>{NUMBER}))?"
@@ -44,8 +45,8 @@ class SpAtten(Pruning):
     """Cascade token and head pruning, local value pruning, progressive quantisation.
 
     Args:
-        keep: keep ratio of the tokens at the last layer, above 0 and at most 1.
-        heads: keep ratio of the heads at the last layer.
+        keep: the keep ratio of the tokens at the last layer, above 0 and at most 1.
+        heads: the keep ratio of the heads at the last layer.
         values: the share of a query's keys whose values are read.
         bits: how many high and low bits Q and K have, as in (8, 4). V is rounded to all of them together. None for no
             quantisation.
@@ -70,7 +71,9 @@ class SpAtten(Pruning):
         if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold <= 1:
             raise ValueError(f"SpAtten: threshold must be between 0 and 1: got {self.threshold!r}; 0.1 is the paper's")
         if self.bits is None and self.threshold != 0.1:
-            raise ValueError("SpAtten: threshold is of quantisation, which is off: give bits too, as in bits=(8, 4)")
+            raise ValueError(
+                "SpAtten: threshold belongs to quantisation, which is off: give bits too, as in bits=(8, 4)"
+            )
 
     @property
     def prunes_heads(self) -> bool:

@@ -111,7 +111,7 @@ def key_mask(alive: Tensor, additive: bool, dtype: torch.dtype) -> Tensor | None
     Args:
         alive: (batch, left) bool.
         additive: 0 and the lowest number, as eager attention takes it, in place of bool.
-        dtype: of an additive mask.
+        dtype: the dtype of an additive mask.
 
     Returns:
         (batch, 1, 1, left), or None where every token may be attended.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dynattn.lab.bench import run
 from dynattn.lab.bench.suites import suite, suites
+from dynattn.methods import NM
 
 
 @pytest.mark.parametrize(("name", "device"), [(name, device) for device in ("cpu", "cuda") for name in suites(device)])
@@ -21,6 +23,17 @@ def test_target_shapes():
     shapes = {(w.batch * w.heads, w.q_len, w.head_dim, w.causal) for w in (case.workload for case in cases)}
     assert shapes == {(*s, False) for s in main} | {(*s, True) for s in main if s[1] >= 1024}
     assert {case.workload.causal for case in cases if case.method.window == 64} == {False, True}
+
+
+def test_a_call_has_hardly_any_arithmetic_and_takes_the_short_way():
+    """The suite that records what a call costs; its plain forward is the one whose plan is kept."""
+    workloads = {case.workload for case in suite("call")}
+    assert [w.q_len * w.kv_len * w.heads * w.batch for w in sorted(workloads, key=lambda w: w.q_len)] == [1, 16]
+    assert {case.method.name for case in suite("call")} == {"dense", "nm-1-2", "nm-2-4"}
+    for workload in workloads:
+        results = run.measure(workload, [NM(1, 2)], rounds=1, seconds=0.01)
+        assert all(result.check.passed and result.timing is not None for result in results)
+        assert results[-1].backend.startswith("cpu")
 
 
 def test_gpu_shapes():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dynattn.lab.data import npm
+from dynattn.lab.data import npm, packages
 from dynattn.lab.tasks import DataMissingError
 from dynattn.paths import cache_home
 
@@ -36,13 +36,13 @@ def registry(monkeypatch):
         return subprocess.CompletedProcess(command, 1, "", "npm error 404 Not Found")
 
     monkeypatch.setattr(npm.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(npm.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     return sha256(content.getvalue()).hexdigest()
 
 
 def test_a_package_is_fetched_once(registry, monkeypatch):
     assert (npm.folder("@some/data", "1.2", registry) / "data" / "value.txt").read_text() == "7"
-    monkeypatch.setattr(npm.subprocess, "run", None)
+    monkeypatch.setattr(packages.subprocess, "run", None)
     assert (npm.folder("@some/data", "1.2", registry) / "data" / "value.txt").read_text() == "7"
 
 
@@ -58,3 +58,14 @@ def test_without_npm_the_remedy_is_named(registry, monkeypatch):
     monkeypatch.setattr(npm.shutil, "which", lambda name: None)
     with pytest.raises(DataMissingError, match=r"npm must be installed .* apt-get install npm"):
         npm.folder("@some/data", "1.2", registry)
+
+
+def test_a_manager_that_hangs_is_told(registry, monkeypatch):
+    def hangs(command, *, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(packages.subprocess, "run", hangs)
+    with pytest.raises(DataMissingError, match=r"npm took longer than 900 s"):
+        npm.folder("@some/data", "1.2", registry)
+    with pytest.raises(packages.PackageUnavailableError, match=r"pip took longer than 900 s"):
+        packages.folder("some-data", "1.2")

@@ -70,7 +70,7 @@ def assign(model: Any, methods: Mapping[str, Method | str], phase: str = "both")
     ``model.set_attn_implementation("sdpa")`` undoes it.
 
     Args:
-        model: of Transformers.
+        model: a Transformers model.
         methods: methods or their names by modules' names; modules that are not named are dense.
         phase: the phase in which the methods are used; the other one is dense.
 
@@ -177,5 +177,5 @@ def _warn(source: str, proved: str, got: str) -> None:
         )
 
 
-# This is all that torch.compiler.assume_constant_result does, but for importing torch._dynamo, which takes a second.
+# This is all that torch.compiler.assume_constant_result does, except for importing torch._dynamo, which takes a second.
 _warn.__dict__["_dynamo_marked_constant"] = True

@@ -150,9 +150,9 @@ def audit(
 
     Args:
         model: a Transformers model that attends by ``dynattn:…``; its calls alone are seen.
-        share: of the rows, above 0 and at most 1.
-        seed: of the draw, at least 0 and below 2**63. One thread draws the same rows of the same calls.
-        limit: of a layer's mean kept mass, above 0 and at most 1; None for none.
+        share: the share of the rows, above 0 and at most 1.
+        seed: the seed of the draw, at least 0 and below 2**63. One thread draws the same rows of the same calls.
+        limit: the limit of a layer's mean kept mass, above 0 and at most 1; None for none.
         on_loss: is called with a :class:`Loss` when a layer falls below the limit, once for the layer, in place of a
             warning; the layer stays as it is where it returns False.
 

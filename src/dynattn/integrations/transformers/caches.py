@@ -28,7 +28,7 @@ def follow(key: Tensor, layer: Any) -> None:
 
     Args:
         key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
-        layer: with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
+        layer: an object with ``fit(mask)``, which cuts a mask to these keys, and ``attended(call)``, told afterwards.
     """
     global _in_use
     _alive.add(weakref.ref(layer, _forget))

@@ -19,9 +19,9 @@ from torch import nn
 
 from dynattn.integrations.transformers import flows
 
-# What code refers to that attends by itself: a softmax with products beside it, or a function for the whole. A softmax
-# with products is also what routers and matching losses have, so there the class's name has to speak of attention, or
-# the code has to hand the one on to the other.
+# Code that computes attention itself refers to a softmax and to products, or to one of these functions, which compute
+# all of attention. Routers and matching losses have a softmax and products too, so in that case the class's name has to
+# speak of attention, or the code has to hand what the softmax gives on to a product.
 _WHOLE = {
     "scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "memory_efficient_attention",
     "flash_attn_func", "flash_attn_varlen_func",
@@ -48,7 +48,7 @@ class Names(NamedTuple):
 
 @cache
 def names(cls: type) -> Names:
-    """The names in a class's code, that of its bases included but for those of PyTorch and Transformers' own."""
+    """The names in the code of a class and of its bases, except for those of PyTorch and of Transformers' tools."""
     plain: set[str] = set()
     texts: set[str] = set()
     found: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def tables(cls: type) -> tuple[str, ...]:
 
 @cache
 def parts(cls: type) -> tuple[type, ...]:
-    """The class and the module classes that its code can build, but for models, which are parts of their own."""
+    """The class and the module classes that its code can build, except for models, which have parts of their own."""
     from transformers import PreTrainedModel
 
     found: list[type] = []

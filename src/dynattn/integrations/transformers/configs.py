@@ -21,7 +21,7 @@ def inside(config: Any) -> list[Any]:
 
 
 def read_by_its_own(model: Any) -> Iterator[type]:
-    """The classes of the configs that attention modules of a model read, but for those of models inside it."""
+    """The classes of the configs that attention modules of a model read, except for those of models inside it."""
     from transformers import PreTrainedModel
 
     inner = tuple(f"{name}." for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel))

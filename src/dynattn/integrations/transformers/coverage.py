@@ -22,9 +22,9 @@ class Part(NamedTuple):
     """An attention module of a model.
 
     Attributes:
-        name: as ``model.named_modules()`` has it.
-        kind: name of its class.
-        implementation: what its config asks for; None where it asks for nothing.
+        name: its name in ``model.named_modules()``.
+        kind: the name of its class.
+        implementation: the implementation that its config asks for; None where it asks for none.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Coverage:
 def coverage(model: nn.Module) -> Coverage:
     """Which attention modules of a Transformers model take part, and which keep attention of their own.
 
-    Found in the code of the modules' classes, which is not run: a module takes part if its code asks Transformers'
-    attention interface and its config names a dynattn method. Code that asks only sometimes counts as asking;
-    :func:`observing` shows the calls that are really made. Attention without source, as in compiled extensions, or
-    without a softmax by that name is not seen.
+    This is found in the code of the modules' classes, which is not run: a module takes part if its code asks
+    Transformers' attention interface and its config names a dynattn method. Code that asks only sometimes counts as
+    asking; :func:`observing` shows the calls that are really made. Attention without source, as in compiled
+    extensions, or without a softmax by that name is not seen.
 
     Args:
-        model: any module; configs are those of its attention modules.
+        model: any module; its attention modules have the configs.
 
     Returns:
         The modules by what they do; print it to read it.

@@ -53,7 +53,7 @@ class Fingerprint:
         """The fingerprint of a model.
 
         Args:
-            model: of Transformers. Numbers of parameters without data (on ``meta``) are NaN.
+            model: a Transformers model. Numbers of parameters without data (on ``meta``) are NaN.
             layers: attention modules of it that take part.
         """
         return cls(
@@ -80,7 +80,7 @@ class Fingerprint:
         """The first field in which another model differs, in words; None where it is the same model.
 
         Args:
-            found: of the model at hand. A cast of the weights to another dtype is no difference.
+            found: the fingerprint of the model at hand. A cast of the weights to another dtype is no difference.
             weights: whether its weights are there to be compared.
         """
         for field in ("kind", "model_type"):

@@ -1,8 +1,8 @@
-"""Whether a function's code hands what a softmax gives on to a product: attention, by whatever name.
+"""Whether a function's code hands what a softmax gives on to a product, which is attention under whatever name.
 
-Routers, samplers and matching losses have a softmax and products too, and there the one does not reach the other by
-the steps that are followed here: assignments, and what leaves the weights of attention weights. What is mixed or
-weighed by a parameter alone, such as an embedding's table, is no attention either.
+Routers, samplers and matching losses have a softmax and products too, but what the softmax gives does not reach a
+product by the steps that are followed here: assignments, and functions that leave weights what they are, such as
+``reshape``. A product of weights and a parameter, such as an embedding's table, is no attention either.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def attends(codes: frozenset[CodeType]) -> bool:
     """Whether weights from a softmax reach a product in the source of one of these; no, where there is no source.
 
     Args:
-        codes: those of a class's functions, its ``__init__`` among them, where modules get their names.
+        codes: the codes of a class's functions, with its ``__init__``, in which modules get their names.
     """
     trees = list(_trees(codes))
     softmax = {*SOFTMAX, *(name for tree in trees for name in _softmax_modules(tree))}

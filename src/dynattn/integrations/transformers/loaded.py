@@ -34,7 +34,7 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
 
     Args:
         model: the model that was tuned, with its weights, in any dtype.
-        path: of the file.
+        path: the path of the file.
 
     Returns:
         What the file says.
@@ -45,7 +45,7 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
             it was.
 
     Warns:
-        Later, once, when the model is called with a number of keys or in a dtype for which nothing was proved.
+        Later, and once, when the model is called with a number of keys or in a dtype for which nothing was proved.
     """
     from dynattn.integrations.transformers import register
 
@@ -85,7 +85,7 @@ def checked(model: Any, asked: Any) -> Tuned | None:
     """The content of the tuned file that a model is about to be given; None where it is given none.
 
     Args:
-        model: as ``set_attn_implementation`` has it.
+        model: the model whose ``set_attn_implementation`` was called.
         asked: the implementation, or implementations by part.
 
     Raises:
@@ -106,7 +106,7 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
     Args:
         model: the model.
         tuned: what the file says.
-        name: of the implementation.
+        name: the name of the implementation.
     """
     _give(model, tuned, name)
     if tuned.pruning is not None:

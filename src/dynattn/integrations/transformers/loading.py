@@ -3,7 +3,8 @@
 Transformers asks a model class whether it can run ``sdpa``, and nothing about other implementations: it takes any
 registered name and hands masks of that name to whatever the model does with them. :func:`install` adds the question.
 A model whose attention does not ask the interface gets the implementation that Transformers would choose by itself,
-and a warning; a model of which parts take part gets a warning that names the others, and masks that are right for all.
+and a warning. A model some of whose modules take part gets a warning that names the others, and masks that are right
+for all of them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _checking(original: Callable[..., str], register: Callable[[str], Any]) -> C
         if _keeps_its_own(self, is_init_check):
             before = self.config._attn_implementation
             chosen = before if not is_init_check and not _ours(before) else original(self, None, is_init_check)
-            if is_init_check and not _own(self):  # which shows when it is built
+            if is_init_check and not _own(self):  # whether it has attention of its own shows when it is built
                 vars(self)["_dynattn_asked"] = str(requested_attention)
             else:
                 _warn_of_none(self, str(requested_attention), chosen)
@@ -96,7 +97,7 @@ def _surveying(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _telling(original: Callable[..., None]) -> Callable[..., None]:
-    """Models that Transformers leaves as they are: it logs that it does, and does not name the modules."""
+    """Warn of models that Transformers leaves as they are, since it logs that without naming the modules."""
 
     @wraps(original)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
@@ -116,14 +117,14 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _forget(model: Any) -> None:
-    """A model that attends by nothing of dynattn's is pickled without a word of it."""
+    """Take dynattn's notes from modules that no longer attend by it, so that they are pickled without them."""
     for module in model.modules():
         if "dynattn_registered" in vars(module) and not _ours(module.config._attn_implementation):
             del module.dynattn_registered
 
 
 def _loading(original: Callable[..., Any]) -> classmethod[Any, Any, Any]:
-    """Models that are built before they have weights, which a tuned file has to know."""
+    """Check a model again once it has its weights: it is built before, and a tuned file has to know them."""
 
     @wraps(original)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +163,8 @@ def _make_known(name: str, register: Callable[[str], Any]) -> None:
 
 
 def _keeps_its_own(model: Any, building: bool) -> bool:
-    """Whether nothing of the model itself takes part, nor of models inside it that only hear of the name by it."""
+    """Whether nothing of the model takes part, and nothing of the models inside it that get the name through it
+    alone."""
     cls = type(model)
     built_from = classes.parts(cls)
     if building and _fails(cls):
@@ -175,14 +177,15 @@ def _keeps_its_own(model: Any, building: bool) -> bool:
 
 
 def _fails(cls: type) -> bool:
-    """Whether building a model with a name that it does not know would be a KeyError."""
+    """Whether building a model with a name that it does not know would raise a KeyError."""
     return any(classes.tables(one) for one in classes.parts(cls))
 
 
 def _look(model: Any, name: str, building: bool) -> None:
     """Note what masks the model needs, and warn of the modules that keep their own attention.
 
-    Models inside it warn of theirs: while they are built, or, later, where Transformers gives them the name too.
+    Models inside it warn of their own modules: while they are built, or later, where Transformers gives them the name
+    too.
     """
     from transformers import PreTrainedModel
 
@@ -224,7 +227,8 @@ def _needs(model: Any) -> Contract:
 
 
 def _tell(model: Any, name: str) -> None:
-    """What a model holds whose code showed nothing before it was built: models inside it may have got the name."""
+    """Tell what takes part in a model whose code showed nothing before it was built: models inside it may have got the
+    name."""
     found = list(survey(model.named_modules()))
     rest = [part for kind, part in found if kind != "asks"]
     if not any(_ours(part.implementation) for kind, part in found if kind == "asks"):
@@ -234,8 +238,8 @@ def _tell(model: Any, name: str) -> None:
 
 
 def _warn_of_lost(model: Any, name: str, given: list[Any]) -> None:
-    """Of modules whose config named dynattn before the model was built, and does no more: PE makes configs of its
-    parts, and what a config is made of loses its implementation."""
+    """Warn of modules whose config named dynattn before the model was built, and does so no longer: PE makes new
+    configs for its parts, and a new config that is made from another one loses its implementation."""
     lost = configs.lost(model, given)
     if lost:
         warnings.warn(
@@ -256,7 +260,7 @@ def _warn_of_some(model: Any, name: str, parts: list[Part]) -> None:
 
 
 def _own(model: Any) -> list[str]:
-    """The classes that keep attention of their own: by the code that builds them, or else as they are inside."""
+    """The classes that keep attention of their own: those that its code can build, or else those that it holds."""
     own = [one.__name__ for one in classes.parts(type(model)) if classes.attends_itself(one)]
     found = (part.kind for kind, part in survey(model.named_modules()) if kind == "own")
     return own or list(dict.fromkeys(found))

@@ -66,7 +66,7 @@ class Tuned:
     Attributes:
         model: the fingerprint of the model.
         dtype: the dtype of the queries that were measured, for example ``bfloat16``.
-        phase: in which the methods are used, ``prefill``, ``decode`` or ``both``; the other one is dense.
+        phase: the phase in which the methods are used, ``prefill``, ``decode`` or ``both``; the other one is dense.
         lengths: the fewest and the most keys for which the evidence holds.
         methods: the names of the methods, by the names of all attention modules that take part.
         pruning: the name of the method that shortens the sequence, or None.
@@ -128,10 +128,10 @@ class Tuned:
         """The content of a file for a model that was tuned. The versions are those of this process.
 
         Args:
-            model: of Transformers, with its weights.
+            model: a Transformers model with its weights.
             methods: as :func:`assign` takes them.
-            dtype: of the queries that were measured.
-            phase: in which the methods are used; the other one is dense.
+            dtype: the dtype of the queries that were measured.
+            phase: the phase in which the methods are used; the other one is dense.
             lengths: the fewest and the most keys for which the evidence holds.
             pruning: the name of the method that shortens the sequence.
             machine: the machine that was measured on.
@@ -159,7 +159,7 @@ class Tuned:
         """Write the file. After a kill, or on a full disk, either the earlier file or this one is there, whole.
 
         Args:
-            path: of the file, ending in ``.json``; its folder is made where there is none.
+            path: the path of the file, ending in ``.json``; its folder is made where there is none.
 
         Raises:
             ValueError: the path ends otherwise, or a figure is not finite.
@@ -181,7 +181,7 @@ class Tuned:
         """Read a file.
 
         Args:
-            path: of the file.
+            path: the path of the file.
 
         Raises:
             ValueError: there is no such file, it is cut short or damaged, of another version, or a field of it is
@@ -208,9 +208,9 @@ class Tuned:
         """Refuse another model than the one that was tuned.
 
         Args:
-            model: of Transformers.
+            model: a Transformers model.
             weights: whether its weights are there to be compared.
-            source: named in the error.
+            source: the name of the file, for the error.
 
         Raises:
             ValueError: the model is another one; the text says in what.
@@ -229,7 +229,7 @@ class Tuned:
             )
 
     def limits(self, source: str) -> assigned.Limits:
-        """The calls for which the claim was proved."""
+        """The limits of the calls for which the claim was proved."""
         return assigned.Limits(source, getattr(torch, self.dtype), *self.lengths)
 
 

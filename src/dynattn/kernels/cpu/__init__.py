@@ -71,7 +71,7 @@ def nm_forward(
         isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
             ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts
             are asked for.
-        seed: of dropout, 64 bits.
+        seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
             queries and keys is dropped whole, before N:M chooses; or None. What blocks drop is not computed.
@@ -92,7 +92,7 @@ def nm_forward(
 
 
 def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
-    """What :func:`nm_forward` gives the library for such tensors, but for their addresses: for calls made again.
+    """What :func:`nm_forward` gives the library for such tensors, except for their addresses: for calls made again.
 
     Args:
         query, key, value, out, pattern, isa: as in :func:`nm_forward`, for the output alone.
@@ -272,7 +272,7 @@ def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
     other kernels round otherwise. For few queries keys are read in place, which tiles of 16 queries do not gain from.
 
     Args:
-        dtype: of the tensors.
+        dtype: the dtype of the tensors.
         q_len: queries of a head.
         needs_grad: :func:`nm_backward` will follow.
     """

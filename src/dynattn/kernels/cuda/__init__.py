@@ -31,11 +31,11 @@ def cannot(dtype: torch.dtype, method: NM, head_dim: int, value_dim: int, device
     """Why the kernels do not take this problem; None where they do.
 
     Args:
-        dtype: of query, key and value.
+        dtype: the dtype of query, key and value.
         method: what to keep.
-        head_dim: of query and key.
-        value_dim: of value.
-        device: where the tensors are.
+        head_dim: the last dimension of query and key.
+        value_dim: the last dimension of value.
+        device: the device that the tensors are on.
     """
     if dtype not in launch.DTYPES:
         return f"the kernels take bfloat16, float16 and float32, not {str(dtype).removeprefix('torch.')}"

@@ -13,7 +13,7 @@ struct BackwardPlace {
 
 // The query tiles of all heads that attend to a tile of keys, one after another, head by head.
 struct QueryTiles {
-  int first, end;  // of each head
+  int first, end;  // the query tiles of each head: the first, and the one after the last
   int head, end_head, tile;
 
   DYNATTN_DEVICE QueryTiles(const ForwardParams& p, int kv_head, int key0, int queries) {

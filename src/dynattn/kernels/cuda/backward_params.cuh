@@ -25,7 +25,7 @@ struct BackwardParams {
   long long d_value_strides[3];
 
   int splits;         // blocks that share the keys of one head; each has sums of its own for the query's gradient
-  int sum_columns;    // of query_sums: the main kernel's HEAD_DIM
+  int sum_columns;    // the columns of query_sums: the main kernel's HEAD_DIM
   float query_scale;  // d query = query_scale · dS K: the scale with its sign
 };
 

@@ -21,7 +21,7 @@ struct alignas(8) FourKeys {
   u32 low, high;
 };
 
-// Per thread: rows g and g + 8 of 16 queries.
+// What a thread holds for 16 queries: the terms of rows g and g + 8.
 struct RowTerms {
   float logsumexp[2];  // times log2(e) where scores are exponentiated without subtracting first; +inf for empty rows
   float product[2];    // D
@@ -123,7 +123,8 @@ DYNATTN_DEVICE FourKeys spread(u32 pair, u32 nibble) {
 }
 
 // The tile of P or dS in shared memory: a row of 64 keys is 128 bytes, a query each. The swizzle key is the row's number
-// with its bits turned by one: the eight rows that ldmatrix reads meet in no bank, nor do the four that are stored at once.
+// with its bits turned by one: no two of the eight rows that ldmatrix reads fall into the same bank, and neither do two of
+// the four that are stored at once.
 struct PairLayout {
   static constexpr int PITCH = 128;
   static DYNATTN_DEVICE u32 offset(int row, int chunk) {

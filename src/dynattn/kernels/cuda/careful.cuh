@@ -37,7 +37,7 @@ DYNATTN_DEVICE void scores_of_group(const ForwardParams& p, const Place& place, 
 // Called by a whole warp; writes the row of `out` anew.
 template <class Element, int HEAD_DIM, Pattern PATTERN, MaskKind MASK, bool BAND, int STRIDE, bool DROPOUT>
 DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, int query, int lane) {
-  constexpr int COLUMNS = HEAD_DIM / 32;  // of a lane: lane, lane + 32, …
+  constexpr int COLUMNS = HEAD_DIM / 32;  // how many columns a lane has: lane, lane + 32, …
   constexpr float NOT_KEPT = -1.0f;
   using Raw = typename Format<Element>::Raw;
   const Raw* value = rows_of(static_cast<const Raw*>(p.value), p.value_strides, place.batch, place.kv_head);
@@ -90,8 +90,7 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
   }
 }
 
-// The rows of a warp that leaked, with a bit for each: row g + 8 half of a tile of 16 queries is bit 4 g + 2 tile +
-// half.
+// The rows of a warp that leaked, with a bit for each: row g + 8 · half of the n-th 16 queries is bit 4 g + 2 n + half.
 DYNATTN_DEVICE u32 leaked_bits(const bool (&leaked)[2], int tile) {
   u32 bits = 0;
 #pragma unroll

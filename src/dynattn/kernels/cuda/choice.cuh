@@ -147,7 +147,7 @@ DYNATTN_DEVICE u32 metadata_word(u32 nibbles, int half) {
   return WORDS == 1 ? nibbles : LOWER_PAIRS | (nibbles >> 2 * half & 0x11111111u) * 10u;
 }
 
-// The scores that choose() drops, in any order: as many as it keeps.
+// The scores that choose() drops, in any order. It drops as many as it keeps.
 template <Pattern PATTERN>
 DYNATTN_DEVICE void dropped_scores(const Scores& s, Survivors& dropped) {
 #pragma unroll

@@ -3,8 +3,8 @@
 // 16-bit elements lie two to a register. TF32 elements are float32 in memory, rounded to 10 bits of mantissa as they become
 // operands; one fills a register. In bytes, the fragments of the dense product and the rows that ldmatrix reads are the
 // same for both: tiles are therefore laid out in columns of two bytes, of which a TF32 element takes two. What differs is
-// the sparse operand: of TF32 the hardware stores one of every two, so 64 keys are four products instead of two, with
-// two words of metadata instead of one, and 2:4 has no sparse form.
+// the sparse operand: it stores one of every two TF32 elements. So 64 keys are four products instead of two, with two words
+// of metadata instead of one, and 2:4 has no sparse form.
 #pragma once
 
 #include "intrinsics.cuh"

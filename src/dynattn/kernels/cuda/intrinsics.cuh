@@ -52,7 +52,7 @@ DYNATTN_DEVICE float log2_fast(float x) {
 }
 // a · b + c, rounded once: written out where two kernels must agree to the bit, whatever the compiler contracts.
 DYNATTN_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-DYNATTN_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }  // of a number and NaN: the number
+DYNATTN_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }  // of a number and NaN it gives the number
 DYNATTN_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 DYNATTN_DEVICE float maximum_or_nan(float a, float b) {
   float y;
@@ -64,7 +64,7 @@ DYNATTN_DEVICE float minimum_or_nan(float a, float b) {
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
 }
-// a - b, of which only the sign bit is read. The instruction is opaque to the compiler, which would make a comparison
+// a - b. Only its sign bit is read. The instruction is opaque to the compiler, which would make a comparison
 // and a select of it. A NaN result is the canonical 0x7fffffff, whose sign is plus (PTX ISA, "Floating Point
 // Instructions"): inf - inf counts as a tie.
 DYNATTN_DEVICE float difference(float a, float b) {
@@ -96,7 +96,7 @@ struct Float16 {
   }
 };
 struct TensorFloat32 {
-  // To 10 bits of mantissa, ties away from 0. The hardware takes any float32 and ignores the lower bits of it.
+  // Rounds to 10 bits of mantissa, ties away from 0. The hardware takes any float32 and ignores the lower bits of it.
   static DYNATTN_DEVICE u32 round(float x) {
     u32 y;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
@@ -142,7 +142,7 @@ DYNATTN_DEVICE void load_words(u32 (&r)[4], const u32 (&addresses)[4]) {
 
 // ---- matrix products of a warp
 
-// c += A B with A 16 x 16 and B 16 x 8; of TF32, A 16 x 8 and B 8 x 8.
+// c += A B with A 16 x 16 and B 16 x 8; with TF32, A is 16 x 8 and B is 8 x 8.
 template <class Element>
 DYNATTN_DEVICE void multiply_dense(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #define DYNATTN_MMA(SHAPE, TYPE)                                                                                     \
@@ -160,8 +160,9 @@ DYNATTN_DEVICE void multiply_dense(float (&c)[4], const u32 (&a)[4], u32 b0, u32
 #undef DYNATTN_MMA
 }
 
-// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8; of TF32, A 16 x 16, one of every two
-// stored, and B 16 x 8. In bytes and in metadata these are the same operand: a TF32 element stands for two of 16 bits.
+// c += A B with A 16 x 32, two of every four elements stored, and B 32 x 8. With TF32, A is 16 x 16 with one of
+// every two stored, and B is 16 x 8. In bytes and in metadata these are the same operand: a TF32 element stands for two
+// of 16 bits.
 // The plain `mma.sp` would do on sm_80 to sm_90; on later devices it is expanded badly, and the ordered form is native
 // everywhere.
 template <class Element, int SELECTOR>

@@ -101,8 +101,8 @@ def nm_forward(
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score: 1:2 or 2:4, stride 1, 2, 4, 8 or 16; or N == M.
         for_backward: :func:`dynattn.kernels.cuda.nm_backward` will follow: take the kernel whose choice it repeats.
-        seed: of dropout, one int64 on the device, which the kernel reads when it runs; None where the pattern's
-            ``dropout_p`` is 0.
+        seed: the seed of dropout, one int64 on the device, which the kernel reads when it runs; None where the
+            pattern's ``dropout_p`` is 0.
 
     Raises:
         ImportError: cuda-core or NVRTC is missing.

@@ -17,7 +17,7 @@ constexpr bool IS_BIAS = MASK == MaskKind::float32 || MASK == MaskKind::element;
 // together share keys and values in the L2 cache; the last queries come first, since causal ones have the most to do.
 struct Place {
   int batch, head, kv_head, first_query;
-  long long row0;  // of the first query in arrays [batch, heads, q_len]
+  long long row0;  // the place of the first query in arrays [batch, heads, q_len]
 };
 DYNATTN_DEVICE Place place_of_block(const ForwardParams& p, int block, int query_tile) {
   const int tiles = (p.q_len + query_tile - 1) / query_tile;
@@ -111,8 +111,8 @@ struct MaskRow {
     }
   }
 
-  // Which of the 16 keys at positions 16 chunk + i from `key` on are forbidden: bit 4 chunk + i. For boolean masks that
-  // are not read by fours. The loop is not unrolled: its 16 addresses would take the registers of the scores.
+  // Which of the 16 keys at positions 16 chunk + i from `key` on are forbidden: bit 4 chunk + i. It serves boolean masks
+  // that are not read by fours. The loop is not unrolled: its 16 addresses would take the registers of the scores.
   template <int STRIDE>
   DYNATTN_DEVICE u32 forbidden(int key) const {
     u32 bits = 0;
@@ -175,9 +175,9 @@ DYNATTN_DEVICE void apply_mask(Scores& s, const ForwardParams& p, const Place& p
   }
 }
 
-// Parts the scores of a warp's tile into those that the choice or the band keeps, and the others; both as the lower and
-// the upper pair of every group, -inf where an entry belongs to the other part. Of TF32 (two words of metadata), where an
-// operand stores one of every two, as the first and the second of every pair.
+// Splits the scores of a warp's tile into those that the choice or the band keeps, and the others. Either part is written
+// as the lower and the upper pair of every group, with -inf where an entry belongs to the other part. With TF32 (two words
+// of metadata), whose operands store one of every two, it is written as the first and the second of every pair.
 template <Pattern PATTERN, int STRIDE = 1, int WORDS = 1>
 DYNATTN_DEVICE void split_by_choice_and_band(const Scores& s, const ForwardParams& p, int query, int key0, int lane,
                                              Survivors& lower, Survivors& upper, Survivors& dropped_lower,

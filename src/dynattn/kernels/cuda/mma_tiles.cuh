@@ -15,7 +15,7 @@ template <int HEAD_DIM>
 struct TileLayout {
   static constexpr int CHUNKS = HEAD_DIM / 8;
   static constexpr int PITCH = (CHUNKS + 7) / 8 * 128;  // bytes of a row
-  // `key` is what tells apart the eight rows that ldmatrix reads together: then they fall into different banks.
+  // `key` is a number that differs among the eight rows that ldmatrix reads together, so that their banks differ.
   static DYNATTN_DEVICE u32 offset(int row, int chunk, int key) {
     return static_cast<u32>(row * PITCH + ((chunk ^ key) << 4));
   }
@@ -51,7 +51,7 @@ DYNATTN_DEVICE void copy_tile(u32 target, const unsigned short* source, long lon
   using Layout = TileLayout<HEAD_DIM>;
   constexpr int LINE = Layout::CHUNKS % 8 == 0 ? 8 : 4, STEP = 32 * MMA_WARPS / LINE;
   const int first_row = static_cast<int>(threadIdx.x) / LINE, column = static_cast<int>(threadIdx.x) % LINE;
-  const int key = swizzle_key<ROWS>(first_row);  // also of rows a multiple of 16 on
+  const int key = swizzle_key<ROWS>(first_row);  // also that of the rows a multiple of 16 further on
   const unsigned short* from = source + key_at<STRIDE>(first_row) * stride + 8 * column;
 #pragma unroll
   for (int i = 0; i < COUNT / STEP; ++i) {

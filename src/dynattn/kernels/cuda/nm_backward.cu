@@ -29,7 +29,7 @@ namespace dynattn {
 template <int HEAD_DIM, int ROW_TILES>
 struct BackwardTiles {
   static constexpr int QUERIES = 16 * MMA_WARPS * ROW_TILES;
-  static constexpr int PARTS = HEAD_DIM > 128 ? 2 : 1, COLUMNS = HEAD_DIM / PARTS;  // of one block's gradients
+  static constexpr int PARTS = HEAD_DIM > 128 ? 2 : 1, COLUMNS = HEAD_DIM / PARTS;  // columns of a block's gradients
   static constexpr int KEY_BYTES = MMA_KEYS * TileLayout<HEAD_DIM>::PITCH;
   static constexpr int QUERY_BYTES = QUERIES * TileLayout<HEAD_DIM>::PITCH;
   static constexpr int PAIR_BYTES = QUERIES * PairLayout::PITCH;
@@ -91,7 +91,7 @@ struct KeyGradients {
     }
   }
 
-  // Rows key0 … of [batch, kv_heads, kv_len, columns], times `factor`.
+  // Writes rows key0 … of [batch, kv_heads, kv_len, columns], multiplied by `factor`.
   template <class Element, int STRIDE>
   DYNATTN_DEVICE void write(void* base, const long long (&strides)[3], const BackwardPlace& block, int key0, int kv_len,
                             int columns, float factor, int warp) const {
@@ -124,8 +124,8 @@ struct QueryGradients {
   static constexpr int BATCH = 4, FRAGMENTS = COLUMNS / 8;
   static_assert(FRAGMENTS % BATCH == 0, "whole batches");
   Accumulator sum[ROW_TILES][BATCH];
-  Accumulator* memory;  // this lane's first
-  int row_tiles;        // that hold queries
+  Accumulator* memory;  // this lane's first accumulator
+  int row_tiles;        // how many tiles of 16 rows hold queries
 
   DYNATTN_DEVICE QueryGradients(const BackwardParams& p, const BackwardPlace& block, int head, int first_query,
                                 int lane) {

@@ -33,7 +33,7 @@ struct BackwardConsumer {
   const BackwardParams& p;
   const BackwardPlace& block;
   const Shared& shared;
-  const int group, warp;  // of the block, of the warpgroup
+  const int group, warp;  // the warpgroup's number in the block, and the warp's in the warpgroup
 
   float d_key[UNITS][FRAGMENTS][4], d_value[UNITS][FRAGMENTS][4];
   PackedSurvivors gradients[UNITS][SETS];  // dS of the tile at hand; the second set is 0 where a unit is not dense
@@ -145,7 +145,7 @@ struct BackwardConsumer {
     store_spread(shared.score_grads(tile), gradients[unit], kept[0].nibbles, dense);
   }
 
-  // The survivors' scores; of a dense tile all of the choice and of window and sinks.
+  // The survivors' scores; in a dense tile, all that the choice, the window or the sinks keep.
   DYNATTN_DEVICE void choose_unit(const Scores& s, int query, int key0, int lane, bool dense, Kept (&kept)[SETS]) const {
     if (dense) {
       Survivors dropped[2];
@@ -253,7 +253,7 @@ struct BackwardConsumer {
     }
   }
 
-  // Rows of this warpgroup's keys of [batch, kv_heads, kv_len, columns], times `factor`.
+  // Writes the rows of this warpgroup's keys of [batch, kv_heads, kv_len, columns], multiplied by `factor`.
   DYNATTN_DEVICE void write(void* base, const long long (&strides)[3], const float (&sum)[UNITS][FRAGMENTS][4], int key0,
                             int columns, float factor) const {
     unsigned short* rows = rows_of(static_cast<unsigned short*>(base), strides, block.batch, block.kv_head);

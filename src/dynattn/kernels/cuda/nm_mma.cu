@@ -21,7 +21,7 @@ namespace dynattn {
 
 // A warp's queries as operand A of the scores' product, k-step by k-step: in registers where they fit beside the
 // accumulators, else in shared memory. The sign of a negative scale is folded in, so that larger products stay larger
-// scores. COLUMNS are of two bytes.
+// scores. COLUMNS counts columns of two bytes.
 template <class Element, int COLUMNS, int ROW_TILES>
 struct Queries {
   static constexpr bool IN_REGISTERS = COLUMNS * ROW_TILES <= 128;

@@ -66,7 +66,7 @@ struct TileOrder {
         first_query(place.first_query),
         count((keys_needed(params, place.first_query, CONSUMERS * CONSUMER_ROWS) + WGMMA_KEYS - 1) / WGMMA_KEYS) {}
 
-  // A mask is applied to every tile, with all limits: such tiles are edges only for the band's sake.
+  // Variants with a mask apply it to every tile, together with all limits, so that only the band makes edges there.
   DYNATTN_DEVICE bool is_edge(int tile) const {
     const int key0 = tile * WGMMA_KEYS;
     return (MASK == MaskKind::none && key0 + WGMMA_KEYS - 1 > last_key(p, first_query)) ||
@@ -79,8 +79,9 @@ struct TileOrder {
   }
 };
 
-// Starts the copies of one tile. Of keys in steps of STRIDE, a map's second dimension goes from a group's member to the
-// next, its third from group to group: a box of 2 members is a half of 64 positions, one of 4 is 64 positions of V.
+// Starts the copies of one tile. Where keys stand in steps of STRIDE, a map's second dimension goes from one member of a
+// group to the next, and its third from group to group: a box of 2 members is half of 64 positions of K, and a box of 4 is
+// 64 positions of V.
 template <int HEAD_DIM, int STRIDE>
 struct Copies {
   static_assert(STRIDE == 1 || 4 * STRIDE == UNIT_KEYS);
@@ -154,7 +155,7 @@ struct Consumer {
   const ForwardParams& p;
   const Place& place;
   const Stages<HEAD_DIM>& stages;
-  const int first_query, query, lane;  // of the warpgroup; this thread's first of two; in the warp
+  const int first_query, query, lane;  // the warpgroup's first query; this thread's first of two; its place in the warp
   const bool elected;                  // one thread speaks for the warpgroup at the barriers
   const float scale, factor;
   const QuadLane quad;

@@ -16,7 +16,7 @@ struct ForwardParams {
   float* kept_mass;   // these three are written by variants with aux and may be null for the others
   int* kept;
   int* allowed;
-  const long long* seed;  // of dropout; read by variants with dropout, as are its two numbers below
+  const long long* seed;  // the seed of dropout; variants with dropout read it, and dropout's two numbers below
 
   long long query_strides[3];  // batch, head, row
   long long key_strides[3];
@@ -30,8 +30,8 @@ struct ForwardParams {
   int window, sinks;        // read by variants with a band only
   int causal;               // key j is allowed for query i when j <= i + kv_len - q_len
   float scale;              // finite, not 0
-  unsigned drop_below;      // of 2^32: probability that a kept weight is dropped
-  float keep_factor;        // of the weights that are not
+  unsigned drop_below;      // the probability that a kept weight is dropped, times 2^32
+  float keep_factor;        // multiplies the weights that are not dropped
   // where these tensors begin among those of a call that runs in parts: dropout draws by batch and head of the whole
   int first_batch, first_head;
 };

@@ -15,7 +15,7 @@ namespace dynattn {
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr float LAZY_LOG2 = 8.0f;
 
-// Per thread: rows g and g + 8. Sums are of this thread's keys until the end, when the quad adds them up.
+// What a thread holds: rows g and g + 8. Its sums run over its own keys until the end, when the quad adds them up.
 struct RunningSoftmax {
   float base[2] = {-INFINITY_F, -INFINITY_F};
   float sum[2] = {0.0f, 0.0f};
@@ -23,7 +23,7 @@ struct RunningSoftmax {
   int kept[2] = {0, 0}, allowed[2] = {0, 0};
 };
 
-// The largest score of each row: NaN is passed over, it reaches the result by its weight.
+// The largest score of each row. NaN is passed over, since it reaches the result by its weight.
 DYNATTN_DEVICE void include_in_maximum(const Survivors& s, float (&largest)[2]) {
 #pragma unroll
   for (int chunk = 0; chunk < 4; ++chunk) {

@@ -14,7 +14,7 @@ namespace dynattn {
 // What the four products of 16 queries' weights with 64 keys need: product 2 * half + selector.
 struct WordOperand {
   u32 a[4][4];
-  u32 metadata[2];  // of each half
+  u32 metadata[2];  // a word for each half
 };
 
 DYNATTN_DEVICE WordOperand word_operand(const Survivors& weights, const u32 (&metadata)[2]) {

@@ -50,7 +50,8 @@ class Variant:
 
     Args:
         kernel: ``mma`` (sm_80 and later, ``mma.sp``) or ``wgmma`` (sm_90a, TMA and ``wgmma.mma_async.sp``).
-        dtype: of query, key, value and out: ``bfloat16``, ``float16``, or ``tf32`` (mma only): float32 in memory.
+        dtype: the dtype of query, key, value and out: ``bfloat16``, ``float16``, or, with ``mma`` alone, ``tf32``,
+            which is float32 in memory.
         head_dim: columns that the tiles hold; problems with fewer are padded with zeros as they are read.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
@@ -132,7 +133,7 @@ def row_tiles(head_dim: int, dtype: str = "bfloat16") -> tuple[int, ...]:
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant there is, but for strides that are neither 1 nor 16."""
+    """Every variant there is, except for strides that are neither 1 nor 16."""
     for dtype, head_dim, (n, m), mask, aux, band, stride, dropout in product(
         DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), (False, True), COMMON_STRIDES, (False, True)
     ):

@@ -34,7 +34,7 @@ class RowTermsVariant:
     """The kernel before the main one: a figure for each query's row.
 
     Args:
-        dtype: of out and its gradient: ``bfloat16`` or ``float16``.
+        dtype: the dtype of out and its gradient: ``bfloat16`` or ``float16``.
     """
 
     dtype: str
@@ -60,7 +60,7 @@ class QueryVariant:
     """The kernel after the main one: the query's gradient from the sums of all splits.
 
     Args:
-        dtype: of the gradient.
+        dtype: the dtype of the gradient.
     """
 
     dtype: str
@@ -86,7 +86,7 @@ class BackwardVariant:
     """One instantiation of the main kernel.
 
     Args:
-        dtype: of query, key, value, the gradients: ``bfloat16`` or ``float16``.
+        dtype: the dtype of query, key, value, the gradients: ``bfloat16`` or ``float16``.
         head_dim: columns that the tiles hold; the forward's, so that both sum scores alike.
         n, m: the pattern.
         mask: ``none``, ``bool`` (true: allowed), or added to the scores: ``float32``, ``element`` (of type ``dtype``).
@@ -148,7 +148,7 @@ class WgmmaBackwardVariant:
     """One instantiation of the main kernel for sm_90a.
 
     Args:
-        dtype: of query, key, value, the gradients: ``bfloat16`` or ``float16``.
+        dtype: the dtype of query, key, value, the gradients: ``bfloat16`` or ``float16``.
         head_dim: columns that the tiles hold; the forward's, so that both sum scores alike.
         n, m: the pattern.
         mask, band: as :class:`BackwardVariant` has them.
@@ -205,7 +205,7 @@ def row_tiles(head_dim: int, mask: str, band: bool) -> tuple[int, ...]:
 
 
 def main_variants() -> Iterator[BackwardVariant]:
-    """Every variant of the main kernel, but for strides that are neither 1 nor 16."""
+    """Every variant of the main kernel, except for strides that are neither 1 nor 16."""
     for dtype, head_dim, (n, m), mask, band, stride, dropout in product(
         DTYPES, HEAD_DIMS, PATTERNS, MASKS, (False, True), COMMON_STRIDES, (False, True)
     ):

@@ -76,10 +76,10 @@ class Settings:
         suite: its name.
         device: ``cpu`` or ``cuda``; it decides the suite's shapes.
         methods: short names, instead of the suite's own; empty for those.
-        threads: of torch and the kernels; None leaves torch's setting.
+        threads: how many threads torch and the kernels use; None leaves torch's setting.
         seconds, rounds: for each workload, as :func:`dynattn.lab.timing.interleaved` takes them.
         backend: as :func:`dynattn.attention` takes it.
-        dtype: of all workloads, instead of the suite's own; None for those.
+        dtype: the dtype of all workloads, instead of the suite's own; None for those.
 
     Raises:
         ValueError: no such suite, dtype, method, device or backend; or nothing can run on the device here.

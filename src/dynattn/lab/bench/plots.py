@@ -45,8 +45,8 @@ def draw_speedups(
     """Draw speed-ups over :meth:`Record.baseline` into ``axes``.
 
     Args:
-        axes: to draw into.
-        record: of a run.
+        axes: the axes to draw into.
+        record: the record of a run.
         functions: which, in order.
         values: write each figure above its bar.
         ink: colour of the lines.

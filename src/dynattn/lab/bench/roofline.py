@@ -31,9 +31,9 @@ class Roofline:
 
     Attributes:
         flops: multiply-add peak in FLOP/s (a multiply-add is 2); None where the kernel library is not there.
-        bandwidth: of memory in bytes/s, by a copy: read plus written.
+        bandwidth: the bandwidth of memory in bytes/s, by a copy: read plus written.
         isa: instruction set of ``flops``; on a GPU ``bfloat16``, of a large matrix product through torch.
-        threads: of the CPU, used for both; 0 on a GPU.
+        threads: the number of threads that both were measured with; 0 on a GPU.
         products: FLOP/s of a large matrix product through torch, by dtype; empty in older records.
     """
 
@@ -70,9 +70,9 @@ def roofline(seconds: float = 0.5, device: str = "cpu", dtypes: Collection[str] 
     """Measure, on a CPU with the current number of threads.
 
     Args:
-        seconds: for each limit.
+        seconds: how long to measure each limit.
         device: ``cpu`` or ``cuda``.
-        dtypes: of which a matrix product is measured.
+        dtypes: the dtypes of which a matrix product is measured.
     """
     if device == "cuda":
         return replace(_of_gpu(seconds), products={dtype: _product_on_gpu(dtype, seconds) for dtype in dtypes})

@@ -78,6 +78,12 @@ _CPU: _Suites = {
         for kv_heads in (32, 8)
         for kv_len in (1024, 8192)
     ],
+    # Hardly any arithmetic, so that a time is what a call costs. In training there are four keys, of which every method
+    #     keeps at least two, since the weight of a single one never changes and gives no gradient to check.
+    "call": [
+        (Workload(heads=1, q_len=1, head_dim=8), _METHODS),
+        (Workload(heads=1, q_len=4, head_dim=8, training=True), _METHODS),
+    ],
 }
 
 # On a GPU, dense attention is torch's own: there is no dense kernel of ours to time beside it.

@@ -14,8 +14,8 @@ def show(record: Record, console: Console) -> None:
     """Print a record.
 
     Args:
-        record: of a run.
-        console: where to.
+        record: the record of a run.
+        console: where to print.
     """
     print_grid(console, summary(record))
     say(console, limits(record.roofline))

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from dynattn.lab.compare import plots
 from dynattn.lab.compare.results import Comparison, Timed
 from dynattn.lab.figures import BASELINE, Quality, TaskResult
+from dynattn.lab.machine import briefly
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.words import colored, interval, label, signed, verdict
 from dynattn.methods import NM
@@ -21,12 +22,7 @@ def page(found: Comparison) -> str:
     Returns:
         The HTML document.
     """
-    machine = found.machine
-    subtitle = (
-        f"{found.description}, in {found.dtype}. {machine['processor']}, {machine['threads']} "
-        f"thread{'s' * (machine['threads'] != 1)}, torch {machine['torch']}, dynattn {machine['dynattn']}, "
-        f"{machine['date']}."
-    )
+    subtitle = f"{found.description}, in {found.dtype}. {briefly(found.machine)}."
     sections = [
         _summary(found), *(_quality(task) for task in found.tasks), _speed(found), _memory(found), _kept(found),
         _conditions(found),

@@ -39,7 +39,7 @@ def peaks(model: str, dtype: str, implementations: Mapping[str, str], inputs: In
         model: its name.
         dtype: that it is loaded in.
         implementations: Transformers' name of each method.
-        inputs: of the forward.
+        inputs: the inputs of the forward.
 
     Returns:
         One entry a method, and what was measured; no entries and the reason where this system cannot tell.

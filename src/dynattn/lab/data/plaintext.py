@@ -24,7 +24,7 @@ def read_text(path: Path) -> str:
     r"""The text in a file.
 
     Args:
-        path: of a file or a pipe, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+        path: the path of a file or a pipe, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Returns:
         The text without byte order marks, its lines ended by ``\n`` where the file has ``\r\n`` or ``\r``.

@@ -9,9 +9,9 @@ def stratified(labels: np.ndarray, held_out: float, seed: int) -> tuple[np.ndarr
     """Indices of a split in which every class has the same share in both parts, up to rounding.
 
     Args:
-        labels: (examples,) whatever shall be spread evenly: the class, or a finer group.
-        held_out: share of the second part, between 0 and 1.
-        seed: of the shuffling.
+        labels: (examples,), what is to be spread evenly: the class, or a finer group.
+        held_out: the share of the second part, between 0 and 1.
+        seed: the seed of the shuffling.
 
     Returns:
         Two sorted arrays of indices, without one in common.

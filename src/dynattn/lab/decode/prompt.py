@@ -19,7 +19,7 @@ class Prompt(NamedTuple):
     """The result of reading a prompt.
 
     Attributes:
-        keys: of each layer, (1, kv_heads, length, head_dim).
+        keys: the keys of each layer, (1, kv_heads, length, head_dim).
         values: likewise.
         received: attention that each token received in each layer, (1, length).
     """

@@ -31,10 +31,10 @@ class DecodeSpeed(Record):
     """Decoding after a prompt of one length.
 
     Attributes:
-        length: tokens of the prompt.
-        steps: tokens decoded in a sample.
-        weights: bytes of the model, read at every step.
-        rows: one a way, dense decoding first.
+        length: how many tokens the prompt has.
+        steps: how many tokens are decoded in a sample.
+        weights: the bytes of the model, which are read at every step.
+        rows: a row for each way, with dense decoding first.
     """
 
     schema_version: Literal[1] = 1
@@ -55,9 +55,9 @@ class ItemScores(Record):
     """One context.
 
     Attributes:
-        task: what is asked.
-        item: which context.
-        nll: of the answer, nats per token, by way.
+        task: the name of what is asked.
+        item: the name of the context.
+        nll: the negative log-likelihood of the answer in nats per token, by way.
         hit: whether each token of the answer was the likeliest, by way.
     """
 

@@ -30,7 +30,7 @@ class Way:
 
     Attributes:
         name: see the module.
-        implementation: of attention, as Transformers knows it; prompts are always read densely.
+        implementation: the implementation of attention, as Transformers knows it; prompts are always read densely.
         cache: makes an empty cache for a model's config.
     """
 

@@ -41,7 +41,7 @@ def present(work: Callable[[Stage], Study], output: Path, prefix: str, console: 
     Args:
         work: the study; gets what shows its stages.
         output: folder, made if need be.
-        prefix: of the files' names: the command's.
+        prefix: the prefix of the files' names: the command's.
         console: where to print.
 
     Returns:

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.finetune import plots
+from dynattn.lab.machine import briefly
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.training.results import Arm, Contrast, Study
 from dynattn.lab.words import NO_CONCLUSION, colored, interval, label, reading, signed
@@ -58,12 +59,7 @@ def page(found: Study) -> str:
     Returns:
         The HTML document.
     """
-    machine = found.machine
-    shared = f" in each of {found.processes} processes" if found.processes > 1 else ""
-    subtitle = (
-        f"{found.summary}. {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        f"{shared}, torch {machine['torch']}, dynattn {machine['dynattn']}, {machine['date']}."
-    )
+    subtitle = f"{found.summary}. {briefly(found.machine, found.processes)}."
     sections = [_summary(found), _curves(found), _runs(found), _speed(found), _conditions(found)]
     return render(f"{found.name}: dense and sparse attention, {trained(found)} alike", subtitle, sections)
 

@@ -62,14 +62,14 @@ class Settings:
         task: one of :data:`RECIPES`; None for the one that fits the model.
         methods: short names; dense attention is trained beside them.
         seeds: how many, from 0.
-        steps: of the optimizer; None, here and below, for the recipe's.
-        batch: examples a step, over all processes.
-        learning_rate: at its highest.
+        steps: the number of steps of the optimizer; None, here and below, for the recipe's.
+        batch: the number of examples in a step, over all processes.
+        learning_rate: the learning rate at its highest.
         items: held out.
-        tokens: of a text.
+        tokens: the number of tokens of a text.
         text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
         keep_models: write the trained models too.
-        threads: of torch; None leaves them.
+        threads: how many threads torch uses; None leaves them.
     """
 
     model: str = "minilm"

@@ -62,7 +62,7 @@ class Restore(Experiment):
     Args:
         pretrained: the encoder.
         items: held-out passages, from as many texts as there are for that.
-        tokens: of a passage, fewer where the model takes fewer.
+        tokens: the number of tokens of a passage, fewer where the model takes fewer.
         texts: the texts; None for Wikipedia articles.
 
     Raises:

@@ -19,7 +19,7 @@ def show(found: Study, console: Console) -> None:
 
     Args:
         found: the study.
-        console: where to.
+        console: where to print.
     """
     print_grid(console, summary(found))
     for line in (found.summary, how_sure(found)):

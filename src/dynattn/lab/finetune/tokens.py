@@ -37,7 +37,7 @@ class Student(nn.Module):
 
     Args:
         model: a Transformers vision model that gives ``last_hidden_state``.
-        predictors: to be trained.
+        predictors: the predictors that are to be trained.
         train_all: whether the model is trained too; its teacher is then a copy of what it was.
     """
 
@@ -66,12 +66,12 @@ class TokenDropping(Experiment):
 
     Args:
         pretrained: the vision model.
-        pictures: to learn from.
-        held_out: to judge by.
+        pictures: the pictures to learn from.
+        held_out: the pictures to judge by.
         keep_ratio: share of a stage's tokens that it leaves.
         layers: before which tokens are dropped.
         train_all: whether the model is trained too, not its predictors alone.
-        source: of the pictures, a line for people; it is part of the run's identity.
+        source: the source of the pictures, a line for people; it is part of the run's identity.
     """
 
     pretrained = False  # predictors begin with random choices

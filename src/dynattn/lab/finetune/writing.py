@@ -41,7 +41,7 @@ class Passage(NamedTuple):
 
     Attributes:
         label: a name.
-        words: in lower case.
+        words: the words, in lower case.
         written: class of each.
     """
 
@@ -60,8 +60,8 @@ def passages(tokenizer: Any, text: Text, tokens: int) -> list[Passage]:
 
     Args:
         tokenizer: a fast one of Transformers.
-        text: with its capitals and marks.
-        tokens: of a passage, those that the tokenizer adds included.
+        text: the text with its capitals and marks.
+        tokens: the number of tokens of a passage, those that the tokenizer adds included.
     """
     found = [(word.lower(), 2 * _MARK[mark] + word[0].isupper()) for word, mark in _WORD.findall(text.body)]
     whole = Passage(text.title, tuple(word for word, _ in found), tuple(written for _, written in found))

@@ -19,7 +19,7 @@ def canonical(name: str) -> str:
     """A method's own short name, which may hold more than the one given.
 
     Args:
-        name: of a method of :mod:`dynattn.methods`, of :mod:`dynattn.pruning`, or of a way to decode.
+        name: the name of a method of :mod:`dynattn.methods`, of :mod:`dynattn.pruning`, or of a way to decode.
 
     Raises:
         ValueError: no method has this name, or the method refuses what the name says.

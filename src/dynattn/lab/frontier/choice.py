@@ -45,7 +45,7 @@ def comparable(contenders: Sequence[Contender]) -> list[Contender]:
     """The contenders that took the most exams. In merged sweeps others have a worst and a mean of other exams.
 
     Args:
-        contenders: of one phase.
+        contenders: the contenders of one phase.
     """
     most = max((len(contender.results) for contender in contenders), default=0)
     return [contender for contender in contenders if len(contender.results) == most]
@@ -57,7 +57,7 @@ def picks(contenders: Sequence[Contender]) -> list[Pick]:
     Methods that do not beat looking at nothing at the same budget, and these baselines themselves, are no advice.
 
     Args:
-        contenders: of one phase.
+        contenders: the contenders of one phase.
     """
     found = []
     for least in LEAST:
@@ -83,7 +83,7 @@ def undominated(contenders: Sequence[Contender], cost: Callable[[Contender], flo
     """Comparable ones that no other one beats in both the worst exam and the cost: the frontier, the cheapest first.
 
     Args:
-        contenders: of one phase.
+        contenders: the contenders of one phase.
         cost: as in :data:`COSTS`; what has none is left out.
     """
     priced = [(value, contender) for contender in comparable(contenders) if (value := cost(contender)) is not None]

@@ -34,8 +34,8 @@ def run(job: SweepJob, cells: Sequence[Cell], workers: int | None) -> Generator[
     dynattn and the packages that carry models and data have to be installed on every node.
 
     Args:
-        job: of the sweep.
-        cells: in the order in which they are begun.
+        job: the job of the sweep.
+        cells: the cells, in the order in which they are begun.
         workers: actors, among which the cluster's CPUs are divided; None for one a CPU.
 
     Yields:

@@ -52,9 +52,9 @@ def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequ
 
     Args:
         pretrained: the model; its attention implementation is set.
-        name: of the method, or ``sdpa``.
-        data: of a task that :func:`answers`.
-        read_before: from :func:`prompts`.
+        name: the name of the method, or ``sdpa``.
+        data: the data of a task that :func:`answers`.
+        read_before: what :func:`prompts` gave.
     """
     way = _way(name)
     return [
@@ -95,12 +95,12 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
 
     Args:
         pretrained: the model; its attention implementation is set.
-        name: of the method.
-        data: of a task that :func:`answers`.
-        seconds: to spend; three rounds at least.
+        name: the name of the method.
+        data: the data of a task that :func:`answers`.
+        seconds: how long to go on; three rounds are taken at least.
 
     Returns:
-        Of dense attention, and of the method.
+        The timings of dense attention and of the method.
     """
     ids, answer = data.payload[0]
     start = _start(ids, answer)

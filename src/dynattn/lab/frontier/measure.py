@@ -66,7 +66,7 @@ def measure(job: SweepJob, cell: Cell) -> Answer:
     """Score a method in an exam, and count its work.
 
     Args:
-        job: of the sweep.
+        job: the job of the sweep.
         cell: which.
 
     Returns:

@@ -153,7 +153,7 @@ def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[floa
     Args:
         kind: the model's.
         phase: the exam's.
-        tokens: of the exam's texts; None where its inputs have one size.
+        tokens: the number of tokens of the exam's texts; None where its inputs have one size.
         budgets: shares of the pairs, see :func:`check`.
 
     Returns:

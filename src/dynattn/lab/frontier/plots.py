@@ -62,7 +62,7 @@ def overview(contenders: Sequence[Contender], first: bool) -> str:
     """Quality against pairs, FLOPs and time, each family a line through its budgets; mean or worst exam by a button.
 
     Args:
-        contenders: of one phase.
+        contenders: the contenders of one phase.
         first: the plot carries the script that the page's others need, too.
     """
     costs = [name for name, cost in COSTS.items() if any(cost(contender) is not None for contender in contenders)]
@@ -102,8 +102,8 @@ def by_exam(contenders: Sequence[Contender], titles: dict[str, str]) -> str:
     """One panel an exam; what lies across by a button.
 
     Args:
-        contenders: of one phase.
-        titles: of the exams, by address, in the order of the panels.
+        contenders: the contenders of one phase.
+        titles: the titles of the exams, by address, in the order of the panels.
     """
     columns = min(2, len(titles))
     rows = -(-len(titles) // columns)

@@ -22,9 +22,9 @@ def lead(scores: Sequence[float], other: Sequence[float], dense: Sequence[float]
     """What a method retains of dense attention's quality, less what another one retains.
 
     Args:
-        scores: of the method, one an item.
-        other: of the other method.
-        dense: of dense attention.
+        scores: the scores of the method, one an item.
+        other: the scores of the other method.
+        dense: the scores of dense attention.
         higher_is_better: which way is good.
 
     Returns:

@@ -27,7 +27,7 @@ class Store:
         """Take up the record at ``path``, or begin with ``empty``.
 
         Args:
-            path: of the file; its folder is made if need be.
+            path: the path of the file; its folder is made if need be.
             empty: tells the model.
 
         Raises:

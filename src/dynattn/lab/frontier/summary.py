@@ -48,10 +48,10 @@ class Contender:
     """A method at a budget, with the results of all exams of a phase that it took.
 
     Attributes:
-        entry: of the first exam: names may hold sizes that follow the length.
-        results: one an exam.
-        leads: by baseline's family: what is retained less what the baseline of the same budget retains, mean over the
-            exams; empty for the baselines themselves and for methods without a budget.
+        entry: the entry of the first exam: names may hold sizes that follow the length.
+        results: a result for each exam.
+        leads: by the baseline's family, what is retained less what the baseline of the same budget retains: the mean
+            over the exams. Empty for the baselines themselves and for methods without a budget.
     """
 
     entry: Entry
@@ -138,7 +138,7 @@ def phases(found: Frontier) -> list[Phase]:
 def exams(found: Frontier, phase: Phase) -> list[Sheet]:
     """Exams of a phase in which dense attention was measured and has something to lose, by task and length.
 
-    Those in which it does no better than guessing are left out, but for where there are no others.
+    Those in which it does no better than guessing are left out, unless there are no others.
     """
     chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
     chosen = [sheet for sheet in chosen if not _guesses(found, sheet)] or chosen
@@ -159,7 +159,7 @@ def contenders(found: Frontier, phase: Phase) -> list[Contender]:
 
     Args:
         found: the record.
-        phase: of the model's work.
+        phase: the phase of the model's work.
     """
     times = _times(found, phase)
     grouped: dict[str, list[ExamResult]] = {}

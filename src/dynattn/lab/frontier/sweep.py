@@ -55,10 +55,10 @@ class Settings:
         budgets: shares of the pairs to keep, each 1 over a whole number.
         tasks: names; empty for those that fit the model.
         tokens: lengths of the texts; empty for those that fit the model.
-        items: of each task; None for the task's default.
-        phases: of the model's work.
+        items: the number of items of each task; None for the task's default.
+        phases: the phases of the model's work.
         text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
-        seconds: to spend on timing each method at each length; 0 times nothing.
+        seconds: how long to spend on timing each method at each length; 0 times nothing.
     """
 
     model: str = "minilm"
@@ -164,7 +164,7 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
 
     Args:
         settings: what to compare.
-        path: of the record.
+        path: the path of the record.
         stage: shows progress.
         runner: measures the cells.
 

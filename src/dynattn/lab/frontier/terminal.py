@@ -19,7 +19,7 @@ def show(found: Frontier, console: Console) -> None:
 
     Args:
         found: the record.
-        console: where to.
+        console: where to print.
     """
     for phase in phases(found):
         print_grid(console, summary(found, phase))

@@ -16,10 +16,10 @@ def run(job: SweepJob, cells: Sequence[Cell], workers: int, threads: int) -> Gen
     """Measure cells, several at a time.
 
     Args:
-        job: of the sweep.
-        cells: in the order in which they are begun; a worker keeps an exam's data for the next cell.
+        job: the job of the sweep.
+        cells: the cells, in the order in which they are begun; a worker keeps an exam's data for the next cell.
         workers: processes, started anew (spawned), so that none inherits threads or memory.
-        threads: of each.
+        threads: how many threads each worker uses.
 
     Yields:
         An answer for each cell, as they come.

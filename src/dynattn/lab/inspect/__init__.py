@@ -45,7 +45,7 @@ class Inspection:
         bound_holds: whether every row of every head is within its certified bound.
         output_error: relative error of the model's output with the method in every layer.
         output_cosine: mean cosine between the tokens' outputs and the dense ones.
-        same_next_token: share of positions with the same most likely next token; None but for decoders.
+        same_next_token: share of positions with the same most likely next token; None except for decoders.
     """
 
     model: str

@@ -62,7 +62,7 @@ def read_picture(path: Path) -> Any:
     """The image in a file, in colours, as Pillow has it.
 
     Args:
-        path: of the file.
+        path: the path of the file.
 
     Raises:
         ValueError: the file cannot be read, is no image or is damaged.

@@ -17,7 +17,7 @@ def show(found: Inspection, console: Console) -> None:
 
     Args:
         found: what was measured.
-        console: where to.
+        console: where to print.
     """
     say(console, f"{found.model}\n{found.subject.title}")
     print_grid(console, summary(found))

@@ -29,7 +29,7 @@ class Data:
     """A task's examples.
 
     Attributes:
-        train: to learn from.
+        train: the examples to learn from.
         test: held out; shares no sequence with ``train``.
         vocabulary: number of token ids, padding among them.
         classes: number of classes.

@@ -33,12 +33,12 @@ class Arena(Experiment):
     """A task of the arena.
 
     Args:
-        name: of the task and its size.
+        name: the name of the task and its size.
         data: its examples.
         recipe: sizes of the model; ``recipe.batch`` sequences are evaluated at a time.
 
     Attributes:
-        config: of the model.
+        config: the config of the model.
         baselines: accuracies without attention, on the same items.
     """
 

@@ -22,9 +22,9 @@ class KeptByTraining(Record):
     """Kept mass under one method: mean over layers, heads, the queries that are tokens, and seeds.
 
     Attributes:
-        method: short name.
-        trained_dense: in models that were trained with dense attention.
-        trained_with_it: in models that were trained with the method.
+        method: its short name.
+        trained_dense: what it is in models that were trained with dense attention.
+        trained_with_it: what it is in models that were trained with the method.
     """
 
     method: str
@@ -38,8 +38,8 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
     Args:
         arena: what they were trained on.
         methods: short names; the baseline, and methods that keep no pairs, are passed over.
-        seeds: of the study.
-        folder: of its runs, with their models.
+        seeds: the seeds of the study.
+        folder: the folder of its runs, with their models.
     """
     items = len(arena.labels)
     batch = arena.held_out(np.unique(np.linspace(0, items - 1, min(_SEQUENCES, items)).astype(int)))

@@ -36,8 +36,8 @@ class Rules:
     """What trees may be like; the defaults are the published ones.
 
     Args:
-        max_depth: of a tree, where the root has depth 1 and digits stand at ``max_depth`` at the deepest.
-        max_args: of an operator; the fewest are 2.
+        max_depth: the largest depth of a tree, where the root has depth 1 and no digit is deeper.
+        max_args: the most arguments of an operator; the fewest are 2.
         min_length: trees have more tokens than this.
         max_length: trees have fewer tokens than this.
 
@@ -108,7 +108,7 @@ def load(rules: Rules, train: int, test: int, seed: int = 0) -> Data:
         rules: what they may be like.
         train: how many to learn from.
         test: how many to be tested on; they stay the same when ``train`` changes.
-        seed: of the generator.
+        seed: the seed of the generator.
 
     Raises:
         As :func:`generate`.

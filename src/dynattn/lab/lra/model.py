@@ -34,12 +34,12 @@ class Config:
         vocabulary: number of token ids; 0 is padding.
         classes: number of classes.
         length: tokens of the longest sequence.
-        width: of the hidden states.
+        width: the width of the hidden states.
         layers: number of blocks.
         heads: query heads, a divisor of ``width``.
         mlp: width inside a block's feed-forward part and inside the classifier.
         pool: ``mean`` over the tokens, or ``cls``, a learnt token.
-        dropout: of embeddings and of what each part of a block adds. Attention weights have none.
+        dropout: the dropout of embeddings and of what each part of a block adds. Attention weights have none.
 
     Raises:
         ValueError: ``heads`` does not divide ``width``.

@@ -35,10 +35,10 @@ class Settings:
         size: ``small`` or ``published``.
         methods: short names; dense attention is trained beside them.
         seeds: how many, from 0.
-        steps: of the optimizer; None, here and below, for the recipe's.
-        batch: sequences a step, over all processes.
-        learning_rate: at its highest.
-        threads: of torch; None leaves them.
+        steps: the number of steps of the optimizer; None, here and below, for the recipe's.
+        batch: the number of sequences in a step, over all processes.
+        learning_rate: the learning rate at its highest.
+        threads: how many threads torch uses; None leaves them.
 
     Raises:
         ValueError: a name is unknown or a number below 1.

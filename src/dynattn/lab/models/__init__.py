@@ -44,8 +44,8 @@ class Facts:
 
     Attributes:
         kind: what it takes and gives.
-        layers: of attention; None where the config does not tell.
-        heads: of each; None where the config does not tell.
+        layers: how many layers of attention there are; None where the config does not tell.
+        heads: how many heads each has; None where the config does not tell.
     """
 
     kind: Kind
@@ -72,7 +72,7 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
 
     Args:
         name: one of :data:`PACKAGED`, else a local folder or a hub id for Transformers' ``from_pretrained``.
-        dtype: of the weights, one of :data:`DTYPES`.
+        dtype: the dtype of the weights, one of :data:`DTYPES`.
 
     Returns:
         The model and what it needs to be used.

@@ -40,7 +40,7 @@ def weights(auto: Any, source: str | Path, name: str, dtype: torch.dtype) -> Any
         auto: a class of Transformers with ``from_pretrained``.
         source: a folder or a hub id.
         name: what the user called it, for errors.
-        dtype: of the weights.
+        dtype: the dtype of the weights.
 
     Raises:
         ValueError: weights are missing, left over, of another shape or not readable, or the files bring code along.

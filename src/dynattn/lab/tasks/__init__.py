@@ -72,7 +72,7 @@ def fitting(name: str, kind: Kind, model: str, texts: bool) -> None:
     """See that a task fits a model, which need not be loaded for it.
 
     Args:
-        name: of the task.
+        name: the name of the task.
         kind: the model's.
         model: its name.
         texts: whether the user gives texts.
@@ -94,9 +94,9 @@ def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
     """A task for a model.
 
     Args:
-        name: of the task.
+        name: the name of the task.
         pretrained: the model.
-        fields: of the task; None for its default. Sizes that it does not have are left out, texts are not.
+        fields: the fields of the task; None for its default. Sizes that it does not have are left out, texts are not.
 
     Raises:
         ValueError: there is no such task, it does not fit the model, or it takes no texts.

@@ -93,7 +93,7 @@ class Task(ABC):
 
         Args:
             pretrained: the model; its attention implementation is left as it is.
-            data: from :meth:`prepare` for the same model.
+            data: what :meth:`prepare` gave for the same model.
             advance: called ``data.steps`` times.
         """
 
@@ -101,7 +101,7 @@ class Task(ABC):
         """Texts that the model's tokenizer has to know; none for pictures and sound.
 
         Args:
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
         """
         return ()
 

@@ -43,7 +43,8 @@ class Manpages(Task):
 
     Args:
         items: pages, spread evenly over those that fill ``tokens``.
-        tokens: of a page, fewer where the model takes fewer; longer pages are cut, shorter ones left out.
+        tokens: the number of tokens of a page, fewer where the model takes fewer. Longer pages are cut, and shorter
+            ones are left out.
         folder: where manual pages are installed.
     """
 
@@ -93,7 +94,7 @@ class Manpages(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
         """
         items, rest, _ = data.payload
         lines = Counter(page.line for page in (*items, *rest))

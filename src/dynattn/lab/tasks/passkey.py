@@ -35,7 +35,7 @@ class Passkey(Task):
 
     Args:
         items: keys, at depths spread evenly from 10% to 90% of the text.
-        tokens: of the whole text.
+        tokens: the number of tokens of the whole text.
         texts: what the key is hidden in; None for Wikipedia articles.
         seed: draws the keys.
     """

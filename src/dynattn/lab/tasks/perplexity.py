@@ -22,7 +22,7 @@ class Perplexity(Task):
 
     Args:
         items: texts.
-        tokens: of a text, the longest first; longer texts are cut.
+        tokens: the number of tokens of a text. The longest texts are taken first, and longer ones are cut.
         block: tokens of an item. Blocks of one text share their history, but hardly the differences of their scores.
         texts: the texts; None for Wikipedia articles.
     """
@@ -87,7 +87,7 @@ class Perplexity(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
 
         Returns:
             Token ids, each (tokens,).

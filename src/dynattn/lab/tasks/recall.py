@@ -74,7 +74,7 @@ class Recall(Task):
 
     Args:
         items: contexts.
-        tokens: of a context with question and answer, at most.
+        tokens: the largest number of tokens of a context with question and answer.
         texts: what contexts are filled with; None for Wikipedia articles.
         seed: draws the puzzles.
 
@@ -126,9 +126,9 @@ class Recall(Task):
         """One item.
 
         Args:
-            tokenizer: of Transformers.
+            tokenizer: the tokenizer of Transformers.
             texts: what to fill the context with.
-            index: of the item, from 0.
+            index: the index of the item, from 0.
             draw: decides everything that is not decided by the index.
 
         Raises:
@@ -201,10 +201,10 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
     """Hide a puzzle's statements between the sentences of a text, each where its depth is nearest.
 
     Args:
-        tokenizer: of Transformers.
+        tokenizer: the tokenizer of Transformers.
         puzzle: what to hide.
         text: sentences, more than needed; the last that is used is cut.
-        tokens: of the whole, exactly.
+        tokens: the exact number of tokens of the whole.
 
     Returns:
         Token ids, (1, tokens), and how many of them, at the end, are the answer.

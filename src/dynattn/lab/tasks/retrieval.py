@@ -37,7 +37,7 @@ class Retrieval(Task):
 
     Args:
         items: passages.
-        tokens: of a passage, fewer where the model takes fewer.
+        tokens: the number of tokens of a passage, fewer where the model takes fewer.
         queries: sentences taken out of each passage.
         per_text: the most passages of one text.
         texts: the texts; None for Wikipedia articles.
@@ -100,7 +100,7 @@ class Retrieval(Task):
 
         Args:
             pretrained: the model that ``data`` was prepared for.
-            data: from :meth:`prepare`.
+            data: what :meth:`prepare` gave.
         """
         passages, tokens = data.payload
         held_out = {passage.label.rpartition(" ")[0] for passage in passages}

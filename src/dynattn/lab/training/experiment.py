@@ -25,12 +25,12 @@ class Experiment(ABC):
     """Everything about a training run that its :class:`~dynattn.lab.training.Job` does not say.
 
     Attributes:
-        name: for the title of the report.
+        name: the name for the title of the report.
         metric: what a score is.
         higher_is_better: which way is good.
         pretrained: whether the model is worth evaluating before any training.
         labels: a name for each held-out item.
-        summary: for people: the data, and how much of it.
+        summary: a line for people: what the data is, and how much of it there is.
         chance: the score that guessing gives; None where nobody knows it.
     """
 
@@ -74,7 +74,7 @@ class Experiment(ABC):
         """Score every held-out item.
 
         Args:
-            model: from :meth:`model`, in eval mode, on its device.
+            model: what :meth:`model` gave, in eval mode, on its device.
             advance: called :meth:`steps` times.
 
         Returns:

@@ -18,12 +18,12 @@ class Job:
 
     Args:
         method: what attention keeps, a short name; ``sdpa`` for PyTorch's dense attention.
-        seed: of the order of the data, of dropout, and of the weights where a model starts from scratch.
-        steps: of the optimizer.
-        batch: examples a step, over all processes.
-        learning_rate: at its highest.
-        warmup: share of the steps.
-        weight_decay: of AdamW.
+        seed: the seed of the order of the data, of dropout, and of the weights where a model starts from scratch.
+        steps: the number of steps of the optimizer.
+        batch: the number of examples in a step, over all processes.
+        learning_rate: the learning rate at its highest.
+        warmup: the share of the steps in which the learning rate rises.
+        weight_decay: the weight decay of AdamW.
         evaluate_every: steps between two points of the learning curve.
         save_every: steps between two checkpoints.
     """

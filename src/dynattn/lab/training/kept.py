@@ -22,7 +22,7 @@ def read_run(path: Path, experiment: Experiment, remedy: str, inside: str | None
     """Read the result of a run.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         experiment: that it is of.
         remedy: what a person can do where the file is damaged.
         inside: the key that it stands under; None where it is the whole.

@@ -20,10 +20,10 @@ class Run(Record):
     """One model, trained or not.
 
     Attributes:
-        seed: None where nothing was trained.
-        scores: one an item.
-        curve: mean score on the held-out items as training went on, its end included.
-        losses: training loss of each step.
+        seed: the seed of the run; None where nothing was trained.
+        scores: a score for each item.
+        curve: the mean score on the held-out items as training went on, its end included.
+        losses: the training loss of each step.
     """
 
     seed: int | None
@@ -41,9 +41,9 @@ class Contrast(Interval):
     """A mean over seeds and items with its 95% interval, and what it was made of.
 
     Attributes:
-        by_seed: mean over the items, one a seed.
-        over: what the interval lets vary.
-        degrees: of freedom of Student's t; None for a bootstrap.
+        by_seed: for each seed the mean over the items.
+        over: what varies in the interval.
+        degrees: the degrees of freedom of Student's t; None for a bootstrap.
     """
 
     by_seed: list[float]
@@ -55,16 +55,17 @@ class Arm(Record):
     """One method: without training, put into what dense attention was trained to, or trained itself.
 
     Attributes:
-        method: short name.
-        trained: whether the model was.
-        score: over its runs.
-        difference: to dense attention, paired by seed and item: to the untrained one without training, else to the
-            trained one; None for dense.
-        gain: over the same method without training, paired by item; None without training.
-        seconds: of a training step.
-        runs: one a seed.
+        method: its short name.
+        trained: whether the model was trained.
+        score: the mean score over its runs.
+        difference: the difference to dense attention, paired by seed and item: to the untrained one without training,
+            else to the trained one; None for dense.
+        gain: the gain over the same method without training, paired by item; None without training.
+        seconds: the seconds of a training step.
+        runs: a run for each seed.
         swapped: whether the model was trained with dense attention, of the same seed, and the method put in after.
-        recovered: by training with the method: over the swapped arm, paired by seed and item; None where there is none.
+        recovered: what training with the method gives over the swapped arm, paired by seed and item; None where there
+            is no such arm.
     """
 
     method: str
@@ -82,7 +83,7 @@ class Study(Record):
     """Every method with every seed.
 
     Attributes:
-        name: of the experiment.
+        name: the name of the experiment.
         summary: its data.
         metric: what a score is.
         higher_is_better: which way is good.
@@ -90,11 +91,11 @@ class Study(Record):
         identity: all that decides a result besides the job.
         job: the numbers that all runs share.
         methods: the baseline first; those whose training diverged are not among them.
-        seeds: of the runs.
+        seeds: the seeds of the runs.
         processes: that shared each step.
         machine: where it ran.
         arms: without training first, then swapped, then trained.
-        seconds: of this call; runs that were finished before cost nothing.
+        seconds: the seconds of this call; runs that were finished before cost nothing.
         chance: the score that guessing gives; None where nobody knows it, and in records of before.
         diverged: methods of which a training gave what is not finite, and what it gave.
     """

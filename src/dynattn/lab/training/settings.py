@@ -13,7 +13,7 @@ def check(command: str, settings: Any, numbers: tuple[str, ...]) -> None:
 
     Args:
         command: named in errors.
-        settings: with ``methods``, short names, and ``learning_rate``, None for the default.
+        settings: an object with ``methods``, short names, and ``learning_rate``, which is None for the default.
         numbers: fields that are None or at least 1.
 
     Raises:

@@ -21,7 +21,7 @@ def swapped(method: str, seed: int, experiment: Experiment, home: Path, stage: S
 
     Args:
         method: a short name.
-        seed: of the run.
+        seed: the seed of the run.
         experiment: model, data and measure.
         home: the run's folder. It holds the weights, and gets ``swapped-<method>.json``.
         stage: shows progress.

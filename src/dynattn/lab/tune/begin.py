@@ -24,11 +24,11 @@ from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 
 _LENGTHS = (4096, 2048, 1024, 512, 256)
-"""Of a decoder where none is asked for: the longest that the minutes, the model and the texts allow."""
+"""The lengths for a decoder where none is asked for: the longest that minutes, model and texts allow is taken."""
 
 _ENCODER_LENGTH = 512
-_FEW = 64  # tokens of a forward that shows how the model is built
-_PROBE = 1024  # tokens of the forward by which longer ones are foretold
+_FEW = 64  # how many tokens a forward has that shows how the model is built
+_PROBE = 1024  # how many tokens the forward has from which the time of longer ones is predicted
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Begun:
 
 
 def given(settings: Settings) -> tuple[Text, ...] | None:
-    """The user's texts; and a task that is none is refused.
+    """The user's texts, or None. A task that cannot be found is refused.
 
     Raises:
         ValueError: there is no text, or no such task.
@@ -76,7 +76,7 @@ def begin(
         clock: tells the time that is left.
 
     Raises:
-        ValueError: the model, a length, the texts or the minutes do not do; the text says which, and a remedy.
+        ValueError: the model, a length, the texts or the minutes do not suffice; the text says which, and a remedy.
     """
     register()
     lengths = _lengths(settings, pretrained)
@@ -97,10 +97,10 @@ def begin(
 
 
 def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:
-    """Lengths that come into question, the longest first; None for models whose inputs have one size.
+    """The lengths to consider, the longest first; None for models whose inputs have one size.
 
     Raises:
-        ValueError: the length asked for is none of the model's.
+        ValueError: the model does not take the length that was asked for.
     """
     if pretrained.kind not in ("encoder", "decoder"):
         if settings.length is not None:
@@ -164,7 +164,7 @@ def _longest(
 def _planned(
     settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, length: int | None, clock: Clock
 ) -> Any:
-    """At this length, or the one that there is: the length and its plan."""
+    """The length, where one is given, and the plan for it."""
     few = parts(pretrained, texts, length, LEAST, settings.task)
     exam, second = few.search[0], len(few.search) > 1
     inputs = exam.inputs(0)

@@ -21,7 +21,7 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
     """Short names, the likeliest to pay first: a small budget of time takes the first of them alone.
 
     Args:
-        kind: of the model.
+        kind: the kind of the model.
         length: tokens.
     """
     sinks = 4 if kind == "decoder" else 1

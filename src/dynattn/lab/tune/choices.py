@@ -19,10 +19,10 @@ class Point:
     """An assignment on the path.
 
     Attributes:
-        moves: how far along.
+        moves: how many moves the path has made.
         assignment: the method of each head.
-        harm: predicted, in the units of :mod:`dynattn.lab.tune.sensitivity`.
-        saved: seconds of a forward less than with PyTorch's dense attention, predicted.
+        harm: the predicted harm, in the units of :mod:`dynattn.lab.tune.sensitivity`.
+        saved: how many seconds a forward is predicted to save against PyTorch's dense attention.
     """
 
     moves: int
@@ -36,9 +36,9 @@ class Choices:
     """All that the solver needs.
 
     Args:
-        costs: seconds by shape.
-        harm: of each head of each module.
-        names: candidates that may be chosen.
+        costs: the seconds by shape.
+        harm: the harm of each candidate for each head of each module.
+        names: the candidates that may be chosen.
     """
 
     costs: Costs
@@ -47,7 +47,7 @@ class Choices:
 
     @cached_property
     def units(self) -> list[tuple[str, int]]:
-        """Modules and heads."""
+        """Each module with each of its heads."""
         return [
             (module, head)
             for module, shape in self.costs.shapes.items()
@@ -57,7 +57,7 @@ class Choices:
 
     @cached_property
     def moves(self) -> list[solve.Move]:
-        """The path."""
+        """The moves along the path, from dense attention on."""
         seconds = np.array(
             [[self._seconds(module, name) for name in self._options(module)] for module, _ in self.units]
         )
@@ -97,7 +97,7 @@ class Choices:
 
     @cached_property
     def most(self) -> Point:
-        """The fastest of all."""
+        """The last point of the path, which is the fastest of all."""
         return self.point(len(self.moves))
 
     def _tidy(self, module: str, heads: Sequence[str]) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class Choices:
         return sum(costs[name] for name in heads) / len(heads) + split * (len(set(heads)) - 1)
 
     def _seconds(self, module: str, name: str) -> float:
-        """Of one head."""
+        """The seconds of one head."""
         return self._of(module).get(name, np.inf) / self.costs.heads[self.costs.shapes[module]]
 
     def _options(self, module: str) -> tuple[str, ...]:
@@ -128,12 +128,12 @@ class Choices:
 
 
 def worth(costs: Costs, names: Sequence[str], most: int) -> tuple[str, ...]:
-    """The candidates that some shape runs faster than dense attention, the fewest that are asked for.
+    """The candidates that are faster than dense attention for some shape; no more than are asked for.
 
     Args:
-        costs: of all candidates.
-        names: in the order in which they are preferred.
-        most: how many.
+        costs: the costs of all candidates.
+        names: the candidates, in the order in which they are preferred.
+        most: how many to return at the most.
     """
     faster = [
         name

@@ -93,7 +93,7 @@ class Exam:
         Args:
             max_loss: relative, of the exam that decides.
             attempt: counted from 1.
-            worst: from :meth:`worst`, on the search's data.
+            worst: what :meth:`worst` gave on the search's data.
         """
         return Proof(self.limit(max_loss), of=self.of, attempt=attempt, worst=worst)
 
@@ -143,7 +143,7 @@ class Exam:
         """(items,) as the proof takes them: nats, of which fewer are better, or scores from 0 on.
 
         Args:
-            own: of a method, or the dense model's own.
+            own: the outcome of a method, or of the dense model itself.
             dense: the dense model's.
 
         Raises:

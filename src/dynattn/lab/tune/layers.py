@@ -24,8 +24,8 @@ class Clocked(NamedTuple):
     """One forward with PyTorch's dense attention.
 
     Attributes:
-        forward: seconds of all of it.
-        modules: seconds inside attention, by the module's name.
+        forward: the seconds of the whole forward.
+        modules: the seconds inside attention, by the module's name.
     """
 
     forward: float
@@ -33,7 +33,7 @@ class Clocked(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of attention."""
+        """The share of attention in the forward."""
         return sum(self.modules.values()) / self.forward
 
 
@@ -43,7 +43,7 @@ def clocked(pretrained: Pretrained, inputs: Inputs) -> Clocked:
 
     Args:
         pretrained: the model; it is left with PyTorch's attention.
-        inputs: of the forward.
+        inputs: the inputs of the forward.
     """
     with _watched(pretrained) as seconds:
         start = time.perf_counter()
@@ -101,7 +101,7 @@ def places(pretrained: Pretrained, inputs: Inputs) -> dict[str, Place]:
 
     Args:
         pretrained: the model; it is left with this project's dense attention.
-        inputs: of the forward; short ones do.
+        inputs: the inputs of the forward; short ones suffice.
 
     Returns:
         By the module's name, in the order in which they attend.
@@ -147,8 +147,8 @@ def weight(module: nn.Module, width: int) -> Tensor:
     """The matrix of a linear layer, (outputs, width), whichever way round it is stored.
 
     Args:
-        module: with a two-dimensional ``weight``.
-        width: of its input.
+        module: a module with a two-dimensional ``weight``.
+        width: the width of its input.
     """
     stored = _weight(module)
     if stored is None or width not in stored.shape:

@@ -1,4 +1,4 @@
-"""The exams of a model: for the search, and for each try of the proof, of data that none of the others has seen."""
+"""The exams of a model: one set for the search and one for each try of the proof, each on data that no other has."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from dynattn.lab.tune.queries import Queries
 from dynattn.lab.tune.spoken import Spoken
 
 TRIES = 2
-"""Of the proof; each takes data of its own."""
+"""How many tries the proof has; each takes data of its own."""
 
 _BLOCK = 128  # tokens of an item of text: blocks share their history, but hardly the differences of their scores
-_BLOCKS = 16  # of a text at least
+_BLOCKS = 16  # the fewest blocks of a text
 _PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
 _QUERIES_A_PASSAGE = 6
-_QUERY_OF_A_PASSAGE = 1 / 12  # tokens, about
-_PICTURES = 6  # likewise
-_RECORDINGS = 64
+_QUERY_OF_A_PASSAGE = 1 / 12  # the tokens of a query over those of its passage, about
+_PICTURES = 6  # for each item that the plan counts
+_RECORDINGS = 64  # more than there are
 
 Exams = tuple[Exam, ...]
-"""The exam that decides, and where there is one the unlike task."""
+"""The exam that decides and, where there is one, an exam of another kind."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def parts(
 
     Args:
         pretrained: the model.
-        texts: the user's own; None for what packages carry.
-        length: tokens; None for models whose inputs have one size.
+        texts: the user's own texts; None for those that packages carry.
+        length: the number of tokens; None for models whose inputs have one size.
         counts: how many items.
-        task: the user's own, ``module:function``.
+        task: the user's own task, as ``module:function``; None for those of this package.
 
     Raises:
         ValueError: texts are too short or too few, or do not fit the kind of model.
@@ -98,7 +98,7 @@ def _items(counts: Counts, part: int) -> int:
 
 
 def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """Pieces of text, in blocks of tokens; and numbers hidden in the same pieces, to be read back."""
+    """One exam takes pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them."""
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     wanted = [counts.search, *[counts.prove] * TRIES]
     least = [LEAST.search, *[LEAST.prove] * TRIES]
@@ -128,7 +128,7 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
 
 
 def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """Passages of texts that no other part has; of fewer texts than parts, of thirds of each."""
+    """Passages of texts that no other part has. Where there are fewer texts than parts, each is cut into thirds."""
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     many = TRIES + 1
     if len(given) < many:

@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     """Consecutive tokens of one text.
 
     Attributes:
-        title: of the text, and the tokens' places in it.
+        title: the title of the text, and the tokens' places in it.
         text: number of the text that it is from.
         ids: (1, length).
     """
@@ -52,7 +52,7 @@ def deal(pieces: Sequence[Piece], wanted: Sequence[int], least: Sequence[int]) -
     """Pieces for several parts, no text in two of them; where there are too few texts, no piece in two of them.
 
     Args:
-        pieces: from :func:`cut`.
+        pieces: what :func:`cut` gave.
         wanted: how many each part would take.
         least: how many each part has to have.
 

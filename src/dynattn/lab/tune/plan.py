@@ -39,10 +39,10 @@ class Plan:
     """What is done in the time.
 
     Attributes:
-        counts: of items and candidates.
+        counts: how many items and candidates there are.
         points: whole assignments that are measured.
         kernels: seconds for timing candidates.
-        rounds: of timing the whole model.
+        rounds: how many rounds the whole model is timed for.
     """
 
     counts: Counts
@@ -57,9 +57,9 @@ def cost(
     """Seconds that counts take.
 
     Args:
-        counts: of items and candidates.
+        counts: how many items and candidates there are.
         entry: seconds that the dense model takes for one item that is counted.
-        share: of attention in it.
+        share: the share of attention in it.
         second: whether there is a second exam.
         shorter: how often it is measured what is lost where the sequence is shortened.
         forward: seconds of one forward, where an item takes several.

@@ -32,10 +32,10 @@ def prove(
     """Try to prove that an assignment keeps the limits.
 
     Args:
-        number: of the try, from 0.
-        assignment: of methods.
-        worst: of each exam, what an item is taken to lose at most, by the search's data.
-        exams: of this try alone.
+        number: the number of the try, from 0.
+        assignment: the assignment of methods.
+        worst: for each exam, what an item is taken to lose at most, by the search's data.
+        exams: the exams of this try alone.
         pretrained: the model.
         max_loss: relative.
         store: keeps the scores.

@@ -22,7 +22,7 @@ class Queries(Task):
 
     Args:
         items: passages.
-        tokens: of a passage.
+        tokens: the number of tokens of a passage.
         texts: that passages are cut from.
         per_text: the most passages of one text.
         seed: decides which sentences are taken.

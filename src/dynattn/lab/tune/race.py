@@ -41,9 +41,9 @@ def race(
 
     Args:
         pretrained: the model; it is left with PyTorch's attention.
-        assignment: of methods.
-        inputs: of a forward.
-        rounds: of alternation; fewer than that are never taken.
+        assignment: the assignment of methods.
+        inputs: the inputs of a forward.
+        rounds: how many rounds of alternation to take, exactly.
         pruning: the name of the method that shortens the sequence besides; None for none.
     """
 

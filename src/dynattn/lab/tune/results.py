@@ -26,7 +26,7 @@ class Time(Record):
 
     @property
     def share(self) -> float:
-        """Of attention."""
+        """The share of attention."""
         return sum(self.modules.values()) / self.forward
 
 
@@ -43,7 +43,7 @@ class Lost(Record):
         loss: relative: of a likelihood by how much the perplexity grew, else the share of the score that went.
         bound: the loss is below this with ``level`` confidence; None where nothing was proved.
         limit: what the loss had to stay below.
-        level: of the bound.
+        level: the level of the bound.
         looks: how often the proof looked at its data.
         worst: nats that no item is taken to lose more than, on which the bound is conditional; None for scores.
         proved: whether the loss is at most the limit, with that confidence.
@@ -75,9 +75,9 @@ class Considered(Record):
     """A point that was considered.
 
     Attributes:
-        name: for people: ``tuned``, or a method for all layers.
+        name: a name for people: ``tuned``, or a method for all layers.
         harm: predicted.
-        speedup: of the whole model, predicted from the kernels' times.
+        speedup: the speed-up of the whole model, predicted from the kernels' times.
         losses: relative, of each exam of the search, measured; empty where they were not.
     """
 
@@ -140,7 +140,7 @@ class Rival(Record):
 
     Attributes:
         method: its name.
-        speedup: of the whole model, measured in a short race.
+        speedup: the speed-up of the whole model, measured in a short race.
         loss: relative.
         tuned: the loss of the tuned assignment, on the same items.
     """
@@ -159,19 +159,19 @@ class Tuning(Record):
         settings: that were given.
         machine: that it ran on.
         verdict: ``faster``, or ``dense`` where nothing is gained for sure.
-        reason: in words.
-        time: where it went.
+        reason: why, in words.
+        time: where the time went.
         candidates: seconds of a call by shape and method.
-        heads: by module, the method of each head: what is written, or dense.
+        heads: by module, the method of each head: the one that is written, or dense.
         pruning: the name of the method that shortens the sequence besides; None for none.
         considered: points, for the frontier.
         shortened: what was looked at with methods that shorten the sequence.
         gains: at other limits.
-        tries: of the proof.
+        tries: the tries of the proof.
         rival: one method for all heads; None where there was no time to look, or nothing was proved.
-        speed: of what was proved; None where nothing was.
+        speed: the speed of what was proved; None where nothing was.
         seconds: that the run took.
-        version: of the record.
+        version: the version of the record.
     """
 
     model: str

@@ -20,7 +20,7 @@ def chosen(choices: Choices, tuned: Point) -> tuple[str, Point] | None:
     """The method that harms least of those that are foretold to be as fast for all heads; else the fastest of all.
 
     Args:
-        choices: with the candidates.
+        choices: the choices, with the candidates.
         tuned: the assignment to be held against.
     """
     every = [(name, choices.everywhere(name)) for name in choices.names]
@@ -37,11 +37,11 @@ def measure(
     """What one method for all heads loses where the tuned assignment was proved.
 
     Args:
-        name: of the method.
+        name: the name of the method.
         point: the assignment that it is.
-        speedup: of the whole model, measured.
+        speedup: the speed-up of the whole model, measured.
         lost: what the tuned assignment lost.
-        exam: of the proof.
+        exam: the exam of the proof.
         pretrained: the model; it is left with the method.
         store: keeps the scores.
         advance: called after each step.

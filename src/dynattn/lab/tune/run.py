@@ -48,7 +48,7 @@ class Run:
     Args:
         settings: what was asked for.
         begun: the model and the data.
-        store: of results.
+        store: the store of results.
         stage: shows progress.
         clock: tells the time that is left.
     """
@@ -299,7 +299,7 @@ class Run:
         return found
 
     def _speedup(self, spent: Time, point: Point) -> float:
-        """Of the whole model, foretold: what the kernels save is taken from the forward's time."""
+        """The predicted speed-up of the whole model: what the kernels save is taken from the forward's time."""
         return spent.forward / max(spent.forward - point.saved, spent.forward / spent.bound)
 
     def _inputs(self, exam: Exam, index: int = 0) -> Any:

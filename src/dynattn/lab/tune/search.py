@@ -39,8 +39,8 @@ class Measured:
 
     Attributes:
         point: the assignment.
-        losses: of each exam, relative: the mean.
-        worst: of each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
+        losses: for each exam the mean relative loss.
+        worst: for each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
         used: the largest share of a limit that the proof's bound would take.
         pruning: the name of the method that shortens the sequence besides; None for none.
     """
@@ -72,8 +72,8 @@ class Search:
     """Measures points of a path.
 
     Args:
-        choices: with the path.
-        exams: of the search.
+        choices: the choices, with the path.
+        exams: the exams of the search.
         pretrained: the model.
         max_loss: relative.
         planned: items that the proof will look at, of each exam.

@@ -45,9 +45,9 @@ def look(
 
     Args:
         pretrained: the model; it is left with this project's dense attention.
-        inputs: of a forward.
-        places: of its attention modules, see :func:`dynattn.lab.tune.layers.places`.
-        names: of the candidates.
+        inputs: the inputs of a forward.
+        places: the places of its attention modules, see :func:`dynattn.lab.tune.layers.places`.
+        names: the names of the candidates.
         last: look at the last queries alone, where a long causal call is not looked at whole.
 
     Returns:
@@ -78,7 +78,7 @@ def look(
 
 
 def mean(several: Sequence[Harm]) -> Harm:
-    """Of several inputs."""
+    """The mean harm over several inputs."""
     first = several[0]
     return {
         module: {

@@ -29,10 +29,10 @@ class Settings:
         texts: the user's own, see :func:`dynattn.lab.tasks.texts.read`; None for the data that packages carry.
         max_loss: the largest relative loss of the task's score, above 0 and at most 1. Of a likelihood it is
             ``exp(ΔNLL) − 1``, by how much the perplexity grows.
-        phase: of the model's work.
+        phase: the phase of the model's work.
         length: tokens; None for the longest that the model, the texts and the minutes allow.
-        dtype: of the weights, one of :data:`dynattn.lab.models.DTYPES`.
-        minutes: to spend. Less time means fewer texts and candidates, never a weaker claim.
+        dtype: the dtype of the weights, one of :data:`dynattn.lab.models.DTYPES`.
+        minutes: how long to go on. Less time means fewer texts and candidates, never a weaker claim.
         task: the user's own, ``module:function``, or lm-eval's by name; see :mod:`dynattn.lab.tune.own`.
 
     Raises:

@@ -53,9 +53,9 @@ def within(moves: Sequence[Move], units: int, budget: float) -> np.ndarray:
     """The options at the last point of the path that keeps the budget.
 
     Args:
-        moves: from :func:`path`.
+        moves: what :func:`path` gave.
         units: how many there are.
-        budget: of damage.
+        budget: the budget of damage.
 
     Returns:
         (units,) int, the option of each.

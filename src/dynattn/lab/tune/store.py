@@ -15,7 +15,7 @@ class Store:
     """Results by name, written whole after each.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         key: digest of what decides the results; a file of another key is begun anew.
 
     Attributes:
@@ -40,7 +40,7 @@ class Store:
         """What was found under a name, else what ``find`` gives, which is written.
 
         Args:
-            name: of the result.
+            name: the name of the result.
             find: gives what JSON can hold.
         """
         if name not in self._found:

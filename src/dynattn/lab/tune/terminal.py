@@ -17,7 +17,7 @@ def show(found: Tuning, console: Console) -> None:
 
     Args:
         found: the run.
-        console: where to.
+        console: where to print.
     """
     say(console, "")
     for line in sentences(found):

@@ -40,10 +40,10 @@ class Costs(NamedTuple):
     """Seconds of attention.
 
     Attributes:
-        shapes: by the module's name, the index of its calls' shape.
-        seconds: for each shape, of a call of one module by the method's name.
-        split: for each shape, seconds that a call takes longer for each further method among its heads.
-        heads: for each shape, of the queries.
+        shapes: by the module's name, the index of the shape of its calls.
+        seconds: for each shape, the seconds of a call of one module, by the method's name.
+        split: for each shape, how many seconds longer a call takes for each further method among its heads.
+        heads: for each shape, the number of query heads.
     """
 
     shapes: dict[str, int]
@@ -60,9 +60,9 @@ def clock(
 
     Args:
         pretrained: the model; it is left with this project's dense attention.
-        inputs: of a forward.
-        names: of the candidates.
-        seconds: to spend, about; three rounds at least.
+        inputs: the inputs of a forward.
+        names: the names of the candidates.
+        seconds: about how long to go on; three rounds are taken at least.
         advance: called for each shape.
 
     Returns:

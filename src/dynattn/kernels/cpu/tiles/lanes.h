@@ -48,7 +48,7 @@ DYNATTN_INLINE Lanes exp2_lanes(Lanes y) {
 // The bits of 2^(t - 127) as a bfloat16 number, in the low half of each word, for t below 256; exactly 0 for t <= 0.
 // Larger t sets bits above the 15th, which the caller has to look for.
 //
-// A bfloat16 number is its exponent and seven bits of fraction, so 128 · log2 of it is its own bits, but for the
+// A bfloat16 number is its exponent and seven bits of fraction, so 128 · log2 of it is its own bits, except for the
 // curvature of 2^f over a unit: the product with f² - f corrects that, and the conversion to an integer rounds. Error
 // 3.6e-3 of the value, of which rounding to bfloat16 alone is up to 3.9e-3.
 DYNATTN_INLINE Words exp2_bfloat16(Lanes t) {
