@@ -1,10 +1,13 @@
 """Record runs of ``dynattn tune``, with as many threads as cores, on an idle machine.
 
     python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, six minutes
-    python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper
-    python benchmarks/tune.py smollm2 --length 4096 --dtype bfloat16 --minutes 30      # options go on to the command
+    python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes each
+    python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
+    python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
 
-A run that was killed goes on in reports/ when the command is given again.
+Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
+the model, and what it loses on the data of the proof, which neither has seen. A run that was killed goes on in reports/
+when the command is given again.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from pathlib import Path
 from dynattn.lab.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "tune"
+MINUTES = {"minilm": 8, "dinov2": 8, "whisper": 8}
+"""Where none are asked for and the command's six allow few items."""
 FILES = {"tune.json": "{}.json", "tune.html": "{}.html", "model.dynattn.json": "{}.dynattn.json"}
 
 
@@ -29,12 +34,16 @@ def main(arguments: list[str]) -> int:
 
 def _record(model: str, options: list[str]) -> int:
     command = [sys.executable, "-m", "dynattn", "tune", model, "--threads", str(machine()["cores"])]
+    if model in MINUTES and "--minutes" not in options:
+        options = [*options, "--minutes", str(MINUTES[model])]
     code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode
     RESULTS.mkdir(parents=True, exist_ok=True)
+    decoding = "decode" in options or "--phase=decode" in options
+    named = f"{model}-decode" if decoding else model
     for name, kept in FILES.items():
-        found = Path("reports") / f"tune-{model}" / name
+        found = Path("reports") / f"tune-{named}" / name
         if code == 0 and found.exists():
-            shutil.copy(found, RESULTS / kept.format(model))
+            shutil.copy(found, RESULTS / kept.format(named))
     return code
 
 

@@ -7,7 +7,8 @@ The first forward, over the prompt, is dense; then the cache is cut, and decodin
 """
 
 from dynattn.kv_caches.full import FullCache
+from dynattn.kv_caches.named import make
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
 
-__all__ = ["FullCache", "SpAttenCache", "WindowCache"]
+__all__ = ["FullCache", "SpAttenCache", "WindowCache", "make"]

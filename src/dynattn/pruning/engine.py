@@ -240,7 +240,7 @@ class _Session:
                 layer=progress.layer, query=query, key=key, value=value,
                 scale=query.shape[-1] ** -0.5 if scale is None else scale,
                 alive=alive, heads=None if heads is None else heads.left,
-                dense=progress.implementation in _DENSE and not kwargs.get("dropout"),
+                dense=_is_dense(module, progress.implementation) and not kwargs.get("dropout"),
                 run=lambda: inner(module, query, key, value, mask, **kwargs)[0],
             )
         )  # fmt: skip
@@ -255,6 +255,12 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
         return config.attend(module, query, key, value, mask, **kwargs)
     # The context ended in another thread after this one had asked for the function.
     return _function(module, config._attn_implementation)(module, query, key, value, mask, **kwargs)  # type: ignore[union-attr]
+
+
+def _is_dense(module: nn.Module, implementation: str) -> bool:
+    """Whether a module's own attention is softmax attention over all keys."""
+    given = getattr(module, "dynattn_assigned", None)
+    return implementation in _DENSE or (given is not None and given.method.keeps_everything)
 
 
 def _function(module: nn.Module, implementation: str) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
+from dynattn import pruning  # noqa: E402
 from dynattn.integrations.transformers import (  # noqa: E402
     Evidence,
     Tuned,
@@ -301,11 +302,44 @@ def test_one_graph_gives_what_the_model_gives_and_warns_once(tmp_path):
     torch._dynamo.reset()
 
 
-def test_a_pruning_method_is_named_in_a_warning(saved):
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+@torch.no_grad()
+def test_a_pruning_method_is_in_force_until_the_model_attends_in_another_way(kind, sparse, tmp_path):
+    model, inputs, path = tiny(kind), inputs_of(kind), tmp_path / "m.json"
+    before, state = model(**inputs)[0], {name: set(vars(module)) for name, module in model.named_modules()}
+    methods = methods_of(model) if sparse else {}
+    pruned = Tuned.of(model, methods, dtype=torch.float64, phase="both", lengths=(1, 100), pruning="spatten-0.5")
+    pruned.save(path)
+    assign(model, methods)
+    with pruning.parse("spatten-0.5").apply(model, zero_pruned=kind == "bert"):
+        expected = model(**inputs)[0]
+    assert not torch.equal(expected, before)
+    for _ in range(2):  # a second time it takes the place of the first
+        load(model, path)
+        assert_equal(model(**inputs)[0], expected)
+    model.set_attn_implementation("sdpa")
+    assert_equal(model(**inputs)[0], before)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == state
+
+
+def test_a_model_whose_tokens_cannot_be_pruned_is_refused_and_left_as_it_was(saved):
     model, path = saved
     tuned_of(model, pruning="ltp-0.01").save(path)
-    with pytest.warns(UserWarning, match=r"dynattn.pruning.parse\('ltp-0.01'\)"):
+    with pytest.raises(ValueError, match="models that can be pruned"):
         load(model, path)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_with_pruning_is_loaded_from_its_folder(tmp_path):
+    model, inputs, path = tiny("bert"), inputs_of("bert"), tmp_path / "m.json"
+    model.save_pretrained(tmp_path / "model")
+    tuned_of(model, pruning="spatten-0.5").save(path)
+    load(model, path)
+    name = f"dynattn:{path}"
+    again = transformers.BertModel.from_pretrained(tmp_path / "model", attn_implementation=name, dtype=torch.float64)
+    with torch.no_grad():
+        assert_equal(again.eval()(**inputs)[0], model(**inputs)[0])
 
 
 def test_saving_keeps_all_and_leaves_the_file_before_where_it_fails(saved):
@@ -357,6 +391,7 @@ WRONG = {
     "evidence.0.value must be a number": _change("evidence", to=[{**vars(Evidence("a", "b", 1.0)), "value": "1"}]),
     "evidence.0.data is missing": _change("evidence", to=[{"what": "a", "value": 1.0}]),
     "pruning must be a string or null": _change("pruning", to=3),
+    "pruning must be the name of a method that shortens": _change("pruning", to="nm-1-2"),
     "versions.torch must be a string": _change("versions", "torch", to=2),
     "machine must be an object": _change("machine", to=[1]),
 }

@@ -27,6 +27,7 @@ from dynattn.lab.tune.command import run
 from dynattn.lab.tune.layers import Clocked
 from dynattn.lab.tune.plan import Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
+from dynattn.lab.tune.search import Measured
 from dynattn.lab.tune.settings import Settings
 
 LENGTH = 64
@@ -56,7 +57,7 @@ def fast(monkeypatch):
         costs = {"dense": call, **dict.fromkeys(names[:3], call / 2)}
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
-    def plan(seconds, forward, share, second):
+    def plan(seconds, entry, share, second, shorter=0, forward=None):
         return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
 
     # The models are random: what they lose is told all the same.
@@ -77,7 +78,9 @@ def _settings(model: Path, own: Path, **given) -> Settings:
 
 def _tuned(settings: Settings, output: Path) -> tuple[Tuning, str]:
     screen = io.StringIO()
-    return run(settings, output, console(screen)), screen.getvalue()
+    found = run(settings, output, console(screen))
+    assert isinstance(found, Tuning)
+    return found, screen.getvalue()
 
 
 def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):
@@ -136,6 +139,35 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
     assert "keep dense attention: attention takes 1.0% of a forward" in said
     assert not (folder / "model.dynattn.json").exists()
     assert "keep dense attention" in (folder / "tune.html").read_text()
+
+
+def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(
+    fast, tiny_encoder, many_texts, tmp_path, monkeypatch
+):
+    even = {None: 1.1, "random-tokens-0.4": 1.7}
+
+    def race(pretrained, heads, inputs, rounds, pruning=None):
+        speed = even.get(pruning, 1.3)
+        return Raced(**dict.fromkeys(("dense", "tuned", "speedup"), Spread(median=speed, q1=speed, q3=speed)),
+                     rounds=3, disturbed=None)  # fmt: skip
+
+    monkeypatch.setattr(stages, "race", race)
+    monkeypatch.setattr(Measured, "keeps", property(lambda each: each.pruning != "random-tokens-0.3"))
+    found, said = _tuned(_settings(tiny_encoder, many_texts, max_loss=0.9, length=32), tmp_path)
+    assert found.verdict == "faster"
+    assert found.pruning == "random-tokens-0.4"
+    assert found.tries[-1].pruning == found.pruning
+    assert found.speed is not None
+    assert found.speed.speedup.median == 1.7
+    assert {each.pruning.rsplit("-", 1)[0] for each in found.shortened} == {"spatten", "ltp", "random-tokens"}
+    assert "random-tokens-0.4 takes tokens out" in said
+    folder = tmp_path / f"tune-{tiny_encoder.name}"
+    assert "What fewer tokens would lose" in (folder / "tune.html").read_text()
+    model = transformers.AutoModel.from_pretrained(tiny_encoder).eval()
+    load(model, folder / "model.dynattn.json")
+    with torch.no_grad():
+        states = model(torch.arange(32)[None] % 60).last_hidden_state
+    assert 0 < (states == 0).all(-1).sum() < 32
 
 
 def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_path):

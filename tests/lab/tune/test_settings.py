@@ -30,7 +30,10 @@ def test_a_tolerance_that_no_proof_can_keep_is_refused(loss):
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"minutes": 0}, "minutes must be between"),
         ({"minutes": math.nan}, "minutes must be between"),
-        ({"task": "module"}, "module:function"),
+        ({"task": "mine:make", "phase": "decode"}, "--task is of the prefill phase"),
+        ({"task": "module:"}, "module:function"),
+        ({"task": ":make"}, "module:function"),
+        ({"task": ""}, "module:function"),
     ],
 )
 def test_values_out_of_range_are_refused(given, rule):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynattn.integrations.transformers import attend
 from dynattn.integrations.transformers.coverage import PREFIX, survey
 from dynattn.methods import Method, PerLayer, parse
+from dynattn.pruning.replaced import StandInConfig
 
 ASSIGNED = "assigned"
 """The name, behind ``dynattn:``, of the implementation of a model whose methods come from :func:`assign`."""
@@ -125,6 +126,8 @@ def take_back(model: nn.Module) -> None:
     """Take the methods from modules that attend in another way now."""
     for module in model.modules():
         config = getattr(module, "config", None)
+        if isinstance(config, StandInConfig):  # while the sequence is shortened
+            config = config.original
         if hasattr(module, _ATTRIBUTE) and not is_assigned(getattr(config, "_attn_implementation", None)):
             delattr(module, _ATTRIBUTE)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from typing import Any
 
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import ASSIGNED, is_assigned
 from dynattn.integrations.transformers.coverage import PREFIX
+from dynattn.integrations.transformers.shortened import shorten
 from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
 from dynattn.methods import parse
+from dynattn.pruning import layout
 
 _paths: dict[str, str] = {}  # the files of implementations whose names must not contain the path
 
@@ -28,7 +29,8 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
         model.set_attn_implementation("sdpa")       # undoes it
 
     The file is read now: what becomes of it later changes nothing in the model. A model that is pickled or copied takes
-    its methods along.
+    its methods along. One whose file also shortens the sequence can be neither, since its layers hold each other; load
+    the file into the copy instead.
 
     Args:
         model: the model that was tuned, with its weights, in any dtype.
@@ -44,8 +46,7 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
             it was.
 
     Warns:
-        If the file also names a pruning method, which goes around a model (``dynattn.pruning``). Later, and once, when
-        the model is called with a number of keys or in a dtype for which nothing was proved.
+        Later, and once, when the model is called with a number of keys or in a dtype for which nothing was proved.
     """
     from dynattn.integrations.transformers import register
 
@@ -99,34 +100,22 @@ def checked(model: Any, asked: Any) -> Tuned | None:
         return None
     tuned = Tuned.read(_path(asked))
     tuned.refuse_other(model, source=_path(asked))
+    if tuned.pruning is not None:
+        layout.find(model)  # refuses models whose tokens cannot be pruned
     return tuned
 
 
 def put(model: Any, tuned: Tuned, name: str) -> None:
-    """Put the methods of a file into a model that was checked against it.
+    """Put the methods of a file into a model that was checked against it, and have it see the tokens that they leave.
 
     Args:
         model: the model.
         tuned: what the file says.
         name: the name of the implementation.
     """
-    methods = {module: parse(method) for module, method in tuned.methods.items()}
-    assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)))
-
-
-def warn_of_pruning(tuned: Tuned, name: str) -> None:
-    """Warn that a file names a pruning method, which attention alone cannot provide.
-
-    Args:
-        tuned: what the file says.
-        name: the name of the implementation.
-    """
+    _give(model, tuned, name)
     if tuned.pruning is not None:
-        warnings.warn(
-            f"dynattn: {_path(name)} also asks for {tuned.pruning!r}, which shortens the sequence and goes around the "
-            f"model: with dynattn.pruning.parse({tuned.pruning!r}).apply(model): …",
-            stacklevel=2,
-        )
+        shorten(model, tuned.pruning)
 
 
 def built(model: Any) -> None:
@@ -136,7 +125,7 @@ def built(model: Any) -> None:
         tuned = Tuned.read(_path(name))
         if tuned.model.kind == type(model).__name__:
             tuned.refuse_other(model, weights=False, source=_path(name))
-            put(model, tuned, name)
+            _give(model, tuned, name)
 
 
 def filled(model: Any) -> None:
@@ -146,7 +135,11 @@ def filled(model: Any) -> None:
     tuned = checked(model, name)
     if tuned is not None:
         put(model, tuned, str(name))
-        warn_of_pruning(tuned, str(name))
+
+
+def _give(model: Any, tuned: Tuned, name: str) -> None:
+    methods = {module: parse(method) for module, method in tuned.methods.items()}
+    assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)))
 
 
 def _path(name: str) -> str:

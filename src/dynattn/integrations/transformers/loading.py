@@ -21,6 +21,7 @@ from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import block_mask
 from dynattn.integrations.transformers.registered import Registered
+from dynattn.integrations.transformers.shortened import lengthen
 
 _installed = False
 _taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
@@ -102,12 +103,12 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         attn_implementation = loaded.implementation(attn_implementation)
         tuned = loaded.checked(self, attn_implementation)
+        lengthen(self)
         original(self, attn_implementation, *args, **kwargs)
         take_back(self)
         _forget(self)
         if tuned is not None:
             loaded.put(self, tuned, attn_implementation)
-            loaded.warn_of_pruning(tuned, attn_implementation)
         asked = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
         if _ours(asked) and not self._can_set_attn_implementation():
             _warn_of_none(self, str(asked), self.config._attn_implementation)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dynattn import pruning
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
@@ -72,6 +73,7 @@ class Tuned:
         machine: the machine that was measured on.
         evidence: what was measured.
         versions: the versions of packages.
+        cache: the name of the cache to decode with, as ``dynattn.kv_caches.make`` takes it, or None.
     """
 
     model: Fingerprint
@@ -83,6 +85,7 @@ class Tuned:
     machine: Mapping[str, Any]
     evidence: tuple[Evidence, ...]
     versions: Mapping[str, str]
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if not is_dtype(self.dtype):
@@ -94,6 +97,10 @@ class Tuned:
         if len(self.methods) != self.model.layers:
             raise ValueError(
                 f"methods must be one for each of {self.model.layers} attention modules: got {len(self.methods)}"
+            )
+        if self.pruning is not None and pruning.find(self.pruning) is None:
+            raise ValueError(
+                f"pruning must be the name of a method that shortens the sequence, or null: got {self.pruning!r}"
             )
         for module, name in self.methods.items():
             try:
@@ -116,6 +123,7 @@ class Tuned:
         pruning: str | None = None,
         machine: Mapping[str, Any] | None = None,
         evidence: tuple[Evidence, ...] = (),
+        cache: str | None = None,
     ) -> Tuned:
         """The content of a file for a model that was tuned. The versions are those of this process.
 
@@ -128,6 +136,7 @@ class Tuned:
             pruning: the name of the method that shortens the sequence.
             machine: the machine that was measured on.
             evidence: what was measured.
+            cache: the name of the cache to decode with.
 
         Raises:
             ValueError: an argument does not fit the model, or is out of its range.
@@ -143,6 +152,7 @@ class Tuned:
             machine=dict(machine or {}),
             evidence=tuple(evidence),
             versions=_versions(),
+            cache=cache,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -229,6 +239,7 @@ def _tuned(told: Any) -> Tuned:
     version = told.pop("format", None)
     if version != FORMAT:
         raise ValueError(f"format is {version!r}, and this dynattn reads {FORMAT}")
+    told.setdefault("cache", None)
     _complete(Tuned, told, "")
     model = _of(told["model"], dict, "model")
     _complete(Fingerprint, model, "model.")
@@ -245,7 +256,8 @@ def _tuned(told: Any) -> Tuned:
     for index, length in enumerate(_of(told["lengths"], list, "lengths")):
         _of(length, int, f"lengths.{index}")
     _of(told["machine"], dict, "machine")
-    _of(told["pruning"], (str, type(None)), "pruning")
+    for name in ("pruning", "cache"):
+        _of(told[name], (str, type(None)), name)
     evidence = [_evidence(each, f"evidence.{i}") for i, each in enumerate(_of(told["evidence"], list, "evidence"))]
     try:
         fingerprint = Fingerprint(**model)

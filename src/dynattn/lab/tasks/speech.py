@@ -25,7 +25,8 @@ from dynattn.lab.tasks.base import Inputs, Outcome, Prepared, Task, in_dtype
 
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s> \((.*)\)")
 _RATE = 16000
-_PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+"""What is given and not scored: the language, and that it is to be written down."""
 
 
 class _Recording(NamedTuple):
@@ -83,7 +84,7 @@ class Speech(Task):
         sound = pretrained.processor.feature_extractor(recording.samples, sampling_rate=_RATE, return_tensors="pt")
         tokenizer = pretrained.processor.tokenizer
         text = tokenizer(" " + recording.transcript, add_special_tokens=False)["input_ids"]
-        prompt = tokenizer.convert_tokens_to_ids(list(_PROMPT))
+        prompt = tokenizer.convert_tokens_to_ids(list(PROMPT))
         ids = torch.tensor([[*prompt, *text, tokenizer.eos_token_id]], device="cpu")
         return in_dtype(pretrained, {"input_features": sound["input_features"], "decoder_input_ids": ids})
 
@@ -93,7 +94,7 @@ def _nats(pretrained: Pretrained, inputs: Inputs) -> float:
     """NLL of a transcript, per token."""
     ids = inputs["decoder_input_ids"]
     logits = pretrained.model(**inputs, use_cache=False).logits[0, :-1].float()
-    start = len(_PROMPT) - 1  # what says language and task is given, not scored
+    start = len(PROMPT) - 1  # what says language and task is given, not scored
     return nn.functional.cross_entropy(logits[start:], ids[0, start + 1 :]).item()
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from dynattn.integrations.transformers import register
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Kind, Pretrained, facts
 from dynattn.lab.tasks.texts import Text, read, wikipedia
-from dynattn.lab.tune import pieces
+from dynattn.lab.tune import pieces, shorten
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.layers import clocked, places
-from dynattn.lab.tune.parts import TRIES, Parts, forwards, found, parts
+from dynattn.lab.tune.own import found
+from dynattn.lab.tune.parts import TRIES, Exams, Parts, forwards, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -29,12 +34,21 @@ _PROBE = 1024  # how many tokens the forward has from which the time of longer o
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run works with."""
+    """What a run works with.
+
+    Attributes:
+        pretrained: the model.
+        length: tokens.
+        plan: what is done in the time.
+        parts: the exams.
+        entry: seconds that the dense model takes for an entry of an exam.
+    """
 
     pretrained: Pretrained
     length: int
     plan: Plan
     parts: Parts
+    entry: float
 
 
 def given(settings: Settings) -> tuple[Text, ...] | None:
@@ -83,10 +97,12 @@ def begin(
             return _planned(settings, texts, pretrained, lengths[0], clock)
         return _longest(settings, texts, pretrained, lengths, clock)
 
-    length, its = store.once("plan", find)
+    length, its, entry = store.once("plan", find)
     chosen = Plan(**{**its, "counts": Counts(*its["counts"])})
     made = parts(pretrained, texts, length, chosen.counts, settings.task)
-    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made)
+    for attempt, exams in enumerate(made.proofs, start=1):
+        _refuse_few(settings, exams, attempt)
+    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made, entry)
 
 
 def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:
@@ -145,7 +161,7 @@ def _longest(
         forward = (seen.forward - inside) * times + attention
         its = plan(clock.left, forward, attention / forward, second=True)
         if its is not None:
-            return [length, asdict(its)]
+            return [length, asdict(its), forward]
         least_time = least_seconds(forward, attention / forward, second=True)
     raise _too_little(settings, clock, least_time, enough[-1])
 
@@ -159,11 +175,32 @@ def _planned(
     inputs = exam.inputs(0)
     places(pretrained, inputs)
     seen = clocked(pretrained, inputs)
-    forward = seen.forward * (1 if settings.task else forwards(pretrained.kind))
-    its = plan(clock.left, forward, seen.share, second)
+    if settings.task is None:
+        forward = seen.forward * forwards(pretrained.kind)
+    else:  # a score can take any number of forwards
+        start = time.perf_counter()
+        exam.portion(0, 1).outcome(pretrained, BASELINE, lambda: None)
+        forward = time.perf_counter() - start
+    shorter = shorten.measurements(shorten.families(pretrained.model, exam.data.length))
+    its = plan(clock.left, forward, seen.share, second, shorter, seen.forward)
     if its is None:
-        raise _too_little(settings, clock, least_seconds(forward, seen.share, second), exam.data.length)
-    return [length, asdict(its)]
+        least = least_seconds(forward, seen.share, second, shorter, seen.forward)
+        raise _too_little(settings, clock, least, exam.data.length)
+    return [length, asdict(its), forward]
+
+
+def _refuse_few(settings: Settings, exams: Exams, attempt: int) -> None:
+    """Refuse a proof that has too few items even if none of them loses anything."""
+    exam = exams[0]
+    nothing = np.zeros(1)
+    fewest = exam.proof(settings.max_loss, attempt, exam.worst(nothing, nothing, settings.max_loss)).fewest
+    if exam.items < fewest:
+        own = "have the task give more" if settings.task else "give more data"
+        raise ValueError(
+            f"tune: a try of the proof must have at least {fewest} items for --max-loss {settings.max_loss:.4g}, even "
+            f"where none of them loses anything: got {exam.items} of {exam.task.name}; {own}, allow more --minutes, or "
+            "a larger --max-loss"
+        )
 
 
 def _too_little(settings: Settings, clock: Clock, least: float, length: int) -> ValueError:

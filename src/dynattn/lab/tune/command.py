@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from dynattn.lab.models import load
 from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
 from dynattn.lab.reports import shown
 from dynattn.lab.terminal import quiet_transformers, say, stages
+from dynattn.lab.tune import decode, decode_told
 from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.decode import Decoding
 from dynattn.lab.tune.document import page
-from dynattn.lab.tune.parts import written
+from dynattn.lab.tune.own import written
 from dynattn.lab.tune.results import Tuning
 from dynattn.lab.tune.run import Run
 from dynattn.lab.tune.settings import Settings
@@ -28,10 +31,11 @@ from dynattn.lab.tune.write import tuned
 _SECONDS_A_MINUTE = 60.0
 
 
-def run(settings: Settings, output: Path, console: Console) -> Tuning:
+def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding:
     """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
 
-    Where dense attention is to be kept there is no ``model.dynattn.json``.
+    Where dense attention is to be kept there is no ``model.dynattn.json``. The folder of ``--phase decode`` ends in
+    ``-decode``.
 
     Args:
         settings: what to tune.
@@ -46,7 +50,8 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             missing, or a file cannot be written.
     """
     clock = Clock(settings.minutes * _SECONDS_A_MINUTE)
-    folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}"
+    ending = "" if settings.phase == "prefill" else f"-{settings.phase}"
+    folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}{ending}"
     model, record, report, stages_file = (
         folder / name for name in ("model.dynattn.json", "tune.json", "tune.html", "stages.json")
     )
@@ -59,15 +64,24 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning:
             weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
             task = None if settings.task is None else written(settings.task)
             store = Store(stages_file, settings.digest(texts, [weights, torch.get_num_threads(), _here(), task]))
-            begun = begin(settings, texts, pretrained, store, clock)
-            advance()
-            found = Run(settings, begun, store, stage, clock).tune()
-        with shown(lambda: show(found, console), console, report, record):
+            if settings.phase == "decode":
+                advance()
+                found = decode.Run(settings, texts, pretrained, store, stage, clock).tune()
+            else:
+                begun = begin(settings, texts, pretrained, store, clock)
+                advance()
+                found = Run(settings, begun, store, stage, clock).tune()
+        if isinstance(found, Decoding):
+            told = partial(decode_told.show, found), partial(decode_told.tuned, found), partial(decode_told.page, found)
+        else:
+            told = partial(show, found), partial(tuned, found), partial(page, found)
+        in_words, as_file, as_page = told
+        with shown(lambda: in_words(console), console, report, record):
             write_record(found, record)
             model.unlink(missing_ok=True)  # of a run before, with other settings
             if found.verdict == "faster":
-                tuned(found, pretrained).save(model)
-            write_whole(report, page(found))
+                as_file(pretrained).save(model)
+            write_whole(report, as_page())
     if found.verdict == "faster":
         say(console, f"model   {model}")
     return found

@@ -18,7 +18,10 @@ def page(found: Tuning) -> str:
     Args:
         found: the run.
     """
-    sections = [_verdict(found), *_proof(found), *_assignment(found), _time(found), *_considered(found), _run(found)]
+    sections = [
+        _verdict(found), *_proof(found), *_assignment(found), *_shortened(found), _time(found), *_considered(found),
+        _run(found),
+    ]  # fmt: skip
     title = f"{found.model}, tuned" if found.verdict == "faster" else f"{found.model}: keep dense attention"
     return render(title, f"{found.description}. {describe(found.machine)}", sections)
 
@@ -53,6 +56,19 @@ def _assignment(found: Tuning) -> list[Section]:
         Markup(table(["method", "name", "of all heads"], rows)),
     )
     return [Section("Which head attends how", body)]
+
+
+def _shortened(found: Tuning) -> list[Section]:
+    if not found.shortened:
+        return []
+    rows = [
+        [each.pruning, "dense" if each.harm == 0 else "half of the harm", f"{each.losses[0]:+.2%}",
+         "yes" if each.keeps else "no", "–" if each.speedup is None else f"{each.speedup:.2f}×"]
+        for each in found.shortened
+    ]  # fmt: skip
+    columns = ["method that shortens the sequence", "attention", "loss", "keeps the limit", "whole model"]
+    note = "On the texts of the search. The strongest setting of each method that keeps the limit was raced."
+    return [Section("What fewer tokens would lose", table(columns, rows), note)]
 
 
 def _time(found: Tuning) -> Section:

@@ -2,8 +2,7 @@
 
 The search and each try of the proof have exams of their own, of texts or seeds that no other has.
 
-A task of the user's own is a function ``make(pretrained, part)`` that gives a :class:`dynattn.lab.tasks.Task`. ``part``
-is 0 for the search, 1 and more for the tries of the proof, and each must give other items.
+Tasks of the user's own are in :mod:`dynattn.lab.tune.own`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from dynattn.lab.models import Pretrained
 from dynattn.lab.proof import Proof
@@ -39,11 +39,13 @@ class Exam:
         task: how to score.
         data: the items.
         second: whether it is the unlike task, which a good score in the first one must not hide.
+        batch: how many forwards that can be scored one without the others make an entry.
     """
 
     task: Task
     data: Prepared
     second: bool = False
+    batch: int = 1
 
     @property
     def items(self) -> int:
@@ -52,10 +54,15 @@ class Exam:
 
     @property
     def entries(self) -> int:
-        """Forwards that can be scored one without the others; 1 where all items belong together."""
+        """Parts that can be scored one without the others; 1 where all items belong together."""
         payload = self.data.payload
         apart = isinstance(payload, list) and payload and self.items % len(payload) == 0
-        return len(payload) if apart else 1
+        return -(-len(payload) // self.batch) if apart else 1
+
+    @property
+    def forwards(self) -> int:
+        """How many different forwards :meth:`inputs` knows."""
+        return len(self.data.payload) if self._ids(0) is not None else max(1, len(self.data.examples))
 
     @property
     def of(self) -> Literal["perplexity", "score"]:
@@ -102,22 +109,31 @@ class Exam:
 
     def inputs(self, index: int) -> Inputs:
         """The forward that an entry asks for first; indices go around."""
-        payload = self.data.payload
-        if self.entries > 1 and self.task.kinds == ("decoder",):
-            each = payload[index % len(payload)]
-            return {"input_ids": each[0] if isinstance(each, tuple) else each, "use_cache": False, "logits_to_keep": 1}
+        ids = self._ids(index)
+        if ids is not None:
+            return {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
         return self.data.examples[index % len(self.data.examples)]
 
     def portion(self, start: int, stop: int) -> Exam:
         """Some of the entries; everything where there is one alone."""
         if self.entries == 1:
             return self
-        each = self.items // self.entries
+        each = self.items // len(self.data.payload)
+        start, stop = start * self.batch, stop * self.batch
         payload = self.data.payload[start:stop]
         data = replace(
             self.data, labels=self.data.labels[start * each : stop * each], payload=payload, steps=len(payload)
         )
         return replace(self, data=data)
+
+    def _ids(self, index: int) -> Tensor | None:
+        """The tokens of an entry, where that is what entries are."""
+        payload = self.data.payload
+        if self.entries > 1 and self.task.kinds == ("decoder",):
+            each = payload[index % len(payload)]
+            ids = each[0] if isinstance(each, tuple) else each
+            return ids if isinstance(ids, Tensor) else None
+        return None
 
     def outcome(self, pretrained: Pretrained, implementation: str, advance: Callable[[], None]) -> Outcome:
         """What the model makes of the items with an attention."""

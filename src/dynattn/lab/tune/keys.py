@@ -30,7 +30,8 @@ _NAMES = (
     "November", "Oscar", "Papa", "Quebec", "Romeo", "Sierra", "Tango", "Uniform", "Victor", "Whiskey", "Yankee", "Zulu",
 )  # fmt: skip
 _STATEMENT = " The number of {name} is"
-_DIGITS = 5
+DIGITS = 5
+"""Of a number."""
 _TEXT_SHARE = 0.5  # of the tokens, at least
 
 
@@ -74,7 +75,7 @@ class Keys(Task):
             labels=tuple(f"text {i + 1}, number {k + 1}" for i in range(len(built)) for k in range(keys)),
             steps=len(built), examples=tuple(prefill(each.ids) for each in built[:2]), length=length, payload=built,
             summary=f"{keys} numbers hidden in each of {len(built)} texts of {length} tokens, and asked for",
-            chance=_DIGITS * math.log(10) / (built[0].answers[0][1] - built[0].answers[0][0]),
+            chance=DIGITS * math.log(10) / (built[0].answers[0][1] - built[0].answers[0][0]),
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -95,7 +96,7 @@ class Keys(Task):
         text = piece[0].tolist()
         for keys in range(min(self.keys, len(_NAMES)), 0, -1):
             names = draw.sample(_NAMES, keys)
-            numbers = [str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in names]
+            numbers = [str(draw.randrange(10 ** (DIGITS - 1), 10**DIGITS)) for _ in names]
             parts = [
                 (_encode(tokenizer, _STATEMENT.format(name=name)), _encode(tokenizer, f" {number}"))
                 for name, number in zip(names, numbers, strict=True)

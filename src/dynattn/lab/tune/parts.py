@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
-from dynattn.lab.tasks import Task, default
+from dynattn.lab.tasks import default
 from dynattn.lab.tasks.base import uniform
 from dynattn.lab.tasks.features import Features
 from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.texts import Text, wikipedia
-from dynattn.lab.tune import pieces
+from dynattn.lab.tune import own, pieces
 from dynattn.lab.tune.exams import Exam, of_payload, prepared
 from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.plan import LEAST, Counts
 from dynattn.lab.tune.queries import Queries
+from dynattn.lab.tune.spoken import Spoken
 
 TRIES = 2
 """How many tries the proof has; each takes data of its own."""
@@ -33,6 +30,7 @@ _PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and
 _QUERIES_A_PASSAGE = 6
 _QUERY_OF_A_PASSAGE = 1 / 12  # the tokens of a query over those of its passage, about
 _PICTURES = 6  # for each item that the plan counts
+_RECORDINGS = 64  # more than there are
 
 Exams = tuple[Exam, ...]
 """The exam that decides and, where there is one, an exam of another kind."""
@@ -63,8 +61,8 @@ def parts(
         DataMissingError: data is not on this machine.
     """
     if task is not None:
-        make = found(task)
-        return _each(lambda part: (_own(make, pretrained, part),))
+        make = own.found(task)
+        return _each(lambda part: (own.exam(make, pretrained, part, counts),))
     if pretrained.kind == "decoder":
         return _language(pretrained, texts, _asked(length), counts)
     if pretrained.kind == "encoder":
@@ -72,7 +70,7 @@ def parts(
     if pretrained.kind == "vision":
         kind = Saliency if default("vision", pretrained.name) == ("saliency",) else Features
         return _each(lambda part: (prepared(kind(items=_PICTURES * _items(counts, part), seed=part), pretrained),))
-    return _speech(pretrained, counts)
+    return _speech(pretrained)
 
 
 def forwards(kind: Kind) -> int:
@@ -81,54 +79,8 @@ def forwards(kind: Kind) -> int:
     return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
 
 
-def found(task: str) -> Callable[[Pretrained, int], Any]:
-    """The function that ``module:function`` names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, _, name = task.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the module's code may raise anything
-        raise ValueError(
-            f"tune: task must name a function that can be imported: got {task!r}: {error or type(error).__name__}; "
-            "put its folder into PYTHONPATH, and see that python imports it"
-        ) from error
-    if not callable(function) or not _takes_two(function):
-        raise ValueError(
-            f"tune: task must name a function of the model and of the part's number: {task!r} is "
-            f"{'one of other arguments' if callable(function) else 'a ' + type(function).__name__}; see docs/tune.md"
-        )
-    return function
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a function can be called with two arguments; yes, where it does not tell."""
-    try:
-        inspect.signature(function).bind(None, 0)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
-
-
-def written(task: str) -> str | None:
-    """The text of the module that ``module:function`` names, by which runs of it are told apart; None without one."""
-    file = getattr(importlib.import_module(task.partition(":")[0]), "__file__", None)
-    return None if file is None else Path(file).read_bytes().decode("utf-8", "replace")
-
-
 def _each(make: Callable[[int], Exams]) -> Parts:
     return Parts(make(0), tuple(make(part) for part in range(1, TRIES + 1)))
-
-
-def _own(make: Callable[[Pretrained, int], Any], pretrained: Pretrained, part: int) -> Exam:
-    task = make(pretrained, part)
-    if not isinstance(task, Task):
-        raise ValueError(f"tune: --task's function must give a dynattn.lab.tasks.Task: got {type(task).__name__}")
-    return prepared(task, pretrained)
 
 
 def _asked(length: int | None) -> int:
@@ -191,10 +143,9 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
     return _each(exams)
 
 
-def _speech(pretrained: Pretrained, counts: Counts) -> Parts:
-    every = prepared(Speech(items=counts.search + TRIES * counts.prove), pretrained)
-    many = TRIES + 1
-    edges = [every.entries * part // many for part in range(many + 1)]
-    if edges[1] < LEAST.search:
-        raise ValueError(f"tune: there must be at least {LEAST.search * many} recordings: got {every.items}")
-    return _each(lambda part: (every.portion(edges[part], edges[part + 1]),))
+def _speech(pretrained: Pretrained) -> Parts:
+    every, many = Speech(items=_RECORDINGS).prepare(pretrained), TRIES + 1
+    if every.steps < many:
+        raise ValueError(f"tune: there must be at least {many} recordings: got {every.steps}")
+    exams = [Exam(task, task.of(every)) for task in (Spoken(part, many) for part in range(many))]
+    return _each(lambda part: (exams[part],))

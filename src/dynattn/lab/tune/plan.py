@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 ROUNDS = 3
 _POINTS = 4  # whole assignments that are measured
+_RACED = 5  # assignments that are raced before the proof where the sequence is shortened
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
 _SHARE_OF_KERNELS = 0.08  # of the time, for timing candidates
 _RESERVE = 0.06  # of the time: the report, what a forward takes longer at times
@@ -50,45 +51,52 @@ class Plan:
     rounds: int
 
 
-def cost(counts: Counts, forward: float, share: float, second: bool) -> float:
+def cost(
+    counts: Counts, entry: float, share: float, second: bool, shorter: int = 0, forward: float | None = None
+) -> float:
     """Seconds that counts take.
 
     Args:
         counts: how many items and candidates there are.
-        forward: seconds of the dense model's forward of one item.
+        entry: seconds that the dense model takes for one item that is counted.
         share: the share of attention in it.
         second: whether there is a second exam.
+        shorter: how often it is measured what is lost where the sequence is shortened.
+        forward: seconds of one forward, where an item takes several.
     """
+    forward = entry if forward is None else forward
     search = counts.search + (counts.search_second if second else 0)
     prove = counts.prove + (counts.prove_second if second else 0)
-    passes = search * (1 + share * _SAMPLED * counts.candidates)  # dense, with every candidate beside it
-    measured = search * (1 + _FASTER * _POINTS)
+    beside = forward * search * share * _SAMPLED * counts.candidates  # every candidate, in a dense forward
+    scored = search * (2 + _FASTER * (_POINTS + shorter))  # that forward, dense scores, whole assignments
     proof = prove * (1 + _FASTER)
-    speed = 2 * (ROUNDS + 1)
-    return forward * (passes + measured + proof + speed)
+    races = 1 if not shorter else 1 + _RACED
+    return entry * (scored + proof) + beside + forward * 2 * (ROUNDS + 1) * races
 
 
-def plan(seconds: float, forward: float, share: float, second: bool) -> Plan | None:
+def plan(
+    seconds: float, entry: float, share: float, second: bool, shorter: int = 0, forward: float | None = None
+) -> Plan | None:
     """The most that the time allows.
 
     Args:
         seconds: that are left.
-        forward, share, second: as :func:`cost` takes them.
+        entry, share, second, shorter, forward: as :func:`cost` takes them.
 
     Returns:
         The plan; None where the least does not fit.
     """
     room = seconds * (1 - _RESERVE - _SHARE_OF_KERNELS)
-    if cost(LEAST, forward, share, second) > room:
+    if cost(LEAST, entry, share, second, shorter, forward) > room:
         return None
     steps = range(_STEPS, -1, -1)
-    counts = next(each for each in map(_between, steps) if cost(each, forward, share, second) <= room)
+    counts = next(each for each in map(_between, steps) if cost(each, entry, share, second, shorter, forward) <= room)
     return Plan(counts, _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
 
 
-def least_seconds(forward: float, share: float, second: bool) -> float:
+def least_seconds(entry: float, share: float, second: bool, shorter: int = 0, forward: float | None = None) -> float:
     """Seconds without which nothing can be claimed."""
-    return cost(LEAST, forward, share, second) / (1 - _RESERVE - _SHARE_OF_KERNELS)
+    return cost(LEAST, entry, share, second, shorter, forward) / (1 - _RESERVE - _SHARE_OF_KERNELS)
 
 
 def _between(step: int) -> Counts:

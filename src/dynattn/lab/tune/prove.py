@@ -21,12 +21,13 @@ from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
+from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
 
 
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
-    max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool],
+    max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None = None,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
@@ -40,28 +41,30 @@ def prove(
         store: keeps the scores.
         advance: called after each step.
         in_time: whether another text may be begun.
+        pruning: the name of the method that shortens the sequence besides; None for none.
 
     Returns:
         What was lost. Exams after one that fails are left out.
     """
     lost: list[Lost] = []
     for exam, most in zip(exams, worst, strict=True):
-        lost.append(_prove(number, assignment, most, exam, pretrained, max_loss, store, advance, in_time))
+        lost.append(_prove(number, assignment, most, exam, pretrained, max_loss, store, advance, in_time, pruning))
         if not lost[-1].holds:
             break
-    return Try(heads={module: list(heads) for module, heads in assignment.items()}, lost=lost)
+    heads = {module: list(heads) for module, heads in assignment.items()}
+    return Try(heads=heads, pruning=pruning, lost=lost)
 
 
 def _prove(
     number: int, assignment: Assignment, worst: float | None, exam: Exam, pretrained: Pretrained, max_loss: float,
-    store: Store, advance: Callable[[], None], in_time: Callable[[], bool],
+    store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None,
 ) -> Lost:  # fmt: skip
     proof = exam.proof(max_loss, number + 1, worst)
     dense, own, entry = np.array([]), np.array([]), 0
     for entry in range(exam.entries):
         part = exam.portion(entry, entry + 1)
-        name = f"proof {number} {exam.task.name} {entry} {sorted(methods(assignment).items())}"
-        found = store.once(name, lambda part=part: _scores(assignment, part, pretrained, advance))
+        name = f"proof {number} {exam.task.name} {entry} {pruning} {sorted(methods(assignment).items())}"
+        found = store.once(name, lambda part=part: _scores(assignment, pruning, part, pretrained, advance))
         dense, own = np.append(dense, found[0]), np.append(own, found[1])
         if proof.look(dense, own).state != "undecided" or not in_time():
             break
@@ -74,8 +77,12 @@ def _prove(
     )  # fmt: skip
 
 
-def _scores(assignment: Assignment, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]) -> Any:
+def _scores(
+    assignment: Assignment, pruning: str | None, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]
+) -> Any:
     """The dense model's scores and the tuned one's, as lists."""
     dense = exam.outcome(pretrained, BASELINE, advance)
-    own = exam.outcome(pretrained, set_assignment(pretrained, assignment), advance)
+    implementation = set_assignment(pretrained, assignment)
+    with shortening(pretrained, pruning):
+        own = exam.outcome(pretrained, implementation, advance)
     return [exam.scores(dense, dense).tolist(), exam.scores(own, dense).tolist()]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,10 +17,26 @@ from dynattn.lab.timing import interleaved
 from dynattn.lab.tune.assignment import Assignment
 from dynattn.lab.tune.results import Raced
 from dynattn.lab.tune.search import set_assignment
+from dynattn.lab.tune.shorten import shortening
+
+
+@contextmanager
+def _dense(pretrained: Pretrained) -> Iterator[None]:
+    pretrained.model.set_attn_implementation(BASELINE)
+    yield
+
+
+@contextmanager
+def _tuned(pretrained: Pretrained, assignment: Assignment, pruning: str | None) -> Iterator[None]:
+    set_assignment(pretrained, assignment)
+    with shortening(pretrained, pruning):
+        yield
 
 
 @torch.inference_mode()
-def race(pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds: int) -> Raced:
+def race(
+    pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds: int, pruning: str | None = None
+) -> Raced:
     """Time forwards.
 
     Args:
@@ -26,22 +44,20 @@ def race(pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds:
         assignment: the assignment of methods.
         inputs: the inputs of a forward.
         rounds: how many rounds of alternation to take, exactly.
+        pruning: the name of the method that shortens the sequence besides; None for none.
     """
 
-    ways = {
-        "dense": partial(pretrained.model.set_attn_implementation, BASELINE),
-        "tuned": partial(set_assignment, pretrained, assignment),
-    }
+    ways = {"dense": partial(_dense, pretrained), "tuned": partial(_tuned, pretrained, assignment, pruning)}
 
-    def forwards(begin: Callable[[], object], calls: int) -> float:
-        begin()  # not timed: a model is set once, and an assignment takes a tenth of a small model's forward to set
-        start = time.perf_counter()
-        for _ in range(calls):
-            pretrained.model(**inputs)
-        return time.perf_counter() - start
+    def forwards(way: Callable[[], Any], calls: int) -> float:
+        with way():  # not timed: a model is set once, and an assignment takes a tenth of a small model's forward to set
+            start = time.perf_counter()
+            for _ in range(calls):
+                pretrained.model(**inputs)
+            return time.perf_counter() - start
 
-    for begin in ways.values():
-        forwards(begin, 1)  # allocations, thread pools
+    for way in ways.values():
+        forwards(way, 1)  # allocations, thread pools
     timings = interleaved(ways, rounds=rounds, min_sample=None, elapsed=forwards)
     pretrained.model.set_attn_implementation(BASELINE)
     dense, tuned = timings["dense"], timings["tuned"]

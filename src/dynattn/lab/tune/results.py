@@ -87,6 +87,24 @@ class Considered(Record):
     losses: list[float]
 
 
+class Shortened(Record):
+    """An assignment together with a method that shortens the sequence.
+
+    Attributes:
+        pruning: the method's name.
+        harm: predicted, of the assignment alone.
+        losses: relative, of each exam of the search, measured.
+        keeps: whether the limits are kept, by what the search saw.
+        speedup: of the whole model, measured; None where that was not worth it.
+    """
+
+    pruning: str
+    harm: float
+    losses: list[float]
+    keeps: bool
+    speedup: float | None
+
+
 class Gain(Record):
     """What would be gained at another limit, by the model of harm and loss."""
 
@@ -98,6 +116,7 @@ class Try(Record):
     """One try of the proof."""
 
     heads: dict[str, list[str]]
+    pruning: str | None
     lost: list[Lost]
 
     @property
@@ -121,7 +140,7 @@ class Rival(Record):
 
     Attributes:
         method: its name.
-        speedup: the speed-up of the whole model, predicted as those of the frontier are.
+        speedup: the speed-up of the whole model, measured in a short race.
         loss: relative.
         tuned: the loss of the tuned assignment, on the same items.
     """
@@ -144,7 +163,9 @@ class Tuning(Record):
         time: where the time went.
         candidates: seconds of a call by shape and method.
         heads: by module, the method of each head: the one that is written, or dense.
+        pruning: the name of the method that shortens the sequence besides; None for none.
         considered: points, for the frontier.
+        shortened: what was looked at with methods that shorten the sequence.
         gains: at other limits.
         tries: the tries of the proof.
         rival: one method for all heads; None where there was no time to look, or nothing was proved.
@@ -165,7 +186,9 @@ class Tuning(Record):
     time: Time
     candidates: list[dict[str, float]]
     heads: dict[str, list[str]]
+    pruning: str | None
     considered: list[Considered]
+    shortened: list[Shortened]
     gains: list[Gain]
     tries: list[Try]
     rival: Rival | None

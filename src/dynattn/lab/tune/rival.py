@@ -39,7 +39,7 @@ def measure(
     Args:
         name: the name of the method.
         point: the assignment that it is.
-        speedup: the predicted speed-up.
+        speedup: the speed-up of the whole model, measured.
         lost: what the tuned assignment lost.
         exam: the exam of the proof.
         pretrained: the model; it is left with the method.

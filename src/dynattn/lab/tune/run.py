@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,18 +12,19 @@ import torch
 from dynattn.lab.machine import machine
 from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import Outcome
-from dynattn.lab.tune import rival, sensitivity
+from dynattn.lab.timing import LEAST_ROUNDS
+from dynattn.lab.tune import rival, sensitivity, shorten
+from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
 from dynattn.lab.tune.choices import Choices, Point, worth
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
-from dynattn.lab.tune.parts import forwards as forwards_of
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
-from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Time, Try, Tuning
+from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Shortened, Time, Try, Tuning
 from dynattn.lab.tune.search import Measured, Search, dense
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -35,6 +37,7 @@ LEAST_GAIN = 1.03
 LIMITS = (0.005, 0.01, 0.02, 0.05)
 """At which it is told what would be gained."""
 
+_ROOM = 0.5  # of the harm, where the sequence is shortened as well
 _TIGHTER = 0.4  # of the harm, after a proof that failed
 _PAIR = 2  # forwards of an item: dense and tuned
 _SHOWN = 24  # points of the path
@@ -60,24 +63,30 @@ class Run:
         self._costs: Costs | None = None
         self._tries: list[Try] = []
         self._rival: Rival | None = None
+        self._shorter: tuple[tuple[str, ...], ...] = ()
+        self._shortened: list[Shortened] = []
 
     def tune(self) -> Tuning:
         """All of it."""
         spent = self._time()
-        if spent.bound < LEAST_GAIN:
+        shorter = self._shorter = shorten.families(self._pretrained.model, self._begun.length)
+        if spent.bound < LEAST_GAIN and not shorter:
             return self._dense(spent, f"attention takes {spent.share:.1%} of a forward: no method could gain more than "
                                f"{spent.bound:.2f} times")  # fmt: skip
         outcomes = self._judged()
         choices = self._choices = self._chosen(spent)
-        if self._speedup(spent, choices.most) < LEAST_GAIN:
+        slow = self._speedup(spent, choices.most) < LEAST_GAIN
+        if slow and not shorter:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
-        best = self._searched(spent, choices, outcomes)
+        best = self._searched(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
+        if shorter:
+            best = self._shortest(spent, choices, best)
         if best is None:
             return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
         proved = self._proved(spent, choices, best)
         if proved is None:
             return self._dense(spent, self._unproved())
-        return self._raced(spent, proved)
+        return self._raced(spent, *proved)
 
     def _time(self) -> Time:
         advance = self._stage("where time goes", 1)
@@ -138,20 +147,69 @@ class Run:
     def _looked(self, exam: Exam) -> int:
         """How many forwards show what heads can spare: no more than there are unlike ones."""
         counts = self._begun.plan.counts
-        most = exam.entries if exam.entries > 1 else len(exam.data.examples)
-        return min(most, counts.search_second if exam.second else counts.search)
+        return min(exam.forwards, counts.search_second if exam.second else counts.search)
 
-    def _searched(self, spent: Time, choices: Choices, outcomes: Sequence[Outcome]) -> Measured | None:
-        exams, points = self._begun.parts.search, self._begun.plan.points
+    def _searched(self, spent: Time, choices: Choices, outcomes: Sequence[Outcome], points: int) -> Measured | None:
+        exams = self._begun.parts.search
         steps = sum(exam.data.steps for exam in exams)
         advance = self._stage("loss of whole assignments", steps * points)
         planned = [exam.items for exam in self._begun.parts.proofs[0]]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
-        needed = _PAIR * LEAST.prove + sum(exam.entries for exam in exams)
-        return self._search.run(points, advance, lambda: self._in_time(spent, needed))
+        return self._search.run(points, advance, lambda: self._may_search(spent))
 
-    def _proved(self, spent: Time, choices: Choices, best: Measured) -> Point | None:
-        point = best.point
+    def _may_search(self, spent: Time) -> bool:
+        """Whether the loss of another assignment can be measured, and still be proved."""
+        needed = sum(exam.entries for exam in self._begun.parts.search)
+        return self._in_time(spent, _PAIR * LEAST.prove + needed)
+
+    def _shortest(self, spent: Time, choices: Choices, best: Measured | None) -> Measured | None:
+        """The fastest by the model's clock: what was found so far, or with a method that shortens the sequence."""
+        advance = self._stage("loss of fewer tokens", shorten.measurements(self._shorter))
+        raced = [] if best is None else [(self._quick(best), best)]
+        for names in self._shorter:
+            raced += self._strongest(spent, names, choices.point(0), advance)
+        alone = [each for each in raced if each[1].pruning]
+        if alone and best is not None:
+            name = max(alone, key=lambda each: each[0])[1].pruning
+            names = next(names for names in self._shorter if name in names)
+            raced += self._strongest(spent, names, choices.within(best.point.harm * _ROOM), advance)
+        speedup, found = max(raced, key=lambda each: each[0], default=(1.0, None))
+        if found is None or speedup <= 1:
+            return best
+        return replace(found, point=replace(found.point, saved=spent.forward * (1 - 1 / speedup)))
+
+    def _strongest(
+        self, spent: Time, names: Sequence[str], base: Point, advance: Callable[[], None]
+    ) -> list[tuple[float, Measured]]:
+        """The strongest of a method's settings that keeps the limits, with its speed-up; empty where none does."""
+        search, found = self._search, dict[str, Measured]()
+        if search is None:
+            return []
+
+        def keeps(name: str) -> bool:
+            found[name] = search.lost(base, name, lambda: None)
+            advance()
+            return found[name].keeps
+
+        best = shorten.strongest(names, keeps, lambda: self._may_search(spent))
+        speedups = {} if best is None else {best: self._quick(found[best])}
+        self._shortened += [
+            Shortened(pruning=name, harm=base.harm, losses=list(each.losses), keeps=each.keeps,
+                      speedup=speedups.get(name))
+            for name, each in found.items()
+        ]  # fmt: skip
+        return [(speedups[name], found[name]) for name in speedups]
+
+    def _quick(self, each: Measured) -> float:
+        """The speed-up of the whole model, in a short race."""
+        inputs, heads = self._inputs(self._begun.parts.search[0]), each.point.assignment
+        return self._store.once(
+            f"clock {each.pruning} {sorted(methods(heads).items())}",
+            lambda: race(self._pretrained, heads, inputs, LEAST_ROUNDS, each.pruning).speedup.median,
+        )
+
+    def _proved(self, spent: Time, choices: Choices, best: Measured) -> tuple[Point, str | None] | None:
+        point, pruning = best.point, best.pruning
         for number, exams in enumerate(self._begun.parts.proofs):
             steps = 2 * sum(exam.data.steps for exam in exams)
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
@@ -165,12 +223,14 @@ class Run:
                 self._store,
                 advance,
                 lambda: self._in_time(spent, _PAIR),
+                pruning,
             )
             self._tries.append(found)
             if found.holds:
-                return point
+                return point, pruning
             point = choices.within(point.harm * _TIGHTER)
-            if point.saved <= 0 or not self._in_time(spent, _PAIR * LEAST.prove):
+            pruning = None if pruning is None else shorten.milder(self._shorter, pruning)
+            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, _PAIR * LEAST.prove):
                 return None
         return None
 
@@ -181,14 +241,17 @@ class Run:
 
     def _in_time(self, spent: Time, forwards: float) -> bool:
         """Whether so many forwards can be begun, and the race still be run."""
-        each = 1 if self._settings.task else forwards_of(self._pretrained.kind)
-        return self._clock.left > spent.forward * (each * forwards + 2 * (self._begun.plan.rounds + 1))
+        race = 2 * spent.forward * (self._begun.plan.rounds + 1)
+        return self._clock.left > self._begun.entry * forwards + race
 
-    def _raced(self, spent: Time, proved: Point) -> Tuning:
+    def _raced(self, spent: Time, proved: Point, pruning: str | None) -> Tuning:
         advance = self._stage("speed-up of the whole model", 1)
         inputs = self._inputs(self._begun.parts.proofs[0][0])
-        found = self._store.once("race", lambda: race(
-            self._pretrained, proved.assignment, inputs, self._begun.plan.rounds).model_dump(mode="json"))  # fmt: skip
+        rounds = self._begun.plan.rounds
+        found = self._store.once(
+            "race",
+            lambda: race(self._pretrained, proved.assignment, inputs, rounds, pruning).model_dump(mode="json"),
+        )
         advance()
         speed = Raced(**found)
         self._rival = self._held_against(spent, proved)
@@ -197,7 +260,7 @@ class Run:
                 spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
             )
         gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
-        return self._result(spent, "faster", gained, proved, speed)
+        return self._result(spent, "faster", gained, proved, speed, pruning)
 
     def _held_against(self, spent: Time, proved: Point) -> Rival | None:
         """One method for all heads, where there is time for it."""
@@ -207,22 +270,25 @@ class Run:
             return None
         name, point = other
         advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
-        return rival.measure(
-            name, point, self._speedup(spent, point), lost, exam, self._pretrained, self._store, advance
-        )
+        speedup = self._quick(Measured(point, (), (), 0.0))
+        return rival.measure(name, point, speedup, lost, exam, self._pretrained, self._store, advance)
 
     def _dense(self, spent: Time, reason: str) -> Tuning:
         return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)
 
-    def _result(self, spent: Time, verdict: Any, reason: str, point: Point | None, speed: Raced | None) -> Tuning:
+    def _result(
+        self, spent: Time, verdict: Any, reason: str, point: Point | None, speed: Raced | None,
+        pruning: str | None = None,
+    ) -> Tuning:  # fmt: skip
         self._pretrained.model.set_attn_implementation("sdpa")
         heads = {} if point is None else {module: list(names) for module, names in point.assignment.items()}
         return Tuning(
             model=self._settings.model, kind=self._pretrained.kind, description=self._pretrained.description,
             dtype=self._settings.dtype, phase=self._settings.phase, settings=self._settings.plain(), machine=machine(),
             verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
-            heads=heads, considered=self._considered(spent), gains=self._gains(spent), tries=self._tries,
-            rival=self._rival, speed=speed,            seconds=time.perf_counter() - self._began,
+            heads=heads, pruning=pruning, considered=self._considered(spent), shortened=self._shortened,
+            gains=self._gains(spent), tries=self._tries, rival=self._rival, speed=speed,
+            seconds=time.perf_counter() - self._began,
         )  # fmt: skip
 
     def _considered(self, spent: Time) -> list[Considered]:

@@ -22,6 +22,7 @@ from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.choices import Choices, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
+from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
 
 ASSIGNED = "dynattn:assigned"
@@ -41,12 +42,19 @@ class Measured:
         losses: for each exam the mean relative loss.
         worst: for each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
         used: the largest share of a limit that the proof's bound would take.
+        pruning: the name of the method that shortens the sequence besides; None for none.
     """
 
     point: Point
     losses: tuple[float, ...]
     worst: tuple[float | None, ...]
     used: float
+    pruning: str | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the proof would find that the limits are kept, were its items like these."""
+        return self.used <= _GOOD
 
 
 def set_assignment(pretrained: Pretrained, assignment: Assignment) -> str:
@@ -95,13 +103,19 @@ class Search:
 
     def best(self) -> Measured | None:
         """The fastest measured point that keeps the limits."""
-        good = [each for each in self.measured if each.used <= _GOOD and each.point.saved > 0]
+        good = [each for each in self.measured if each.keeps and each.point.saved > 0]
         return max(good, key=lambda each: each.point.saved, default=None)
 
     def measure(self, point: Point, advance: Callable[[], None]) -> Measured:
         """What an assignment loses on the search's data."""
+        self.measured.append(self.lost(point, None, advance))
+        return self.measured[-1]
+
+    def lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Measured:
+        """What an assignment loses together with a method that shortens the sequence."""
         found = self._store.once(
-            f"measured {sorted(methods(point.assignment).items())}", lambda: self._lost(point, advance)
+            f"measured {pruning} {sorted(methods(point.assignment).items())}",
+            lambda: self._lost(point, pruning, advance),
         )
         losses, worst, used = [], [], 0.0
         for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=True):
@@ -110,8 +124,7 @@ class Search:
             worst.append(exam.worst(own, base, self._max_loss))
             if not (exam.second and exam.says_nothing(base)):
                 used = max(used, self._used(exam, own, base, items, worst[-1]))
-        self.measured.append(Measured(point, tuple(losses), tuple(worst), used))
-        return self.measured[-1]
+        return Measured(point, tuple(losses), tuple(worst), used, pruning)
 
     def harm_at(self, loss: float) -> float | None:
         """The harm at which the first exam would lose so much, by what was measured; None where that says nothing."""
@@ -162,12 +175,13 @@ class Search:
         found = proof.look(np.resize(dense, items), np.resize(own, items))
         return min(found.high, _FAR) / proof.max_loss
 
-    def _lost(self, point: Point, advance: Callable[[], None]) -> Any:
+    def _lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Any:
         implementation = set_assignment(self._pretrained, point.assignment)
-        return [
-            exam.scores(exam.outcome(self._pretrained, implementation, advance), dense).tolist()
-            for exam, dense in zip(self._exams, self._dense, strict=True)
-        ]
+        with shortening(self._pretrained, pruning):
+            return [
+                exam.scores(exam.outcome(self._pretrained, implementation, advance), dense).tolist()
+                for exam, dense in zip(self._exams, self._dense, strict=True)
+            ]
 
 
 def _line(known: Sequence[tuple[float, float]]) -> tuple[float, float]:

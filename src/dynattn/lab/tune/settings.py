@@ -12,8 +12,8 @@ from dynattn.lab.frontier.cell import digest
 from dynattn.lab.models import DTYPES
 from dynattn.lab.tasks.texts import Text
 
-Phase = Literal["prefill"]
-PHASES: tuple[Phase, ...] = ("prefill",)
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 MINUTES = 6.0
 LEAST_MINUTES = 0.05
@@ -33,7 +33,7 @@ class Settings:
         length: tokens; None for the longest that the model, the texts and the minutes allow.
         dtype: the dtype of the weights, one of :data:`dynattn.lab.models.DTYPES`.
         minutes: how long to go on. Less time means fewer texts and candidates, never a weaker claim.
-        task: the user's own, ``module:function``; see :mod:`dynattn.lab.tune.exams`.
+        task: the user's own, ``module:function``, or lm-eval's by name; see :mod:`dynattn.lab.tune.own`.
 
     Raises:
         ValueError: a value is out of its range.
@@ -65,8 +65,13 @@ class Settings:
                 f"tune: minutes must be between {LEAST_MINUTES} and {MOST_MINUTES:.0f}, a week: got {self.minutes}; "
                 f"leave it out for {MINUTES:g}"
             )
-        if self.task is not None and not all(self.task.partition(":")):
-            raise ValueError(f"tune: task must be module:function: got {self.task!r}; for example my_task:make")
+        if self.task is not None and self.phase == "decode":
+            raise ValueError("tune: --task is of the prefill phase: leave it or --phase decode out")
+        if self.task is not None and not (self.task and all(self.task.split(":", 1))):
+            raise ValueError(
+                f"tune: task must be module:function, or the name of a task of lm-eval's: got {self.task!r}; for "
+                "example my_task:make"
+            )
 
     def plain(self) -> dict[str, Any]:
         """As a record holds them."""

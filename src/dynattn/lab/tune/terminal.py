@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -47,17 +49,28 @@ def sentences(found: Tuning) -> list[str]:
             f"{speed.speedup.median:.2f} times as fast (quartiles {speed.speedup.q1:.2f} to {speed.speedup.q3:.2f}, "
             f"{speed.rounds} rounds in alternation)."
         )
+    if found.pruning is not None:
+        said.append(f"Besides, {found.pruning} takes tokens out from layer to layer.")
     other = found.rival
     if other is not None:
         said.append(
-            f"The best single method for all heads, {shown(other.method)}, is foretold {other.speedup:.2f} times as "
-            f"fast and loses {other.loss:+.2%} on the texts of the proof; the tuned one loses {other.tuned:+.2%}."
+            f"The best single method for all heads, {shown(other.method)}, makes the model {other.speedup:.2f} times "
+            f"as fast and loses {other.loss:+.2%} on the data of the proof; the tuned one loses {other.tuned:+.2%}."
         )
     return said
 
 
 def losses(found: Tuning) -> Grid:
     """Each exam of each try of the proof."""
+    return losses_of([each.lost for each in found.tries])
+
+
+def losses_of(tries: Sequence[Sequence[Lost]]) -> Grid:
+    """Each exam of each try of a proof.
+
+    Args:
+        tries: what was lost in each.
+    """
     columns = ["held-out task", "items", "dense", "tuned", "loss", "loss is below", "limit", "confidence", "reading"]
     rows = [
         [
@@ -65,10 +78,10 @@ def losses(found: Tuning) -> Grid:
             "–" if lost.bound is None else f"{lost.bound:.2%}", f"{lost.limit:.2%}", f"{lost.level:.0%}",
             Text(reading(lost), "green" if lost.holds else "red"),
         ]
-        for each in found.tries
-        for lost in each.lost
+        for each in tries
+        for lost in each
     ]  # fmt: skip
-    ends = [sum(len(each.lost) for each in found.tries[: i + 1]) - 1 for i in range(len(found.tries))]
+    ends = [sum(map(len, tries[: i + 1])) - 1 for i in range(len(tries))]
     return Grid("Proof on data that took no part in the search", columns, rows, left=(8,), breaks=ends)
 
 

@@ -19,7 +19,7 @@ def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
     shortest = 1 if found.kind == "encoder" else length  # sentences took part there, too
     return Tuned.of(
         pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(shortest, length),
-        machine=found.machine, evidence=_evidence(found),
+        pruning=found.pruning, machine=found.machine, evidence=_evidence(found),
     )  # fmt: skip
 
 
@@ -33,10 +33,11 @@ def _evidence(found: Tuning) -> tuple[Evidence, ...]:
         details={"interval": "quartiles over rounds", "dense_seconds": speed.dense.median,
                  "tuned_seconds": speed.tuned.median},
     )  # fmt: skip
-    return (*map(_of, found.tries[-1].lost), raced)
+    return (*map(evidence_of, found.tries[-1].lost), raced)
 
 
-def _of(lost: Lost) -> Evidence:
+def evidence_of(lost: Lost) -> Evidence:
+    """What was lost in an exam, as the file holds it."""
     return Evidence(
         what=f"relative loss of {lost.metric}", data=lost.data, value=lost.loss, high=lost.bound, level=lost.level,
         items=lost.items, details={"task": lost.task, "limit": lost.limit, "dense": lost.dense, "tuned": lost.tuned,

@@ -1,0 +1,41 @@
+"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dynattn.kv_caches.full import FullCache
+from dynattn.kv_caches.layer import LayeredCache
+from dynattn.kv_caches.spatten import SpAttenCache
+from dynattn.kv_caches.window import WindowCache
+
+EVERY = 16
+"""So many tokens come between two evictions."""
+
+_WINDOW = re.compile(r"window-(\d+)-s(\d+)")
+_SPATTEN = re.compile(r"spatten-(0\.\d+)")
+
+
+def make(name: str, config: Any) -> LayeredCache:
+    """A new cache, for one generation.
+
+        tuned = dynattn.integrations.transformers.load(model, "model.dynattn.json")
+        model.generate(**prompt, past_key_values=kv_caches.make(tuned.cache, model.config))
+
+    Args:
+        name: ``full``, ``window-TOKENS-sSINKS`` or ``spatten-SHARE``.
+        config: the configuration of the model.
+
+    Raises:
+        ValueError: no cache has this name.
+    """
+    if name == "full":
+        return FullCache()
+    if match := _WINDOW.fullmatch(name):
+        return WindowCache(int(match[1]), int(match[2]), every=EVERY)
+    if match := _SPATTEN.fullmatch(name):
+        return SpAttenCache(config, float(match[1]), every=EVERY)
+    raise ValueError(
+        f"kv_caches.make: name must be full, window-TOKENS-sSINKS or spatten-SHARE: got {name!r}; try window-1024-s4"
+    )

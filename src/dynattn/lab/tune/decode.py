@@ -1,0 +1,323 @@
+"""``dynattn tune --phase decode``: the fastest way to decode after a prompt that keeps the limits, and its proof."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dynattn.integrations.transformers import register
+from dynattn.lab.decode import ways
+from dynattn.lab.decode.prompt import read, step_seconds
+from dynattn.lab.figures import BASELINE, Record, spread
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained
+from dynattn.lab.progress import Stage
+from dynattn.lab.proof import Proof
+from dynattn.lab.statistics import at_chance
+from dynattn.lab.tasks.texts import Text, wikipedia
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
+from dynattn.lab.tune import decoding, pieces
+from dynattn.lab.tune.candidates import SDPA
+from dynattn.lab.tune.clock import Clock
+from dynattn.lab.tune.decoding import AFTER, Reading
+from dynattn.lab.tune.exams import SECOND_LIMIT
+from dynattn.lab.tune.keys import DIGITS
+from dynattn.lab.tune.parts import TRIES
+from dynattn.lab.tune.results import Lost, Raced
+from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.store import Store
+
+LENGTH = 2048
+"""Tokens of the prompt where none are asked for."""
+
+_SEARCH, _PROVE, _NUMBERS = 3, 12, 4  # texts of the search, of a try of the proof, and of each with hidden numbers
+_LEAST = 2  # texts of a part
+_WORST_MARGINS, _WORST_SEEN = 5.0, 3.0  # as in exams.py
+_GOOD = 0.95  # of the limit
+_ROUNDS = 5
+
+
+class Considered(Record):
+    """A way to decode, on the texts of the search.
+
+    Attributes:
+        way: its name, see :mod:`dynattn.lab.decode.ways`.
+        losses: relative, of the text that goes on and of the hidden numbers.
+        keeps: whether the proof would find that both limits are kept, were its items like these.
+        speedup: of a step, over Transformers' default; None where it keeps no limit.
+    """
+
+    way: str
+    losses: list[float]
+    keeps: bool
+    speedup: float | None
+
+
+class Tried(Record):
+    """A try of the proof."""
+
+    way: str
+    lost: list[Lost]
+
+    @property
+    def holds(self) -> bool:
+        """Whether both limits were kept."""
+        return len(self.lost) == len(_TASKS) and all(each.holds for each in self.lost)
+
+
+class Decoding(Record):
+    """A run.
+
+    Attributes:
+        model, description, dtype: of what.
+        length: tokens of the prompt.
+        settings: that were given.
+        machine: that it ran on.
+        verdict: ``faster``, or ``dense`` where nothing is gained for sure.
+        reason: in words.
+        way: how to decode; None for Transformers' default.
+        considered: all ways.
+        tries: of the proof.
+        speed: of a step; None where nothing was proved.
+        seconds: that the run took.
+    """
+
+    model: str
+    description: str
+    dtype: str
+    length: int
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    verdict: Literal["faster", "dense"]
+    reason: str
+    way: str | None
+    considered: list[Considered]
+    tries: list[Tried]
+    speed: Raced | None
+    seconds: float
+    version: Literal[1] = 1
+
+
+class _Task(NamedTuple):
+    name: str
+    metric: str
+    times: float  # the limit is so many times as wide
+
+
+_TASKS = (
+    _Task("decoding", "NLL of text after the prompt, nats per token", 1.0),
+    _Task("keys, decoded", "NLL of a number hidden in the prompt, nats per token", SECOND_LIMIT),
+)
+
+
+class Run:
+    """One run, stage by stage.
+
+    Args:
+        settings: what was asked for.
+        texts: the user's own; None for Wikipedia articles.
+        pretrained: a decoder.
+        store: of results.
+        stage: shows progress.
+        clock: tells the time that is left.
+
+    Raises:
+        ValueError: the model is no decoder, the length is beyond its context, or there are too few texts.
+    """
+
+    def __init__(
+        self, settings: Settings, texts: Sequence[Text] | None, pretrained: Pretrained, store: Store, stage: Stage,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._settings, self._pretrained, self._store = settings, pretrained, store
+        self._stage, self._clock = stage, clock
+        self._length = settings.length or LENGTH
+        self._parts = _parts(pretrained, texts, self._length)
+        self._considered: list[Considered] = []
+        self._tries: list[Tried] = []
+
+    def tune(self) -> Decoding:
+        """All of it."""
+        names = decoding.candidates(self._length)
+        kept = self._searched(names)
+        for number, (way, worst) in enumerate(kept[:TRIES]):
+            self._tries.append(self._tried(number, way, worst))
+            if self._tries[-1].holds:
+                return self._raced(way)
+        if not kept:
+            return self._result("keep the default: no way to decode is faster and keeps the limits", None, None)
+        return self._result("keep the default: that the loss stays below the limit could not be proved", None, None)
+
+    def _searched(self, names: Sequence[str]) -> list[tuple[str, list[float]]]:
+        """The ways that keep the limits, the fastest first, with what an item is taken to lose at most."""
+        every = (ways.BASELINE, *names)
+        tasks = self._parts[0]
+        advance = self._stage("loss of each way to decode", sum(map(len, tasks)))
+        scores = [
+            [self._scored(f"search {task.name} {i}", reading, every, advance) for i, reading in enumerate(readings)]
+            for task, readings in zip(_TASKS, tasks, strict=True)
+        ]
+        found = {name: [self._held(task, each, name) for task, each in zip(_TASKS, scores, strict=True)]
+                 for name in names}  # fmt: skip
+        good = [name for name in names if all(held.keeps for held in found[name])]
+        speedups = self._clocked(good)
+        self._considered = [
+            Considered(way=name, losses=[held.loss for held in found[name]], keeps=name in good,
+                       speedup=speedups.get(name))
+            for name in names
+        ]  # fmt: skip
+        faster = sorted((name for name in good if speedups[name] > 1), key=lambda name: -speedups[name])
+        return [(name, [held.worst for held in found[name]]) for name in faster]
+
+    def _scored(
+        self, key: str, reading: Reading, names: Sequence[str], advance: Callable[[], None]
+    ) -> dict[str, list[float]]:
+        found = self._store.once(key, lambda: decoding.nats(self._pretrained.model, reading, names))
+        advance()
+        return found
+
+    def _held(self, task: _Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
+        dense, own = (np.concatenate([each[way] for each in scores]) for way in (ways.BASELINE, name))
+        limit = self._limit(task)
+        worst = max(_WORST_MARGINS * math.log1p(limit), _WORST_SEEN * float((own - dense).max()))
+        planned = len(dense) // len(scores) * len(self._parts[1][_TASKS.index(task)])
+        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).look(
+            np.resize(dense, planned), np.resize(own, planned)
+        )
+        silent = task is _TASKS[1] and self._guesses(dense)
+        return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= _GOOD * limit)
+
+    def _limit(self, task: _Task) -> float:
+        return min(0.99, task.times * self._settings.max_loss)
+
+    def _guesses(self, dense: np.ndarray) -> bool:
+        """Whether the dense model itself does not read numbers back."""
+        first, last = self._parts[0][1][0].spans[0]
+        return at_chance(tuple(map(float, dense)), DIGITS * math.log(10) / (last - first), False)
+
+    def _clocked(self, names: Sequence[str]) -> dict[str, float]:
+        if not names:
+            return {}
+        timings = self._store.once("clock", lambda: {
+            name: vars(timing) for name, timing in self._steps(names, LEAST_ROUNDS, self._parts[0][0][0]).items()
+        })  # fmt: skip
+        made = {
+            name: Timing(tuple(each["samples"]), each["calls"], tuple(each["waited"])) for name, each in timings.items()
+        }
+        return {name: made[name].speedup(made[ways.BASELINE]).median for name in names}
+
+    def _steps(self, names: Sequence[str], rounds: int, reading: Reading) -> dict[str, Timing]:
+        """Steps after a prompt, by the default and by each way, in alternation."""
+        model = self._pretrained.model
+        prompt = read(model, reading.ids[:, : reading.start].to(model.device))
+        after = reading.ids[:, reading.start : reading.start + decoding.STEPS].to(model.device)
+        functions = {
+            name: partial(step_seconds, model, prompt, _loaded(name), after) for name in (ways.BASELINE, *names)
+        }
+        return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=_own_seconds)
+
+    def _tried(self, number: int, way: str, worst: Sequence[float]) -> Tried:
+        tasks = self._parts[number + 1]
+        advance = self._stage(f"proof of {way}", sum(map(len, tasks)))
+        lost: list[Lost] = []
+        for task, readings, most in zip(_TASKS, tasks, worst, strict=True):
+            lost.append(self._proved(number, task, readings, way, most, advance))
+            if not lost[-1].holds:
+                break
+        return Tried(way=way, lost=lost)
+
+    def _proved(
+        self, number: int, task: _Task, readings: Sequence[Reading], way: str, worst: float, advance: Callable[[], None]
+    ) -> Lost:
+        proof = Proof(self._limit(task), of="perplexity", attempt=number + 1, worst=worst)
+        dense, own, looks = np.array([]), np.array([]), 0
+        for looks, reading in enumerate(readings, start=1):
+            found = self._scored(f"proof {number} {task.name} {looks} {way}", reading, (ways.BASELINE, way), advance)
+            dense, own = np.append(dense, found[ways.BASELINE]), np.append(own, found[way])
+            if proof.look(dense, own).state != "undecided" or self._clock.left <= 0:
+                break
+        verdict = proof.look(dense, own)
+        return Lost(
+            task=task.name, metric=task.metric, data=f"{looks} texts after prompts of {self._length} tokens",
+            items=len(dense), dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
+            bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss, level=verdict.level,
+            looks=looks, worst=worst, proved=verdict.state == "proved",
+            silent=task is _TASKS[1] and self._guesses(dense),
+        )  # fmt: skip
+
+    def _raced(self, way: str) -> Decoding:
+        advance = self._stage("speed of a step", 1)
+        timings = self._steps([way], _ROUNDS, self._parts[1][0][0])
+        dense, own = timings[ways.BASELINE], timings[way]
+        advance()
+        speed = Raced(
+            dense=spread(dense.seconds), tuned=spread(own.seconds), speedup=spread(own.speedup(dense)), rounds=_ROUNDS,
+            disturbed=own.disturbed if own.waited else None,
+        )  # fmt: skip
+        if speed.speedup.q1 <= 1:
+            return self._result(f"keep the default: {way} keeps the limits, but gains nothing", None, speed)
+        said = (
+            f"{way}: {speed.speedup.median:.2f} times as fast a step as with Transformers' default, within the limits"
+        )
+        return self._result(said, way, speed)
+
+    def _result(self, reason: str, way: str | None, speed: Raced | None) -> Decoding:
+        self._pretrained.model.set_attn_implementation("sdpa")
+        return Decoding(
+            model=self._settings.model, description=self._pretrained.description, dtype=self._settings.dtype,
+            length=self._length, settings=self._settings.plain(), machine=machine(),
+            verdict="dense" if way is None else "faster", reason=reason, way=way, considered=self._considered,
+            tries=self._tries, speed=speed, seconds=self._clock.spent,
+        )  # fmt: skip
+
+
+def _own_seconds(steps: Callable[[], Any], _: int) -> float:
+    """The steps time themselves, so that making the cache does not count."""
+    return steps()
+
+
+def _loaded(name: str) -> ways.Way:
+    """A way as a loaded file has it: with PyTorch's dense kernel, through this project's attention."""
+    way = ways.find(name)
+    if name == ways.BASELINE or way.implementation != BASELINE:
+        return way
+    return replace(way, implementation=register(SDPA)[0])
+
+
+class _Held(NamedTuple):
+    loss: float
+    worst: float
+    keeps: bool
+
+
+def _parts(pretrained: Pretrained, texts: Sequence[Text] | None, length: int) -> list[tuple[list[Reading], ...]]:
+    """The texts of the search and of each try of the proof; no part has another's."""
+    if pretrained.kind != "decoder":
+        raise ValueError(
+            f"tune: only decoders decode: {pretrained.name} is of kind {pretrained.kind}; leave --phase out"
+        )
+    most = pretrained.model.config.get_text_config().max_position_embeddings
+    if length + AFTER > most:
+        raise ValueError(
+            f"tune: length must leave room for {AFTER} tokens after the prompt: got {length}, {pretrained.name} takes "
+            f"{most}; pass --length {most - AFTER} or less"
+        )
+    given = pieces.shuffled(wikipedia() if texts is None else texts)
+    wanted, least = [_SEARCH, *[_PROVE] * TRIES], [_LEAST] * (1 + TRIES)
+    cut = pieces.cut(pretrained, given, length + AFTER, sum(wanted))
+    dealt = pieces.deal(cut, wanted, least)
+    if dealt is None:
+        raise ValueError(
+            f"tune: texts must hold at least {sum(least)} pieces of {length + AFTER} tokens: {len(given)} texts hold "
+            f"{len(cut)}; pass more or longer texts, or a shorter --length"
+        )
+    return [
+        ([decoding.going_on(piece) for piece in part],
+         decoding.numbers(pretrained, part[: _NUMBERS if seed else _SEARCH], length, seed))
+        for seed, part in enumerate(dealt)
+    ]  # fmt: skip

@@ -1,0 +1,89 @@
+"""Texts that are decoded after a prompt, and what each way to decode makes of them.
+
+The prompt is read densely, once for all ways. Then each way reads on, a few tokens at a time, with the keys that its
+cache still holds. The items are blocks of the text that goes on, and numbers that were hidden in the prompt and are
+asked for after it, so that a cache that forgets has to do so before it knows what will be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dynattn.lab.decode import ways
+from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read
+from dynattn.lab.models import Pretrained
+from dynattn.lab.tune.keys import Keys
+from dynattn.lab.tune.pieces import Piece
+
+AFTER = 257
+"""Tokens after the prompt: a token to begin with, and what is scored."""
+
+STEPS = 16
+"""Tokens that are decoded to time a step."""
+
+_BLOCK = 16  # tokens of an item
+_QUESTION = 16  # tokens between the prompt and the first answer
+
+
+class Reading(NamedTuple):
+    """A text.
+
+    Attributes:
+        ids: (1, tokens).
+        start: where the prompt ends.
+        spans: first token of each item, and the one behind its last.
+    """
+
+    ids: Tensor
+    start: int
+    spans: tuple[tuple[int, int], ...]
+
+
+def candidates(length: int) -> tuple[str, ...]:
+    """Ways to decode after so many tokens, the mildest first."""
+    return (
+        "dense-in-place", *(f"cache-spatten-{keep}" for keep in (0.75, 0.5, 0.25)),
+        *(f"cache-window-{length // part}-s4" for part in (2, 4, 8)),
+    )  # fmt: skip
+
+
+def going_on(piece: Piece) -> Reading:
+    """A text whose last tokens are decoded."""
+    length = piece.ids.shape[1]
+    first = length - AFTER + 1
+    return Reading(piece.ids, first - 1, tuple((at, min(at + _BLOCK, length)) for at in range(first, length, _BLOCK)))
+
+
+def numbers(pretrained: Pretrained, pieces: Sequence[Piece], length: int, seed: int) -> list[Reading]:
+    """Texts with hidden numbers; the prompt ends before the first is asked for."""
+    hay = tuple(piece.ids[:, :length] for piece in pieces)
+    fit = len(Keys(hay[:1]).prepare(pretrained).labels)
+    hidden = Keys(hay * -(-Keys.keys // fit), seed=seed).prepare(pretrained).payload
+    return [Reading(each.ids, each.answers[0][0] - _QUESTION, each.answers) for each in hidden]
+
+
+@torch.inference_mode()
+def nats(model: nn.Module, reading: Reading, names: Sequence[str]) -> dict[str, list[float]]:
+    """NLL of each item, nats per token, by each way.
+
+    Args:
+        model: a Transformers decoder; its attention implementation is set.
+        reading: the text.
+        names: of the ways.
+    """
+    ids = reading.ids.to(next(model.parameters()).device)
+    prompt = read(model, ids[:, : reading.start])
+    return {name: _nats(model, prompt, ids, reading, ways.find(name)) for name in names}
+
+
+def _nats(model: nn.Module, prompt: Prompt, ids: Tensor, reading: Reading, way: ways.Way) -> list[float]:
+    cache = cache_of(model, prompt, way)
+    model.set_attn_implementation(way.together)  # type: ignore[operator]
+    rest = ids[:, reading.start : -1]
+    logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest.split(PIECE, 1)]
+    told = nn.functional.cross_entropy(torch.cat(logits).float(), ids[0, reading.start + 1 :], reduction="none")
+    return [told[a - reading.start - 1 : b - reading.start - 1].mean().item() for a, b in reading.spans]

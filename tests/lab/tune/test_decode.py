@@ -1,0 +1,112 @@
+"""``--phase decode``: caches are measured by what is decoded after a prompt, and the file says which to take."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("rich")
+pytest.importorskip("jinja2")
+
+import transformers
+
+from dynattn import kv_caches
+from dynattn.integrations.transformers import load
+from dynattn.lab.decode import ways
+from dynattn.lab.models import load as load_model
+from dynattn.lab.terminal import console
+from dynattn.lab.timing import Timing
+from dynattn.lab.tune import decode, decoding
+from dynattn.lab.tune.command import run
+from dynattn.lab.tune.decode import Decoding
+from dynattn.lab.tune.settings import Settings
+
+LENGTH, AFTER = 64, 49
+FAST = {ways.BASELINE: 1.0, "dense-in-place": 0.8, "cache-spatten-0.75": 0.7, "cache-window-32-s4": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(decode, "AFTER", AFTER)
+    monkeypatch.setattr(decoding, "AFTER", AFTER)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A machine on which caches that forget pay."""
+
+    def steps(self, names, rounds, reading):
+        return {name: Timing((FAST.get(name, 0.9),) * rounds, 1) for name in (ways.BASELINE, *names)}
+
+    monkeypatch.setattr(decode.Run, "_steps", steps)
+
+
+def _run(model, texts, output, **given) -> tuple[Decoding, str]:
+    screen = io.StringIO()
+    settings = Settings(str(model), texts=texts, **{"length": LENGTH, "phase": "decode", "minutes": 1000, **given})
+    found = run(settings, output, console(screen))
+    assert isinstance(found, Decoding)
+    return found, screen.getvalue()
+
+
+def test_the_fastest_cache_that_keeps_the_limits_is_proved_and_can_be_loaded(timed, tiny_decoder, many_texts, tmp_path):
+    found, said = _run(tiny_decoder, many_texts, tmp_path, max_loss=0.9)
+    assert found.way == "cache-window-32-s4"
+    assert found.tries[-1].holds
+    assert [lost.task for lost in found.tries[-1].lost] == ["decoding", "keys, decoded"]
+    assert found.speed is not None
+    assert found.speed.speedup.median == pytest.approx(2)
+    assert "cache-window-32-s4: 2.00 times as fast a step" in said
+    folder = tmp_path / f"tune-{tiny_decoder.name}-decode"
+    assert "kv_caches.make" in (folder / "tune.html").read_text()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    tuned = load(model, folder / "model.dynattn.json")
+    assert tuned.cache == "window-32-s4"
+    cache = kv_caches.make(tuned.cache, model.config)
+    ids = torch.arange(80)[None] % 50 + 5
+    model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert cache.layers[0].held < 80
+
+
+def test_where_nothing_may_be_lost_no_cache_that_forgets_is_taken(timed, tiny_decoder, many_texts, tmp_path):
+    found, _ = _run(tiny_decoder, many_texts, tmp_path, max_loss=1e-6)
+    kept = {each.way for each in found.considered if each.keeps}
+    assert kept <= {"dense-in-place"}
+    assert found.way in (None, "dense-in-place")
+
+
+def test_a_way_that_forgets_nothing_loses_nothing(tiny_decoder, many_texts):
+    pretrained = load_model(str(tiny_decoder))
+    ids = torch.randint(60, (1, LENGTH + AFTER), generator=torch.Generator().manual_seed(0))
+    reading = decoding.going_on(decoding.Piece("t", 0, ids))
+    assert reading.start == LENGTH
+    found = decoding.nats(pretrained.model, reading, (ways.BASELINE, "dense-in-place", "cache-window-16-s4"))
+    torch.testing.assert_close(found["dense-in-place"], found[ways.BASELINE], rtol=1e-4, atol=1e-5)
+    assert found["cache-window-16-s4"] != pytest.approx(found[ways.BASELINE], abs=1e-5)
+    pretrained.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = pretrained.model(ids).logits[0, :-1]
+    whole = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    expected = [whole[a - 1 : b - 1].mean().item() for a, b in reading.spans]
+    torch.testing.assert_close(found[ways.BASELINE], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [({"length": 240}, "must leave room for 49 tokens"), ({"length": 200}, "must hold at least")],
+)
+def test_what_cannot_be_is_refused(given, rule, tiny_decoder, texts, tmp_path):
+    short = tmp_path / "short"
+    short.mkdir()
+    (short / "a.txt").write_text("moon river stone " * 100)
+    with pytest.raises(ValueError, match=rule):
+        _run(tiny_decoder, short, tmp_path, **given)
+
+
+def test_an_encoder_decodes_nothing(tiny_encoder, many_texts, tmp_path):
+    with pytest.raises(ValueError, match="only decoders decode"):
+        _run(tiny_encoder, many_texts, tmp_path)
