@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).parents[1]
 
 _MAX_RANK = 5
-# Not optimised: a kernel's run takes hundredths of a second either way, and its compilation a third less.
+# Products of a warpgroup are written where they are waited for, into what the kernel holds in registers. The compiler
+# must inline the functions between: without optimisation their frames are gone by then, and a missing wait overwrites
+# the stack.
 _FLAGS = (
-    "-std=c++17", "-O0", "-fPIC", "-DDYNATTN_EMULATOR", "-Wall", "-Wno-unknown-pragmas", "-fno-gnu-unique",
+    "-std=c++17", "-O1", "-fPIC", "-DDYNATTN_EMULATOR", "-Wall", "-Wno-unknown-pragmas", "-fno-gnu-unique",
     "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # whose longjmp refuses to jump to another stack
 )  # fmt: skip
 _BACKWARD_ENTRY = """
