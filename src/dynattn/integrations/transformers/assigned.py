@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dynattn.integrations.transformers import attend
 from dynattn.integrations.transformers.coverage import PREFIX, survey
 from dynattn.methods import Method, PerLayer, parse
-from dynattn.pruning.replaced import StandInConfig
 
 ASSIGNED = "assigned"
 """The name, behind ``dynattn:``, of the implementation of a model whose methods come from :func:`assign`."""
@@ -124,6 +123,8 @@ def put(model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | 
 
 def take_back(model: nn.Module) -> None:
     """Take the methods from modules that attend in another way now."""
+    from dynattn.pruning.replaced import StandInConfig  # imports torch._dynamo, which takes a second
+
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, StandInConfig):  # while the sequence is shortened

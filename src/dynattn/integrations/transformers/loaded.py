@@ -17,7 +17,6 @@ from dynattn.integrations.transformers.coverage import PREFIX
 from dynattn.integrations.transformers.shortened import shorten
 from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
 from dynattn.methods import parse
-from dynattn.pruning import layout
 
 _paths: dict[str, str] = {}  # the files of implementations whose names must not contain the path
 
@@ -101,6 +100,8 @@ def checked(model: Any, asked: Any) -> Tuned | None:
     tuned = Tuned.read(_path(asked))
     tuned.refuse_other(model, source=_path(asked))
     if tuned.pruning is not None:
+        from dynattn.pruning import layout  # imports torch._dynamo, which takes a second
+
         layout.find(model)  # refuses models whose tokens cannot be pruned
     return tuned
 

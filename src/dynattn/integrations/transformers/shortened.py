@@ -7,9 +7,10 @@ is given another attention.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynattn.pruning import Trace, parse
+if TYPE_CHECKING:
+    from dynattn.pruning import Trace
 
 _ATTRIBUTE = "dynattn_shortened"
 
@@ -26,6 +27,8 @@ def shortening(model: Any, name: str) -> AbstractContextManager[Trace]:
     Raises:
         ValueError: there is no such method, or tokens of this model cannot be pruned.
     """
+    from dynattn.pruning import parse  # imports torch._dynamo, which takes a second
+
     return parse(name).apply(model, zero_pruned=getattr(model, "main_input_name", None) == "input_ids")
 
 

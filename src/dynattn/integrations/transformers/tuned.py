@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from dynattn import pruning
 from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
@@ -32,6 +31,13 @@ FORMAT = 1
 
 SUFFIX = ".json"
 _REMEDY = "run `dynattn tune` again, or take the file that it wrote"
+
+
+def _check_pruning(name: str) -> None:
+    from dynattn import pruning  # imports torch._dynamo, which takes a second
+
+    if pruning.find(name) is None:
+        raise ValueError(f"pruning must be the name of a method that shortens the sequence, or null: got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,8 @@ class Tuned:
             raise ValueError(
                 f"methods must be one for each of {self.model.layers} attention modules: got {len(self.methods)}"
             )
-        if self.pruning is not None and pruning.find(self.pruning) is None:
-            raise ValueError(
-                f"pruning must be the name of a method that shortens the sequence, or null: got {self.pruning!r}"
-            )
+        if self.pruning is not None:
+            _check_pruning(self.pruning)
         for module, name in self.methods.items():
             try:
                 parse(name)
