@@ -40,7 +40,7 @@ START, END = "<!-- models: start -->", "<!-- models: end -->"
 SECONDS = 15  # of the processor, for one model
 IMPORTED = ("bert", "llama", "clip", "siglip", "whisper", "mixtral", "wav2vec2", "detr")  # before processes are forked
 # Modules of the integration on which a result depends.
-DECIDING = ("attend", "classes", "configs", "contracts", "coverage", "flows", "loading", "masks")
+DECIDING = ("attend", "classes", "configs", "contracts", "coverage", "flows", "loading", "masks", "packed")
 
 MEANING = {
     "exact": "all attention modules take part, and outputs are the model's own",
