@@ -32,6 +32,8 @@ _MEET = {
     ("div", EXP, SUM): WEIGHTS, ("mul", EXP, INVERSE): WEIGHTS, ("mul", INVERSE, EXP): WEIGHTS,
     ("sub", None, LOG_SUM): LOG_WEIGHTS,
 }  # fmt: skip
+# Modules whose weights are none of attention: a matrix LSTM in its parallel form divides by the sum of its gates.
+_RECURRENT = {"xLSTMBackend"}
 
 
 class Watch(TorchDispatchMode):
@@ -83,7 +85,7 @@ class Watch(TorchDispatchMode):
         return out
 
     def _attends(self) -> None:
-        if self.called.intersection(self.stack):
+        if self.called.intersection(self.stack) or _RECURRENT & {type(module).__name__ for module in self.stack}:
             return
         around = [module for module in self.stack if not isinstance(module, (nn.Softmax, nn.Dropout))]
         kinds = [type(module).__name__ for one in around[-1:] for module in one.modules()]
