@@ -3,6 +3,7 @@
     python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, six minutes
     python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes each
     python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
+    python benchmarks/tune.py table              # the table of docs/tune.md from the records of prefill
     python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
@@ -12,17 +13,49 @@ when the command is given again.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from dynattn.lab.machine import machine
+from marked import markdown, rewritten
+
+from dynattn.lab.machine import describe, machine
+from dynattn.lab.words import label
 
 RESULTS = Path(__file__).parent / "results" / "tune"
+PAGE = Path(__file__).parent.parent / "docs" / "tune.md"
+START, END = "<!-- written by benchmarks/tune.py -->", "<!-- end -->"
 MINUTES = {"minilm": 8, "dinov2": 8, "whisper": 8}
 """Where none are asked for and the command's six allow few items."""
 FILES = {"tune.json": "{}.json", "tune.html": "{}.html", "model.dynattn.json": "{}.dynattn.json"}
+
+
+def with_table(page: str) -> str:
+    """The page with the table in its place.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".dynattn" not in path.name]
+    found = [each for each in found if each["phase"] == "prefill"]
+    columns = ["", "whole model", "loss: measured, below", "best single method for all heads", "whole model", "loss"]
+    text = f"{describe(found[0]['machine'])}:\n\n{markdown(columns, [_cells(each) for each in found])}"
+    return rewritten(page, START, text, END, "tune")
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    where = f"{found['model']}, {found['time']['length']} tokens, {found['dtype']}"
+    if found["verdict"] != "faster":
+        return [where, found["reason"], "", "", "", ""]
+    lost, rival = found["tries"][-1]["lost"], found["rival"]
+    proved = "; ".join(f"{each['task']} {each['loss']:+.2%}, {each['bound']:.2%}" for each in lost)
+    cells = [where, f"{found['speed']['speedup']['median']:.2f}×", proved]
+    if rival is None:
+        return [*cells, "", "", ""]
+    return [*cells, label(rival["method"]), f"{rival['speedup']:.2f}×", f"{rival['loss']:+.2%}"]
 
 
 def main(arguments: list[str]) -> int:
@@ -48,4 +81,7 @@ def _record(model: str, options: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["table"]:
+        PAGE.write_text(with_table(PAGE.read_text()))
+        sys.exit()
     sys.exit(main(sys.argv[1:]))
