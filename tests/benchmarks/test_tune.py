@@ -5,11 +5,9 @@ from __future__ import annotations
 import subprocess
 from types import SimpleNamespace
 
-from benchmarks import tune
 
-
-def test_files_of_each_model_are_kept(tmp_path, monkeypatch):
-    commands = []
+def test_files_of_each_model_are_kept(script, tmp_path, monkeypatch):
+    tune, commands = script("tune"), []
 
     def run(command, check):
         commands.append(command)
