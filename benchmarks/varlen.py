@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from marked import markdown, rewritten
+from marked import markdown, rewritten, time, times
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -71,10 +70,7 @@ def measure() -> None:
     for dtype in DTYPES:
         for head_dim in HEAD_DIMS:
             timings = interleaved(case(head_dim, dtype, sizes), seconds=SECONDS)
-            found = {
-                name: {"seconds": vars(timing.seconds), "speedup": vars(timing.speedup(timings[BASELINE]))}
-                for name, timing in timings.items()
-            }
+            found = times(timings, BASELINE)
             rows.append({"dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim, "rows": found})
     write_json(RECORD, {"machine": machine(), "lengths": sizes, "heads": HEADS, "cases": rows})
 
@@ -87,12 +83,8 @@ def with_table(page: str) -> str:
     """
     found = json.loads(RECORD.read_text())
     columns = ["", *(f"{at['dtype']}, head_dim {at['head_dim']}" for at in found["cases"])]
-    rows = [[name, *(_cell(at["rows"][name]) for at in found["cases"])] for name in found["cases"][0]["rows"]]
+    rows = [[name, *(time(at["rows"][name]) for at in found["cases"])] for name in found["cases"][0]["rows"]]
     return rewritten(page, START, f"{describe(found['machine'])}:\n\n{markdown(columns, rows)}", END, "varlen")
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return f"{1e3 * row['seconds']['median']:.1f} ms, {row['speedup']['median']:.2f}×"
 
 
 if __name__ == "__main__":

@@ -178,6 +178,15 @@ class Proof:
             state, loss, high, self.max_loss, dense.size, self.spends, earlier + self.spends, 1 - self.alpha, self.of
         )  # fmt: skip
 
+    def foresee(self, dense: np.ndarray, sparse: np.ndarray, items: int) -> Verdict:
+        """What so many items would say, were they like these ones over and over.
+
+        Args:
+            dense, sparse: as :meth:`look` takes them.
+            items: as many as are planned.
+        """
+        return self.look(np.resize(dense, items), np.resize(sparse, items))
+
     def p_values(self, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
         """P-values of "the loss is at least max_loss", of looks at every number of items.
 

@@ -55,15 +55,16 @@ def texts(kwargs: dict[str, Any], mask: Tensor | None, batch: int, q_len: int, k
     ):
         return None
     starts = (positions[0, 1:] < positions[0, :-1]).nonzero().flatten() + 1
-    if len(starts) == 0:
-        return None
-    text = torch.zeros(q_len, dtype=torch.int64, device=positions.device)
-    text[starts] = 1
-    text = text.cumsum(0)
-    if bool((visible(mask) & (text[:, None] != text)).any()):
-        return None
     bounds = [0, *starts.tolist(), q_len]
-    return _spans(bounds, bounds, q_len, kv_len)
+    spans = _spans(bounds, bounds, q_len, kv_len)
+    pairs = visible(mask)
+    return spans if spans and not any(_seen_outside(pairs, span) for span in spans) else None
+
+
+def _seen_outside(pairs: Tensor, span: Span) -> bool:
+    """Whether a text's queries see a key of another text."""
+    pairs = pairs[..., span.queries, :] if pairs.shape[-2] > 1 else pairs
+    return bool(pairs[..., : span.keys.start].any()) or bool(pairs[..., span.keys.stop :].any())
 
 
 def _spans(of_queries: list[int], of_keys: list[int], q_len: int, kv_len: int) -> list[Span] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from dynattn.integrations.transformers import register
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import read, step_seconds
-from dynattn.lab.figures import BASELINE, Record, spread
+from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained
 from dynattn.lab.progress import Stage
@@ -25,10 +25,11 @@ from dynattn.lab.tune import decoding, pieces
 from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decoding import AFTER, Reading
-from dynattn.lab.tune.exams import SECOND_LIMIT
+from dynattn.lab.tune.exams import SECOND_LIMIT, widened, worst_nats
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.results import Lost, Raced
+from dynattn.lab.tune.search import GOOD
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 
@@ -37,8 +38,6 @@ LENGTH = 2048
 
 _SEARCH, _PROVE, _NUMBERS = 3, 12, 4  # texts of the search, of a try of the proof, and of each with hidden numbers
 _LEAST = 2  # texts of a part
-_WORST_MARGINS, _WORST_SEEN = 5.0, 3.0  # as in exams.py
-_GOOD = 0.95  # of the limit
 _ROUNDS = 5
 
 
@@ -184,16 +183,14 @@ class Run:
     def _held(self, task: _Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
         dense, own = (np.concatenate([each[way] for each in scores]) for way in (ways.BASELINE, name))
         limit = self._limit(task)
-        worst = max(_WORST_MARGINS * math.log1p(limit), _WORST_SEEN * float((own - dense).max()))
+        worst = worst_nats(own, dense, limit)
         planned = len(dense) // len(scores) * len(self._parts[1][_TASKS.index(task)])
-        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).look(
-            np.resize(dense, planned), np.resize(own, planned)
-        )
+        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).foresee(dense, own, planned)
         silent = task is _TASKS[1] and self._guesses(dense)
-        return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= _GOOD * limit)
+        return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)
 
     def _limit(self, task: _Task) -> float:
-        return min(0.99, task.times * self._settings.max_loss)
+        return widened(self._settings.max_loss, task.times)
 
     def _guesses(self, dense: np.ndarray) -> bool:
         """Whether the dense model itself does not read numbers back."""
@@ -253,12 +250,8 @@ class Run:
     def _raced(self, way: str) -> Decoding:
         advance = self._stage("speed of a step", 1)
         timings = self._steps([way], _ROUNDS, self._parts[1][0][0])
-        dense, own = timings[ways.BASELINE], timings[way]
         advance()
-        speed = Raced(
-            dense=spread(dense.seconds), tuned=spread(own.seconds), speedup=spread(own.speedup(dense)), rounds=_ROUNDS,
-            disturbed=own.disturbed if own.waited else None,
-        )  # fmt: skip
+        speed = Raced.of(timings[ways.BASELINE], timings[way])
         if speed.speedup.q1 <= 1:
             return self._result(f"keep the default: {way} keeps the limits, but gains nothing", None, speed)
         said = (

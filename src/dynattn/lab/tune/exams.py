@@ -31,6 +31,25 @@ SECOND_LIMIT = 5.0
 """The unlike task guards against what the first one does not see, by few items; its limit is so many times as wide."""
 
 
+def widened(max_loss: float, times: float) -> float:
+    """The relative loss that is allowed where the limit is so many times as wide."""
+    return min(_MOST, max_loss * times)
+
+
+def worst_nats(own: np.ndarray, dense: np.ndarray, limit: float) -> float:
+    """The most nats that an item of the proof is taken to lose, by what those of the search lost.
+
+    A bound on a mean needs to know how much an item can lose. Likelihoods have no end, so the claim is conditional on
+    this; an item that loses more ends the proof.
+
+    Args:
+        own: (items,), NLL of the tuned model on the data of the search.
+        dense: (items,), NLL of the model as it was.
+        limit: the relative loss that is allowed.
+    """
+    return max(_WORST_MARGINS * math.log1p(limit), _WORST_SEEN * float((own - dense).max()))
+
+
 @dataclass(frozen=True)
 class Exam:
     """A task with its items.
@@ -85,7 +104,7 @@ class Exam:
 
     def limit(self, max_loss: float) -> float:
         """The relative loss that is allowed here."""
-        return min(_MOST, max_loss * (SECOND_LIMIT if self.second else 1.0))
+        return widened(max_loss, SECOND_LIMIT if self.second else 1.0)
 
     def proof(self, max_loss: float, attempt: int, worst: float | None) -> Proof:
         """What is to be proved.
@@ -98,14 +117,8 @@ class Exam:
         return Proof(self.limit(max_loss), of=self.of, attempt=attempt, worst=worst)
 
     def worst(self, own: np.ndarray, dense: np.ndarray, max_loss: float) -> float | None:
-        """The most nats that an item of the proof is taken to lose, by what those of the search lost; None for scores.
-
-        A bound on a mean needs to know how much an item can lose. Scores have an end, likelihoods have not, so the
-        claim is conditional on this; an item that loses more ends the proof.
-        """
-        if self.of == "score":
-            return None
-        return max(_WORST_MARGINS * math.log1p(self.limit(max_loss)), _WORST_SEEN * float((own - dense).max()))
+        """What :func:`worst_nats` gives; None for scores, which have an end."""
+        return None if self.of == "score" else worst_nats(own, dense, self.limit(max_loss))
 
     def inputs(self, index: int) -> Inputs:
         """The forward that an entry asks for first; indices go around."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dynattn.lab.figures import BASELINE, spread
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.timing import interleaved
@@ -60,8 +60,4 @@ def race(
         forwards(way, 1)  # allocations, thread pools
     timings = interleaved(ways, rounds=rounds, min_sample=None, elapsed=forwards)
     pretrained.model.set_attn_implementation(BASELINE)
-    dense, tuned = timings["dense"], timings["tuned"]
-    return Raced(
-        dense=spread(dense.seconds), tuned=spread(tuned.seconds), speedup=spread(tuned.speedup(dense)), rounds=rounds,
-        disturbed=tuned.disturbed if tuned.waited else None,
-    )  # fmt: skip
+    return Raced.of(timings["dense"], timings["tuned"])

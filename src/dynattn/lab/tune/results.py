@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dynattn.lab.figures import Record, Spread
+from dynattn.lab.figures import Record, Spread, spread
+from dynattn.lab.timing import Timing
 
 Verdict = Literal["faster", "dense"]
 
@@ -133,6 +134,14 @@ class Raced(Record):
     speedup: Spread
     rounds: int
     disturbed: int | None
+
+    @classmethod
+    def of(cls, dense: Timing, tuned: Timing) -> Raced:
+        """What two functions took that were timed in alternation."""
+        return cls(
+            dense=spread(dense.seconds), tuned=spread(tuned.seconds), speedup=spread(tuned.speedup(dense)),
+            rounds=len(tuned.samples), disturbed=tuned.disturbed if tuned.waited else None,
+        )  # fmt: skip
 
 
 class Rival(Record):

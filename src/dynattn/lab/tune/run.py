@@ -214,17 +214,9 @@ class Run:
             steps = 2 * sum(exam.data.steps for exam in exams)
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
             found = prove(
-                number,
-                point.assignment,
-                best.worst,
-                exams,
-                self._pretrained,
-                self._settings.max_loss,
-                self._store,
-                advance,
-                lambda: self._in_time(spent, _PAIR),
-                pruning,
-            )
+                number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
+                advance, lambda: self._in_time(spent, _PAIR), pruning,
+            )  # fmt: skip
             self._tries.append(found)
             if found.holds:
                 return point, pruning

@@ -29,8 +29,10 @@ ASSIGNED = "dynattn:assigned"
 _FIRST = 0.25  # of all that can be saved: where the search begins
 _STEPS = (1 / 100, 30.0)  # by which factor the harm may change between two measurements
 _AIM = 0.8  # of the limit: the bound on other data of the same kind will lie a little lower or higher
-_GOOD = 0.95  # of the limit, at most
 _FAR = 1e3  # a loss that is as good as infinite
+
+GOOD = 0.95
+"""The share of a limit that the proof's bound may take on the data of the search."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Measured:
     @property
     def keeps(self) -> bool:
         """Whether the proof would find that the limits are kept, were its items like these."""
-        return self.used <= _GOOD
+        return self.used <= GOOD
 
 
 def set_assignment(pretrained: Pretrained, assignment: Assignment) -> str:
@@ -149,8 +151,8 @@ class Search:
         power = _line(known)[0] if len(known) > 1 else 1.0
         factor = ((_AIM - least) / (last.used - least)) ** (1 / power) if last.used > least else math.inf
         wanted = last.point.harm * min(max(factor, _STEPS[0]), _STEPS[1])
-        good = max((each.point.harm for each in self.measured if each.used <= _GOOD), default=0.0)
-        bad = min((each.point.harm for each in self.measured if each.used > _GOOD), default=math.inf)
+        good = max((each.point.harm for each in self.measured if each.used <= GOOD), default=0.0)
+        bad = min((each.point.harm for each in self.measured if each.used > GOOD), default=math.inf)
         if not good < wanted < bad:
             wanted = math.sqrt(good * bad) if good > 0 and bad < math.inf else wanted
         return wanted
@@ -172,8 +174,7 @@ class Search:
     def _used(self, exam: Exam, own: np.ndarray, dense: np.ndarray, items: int, worst: float | None) -> float:
         """The share of the limit that the proof's bound would take, were its items like these ones over and over."""
         proof = exam.proof(self._max_loss, 1, worst)
-        found = proof.look(np.resize(dense, items), np.resize(own, items))
-        return min(found.high, _FAR) / proof.max_loss
+        return min(proof.foresee(dense, own, items).high, _FAR) / proof.max_loss
 
     def _lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Any:
         implementation = set_assignment(self._pretrained, point.assignment)
