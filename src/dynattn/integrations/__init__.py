@@ -1,4 +1,4 @@
-"""dynattn inside the models of other libraries. Each integration has a ``register()``; importing it changes nothing."""
+"""dynattn inside the models of other libraries, by a call: importing an integration changes nothing."""
 
 from dynattn.integrations import transformers
 

@@ -178,5 +178,16 @@ def test_padding_is_not_packing(padding):
 
 
 @torch.no_grad()
+def test_padding_is_not_packing_in_a_static_cache():
+    """Positions as generate() makes them: 1 at padding, and 0 at the first token behind it."""
+    model, inputs = with_attention(tiny("llama"), "dynattn:dense"), text(padding="left")
+    mask = inputs["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=20)
+    logits = model(**inputs, position_ids=positions, past_key_values=cache).logits
+    assert_equal(logits, model(**inputs, position_ids=positions).logits, mask)
+
+
+@torch.no_grad()
 def test_sdpa_is_left_alone():
     tiny("llama")(packed(), position_ids=POSITIONS, use_cache=True)
