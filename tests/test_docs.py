@@ -87,7 +87,7 @@ KERNELS = sorted(
     if path.suffix in (".cpp", ".h", ".hpp", ".cu", ".cuh")
 )
 SOURCE = re.compile(r"(?<![\w/.<-])([\w-]+(?:/[\w-]+)*\.(?:py|h|hpp|cpp|cu|cuh))\b")
-FOREIGN = ("torch/", "python/")  # files of other projects
+FOREIGN = ("torch/", "python/", "transformers/models/")  # files of other projects
 TODAY = [page for page in PAGES if page != "CHANGELOG.md"]  # the changelog tells of what was
 OTHERS = {"--check", "--pythonpath", "--cpu", "--nproc-per-node", "--num_processes", "--dry-run"}
 """Options of other programs: ruff, pyright, accelerate, torchrun, a script of benchmarks/cuda."""
