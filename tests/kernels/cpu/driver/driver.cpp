@@ -192,7 +192,7 @@ struct Counts {
 
 // Random cases until the processor's time or the cases are used up.
 void check_random(int isa, Counts& counts) {
-  constexpr double kSeconds = 20;
+  constexpr double kSeconds = 8;
   constexpr int kCases = 4000;
   const std::clock_t start = std::clock();
   for (int number = 0; number < kCases; number++) {
