@@ -72,7 +72,13 @@ def _fresh_graphs():
 
 @pytest.mark.parametrize(
     ("way", "first"),
-    [*((way, "outside") for way in COMPILED), ("model", "inside"), ("layer's forward", "inside")],
+    [
+        *((way, "outside") for way in ("model", "dynamic", "attention's forward")),
+        ("layer's forward", "inside"),
+        *(pytest.param(way, "outside", marks=pytest.mark.sweep) for way in ("function", "bound method", "forward")),
+        *(pytest.param(way, "outside", marks=pytest.mark.sweep) for way in ("encoder's forward", "layer's forward")),
+        pytest.param("model", "inside", marks=pytest.mark.sweep),
+    ],
 )
 @torch.no_grad()
 def test_what_was_compiled_is_pruned_too(way, first):

@@ -8,17 +8,13 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs dynattn[transformers]")
 
 from dynattn.integrations.transformers import observing  # noqa: E402
+from tests.covering import part  # noqa: E402
 from tests.integrations.transformers.tiny import assert_equal, cache_of, chunks_of, text, tiny, with_attention  # noqa: E402
 
 
 @pytest.mark.parametrize(
     ("free", "padding"),
-    [
-        (0, "left"),
-        (1, None),
-        (7, "left"),
-        *(pytest.param(*each, marks=pytest.mark.sweep) for each in [(0, None), (1, "left"), (7, None)]),
-    ],
+    part([(0, "left"), (1, None), (0, None), (7, "left"), (1, "left"), (7, None)], 3),
 )
 @torch.no_grad()
 def test_a_window_ends_at_the_query_in_a_compiled_static_cache(free, padding):

@@ -14,6 +14,7 @@ from dynattn.kernels.cuda import emulator, launch
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import choose
 from dynattn.reference import pairs as reference
+from tests.covering import part
 from tests.kernels.cuda import emulation
 from tests.kernels.cuda.emulation import SCHEDULES, allowed, bias, check, grid, normal, padding, run, simple
 
@@ -37,18 +38,21 @@ def test_lengths(q_len: int, kv_len: int, causal: bool, method: NM) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "head_dim", "value_dim", "method", "dtype"),
-    [
-        ("mma1", 64, 64, TWO, torch.float16),
-        ("mma1", 8, 24, ONE, torch.bfloat16),
-        ("mma2", 32, 32, TWO, torch.float16),
-        ("mma2", 40, 64, ONE, torch.float16),
-        ("mma2", 80, 96, TWO, torch.bfloat16),
-        ("mma1", 128, 120, ONE, torch.float16),
-        ("mma2", 128, 128, TWO, torch.bfloat16),
-        ("mma1", 192, 128, TWO, torch.bfloat16),
-        ("mma1", 256, 256, ONE, torch.bfloat16),
-        ("mma1", 64, 256, TWO, torch.float16),
-    ],
+    part(
+        [
+            ("mma1", 64, 64, TWO, torch.float16),
+            ("mma1", 8, 24, ONE, torch.bfloat16),
+            ("mma2", 32, 32, TWO, torch.float16),
+            ("mma2", 40, 64, ONE, torch.float16),
+            ("mma2", 80, 96, TWO, torch.bfloat16),
+            ("mma1", 128, 120, ONE, torch.float16),
+            ("mma2", 128, 128, TWO, torch.bfloat16),
+            ("mma1", 192, 128, TWO, torch.bfloat16),
+            ("mma1", 256, 256, ONE, torch.bfloat16),
+            ("mma1", 64, 256, TWO, torch.float16),
+        ],
+        2,
+    ),
 )
 def test_head_dims(kernel: str, head_dim: int, value_dim: int, method: NM, dtype: torch.dtype) -> None:
     fields = {"value_dim": value_dim, "method": method, "dtype": dtype, "causal": True}
@@ -115,10 +119,13 @@ MASKS: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
 
 @pytest.mark.parametrize(
     ("mask", "method"),
-    [
-        *((mask, method) for mask in MASKS for method in (ONE, replace(TWO, window=7, sinks=3))),
-        *((mask, replace(ONE_APART, window=7, sinks=3)) for mask in ("bool", "bool, keys apart", "float32")),
-    ],
+    part(
+        [
+            *((mask, method) for mask in MASKS for method in (ONE, replace(TWO, window=7, sinks=3))),
+            *((mask, replace(ONE_APART, window=7, sinks=3)) for mask in ("bool", "bool, keys apart", "float32")),
+        ],
+        3,
+    ),
 )
 def test_masks_and_aux(mask: str, method: NM) -> None:
     fields = {"method": method, "aux": True, "causal": mask in ("bool", "float32"), "batch": 2, "heads": 4}

@@ -16,6 +16,7 @@ import torch
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.kernels.cuda.emulator import EmulationError
+from tests.covering import part
 from tests.kernels.cuda import emulation
 from tests.kernels.cuda.emulation import SCHEDULES, Problem, check, run, simple
 
@@ -215,7 +216,7 @@ def see(bug: Bug, kernel: str, folder: Path) -> None:
     assert detected(bug.case(kernel), sources), f"not detected: {bug.what}"
 
 
-@pytest.mark.parametrize("bug", MMA_BUGS, ids=lambda bug: bug.what)
+@pytest.mark.parametrize("bug", part(MMA_BUGS, 4, lambda bug: bug.what))
 def test_mma(bug: Bug, tmp_path: Path) -> None:
     see(bug, "mma1", tmp_path)
 

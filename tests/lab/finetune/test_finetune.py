@@ -142,7 +142,7 @@ def test_a_decoder_learns_to_predict_text(tiny_decoder: Path, many_texts: Path, 
     ("task", "summary", "untrained"),
     [
         ("restore", "8 passages of 128 tokens from 8 Wikipedia articles, in lower case and without punctuation", 0.0),
-        ("retrieval", "8 passages of 128 tokens from 1 Wikipedia article", 0.5),
+        pytest.param("retrieval", "8 passages of 128 tokens from 1 Wikipedia article", 0.5, marks=pytest.mark.sweep),
     ],
 )
 def test_a_real_encoder_is_trained_on_real_texts(task: str, summary: str, untrained: float, tmp_path: Path):

@@ -19,6 +19,7 @@ from dynattn.lab.tasks.needle import MultiNeedle, Needle
 from dynattn.lab.tasks.recall import Puzzle, excerpt, fresh, hide, score, vocabulary
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.tasks.variables import Variables
+from tests.covering import part
 from tests.lab.tasks.reading import BYTES, TEXTS, made_up, read_back
 
 TASKS = (Needle, MultiNeedle, Variables, CommonWords)
@@ -123,7 +124,7 @@ def test_what_cannot_be_made_is_refused(task, match):
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("needle", 512), ("multi-needle", 512), ("variables", 512), ("common-words", 1024)]
+    ("name", "tokens"), part([("needle", 512), ("multi-needle", 512), ("variables", 512), ("common-words", 1024)], 3)
 )
 def test_a_real_model_answers_better_with_the_answer_in_its_context(name, tokens):
     """Against the same question and answer under a context that hides another item's."""

@@ -13,12 +13,13 @@ pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
 from dynattn.lab.training.results import Study
+from tests.covering import part
 
 SIZES = ["--items", "6", "--steps", "4", "--batch", "16", "--tokens", "64", "--threads", "1"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["restore", "retrieval"])
+@pytest.mark.parametrize("task", part(["retrieval", "restore"], 2))
 def test_two_processes_train_together_and_one_writes(tiny_encoder: Path, many_texts: Path, tmp_path: Path, task: str):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dynattn"]
     options = ["--model", str(tiny_encoder), "--text", str(many_texts), "--seeds", "1", "--methods", "nm-1-2"]

@@ -11,7 +11,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
-from tests.kernels.cpu.covering import half
+from tests.covering import half
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32),

@@ -13,7 +13,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.maths import dropout
 from dynattn.methods import NM
-from tests.kernels.cpu.covering import half
+from tests.covering import half
 from tests.kernels.cpu.tiles.calling import Problem, Sums, check, error, grid, reference_of, run
 
 PATTERNS = [

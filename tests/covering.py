@@ -1,9 +1,10 @@
-"""Half of a grid: every choice of one dimension with every choice of each other."""
+"""Which of many cases always run; the others wait for ``-m sweep``."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,18 @@ def half(*dimensions: Sequence) -> list:
             id="-".join(_word(choices[place]) for choices, place in zip(dimensions, places, strict=True)),
         )
         for places in itertools.product(*(range(len(choices)) for choices in dimensions))
+    ]
+
+
+def part(cases: Iterable, each: int, ids: Callable[[Any], str] | None = None) -> list:
+    """One case in ``each`` of cases that are much alike; the others wait for ``-m sweep``."""
+    return [
+        pytest.param(
+            *(case if type(case) is tuple else (case,)),
+            marks=[pytest.mark.sweep] if number % each else [],
+            id=None if ids is None else ids(case),
+        )
+        for number, case in enumerate(cases)
     ]
 
 
