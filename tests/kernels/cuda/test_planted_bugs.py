@@ -221,6 +221,6 @@ def test_mma(bug: Bug, tmp_path: Path) -> None:
     see(bug, "mma1", tmp_path)
 
 
-@pytest.mark.parametrize("bug", WGMMA_BUGS, ids=lambda bug: bug.what)
+@pytest.mark.parametrize("bug", part(WGMMA_BUGS, 4, lambda bug: bug.what))
 def test_wgmma(bug: Bug, tmp_path: Path) -> None:
     see(bug, "wgmma", tmp_path)
