@@ -3,8 +3,8 @@
     largest(i, J) = max_{j ∈ J} s_ij,    so_far(i, J) = max_{J' <= J} largest(i, J')
     dropped(I, J) ⇔ largest(i, J) < so_far(i, J) - margin  for every query i ∈ I that may attend a key of J
 
-I and J are blocks of 8 consecutive queries and 16 consecutive keys, ``[0, 8), [8, 16), …`` and ``[0, 16), [16, 32), …``.
-Blocks of keys come in ascending order, as kernels meet them: the sinks first.
+I and J are blocks of 8 consecutive queries, ``[0, 8), [8, 16), …``, and of 16 consecutive keys, ``[0, 16), …``. Blocks
+of keys come in ascending order, as kernels meet them: the sinks first.
 
 A block that sets a query's largest score is never dropped, so that the kept weights sum to ``e^most`` at least, and a
 dropped pair has less than ``e^(most - margin)``. So a query that drops d pairs keeps at least
