@@ -6,11 +6,11 @@
     python benchmarks/block_choices.py table                       # the tables of docs/dropping-blocks.md
 
 Quality is SmolLM2's: the negative log-likelihood of literature, program code and protocol documents
-(:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end; each
-less dense attention's, paired, with 95% bootstrap intervals. :mod:`block_encoders` has MiniLM and DINOv2. Mass is what a
-method keeps of the softmax, and by how many of the pairs: means over all heads, each method given the dense model's own
-queries, keys and values. A run of ``mass`` or ``quality`` goes on after a kill. One of ``quality`` fails where a method
-beats dense attention beyond chance, which would mean a wrong baseline.
+(:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end.
+Each is less dense attention's, paired, with 95% bootstrap intervals. :mod:`block_encoders` has MiniLM and DINOv2.
+Mass is what a method keeps of the softmax, and by how many of the pairs: means over all heads, each method given the
+dense model's own queries, keys and values. A run of ``mass`` or ``quality`` goes on after a kill. One of ``quality``
+fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
 """
 
 from __future__ import annotations
