@@ -14,10 +14,11 @@ from dynattn.backends import backends
 METHOD = Clustered(BlockTopK(0.3, 8, "sampled", window=0, sinks=0))
 
 
-def inputs(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 30, 8), (2, 2, 70, 8), (2, 2, 70, 5))
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    query, key, value = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)
+    return query, key, value
 
 
 def masks() -> dict[str, torch.Tensor | None]:

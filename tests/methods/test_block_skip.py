@@ -10,6 +10,7 @@ import torch
 import dynattn
 from dynattn import BlockSkip
 from dynattn.methods import Rows, parse
+from dynattn.reference import pairs as reference
 from tests.methods.oracle import Rule, Scores, agrees, inputs
 
 
@@ -59,9 +60,9 @@ def test_every_query_keeps_what_is_promised(margin: float, dtype: torch.dtype, k
         mask = 3 * torch.randn(90, 150, generator=generator).to(dtype)
     method = BlockSkip(margin)
     _, aux = dynattn.attention(query, key, value, method, attn_mask=mask, causal=kind == "causal", return_aux=True)
-    s = dynattn.reference.pairs.scores(query, key, mask, kind == "causal", 8**-0.5, 60)
+    s = reference.scores(query, key, mask, kind == "causal", 8**-0.5, 60)
     allowed = s != -math.inf
-    kept = dynattn.reference.pairs.select(s, method, query, key, 60, 8**-0.5)
+    kept = reference.select(s, method, query, key, 60, 8**-0.5)
     dropped = (allowed & ~kept).sum(-1)
     least = torch.tensor([method.least_mass(int(d)) for d in dropped.flatten()]).view_as(dropped)
     assert (aux.kept_mass >= least - 1e-5).all()

@@ -73,11 +73,12 @@ def _skipped(
     seed: int,
 ) -> Tensor:  # fmt: skip
     """Fill in the output and the logsumexp, and find the blocks on the way."""
-    query, key, *_ = tensors
+    query, key, value, mask = tensors
+    out, logsumexp, *_ = outputs
     rows, columns = -(-query.shape[2] // block_skip.QUERIES), -(-key.shape[2] // block_skip.KEYS)
     kept = query.new_zeros((*query.shape[:2], rows, columns), dtype=torch.bool)
     margin = cast(block_skip.BlockSkip, call.pairs).margin
-    cpu.skip_forward(*tensors, *outputs[:2], kept, margin, call.pattern, isa_of(backend), seed=seed)
+    cpu.skip_forward(query, key, value, mask, out, logsumexp, kept, margin, call.pattern, isa_of(backend), seed=seed)
     return kept
 
 

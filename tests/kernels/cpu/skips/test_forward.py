@@ -132,6 +132,6 @@ def test_routes() -> None:
     mask = torch.zeros(20, 20, requires_grad=True)
     assert dynattn.explain(query, key, value, BlockSkip(6.0), attn_mask=mask).backend == "reference"
     assert dynattn.explain(query.double(), key.double(), value.double(), BlockSkip(6.0)).backend == "reference"
-    half = (x.bfloat16() for x in (query, key, value))
+    half = [x.bfloat16() for x in (query, key, value)]
     with pytest.raises(RuntimeError, match="tiles compute N:M attention and large blocks"):
-        dynattn.attention(*half, BlockSkip(6.0), backend="cpu-tiles-portable")
+        dynattn.attention(half[0], half[1], half[2], BlockSkip(6.0), backend="cpu-tiles-portable")
