@@ -57,6 +57,7 @@ METHODS = (
     "topk-0.25", "nm-1-2-x16-w64-s4", "blocktopk-0.25-b64-bounds", "blocktopk-0.25-b64-antidiagonal",
     "blockmass-0.95-b64-sampled", "blockmass-0.9-b16-sampled", "blocktopk-0.5-b64-sampled", "blocktopk-0.25-b16",
     "window-256-s4", "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-4.0", "blockskip-5.0", "blockskip-6.0",
+    "blocktopk-0.25-b64-similar",
 )  # fmt: skip
 NOT_BY_QUALITY = ("blockbound-0.9-b64", "blockbound-0.9-b16", "verticalslash-512-512-b64")
 """The first two lose what dense attention less a tenth of its weights loses at most, and keep nearly all; the third
