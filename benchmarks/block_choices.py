@@ -6,10 +6,11 @@
     python benchmarks/block_choices.py table                       # the tables of docs/dropping-blocks.md
 
 Quality is SmolLM2's: the negative log-likelihood of literature, program code and protocol documents
-(:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end; each
-less dense attention's, paired, with 95% bootstrap intervals. Mass is what a method keeps of the softmax, and by how
-many of the pairs: means over all heads, each method given the dense model's own queries, keys and values. A run goes
-on after a kill; it fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
+(:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end.
+Each is less dense attention's, paired, with 95% bootstrap intervals. :mod:`block_encoders` has MiniLM and DINOv2.
+Mass is what a method keeps of the softmax, and by how many of the pairs: means over all heads, each method given the
+dense model's own queries, keys and values. A run of ``mass`` or ``quality`` goes on after a kill. One of ``quality``
+fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from held_out import KINDS, sources, texts
 from marked import difference, markdown, rewritten
+from scipy.stats import t as student
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -55,7 +56,8 @@ METHODS = (
     "blockmass-0.9-b64-sampled", "blockmass-0.95-b16-sampled", "blocktopk-0.25-b16-sampled", "topk-0.25-f0",
     "topk-0.25", "nm-1-2-x16-w64-s4", "blocktopk-0.25-b64-bounds", "blocktopk-0.25-b64-antidiagonal",
     "blockmass-0.95-b64-sampled", "blockmass-0.9-b16-sampled", "blocktopk-0.5-b64-sampled", "blocktopk-0.25-b16",
-    "window-256-s4", "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled",
+    "window-256-s4", "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-4.0", "blockskip-5.0", "blockskip-6.0",
+    "blocktopk-0.25-b64-similar",
 )  # fmt: skip
 NOT_BY_QUALITY = ("blockbound-0.9-b64", "blockbound-0.9-b16", "verticalslash-512-512-b64")
 """The first two lose what dense attention less a tenth of its weights loses at most, and keep nearly all; the third
@@ -99,13 +101,14 @@ def mass(tokens: int, names: Sequence[str]) -> None:
     pretrained = load("smollm2")
     register()
     pretrained.model.set_attn_implementation("dynattn:dense")
-    record: dict[str, Any] = {
-        "tokens": tokens, "model": pretrained.description, "sources": sources(), "machine": machine(),
-        "methods": {name: {} for name in names},
-    }  # fmt: skip
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+    record |= {"tokens": tokens, "model": pretrained.description, "sources": sources(), "machine": machine()}
     for kind in KINDS:
+        missing = [name for name in names if kind not in record["methods"].setdefault(name, {})]
+        if not missing:
+            continue
         ids = pretrained.processor(texts(kind, tokens * 2 * SAID)[0].body, return_tensors="pt")["input_ids"]
-        look = Look(names)
+        look = Look(missing)
         with observing(look):
             pretrained.model(**prefill(ids[:, :tokens]))
         for name, sums in look.sums.items():
@@ -148,16 +151,19 @@ def differences(record: dict[str, Any], name: str, task: str) -> np.ndarray:
     return np.array(record["methods"][name][task]) - np.array(record["methods"]["dense"][task])
 
 
-def beyond_chance(record: dict[str, Any]) -> list[str]:
-    """The methods and tasks that beat dense attention by more than chance explains, in all of them together."""
+def beyond_chance(record: dict[str, Any], higher_is_better: bool = False) -> list[str]:
+    """The methods and tasks that beat dense attention by more than chance explains, in all of them together.
+
+    By Student's t, since a few items may lie close together by chance.
+    """
     cells = [(name, task) for name in record["methods"] if name != "dense" for task in record["tasks"]]
     cells = [(name, task) for name, task in cells if task in record["methods"][name]]
     found = []
     for name, task in cells:
-        less = differences(record, name, task)
-        error = float(less.std(ddof=1)) / math.sqrt(len(less))
-        if less.mean() + NormalDist().inv_cdf(1 - ALARM / len(cells)) * error < 0:
-            found.append(f"{name} on {task}: {less.mean():+.4f}")
+        gain = differences(record, name, task) * (1 if higher_is_better else -1)
+        error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
+        if gain.mean() > float(student.ppf(1 - ALARM / len(cells), len(gain) - 1)) * error:
+            found.append(f"{name} on {task}: better by {gain.mean():.4f}")
     return found
 
 
@@ -200,16 +206,18 @@ def timings(names: Sequence[str]) -> dict[str, Any]:
             "machine": machine(), "lengths": found}  # fmt: skip
 
 
-def timed(call: Call, names: Sequence[str]) -> dict[str, Any]:
+def timed(call: Call, names: Sequence[str], causal: bool = True) -> dict[str, Any]:
     """Seconds of each method for one call, and how many times as fast as SDPA it is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     query, key, value = call.query, call.key, call.value
 
     def run(name: str) -> Tensor:
-        return dynattn.attention(query, key, value, parse(name), causal=True, scale=call.scale)
+        return dynattn.attention(query, key, value, parse(name), causal=causal, scale=call.scale)
 
-    runs: dict[str, Any] = {"sdpa": lambda: sdpa(query, key, value, is_causal=True, scale=call.scale, enable_gqa=True)}
+    runs: dict[str, Any] = {
+        "sdpa": lambda: sdpa(query, key, value, is_causal=causal, scale=call.scale, enable_gqa=True)
+    }
     runs |= {name: partial(run, name) for name in names}
     taken = interleaved(runs, rounds=5, min_sample=0.05, clock=time.process_time)
     torch.set_num_threads(threads)
@@ -263,7 +271,7 @@ def time_table() -> str:
 def tables() -> None:
     """Write the page's tables from the records that there are."""
     page = PAGE.read_text()
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted([*RESULTS.glob("mass-*.json"), *RESULTS.glob("quality-*.json"), *RESULTS.glob("time.json")]):
         part = path.stem
         kind, _, tokens = part.partition("-")
         table = {"mass": mass_table, "quality": quality_table}[kind](int(tokens)) if tokens else time_table()

@@ -226,7 +226,7 @@ def test_bad_input_gets_a_clear_error(function, change: dict, error: type[Except
 def test_explain_names_the_backend_and_what_was_passed_over() -> None:
     plan = explain(Q.double(), K.double(), V.double(), NM(2, 4))
     assert plan.backend == "reference"
-    assert set(plan.rejected) == {"cpu", "blockwise", "sdpa"}
+    assert set(plan.rejected) == {"cpu", "blockwise", "reordered", "sdpa"}
     assert "not float64" in plan.rejected["cpu"]
     assert "not cpu: " in str(plan)
 

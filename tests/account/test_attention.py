@@ -53,6 +53,19 @@ def test_a_choice_by_score_pays_for_all_scores_and_another_for_its_glances() -> 
     assert glancing == Work(scores=25 * 8, choosing=100 * 3, values=25 * 4, exponentials=25)
 
 
+@pytest.mark.parametrize("others", ["blocktopk-0.5-b16", "blocktopk-0.5-b16&blockmass-0.9-b16-bounds"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nm_inside_of_blocks_pays_for_the_scores_of_the_kept_blocks(others: str, causal: bool) -> None:
+    query, key, value = tensors(96, 96)
+    joined, blocks = (
+        of_call(query, key, value, cast(PairMethod, parse(name)), causal=causal)
+        for name in (f"nm-1-2-x8&{others}", others)
+    )
+    assert (joined.scores, joined.choosing) == (blocks.scores, blocks.choosing)
+    assert blocks.scores < 2 * 2 * 96 * 96 * 8 / (1 + causal)  # of all pairs
+    assert joined.exponentials < 0.7 * blocks.exponentials
+
+
 @pytest.mark.parametrize("block", [5, 48, 64, 100])
 def test_choices_for_rows_together_are_not_cut(block: int) -> None:
     query, key, value = tensors(200, 200)

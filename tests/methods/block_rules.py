@@ -1,7 +1,7 @@
 """The rules of methods that keep whole blocks, by loops."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,22 +42,26 @@ def antidiagonal_share(s: Scores, queries: range, keys: range) -> float:
     return math.log(total) if total else -math.inf
 
 
-def rule(method: Blocks, values: Values, exact: tuple[int, int] = (1, 1)) -> Rule:
+Sure = Callable[[range, range], bool]
+
+
+def rule(method: Blocks, values: Values, exact: tuple[int, int] = (1, 1), sure: Iterator[Sure] | None = None) -> Rule:
     """The forced blocks, then the best that is left, the first of several, until there are enough.
 
-    ``exact`` is the share of a :class:`BlockTopK`.
+    ``exact`` is the share of a :class:`BlockTopK`; ``sure`` says for the heads in turn which blocks are forced besides.
     """
     size, window = method.block, method.block if method.window is None else method.window
 
     def choose(s: Scores, offset: int) -> list[set[int]]:
-        kv_len, chosen = len(s[0]), []
+        kv_len, chosen, is_sure = len(s[0]), [], next(sure) if sure else (lambda *_: False)
         for first in range(0, len(s), size):
             queries = range(first, min(first + size, len(s)))
             blocks = [range(j, min(j + size, kv_len)) for j in range(0, kv_len, size)]
             blocks = [keys for keys in blocks if any(s[i][j] != -math.inf for i in queries for j in keys)]
             kept = [
                 keys for keys in blocks
-                if any(abs(i + offset - j) < window or j < method.sinks for i in queries for j in keys)
+                if is_sure(queries, keys)
+                or any(abs(i + offset - j) < window or j < method.sinks for i in queries for j in keys)
             ]  # fmt: skip
             left = [keys for keys in blocks if keys not in kept]
             value = {keys: max(values(s, queries, keys), -1e300) for keys in blocks}

@@ -5,15 +5,16 @@ heads that share keys one after another, reads the rows of K and V that they nee
 number of bytes, and writes the output. Nothing of size q_len × kv_len touches memory, unless attention is *unfused*:
 then scores and weights are written and read again.
 
-    rows of K that a block of queries reads = those of all allowed pairs, or, where the choice is made from something
-                                              else than the scores (``PairMethod.glance``), those of kept pairs
+    rows of K that a block of queries reads = those of scored pairs: all allowed ones or, where the choice is made from
+                                              something else than the scores (``PairMethod.glance``), the kept ones, or
+                                              those among which scores choose (``PairMethod.scored``)
     rows of V                               = those of kept pairs
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -64,10 +65,12 @@ def of_mixing(
     return Work(values=counter.get_total_flops() / 2, read=read, written=out.numel() * out.element_size())
 
 
-def of_pairs(glance: Glance | None, allowed: float, kept: float, head_dim: int, value_dim: int) -> Work:
+def of_pairs(
+    glance: Glance | None, allowed: float, kept: float, head_dim: int, value_dim: int, scored: float | None = None
+) -> Work:
     """The arithmetic of attention over chosen pairs.
 
-        scores = allowed · head_dim, or kept · head_dim where the choice is made from something else
+        scores = scored · head_dim
         values = kept · value_dim
 
     Args:
@@ -76,12 +79,16 @@ def of_pairs(glance: Glance | None, allowed: float, kept: float, head_dim: int, 
         kept: the number of pairs that are kept.
         head_dim: the head_dim of queries and keys.
         value_dim: the last dimension of values.
+        scored: the number of pairs that are scored; None for all allowed ones or, where the choice is made from
+            something else, the kept ones.
 
     Returns:
         The costs, without bytes.
     """
+    if scored is None:
+        scored = allowed if glance is None else kept
     return Work(
-        scores=(allowed if glance is None else kept) * head_dim,
+        scores=scored * head_dim,
         choosing=0 if glance is None else allowed * glance.multiply_adds,
         values=kept * value_dim,
         exponentials=kept,
@@ -143,7 +150,8 @@ def _of_head(
 ) -> Work:  # fmt: skip
     """The costs of the query heads that share a key head. All tensors have batch 1."""
     q_len, offset = query.shape[2], layout.kv_len - query.shape[2]
-    allowed_pairs = kept_pairs = 0
+    allowed_pairs = kept_pairs = scored_pairs = 0
+    among = cast("PairMethod | None", method.scored)
     reads: list[np.ndarray] = []
     for start in range(0, q_len, rows):
         block = query[:, :, start : start + rows]
@@ -153,13 +161,17 @@ def _of_head(
         allowed = s != -math.inf
         allowed_pairs += int(allowed.sum())
         kept_pairs += int(kept.sum())
-        needed = (allowed if glance is None else kept).any(2)[0]  # [group, kv_len]
+        scored = allowed if glance is None else kept
+        if among is not None:
+            scored = reference.select(s, among, block, key, offset + start, scale)
+        scored_pairs += int(scored.sum())
+        needed = scored.any(2)[0]  # [group, kv_len]
         reads += [_rows(needed, kept.any(2)[0], head, layout.kv_len) for head in range(layout.group)]
     # A row of K and a row of V count as equally large, as they are in all models measured here.
     row = (layout.head_dim + layout.value_dim) / 2 * layout.itemsize
     read = misses(reads, int(cache_bytes // row)) * row
     seen = 0 if glance is None else glance.key_bytes * layout.kv_len
-    work = of_pairs(glance, allowed_pairs, kept_pairs, layout.head_dim, layout.value_dim)
+    work = of_pairs(glance, allowed_pairs, kept_pairs, layout.head_dim, layout.value_dim, scored_pairs)
     return work + Work(read=read + seen)
 
 

@@ -12,6 +12,7 @@ from dynattn.backends.cpu import CPU, Tiles
 from dynattn.backends.cuda import CUDA
 from dynattn.backends.problem import Call, Plan, Problem, Result
 from dynattn.backends.reference import Reference
+from dynattn.backends.reordered import Reordered
 from dynattn.backends.sdpa import SDPA
 from dynattn.methods.base import Choice
 
@@ -73,12 +74,12 @@ def _fastest_first(problem: Problem) -> tuple[str, ...]:
     method, device = problem.method, problem.device.type
     if device == "cuda":
         # dense attention by our kernel takes twice as many products as by sdpa, since it multiplies zeros as well
-        return ("sdpa", "cuda") if method.keeps_everything else ("cuda", "blockwise", "sdpa")
+        return ("sdpa", "cuda") if method.keeps_everything else ("cuda", "blockwise", "reordered", "sdpa")
     if device == "cpu":
         # the kernel for rows would list all pairs one by one, since all are kept
         listed = method.keeps_everything and method.choice is Choice.ROWS
-        return ("sdpa", "cpu") if listed else ("cpu", "blockwise", "sdpa")
-    return ("blockwise", "sdpa")
+        return ("sdpa", "cpu") if listed else ("cpu", "blockwise", "reordered", "sdpa")
+    return ("blockwise", "reordered", "sdpa")
 
 
 def _fastest(problem: Problem) -> Backend:
@@ -101,6 +102,7 @@ _BACKENDS: dict[str, Backend] = {
         Tiles("tiles-portable"),
         CUDA(),
         Blockwise(_fastest),
+        Reordered(_fastest),
         SDPA(),
         Reference(),
     )

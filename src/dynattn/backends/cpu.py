@@ -31,14 +31,14 @@ class CPU(Backend):
 
     def cannot(self, problem: Problem) -> str | None:
         method = problem.method
-        if method.choice not in (Choice.GROUPS, Choice.ROWS, Choice.BLOCKS):
+        if method.choice not in (Choice.GROUPS, Choice.ROWS, Choice.BLOCKS, Choice.SKIPS):
             return (
                 "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
         if method.choice is Choice.BLOCKS and problem.mask_by_query:
             return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
-        if method.choice is Choice.ROWS and problem.mask_needs_grad:
+        if method.choice in (Choice.ROWS, Choice.SKIPS) and problem.mask_needs_grad:
             return "the gradient of a mask is not made where rows choose by their scores"
         if problem.device.type != "cpu":
             return f"tensors are on {problem.device}"
@@ -55,6 +55,8 @@ class CPU(Backend):
         what = f"fused C++ kernel ({self._named(problem)})"
         if problem.method.choice is Choice.ROWS:
             return f"{what}, all pairs scored, values of the kept ones read"
+        if problem.method.choice is Choice.SKIPS:
+            return f"{what}, all pairs scored, the rest of what is small skipped"
         if problem.method.choice is Choice.BLOCKS:
             inside = cast(PairMethod, problem.method).inside_blocks
             return f"{what}, dropped blocks skipped" + (f", {inside.known_as} in the kept ones" if inside else "")
@@ -65,7 +67,7 @@ class CPU(Backend):
         if self._isa is not None:
             return self._isa
         isa = cpu.best_isa()
-        if problem.method.choice is not Choice.ROWS:
+        if problem.method.choice not in (Choice.ROWS, Choice.SKIPS):
             isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
         if problem.dtype != torch.bfloat16 or isa == "amx":
             return isa
@@ -107,6 +109,6 @@ def _not_taken() -> str:
 
 def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
-    if problem.method.choice is Choice.ROWS:
+    if problem.method.choice in (Choice.ROWS, Choice.SKIPS):
         return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
     return "the gradient is not made on tiles" if problem.needs_grad else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dynattn.methods.base import Method, MixingMethod, PairMethod, Rows
 from dynattn.methods.block_bound import BlockBound
 from dynattn.methods.block_mass import BlockMass
+from dynattn.methods.block_skip import BlockSkip
 from dynattn.methods.block_topk import BlockTopK
+from dynattn.methods.clustered import Clustered
 from dynattn.methods.combine import Intersection, Union
 from dynattn.methods.dsa import DSA
 from dynattn.methods.efficient import EfficientAttention
@@ -28,7 +30,9 @@ __all__ = [
     "NM",
     "BlockBound",
     "BlockMass",
+    "BlockSkip",
     "BlockTopK",
+    "Clustered",
     "EfficientAttention",
     "Fixed",
     "FlexPrefill",

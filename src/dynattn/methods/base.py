@@ -46,6 +46,8 @@ class Choice(Enum):
         GROUPS: the keys of a group compete with each other. :class:`dynattn.NM` is the one method that chooses so.
         ROWS: each query chooses by its own scores alone, as ``row_rule`` says.
         BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores.
+        SKIPS: blocks of pairs are dropped by running maxima of the scores. :class:`dynattn.BlockSkip` is the one method
+            that chooses so.
         WINDOW: positions alone decide. :class:`dynattn.Window` is the one method that chooses so.
         PAIRS: anything else that :meth:`PairMethod.choose` says.
         NONE: nothing is chosen; the method is not a softmax over kept pairs.
@@ -54,6 +56,7 @@ class Choice(Enum):
     GROUPS = auto()
     ROWS = auto()
     BLOCKS = auto()
+    SKIPS = auto()
     WINDOW = auto()
     PAIRS = auto()
     NONE = auto()
@@ -135,6 +138,7 @@ class PairMethod(Method):
             itself.
         whole_blocks: where :meth:`choose_blocks` gives the choice, how many queries and keys a block has, between 1 and
             1024, counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
+        scored: where exact scores are needed of those pairs alone that another method keeps, that method; else None.
         inside_blocks: where whole blocks are kept, the N:M method that chooses among the pairs of the kept ones, of
             which no group of keys lies in two blocks; None where all their pairs are kept.
     """
@@ -142,6 +146,7 @@ class PairMethod(Method):
     rows_together: ClassVar[int] | property = 1
     whole_blocks: ClassVar[int] | property = 0
     inside_blocks: ClassVar[PairMethod | None] | property = None
+    scored: ClassVar[PairMethod | None] | property = None
 
     @property
     def choice(self) -> Choice:
@@ -191,7 +196,7 @@ class PairMethod(Method):
         scores.
 
         :mod:`dynattn.account` counts with it. Where it is None, all allowed pairs are scored; else only the kept ones
-        are.
+        are, or those that ``scored`` keeps.
 
         Args:
             head_dim: the head_dim of queries and keys.

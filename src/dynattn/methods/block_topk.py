@@ -45,7 +45,8 @@ class BlockTopK(EstimatedBlocks):
     Args:
         ratio: share of the blocks that have an allowed pair, a float above 0, at most 1 (which is dense attention).
         block: queries and keys in a block, between 1 and 1024.
-        by: what ranks the blocks that are not forced: ``mean``, the mean score; ``sampled``, the exact attention of
+        by: what ranks the blocks that are not forced: ``mean``, the mean score; ``similar``, the same, of blocks whose
+            queries and keys are alike, and all others are forced; ``sampled``, the exact attention of
             every 16th query; ``bounds``, upper bounds of the scores; ``antidiagonal``, scores along antidiagonals, for
             which the block must be a multiple of 16.
         window: a block is always kept that holds a key less than so many positions from one of the queries. None stands

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled
+from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled, similar
 from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
 
@@ -31,18 +31,25 @@ class Estimate(NamedTuple):
         of_input: the same without the scores of all pairs.
         glance: what the estimate costs, given head_dim, the bytes of an element, and the size of a block.
         multiple: the size of a block must be a multiple of this.
+        sure: the blocks that the estimate cannot judge, which are kept in any case, from queries, keys and the size of
+            a block: bool (batch, heads, blocks of queries, blocks of keys). None where it judges all.
     """
 
     of_scores: Callable[[Tensor, Rows, int], tuple[Tensor, Tensor]]
     of_input: Callable[[Input, int], Iterator[Estimated]]
     glance: Callable[[int, int, int], Glance]
     multiple: int = 1
+    sure: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
 
 ESTIMATES = {
     "mean": Estimate(
         lambda scores, _, size: pooled.of_scores(scores, size), pooled.of_input,
         lambda d, b, size: Glance(d / size**2, d * b / size),
+    ),
+    "similar": Estimate(
+        lambda scores, _, size: pooled.of_scores(scores, size), pooled.of_input,
+        lambda d, b, size: Glance(d / size**2, d * b), sure=similar.sure,
     ),
     "bounds": Estimate(
         lambda scores, rows, size: bounds.of_scores(scores, size, rows.query, rows.key, rows.scale), bounds.of_input,
@@ -119,6 +126,8 @@ class Blocks(PairMethod):
         length, kv_len = scores.shape[-2:]
         value, some = self.of_scores(scores, rows)
         forced = self.near(range(value.shape[2]), rows.offset, length, kv_len).to(value.device)
+        sure = self.sure(rows.query, rows.key)
+        forced = forced if sure is None else forced | sure
         kept = self._kept(value, some, forced)
         return kept.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)[..., :length, :kv_len]
 
@@ -127,8 +136,10 @@ class Blocks(PairMethod):
         (q_len, kv_len), call = (x.shape[2] for x in (query, key)), Input(query, key, attn_mask, causal, scale)
         rows, columns = (-(-length // self.block) for length in (q_len, kv_len))
         kept = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        sure = self.sure(query, key)
         for at, value, some in self.of_input(call):
             forced = self.near(range(at.start, at.stop), call.offset, q_len, kv_len).to(value.device)
+            forced = forced if sure is None else forced | sure[:, :, at]
             kept[:, :, at] = self._kept(value, some.expand_as(value), forced)
         return kept
 
@@ -160,6 +171,18 @@ class Blocks(PairMethod):
         Returns:
             bool, same shape; what it says elsewhere than in ``others`` does not count.
         """
+
+    def sure(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Blocks that are kept by force for what their queries and keys are; None where there are none.
+
+        Args:
+            query: (batch, heads, rows, head_dim).
+            key: (batch, kv_heads or heads, kv_len, head_dim).
+
+        Returns:
+            bool (batch, heads, blocks of queries, blocks of keys).
+        """
+        return None
 
     @property
     def _window(self) -> int:
@@ -206,6 +229,11 @@ class EstimatedBlocks(Blocks):
     def glance(self, head_dim: int, itemsize: int) -> Glance:
         """What the estimate is made from."""
         return ESTIMATES[self.by].glance(head_dim, itemsize, self.block)
+
+    def sure(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Those that the estimate cannot judge."""
+        find = ESTIMATES[self.by].sure
+        return None if find is None else find(query, key, self.block)
 
     def of_scores(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """The estimate by its definition."""

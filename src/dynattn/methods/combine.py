@@ -105,8 +105,11 @@ class _Combination(PairMethod):
         return reduce(type(self).joined, chosen)
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
-        """The sum of what the parts' choices cost; None where one of them needs the exact scores."""
-        parts = [part.glance(head_dim, itemsize) for part in self.parts]
+        """The sum of what the parts' choices cost; None where one of them needs the exact scores.
+
+        N:M inside of kept blocks needs those of the kept blocks alone, and costs nothing besides.
+        """
+        parts = [part.glance(head_dim, itemsize) for part in self.parts if part is not self.inside_blocks]
         glances = [part for part in parts if part is not None]
         if len(glances) < len(parts):
             return None
@@ -197,6 +200,13 @@ class Intersection(_Combination):
     def inside_blocks(self) -> NM | None:
         """The N:M method among the parts, where the others keep whole blocks."""
         return self._inside if self.blocks else None
+
+    @property
+    def scored(self) -> PairMethod | None:
+        """What keeps the blocks, where N:M chooses in them."""
+        if self.inside_blocks is None:
+            return None
+        return self.blocks[0] if len(self.blocks) == 1 else Intersection(self.blocks)
 
     @property
     def _inside(self) -> NM | None:

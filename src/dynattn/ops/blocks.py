@@ -1,8 +1,9 @@
 """``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
 
 The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense or N:M attention
-skips what they drop. The blocks are a result of the operator, so that the gradient gets them back and does not choose
-again. :func:`dynattn.attention` has checked the inputs.
+skips what they drop. The blocks of :class:`dynattn.BlockSkip` are found by the kernel on its way. The blocks are a
+result of the operator, so that the gradient gets them back and does not choose again. :func:`dynattn.attention` has
+checked the inputs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dynattn.kernels import cpu
-from dynattn.methods.base import PairMethod
+from dynattn.methods import block_skip
+from dynattn.methods.base import Choice, PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, forward_isa, integer, rows_contiguous
+from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
@@ -39,33 +41,58 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     *arguments, aux, needs_grad, backend = rest
     call = ByName(*arguments)
-    method = call.pairs
-    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
-        blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
-    run = partial(
-        _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
-    )  # fmt: skip
+    method, skips = call.pairs, call.pairs.choice is Choice.SKIPS
+    tensors = (rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key))
     outputs = buffers.outputs(query, value, aux)
-    run(outputs, aux, pattern=call.pattern, blocks=blocks, block_size=int(method.whole_blocks))
+    if skips:
+        isa, blocks = isa_of(backend), _skipped(tensors, outputs, call, backend, integer(seed))
+    else:
+        isa = forward_isa(backend, query, needs_grad)
+        with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+            blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
+    run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
+    sizes = _sizes(method)
+    if aux or not skips:
+        run(outputs, aux, pattern=call.pattern, blocks=blocks, block_queries=sizes[0], block_size=sizes[1])
     if aux:
         dense = buffers.outputs(query, value, aux)
         run(dense, aux, pattern=call.dense)
         _certify(outputs, dense)
-    return *buffers.complete(outputs, query), _roomy(blocks, query, key, int(method.whole_blocks))
+    return *buffers.complete(outputs, query), _roomy(blocks, query, key, sizes)
 
 
-def _room(query: Tensor, key: Tensor, size: int) -> tuple[int, int]:
+def _sizes(method: PairMethod) -> tuple[int, int]:
+    """Queries and keys of a block."""
+    if method.choice is Choice.SKIPS:
+        return block_skip.QUERIES, block_skip.KEYS
+    return int(method.whole_blocks), int(method.whole_blocks)
+
+
+def _skipped(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], outputs: tuple[Tensor, ...], call: ByName, backend: str,
+    seed: int,
+) -> Tensor:  # fmt: skip
+    """Fill in the output and the logsumexp, and find the blocks on the way."""
+    query, key, value, mask = tensors
+    out, logsumexp, *_ = outputs
+    rows, columns = -(-query.shape[2] // block_skip.QUERIES), -(-key.shape[2] // block_skip.KEYS)
+    kept = query.new_zeros((*query.shape[:2], rows, columns), dtype=torch.bool)
+    margin = cast(block_skip.BlockSkip, call.pairs).margin
+    cpu.skip_forward(query, key, value, mask, out, logsumexp, kept, margin, call.pattern, isa_of(backend), seed=seed)
+    return kept
+
+
+def _room(query: Tensor, key: Tensor, sizes: tuple[int, int]) -> tuple[int, int]:
     """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are.
 
     Compilers and ``torch.export`` treat a size of 1 as a case of its own. If the size could be 1, they would compile
     for the lengths at hand alone.
     """
-    return query.shape[2] // size + 2, key.shape[2] // size + 2
+    return query.shape[2] // sizes[0] + 2, key.shape[2] // sizes[1] + 2
 
 
-def _roomy(blocks: Tensor, query: Tensor, key: Tensor, size: int) -> Tensor:
-    rows, columns = _room(query, key, size)
+def _roomy(blocks: Tensor, query: Tensor, key: Tensor, sizes: tuple[int, int]) -> Tensor:
+    rows, columns = _room(query, key, sizes)
     return pad(blocks, (0, columns - blocks.shape[3], 0, rows - blocks.shape[2]))
 
 
@@ -93,18 +120,17 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     call = ByName(*arguments)
-    size = int(call.pairs.whole_blocks)
-    blocks = blocks[:, :, : -(-query.shape[2] // size), : -(-key.shape[2] // size)]
+    queries, keys = _sizes(call.pairs)
+    blocks = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)]
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        blocks=blocks.contiguous(), block_size=size,
+        blocks=blocks.contiguous(), block_queries=queries, block_size=keys,
     )  # fmt: skip
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, name, _causal, _scale, _dropout_p, aux, _needs_grad, _backend = rest
-    size = int(cast(PairMethod, parse(name)).whole_blocks)
-    shape = (*query.shape[:2], *_room(query, key, size))
+    shape = (*query.shape[:2], *_room(query, key, _sizes(cast(PairMethod, parse(name)))))
     return *buffers.complete(buffers.outputs(query, value, aux), query), query.new_empty(shape, dtype=torch.bool)
 
 

@@ -15,7 +15,7 @@ from dynattn.kernels.cpu import arguments
 from dynattn.kernels.cpu.arguments import FLOAT, INT32, INT64, POINTER, UINT32, UINT64, Structure
 
 HEADER = Path(__file__).parents[3] / "src" / "dynattn" / "kernels" / "cpu" / "dynattn_cpu.h"  # not installed
-STRUCTURES = (arguments.NM_FORWARD, arguments.ROW_FORWARD, arguments.NM_BACKWARD)
+STRUCTURES = (arguments.NM_FORWARD, arguments.ROW_FORWARD, arguments.SKIP_FORWARD, arguments.NM_BACKWARD)
 TYPES = {INT32: "int32_t", UINT32: "uint32_t", INT64: "int64_t", UINT64: "uint64_t", FLOAT: "float"}
 
 

@@ -17,7 +17,11 @@ from dynattn.lab.models import Kind, load
 from dynattn.methods import PairMethod, parse
 
 # follows the data; adds a window; has blocks of up to 128 keys, of which the diagonal leaves parts
-_BESIDE = {"threshold": (0.3, 3.0), "mass": (1.0, 4.0), "N:M, window": (1.0, 1.8), "N:M, stride 16": (1.0, 1.8)}
+_BESIDE = {
+    "threshold": (0.3, 3.0), "mass": (1.0, 4.0), "N:M, window": (1.0, 1.8), "N:M, stride 16": (1.0, 1.8),
+    "block mass": (1.0, 8.0), "blocks with a proof": (1.0, 8.1), "skips": (0.3, 8.1), "clustered": (0.9, 1.4),
+    "vertical-slash": (0.6, 2.0), "FlexPrefill": (0.6, 8.1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_every_name_is_a_methods_own_and_keeps_the_budget(kind: Kind, length: in
 
 def test_every_family_is_there_at_every_budget_and_so_are_the_baselines():
     found = entries("encoder", "prefill", 128, (0.25, 0.125))
-    there = [name for name, family in FAMILIES.items() if "prefill" in family.phases]
+    there = [name for name, family in FAMILIES.items() if "prefill" in family.phases and "encoder" in family.kinds]
     expected = [(family, budget) for family in there for budget in (0.25, 0.125)]
     assert [(entry.family, entry.budget) for entry in found] == [*expected, ("efficient", None)]
     for name, family in FAMILIES.items():
@@ -52,6 +56,16 @@ def test_every_family_is_there_at_every_budget_and_so_are_the_baselines():
     decoding = {entry.name for entry in entries("decoder", "decode", 1024, (0.25,))}
     assert {"cache-window-256-s4", "cache-spatten-flat-0.25", "nm-1-4"} <= decoding
     assert not any(name.startswith(("scatterbrain", "blocktopk", "spatten")) for name in decoding)
+
+
+def test_what_looks_at_the_end_of_a_text_is_not_judged_by_every_token():
+    ahead = {"vertical-slash", "FlexPrefill"}
+    of_task = {
+        task: {entry.family for entry in entries("decoder", "prefill", 1024, (0.25,), task)}
+        for task in ("perplexity", "needle")
+    }
+    assert of_task["needle"] - of_task["perplexity"] == ahead
+    assert {"blocks with a proof", "skips", "block mass"} <= of_task["perplexity"]
 
 
 def test_windows_follow_the_length():

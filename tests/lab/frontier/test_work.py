@@ -45,6 +45,7 @@ def _looked(pretrained: Pretrained, method: str, length: int):
     [
         *itertools.product(["tiny_encoder", "tiny_decoder"], ["dense", "nm-1-4", "nm-2-4-w8-s1", "dsa-0.5"]),
         ("tiny_encoder", "perhead(efficient_nm-1-2)"),
+        ("tiny_decoder", "nm-1-2&blocktopk-0.25-b8-f0"),
         ("tiny_decoder", "perhead(3*nm-1-4_dense)"),
     ],
 )

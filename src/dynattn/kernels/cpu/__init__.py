@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
+from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD, SKIP_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
@@ -33,6 +33,7 @@ _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY = 2
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
+_ARGS_BYTES = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD))
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 
@@ -54,6 +55,7 @@ def nm_forward(
     needs_grad: bool = False,
     blocks: Tensor | None = None,
     block_size: int = 0,
+    block_queries: int | None = None,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -73,9 +75,10 @@ def nm_forward(
             are asked for.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
-        blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
+        blocks: bool (batch, heads, ⌈q_len / block_queries⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
             queries and keys is dropped whole, before N:M chooses; or None. What blocks drop is not computed.
-        block_size: queries and keys of a block, between 1 and 1024.
+        block_size: keys of a block, between 1 and 1024, and queries too unless ``block_queries`` says otherwise.
+        block_queries: queries of a block; None for as many as keys.
 
     Raises:
         ImportError: the library is not there.
@@ -86,7 +89,7 @@ def nm_forward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad,
-        blocks, block_size,
+        blocks, block_size, block_queries=block_queries,
     )  # fmt: skip
     _run("nm_forward", args)
 
@@ -153,6 +156,38 @@ def row_forward(
     _run("row_forward", args + ROW_FORWARD.pack(**rule._asdict()))
 
 
+def skip_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    kept_blocks: Tensor,
+    margin: float,
+    pattern: Pattern,
+    isa: str,
+    *,
+    seed: int = 0,
+) -> None:
+    """Attention that skips what its scores show to be small, forward, into tensors that the caller gives. Checks
+    nothing.
+
+    Args:
+        query, key, value, mask, out, logsumexp, isa, seed: as in :func:`nm_forward`.
+        kept_blocks: bool (batch, heads, ⌈q_len / 8⌉, ⌈kv_len / 16⌉), contiguous, all False; True where kept.
+        margin: how far below a query's largest score so far the largest of a block lies that it does not ask for.
+        pattern: dense: how to score.
+
+    Raises:
+        As :func:`nm_forward`.
+
+    Source: arXiv:2512.12087.
+    """
+    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, None, 0)
+    _run("skip_forward", args + SKIP_FORWARD.pack(kept=kept_blocks.data_ptr(), margin=margin))
+
+
 def nm_backward(
     grad_out: Tensor,
     grad_logsumexp: Tensor,
@@ -173,6 +208,7 @@ def nm_backward(
     first: tuple[int, int] = (0, 0),
     blocks: Tensor | None = None,
     block_size: int = 0,
+    block_queries: int | None = None,
     thresholds: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
@@ -184,7 +220,8 @@ def nm_backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
         grad_logsumexp: (batch, heads, q_len), float32, contiguous.
-        query, key, value, mask, pattern, isa, seed, blocks, block_size: as the forward had them.
+        query, key, value, mask, pattern, isa, seed, blocks, block_size, block_queries: as the forward had
+            them.
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
@@ -198,7 +235,7 @@ def nm_backward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, blocks, block_size,
-        first, thresholds or (None, None),
+        first, thresholds or (None, None), block_queries,
     )  # fmt: skip
     args += NM_BACKWARD.pack(
         grad_out=grad_out.data_ptr(),
@@ -302,7 +339,7 @@ def _forward_args(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None,
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
     seed: int, needs_grad: bool, blocks: Tensor | None, block_size: int, first: tuple[int, int] = (0, 0),
-    thresholds: tuple[Tensor | None, Tensor | None] = (None, None),
+    thresholds: tuple[Tensor | None, Tensor | None] = (None, None), block_queries: int | None = None,
 ) -> bytes:  # fmt: skip
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
@@ -348,6 +385,7 @@ def _forward_args(
         isa=_ISAS[isa],
         threads=torch.get_num_threads(),
         needs_grad=needs_grad,
+        block_queries=block_size if block_queries is None else block_queries,
         block_size=block_size,
         drop_below=dropout.threshold(pattern.dropout_p),
         keep_factor=1 / (1 - pattern.dropout_p),
@@ -387,13 +425,14 @@ def _library() -> ctypes.CDLL:
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
     if not hasattr(library, "dynattn_interface") or (
-        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, NM_BACKWARD.size + ROW_FORWARD.size)
+        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, _ARGS_BYTES)
     ):
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
             "again with `pip install .`"
         )
-    for function in (library.dynattn_nm_forward, library.dynattn_row_forward, library.dynattn_nm_backward):
+    for name in ("nm_forward", "row_forward", "skip_forward", "nm_backward"):
+        function = getattr(library, f"dynattn_{name}")
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]

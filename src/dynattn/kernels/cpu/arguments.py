@@ -91,6 +91,7 @@ NM_FORWARD = Structure(
         ("isa", INT32, 1),
         ("threads", INT32, 1),
         ("needs_grad", INT32, 1),
+        ("block_queries", INT32, 1),
         ("block_size", INT32, 1),
         ("drop_below", UINT32, 1),
         ("keep_factor", FLOAT, 1),
@@ -108,6 +109,11 @@ ROW_FORWARD = Structure(
         ("weight", FLOAT, 1),
         ("mass", FLOAT, 1),
     ],
+    begins_with=("call", NM_FORWARD),
+)
+SKIP_FORWARD = Structure(
+    "SkipForwardArgs",
+    [("kept", POINTER, 1), ("margin", FLOAT, 1)],
     begins_with=("call", NM_FORWARD),
 )
 NM_BACKWARD = Structure(

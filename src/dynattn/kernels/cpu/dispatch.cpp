@@ -18,6 +18,7 @@ constexpr int64_t kFinestShare = 1000000;  // denominators, so that products wit
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
   int32_t (*row_forward)(const RowForwardArgs& args);
+  int32_t (*skip_forward)(const SkipForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
   double (*fma_chains)(int64_t rounds);
 };
@@ -25,8 +26,9 @@ struct Isa {
 constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name) \
-  {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr}
+  {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::skip_forward, dynattn::name::nm_backward, \
+   dynattn::name::fma_chains}
+#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -87,7 +89,8 @@ bool is_sound(const NMForwardArgs& args) {
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
   const bool counts =
       (args.kept_mass == nullptr) == (args.kept == nullptr) && (args.kept == nullptr) == (args.allowed == nullptr);
-  const bool blocks = args.blocks == nullptr || (args.block_size >= 1 && args.block_size <= kMaxBlockSize);
+  const bool blocks = args.blocks == nullptr || (args.block_size >= 1 && args.block_size <= kMaxBlockSize &&
+                                                 args.block_queries >= 1 && args.block_queries <= kMaxBlockSize);
   const bool scale = args.scale != 0.0f && args.scale - args.scale == 0.0f;
   const bool dropout =
       (args.drop_below == 0 || args.keep_factor >= 1.0f) && args.first_batch >= 0 && args.first_head >= 0;
@@ -103,6 +106,14 @@ bool is_sound(const RowForwardArgs& args) {
   const bool weight = args.weight < 0.0f ? rank : args.weight < 1.0f;
   const bool mass = args.weight < 0.0f && args.mass <= 1.0f;
   return is_sound(call) && dense && outputs && args.mass >= 0.0f && (args.mass > 0.0f ? mass : weight);
+}
+
+bool is_sound(const SkipForwardArgs& args) {
+  const NMForwardArgs& call = args.call;
+  const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr && call.kept_mass == nullptr &&
+                     call.threshold == nullptr;
+  const bool outputs = call.batch * call.q_len * call.kv_len == 0 || args.kept != nullptr;
+  return is_sound(call) && dense && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
 }
 
 bool is_sound(const NMBackwardArgs& args) {
@@ -128,7 +139,7 @@ void run_peak(void* data) {
 
 extern "C" {
 
-int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs)); }
+int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs)); }
 
 int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
 
@@ -155,6 +166,12 @@ int32_t dynattn_row_forward(const RowForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].row_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->call.isa].row_forward(*args);
+}
+
+int32_t dynattn_skip_forward(const SkipForwardArgs* args) {
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->call.isa) || kIsas[args->call.isa].skip_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
+  return kIsas[args->call.isa].skip_forward(*args);
 }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) {

@@ -46,7 +46,7 @@ typedef struct {
   float* kept_mass;   // [batch, heads, q_len] contiguous, or NULL when not asked for
   int32_t* kept;      // [batch, heads, q_len] contiguous: pairs kept, or NULL (all three go together)
   int32_t* allowed;   // [batch, heads, q_len] contiguous: pairs allowed, or NULL
-  // [batch, heads, ceil(q_len / block_size), ceil(kv_len / block_size)] contiguous: 0 where a block of queries and keys
+  // [batch, heads, ceil(q_len / block_queries), ceil(kv_len / block_size)] contiguous: 0 where a block of queries and keys
   // is dropped whole, before anything is chosen in it; or NULL.
   const uint8_t* blocks;
   // [batch, heads, q_len] contiguous, for rows that choose by their own scores (dynattn_row_forward writes them); NULL
@@ -77,7 +77,7 @@ typedef struct {
   int32_t isa;          // one of DYNATTN_ISA_*
   int32_t threads;      // at most this many, and no more than a few for each processor
   int32_t needs_grad;   // scores must round as the backward's will, so that the path for few queries is not taken
-  int32_t block_size;   // queries and keys of a block, between 1 and 1024, where there are blocks
+  int32_t block_queries, block_size;  // queries, and keys, of a block, between 1 and 1024, where there are blocks
   uint32_t drop_below;  // a kept weight is dropped with this probability, times 2^32; 0 for no dropout
   float keep_factor;    // the factor of the weights that are not dropped
   // Batch and head of the whole call that these tensors begin with, where a call runs in parts: dropout draws by them.
@@ -100,6 +100,20 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 
+// Dense attention that skips what its scores show to be small, forward. Of DYNATTN_SKIP_QUERIES queries and
+// DYNATTN_SKIP_KEYS keys, counted from query 0 and key 0, the pairs are dropped where every query's largest score among
+// them lies more than `margin` below its largest among the keys up to and including these.
+typedef struct {
+  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks, counts or thresholds
+  uint8_t* kept;  // [batch, heads, ceil(q_len / DYNATTN_SKIP_QUERIES), ceil(kv_len / DYNATTN_SKIP_KEYS)] contiguous and
+                  // zero: 1 where kept
+  float margin;   // at least 0, in the unit of scale · QKᵀ
+} SkipForwardArgs;
+
+enum { DYNATTN_SKIP_QUERIES = 8, DYNATTN_SKIP_KEYS = 16 };
+
+DYNATTN_API int32_t dynattn_skip_forward(const SkipForwardArgs* args);
+
 // N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
 // from the same products in the same order, so it is the forward's to the bit. With `threshold` and `last_tie` it
 // is the gradient of rows that chose by their own scores.
@@ -120,7 +134,7 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// The sizes of NMBackwardArgs and RowForwardArgs, added up. A caller compares it with its own, to learn whether it was
+// The sizes of NMBackwardArgs, RowForwardArgs and SkipForwardArgs, added up. A caller compares it with its own, to learn whether it was
 // built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 

@@ -60,11 +60,26 @@ def _threshold(place: _Place) -> str:
     return f"threshold-{float(f'{-math.log(place.budget) / (2 * keys):.2g}'):.8f}"
 
 
-def _mass(place: _Place) -> str:
+def _mass_of(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
+    return lambda place: f"{prefix}-{_mass(place)}{suffix}"
+
+
+def _mass(place: _Place) -> float:
     """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; four tenths of that loss are
     allowed, since real ones have a heavier tail."""
     loss = 1 - place.budget * (1 - math.log(place.budget))
-    return f"mass-{float(f'{1 - 0.4 * loss:.2g}')}"
+    return float(f"{1 - 0.4 * loss:.2g}")
+
+
+def _skip(place: _Place) -> str:
+    """Margins of 6, 4.5 and 3 nats for budgets of 1/2, 1/4 and 1/8, about as layers of SmolLM2 keep at 2048 tokens."""
+    return f"blockskip-{max(0.0, float(f'{7.5 + 1.5 * math.log2(place.budget):.3g}'))}"
+
+
+def _vertical_slash(place: _Place) -> str:
+    """As many columns as slashes: r · n of each hold r and about 2 · r of the pairs."""
+    keys = max(1, round(place.budget * place.length / 3))
+    return f"verticalslash-{keys}-{keys}-b16"
 
 
 def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
@@ -96,16 +111,21 @@ class Family(NamedTuple):
         kinds: the kinds of models that it fits.
         baselines: the families that look at nothing and take away as much, which this one has to beat at the same
             budget.
+        looks_ahead: whether choices look at the end of the text, so that a score of every token cannot judge them.
     """
 
     name: Callable[[_Place], str]
     phases: tuple[Phase, ...] = ("prefill", "decode")
     kinds: tuple[Kind, ...] = ("encoder", "decoder", "vision", "speech")
     baselines: tuple[str, ...] = ("random", "fixed")
+    looks_ahead: bool = False
 
 
 _PREFILL: tuple[Phase, ...] = ("prefill",)
 _DECODE: tuple[Phase, ...] = ("decode",)
+_DECODERS: tuple[Kind, ...] = ("decoder",)
+_NOT_CAUSAL: tuple[Kind, ...] = ("encoder", "vision")
+_EVERY_TOKEN = ("perplexity",)  # tasks whose score is one of every token
 _SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
 _TOKENS = ("random tokens",)
 
@@ -115,8 +135,14 @@ FAMILIES = {
     "N:M, window": Family(_nm_window),
     "top-k": Family(_ratio("topk")),
     "threshold": Family(_threshold),
-    "mass": Family(_mass),
+    "mass": Family(_mass_of("mass")),
     "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
+    "block mass": Family(_mass_of("blockmass", "-b16-sampled"), _PREFILL),
+    "blocks with a proof": Family(_mass_of("blockbound", "-b16"), _PREFILL),
+    "skips": Family(_skip, _PREFILL),
+    "clustered": Family(_ratio("clustered-blocktopk", "-b16-sampled-w0-s0"), _PREFILL, _NOT_CAUSAL),
+    "vertical-slash": Family(_vertical_slash, _PREFILL, _DECODERS, looks_ahead=True),
+    "FlexPrefill": Family(_mass_of("flexprefill", "-b16-m16"), _PREFILL, _DECODERS, looks_ahead=True),
     "window": Family(_window),
     "DSA": Family(_ratio("dsa")),
     "Scatterbrain": Family(_scatterbrain, _PREFILL),
@@ -147,7 +173,9 @@ def check(budgets: Sequence[float]) -> None:
             )
 
 
-def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float]) -> list[Entry]:
+def entries(
+    kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float], task: str | None = None
+) -> list[Entry]:
     """The methods of the table for one exam.
 
     Args:
@@ -155,6 +183,7 @@ def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[floa
         phase: the exam's.
         tokens: the number of tokens of the exam's texts; None where its inputs have one size.
         budgets: shares of the pairs, see :func:`check`.
+        task: the exam's; None for all methods that fit some.
 
     Returns:
         One entry a family and budget, and those without a budget.
@@ -162,7 +191,8 @@ def entries(kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[floa
     length = _LENGTHS[kind] if tokens is None else tokens
     found = []
     for label, family in FAMILIES.items():
-        if phase in family.phases and kind in family.kinds:
+        fair = not (family.looks_ahead and task in _EVERY_TOKEN)
+        if phase in family.phases and kind in family.kinds and fair:
             names = (family.name(_Place(budget, length, kind == "decoder")) for budget in budgets)
             found += [
                 Entry(name=canonical(name), family=label, budget=budget)

@@ -97,7 +97,7 @@ def plan(settings: Settings, kind: Kind) -> tuple[list[Cell], list[tuple[Exam, E
 
     Returns:
         The cells, dense attention's among them, the longest inputs first, since they take longest; and what is timed:
-        every method at every length, with the input of the first task.
+        every method at every length, with the input of the first task that it takes.
     """
     texts = None if settings.text is None else digest([list(text) for text in read(settings.text)])
     lengths = sorted(settings.tokens or _TOKENS[kind], key=lambda tokens: -(tokens or 0))
@@ -106,11 +106,13 @@ def plan(settings: Settings, kind: Kind) -> tuple[list[Cell], list[tuple[Exam, E
     for phase in settings.phases:
         tasks = _tasks(settings, kind, phase)
         for tokens in lengths:
-            chosen = _asked(settings, phase) or entries(kind, phase, tokens, settings.budgets)
+            asked, clocked = _asked(settings, phase), set[str]()
             for task in tasks:
+                chosen = asked or entries(kind, phase, tokens, settings.budgets, task)
                 exam = Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
                 cells += [Cell(exam=exam, entry=entry) for entry in (DENSE, *chosen)]
-                timed += [(exam, entry) for entry in chosen if task == tasks[0]]
+                timed += [(exam, entry) for entry in chosen if entry.name not in clocked]
+                clocked |= {entry.name for entry in chosen}
     return cells, timed
 
 

@@ -3,7 +3,8 @@
     attention = 2 · (scored · head_dim + allowed · glance + kept · value_dim)
 
     scored = allowed, glance = 0     for a choice by the exact scores: it has to know them all, as dense attention does
-    scored = kept                    for a choice by something else, which costs so many multiply-adds a pair
+    scored = kept                    for a choice by something else, which costs so many multiply-adds a pair; of N:M
+                                     inside of kept blocks, the pairs of these blocks
 
 A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how fast, is
 another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
@@ -138,7 +139,11 @@ def _seen(call: Call) -> CountedCall:
     method = cast(PairMethod, call.method)
     _, aux = attention(*tensors, method, **options, return_aux=True)
     allowed = pairs(call)
-    kept = aux.density.double().mean().item() * allowed
+    kept = scored = aux.density.double().mean().item() * allowed
+    if method.scored is not None:
+        _, among = attention(*tensors, cast(PairMethod, method.scored), **options, return_aux=True)
+        scored = among.density.double().mean().item() * allowed
     head_dim, value_dim, itemsize = call.query.shape[-1], call.value.shape[-1], call.query.element_size()
-    work = of_pairs(method.glance(head_dim, itemsize), allowed, kept, head_dim, value_dim)
+    glance = method.glance(head_dim, itemsize)
+    work = of_pairs(glance, allowed, kept, head_dim, value_dim, allowed if glance is None else scored)
     return CountedCall(2 * work.multiply_adds, kept, aux.kept_mass.float().flatten())

@@ -20,6 +20,8 @@ _BLOCK = 64
 def candidates(kind: Kind, length: int) -> tuple[str, ...]:
     """Short names, the likeliest to pay first: a small budget of time takes the first of them alone.
 
+    1:4 is none of them: its kernels are no faster than dense attention (docs/methods/nm.md).
+
     Args:
         kind: the kind of the model.
         length: tokens.
@@ -30,7 +32,7 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
     names = [
         *(f"window-{w}-s{sinks}" for w in windows),
         *(f"blocktopk-{ratio}-b{block}-{by}" for by in ("sampled", "mean") for ratio in (0.25, 0.125, 0.5)),
-        "nm-1-2", f"nm-1-2-w{_BLOCK}-s{sinks}", "nm-1-2-x16", "nm-2-4", "nm-1-4", "nm-1-4-x16",
+        "nm-1-2", f"nm-1-2-w{_BLOCK}-s{sinks}", "nm-1-2-x16", "nm-2-4",
         *(f"blockmass-{mass}-b{block}-sampled" for mass in (0.95, 0.9, 0.99)),
         *(f"blocktopk-{ratio}-b{block}-{by}" for by in ("bounds", "antidiagonal") for ratio in (0.25, 0.125)),
         "topk-0.125", "topk-0.25", f"threshold-{_threshold(length)}",

@@ -124,14 +124,20 @@ std::string run(const Case& c) {
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
-  if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_size = c.block_size;
+  if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_queries = args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
   std::unique_ptr<float[]> threshold(new float[rows]);
   std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
   if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
   const RowForwardArgs by_row = {args, c.rule.most, c.rule.floor, c.rule.numerator, c.rule.denominator, c.rule.weight,
                                 c.rule.mass};
-  const int32_t status = c.rule.most > 0 ? dynattn_row_forward(&by_row) : dynattn_nm_forward(&args);
+  const SkipForwardArgs by_margin = {args, p.blocks.data(), c.margin};
+  const int32_t status = c.margin >= 0.0f  ? dynattn_skip_forward(&by_margin)
+                         : c.rule.most > 0 ? dynattn_row_forward(&by_row)
+                                           : dynattn_nm_forward(&args);
+  if (c.margin >= 0.0f) {  // from here on, what was kept is given
+    args.blocks = p.blocks.data(), args.block_queries = p.block_queries(), args.block_size = p.block_keys();
+  }
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
 
   size_t at = 0;
@@ -248,6 +254,30 @@ void check_rows(int isa, Counts& counts) {
   }
 }
 
+// Dense attention that skips by running maxima: the arithmetic, of what the kernel says that it kept.
+void check_skips(int isa, Counts& counts) {
+  const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
+                          {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {1, 1, 1, 3, 66, 256, 128},
+                          {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},     {1, 1, 1, 3, 0, 8, 8},
+                          {1, 1, 1, 0, 3, 8, 8},      {1, 1, 1, 5, 70, 512, 257}};
+  int turn = 0;
+  for (const float margin : {0.0f, 1.3f, 1000.0f}) {
+    for (const Shape& shape : shapes) {
+      for (int mask = 0; mask <= 4; mask++, turn++) {
+        Case c;
+        c.pattern = {1, 1, 0, 0}, c.margin = margin, c.shape = shape, c.mask = static_cast<Mask>(mask), c.isa = isa;
+        c.order = static_cast<Order>(turn % 4), c.causal = turn % 2 == 0;
+        c.dtype = turn % 5 == 0 ? DYNATTN_BFLOAT16 : turn % 5 == 1 ? DYNATTN_FLOAT16 : DYNATTN_FLOAT32;
+        c.threads = 1 + turn % 3, c.scale = turn % 7 == 0 ? -0.25f : 0.25f, c.dropout_p = turn % 6 == 0 ? 0.3 : 0.0;
+        c.seed = static_cast<uint64_t>(turn);
+        c.trouble = static_cast<Trouble>(turn % 9 < 5 ? turn % 9 : 0);
+        if (c.trouble == Trouble::kOverflow && c.dtype == DYNATTN_FLOAT16) c.trouble = Trouble::kNone;  // no 2^100
+        counts.check(c);
+      }
+    }
+  }
+}
+
 void check_isa(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},     {1, 2, 0, 0},     {2, 4, 0, 0},     {1, 4, 0, 0},
                               {3, 5, 0, 0},     {7, 31, 0, 0},    {1, 2, 5, 3},     {2, 4, 20, 1},
@@ -323,7 +353,7 @@ int main(int argc, char** argv) {
     if (which == "all" || which == "few") {
       counts.each = which == "few" ? 17 : 1;  // which divides no number of choices in their loops
       check_isa(isa, counts);
-      if (!is_tiled(isa)) check_rows(isa, counts);
+      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts);
       counts.each = 1;
     }
     if (which == "all" || which == "few" || which == "random") {

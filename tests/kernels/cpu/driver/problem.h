@@ -45,6 +45,7 @@ struct Case {
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none
+  float margin = -1.0f;  // at least 0: running maxima drop blocks of DYNATTN_SKIP_QUERIES and DYNATTN_SKIP_KEYS
   Rule rule;
   double dropout_p = 0.0;
   uint64_t seed = 0;
@@ -177,17 +178,21 @@ struct Problem {
       for (int64_t j = 0; j < s.kv_len; j++) set_mask(mask_strides[2] + j, false, -INFINITY);
     }
   }
+  bool has_blocks() const { return c.block_size > 0 || c.margin >= 0.0f; }
+  int block_queries() const { return c.margin >= 0.0f ? int{DYNATTN_SKIP_QUERIES} : c.block_size; }
+  int block_keys() const { return c.margin >= 0.0f ? int{DYNATTN_SKIP_KEYS} : c.block_size; }
   int64_t block_at(int b, int h, int i, int j) const {
-    const int64_t rows = (c.shape.q_len + c.block_size - 1) / c.block_size,
-                  columns = (c.shape.kv_len + c.block_size - 1) / c.block_size;
-    return ((int64_t{b} * c.shape.heads + h) * rows + i / c.block_size) * columns + j / c.block_size;
+    const int64_t rows = (c.shape.q_len + block_queries() - 1) / block_queries(),
+                  columns = (c.shape.kv_len + block_keys() - 1) / block_keys();
+    return ((int64_t{b} * c.shape.heads + h) * rows + i / block_queries()) * columns + j / block_keys();
   }
   void fill_blocks() {
     const Shape& s = c.shape;
-    if (c.block_size == 0) return;
+    if (!has_blocks()) return;
     const bool some = s.batch * s.heads * s.q_len * s.kv_len > 0;
     blocks.resize(some ? static_cast<size_t>(block_at(s.batch - 1, s.heads - 1, s.q_len - 1, s.kv_len - 1)) + 1 : 0);
     blocks.shrink_to_fit();
+    if (c.margin >= 0.0f) return;  // the kernel fills them in
     for (unsigned char& block : blocks) block = random_int(0, 2) == 0 ? 1 : 0;
     for (int j = 0; some && j < s.kv_len; j++) blocks[static_cast<size_t>(block_at(0, s.heads - 1, 0, j))] = 0;
   }
@@ -205,7 +210,7 @@ struct Problem {
   double bias(int b, int h, int i, int j) const {
     const int64_t offset = c.shape.kv_len - c.shape.q_len;
     if (c.causal && j > i + offset) return -kInf;
-    if (c.block_size > 0 && !blocks[static_cast<size_t>(block_at(b, h, i, j))]) return -kInf;
+    if (has_blocks() && !blocks[static_cast<size_t>(block_at(b, h, i, j))]) return -kInf;
     if (c.mask == Mask::kNone) return 0.0;
     const int64_t index = b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3];
     const unsigned char* at = mask.data() + static_cast<size_t>(index) * mask_size();

@@ -7,6 +7,7 @@
   namespace dynattn::isa {                                                              \
   int32_t nm_forward(const NMForwardArgs& args);                                        \
   int32_t row_forward(const RowForwardArgs& args);                                      \
+  int32_t skip_forward(const SkipForwardArgs& args);                                    \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \
   /* Runs `rounds` rounds of independent multiply-adds; returns how many operations. */ \
   double fma_chains(int64_t rounds);                                                    \

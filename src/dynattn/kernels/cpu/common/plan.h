@@ -30,6 +30,8 @@ constexpr int kPanelWide = 4;
 // drop is skipped by whole bands and tiles.
 constexpr int kRowsBlocks = kRegisters == 32 ? 8 : 4;  // with panels of 2 vectors
 constexpr int kRowsFine = 2 * kRowsBlocks;             // with panels of 1, whose tiles are kTileFine
+// Dense attention that skips runs of keys by running maxima: a band is what decides together.
+constexpr int kSkipPanel = DYNATTN_SKIP_QUERIES > kRowsBlocks ? 1 : 2;
 
 constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
 constexpr int kTileFine = 16;           // with blocks of fewer keys than kTile
@@ -123,17 +125,18 @@ static int tile_keys(const Plan& plan, int wanted) {
 }
 
 // Chooses the vectors of a panel, the rows of a band and the keys of a tile.
-static void plan_bands(Plan& plan) {
+static void plan_bands(Plan& plan, bool skips) {
   const NMForwardArgs& args = *plan.args;
   const bool blocks = plan.dense && args.blocks != nullptr && args.q_len > 1;
   const bool fine = blocks && args.block_size < kTile;
   plan.panel = fine ? 1 : plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = fine ? kRowsFine : blocks ? kRowsBlocks : plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
+  if (skips && args.q_len > 1) plan.panel = kSkipPanel, plan.rows = DYNATTN_SKIP_QUERIES;
   if (args.q_len == 1) plan.rows = 1;  // decoding: a band of one row, without padding to compute
   plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
 }
 
-static void make_plan(Plan& plan, const NMForwardArgs& args) {
+static void make_plan(Plan& plan, const NMForwardArgs& args, bool skips = false) {
   plan.args = &args;
   plan.dense = args.n == args.m;
   plan.n = plan.dense ? 1 : args.n;
@@ -147,7 +150,7 @@ static void make_plan(Plan& plan, const NMForwardArgs& args) {
                 : aligned && plan.n == 2 && plan.m == 4 ? Layout::kTwoOfFour
                                                         : Layout::kPositions;
   plan.generic = plan.counts || (plan.layout == Layout::kPositions && !plan.dense);
-  plan_bands(plan);
+  plan_bands(plan, skips);
   plan.offset = args.kv_len - args.q_len;
   plan.tiles = ceil_div(args.kv_len, plan.tile);
 

@@ -88,17 +88,29 @@ static void sparse_band(const Plan& plan, float* out, int64_t out_stride, const 
   }
 }
 
-// kR rows × kC vectors of the output over all positions of a tile.
 template <int kR, int kC>
-DYNATTN_INLINE void dense_columns(const Plan& plan, float* out, int64_t out_stride, const float* weights,
-                                  const float* value) {
-  Vec acc[kR][kC];
+DYNATTN_INLINE void load_columns(const float* out, int64_t out_stride, Vec acc[kR][kC]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
 #pragma GCC unroll 16
     for (int c = 0; c < kC; c++) acc[r][c] = load(out + r * out_stride + c * kWidth);
   }
-  for (int position = 0; position < plan.tile; position++) {
+}
+
+template <int kR, int kC>
+DYNATTN_INLINE void store_columns(float* out, int64_t out_stride, const Vec acc[kR][kC]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; r++) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kC; c++) store(out + r * out_stride + c * kWidth, acc[r][c]);
+  }
+}
+
+// Adds the positions [first, end) of a tile to kR rows × kC vectors of the output.
+template <int kR, int kC>
+DYNATTN_INLINE void add_positions(const Plan& plan, const float* weights, const float* value, int first, int end,
+                                  Vec acc[kR][kC]) {
+  for (int position = first; position < end; position++) {
     const float* row = value + plan.value_of[position];
     Vec b[kC];
 #pragma GCC unroll 16
@@ -110,11 +122,16 @@ DYNATTN_INLINE void dense_columns(const Plan& plan, float* out, int64_t out_stri
       for (int c = 0; c < kC; c++) acc[r][c] = fmadd(weight, b[c], acc[r][c]);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kC; c++) store(out + r * out_stride + c * kWidth, acc[r][c]);
-  }
+}
+
+// The same over all positions of a tile.
+template <int kR, int kC>
+DYNATTN_INLINE void dense_columns(const Plan& plan, float* out, int64_t out_stride, const float* weights,
+                                  const float* value) {
+  Vec acc[kR][kC];
+  load_columns<kR, kC>(out, out_stride, acc);
+  add_positions<kR, kC>(plan, weights, value, 0, plan.tile, acc);
+  store_columns<kR, kC>(out, out_stride, acc);
 }
 
 // A band whose weights lie by position, zero where an entry is not kept.

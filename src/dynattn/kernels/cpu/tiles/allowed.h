@@ -46,7 +46,7 @@ static void forbid_later_keys(const QueryTile& at, int64_t first_key, int64_t ke
 static void forbid_dropped_blocks(const QueryTile& at, const BlockColumns& columns, int64_t first_key, int64_t keys,
                          Allowed& allowed) {
   for (int64_t query = at.first; query < at.first + at.count;) {
-    const int64_t next = (query / columns.size + 1) * columns.size;
+    const int64_t next = (query / columns.queries + 1) * columns.queries;
     const uint32_t queries = query_bits(query - at.first, next - at.first);
     const uint8_t* row = block_row(columns, query);
     for (int64_t i = 0; i < keys; i++) {

@@ -1,0 +1,45 @@
+"""Blocks whose vectors are alike, so that their mean speaks for them: the others are not judged by it.
+
+    similarity(X) = mean of cos(x, y) over all pairs x, y of the block's vectors = ‖mean of x / ‖x‖‖²
+    sure(I, J)    ⇔ similarity(queries of I) < 0.6  or  similarity(keys of J) < 0.6
+
+Such blocks are kept in any case, and the others ranked by their mean score (:mod:`dynattn.maths.pooled`).
+
+Source: SpargeAttention, arXiv:2502.18137, which divides the products of a block's vectors by the largest of them, where
+here each is divided by its own two norms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dynattn.maths.estimate import blocks
+from dynattn.maths.scores import arithmetic_dtype
+
+ALIKE = 0.6
+"""A block is judged by its mean where its similarity is at least so large: SpargeAttention's own."""
+
+
+def sure(query: Tensor, key: Tensor, size: int) -> Tensor:
+    """The blocks that are kept in any case.
+
+    Args:
+        query: (batch, heads, q_len, head_dim).
+        key: (batch, kv_heads or heads, kv_len, head_dim). Those that a mask forbids count too.
+        size: queries and keys in a block.
+
+    Returns:
+        bool (batch, heads, blocks of queries, blocks of keys).
+    """
+    unlike = ~(_similarity(key, size) >= ALIKE)  # NaN is like nothing
+    unlike = unlike.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return ~(_similarity(query, size) >= ALIKE).unsqueeze(-1) | unlike.unsqueeze(2)
+
+
+def _similarity(x: Tensor, size: int) -> Tensor:
+    """Of every block, (batch, heads, blocks)."""
+    x = x.detach().to(arithmetic_dtype(x.dtype))
+    count = blocks(torch.ones(x.shape[2], dtype=x.dtype, device=x.device), size, 0).sum(-1, keepdim=True)
+    return (blocks(normalize(x, dim=-1), size, 2).sum(3) / count).square().sum(-1)

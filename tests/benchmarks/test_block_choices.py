@@ -1,0 +1,93 @@
+"""benchmarks/block_choices.py: what it measures goes on after a kill, and what beats dense attention fails the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("pydantic")
+
+from dynattn.lab.models import load
+from dynattn.lab.tasks.perplexity import Perplexity
+from dynattn.lab.tasks.texts import Text, read
+
+
+@pytest.fixture
+def choices(script: Any, tiny_decoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script with a tiny model, short texts and a folder of its own for the records."""
+    module, given = script("block_choices"), read(texts)
+    monkeypatch.setattr(module, "load", lambda _: load(str(tiny_decoder)))
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "KINDS", ("code",))
+    monkeypatch.setattr(module, "sources", dict)
+    monkeypatch.setattr(module, "texts", lambda *_: (Text("one", " ".join(text.body for text in given)),))
+    task = Perplexity(items=2, tokens=64, block=8, texts=given)
+    monkeypatch.setattr(module, "tasks", lambda _: {"code": task})
+    return module
+
+
+def record(dense: list[float], other: list[float]) -> dict[str, Any]:
+    return {"methods": {"dense": {"code": dense}, "other": {"code": other}}, "tasks": {"code": ""}}
+
+
+def test_what_is_better_than_dense_attention_beyond_chance_is_found(script: Any) -> None:
+    choices = script("block_choices")
+    dense = np.random.default_rng(0).normal(3, 0.3, 16)
+    noise = np.random.default_rng(1).normal(0, 0.01, 16)
+    assert choices.beyond_chance(record(list(dense), list(dense + 0.05 + noise))) == []
+    assert choices.beyond_chance(record(list(dense), list(dense + noise - noise.mean()))) == []
+    assert choices.beyond_chance(record(list(dense), list(dense))) == []
+    (found,) = choices.beyond_chance(record(list(dense), list(dense - 0.05 + noise)))
+    assert found.startswith("other on code: better by 0.0")
+    assert choices.beyond_chance(record(list(dense), list(dense - 0.05 + noise)), higher_is_better=True) == []
+    assert choices.beyond_chance(record(list(dense), list(dense + 0.05 + noise)), higher_is_better=True)
+
+
+def test_two_items_that_happen_to_lie_close_together_prove_nothing(script: Any) -> None:
+    choices = script("block_choices")
+    assert choices.beyond_chance(record([3.0, 3.1], [2.99, 3.088])) == []
+
+
+def test_quality_goes_on_where_it_stopped_and_a_better_method_fails_it(choices: Any, tmp_path: Path) -> None:
+    names = ["dense", "blocktopk-0.5-b8", "blockskip-1.0"]
+    assert choices.quality(64, names[:2]) == 0
+    path = tmp_path / "quality-64.json"
+    first = json.loads(path.read_text())
+    assert list(first["methods"]) == names[:2]
+    first["methods"]["blocktopk-0.5-b8"]["code"] = [score - 1 for score in first["methods"]["dense"]["code"]]
+    first["methods"]["blocktopk-0.5-b8"]["code"][0] += 0.1
+    path.write_text(json.dumps(first))
+    assert choices.quality(64, names) == 1
+    second = json.loads(path.read_text())["methods"]
+    assert second["blocktopk-0.5-b8"] == first["methods"]["blocktopk-0.5-b8"]  # not measured again
+    assert len(second["blockskip-1.0"]["code"]) == len(second["dense"]["code"])
+    assert "| `blockskip-1.0` | " in choices.quality_table(64)
+
+
+def test_mass_goes_on_where_it_stopped(choices: Any, tmp_path: Path) -> None:
+    choices.mass(64, ["blocktopk-0.5-b8"])
+    path = tmp_path / "mass-64.json"
+    found = json.loads(path.read_text())
+    mass, density = found["methods"]["blocktopk-0.5-b8"]["code"]
+    assert 0 < density < 1
+    assert density < mass <= 1
+    found["methods"]["blocktopk-0.5-b8"]["code"] = [0.5, 0.25]
+    path.write_text(json.dumps(found))
+    choices.mass(64, ["blocktopk-0.5-b8", "blockskip-1.0"])
+    again = json.loads(path.read_text())["methods"]
+    assert again["blocktopk-0.5-b8"]["code"] == [0.5, 0.25]
+    assert again["blockskip-1.0"]["code"][0] > 0.3
+
+
+def test_the_tables_hold_every_record_of_their_script(choices: Any) -> None:
+    """The page has a place for each table that the scripts may write."""
+    page = choices.PAGE.read_text()
+    for part in ("mass-2048", "quality-2048", "time"):
+        assert f"<!-- {part}: written by benchmarks/block_choices.py -->" in page
+    for model in ("minilm", "dinov2"):
+        assert f"<!-- {model}: written by benchmarks/block_encoders.py -->" in page
