@@ -58,7 +58,7 @@ def fast(monkeypatch):
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
     def plan(seconds, entry, share, second, shorter=0, forward=None):
-        return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
+        return Plan(Counts(search=2, search_second=1, prove=20, prove_second=20, candidates=6), 2, 0.1, 3)
 
     # The models are random: what they lose is told all the same.
     monkeypatch.setattr("dynattn.lab.tune.exams.Exam.says_nothing", lambda *_: False)
@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(fast, tiny_decoder, many_tex
             _tuned(settings, tmp_path)
     with monkeypatch.context() as patch:  # neither search nor proof runs again
         patch.setattr("dynattn.lab.tune.sensitivity.look", killed)
-        patch.setattr("dynattn.lab.tune.prove._scores", killed)
+        patch.setattr("dynattn.lab.tune.prove._Scorer.own", killed)
         found, _ = _tuned(settings, tmp_path)
     assert found.verdict == "faster"
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
 
 def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 10, 3, 6), 2, 0.1, 3))
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 20, 20, 6), 2, 0.1, 3))
     monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
     monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
     with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):

@@ -18,7 +18,7 @@ from dynattn.lab.tune import pieces, shorten
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.layers import clocked, places
 from dynattn.lab.tune.own import found
-from dynattn.lab.tune.parts import TRIES, Exams, Parts, forwards, parts
+from dynattn.lab.tune.parts import Exams, Parts, forwards, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -140,12 +140,8 @@ def _longest(
 ) -> Any:
     """A decoder at the longest of the lengths for which there are texts and time: the length and its plan."""
     own = pieces.shuffled(wikipedia() if texts is None else texts)
-    least = [LEAST.search, *[LEAST.prove] * TRIES]
-    enough = [
-        length
-        for length in lengths
-        if pieces.deal(pieces.cut(pretrained, own, length, sum(least)), least, least) is not None
-    ]
+    least = LEAST.search + LEAST.prove
+    enough = [length for length in lengths if len(pieces.cut(pretrained, own, length, least)) == least]
     if not enough:  # refused in words
         parts(pretrained, texts, lengths[-1], LEAST, None)
     probe = min(_PROBE, enough[0])

@@ -153,14 +153,24 @@ class Run:
         exams = self._begun.parts.search
         steps = sum(exam.data.steps for exam in exams)
         advance = self._stage("loss of whole assignments", steps * points)
-        planned = [exam.items for exam in self._begun.parts.proofs[0]]
+        counts = self._begun.plan.counts
+        planned = [
+            min(exam.items, counts.prove_second if exam.second else counts.prove) if exam.clustered else exam.items
+            for exam in self._begun.parts.proofs[0]
+        ]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
         return self._search.run(points, advance, lambda: self._may_search(spent))
 
     def _may_search(self, spent: Time) -> bool:
         """Whether the loss of another assignment can be measured, and still be proved."""
         needed = sum(exam.entries for exam in self._begun.parts.search)
-        return self._in_time(spent, _PAIR * LEAST.prove + needed)
+        return self._in_time(spent, self._least + needed)
+
+    @property
+    def _least(self) -> int:
+        """Forwards of the shortest proof."""
+        exams = self._begun.parts.proofs[0]
+        return _PAIR * sum(LEAST.prove_second if exam.second else LEAST.prove for exam in exams)
 
     def _shortest(self, spent: Time, choices: Choices, best: Measured | None) -> Measured | None:
         """The fastest by the model's clock: what was found so far, or with a method that shortens the sequence."""
@@ -172,7 +182,7 @@ class Run:
         if alone and best is not None:
             name = max(alone, key=lambda each: each[0])[1].pruning
             names = next(names for names in self._shorter if name in names)
-            raced += self._strongest(spent, names, choices.within(best.point.harm * _ROOM), advance)
+            raced += self._strongest(spent, names, choices.milder(best.point, _ROOM), advance)
         speedup, found = max(raced, key=lambda each: each[0], default=(1.0, None))
         if found is None or speedup <= 1:
             return best
@@ -215,14 +225,14 @@ class Run:
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
-                advance, lambda: self._in_time(spent, _PAIR), pruning,
+                advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.proofs.index(exams),
             )  # fmt: skip
             self._tries.append(found)
             if found.holds:
                 return point, pruning
-            point = choices.within(point.harm * _TIGHTER)
+            point = choices.milder(point, _TIGHTER)
             pruning = None if pruning is None else shorten.milder(self._shorter, pruning)
-            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, _PAIR * LEAST.prove):
+            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, self._least):
                 return None
         return None
 
@@ -257,7 +267,11 @@ class Run:
     def _held_against(self, spent: Time, proved: Point) -> Rival | None:
         """One method for all heads, where there is time for it."""
         exam, lost = self._begun.parts.proofs[len(self._tries) - 1][0], self._tries[-1].lost[0]
-        other = None if self._choices is None else rival.chosen(self._choices, proved)
+        other = (
+            None
+            if self._choices is None
+            else rival.chosen(self._choices, proved, self._search.measured if self._search else ())
+        )
         if other is None or not self._in_time(spent, _PAIR * lost.looks):
             return None
         name, point = other
