@@ -53,7 +53,7 @@ def tune(
             callback=_share,
         ),
     ] = "1%",
-    phase: Annotated[str, typer.Option(help="Of the model's work: prefill, or decode.")] = "prefill",
+    phase: Annotated[str, typer.Option(help="Of the model's work: prefill, decode, or both, in one file.")] = "prefill",
     length: Annotated[
         int | None,
         typer.Option(help="Tokens. Default: the longest that fits the model and the minutes.", callback=counted()),

@@ -20,7 +20,7 @@ from dynattn.lab.tune.layers import clocked, places
 from dynattn.lab.tune.own import found
 from dynattn.lab.tune.parts import Exams, Parts, forwards, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
-from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.settings import Settings, share_of_prefill
 from dynattn.lab.tune.store import Store
 
 _LENGTHS = (4096, 2048, 1024, 512, 256)
@@ -200,7 +200,7 @@ def _refuse_few(settings: Settings, exams: Exams, attempt: int) -> None:
 
 
 def _too_little(settings: Settings, clock: Clock, least: float, length: int) -> ValueError:
-    wanted = (least + clock.spent) / 60
+    wanted = (least + clock.spent) / 60 / share_of_prefill(settings.phase)
     return ValueError(
         f"tune: minutes must suffice for the least that a claim needs, about {wanted:.1f} at {length} tokens on this "
         f"machine: got {settings.minutes:g}; pass more --minutes, or a shorter --length"

@@ -31,7 +31,7 @@ from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.results import Lost, Raced
 from dynattn.lab.tune.search import GOOD
-from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.settings import LEAST_LENGTH, Settings
 from dynattn.lab.tune.store import Store
 
 LENGTH = 2048
@@ -126,6 +126,7 @@ class Run:
         store: of results.
         stage: shows progress.
         clock: tells the time that is left.
+        length: tokens of the prompt; None for the settings'.
 
     Raises:
         ValueError: the model is no decoder, the length is beyond its context, or there are too few texts.
@@ -133,11 +134,11 @@ class Run:
 
     def __init__(
         self, settings: Settings, texts: Sequence[Text] | None, pretrained: Pretrained, store: Store, stage: Stage,
-        clock: Clock,
+        clock: Clock, length: int | None = None,
     ) -> None:  # fmt: skip
         self._settings, self._pretrained, self._store = settings, pretrained, store
         self._stage, self._clock = stage, clock
-        self._length = settings.length or LENGTH
+        self._length = length or settings.length or LENGTH
         self._parts = _parts(pretrained, texts, self._length)
         self._considered: list[Considered] = []
         self._tries: list[Tried] = []
@@ -305,6 +306,11 @@ def _loaded(name: str) -> ways.Way:
     return replace(way, implementation=register(SDPA)[0])
 
 
+def room(pretrained: Pretrained) -> int:
+    """The most tokens that a prompt can have."""
+    return pretrained.model.config.get_text_config().max_position_embeddings - AFTER
+
+
 class _Held(NamedTuple):
     loss: float
     worst: float
@@ -317,11 +323,12 @@ def _parts(pretrained: Pretrained, texts: Sequence[Text] | None, length: int) ->
         raise ValueError(
             f"tune: only decoders decode: {pretrained.name} is of kind {pretrained.kind}; leave --phase out"
         )
-    most = pretrained.model.config.get_text_config().max_position_embeddings
-    if length + AFTER > most:
+    most = room(pretrained)
+    if length > most:
+        less = f"pass --length {most} or less" if most >= LEAST_LENGTH else "take a model of a longer context"
         raise ValueError(
             f"tune: length must leave room for {AFTER} tokens after the prompt: got {length}, {pretrained.name} takes "
-            f"{most}; pass --length {most - AFTER} or less"
+            f"{most + AFTER}; {less}"
         )
     given = pieces.shuffled(wikipedia() if texts is None else texts)
     least = _SEARCH + _LEAST
