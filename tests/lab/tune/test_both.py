@@ -140,5 +140,5 @@ def test_an_encoder_has_no_two_phases_and_this_is_said_before_the_work(found, ti
 
 def test_a_context_too_short_to_decode_in_is_said_so(found, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "AFTER", 250)
-    with pytest.raises(ValueError, match="leave room for 250 tokens .* takes 256; take a model of a longer context"):
+    with pytest.raises(ValueError, match=r"leave room for 250 tokens .* takes 256; take a model of a longer context"):
         _run(tiny_decoder, many_texts, tmp_path)

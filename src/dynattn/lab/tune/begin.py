@@ -42,6 +42,7 @@ class Begun:
         plan: what is done in the time.
         parts: the exams.
         entry: seconds that the dense model takes for an entry of an exam.
+        asked: the length with which the exams were made; None for inputs of one size.
     """
 
     pretrained: Pretrained
@@ -49,6 +50,7 @@ class Begun:
     plan: Plan
     parts: Parts
     entry: float
+    asked: int | None
 
 
 def given(settings: Settings) -> tuple[Text, ...] | None:
@@ -102,7 +104,7 @@ def begin(
     made = parts(pretrained, texts, length, chosen.counts, settings.task)
     for attempt, exams in enumerate(made.proofs, start=1):
         _refuse_few(settings, exams, attempt)
-    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made, entry)
+    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made, entry, length)
 
 
 def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:

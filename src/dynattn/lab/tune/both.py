@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,7 +17,8 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.terminal import say
 from dynattn.lab.tune import decode, decode_told, document, terminal, write
-from dynattn.lab.tune.begin import begin
+from dynattn.lab.tune.ahead import Ahead
+from dynattn.lab.tune.begin import Begun, begin
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode import Decoding
 from dynattn.lab.tune.results import Tuning
@@ -46,7 +47,7 @@ class Both(Record):
 
 def tune(
     settings: Settings, texts: Sequence[Text] | None, pretrained: Pretrained, stores: tuple[Store, Store], stage: Stage,
-    clocks: tuple[Clock, Clock],
+    clocks: tuple[Clock, Clock], ahead: Callable[[Begun], Ahead],
 ) -> Both:  # fmt: skip
     """Tune prefill, and then decoding after a prompt that was read densely.
 
@@ -57,6 +58,7 @@ def tune(
         stores: of results, one a phase.
         stage: shows progress.
         clocks: tell the time that is left, for prefill and for all.
+        ahead: measures prefill in other processes.
 
     Raises:
         ValueError: the model is no decoder, a length, the texts or the minutes do not suffice.
@@ -68,7 +70,8 @@ def tune(
     room = decode.room(pretrained)
     length = min(begun.length, room) if room >= LEAST_LENGTH else begun.length
     after = decode.Run(settings, given, pretrained, stores[1], stage, clocks[1], length)
-    prefill = Run(replace(settings, phase="prefill"), begun, stores[0], stage, clocks[0]).tune()
+    with ahead(begun) as others:
+        prefill = Run(replace(settings, phase="prefill"), begun, stores[0], stage, clocks[0], others).tune()
     return Both(prefill=prefill, decode=after.tune())
 
 

@@ -17,7 +17,8 @@ from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
 from dynattn.lab.reports import shown
 from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.lab.tune import both, decode, decode_told
-from dynattn.lab.tune.begin import begin, given
+from dynattn.lab.tune.ahead import Ahead, Job
+from dynattn.lab.tune.begin import Begun, begin, given
 from dynattn.lab.tune.both import Both
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode import Decoding
@@ -33,7 +34,9 @@ from dynattn.lab.tune.write import tuned
 _SECONDS_A_MINUTE = 60.0
 
 
-def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding | Both:
+def run(
+    settings: Settings, output: Path, console: Console, workers: int = 1, ray: bool = False
+) -> Tuning | Decoding | Both:
     """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
 
     Where dense attention is to be kept there is no ``model.dynattn.json``. The folder of ``--phase decode`` ends in
@@ -43,6 +46,8 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding
         settings: what to tune.
         output: folder in which the model's is made.
         console: where to print.
+        workers: processes for what can be measured apart, among which torch's threads are divided.
+        ray: measure it on a Ray cluster.
 
     Returns:
         The record.
@@ -51,6 +56,8 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding
         ValueError, OSError, ImportError, RuntimeError: something that is asked for cannot be, data or a package is
             missing, or a file cannot be written.
     """
+    if settings.phase == "decode" and (workers > 1 or ray):
+        raise ValueError("tune: --workers and --ray are of the prefill phase: leave them or --phase decode out")
     seconds = settings.minutes * _SECONDS_A_MINUTE
     clock, prefill = Clock(seconds), Clock(seconds * share_of_prefill(settings.phase))
     ending = "" if settings.phase == "prefill" else f"-{settings.phase}"
@@ -67,17 +74,26 @@ def run(settings: Settings, output: Path, console: Console) -> Tuning | Decoding
             task = None if settings.task is None else written(settings.task)
             key = settings.digest(texts, [weights, torch.get_num_threads(), _here(), task])
             store = Store(stages_file, key)
+
+            def ahead(begun: Begun) -> Ahead:
+                job = Job(
+                    settings.model, settings.dtype, texts, begun.asked, begun.plan.counts, settings.task,
+                    settings.max_loss,
+                )  # fmt: skip
+                return Ahead(job, store, workers, torch.get_num_threads(), ray)
+
             if settings.phase == "both":
                 advance()
                 stores = store, Store(decode_stages, key)
-                found = both.tune(settings, texts, pretrained, stores, stage, (prefill, clock))
+                found = both.tune(settings, texts, pretrained, stores, stage, (prefill, clock), ahead)
             elif settings.phase == "decode":
                 advance()
                 found = decode.Run(settings, texts, pretrained, store, stage, clock).tune()
             else:
                 begun = begin(settings, texts, pretrained, store, clock)
                 advance()
-                found = Run(settings, begun, store, stage, clock).tune()
+                with ahead(begun) as others:
+                    found = Run(settings, begun, store, stage, clock, others).tune()
         in_words, as_file, as_page = _told(found)
         with shown(lambda: in_words(console), console, report, record):
             write_record(found, record)

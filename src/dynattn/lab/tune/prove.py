@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,11 +26,14 @@ from dynattn.lab.tune.search import set_assignment
 from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
 
+if TYPE_CHECKING:
+    from dynattn.lab.tune.ahead import Ahead, Ask
+
 
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
     max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None = None,
-    data: int | None = None,
+    data: int | None = None, ahead: Ahead | None = None,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
@@ -47,25 +51,28 @@ def prove(
         in_time: whether another text may be begun.
         pruning: the name of the method that shortens the sequence besides; None for none.
         data: number of the first try with these exams, whose dense scores hold; None for this one.
+        ahead: scores entries before they are asked for.
 
     Returns:
         What was lost. Where the first exam is refuted the others say what they had seen by then.
     """
     data = number if data is None else data
     takers = [
-        _Taker(exam, exam.proof(max_loss, number + 1, most), f"{data} {exam.task.name}")
-        for exam, most in zip(exams, worst, strict=True)
+        _Taker(
+            exam, exam.proof(max_loss, number + 1, most), (data, at), f"{pruning} {sorted(methods(assignment).items())}"
+        )
+        for at, (exam, most) in enumerate(zip(exams, worst, strict=True))
     ]
-    tuned = f"{pruning} {sorted(methods(assignment).items())}"
     while True:
         taker = min((each for each in takers if each.goes_on), key=lambda each: each.share, default=None)
         refuted = any(each.verdict is not None and each.verdict.state == "refuted" for each in takers)
         if taker is None or refuted or (taker.looks and not in_time()):
             break
-        part, key = taker.exam.portion(taker.looks, taker.looks + 1), f"{taker.key} {taker.looks}"
-        scorer = _Scorer(part, pretrained, advance)
-        dense = store.once(f"proof dense {key}", scorer.dense)
-        own = store.once(f"proof {key} {tuned}", lambda scorer=scorer: scorer.own(assignment, pruning))
+        if ahead is not None and pruning is None and not store.has(taker.own(taker.looks)):
+            ahead.ask(_next(takers, assignment, ahead.at_once), advance)
+        scorer = Scorer(taker.exam.portion(taker.looks, taker.looks + 1), pretrained, advance)
+        dense = store.once(taker.dense(taker.looks), scorer.dense)
+        own = store.once(taker.own(taker.looks), lambda scorer=scorer: scorer.own(assignment, pruning))
         taker.take(dense, own)
     heads = {module: list(heads) for module, heads in assignment.items()}
     lost = [taker.lost for taker in takers if taker.looks]
@@ -75,11 +82,19 @@ def prove(
 class _Taker:
     """An exam on the way."""
 
-    def __init__(self, exam: Exam, proof: Proof, key: str) -> None:
-        self.exam, self.key, self._proof = exam, key, proof
+    def __init__(self, exam: Exam, proof: Proof, which: tuple[int, int], tuned: str) -> None:
+        self.exam, self.which, self._proof, self._tuned = exam, which, proof, tuned
         self._dense, self._own = np.array([]), np.array([])
         self.looks = 0
         self.verdict: Verdict | None = None
+
+    def dense(self, entry: int) -> str:
+        """The name in the store of the dense model's scores of an entry."""
+        return f"proof dense {self.which[0]} {self.exam.task.name} {entry}"
+
+    def own(self, entry: int) -> str:
+        """The name of the tuned model's."""
+        return f"proof {self.which[0]} {self.exam.task.name} {entry} {self._tuned}"
 
     @property
     def goes_on(self) -> bool:
@@ -111,7 +126,25 @@ class _Taker:
         )  # fmt: skip
 
 
-class _Scorer:
+def _next(takers: Sequence[_Taker], assignment: Assignment, many: int) -> list[Ask]:
+    """So many of the entries that come next."""
+    from dynattn.lab.tune.ahead import Ask
+
+    taker = min((each for each in takers if each.goes_on), key=lambda each: each.share)
+    heads = {module: tuple(names) for module, names in assignment.items()}
+    part, exam = taker.which
+    entries = range(taker.looks, min(taker.looks + max(1, many), taker.exam.entries))
+    return [
+        ask
+        for entry in entries
+        for ask in (
+            Ask(taker.dense(entry), "dense", part=part, exam=exam, entry=entry),
+            Ask(taker.own(entry), "own", assignment=heads, part=part, exam=exam, entry=entry),
+        )
+    ]
+
+
+class Scorer:
     """Scores an entry with the dense model and with the tuned one."""
 
     def __init__(self, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]) -> None:

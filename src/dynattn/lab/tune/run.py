@@ -14,6 +14,7 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.timing import LEAST_ROUNDS
 from dynattn.lab.tune import rival, sensitivity, shorten
+from dynattn.lab.tune.ahead import Ahead, Ask
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
@@ -25,7 +26,7 @@ from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
 from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Shortened, Time, Try, Tuning
-from dynattn.lab.tune.search import Measured, Search, dense
+from dynattn.lab.tune.search import Measured, Search, dense, key
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 from dynattn.lab.tune.times import Costs
@@ -52,9 +53,13 @@ class Run:
         store: the store of results.
         stage: shows progress.
         clock: tells the time that is left.
+        ahead: measures in other processes what does not depend on each other.
     """
 
-    def __init__(self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock, ahead: Ahead | None = None
+    ) -> None:
+        self._ahead = ahead
         self._settings, self._begun, self._store, self._stage, self._clock = settings, begun, store, stage, clock
         self._began = time.perf_counter()
         self._pretrained = begun.pretrained
@@ -134,10 +139,14 @@ class Run:
         where = places(self._pretrained, inputs)
         looked = [(exam, index) for exam in search for index in range(self._looked(exam))]
         advance = self._stage("what each head can spare", len(looked))
+        if self._ahead is not None:
+            self._ahead.ask([
+                Ask(_harm(exam, index), "harm", names=names, exam=search.index(exam), entry=index)
+                for exam, index in looked
+            ])  # fmt: skip
         harms = []
         for exam, index in looked:
-            key = f"harm {exam.task.name} {index}"
-            harms.append(self._store.once(key, lambda e=exam, i=index: self._harm(e, i, where, names)))
+            harms.append(self._store.once(_harm(exam, index), lambda e=exam, i=index: self._harm(e, i, where, names)))
             advance()
         return Choices(self._costs, _both(harms, [exam.second for exam, _ in looked]), names)
 
@@ -159,6 +168,12 @@ class Run:
             for exam in self._begun.parts.proofs[0]
         ]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
+        if self._ahead is not None and points:
+            first = [each.assignment for each in self._search.foreseen(points)]
+            self._ahead.ask([
+                Ask(key(each, None), "lost", assignment={module: tuple(heads) for module, heads in each.items()})
+                for each in first
+            ])  # fmt: skip
         return self._search.run(points, advance, lambda: self._may_search(spent))
 
     def _may_search(self, spent: Time) -> bool:
@@ -226,6 +241,7 @@ class Run:
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
                 advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.proofs.index(exams),
+                self._ahead,
             )  # fmt: skip
             self._tries.append(found)
             if found.holds:
@@ -333,6 +349,11 @@ class Run:
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in exam.inputs(index).items()
         }
+
+
+def _harm(exam: Exam, index: int) -> str:
+    """The name in the store of what a text tells about harm."""
+    return f"harm {exam.task.name} {index}"
 
 
 def _both(harms: Sequence[sensitivity.Harm], second: Sequence[bool]) -> sensitivity.Harm:

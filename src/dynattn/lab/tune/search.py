@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -129,8 +128,10 @@ class Search:
     def lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Measured:
         """What an assignment loses together with a method that shortens the sequence."""
         found = self._store.once(
-            f"measured {pruning} {sorted(methods(point.assignment).items())}",
-            lambda: self._lost(point, pruning, advance),
+            key(point.assignment, pruning),
+            lambda: scores(
+                self._pretrained, point.assignment, pruning, self._exams, self._dense, self._max_loss, advance
+            ),
         )
         losses, worst, used = [], [], 0.0
         for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=False):
@@ -151,11 +152,23 @@ class Search:
         power, offset = _line(known)
         return math.exp((math.log(loss) - offset) / power)
 
-    def _begin(self) -> Iterator[Point]:
-        """What is measured first."""
+    def foreseen(self, points: int) -> list[Point]:
+        """Points that will be measured first, whatever the others lose."""
+        return list(self._first())[: max(1, points - _REFINED)]
+
+    def _first(self) -> Iterator[Point]:
         choices = self.choices
         saved = np.cumsum([move.saved for move in choices.moves])
         yield choices.point(int(np.searchsorted(saved, _FIRST * choices.most.saved)) + 1)
+        for family in choices.singles:
+            path = choices.through(family[0])
+            if path.moves != choices.moves:
+                yield choices.point(path.single, path)
+
+    def _begin(self) -> Iterator[Point]:
+        """What is measured first."""
+        choices = self.choices
+        yield next(self._first())
         for family in choices.singles:
             for name in family:
                 path = choices.through(name)
@@ -219,16 +232,35 @@ class Search:
         proof = exam.proof(self._max_loss, 1, worst)
         return min(proof.foresee(dense, own, items).high, _FAR) / proof.max_loss
 
-    def _lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Any:
-        """The scores in each exam; the second is left out where far more was lost in the first than is allowed."""
-        implementation, found = set_assignment(self._pretrained, point.assignment), []
-        with shortening(self._pretrained, pruning):
-            for exam, dense in zip(self._exams, self._dense, strict=True):
-                own = exam.scores(exam.outcome(self._pretrained, implementation, advance), dense)
-                found.append(own.tolist())
-                if exam.loss(own, exam.scores(dense, dense)) > _HOPELESS * exam.limit(self._max_loss):
-                    break
-        return found
+
+def scores(
+    pretrained: Pretrained, assignment: Assignment, pruning: str | None, exams: Exams, dense: Sequence[Outcome],
+    max_loss: float, advance: Callable[[], None],
+) -> list[list[float]]:  # fmt: skip
+    """The scores in each exam; the second is left out where far more was lost in the first than is allowed.
+
+    Args:
+        pretrained: the model; it is left with the assignment.
+        assignment: the assignment of methods.
+        pruning: the name of the method that shortens the sequence besides; None for none.
+        exams: the exams of the search.
+        dense: the dense model's outcomes.
+        max_loss: relative.
+        advance: called after each step.
+    """
+    implementation, found = set_assignment(pretrained, assignment), []
+    with shortening(pretrained, pruning):
+        for exam, its in zip(exams, dense, strict=True):
+            own = exam.scores(exam.outcome(pretrained, implementation, advance), its)
+            found.append(own.tolist())
+            if exam.loss(own, exam.scores(its, its)) > _HOPELESS * exam.limit(max_loss):
+                break
+    return found
+
+
+def key(assignment: Assignment, pruning: str | None) -> str:
+    """The name in the store of what an assignment scores."""
+    return f"measured {pruning} {sorted(methods(assignment).items())}"
 
 
 def _line(known: Sequence[tuple[float, float]]) -> tuple[float, float]:
