@@ -189,6 +189,13 @@ def test_workers_are_refused_where_there_is_nothing_for_them(tiny_decoder, many_
         run(_settings(tiny_decoder, many_texts, phase="decode"), tmp_path, console(io.StringIO()), workers=2)
 
 
+def test_where_ray_is_missing_this_is_said_before_the_work(tiny_decoder, many_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("dynattn.lab.tune.command.find_spec", lambda _: None)
+    monkeypatch.setattr("dynattn.lab.tune.command.load", None)
+    with pytest.raises(ImportError, match="--ray needs Ray: pip install"):
+        run(_settings(tiny_decoder, many_texts), tmp_path, console(io.StringIO()), ray=True)
+
+
 def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "clocked", lambda *_: Clocked(1.0, {"m": 0.01}))
     monkeypatch.setattr(stages, "clock_candidates", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -58,6 +59,8 @@ def run(
     """
     if settings.phase == "decode" and (workers > 1 or ray):
         raise ValueError("tune: --workers and --ray are of the prefill phase: leave them or --phase decode out")
+    if ray and find_spec("ray") is None:
+        raise ImportError("tune: --ray needs Ray: pip install 'dynattn[ray]', or leave it out for --workers")
     seconds = settings.minutes * _SECONDS_A_MINUTE
     clock, prefill = Clock(seconds), Clock(seconds * share_of_prefill(settings.phase))
     ending = "" if settings.phase == "prefill" else f"-{settings.phase}"
