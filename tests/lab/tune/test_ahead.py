@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.tune import ahead as module
-from dynattn.lab.tune.ahead import Ahead, Ask, Job
+from dynattn.lab.tune.ahead import Ahead, Job
+from dynattn.lab.tune.ask import Ask
 from dynattn.lab.tune.plan import Counts
 from dynattn.lab.tune.store import Store
 

@@ -12,7 +12,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,7 @@ from dynattn.lab.models import Pretrained, load
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.tune import prove, search, sensitivity
+from dynattn.lab.tune.ask import Ask
 from dynattn.lab.tune.layers import Place, places
 from dynattn.lab.tune.parts import Parts, parts
 from dynattn.lab.tune.plan import Counts
@@ -46,29 +47,6 @@ class Job(NamedTuple):
     counts: Counts
     task: str | None
     max_loss: float
-
-
-class Ask(NamedTuple):
-    """Something to measure.
-
-    Attributes:
-        key: its name in the store.
-        kind: ``harm`` of candidates by a text; ``lost`` by an assignment on the search's data; ``dense`` and ``own``
-            scores of an entry of the proof.
-        names: candidates.
-        assignment: the method of each head.
-        part: which of the proofs.
-        exam: which exam of the part.
-        entry: which entry of it.
-    """
-
-    key: str
-    kind: Literal["harm", "lost", "dense", "own"]
-    names: tuple[str, ...] = ()
-    assignment: dict[str, tuple[str, ...]] | None = None
-    part: int = 0
-    exam: int = 0
-    entry: int = 0
 
 
 class Ahead:

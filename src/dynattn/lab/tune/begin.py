@@ -13,10 +13,11 @@ import numpy as np
 from dynattn.integrations.transformers import register
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Kind, Pretrained, facts
+from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, read, wikipedia
 from dynattn.lab.tune import pieces, shorten
 from dynattn.lab.tune.clock import Clock
-from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.layers import Clocked, clocked, places
 from dynattn.lab.tune.own import found
 from dynattn.lab.tune.parts import Exams, Parts, forwards, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
@@ -150,7 +151,7 @@ def _longest(
     ids = pieces.cut(pretrained, own, probe, 1)[0].ids.to(pretrained.model.device)
     inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
     places(pretrained, inputs | {"input_ids": ids[:, :_FEW]})  # refuses, and warms up
-    seen = clocked(pretrained, inputs)
+    seen = _sooner(pretrained, inputs)
     inside = sum(seen.modules.values())
     least_time = math.inf
     for length in enough:
@@ -172,7 +173,7 @@ def _planned(
     exam, second = few.search[0], len(few.search) > 1
     inputs = exam.inputs(0)
     places(pretrained, inputs)
-    seen = clocked(pretrained, inputs)
+    seen = _sooner(pretrained, inputs)
     if settings.task is None:
         forward = seen.forward * forwards(pretrained.kind)
     else:  # a score can take any number of forwards
@@ -185,6 +186,11 @@ def _planned(
         least = least_seconds(forward, seen.share, second, shorter, seen.forward)
         raise _too_little(settings, clock, least, exam.data.length)
     return [length, asdict(its), forward]
+
+
+def _sooner(pretrained: Pretrained, inputs: Inputs) -> Clocked:
+    """The faster of two forwards: one alone is ten times as slow where something else just runs."""
+    return min((clocked(pretrained, inputs) for _ in range(2)), key=lambda each: each.forward)
 
 
 def _refuse_few(settings: Settings, exams: Exams, attempt: int) -> None:

@@ -30,6 +30,7 @@ _PASSAGES = 10  # for each item that the plan counts: many ranks are needed, and
 _QUERIES_A_PASSAGE = 6
 _QUERY_OF_A_PASSAGE = 1 / 12  # the tokens of a query over those of its passage, about
 _PICTURES = 3  # for each item that the plan counts
+_OF_A_RECORDING = 0.5  # the plan counts more than there are
 _RECORDINGS = 64  # more than there are
 
 Exams = tuple[Exam, ...]
@@ -73,10 +74,10 @@ def parts(
     return _speech(pretrained)
 
 
-def forwards(kind: Kind) -> int:
+def forwards(kind: Kind) -> float:
     """How many forwards of full length an item that the plan counts stands for."""
     queries = _PASSAGES * _QUERIES_A_PASSAGE * _QUERY_OF_A_PASSAGE
-    return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
+    return {"encoder": _PASSAGES + queries, "vision": _PICTURES, "speech": _OF_A_RECORDING}.get(kind, 1)
 
 
 def _each(make: Callable[[int], Exams]) -> Parts:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.tasks import Outcome
+from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
@@ -26,14 +26,11 @@ from dynattn.lab.tune.search import set_assignment
 from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
 
-if TYPE_CHECKING:
-    from dynattn.lab.tune.ahead import Ahead, Ask
-
 
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
     max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None = None,
-    data: int | None = None, ahead: Ahead | None = None,
+    data: int | None = None, ahead: Asked | None = None,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
@@ -128,8 +125,6 @@ class _Taker:
 
 def _next(takers: Sequence[_Taker], assignment: Assignment, many: int) -> list[Ask]:
     """So many of the entries that come next."""
-    from dynattn.lab.tune.ahead import Ask
-
     taker = min((each for each in takers if each.goes_on), key=lambda each: each.share)
     heads = {module: tuple(names) for module, names in assignment.items()}
     part, exam = taker.which

@@ -14,7 +14,7 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.timing import LEAST_ROUNDS
 from dynattn.lab.tune import rival, sensitivity, shorten
-from dynattn.lab.tune.ahead import Ahead, Ask
+from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
@@ -57,7 +57,7 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock, ahead: Ahead | None = None
+        self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock, ahead: Asked | None = None
     ) -> None:
         self._ahead = ahead
         self._settings, self._begun, self._store, self._stage, self._clock = settings, begun, store, stage, clock
