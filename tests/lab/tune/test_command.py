@@ -167,6 +167,7 @@ def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_de
     assert (found.verdict, found.heads, found.tries) == (whole.verdict, whole.heads, whole.tries)
 
 
+@pytest.mark.slow
 def test_workers_find_what_one_process_finds(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     settings = _settings(tiny_decoder, many_texts)
     alone, _ = _tuned(settings, tmp_path / "alone")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,18 +90,30 @@ def _texts(draw: np.random.Generator, loss: float, blocks: int = 16, texts: int 
     return Exam(_Nats(), Prepared(labels, texts, (), 8, "", payload), clustered=True)
 
 
-def test_blocks_of_a_text_that_lose_alike_make_no_more_false_claims():
-    """As independent items they would: a text that loses little looks like sixteen of them."""
+def _scores(exam: Exam) -> tuple[np.ndarray, np.ndarray]:
+    """(items,) of the dense model and of the tuned one."""
+    dense, own = (Outcome(np.concatenate([each[k] for each in exam.data.payload]), None) for k in (0, 1))
+    return exam.scores(dense, dense), exam.scores(own, dense)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_blocks_of_a_text_that_lose_alike_make_no_more_false_claims(clustered):
+    """As independent items they do: a text that loses little looks like sixteen of them."""
     draw = np.random.default_rng(5)
-    runs, wrong = 300, 0
+    runs, wrong = 1000, 0
     for _ in range(runs):
-        exam, search = _texts(draw, LIMIT), _texts(draw, LIMIT, texts=4)
-        search_own, search_dense = (np.array([each[k].mean() for each in search.data.payload]) for k in (1, 0))
-        worst = exam.worst(search_own, search_dense, LIMIT)
-        found = prove(0, {"m": ("nm-1-2",)}, [worst], (exam,), _Model(), LIMIT, _Once(), lambda: None, lambda: True)  # type: ignore[arg-type]
-        assert found.lost[0].items == found.lost[0].looks
-        wrong += found.holds
-    assert wrong <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5
+        exam, search = (replace(_texts(draw, LIMIT, texts=texts), clustered=clustered) for texts in (60, 4))
+        (dense, own), (search_dense, search_own) = _scores(exam), _scores(search)
+        proof = exam.proof(LIMIT, 0, exam.worst(search_own, search_dense, LIMIT))
+        wrong += proof.p_values(dense[None], own[None])[0] <= proof.spends
+    assert (wrong <= 0.05 * runs + 2 * (0.05 * 0.95 * runs) ** 0.5) == clustered
+
+
+def test_a_text_is_an_item_of_the_proof():
+    found = prove(0, {"m": ("nm-1-2",)}, [0.2], (_texts(np.random.default_rng(5), 0.001),), _Model(), LIMIT, _Once(),  # type: ignore[arg-type]
+                  lambda: None, lambda: True)  # fmt: skip
+    assert found.holds
+    assert found.lost[0].items == found.lost[0].looks < 60
 
 
 def test_a_further_try_on_the_same_texts_takes_the_dense_scores_that_are_there(tmp_path):
