@@ -5,6 +5,7 @@
     python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
     python benchmarks/tune.py table              # the table of docs/tune.md from the records of prefill
     python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
+    python benchmarks/tune.py smollm2 --phase both --minutes 20                        # smollm2-both.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
 the model, and what it loses on the data of the proof, which neither has seen. A run that was killed goes on in reports/
@@ -40,7 +41,7 @@ def with_table(page: str) -> str:
         ValueError: the page has no place for it.
     """
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".dynattn" not in path.name]
-    found = [each for each in found if each["phase"] == "prefill"]
+    found = [each for each in found if each.get("phase") == "prefill"]  # records of decoding have none
     columns = ["", "whole model", "loss: measured, below", "best single method for all heads", "whole model", "loss"]
     text = f"{describe(found[0]['machine'])}:\n\n{markdown(columns, [_cells(each) for each in found])}"
     return rewritten(page, START, text, END, "tune")
@@ -65,14 +66,21 @@ def main(arguments: list[str]) -> int:
     return max(_record(model, options) for model in models)
 
 
+def _ending(options: list[str]) -> str:
+    """What the command adds to the folder's name."""
+    for phase in ("decode", "both"):
+        if f"--phase={phase}" in options or (phase in options and options[options.index(phase) - 1] == "--phase"):
+            return f"-{phase}"
+    return ""
+
+
 def _record(model: str, options: list[str]) -> int:
     command = [sys.executable, "-m", "dynattn", "tune", model, "--threads", str(machine()["cores"])]
     if model in MINUTES and "--minutes" not in options:
         options = [*options, "--minutes", str(MINUTES[model])]
     code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode
     RESULTS.mkdir(parents=True, exist_ok=True)
-    decoding = "decode" in options or "--phase=decode" in options
-    named = f"{model}-decode" if decoding else model
+    named = model + _ending(options)
     for name, kept in FILES.items():
         found = Path("reports") / f"tune-{named}" / name
         if code == 0 and found.exists():

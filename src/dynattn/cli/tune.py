@@ -53,7 +53,7 @@ def tune(
             callback=_share,
         ),
     ] = "1%",
-    phase: Annotated[str, typer.Option(help="Of the model's work: prefill, or decode.")] = "prefill",
+    phase: Annotated[str, typer.Option(help="Of the model's work: prefill, decode, or both, in one file.")] = "prefill",
     length: Annotated[
         int | None,
         typer.Option(help="Tokens. Default: the longest that fits the model and the minutes.", callback=counted()),
@@ -63,6 +63,11 @@ def tune(
     task: Annotated[
         str | None, typer.Option(help="Your own task, module:function; docs/tune.md says what it gives.")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes for what can be measured apart; each has the model.", callback=counted(most=4096)),
+    ] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Measure it on a Ray cluster.")] = False,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
     output: Reports = Path("reports"),
@@ -85,4 +90,4 @@ def tune(
             model=model, texts=texts, max_loss=share(max_loss), phase=cast(Any, phase), length=length, dtype=dtype,
             minutes=minutes, task=task,
         )  # fmt: skip
-        run(settings, output, console())
+        run(settings, output, console(), workers, ray)

@@ -30,6 +30,7 @@ _FIRST = 0.5  # the share of the largest bet that is staked before any item is k
 _LOST = 1e-300  # the wealth after an item that is worse than it may be: what is lost stays lost
 _STEP = 0.95  # the ratio of one loss that is tried to the next lower one
 _HALVINGS = 20  # how often the last step is halved
+_MOST = 700.0  # nats; the exponential of more is no number
 _FAR = 20.0  # nats; no bound beyond this is looked for
 
 
@@ -233,7 +234,7 @@ class Proof:
 
     def _loss(self, dense: np.ndarray, sparse: np.ndarray) -> float:
         if self.of == "perplexity":
-            return math.expm1(float((sparse - dense).mean()))
+            return math.expm1(min(float((sparse - dense).mean()), _MOST))
         mean = float(dense.mean()) - self.lowest
         return 1 - (float(sparse.mean()) - self.lowest) / mean if mean > 0 else math.nan
 

@@ -393,6 +393,8 @@ WRONG = {
     "pruning must be a string or null": _change("pruning", to=3),
     "pruning must be the name of a method that shortens": _change("pruning", to="nm-1-2"),
     "versions.torch must be a string": _change("versions", "torch", to=2),
+    "decoding must be left out unless": _change("decoding", to="nm-1-2"),
+    "decoding must be a string or null": _change("decoding", to=1),
     "machine must be an object": _change("machine", to=[1]),
 }
 

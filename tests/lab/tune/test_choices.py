@@ -84,3 +84,37 @@ def test_an_assignment_is_a_method_for_each_module():
     assert parse(found["b"])
     assert assignment.shares({"a": (FAST, FAST), "b": (FAST, "dense")}) == {FAST: 0.75, "dense": 0.25}
     assert assignment.shown(SDPA) == "dense, PyTorch's kernel"
+
+
+def test_a_path_through_a_method_for_all_heads_begins_dense_and_goes_on_to_faster_ones():
+    choices = _choices()
+    path = choices.through(FAST)
+    assert choices.point(0, path).assignment == choices.point(0).assignment
+    assert choices.point(path.single, path).assignment == choices.everywhere(FAST).assignment
+    assert choices.point(len(path.moves), path).assignment == choices.most.assignment
+    saved = [choices.point(moves, path).saved for moves in range(len(path.moves) + 1)]
+    assert saved == sorted(saved)
+    half = choices.milder(choices.point(path.single, path), 0.5)
+    assert half.through == FAST
+    assert half.harm <= 0.35 + 1e-9
+    assert {name for names in half.assignment.values() for name in names} == {FAST, SDPA}
+
+
+def test_a_head_whose_method_is_slower_than_dense_stays_dense_on_the_path_through_it():
+    slow = {**SECONDS, FAST: 1.5}
+    choices = Choices(Costs({"a": 0, "b": 1}, [SECONDS, slow], [0.0, 0.0], [4, 4]), HARM, (FAST, FASTER))
+    path = choices.through(FAST)
+    assert choices.point(path.single, path).assignment == {"a": (FAST,) * 4, "b": (SDPA,) * 4}
+
+
+def test_methods_for_all_heads_are_looked_at_by_family_the_least_harmful_first():
+    assert _choices().singles == [[FAST], [FASTER]]
+    worse = {module: {**found, FAST: [10.0] * 4} for module, found in HARM.items()}
+    assert Choices(Costs({"a": 0, "b": 0}, [SECONDS], [0.0], [4]), worse, (FAST, FASTER)).singles == [[FASTER], [FAST]]
+
+
+def test_of_a_family_no_method_is_looked_at_that_harms_more_and_is_slower_than_another():
+    seconds = {OWN_DENSE: 1.2, SDPA: 1.0, "nm-1-2": 0.8, "nm-2-4": 0.9, "nm-1-4": 0.5}
+    harm = {"a": {"nm-1-2": [0.1], "nm-2-4": [0.2], "nm-1-4": [0.9]}}
+    choices = Choices(Costs({"a": 0}, [seconds], [0.0], [1]), harm, ("nm-1-2", "nm-2-4", "nm-1-4"))
+    assert choices.singles == [["nm-1-2", "nm-1-4"]]

@@ -43,6 +43,11 @@ with torch.inference_mode():
 
 @pytest.fixture
 def fast(monkeypatch):
+    """See :func:`make_fast`."""
+    make_fast(monkeypatch)
+
+
+def make_fast(monkeypatch):
     """A machine on which sparse attention pays, whatever this one is: half of a forward is attention."""
 
     def clocked(pretrained, inputs):
@@ -58,7 +63,7 @@ def fast(monkeypatch):
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
     def plan(seconds, entry, share, second, shorter=0, forward=None):
-        return Plan(Counts(search=2, search_second=1, prove=10, prove_second=3, candidates=6), 2, 0.1, 3)
+        return Plan(Counts(search=2, search_second=1, prove=20, prove_second=20, candidates=6), 2, 0.1, 3)
 
     # The models are random: what they lose is told all the same.
     monkeypatch.setattr("dynattn.lab.tune.exams.Exam.says_nothing", lambda *_: False)
@@ -76,9 +81,9 @@ def _settings(model: Path, own: Path, **given) -> Settings:
     return Settings(str(model), **{"texts": own, "length": LENGTH, "max_loss": 0.2, "minutes": 1000, **given})
 
 
-def _tuned(settings: Settings, output: Path) -> tuple[Tuning, str]:
+def _tuned(settings: Settings, output: Path, workers: int = 1) -> tuple[Tuning, str]:
     screen = io.StringIO()
-    found = run(settings, output, console(screen))
+    found = run(settings, output, console(screen), workers)
     assert isinstance(found, Tuning)
     return found, screen.getvalue()
 
@@ -123,9 +128,73 @@ def test_a_run_that_was_killed_goes_on_where_it_was(fast, tiny_decoder, many_tex
             _tuned(settings, tmp_path)
     with monkeypatch.context() as patch:  # neither search nor proof runs again
         patch.setattr("dynattn.lab.tune.sensitivity.look", killed)
-        patch.setattr("dynattn.lab.tune.prove._scores", killed)
+        patch.setattr("dynattn.lab.tune.prove.Scorer.own", killed)
         found, _ = _tuned(settings, tmp_path)
     assert found.verdict == "faster"
+
+
+KILLED = """
+import os, signal, sys
+import test_command as own
+from dynattn.lab.tune.store import Store
+
+put = Store.put
+def until(self, name, found):
+    put(self, name, found)
+    if name.startswith("proof dense 0 perplexity 3"):
+        os.kill(os.getpid(), signal.SIGKILL)
+Store.put = until
+with own.pytest.MonkeyPatch.context() as patch:
+    own.make_fast(patch)
+    own._tuned(own._settings(own.Path(sys.argv[1]), own.Path(sys.argv[2])), own.Path(sys.argv[3]))
+"""
+
+
+def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_decoder, many_texts, tmp_path):
+    settings, here = _settings(tiny_decoder, many_texts), Path(__file__)
+    there = f"import sys; sys.path.insert(0, {str(here.parent)!r})"
+    folders = [str(each) for each in (tiny_decoder, many_texts, tmp_path)]
+    ended = subprocess.run([sys.executable, "-c", f"{there}\n{KILLED}", *folders], check=False, capture_output=True)
+    assert ended.returncode == -9, ended.stderr.decode()
+    stages_file = tmp_path / f"tune-{tiny_decoder.name}" / "stages.json"
+    before = json.loads(stages_file.read_text())["found"]
+    assert any(name.startswith("proof dense 0 perplexity 3") for name in before)
+    found, _ = _tuned(settings, tmp_path)
+    after = json.loads(stages_file.read_text())["found"]
+    assert {name: after[name] for name in before} == before
+    assert len(after) > len(before)
+    whole, _ = _tuned(settings, tmp_path / "anew")
+    assert (found.verdict, found.heads, found.tries) == (whole.verdict, whole.heads, whole.tries)
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_process_finds(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    settings = _settings(tiny_decoder, many_texts)
+    alone, _ = _tuned(settings, tmp_path / "alone")
+    for name in (
+        "sensitivity.look",
+        "prove.Scorer.own",
+        "prove.Scorer.dense",
+    ):  # of this process; workers have their own
+        monkeypatch.setattr(f"dynattn.lab.tune.{name}", None)
+    together, _ = _tuned(settings, tmp_path / "together", workers=2)
+    assert together.verdict == alone.verdict == "faster"
+    assert together.heads == alone.heads
+    assert [lost.items for lost in together.tries[-1].lost] == [lost.items for lost in alone.tries[-1].lost]
+    for ours, theirs in zip(together.tries[-1].lost, alone.tries[-1].lost, strict=True):
+        assert ours.tuned == pytest.approx(theirs.tuned, abs=1e-5)
+
+
+def test_workers_are_refused_where_there_is_nothing_for_them(tiny_decoder, many_texts, tmp_path):
+    with pytest.raises(ValueError, match="--workers and --ray are of the prefill phase"):
+        run(_settings(tiny_decoder, many_texts, phase="decode"), tmp_path, console(io.StringIO()), workers=2)
+
+
+def test_where_ray_is_missing_this_is_said_before_the_work(tiny_decoder, many_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("dynattn.lab.tune.command.find_spec", lambda _: None)
+    monkeypatch.setattr("dynattn.lab.tune.command.load", None)
+    with pytest.raises(ImportError, match="--ray needs Ray: pip install"):
+        run(_settings(tiny_decoder, many_texts), tmp_path, console(io.StringIO()), ray=True)
 
 
 def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
@@ -209,7 +278,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
 
 def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 10, 3, 6), 2, 0.1, 3))
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 20, 20, 6), 2, 0.1, 3))
     monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
     monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
     with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):

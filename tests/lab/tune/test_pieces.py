@@ -35,23 +35,22 @@ def test_no_more_pieces_are_cut_than_asked_for(pretrained, texts):
     assert pieces.cut(pretrained, [Text("short", "moon river")], 64, 3) == []
 
 
-def test_no_text_is_in_two_parts_where_there_are_enough(pretrained, many_texts):
-    found = pieces.cut(pretrained, read(many_texts), 64, 60)
-    parts = pieces.deal(found, [10, 12, 12], [2, 4, 4])
-    assert parts is not None
-    assert [len(part) for part in parts] == [10, 12, 12]
-    seen = [{piece.text for piece in part} for part in parts]
-    assert sum(map(len, seen)) == len(seen[0] | seen[1] | seen[2])
+def test_a_text_gives_one_piece_where_there_are_enough_texts(pretrained, many_texts):
+    found = pieces.draw(pretrained, read(many_texts), 64, 60, 10)
+    assert found.apart
+    assert len(found.pieces) == len({piece.text for piece in found.pieces}) == 10
+    assert len(pieces.draw(pretrained, read(many_texts), 64, 7, 5).pieces) == 7
 
 
-def test_no_piece_is_in_two_parts_where_there_is_one_text(pretrained, texts):
-    found = pieces.cut(pretrained, read(texts)[:1], 100, 100)
-    parts = pieces.deal(found, [3, 4, 4], [2, 4, 4])
-    assert parts is not None
-    titles = [piece.title for part in parts for piece in part]
-    assert len(titles) == len(set(titles)) == 11
+def test_where_there_are_too_few_texts_pieces_are_drawn_by_chance_and_this_is_said(pretrained, texts):
+    found = pieces.draw(pretrained, read(texts), 64, 20, 10)
+    assert not found.apart
+    titles = [piece.title for piece in found.pieces]
+    assert len(titles) == len(set(titles)) == 20
+    assert sorted(titles) == sorted(piece.title for piece in pieces.cut(pretrained, read(texts), 64, 20))
+    assert titles != [piece.title for piece in pieces.cut(pretrained, read(texts), 64, 20)]
 
 
-def test_too_few_pieces_make_no_parts(pretrained, texts):
-    assert pieces.deal(pieces.cut(pretrained, read(texts)[:1], 400, 100), [3, 4, 4], [2, 4, 4]) is None
-    assert pieces.deal([], [1, 1], [1, 1]) is None
+def test_too_few_pieces_stay_too_few(pretrained, texts):
+    assert len(pieces.draw(pretrained, read(texts)[:1], 400, 60, 10).pieces) < 10
+    assert pieces.draw(pretrained, [], 64, 60, 10).pieces == []

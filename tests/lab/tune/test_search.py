@@ -96,3 +96,46 @@ def test_other_limits_are_foretold_from_what_was_measured(tmp_path, monkeypatch)
         harm = found.harm_at(loss)
         assert harm is not None
         assert 0.3 * harm == pytest.approx(loss, rel=0.2)
+
+
+def test_a_method_for_all_heads_that_harms_less_than_it_seems_to_is_found(tmp_path, monkeypatch):
+    """What the harm of one method means in loss is not what that of another does."""
+    draw = np.random.default_rng(0)
+    shapes = {f"m{i}": 0 for i in range(MODULES)}
+    harm = {m: {"window-8": list(draw.uniform(0.001, 0.003, HEADS)), "nm-1-2": [0.01] * HEADS} for m in shapes}
+    costs = Costs(shapes, [{OWN_DENSE: 1.0, "window-8": 0.9, "nm-1-2": 0.5}], [0.0], [HEADS])
+    choices = Choices(costs, harm, ("window-8", "nm-1-2"))
+    dense = draw.normal(3, 0.5, ITEMS)
+    exam = Exam(_Nats(), Prepared(tuple(map(str, range(ITEMS))), 1, (), 8, "", [None] * 6))
+    now: dict[str, float] = {}
+
+    def assigned(pretrained, assignment):
+        heads = [name for names in assignment.values() for name in names]
+        now["lost"] = (heads.count("window-8") * 0.03 + heads.count("nm-1-2") * 0.004) / len(heads)
+        return "tuned"
+
+    monkeypatch.setattr(Exam, "outcome", lambda *_: Outcome(dense + now["lost"], None))
+    monkeypatch.setattr(module, "set_assignment", assigned)
+    found = Search(choices, (exam,), None, LIMIT, [ITEMS], Store(tmp_path / "s.json", "k"), [Outcome(dense, None)])  # type: ignore[arg-type]
+    best = found.run(6, lambda: None, lambda: True)
+    assert best is not None
+    assert best.point.saved >= choices.everywhere("nm-1-2").saved
+    assert any(each.point.assignment == choices.everywhere("nm-1-2").assignment for each in found.measured)
+
+
+def test_what_is_hopeless_in_one_exam_is_not_put_through_the_other(tmp_path, monkeypatch):
+    asked = []
+    choices = Choices(
+        Costs({"m": 0}, [{OWN_DENSE: 1.0, "window-8": 0.2}], [0.0], [1]), {"m": {"window-8": [1.0]}}, ("window-8",)
+    )
+    exams = tuple(
+        Exam(_Nats(), Prepared(tuple(map(str, range(ITEMS))), 1, (), 8, "", [None] * 6), second=second)
+        for second in (False, True)
+    )
+    dense = np.full(ITEMS, 3.0)
+    monkeypatch.setattr(Exam, "outcome", lambda self, *_: asked.append(self.second) or Outcome(dense + 1, None))
+    monkeypatch.setattr(module, "set_assignment", lambda *_: "tuned")
+    base = [Outcome(dense, None)] * 2
+    found = Search(choices, exams, None, LIMIT, [ITEMS] * 2, Store(tmp_path / "s.json", "k"), base)  # type: ignore[arg-type]
+    assert not found.lost(choices.most, None, lambda: None).keeps
+    assert asked == [False]

@@ -53,11 +53,13 @@ class Assigned:
         method: what the module keeps in calls of the phase; in others it is dense.
         phase: ``prefill``, ``decode`` (one query and more keys) or ``both``.
         limits: the limits of the claim about it, or None.
+        other: the method of calls of the other phase.
     """
 
     method: Method
     phase: str
     limits: Limits | None
+    other: Method = _DENSE
 
 
 def assign(model: Any, methods: Mapping[str, Method | str], phase: str = "both") -> None:
@@ -113,12 +115,14 @@ def checked(model: Any, methods: Mapping[str, Method | str], phase: str) -> dict
     return {name: found.get(name, _DENSE) for name in names}
 
 
-def put(model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | None) -> None:
+def put(
+    model: Any, methods: Mapping[str, Method], phase: str, limits: Limits | None, other: Method = _DENSE
+) -> None:  # fmt: skip
     """Have the modules hold their methods. This does not change yet how the model attends."""
     if limits is not None:
         _warned.difference_update({said for said in _warned if said[0] == limits.source})
     for name, method in methods.items():
-        setattr(model.get_submodule(name), _ATTRIBUTE, Assigned(method, phase, limits))
+        setattr(model.get_submodule(name), _ATTRIBUTE, Assigned(method, phase, limits, other))
 
 
 def take_back(model: nn.Module) -> None:
@@ -152,7 +156,7 @@ def forward(
             "file is for, or a module came later: call dynattn.integrations.transformers.load(model, path), or assign"
         )
     phase = "decode" if query.shape[2] == 1 and key.shape[2] > 1 else "prefill"
-    method = given.method if given.phase in ("both", phase) else _DENSE
+    method = given.method if given.phase in ("both", phase) else given.other
     if given.limits is not None and not method.keeps_everything:
         _check(given.limits, query.dtype, key.shape[2])
     return attend.forward(module, query, key, value, attention_mask, *args, method=method, **kwargs)

@@ -140,7 +140,8 @@ def filled(model: Any) -> None:
 
 def _give(model: Any, tuned: Tuned, name: str) -> None:
     methods = {module: parse(method) for module, method in tuned.methods.items()}
-    assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)))
+    other = parse(tuned.decoding or "dense")
+    assigned.put(model, methods, tuned.phase, tuned.limits(_path(name)), other)
 
 
 def _path(name: str) -> str:

@@ -80,6 +80,8 @@ class Tuned:
         evidence: what was measured.
         versions: the versions of packages.
         cache: the name of the cache to decode with, as ``dynattn.kv_caches.make`` takes it, or None.
+        decoding: the name of the method by which all modules decode where ``methods`` are of the prefill phase, or None
+            for dense attention.
     """
 
     model: Fingerprint
@@ -92,6 +94,7 @@ class Tuned:
     evidence: tuple[Evidence, ...]
     versions: Mapping[str, str]
     cache: str | None = None
+    decoding: str | None = None
 
     def __post_init__(self) -> None:
         if not is_dtype(self.dtype):
@@ -106,12 +109,17 @@ class Tuned:
             )
         if self.pruning is not None:
             _check_pruning(self.pruning)
-        for module, name in self.methods.items():
+        if self.decoding is not None and self.phase != "prefill":
+            raise ValueError(
+                f"decoding must be left out unless methods are of the prefill phase: phase is {self.phase!r}"
+            )
+        named = {f"methods.{module}": name for module, name in self.methods.items()}
+        for where, name in {**named, **({} if self.decoding is None else {"decoding": self.decoding})}.items():
             try:
                 parse(name)
             except ValueError as error:
                 raise ValueError(
-                    f"methods.{module} must be a method's name: got {name!r}, which no class of this process knows; "
+                    f"{where} must be a method's name: got {name!r}, which no class of this process knows; "
                     "import the module that defines it first, or name it in DYNATTN_METHODS"
                 ) from error
 
@@ -128,6 +136,7 @@ class Tuned:
         machine: Mapping[str, Any] | None = None,
         evidence: tuple[Evidence, ...] = (),
         cache: str | None = None,
+        decoding: str | None = None,
     ) -> Tuned:
         """The content of a file for a model that was tuned. The versions are those of this process.
 
@@ -141,6 +150,7 @@ class Tuned:
             machine: the machine that was measured on.
             evidence: what was measured.
             cache: the name of the cache to decode with.
+            decoding: the name of the method by which all modules decode; None for dense attention.
 
         Raises:
             ValueError: an argument does not fit the model, or is out of its range.
@@ -157,6 +167,7 @@ class Tuned:
             evidence=tuple(evidence),
             versions=_versions(),
             cache=cache,
+            decoding=decoding,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -243,7 +254,8 @@ def _tuned(told: Any) -> Tuned:
     version = told.pop("format", None)
     if version != FORMAT:
         raise ValueError(f"format is {version!r}, and this dynattn reads {FORMAT}")
-    told.setdefault("cache", None)
+    for name in ("cache", "decoding"):  # files of before have none
+        told.setdefault(name, None)
     _complete(Tuned, told, "")
     model = _of(told["model"], dict, "model")
     _complete(Fingerprint, model, "model.")
@@ -260,7 +272,7 @@ def _tuned(told: Any) -> Tuned:
     for index, length in enumerate(_of(told["lengths"], list, "lengths")):
         _of(length, int, f"lengths.{index}")
     _of(told["machine"], dict, "machine")
-    for name in ("pruning", "cache"):
+    for name in ("pruning", "cache", "decoding"):
         _of(told[name], (str, type(None)), name)
     evidence = [_evidence(each, f"evidence.{i}") for i, each in enumerate(_of(told["evidence"], list, "evidence"))]
     try:

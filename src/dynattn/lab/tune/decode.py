@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained
 from dynattn.lab.progress import Stage
-from dynattn.lab.proof import Proof
+from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.statistics import at_chance
 from dynattn.lab.tasks.texts import Text, wikipedia
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
@@ -28,17 +28,19 @@ from dynattn.lab.tune.decoding import AFTER, Reading
 from dynattn.lab.tune.exams import SECOND_LIMIT, widened, worst_nats
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.parts import TRIES
+from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.results import Lost, Raced
 from dynattn.lab.tune.search import GOOD
-from dynattn.lab.tune.settings import Settings
+from dynattn.lab.tune.settings import LEAST_LENGTH, Settings
 from dynattn.lab.tune.store import Store
 
 LENGTH = 2048
 """Tokens of the prompt where none are asked for."""
 
-_SEARCH, _PROVE, _NUMBERS = 3, 12, 4  # texts of the search, of a try of the proof, and of each with hidden numbers
-_LEAST = 2  # texts of a part
+_SEARCH, _PROVE = 4, 64  # texts of the search and of the proof, which goes on while there is time
+_LEAST = LEAST.prove  # texts below which nothing is proved
 _ROUNDS = 5
+_SHARE_OF_TWO = 0.5  # of the time for all ways, what two of them take after one prompt
 
 
 class Considered(Record):
@@ -124,6 +126,7 @@ class Run:
         store: of results.
         stage: shows progress.
         clock: tells the time that is left.
+        length: tokens of the prompt; None for the settings'.
 
     Raises:
         ValueError: the model is no decoder, the length is beyond its context, or there are too few texts.
@@ -131,14 +134,15 @@ class Run:
 
     def __init__(
         self, settings: Settings, texts: Sequence[Text] | None, pretrained: Pretrained, store: Store, stage: Stage,
-        clock: Clock,
+        clock: Clock, length: int | None = None,
     ) -> None:  # fmt: skip
         self._settings, self._pretrained, self._store = settings, pretrained, store
         self._stage, self._clock = stage, clock
-        self._length = settings.length or LENGTH
+        self._length = length or settings.length or LENGTH
         self._parts = _parts(pretrained, texts, self._length)
         self._considered: list[Considered] = []
         self._tries: list[Tried] = []
+        self._pace = 0.0  # seconds of a text of the search
 
     def tune(self) -> Decoding:
         """All of it."""
@@ -157,10 +161,12 @@ class Run:
         every = (ways.BASELINE, *names)
         tasks = self._parts[0]
         advance = self._stage("loss of each way to decode", sum(map(len, tasks)))
+        before = self._clock.spent
         scores = [
             [self._scored(f"search {task.name} {i}", reading, every, advance) for i, reading in enumerate(readings)]
             for task, readings in zip(_TASKS, tasks, strict=True)
         ]
+        self._pace = (self._clock.spent - before) / sum(map(len, tasks))
         found = {name: [self._held(task, each, name) for task, each in zip(_TASKS, scores, strict=True)]
                  for name in names}  # fmt: skip
         good = [name for name in names if all(held.keeps for held in found[name])]
@@ -181,13 +187,20 @@ class Run:
         return found
 
     def _held(self, task: _Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
-        dense, own = (np.concatenate([each[way] for each in scores]) for way in (ways.BASELINE, name))
+        dense, own = (np.array([np.mean(each[way]) for each in scores]) for way in (ways.BASELINE, name))
         limit = self._limit(task)
         worst = worst_nats(own, dense, limit)
-        planned = len(dense) // len(scores) * len(self._parts[1][_TASKS.index(task)])
-        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).foresee(dense, own, planned)
+        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).foresee(dense, own, self._planned)
         silent = task is _TASKS[1] and self._guesses(dense)
         return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)
+
+    @cached_property
+    def _planned(self) -> int:
+        """Texts of a task that the time allows the proof, which reads on in two ways, and the search in all."""
+        each = self._pace * _SHARE_OF_TWO
+        fits = int(self._clock.left / (each * len(_TASKS))) if each > 0 else _PROVE
+        there = min(map(len, self._parts[1]))
+        return self._store.once("planned", lambda: min(there, max(_LEAST, fits)))
 
     def _limit(self, task: _Task) -> float:
         return widened(self._settings.max_loss, task.times)
@@ -219,31 +232,42 @@ class Run:
         return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=_own_seconds)
 
     def _tried(self, number: int, way: str, worst: Sequence[float]) -> Tried:
-        tasks = self._parts[number + 1]
-        advance = self._stage(f"proof of {way}", sum(map(len, tasks)))
-        lost: list[Lost] = []
-        for task, readings, most in zip(_TASKS, tasks, worst, strict=True):
-            lost.append(self._proved(number, task, readings, way, most, advance))
-            if not lost[-1].holds:
+        """The tasks take turns, text by text, so that where the time ends both have got as far."""
+        advance = self._stage(f"proof of {way}", sum(map(len, self._parts[1])))
+        proofs = [
+            Proof(self._limit(task), of="perplexity", attempt=number + 1, worst=most)
+            for task, most in zip(_TASKS, worst, strict=True)
+        ]
+        scores = [(np.array([]), np.array([])) for _ in _TASKS]
+        verdicts: list[Verdict | None] = [None] * len(_TASKS)
+        for looks in range(min(map(len, self._parts[1]))):
+            if (looks and self._clock.left <= 0) or all(each and each.state == "proved" for each in verdicts):
                 break
-        return Tried(way=way, lost=lost)
+            for at, task in enumerate(_TASKS):
+                before = verdicts[at]
+                if before is not None and before.state != "undecided":
+                    continue
+                found = self._scored(
+                    f"proof {task.name} {looks} {way}", self._parts[1][at][looks], (ways.BASELINE, way), advance
+                )
+                scores[at] = tuple(  # type: ignore[assignment]
+                    np.append(so_far, np.mean(found[name]))
+                    for so_far, name in zip(scores[at], (ways.BASELINE, way), strict=True)
+                )
+                verdicts[at] = proofs[at].look(*scores[at])
+            if any(each and each.state == "refuted" for each in verdicts):
+                break
+        return Tried(way=way, lost=[
+            self._lost(task, proof, verdict, *pair)
+            for task, proof, verdict, pair in zip(_TASKS, proofs, verdicts, scores, strict=True) if verdict is not None
+        ])  # fmt: skip
 
-    def _proved(
-        self, number: int, task: _Task, readings: Sequence[Reading], way: str, worst: float, advance: Callable[[], None]
-    ) -> Lost:
-        proof = Proof(self._limit(task), of="perplexity", attempt=number + 1, worst=worst)
-        dense, own, looks = np.array([]), np.array([]), 0
-        for looks, reading in enumerate(readings, start=1):
-            found = self._scored(f"proof {number} {task.name} {looks} {way}", reading, (ways.BASELINE, way), advance)
-            dense, own = np.append(dense, found[ways.BASELINE]), np.append(own, found[way])
-            if proof.look(dense, own).state != "undecided" or self._clock.left <= 0:
-                break
-        verdict = proof.look(dense, own)
+    def _lost(self, task: _Task, proof: Proof, verdict: Verdict, dense: np.ndarray, own: np.ndarray) -> Lost:
         return Lost(
-            task=task.name, metric=task.metric, data=f"{looks} texts after prompts of {self._length} tokens",
+            task=task.name, metric=task.metric, data=f"{len(dense)} texts, after prompts of {self._length} tokens",
             items=len(dense), dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
             bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss, level=verdict.level,
-            looks=looks, worst=worst, proved=verdict.state == "proved",
+            looks=len(dense), worst=proof.worst, proved=verdict.state == "proved",
             silent=task is _TASKS[1] and self._guesses(dense),
         )  # fmt: skip
 
@@ -282,6 +306,11 @@ def _loaded(name: str) -> ways.Way:
     return replace(way, implementation=register(SDPA)[0])
 
 
+def room(pretrained: Pretrained) -> int:
+    """The most tokens that a prompt can have."""
+    return pretrained.model.config.get_text_config().max_position_embeddings - AFTER
+
+
 class _Held(NamedTuple):
     loss: float
     worst: float
@@ -289,28 +318,27 @@ class _Held(NamedTuple):
 
 
 def _parts(pretrained: Pretrained, texts: Sequence[Text] | None, length: int) -> list[tuple[list[Reading], ...]]:
-    """The texts of the search and of each try of the proof; no part has another's."""
+    """The texts of the search and those of the proof; neither has the other's."""
     if pretrained.kind != "decoder":
         raise ValueError(
             f"tune: only decoders decode: {pretrained.name} is of kind {pretrained.kind}; leave --phase out"
         )
-    most = pretrained.model.config.get_text_config().max_position_embeddings
-    if length + AFTER > most:
+    most = room(pretrained)
+    if length > most:
+        less = f"pass --length {most} or less" if most >= LEAST_LENGTH else "take a model of a longer context"
         raise ValueError(
             f"tune: length must leave room for {AFTER} tokens after the prompt: got {length}, {pretrained.name} takes "
-            f"{most}; pass --length {most - AFTER} or less"
+            f"{most + AFTER}; {less}"
         )
     given = pieces.shuffled(wikipedia() if texts is None else texts)
-    wanted, least = [_SEARCH, *[_PROVE] * TRIES], [_LEAST] * (1 + TRIES)
-    cut = pieces.cut(pretrained, given, length + AFTER, sum(wanted))
-    dealt = pieces.deal(cut, wanted, least)
-    if dealt is None:
+    least = _SEARCH + _LEAST
+    drawn = pieces.draw(pretrained, given, length + AFTER, _SEARCH + _PROVE, least)
+    if len(drawn.pieces) < least:
         raise ValueError(
-            f"tune: texts must hold at least {sum(least)} pieces of {length + AFTER} tokens: {len(given)} texts hold "
-            f"{len(cut)}; pass more or longer texts, or a shorter --length"
+            f"tune: texts must hold at least {least} pieces of {length + AFTER} tokens: {len(given)} texts hold "
+            f"{len(drawn.pieces)}; pass more or longer texts, or a shorter --length"
         )
     return [
-        ([decoding.going_on(piece) for piece in part],
-         decoding.numbers(pretrained, part[: _NUMBERS if seed else _SEARCH], length, seed))
-        for seed, part in enumerate(dealt)
+        ([decoding.going_on(piece) for piece in part], decoding.numbers(pretrained, part, length, seed))
+        for seed, part in enumerate((drawn.pieces[:_SEARCH], drawn.pieces[_SEARCH:]))
     ]  # fmt: skip

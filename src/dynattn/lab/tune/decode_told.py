@@ -41,15 +41,19 @@ def page(found: Decoding) -> str:
     Args:
         found: the run.
     """
+    title = f"{found.model}, decoding" if found.way is not None else f"{found.model}: keep the default cache"
+    return render(title, f"{found.description}. {describe(found.machine)}", sections(found))
+
+
+def sections(found: Decoding) -> list[Section]:
+    """What the page is made of."""
     lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in _sentences(found))
     use = Markup("<pre>{}</pre>").format(_USE) if found.way is not None else ""
-    sections = [Section("What was found", Markup("<ul>{}</ul>{}").format(lines, use))]
+    made = [Section("What was found", Markup("<ul>{}</ul>{}").format(lines, use))]
     grids = [_considered(found), *([losses_of([each.lost for each in found.tries])] if found.tries else [])]
-    sections += [Section(grid.title, table(grid.columns, [list(map(str, row)) for row in grid.rows])) for grid in grids]
+    made += [Section(grid.title, table(grid.columns, [list(map(str, row)) for row in grid.rows])) for grid in grids]
     body = Markup(facts(found.settings)) + Markup(facts(found.machine))
-    sections.append(Section("The run", body, f"It took {found.seconds:.0f} s."))
-    title = f"{found.model}, decoding" if found.way is not None else f"{found.model}: keep the default cache"
-    return render(title, f"{found.description}. {describe(found.machine)}", sections)
+    return [*made, Section("The run", body, f"It took {found.seconds:.0f} s.")]
 
 
 def tuned(found: Decoding, pretrained: Pretrained) -> Tuned:
@@ -59,11 +63,30 @@ def tuned(found: Decoding, pretrained: Pretrained) -> Tuned:
         found: a run that made decoding faster.
         pretrained: the model.
     """
-    way, speed = found.way, found.speed
-    if way is None or speed is None:
+    cache, method = attends(found)
+    return Tuned.of(
+        pretrained.model, dict.fromkeys(attention_modules(pretrained.model), method), dtype=found.dtype, phase="both",
+        lengths=(1, found.length), cache=cache, machine=found.machine, evidence=evidence(found),
+    )  # fmt: skip
+
+
+def attends(found: Decoding) -> tuple[str, str]:
+    """The cache's name, and that of the method by which all modules attend over it.
+
+    Raises:
+        ValueError: decoding did not become faster.
+    """
+    if found.way is None:
         raise ValueError("tune: a file is written where decoding became faster alone")
-    cache = way.removeprefix(_CACHE) if way.startswith(_CACHE) else "full"
-    method = OWN_DENSE if cache.startswith("spatten") else SDPA  # that cache looks at this project's attention alone
+    cache = found.way.removeprefix(_CACHE) if found.way.startswith(_CACHE) else "full"
+    return cache, OWN_DENSE if cache.startswith("spatten") else SDPA  # that cache looks at this project's alone
+
+
+def evidence(found: Decoding) -> tuple[Evidence, ...]:
+    """What was measured, as the file holds it."""
+    speed = found.speed
+    if speed is None:
+        return ()
     raced = Evidence(
         what="speed-up of a decode step over Transformers' default cache",
         data=f"steps after {found.length} tokens, interleaved", value=speed.speedup.median, low=speed.speedup.q1,
@@ -71,11 +94,7 @@ def tuned(found: Decoding, pretrained: Pretrained) -> Tuned:
         details={"interval": "quartiles over rounds", "phase": "decode", "dense_seconds": speed.dense.median,
                  "tuned_seconds": speed.tuned.median},
     )  # fmt: skip
-    return Tuned.of(
-        pretrained.model, dict.fromkeys(attention_modules(pretrained.model), method), dtype=found.dtype, phase="both",
-        lengths=(1, found.length), cache=cache, machine=found.machine,
-        evidence=(*map(evidence_of, found.tries[-1].lost), raced),
-    )  # fmt: skip
+    return (*map(evidence_of, found.tries[-1].lost), raced)
 
 
 def _sentences(found: Decoding) -> list[str]:

@@ -1,8 +1,9 @@
 """Texts that are decoded after a prompt, and what each way to decode makes of them.
 
 The prompt is read densely, once for all ways. Then each way reads on, a few tokens at a time, with the keys that its
-cache still holds. The items are blocks of the text that goes on, and numbers that were hidden in the prompt and are
-asked for after it, so that a cache that forgets has to do so before it knows what will be asked.
+cache still holds. What is scored are blocks of the text that goes on, and numbers that were hidden in the prompt; the
+item is the text. Numbers are asked for after the prompt, so that a cache that forgets has to do so before it knows what
+will be asked.
 """
 
 from __future__ import annotations
@@ -61,8 +62,7 @@ def going_on(piece: Piece) -> Reading:
 def numbers(pretrained: Pretrained, pieces: Sequence[Piece], length: int, seed: int) -> list[Reading]:
     """Texts with hidden numbers; the prompt ends before the first is asked for."""
     hay = tuple(piece.ids[:, :length] for piece in pieces)
-    fit = len(Keys(hay[:1]).prepare(pretrained).labels)
-    hidden = Keys(hay * -(-Keys.keys // fit), seed=seed).prepare(pretrained).payload
+    hidden = Keys(hay, seed=seed).prepare(pretrained).payload
     return [Reading(each.ids, each.answers[0][0] - _QUESTION, each.answers) for each in hidden]
 
 

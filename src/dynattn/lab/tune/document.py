@@ -18,12 +18,16 @@ def page(found: Tuning) -> str:
     Args:
         found: the run.
     """
-    sections = [
+    title = f"{found.model}, tuned" if found.verdict == "faster" else f"{found.model}: keep dense attention"
+    return render(title, f"{found.description}. {describe(found.machine)}", sections(found))
+
+
+def sections(found: Tuning) -> list[Section]:
+    """What the page is made of."""
+    return [
         _verdict(found), *_proof(found), *_assignment(found), *_shortened(found), _time(found), *_considered(found),
         _run(found),
     ]  # fmt: skip
-    title = f"{found.model}, tuned" if found.verdict == "faster" else f"{found.model}: keep dense attention"
-    return render(title, f"{found.description}. {describe(found.machine)}", sections)
 
 
 def _verdict(found: Tuning) -> Section:

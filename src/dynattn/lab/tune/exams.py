@@ -22,8 +22,9 @@ from dynattn.lab.statistics import at_chance, cosines
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
 
-_WORST_MARGINS = 5.0  # times what is allowed in the mean
+_WORST_MARGINS = 4.0  # times what is allowed in the mean
 _WORST_SEEN = 3.0  # times what the worst item of the search lost
+_MOST_NATS = 700.0  # the exponential of more is no number
 _TINY = 1e-6  # a score below which there is no more to lose
 _MOST = 0.99  # of a score, the largest loss that can be a limit
 
@@ -59,23 +60,26 @@ class Exam:
         data: the items.
         second: whether it is the unlike task, which a good score in the first one must not hide.
         batch: how many forwards that can be scored one without the others make an entry.
+        clustered: whether what one forward scores, as many labels for each, hangs together, so that its mean is the
+            item. Blocks of one text and numbers hidden in it do.
     """
 
     task: Task
     data: Prepared
     second: bool = False
     batch: int = 1
+    clustered: bool = False
 
     @property
     def items(self) -> int:
-        """How many there are."""
-        return len(self.data.labels)
+        """How many independent ones there are."""
+        return len(self.data.payload) if self.clustered else len(self.data.labels)
 
     @property
     def entries(self) -> int:
         """Parts that can be scored one without the others; 1 where all items belong together."""
         payload = self.data.payload
-        apart = isinstance(payload, list) and payload and self.items % len(payload) == 0
+        apart = isinstance(payload, list) and payload and len(self.data.labels) % len(payload) == 0
         return -(-len(payload) // self.batch) if apart else 1
 
     @property
@@ -131,7 +135,7 @@ class Exam:
         """Some of the entries; everything where there is one alone."""
         if self.entries == 1:
             return self
-        each = self.items // len(self.data.payload)
+        each = len(self.data.labels) // len(self.data.payload)
         start, stop = start * self.batch, stop * self.batch
         payload = self.data.payload[start:stop]
         data = replace(
@@ -169,6 +173,8 @@ class Exam:
                 "not finite"
             )
         found = np.asarray(found, np.float64)
+        if self.clustered:
+            found = found.reshape(len(self.data.payload), -1).mean(1)
         if self._in_nats or self.of == "score":
             return found
         return -np.log(np.maximum(found, _TINY))
@@ -180,7 +186,7 @@ class Exam:
     def loss(self, own: np.ndarray, dense: np.ndarray) -> float:
         """Relative: by how much a perplexity grew, or the share of a score that went."""
         if self.of == "perplexity":
-            return float(np.expm1((own - dense).mean()))
+            return math.expm1(min(float((own - dense).mean()), _MOST_NATS))
         return 1 - float(own.mean()) / max(float(dense.mean()), _TINY)
 
     def says_nothing(self, dense: np.ndarray) -> bool:
@@ -190,17 +196,17 @@ class Exam:
         return at_chance(tuple(map(float, dense)), self.data.chance, self.task.higher_is_better)
 
 
-def prepared(task: Task, pretrained: Pretrained, second: bool = False) -> Exam:
+def prepared(task: Task, pretrained: Pretrained, second: bool = False, clustered: bool = False) -> Exam:
     """An exam of a task."""
-    return Exam(task, prepare(task, pretrained), second)
+    return Exam(task, prepare(task, pretrained), second, clustered=clustered)
 
 
 def of_payload(
     task: Task, labels: Sequence[str], payload: list[Any], length: int, chance: float | None, summary: str
 ) -> Exam:
-    """An exam of entries that are prepared already, as many labels for each."""
+    """An exam of entries that are prepared already, as many labels for each, which hang together."""
     data = Prepared(
         labels=tuple(labels), steps=len(payload), examples=(), length=length, payload=payload, chance=chance,
         summary=summary,
     )  # fmt: skip
-    return Exam(task, data)
+    return Exam(task, data, clustered=True)

@@ -1,4 +1,4 @@
-"""The exams of a model: one set for the search and one for each try of the proof, each on data that no other has."""
+"""The exams of a model: one set for the search and one for each try of the proof, on data that the search has not."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from dynattn.lab.tasks.texts import Text, wikipedia
 from dynattn.lab.tune import own, pieces
 from dynattn.lab.tune.exams import Exam, of_payload, prepared
 from dynattn.lab.tune.keys import Keys
-from dynattn.lab.tune.plan import LEAST, Counts
+from dynattn.lab.tune.plan import LEAST, MOST, Counts
 from dynattn.lab.tune.queries import Queries
 from dynattn.lab.tune.spoken import Spoken
 
 TRIES = 2
-"""How many tries the proof has; each takes data of its own."""
+"""How many tries the proof has."""
 
-_BLOCK = 128  # tokens of an item of text: blocks share their history, but hardly the differences of their scores
+_BLOCK = 128  # tokens of which a score is the mean; the item is the text
 _BLOCKS = 16  # the fewest blocks of a text
-_PASSAGES = 32  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
+_PASSAGES = 10  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
 _QUERIES_A_PASSAGE = 6
 _QUERY_OF_A_PASSAGE = 1 / 12  # the tokens of a query over those of its passage, about
-_PICTURES = 6  # for each item that the plan counts
+_PICTURES = 3  # for each item that the plan counts
+_OF_A_RECORDING = 0.5  # the plan counts more than there are
 _RECORDINGS = 64  # more than there are
 
 Exams = tuple[Exam, ...]
@@ -73,10 +74,10 @@ def parts(
     return _speech(pretrained)
 
 
-def forwards(kind: Kind) -> int:
+def forwards(kind: Kind) -> float:
     """How many forwards of full length an item that the plan counts stands for."""
     queries = _PASSAGES * _QUERIES_A_PASSAGE * _QUERY_OF_A_PASSAGE
-    return {"encoder": round(_PASSAGES + queries), "vision": _PICTURES}.get(kind, 1)
+    return {"encoder": _PASSAGES + queries, "vision": _PICTURES, "speech": _OF_A_RECORDING}.get(kind, 1)
 
 
 def _each(make: Callable[[int], Exams]) -> Parts:
@@ -94,33 +95,36 @@ def _items(counts: Counts, part: int) -> int:
 
 
 def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """One exam takes pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them."""
+    """One exam takes pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them.
+
+    All tries of the proof take the same pieces: which assignments are tried is settled before the first of them. There
+    are more of them than the plan counts, since the proof goes on as long as there is time.
+    """
     given = pieces.shuffled(wikipedia() if texts is None else texts)
-    wanted = [counts.search, *[counts.prove] * TRIES]
-    least = [LEAST.search, *[LEAST.prove] * TRIES]
-    cut = pieces.cut(pretrained, given, length, sum(wanted))
-    dealt = pieces.deal(cut, wanted, least)
-    if dealt is None:
+    least = LEAST.search + LEAST.prove
+    drawn = pieces.draw(pretrained, given, length, counts.search + max(counts.prove, MOST.prove), least)
+    if len(drawn.pieces) < least:
         raise ValueError(
-            f"tune: texts must hold at least {sum(least)} pieces of {length} tokens, {least[0]} to search with and "
-            f"{least[1]} for each of {TRIES} tries of the proof: {len(given)} texts hold {len(cut)}; pass more or "
-            "longer texts, or a shorter --length"
+            f"tune: texts must hold at least {least} pieces of {length} tokens, {LEAST.search} to search with and "
+            f"{LEAST.prove} for the proof: {len(given)} texts hold {len(drawn.pieces)}; pass more or longer texts, or "
+            "a shorter --length"
         )
+    searched = min(counts.search, len(drawn.pieces) - LEAST.prove)
     block = max(1, -(-length // _BLOCKS)) if length < _BLOCKS * _BLOCK else _BLOCK
     task = Perplexity(tokens=length, block=block)
 
-    def exams(part: int) -> Exams:
-        its = dealt[part]
+    def exams(its: Sequence[pieces.Piece], hidden: int | None, seed: int) -> Exams:
         labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
-        said = f"{len(its)} pieces of text of {length} tokens, in blocks of {block}"
+        many = len({piece.text for piece in its})
+        whose = "texts" if drawn.apart else f"pieces, drawn by chance from {many} texts, and speaking of these alone,"
+        said = f"{len(its)} {whose} of {length} tokens, read in blocks of {block}"
         text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
         check_known(pretrained, [given[number].body for number in sorted({piece.text for piece in its})], "tune")
-        keys = counts.prove_second if part else counts.search_second
-        fit = len(Keys((its[0].ids,)).prepare(pretrained).labels)  # numbers that a text has room for
-        hay = tuple(its[i % len(its)].ids for i in range(keys * -(-Keys.keys // fit)))
-        return text, prepared(Keys(hay, seed=part), pretrained, second=True)
+        hay = tuple(piece.ids for piece in its[:hidden])
+        return text, prepared(Keys(hay, seed=seed), pretrained, second=True, clustered=True)
 
-    return _each(exams)
+    search = exams(drawn.pieces[:searched], counts.search_second, 0)
+    return Parts(search, (exams(drawn.pieces[searched:], None, 1),) * TRIES)
 
 
 def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:

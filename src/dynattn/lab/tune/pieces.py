@@ -1,9 +1,9 @@
-"""Texts cut to the length, and dealt to the search and to the proof so that neither has seen the other's."""
+"""Texts cut to the length, for the search and for the proof."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.texts import Text
 
 _CHARACTERS_PER_TOKEN = 24  # more than any tokenizer's, on average: what is longer is not tokenized
+
+
+T = TypeVar("T")
 
 
 class Piece(NamedTuple):
@@ -48,24 +51,36 @@ def cut(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int) -
         each = min(most, 4 * each)
 
 
-def deal(pieces: Sequence[Piece], wanted: Sequence[int], least: Sequence[int]) -> list[list[Piece]] | None:
-    """Pieces for several parts, no text in two of them; where there are too few texts, no piece in two of them.
+class Drawn(NamedTuple):
+    """Pieces in the order in which they are taken.
+
+    Attributes:
+        pieces: no two of them overlap.
+        apart: whether no two are of one text, so that they are draws of texts; else they are draws of the pieces of
+            these texts, by chance and without putting back, and what is found of them is about these texts.
+    """
+
+    pieces: list[Piece]
+    apart: bool
+
+
+def draw(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int, least: int) -> Drawn:
+    """One piece of each text, or, where that are too few, pieces of all texts by chance.
+
+    Two pieces of one text are more alike than two of different texts, and do not tell as much about texts.
 
     Args:
-        pieces: what :func:`cut` gave.
-        wanted: how many each part would take.
-        least: how many each part has to have.
-
-    Returns:
-        The pieces of each part, or None where there are too few.
+        pretrained: brings the tokenizer.
+        texts: any, in an order that does not matter.
+        length: tokens.
+        most: pieces that are of use.
+        least: pieces below which there are too few.
     """
-    by_text: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        by_text.setdefault(piece.text, []).append(piece)
-    parts = _dealt(list(by_text.values()), wanted)
-    if not _enough(parts, least):
-        parts = _dealt([[piece] for piece in pieces], wanted)
-    return parts if _enough(parts, least) else None
+    first = _pieces(pretrained, texts, length, 1, most)
+    if len(first) >= least:
+        return Drawn(first[:most], True)
+    every = cut(pretrained, texts, length, most)
+    return Drawn(shuffled(every), False)
 
 
 def _pieces(pretrained: Pretrained, texts: Sequence[Text], length: int, each: int, most: int) -> list[Piece]:
@@ -85,25 +100,7 @@ def _title(text: str, number: int, many: int, length: int) -> str:
     return text if many == 1 else f"{text}, tokens {number * length}–{(number + 1) * length - 1}"
 
 
-def _dealt(bundles: list[list[Piece]], wanted: Sequence[int]) -> list[list[Piece]]:
-    """Each bundle goes whole to the part that lacks the largest share of what it wants."""
-    parts: list[list[list[Piece]]] = [[] for _ in wanted]
-    for bundle in bundles:
-        filled = [sum(map(len, part)) / max(1, want) for part, want in zip(parts, wanted, strict=True)]
-        parts[filled.index(min(filled))].append(bundle)
-    return [_in_turn(part)[:want] for part, want in zip(parts, wanted, strict=True)]
-
-
-def _in_turn(bundles: list[list[Piece]]) -> list[Piece]:
-    rounds = max(map(len, bundles), default=0)
-    return [bundle[i] for i in range(rounds) for bundle in bundles if i < len(bundle)]
-
-
-def _enough(parts: Sequence[Sequence[Piece]], least: Sequence[int]) -> bool:
-    return all(len(part) >= few for part, few in zip(parts, least, strict=True))
-
-
-def shuffled(texts: Sequence[Text], seed: int = 0) -> list[Text]:
+def shuffled(things: Sequence[T], seed: int = 0) -> list[T]:
     """In another order, always the same: texts come sorted by length, and parts are to be alike."""
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
-    return [texts[i] for i in order]
+    order = torch.randperm(len(things), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    return [things[i] for i in order]

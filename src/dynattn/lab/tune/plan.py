@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ROUNDS = 3
-_POINTS = 4  # whole assignments that are measured
+_POINTS = 6  # whole assignments that are measured
 _RACED = 5  # assignments that are raced before the proof where the sequence is shortened
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
 _SHARE_OF_KERNELS = 0.08  # of the time, for timing candidates
@@ -30,8 +30,8 @@ class Counts(NamedTuple):
     candidates: int
 
 
-LEAST = Counts(search=2, search_second=1, prove=4, prove_second=3, candidates=8)
-MOST = Counts(search=12, search_second=6, prove=64, prove_second=24, candidates=32)
+LEAST = Counts(search=3, search_second=2, prove=15, prove_second=15, candidates=8)
+MOST = Counts(search=8, search_second=6, prove=96, prove_second=48, candidates=32)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """The proof on data that took no part in the search: the loss is below the limit, with 95% confidence.
 
 Items are scored by the dense model and by the tuned one, and the differences are paired. The proof looks after each
-text and stops where it has seen enough, or where the time is over; the bound of :mod:`dynattn.lab.proof` holds for
-that. Where it fails, the assignment is tightened and tried again on data that no try has seen, and the tries share the
-5% that a claim may be wrong.
+text, goes on as long as there are texts and time, and stops where it has seen enough; the bound of
+:mod:`dynattn.lab.proof` holds for that. Where it fails, the assignment is tightened, by what the search found and not
+by what the proof saw, and tried again; the tries share the 5% that a claim may be wrong.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
+from dynattn.lab.proof import Proof, Verdict
+from dynattn.lab.tasks import Outcome
+from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
@@ -28,61 +30,132 @@ from dynattn.lab.tune.store import Store
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
     max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None = None,
+    data: int | None = None, ahead: Asked | None = None,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
+
+    The exams take turns, text by text, so that where the time ends all of them have got as far.
 
     Args:
         number: the number of the try, from 0.
         assignment: the assignment of methods.
         worst: for each exam, what an item is taken to lose at most, by the search's data.
-        exams: the exams of this try alone.
+        exams: the exams of this try.
         pretrained: the model.
         max_loss: relative.
         store: keeps the scores.
         advance: called after each step.
         in_time: whether another text may be begun.
         pruning: the name of the method that shortens the sequence besides; None for none.
+        data: number of the first try with these exams, whose dense scores hold; None for this one.
+        ahead: scores entries before they are asked for.
 
     Returns:
-        What was lost. Exams after one that fails are left out.
+        What was lost. Where the first exam is refuted the others say what they had seen by then.
     """
-    lost: list[Lost] = []
-    for exam, most in zip(exams, worst, strict=True):
-        lost.append(_prove(number, assignment, most, exam, pretrained, max_loss, store, advance, in_time, pruning))
-        if not lost[-1].holds:
+    data = number if data is None else data
+    takers = [
+        _Taker(
+            exam, exam.proof(max_loss, number + 1, most), (data, at), f"{pruning} {sorted(methods(assignment).items())}"
+        )
+        for at, (exam, most) in enumerate(zip(exams, worst, strict=True))
+    ]
+    while True:
+        taker = min((each for each in takers if each.goes_on), key=lambda each: each.share, default=None)
+        refuted = any(each.verdict is not None and each.verdict.state == "refuted" for each in takers)
+        if taker is None or refuted or (taker.looks and not in_time()):
             break
+        if ahead is not None and pruning is None and not store.has(taker.own(taker.looks)):
+            ahead.ask(_next(takers, assignment, ahead.at_once), advance)
+        scorer = Scorer(taker.exam.portion(taker.looks, taker.looks + 1), pretrained, advance)
+        dense = store.once(taker.dense(taker.looks), scorer.dense)
+        own = store.once(taker.own(taker.looks), lambda scorer=scorer: scorer.own(assignment, pruning))
+        taker.take(dense, own)
     heads = {module: list(heads) for module, heads in assignment.items()}
+    lost = [taker.lost for taker in takers if taker.looks]
     return Try(heads=heads, pruning=pruning, lost=lost)
 
 
-def _prove(
-    number: int, assignment: Assignment, worst: float | None, exam: Exam, pretrained: Pretrained, max_loss: float,
-    store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None,
-) -> Lost:  # fmt: skip
-    proof = exam.proof(max_loss, number + 1, worst)
-    dense, own, entry = np.array([]), np.array([]), 0
-    for entry in range(exam.entries):
-        part = exam.portion(entry, entry + 1)
-        name = f"proof {number} {exam.task.name} {entry} {pruning} {sorted(methods(assignment).items())}"
-        found = store.once(name, lambda part=part: _scores(assignment, pruning, part, pretrained, advance))
-        dense, own = np.append(dense, found[0]), np.append(own, found[1])
-        if proof.look(dense, own).state != "undecided" or not in_time():
-            break
-    verdict = proof.look(dense, own)
-    return Lost(
-        task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(dense), dense=exam.shown(dense),
-        tuned=exam.shown(own), loss=verdict.loss, bound=verdict.high if math.isfinite(verdict.high) else None,
-        limit=proof.max_loss, level=verdict.level, looks=entry + 1, worst=worst, proved=verdict.state == "proved",
-        silent=exam.second and exam.says_nothing(dense),
-    )  # fmt: skip
+class _Taker:
+    """An exam on the way."""
+
+    def __init__(self, exam: Exam, proof: Proof, which: tuple[int, int], tuned: str) -> None:
+        self.exam, self.which, self._proof, self._tuned = exam, which, proof, tuned
+        self._dense, self._own = np.array([]), np.array([])
+        self.looks = 0
+        self.verdict: Verdict | None = None
+
+    def dense(self, entry: int) -> str:
+        """The name in the store of the dense model's scores of an entry."""
+        return f"proof dense {self.which[0]} {self.exam.task.name} {entry}"
+
+    def own(self, entry: int) -> str:
+        """The name of the tuned model's."""
+        return f"proof {self.which[0]} {self.exam.task.name} {entry} {self._tuned}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more to see."""
+        undecided = self.verdict is None or self.verdict.state == "undecided"
+        return self.looks < self.exam.entries and undecided
+
+    @property
+    def share(self) -> float:
+        """Of its entries that were seen."""
+        return self.looks / self.exam.entries
+
+    def take(self, dense: Sequence[float], own: Sequence[float]) -> None:
+        """The scores of an entry."""
+        self._dense, self._own = np.append(self._dense, dense), np.append(self._own, own)
+        self.looks += 1
+        self.verdict = self._proof.look(self._dense, self._own)
+
+    @property
+    def lost(self) -> Lost:
+        """What was lost so far."""
+        exam, verdict = self.exam, self.verdict or self._proof.look(self._dense, self._own)
+        return Lost(
+            task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(self._dense),
+            dense=exam.shown(self._dense), tuned=exam.shown(self._own), loss=verdict.loss,
+            bound=verdict.high if math.isfinite(verdict.high) else None, limit=self._proof.max_loss,
+            level=verdict.level, looks=self.looks, worst=self._proof.worst, proved=verdict.state == "proved",
+            silent=exam.second and exam.says_nothing(self._dense),
+        )  # fmt: skip
 
 
-def _scores(
-    assignment: Assignment, pruning: str | None, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]
-) -> Any:
-    """The dense model's scores and the tuned one's, as lists."""
-    dense = exam.outcome(pretrained, BASELINE, advance)
-    implementation = set_assignment(pretrained, assignment)
-    with shortening(pretrained, pruning):
-        own = exam.outcome(pretrained, implementation, advance)
-    return [exam.scores(dense, dense).tolist(), exam.scores(own, dense).tolist()]
+def _next(takers: Sequence[_Taker], assignment: Assignment, many: int) -> list[Ask]:
+    """So many of the entries that come next."""
+    taker = min((each for each in takers if each.goes_on), key=lambda each: each.share)
+    heads = {module: tuple(names) for module, names in assignment.items()}
+    part, exam = taker.which
+    entries = range(taker.looks, min(taker.looks + max(1, many), taker.exam.entries))
+    return [
+        ask
+        for entry in entries
+        for ask in (
+            Ask(taker.dense(entry), "dense", part=part, exam=exam, entry=entry),
+            Ask(taker.own(entry), "own", assignment=heads, part=part, exam=exam, entry=entry),
+        )
+    ]
+
+
+class Scorer:
+    """Scores an entry with the dense model and with the tuned one."""
+
+    def __init__(self, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]) -> None:
+        self._exam, self._pretrained, self._advance = exam, pretrained, advance
+        self._outcome: Outcome | None = None
+
+    def dense(self) -> list[float]:
+        """The dense model's scores."""
+        self._outcome = self._exam.outcome(self._pretrained, BASELINE, self._advance)
+        return self._exam.scores(self._outcome, self._outcome).tolist()
+
+    def own(self, assignment: Assignment, pruning: str | None) -> list[float]:
+        """The tuned model's."""
+        if self._outcome is None and self._exam.by_agreement:
+            self.dense()
+        implementation = set_assignment(self._pretrained, assignment)
+        with shortening(self._pretrained, pruning):
+            own = self._exam.outcome(self._pretrained, implementation, self._advance)
+        return self._exam.scores(own, self._outcome or own).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,26 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tune.choices import Choices, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.results import Lost, Rival
-from dynattn.lab.tune.search import set_assignment
+from dynattn.lab.tune.search import Measured, set_assignment
 from dynattn.lab.tune.store import Store
 
 
-def chosen(choices: Choices, tuned: Point) -> tuple[str, Point] | None:
-    """The method that harms least of those that are foretold to be as fast for all heads; else the fastest of all.
+def chosen(choices: Choices, tuned: Point, measured: Sequence[Measured] = ()) -> tuple[str, Point] | None:
+    """The fastest method for all heads that kept the limits in the search; where none did, the one that harms least
+    of those that are foretold to be as fast, else the fastest of all.
 
     Args:
         choices: the choices, with the candidates.
-        tuned: the assignment to be held against.
+        tuned: the assignment to be held against; a method that it is itself is left out.
+        measured: what the search measured.
     """
-    every = [(name, choices.everywhere(name)) for name in choices.names]
+    every = [
+        (name, point) for name in choices.names if (point := choices.everywhere(name)).assignment != tuned.assignment
+    ]
+    kept = [each.point.assignment for each in measured if each.keeps]
+    good = [each for each in every if each[1].assignment in kept]
+    if good:
+        return max(good, key=lambda each: each[1].saved)
     as_fast = [each for each in every if each[1].saved >= tuned.saved]
     if as_fast:
         return min(as_fast, key=lambda each: each[1].harm)

@@ -14,6 +14,7 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.timing import LEAST_ROUNDS
 from dynattn.lab.tune import rival, sensitivity, shorten
+from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
@@ -25,7 +26,7 @@ from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
 from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Shortened, Time, Try, Tuning
-from dynattn.lab.tune.search import Measured, Search, dense
+from dynattn.lab.tune.search import Measured, Search, dense, key
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 from dynattn.lab.tune.times import Costs
@@ -52,9 +53,13 @@ class Run:
         store: the store of results.
         stage: shows progress.
         clock: tells the time that is left.
+        ahead: measures in other processes what does not depend on each other.
     """
 
-    def __init__(self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, begun: Begun, store: Store, stage: Stage, clock: Clock, ahead: Asked | None = None
+    ) -> None:
+        self._ahead = ahead
         self._settings, self._begun, self._store, self._stage, self._clock = settings, begun, store, stage, clock
         self._began = time.perf_counter()
         self._pretrained = begun.pretrained
@@ -134,10 +139,14 @@ class Run:
         where = places(self._pretrained, inputs)
         looked = [(exam, index) for exam in search for index in range(self._looked(exam))]
         advance = self._stage("what each head can spare", len(looked))
+        if self._ahead is not None:
+            self._ahead.ask([
+                Ask(_harm(exam, index), "harm", names=names, exam=search.index(exam), entry=index)
+                for exam, index in looked
+            ])  # fmt: skip
         harms = []
         for exam, index in looked:
-            key = f"harm {exam.task.name} {index}"
-            harms.append(self._store.once(key, lambda e=exam, i=index: self._harm(e, i, where, names)))
+            harms.append(self._store.once(_harm(exam, index), lambda e=exam, i=index: self._harm(e, i, where, names)))
             advance()
         return Choices(self._costs, _both(harms, [exam.second for exam, _ in looked]), names)
 
@@ -153,14 +162,30 @@ class Run:
         exams = self._begun.parts.search
         steps = sum(exam.data.steps for exam in exams)
         advance = self._stage("loss of whole assignments", steps * points)
-        planned = [exam.items for exam in self._begun.parts.proofs[0]]
+        counts = self._begun.plan.counts
+        planned = [
+            min(exam.items, counts.prove_second if exam.second else counts.prove) if exam.clustered else exam.items
+            for exam in self._begun.parts.proofs[0]
+        ]
         self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
+        if self._ahead is not None and points:
+            first = [each.assignment for each in self._search.foreseen(points)]
+            self._ahead.ask([
+                Ask(key(each, None), "lost", assignment={module: tuple(heads) for module, heads in each.items()})
+                for each in first
+            ])  # fmt: skip
         return self._search.run(points, advance, lambda: self._may_search(spent))
 
     def _may_search(self, spent: Time) -> bool:
         """Whether the loss of another assignment can be measured, and still be proved."""
         needed = sum(exam.entries for exam in self._begun.parts.search)
-        return self._in_time(spent, _PAIR * LEAST.prove + needed)
+        return self._in_time(spent, self._least + needed)
+
+    @property
+    def _least(self) -> int:
+        """Forwards of the shortest proof."""
+        exams = self._begun.parts.proofs[0]
+        return _PAIR * sum(LEAST.prove_second if exam.second else LEAST.prove for exam in exams)
 
     def _shortest(self, spent: Time, choices: Choices, best: Measured | None) -> Measured | None:
         """The fastest by the model's clock: what was found so far, or with a method that shortens the sequence."""
@@ -172,7 +197,7 @@ class Run:
         if alone and best is not None:
             name = max(alone, key=lambda each: each[0])[1].pruning
             names = next(names for names in self._shorter if name in names)
-            raced += self._strongest(spent, names, choices.within(best.point.harm * _ROOM), advance)
+            raced += self._strongest(spent, names, choices.milder(best.point, _ROOM), advance)
         speedup, found = max(raced, key=lambda each: each[0], default=(1.0, None))
         if found is None or speedup <= 1:
             return best
@@ -215,14 +240,15 @@ class Run:
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
-                advance, lambda: self._in_time(spent, _PAIR), pruning,
+                advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.proofs.index(exams),
+                self._ahead,
             )  # fmt: skip
             self._tries.append(found)
             if found.holds:
                 return point, pruning
-            point = choices.within(point.harm * _TIGHTER)
+            point = choices.milder(point, _TIGHTER)
             pruning = None if pruning is None else shorten.milder(self._shorter, pruning)
-            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, _PAIR * LEAST.prove):
+            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, self._least):
                 return None
         return None
 
@@ -257,7 +283,11 @@ class Run:
     def _held_against(self, spent: Time, proved: Point) -> Rival | None:
         """One method for all heads, where there is time for it."""
         exam, lost = self._begun.parts.proofs[len(self._tries) - 1][0], self._tries[-1].lost[0]
-        other = None if self._choices is None else rival.chosen(self._choices, proved)
+        other = (
+            None
+            if self._choices is None
+            else rival.chosen(self._choices, proved, self._search.measured if self._search else ())
+        )
         if other is None or not self._in_time(spent, _PAIR * lost.looks):
             return None
         name, point = other
@@ -319,6 +349,11 @@ class Run:
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in exam.inputs(index).items()
         }
+
+
+def _harm(exam: Exam, index: int) -> str:
+    """The name in the store of what a text tells about harm."""
+    return f"harm {exam.task.name} {index}"
 
 
 def _both(harms: Sequence[sensitivity.Harm], second: Sequence[bool]) -> sensitivity.Harm:

@@ -1,16 +1,17 @@
-"""How far along the path the loss stays within the limit, by measuring a few whole assignments on the search's data.
+"""The fastest assignment whose loss stays within the limit, by measuring a few whole ones on the search's data.
 
-The predicted harm orders assignments; what they cost is measured. A loss grows about as a power of the harm, so each
-measurement tells where the next one should be, and what is taken in the end has itself been measured.
+There are several paths from dense attention on: the knapsack's, and one through each method for all heads that none
+beats in both harm and time. On a path the predicted harm orders assignments; what they cost is measured. A loss grows
+about as a power of the harm, a power and a factor for each path, so each measurement tells where the next one should
+be, and what is taken in the end has itself been measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +20,19 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.tune.assignment import Assignment, methods
-from dynattn.lab.tune.choices import Choices, Point
+from dynattn.lab.tune.choices import Choices, Path, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
 
 ASSIGNED = "dynattn:assigned"
+_REFINED = 2  # points that are kept for what was found to be best
 _FIRST = 0.25  # of all that can be saved: where the search begins
 _STEPS = (1 / 100, 30.0)  # by which factor the harm may change between two measurements
 _AIM = 0.8  # of the limit: the bound on other data of the same kind will lie a little lower or higher
 _FAR = 1e3  # a loss that is as good as infinite
+_HOPELESS = 2.0  # times the limit: what loses more needs no second exam
 
 GOOD = 0.95
 """The share of a limit that the proof's bound may take on the data of the search."""
@@ -41,7 +44,7 @@ class Measured:
 
     Attributes:
         point: the assignment.
-        losses: for each exam the mean relative loss.
+        losses: for each exam the mean relative loss; a hopeless one is the last.
         worst: for each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
         used: the largest share of a limit that the proof's bound would take.
         pruning: the name of the method that shortens the sequence besides; None for none.
@@ -90,17 +93,26 @@ class Search:
         self.choices, self._exams, self._pretrained = choices, exams, pretrained
         self._max_loss, self._planned, self._store, self._dense = max_loss, planned, store, outcomes
         self.measured: list[Measured] = []
+        self._paths: dict[str | None, Path] = {None: choices.path}
 
     def run(self, points: int, advance: Callable[[], None], in_time: Callable[[], bool]) -> Measured | None:
         """Measure so many points, while there is time; the fastest of those that keep the limits, None where none
-        does."""
-        wanted = self._first()
-        for _ in range(points):
-            aim = self.choices.within(wanted)
-            if any(each.point.moves == aim.moves for each in self.measured) or (self.measured and not in_time()):
+        does.
+
+        First a point of the knapsack's path, and of each family the methods for all heads, the least harmful first,
+        as long as they keep the limits. Then, each time, the path on which the fastest point is foretold that keeps
+        them.
+        """
+        for point in self._begin():
+            if len(self.measured) >= max(1, points - _REFINED) or (self.measured and not in_time()):
                 break
-            self.measure(aim, advance)
-            wanted = self._next()
+            if not self._seen(point):
+                self.measure(point, advance)
+        while len(self.measured) < points and in_time():
+            point = self._most_promising()
+            if point is None:
+                break
+            self.measure(point, advance)
         return self.best()
 
     def best(self) -> Measured | None:
@@ -116,11 +128,13 @@ class Search:
     def lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Measured:
         """What an assignment loses together with a method that shortens the sequence."""
         found = self._store.once(
-            f"measured {pruning} {sorted(methods(point.assignment).items())}",
-            lambda: self._lost(point, pruning, advance),
+            key(point.assignment, pruning),
+            lambda: scores(
+                self._pretrained, point.assignment, pruning, self._exams, self._dense, self._max_loss, advance
+            ),
         )
         losses, worst, used = [], [], 0.0
-        for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=True):
+        for exam, own, dense, items in zip(self._exams, found, self._dense, self._planned, strict=False):
             base, own = exam.scores(dense, dense), np.array(own)
             losses.append(exam.loss(own, base))
             worst.append(exam.worst(own, base, self._max_loss))
@@ -138,21 +152,63 @@ class Search:
         power, offset = _line(known)
         return math.exp((math.log(loss) - offset) / power)
 
-    def _first(self) -> float:
-        total = self.choices.most.saved
-        saved = np.cumsum([move.saved for move in self.choices.moves])
-        return float(sum(m.harm for m in self.choices.moves[: int(np.searchsorted(saved, _FIRST * total)) + 1]))
+    def foreseen(self, points: int) -> list[Point]:
+        """Points that will be measured first, whatever the others lose."""
+        return list(self._first())[: max(1, points - _REFINED)]
 
-    def _next(self) -> float:
-        """Where the limits would be just kept, between the last good and the first bad point."""
-        last, least = self.measured[-1], self._least
-        over = [(each.point.harm, each.used - least) for each in self.measured if each.used > least]
+    def _first(self) -> Iterator[Point]:
+        choices = self.choices
+        saved = np.cumsum([move.saved for move in choices.moves])
+        yield choices.point(int(np.searchsorted(saved, _FIRST * choices.most.saved)) + 1)
+        for family in choices.singles:
+            path = choices.through(family[0])
+            if path.moves != choices.moves:
+                yield choices.point(path.single, path)
+
+    def _begin(self) -> Iterator[Point]:
+        """What is measured first."""
+        choices = self.choices
+        yield next(self._first())
+        for family in choices.singles:
+            for name in family:
+                path = choices.through(name)
+                if path.moves == choices.moves:
+                    continue
+                self._paths[name] = path
+                point = choices.point(path.single, path)
+                best = self.best()
+                if best is None or point.saved > best.point.saved:
+                    yield point
+                if self.measured and not self.measured[-1].keeps:
+                    break
+
+    def _seen(self, point: Point) -> bool:
+        return any(each.point.assignment == point.assignment for each in self.measured)
+
+    def _most_promising(self) -> Point | None:
+        """Of all paths that were looked at, the fastest point that is foretold to keep the limits; None where all were
+        measured, or none is faster than what was found."""
+        best = self.best()
+        found = []
+        for name in dict.fromkeys(each.point.through for each in self.measured):
+            path = self._paths.setdefault(name, self.choices.path)
+            point = self.choices.within(
+                self._wanted([each for each in self.measured if each.point.through == name]), path
+            )
+            if not self._seen(point) and point.saved > (best.point.saved if best else 0.0):
+                found.append(point)
+        return max(found, key=lambda point: point.saved, default=None)
+
+    def _wanted(self, measured: Sequence[Measured]) -> float:
+        """The harm on a path at which the limits would be just kept, between the last good and the first bad point."""
+        last, least = measured[-1], self._least
+        over = [(each.point.harm, each.used - least) for each in measured if each.used > least]
         known = [each for each in over if each[0] > 0]
         power = _line(known)[0] if len(known) > 1 else 1.0
         factor = ((_AIM - least) / (last.used - least)) ** (1 / power) if last.used > least else math.inf
         wanted = last.point.harm * min(max(factor, _STEPS[0]), _STEPS[1])
-        good = max((each.point.harm for each in self.measured if each.used <= GOOD), default=0.0)
-        bad = min((each.point.harm for each in self.measured if each.used > GOOD), default=math.inf)
+        good = max((each.point.harm for each in measured if each.used <= GOOD), default=0.0)
+        bad = min((each.point.harm for each in measured if each.used > GOOD), default=math.inf)
         if not good < wanted < bad:
             wanted = math.sqrt(good * bad) if good > 0 and bad < math.inf else wanted
         return wanted
@@ -176,13 +232,35 @@ class Search:
         proof = exam.proof(self._max_loss, 1, worst)
         return min(proof.foresee(dense, own, items).high, _FAR) / proof.max_loss
 
-    def _lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Any:
-        implementation = set_assignment(self._pretrained, point.assignment)
-        with shortening(self._pretrained, pruning):
-            return [
-                exam.scores(exam.outcome(self._pretrained, implementation, advance), dense).tolist()
-                for exam, dense in zip(self._exams, self._dense, strict=True)
-            ]
+
+def scores(
+    pretrained: Pretrained, assignment: Assignment, pruning: str | None, exams: Exams, dense: Sequence[Outcome],
+    max_loss: float, advance: Callable[[], None],
+) -> list[list[float]]:  # fmt: skip
+    """The scores in each exam; the second is left out where far more was lost in the first than is allowed.
+
+    Args:
+        pretrained: the model; it is left with the assignment.
+        assignment: the assignment of methods.
+        pruning: the name of the method that shortens the sequence besides; None for none.
+        exams: the exams of the search.
+        dense: the dense model's outcomes.
+        max_loss: relative.
+        advance: called after each step.
+    """
+    implementation, found = set_assignment(pretrained, assignment), []
+    with shortening(pretrained, pruning):
+        for exam, its in zip(exams, dense, strict=True):
+            own = exam.scores(exam.outcome(pretrained, implementation, advance), its)
+            found.append(own.tolist())
+            if exam.loss(own, exam.scores(its, its)) > _HOPELESS * exam.limit(max_loss):
+                break
+    return found
+
+
+def key(assignment: Assignment, pruning: str | None) -> str:
+    """The name in the store of what an assignment scores."""
+    return f"measured {pruning} {sorted(methods(assignment).items())}"
 
 
 def _line(known: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -12,12 +12,20 @@ from dynattn.lab.frontier.cell import digest
 from dynattn.lab.models import DTYPES
 from dynattn.lab.tasks.texts import Text
 
-Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
+Phase = Literal["prefill", "decode", "both"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "both")
 
+LEAST_LENGTH = 16
 MINUTES = 6.0
 LEAST_MINUTES = 0.05
 MOST_MINUTES = 7 * 24 * 60.0
+
+_PREFILL = 0.6  # of the minutes, where both phases take part
+
+
+def share_of_prefill(phase: str) -> float:
+    """The share of the minutes that the prefill phase may take."""
+    return _PREFILL if phase == "both" else 1.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Settings:
         texts: the user's own, see :func:`dynattn.lab.tasks.texts.read`; None for the data that packages carry.
         max_loss: the largest relative loss of the task's score, above 0 and at most 1. Of a likelihood it is
             ``exp(ΔNLL) − 1``, by how much the perplexity grows.
-        phase: the phase of the model's work.
+        phase: the phase of the model's work; both are searched and proved one after the other.
         length: tokens; None for the longest that the model, the texts and the minutes allow.
         dtype: the dtype of the weights, one of :data:`dynattn.lab.models.DTYPES`.
         minutes: how long to go on. Less time means fewer texts and candidates, never a weaker claim.
@@ -55,9 +63,12 @@ class Settings:
                 "loses nothing at all can be proved by no number of texts, so try 1%"
             )
         if self.phase not in PHASES:
-            raise ValueError(f"tune: phase must be {' or '.join(PHASES)}: got {self.phase!r}; leave it out")
-        if self.length is not None and not 16 <= self.length < 2**24:
-            raise ValueError(f"tune: length must be at least 16 tokens: got {self.length}; leave it out")
+            raise ValueError(
+                f"tune: phase must be {', '.join(PHASES[:-1])} or {PHASES[-1]}: got {self.phase!r}; leave it "
+                "out for prefill"
+            )
+        if self.length is not None and not LEAST_LENGTH <= self.length < 2**24:
+            raise ValueError(f"tune: length must be at least {LEAST_LENGTH} tokens: got {self.length}; leave it out")
         if self.dtype not in DTYPES:
             raise ValueError(f"tune: dtype must be one of {', '.join(DTYPES)}: got {self.dtype!r}; leave it out")
         if not (math.isfinite(self.minutes) and LEAST_MINUTES <= self.minutes <= MOST_MINUTES):
@@ -65,8 +76,8 @@ class Settings:
                 f"tune: minutes must be between {LEAST_MINUTES} and {MOST_MINUTES:.0f}, a week: got {self.minutes}; "
                 f"leave it out for {MINUTES:g}"
             )
-        if self.task is not None and self.phase == "decode":
-            raise ValueError("tune: --task is of the prefill phase: leave it or --phase decode out")
+        if self.task is not None and self.phase != "prefill":
+            raise ValueError(f"tune: --task is of the prefill phase: leave it or --phase {self.phase} out")
         if self.task is not None and not (self.task and all(self.task.split(":", 1))):
             raise ValueError(
                 f"tune: task must be module:function, or the name of a task of lm-eval's: got {self.task!r}; for "

@@ -36,6 +36,20 @@ class Store:
                 self._found = there["found"]
         self.resumed = bool(self._found)
 
+    def has(self, name: str) -> bool:
+        """Whether something was found under a name."""
+        return name in self._found
+
+    def put(self, name: str, found: Any) -> None:
+        """Keep what was found under a name.
+
+        Args:
+            name: the name of the result.
+            found: what JSON can hold.
+        """
+        self._found[name] = found
+        write_json(self._path, {"key": self._key, "found": self._found})
+
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """What was found under a name, else what ``find`` gives, which is written.
 
@@ -44,6 +58,5 @@ class Store:
             find: gives what JSON can hold.
         """
         if name not in self._found:
-            self._found[name] = find()
-            write_json(self._path, {"key": self._key, "found": self._found})
+            self.put(name, find())
         return self._found[name]

@@ -19,11 +19,12 @@ def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
     shortest = 1 if found.kind == "encoder" else length  # sentences took part there, too
     return Tuned.of(
         pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(shortest, length),
-        pruning=found.pruning, machine=found.machine, evidence=_evidence(found),
+        pruning=found.pruning, machine=found.machine, evidence=evidence(found),
     )  # fmt: skip
 
 
-def _evidence(found: Tuning) -> tuple[Evidence, ...]:
+def evidence(found: Tuning) -> tuple[Evidence, ...]:
+    """What was measured, as the file holds it."""
     speed = found.speed
     if speed is None:
         return ()
