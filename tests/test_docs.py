@@ -58,6 +58,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/account.md": _encoder,
     "docs/decode.md": _decoder,
     "docs/dropping-blocks.md": _tensors,
+    "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
     "docs/methods/blocktopk.md": _tensors,
