@@ -40,6 +40,8 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             return attend(self.module, self.method, *args, **(kwargs or {}))
+        if func is Tensor.unflatten:  # torch.compile cannot trace this method under a mode
+            func = torch.unflatten
         return func(*args, **(kwargs or {}))
 
 
