@@ -39,5 +39,5 @@ def run(
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # of a package that is not there; "..x"
+    except (ImportError, ValueError):  # of a package that is not there; "..x"
         return False
