@@ -58,6 +58,9 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/account.md": _encoder,
     "docs/decode.md": _decoder,
     "docs/dropping-blocks.md": _tensors,
+    "docs/integrations/diffusers.md": dict,
+    "docs/integrations/timm.md": dict,
+    "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
     "docs/methods/blockskip.md": _tensors,
@@ -79,6 +82,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/training.md": _tensors,
 }
 """Pages, and what they leave to the reader: a model, its inputs, tensors."""
+NEEDS = {"docs/integrations/diffusers.md": "diffusers", "docs/integrations/timm.md": "timm"}
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))
@@ -91,13 +95,18 @@ KERNELS = sorted(
 SOURCE = re.compile(r"(?<![\w/.<-])([\w-]+(?:/[\w-]+)*\.(?:py|h|hpp|cpp|cu|cuh))\b")
 FOREIGN = ("torch/", "python/", "transformers/models/")  # files of other projects
 TODAY = [page for page in PAGES if page != "CHANGELOG.md"]  # the changelog tells of what was
-OTHERS = {"--check", "--pythonpath", "--cpu", "--nproc-per-node", "--num_processes", "--dry-run"}
-"""Options of other programs: ruff, pyright, accelerate, torchrun, a script of benchmarks/cuda."""
+OTHERS = {
+    "--check", "--pythonpath", "--cpu", "--nproc-per-node", "--num_processes", "--dry-run", "--model", "--model_args",
+    "--tasks", "--attn",
+}  # fmt: skip
+"""Options of other programs: ruff, pyright, accelerate, torchrun, a script of benchmarks/cuda, lm_eval."""
 
 
 @pytest.mark.parametrize("page", GIVEN)
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks of Python, in their order, in one namespace."""
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page], reason=f"needs {NEEDS[page]}")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = GIVEN[page]()
@@ -197,5 +206,6 @@ def test_options_of_the_commands_are_there(page: str, options: dict[str, set[str
     option = r"(?<![\w-])--[a-z][\w-]*"
     lost = set(re.findall(option, text)) - OTHERS - set().union(*options.values())
     for command, rest in re.findall(r"\bdynattn (\w+)([^\n`#|;]*)", text):
-        lost |= set(re.findall(option, rest)) - options.get(command, OTHERS)
+        own = options.get(command, OTHERS)
+        lost |= set(re.findall(option, rest)) - (own | OTHERS if command == "run" else own)
     assert not lost, f"{page} has options that are not there: {sorted(lost)}"

@@ -14,6 +14,7 @@ from dynattn.cli.finetune import finetune
 from dynattn.cli.frontier import frontier
 from dynattn.cli.inspect import inspect
 from dynattn.cli.lra import lra
+from dynattn.cli.run import run
 from dynattn.cli.tune import tune
 from dynattn.cli.warmup import warmup
 from dynattn.lab.terminal import spell_out
@@ -43,3 +44,5 @@ app.command()(finetune)
 app.command()(frontier)
 app.command()(lra)
 app.command()(warmup)
+# Options behind the program's name are the program's.
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)

@@ -5,6 +5,7 @@ x = x + self.attention(self.norm(x))
 """
 
 from dynattn.nn.attention import Attention
+from dynattn.nn.multihead import MultiheadAttention
 from dynattn.nn.predictor import DSAPredictor, prediction_loss
 
-__all__ = ["Attention", "DSAPredictor", "prediction_loss"]
+__all__ = ["Attention", "DSAPredictor", "MultiheadAttention", "prediction_loss"]

@@ -90,10 +90,11 @@ def attends_itself(cls: type) -> bool:
         return True
     if not issubclass(cls, nn.Module) or asks_interface(cls):
         return False
-    if calls_attention(cls):
-        return True
-    if issubclass(cls, PreTrainedModel):
-        return False
+    return calls_attention(cls) or (not issubclass(cls, PreTrainedModel) and looks_like_attention(cls))
+
+
+def looks_like_attention(cls: type) -> bool:
+    """Whether the class builds PyTorch's attention module, or is called attention and has a softmax and products."""
     plain = names(cls).plain
     return "MultiheadAttention" in plain or (bool(_NAMED.search(cls.__name__)) and _has_both(plain))
 

@@ -1,0 +1,132 @@
+"""Attention over parts of a sequence is that over the whole: gloo on 2 and 4 processes, one spawn for all cases."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
+
+import dynattn
+import dynattn.distributed
+from dynattn import NM
+from dynattn.methods import parse
+
+attend: Any = dynattn.distributed.attention
+whole_attention: Any = dynattn.attention
+EVEN, UNEVEN, NONE = (16, 16, 16, 16), (13, 22, 1, 28), (20, 0, 30, 14)
+METHODS = (
+    "dense", "nm-1-2", "nm-2-4-x8", "nm-1-4-w5-s2", "topk-5", "mass-0.8", "threshold-0.05", "window-6-s2", "random-0.5"
+)  # fmt: skip
+CASES: list[dict[str, Any]] = [
+    *({"method": name, "causal": causal} for name in METHODS for causal in (True, False)),
+    *({"method": "nm-1-2", "causal": causal, "lengths": UNEVEN} for causal in (True, False)),
+    *({"method": "nm-1-2", "causal": causal, "lengths": NONE} for causal in (True, False)),
+    {"method": "nm-1-4-w5-s2", "lengths": UNEVEN},
+    {"method": "nm-1-4-w5-s2", "lengths": UNEVEN, "causal": True, "keys": (30, 10, 11, 20)},
+    {"method": "nm-1-2", "keys": (30, 10, 11, 20)},
+    {"method": "nm-1-2", "causal": True, "keys": (3, 2, 4, 1)},
+    {"method": "blocktopk-0.5-b8", "causal": True},
+    {"method": "blocktopk-0.5-b8"},
+    {"method": "nm-1-2", "mask": "padding"},
+    {"method": "nm-1-4-w5-s2", "mask": "rows", "causal": True, "lengths": UNEVEN},
+    {"method": "nm-1-4-w5-s2", "mask": "rows", "lengths": UNEVEN},
+]  # fmt: skip
+
+
+def whole(case: dict[str, Any], processes: int) -> tuple[list[Tensor], dict[str, Any], list[int], list[int]]:
+    """The whole sequence, options, and the lengths of the parts of queries and keys."""
+    four = case.get("lengths", EVEN)
+    lengths, keys = (
+        list(parts) if processes == 4 else [sum(parts[:2]), sum(parts[2:])] for parts in (four, case.get("keys", four))
+    )
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((2, 4, sum(lengths), 8), (2, 2, sum(keys), 8), (2, 2, sum(keys), 6))
+    tensors = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    options: dict[str, Any] = {"causal": case.get("causal", False)}
+    if case.get("mask") == "padding":
+        options["attn_mask"] = (torch.arange(sum(keys)) > 5).view(1, 1, 1, -1)
+    elif case.get("mask") == "rows":
+        options["attn_mask"] = torch.randn(1, 4, sum(lengths), sum(keys), generator=generator).double()
+    return tensors, options, lengths, keys
+
+
+def _agree(rank: int, processes: int, group: Any) -> None:
+    for case in CASES:
+        tensors, options, lengths, keys = whole(case, processes)
+        inputs = [x.requires_grad_() for x in tensors]
+        expected = whole_attention(*inputs, parse(case["method"]), **options)
+        gradients = torch.autograd.grad(expected.sin().sum(), inputs)
+        cuts = (lengths, keys, keys)
+        parts = [x.detach().split(of, dim=2)[rank].requires_grad_() for x, of in zip(tensors, cuts, strict=True)]
+        mask = options.pop("attn_mask", None)
+        if case.get("mask") == "rows":
+            mask = mask.split(lengths, dim=2)[rank]
+        out = attend(*parts, parse(case["method"]), attn_mask=mask, group=group, **options)
+        told = partial("{}: {}".format, case)
+        torch.testing.assert_close(out, expected.split(lengths, dim=2)[rank], msg=told)
+        found = torch.autograd.grad(out.sin().sum(), parts)
+        for one, all_of_them, of in zip(found, gradients, cuts, strict=True):
+            torch.testing.assert_close(one, all_of_them.split(of, dim=2)[rank], msg=told)
+
+
+def _certificate_and_refusals(rank: int) -> None:
+    tensors, _, lengths, _ = whole({}, 4)
+    parts = [x.split(lengths, dim=2)[rank] for x in tensors]
+    _, aux = attend(*parts, NM(1, 2), causal=True, return_aux=True)
+    _, expected = whole_attention(*tensors, NM(1, 2), causal=True, return_aux=True)
+    torch.testing.assert_close(aux.logsumexp, expected.logsumexp.split(lengths, dim=2)[rank])
+    torch.testing.assert_close(aux.kept_mass, expected.kept_mass.split(lengths, dim=2)[rank])
+    uneven = whole({"lengths": UNEVEN}, 4)
+    others = [x.split(uneven[2], dim=2)[rank] for x in uneven[0]]
+    for kind, text, given, method in (
+        (ValueError, "must begin at a multiple of 8 queries, for which blocktopk", others, "blocktopk-0.5-b8"),
+        (TypeError, "method must keep pairs: got 'scatterbrain", parts, "scatterbrain-f8-b4-r1"),
+        (
+            NotImplementedError,
+            "return_aux needs causal=True for a method that looks",
+            parts,
+            "window-6-s2",
+        ),
+    ):
+        with pytest.raises(kind, match=text):
+            attend(*given, parse(method), return_aux=kind is NotImplementedError)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    sharded = [DTensor.from_local(x, init_device_mesh("cpu", (4,)), [Shard(2)]) for x in parts]
+    with pytest.raises(TypeError, match=r"query must be this process's part .*: got DTensor; pass x.to_local\(\)"):
+        attend(*sharded)
+    out = whole_attention(*sharded, NM(1, 2), causal=True).full_tensor()
+    torch.testing.assert_close(out, whole_attention(*tensors, NM(1, 2), causal=True))
+
+
+def _process(rank: int, folder: str) -> None:
+    """All four, then the last two as a group of their own."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
+    last_two = distributed.new_group([2, 3])
+    try:
+        _agree(rank, 4, None)
+        _certificate_and_refusals(rank)
+        if rank >= 2:
+            _agree(rank - 2, 2, last_two)
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_parts_are_the_whole(tmp_path: Path) -> None:
+    spawn(_process, (str(tmp_path),), nprocs=4)
+
+
+def test_without_a_process_group_it_is_an_error() -> None:
+    x = torch.randn(1, 2, 4, 8)
+    with pytest.raises(RuntimeError, match=r"must be initialised: it is not; call .*, or dynattn.attention"):
+        attend(x, x, x)
