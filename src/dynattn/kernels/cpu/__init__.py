@@ -35,7 +35,6 @@ _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "a
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
-_ARGS_BYTES = NM_BACKWARD.size + ROW_FORWARD.size + NM_TEXTS.size  # as dynattn_args_bytes adds them up
 PAGE_KEYS = 16
 """Pages that are read in place hold a multiple of so many keys."""
 
@@ -451,8 +450,9 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
+    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, NM_TEXTS))
     if not hasattr(library, "dynattn_interface") or (
-        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, _ARGS_BYTES)
+        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, size)
     ):
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
