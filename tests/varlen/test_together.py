@@ -92,6 +92,19 @@ def test_threads_change_no_bit() -> None:
 
 
 @pytest.mark.usefixtures("at_once")
+def test_another_default_device_changes_nothing() -> None:
+    tensors = inputs()
+    expected = paged(tensors, 16, method=parse("nm-1-2"), causal=True)
+    (keys, table), (values, _) = (in_pages(x, K_LENGTHS, 16) for x in tensors[1:])
+    cu_seq, used = bounds(Q_LENGTHS), torch.tensor(K_LENGTHS)
+    with torch.device("meta"):
+        got = varlen_attention(
+            tensors[0], keys, values, parse("nm-1-2"), cu_seq_q=cu_seq, seqused_k=used, block_table=table, causal=True
+        )
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_many_more_texts_than_slots_and_threads() -> None:
     lengths = [9 + i % 50 for i in range(300)]
     tensors = packed(lengths, heads=2, kv_heads=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -80,11 +81,13 @@ def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> 
     _, heads, tokens, _ = query.shape
     out = buffers.output(query, value)
     flat = _flat(query, heads * tokens) if call.aux else None
-    queries = torch.tensor([0, *bounds.queries]).cumsum(0)
+    queries, starts, counts = (
+        torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        for numbers in ([0, *accumulate(bounds.queries)], bounds.key_starts, bounds.keys)
+    )
     found = cpu.nm_texts(
         query, key, value, out, *(flat or (None,) * 4), Pattern.of(call.method, call.causal, call.scale), isa,  # type: ignore[arg-type]
-        query_start=queries, key_start=torch.tensor(bounds.key_starts, dtype=torch.int64),
-        key_count=torch.tensor(bounds.keys, dtype=torch.int64),
+        query_start=queries, key_start=starts, key_count=counts,
         block_table=None if block_table is None else block_table.to(torch.int32).contiguous(),
     )  # fmt: skip
     if not found:
