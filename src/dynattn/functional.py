@@ -110,12 +110,12 @@ def attention(
     known = again.key_of(query, key, value, method, causal, scale, backend, special)
     if known is not None and (plan := again.find(known)) is not None:
         return plan.run(query, key, value)
-    query, key, value = _autocast(query, key, value)
+    query, key, value = autocast(query, key, value)
     check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     if isinstance(method, PerHead):
         options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "backend": backend}
         return _by_head(list(heads.parts(query, key, value, method, attn_mask, seed)), options, return_aux)
-    call = _call(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    call = call_of(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     chosen = backends.route(call.problem, backend)
     if known is not None:
         again.remember(known, chosen, call)
@@ -148,7 +148,7 @@ def explain(
     Raises:
         What :func:`attention` raises for the same arguments.
     """
-    query, key, value = _autocast(query, key, value)
+    query, key, value = autocast(query, key, value)
     check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     if isinstance(method, PerHead):
         options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "return_aux": return_aux}
@@ -159,7 +159,7 @@ def explain(
             for part in heads.parts(query, key, value, method, attn_mask, seed)
         }
         return Plan(None, "each head by its own method", parts=plans)
-    call = _call(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
+    call = call_of(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     return backends.explain(call.problem, backend)
 
 
@@ -175,8 +175,12 @@ def _by_head(of: list[heads.HeadPart], options: dict[str, Any], return_aux: bool
     return heads.in_order([out for out, _ in found], of), Aux(*(heads.in_order(list(field), of) for field in fields))
 
 
-def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """Where autocast is on, convert the inputs by the rule that PyTorch's own attention follows."""
+def autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Where autocast is on, convert the inputs by the rule that PyTorch's own attention follows.
+
+    Args:
+        inputs: query, key and value; what is no tensor passes.
+    """
     device = inputs[0].device.type if isinstance(inputs[0], Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):  # the meta device has no autocast
         return inputs
@@ -185,10 +189,16 @@ def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in halves else x for x in inputs)
 
 
-def _call(
+def call_of(
     query: Tensor, key: Tensor, value: Tensor, method: Method, attn_mask: Tensor | None, causal: bool,
     scale: float | None, dropout_p: float, seed: int | Tensor | None, aux: bool,
 ) -> Call:  # fmt: skip
+    """What backends are given for arguments of :func:`attention` that are checked.
+
+    Args:
+        query, key, value, method, attn_mask, causal, scale, dropout_p, seed: as :func:`attention` takes them.
+        aux: ``return_aux``.
+    """
     needs_grad = torch.is_grad_enabled() and (
         query.requires_grad
         or key.requires_grad

@@ -11,11 +11,11 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from dynattn.functional import Aux, attention
+from dynattn.functional import Aux
 from dynattn.methods import NM, Method
-from dynattn.varlen.texts import Text, cut, of_jagged
-
-_TEXT_BITS = 32  # a text's number changes the upper half of the seed, since parts of a call change the lower
+from dynattn.varlen import compiled
+from dynattn.varlen.run import Options, Places, attend
+from dynattn.varlen.texts import of_jagged
 
 
 @overload
@@ -81,7 +81,8 @@ def varlen_attention(
         seqused_k: (texts,), int32 or int64: of text t the first ``seqused_k[t]`` keys take part, as if there were no
             others.
         block_table: (texts, most pages), int32 or int64: the keys of text t lie in the pages ``block_table[t, 0]``,
-            ``block_table[t, 1]``, and so on, as many as ``seqused_k[t]`` keys need. Pages are gathered, text by text.
+            ``block_table[t, 1]``, and so on, as many as ``seqused_k[t]`` keys need. N:M and dense attention without a
+            gradient read pages of a multiple of 16 keys in place; else pages are gathered, text by text.
         dropout_p, seed: as in :func:`dynattn.attention`; text t draws from ``seed ^ (t << 32)``.
         backend: as in :func:`dynattn.attention`.
         return_aux: also return what was kept and lost.
@@ -104,58 +105,24 @@ def varlen_attention(
         given = {"cu_seq_q": cu_seq_q, "cu_seq_k": cu_seq_k, "seqused_k": seqused_k, "block_table": block_table}
         _refuse_beside_jagged(given)
         query, key, value, cu_seq_q, cu_seq_k = of_jagged(query, key, value)
-    texts = cut(query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table)
-    _check_most("max_q", max_q, [text.query.shape[2] for text in texts])
-    _check_most("max_k", max_k, [text.key.shape[2] for text in texts])
-    left, right = _window(window_size)
-    options: dict[str, Any] = {
-        "causal": causal or right == 0, "scale": scale, "dropout_p": dropout_p, "backend": backend,
-        "return_aux": return_aux,
-    }  # fmt: skip
+    window = _window(window_size)
     if dropout_p and seed is None:
         seed = torch.randint(2**63 - 1, (), device=query.device)
-    found = [
-        attention(*text, method, attn_mask=_seen(text, left, right), seed=_seed(seed, number), **options)
-        for number, text in enumerate(texts)
-    ]
-    out = _packed([one[0] if return_aux else one for one in found], query, value)
+    places = Places(cu_seq_q, cu_seq_k, max_q, max_k, seqused_k, block_table)
+    options = Options(method, causal or window[1] == 0, scale, window, dropout_p, seed, backend, return_aux)
+    run = compiled.attend if torch.compiler.is_compiling() else attend
+    out, aux = run(query, key, value, places, options)
     if jagged:
         out = torch.nested.nested_tensor_from_jagged(out, cast(Tensor, cu_seq_q))
-    return (out, _aux([one[1] for one in found], query)) if return_aux else out
-
-
-def _packed(outs: list[Tensor], query: Tensor, value: Tensor) -> Tensor:
-    """(1, heads, length, value_dim) of each text as (tokens, heads, value_dim)."""
-    if not outs:
-        return query.new_empty(0, query.shape[1], value.shape[-1])
-    return torch.cat([out[0].transpose(0, 1) for out in outs])
-
-
-def _aux(parts: list[Aux], query: Tensor) -> Aux:
-    if not parts:
-        nothing = torch.empty(0, query.shape[1], device=query.device)
-        return Aux(nothing, nothing, nothing)
-    logsumexp, kept_mass = (torch.cat([part[i][0].transpose(0, 1) for part in parts]) for i in range(2))
-    return Aux(logsumexp, kept_mass, torch.cat([part.density for part in parts]))
-
-
-def _seed(seed: int | Tensor | None, text: int) -> int | Tensor | None:
-    return None if seed is None else seed ^ (text << _TEXT_BITS)
-
-
-def _seen(text: Text, left: int, right: int) -> Tensor | None:
-    """The pairs within the window, bool (q_len, kv_len); None where ``causal`` alone limits them, or nothing."""
-    if left < 0 and right <= 0:
-        return None
-    q_len, kv_len = text.query.shape[2], text.key.shape[2]
-    place = torch.arange(q_len, device=text.query.device)[:, None] + kv_len - q_len
-    distance = torch.arange(kv_len, device=text.query.device) - place  # [q_len, kv_len]
-    seen = distance >= -left if left >= 0 else torch.ones_like(distance, dtype=torch.bool)
-    return seen & (distance <= right) if right > 0 else seen
+    return (out, cast(Aux, aux)) if return_aux else out
 
 
 def _window(window_size: Any) -> tuple[int, int]:
-    if not (isinstance(window_size, (tuple, list)) and [type(size) for size in window_size] == [int, int]):
+    if not (
+        isinstance(window_size, (tuple, list))
+        and len(window_size) == 2
+        and all(isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool) for size in window_size)
+    ):
         raise TypeError(
             f"varlen_attention: window_size must be two ints (left, right): got {window_size!r}; -1 sets no limit"
         )
@@ -169,16 +136,6 @@ def _check_tensors(*tensors: Any) -> None:
             raise TypeError(
                 f"varlen_attention: {name} must be a tensor: got {type(x).__name__}; convert with torch.as_tensor()"
             )
-
-
-def _check_most(name: str, most: Any, lengths: list[int]) -> None:
-    if most is None:
-        return
-    if not isinstance(most, int) or most < max(lengths, default=0):
-        raise ValueError(
-            f"varlen_attention: {name} must be an int that no text exceeds: got {most!r} where the longest has "
-            f"{max(lengths, default=0)}; leave it out"
-        )
 
 
 def _refuse_beside_jagged(given: dict[str, Tensor | None]) -> None:

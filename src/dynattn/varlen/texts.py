@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +57,21 @@ def of_jagged(query: Any, key: Any, value: Any) -> Jagged:
     return Jagged(query.values(), key.values(), value.values(), q_bounds, k_bounds)
 
 
-def cut(
+class Bounds(NamedTuple):
+    """Where each text lies, in numbers.
+
+    Attributes:
+        queries: how many queries each text has.
+        key_starts: each text's first key; empty with pages.
+        keys: how many keys of each text take part.
+    """
+
+    queries: list[int]
+    key_starts: list[int]
+    keys: list[int]
+
+
+def read(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -65,8 +79,8 @@ def cut(
     cu_seq_k: Tensor | None,
     seqused_k: Tensor | None,
     block_table: Tensor | None,
-) -> list[Text]:
-    """The texts of packed tensors.
+) -> Bounds:
+    """Check how packed tensors are laid out, and read where their texts lie.
 
     Args:
         query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table: as :func:`dynattn.varlen_attention` takes them.
@@ -74,53 +88,81 @@ def cut(
     Raises:
         TypeError, ValueError: as :func:`dynattn.varlen_attention` says.
     """
-    _check_layout(query, key, value, paged=block_table is not None)
+    check_layout(query, key, value, paged=block_table is not None)
     q_lens = _lengths("cu_seq_q", cu_seq_q, query)
+    if block_table is not None:
+        return Bounds(q_lens, [], _in_pages(key, block_table, seqused_k, len(q_lens)))
+    k_lens = q_lens if cu_seq_k is None and len(key) == len(query) else _lengths("cu_seq_k", cu_seq_k, key)
+    if len(k_lens) != len(q_lens):
+        raise ValueError(
+            f"varlen_attention: cu_seq_k must count the texts of cu_seq_q: got {len(k_lens)} texts for "
+            f"{len(q_lens)}; a text without keys has a length of 0"
+        )
+    used = k_lens if seqused_k is None else _used(seqused_k, k_lens, "the keys that cu_seq_k gives a text")
+    return Bounds(q_lens, [0, *accumulate(k_lens)][:-1], used)
+
+
+def cut(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, block_table: Tensor | None) -> list[Text]:
+    """The texts of packed tensors, each by itself; pages are gathered.
+
+    Args:
+        query, key, value, block_table: as :func:`dynattn.varlen_attention` takes them.
+        bounds: what :func:`read` found.
+
+    Raises:
+        ValueError: ``block_table`` names a page that there is not.
+    """
     if block_table is None:
-        k_lens = q_lens if cu_seq_k is None and len(key) == len(query) else _lengths("cu_seq_k", cu_seq_k, key)
-        if len(k_lens) != len(q_lens):
-            raise ValueError(
-                f"varlen_attention: cu_seq_k must count the texts of cu_seq_q: got {len(k_lens)} texts for "
-                f"{len(q_lens)}; a text without keys has a length of 0"
-            )
-        used = k_lens if seqused_k is None else _used(seqused_k, k_lens, "the keys that cu_seq_k gives a text")
-        keys = [part[:count] for part, count in zip(key.split(k_lens), used, strict=True)]
-        values = [part[:count] for part, count in zip(value.split(k_lens), used, strict=True)]
+        spans = [slice(start, start + count) for start, count in zip(bounds.key_starts, bounds.keys, strict=True)]
+        keys, values = [key[span] for span in spans], [value[span] for span in spans]
     else:
-        keys, values = _gather(key, value, block_table, seqused_k, len(q_lens))
-    return [Text(*map(_of_one, parts)) for parts in zip(query.split(q_lens), keys, values, strict=True)]
+        check_pages(block_table, bounds.keys, key)
+        keys, values = _gather(key, value, block_table, bounds.keys)
+    return [Text(*map(_of_one, parts)) for parts in zip(query.split(bounds.queries), keys, values, strict=True)]
+
+
+def check_pages(block_table: Tensor, counts: list[int], key: Tensor) -> None:
+    """Refuse a table that names a page that there is not, for a key that takes part.
+
+    Args:
+        block_table: as :func:`dynattn.varlen_attention` takes it.
+        counts: how many keys of each text take part.
+        key: the pool of pages.
+    """
+    pages, size = key.shape[:2]
+    for row, count in zip(block_table, counts, strict=True):
+        own = row[: -(-count // size)]
+        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < pages:
+            raise ValueError(
+                f"varlen_attention: block_table must name pages between 0 and {pages - 1}: got {own.tolist()} for "
+                f"{count} keys; only entries behind a text's last page may hold other numbers"
+            )
 
 
 def _of_one(part: Tensor) -> Tensor:
     return part.transpose(0, 1).unsqueeze(0)
 
 
-def _gather(
-    key: Tensor, value: Tensor, block_table: Tensor, seqused_k: Tensor | None, texts: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Each text's keys and values out of their pages."""
+def _in_pages(key: Tensor, block_table: Any, seqused_k: Tensor | None, texts: int) -> list[int]:
+    """How many keys of each text take part, where they lie in pages."""
     if seqused_k is None:
         raise ValueError("varlen_attention: block_table needs seqused_k, the number of keys of each text; pass both")
     if not isinstance(block_table, Tensor) or block_table.dtype not in _INTS or block_table.dim() != 2:
         raise TypeError("varlen_attention: block_table must be an int32 or int64 tensor of shape (texts, pages)")
-    pages, size = key.shape[:2]
     if len(block_table) != texts:
         raise ValueError(
             f"varlen_attention: block_table must have a row for each text: got {len(block_table)} rows for {texts} "
             "texts; cu_seq_q says how many texts there are"
         )
-    used = _used(seqused_k, [block_table.shape[1] * size] * texts, "what the pages of a text hold")
-    keys, values = [], []
-    for row, count in zip(block_table, used, strict=True):
-        own = row[: -(-count // size)].long()
-        if len(own) and not 0 <= int(own.min()) <= int(own.max()) < pages:
-            raise ValueError(
-                f"varlen_attention: block_table must name pages between 0 and {pages - 1}: got {own.tolist()} for "
-                f"{count} keys; only entries behind a text's last page may hold other numbers"
-            )
-        keys.append(key[own].flatten(0, 1)[:count])
-        values.append(value[own].flatten(0, 1)[:count])
-    return keys, values
+    return _used(seqused_k, [block_table.shape[1] * key.shape[1]] * texts, "what the pages of a text hold")
+
+
+def _gather(key: Tensor, value: Tensor, block_table: Tensor, counts: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each text's keys and values out of their pages."""
+    rows = [row[: -(-count // key.shape[1])].long() for row, count in zip(block_table, counts, strict=True)]
+    return tuple(  # type: ignore[return-value]
+        [pool[own].flatten(0, 1)[:count] for own, count in zip(rows, counts, strict=True)] for pool in (key, value)
+    )
 
 
 def _used(seqused_k: Tensor, most: list[int], what: str) -> list[int]:
@@ -154,7 +196,13 @@ def _lengths(name: str, bounds: Tensor | None, tokens: Tensor) -> list[int]:
     return lengths
 
 
-def _check_layout(query: Tensor, key: Tensor, value: Tensor, *, paged: bool) -> None:
+def check_layout(query: Tensor, key: Tensor, value: Tensor, *, paged: bool) -> None:
+    """Refuse packed tensors of other shapes than :func:`dynattn.varlen_attention` takes.
+
+    Args:
+        query, key, value: as :func:`dynattn.varlen_attention` takes them.
+        paged: whether keys and values lie in pages.
+    """
     for name, x in (("query", query), ("key", key), ("value", value)):
         wanted = "(pages, page_size, kv_heads, head_dim)" if paged and name != "query" else "(tokens, heads, head_dim)"
         if x.dim() != wanted.count(",") + 1:

@@ -327,16 +327,6 @@ def test_a_pickled_method_that_nobody_defines_is_named():
         restore(*arguments)
 
 
-def test_continuous_batching_is_refused():
-    model = with_attention(tiny("llama"), "dynattn:dense")
-    with pytest.raises(ValueError, match="not supported for continuous batching"):
-        model.generate_batch([[5, 6, 7]], max_new_tokens=2)
-    module = model.model.layers[0].self_attn
-    query = torch.zeros(1, 4, 3, 8)
-    with pytest.raises(ValueError, match=r"paged cache.*generate\(\)"):
-        transformers.AttentionInterface()["dynattn:dense"](module, query, query, query, None, cache=object())
-
-
 def test_refusals_say_what_helps():
     model, inputs = with_attention(tiny("llama"), "dynattn:dense"), text()
     with pytest.raises(ValueError, match="ignore it with every implementation"):

@@ -65,10 +65,19 @@ def test_positions_that_start_anew_are_refused_in_a_static_cache():
         model(packed(), position_ids=POSITIONS, **given("static cache", model))
 
 
+@pytest.mark.parametrize("kind", ["new", "dynamic", "static", "two models"])
+@pytest.mark.parametrize("told", [{"position_ids": POSITIONS}, LENGTHS, {"position_ids": POSITIONS, **LENGTHS}])
 @torch.no_grad()
-def test_a_cache_that_holds_several_texts_is_not_read_as_one():
+def test_a_cache_that_holds_several_texts_is_not_read_as_one(told, kind):
     model = with_attention(tiny("llama"), "dynattn:dense")
-    cache = model(packed(), position_ids=POSITIONS, use_cache=True).past_key_values
+    if kind == "static" and "position_ids" in told:
+        return  # refused before
+    made = {"dynamic": transformers.DynamicCache, "static": lambda: transformers.StaticCache(model.config, 13)}
+    cache = made[kind]() if kind in made else None
+    cache = model(packed(), use_cache=True, past_key_values=cache, **told).past_key_values
+    if kind == "two models":  # another cache in between, which holds one text
+        other = model(packed(), use_cache=True).past_key_values
+        model(packed()[:, :1], past_key_values=other)
     with pytest.raises(ValueError, match=r"a cache must hold one text a sample.*start from an empty cache"):
         model(packed()[:, :1], past_key_values=cache)
 

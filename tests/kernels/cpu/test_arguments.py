@@ -15,7 +15,13 @@ from dynattn.kernels.cpu import arguments
 from dynattn.kernels.cpu.arguments import FLOAT, INT32, INT64, POINTER, UINT32, UINT64, Structure
 
 HEADER = Path(__file__).parents[3] / "src" / "dynattn" / "kernels" / "cpu" / "dynattn_cpu.h"  # not installed
-STRUCTURES = (arguments.NM_FORWARD, arguments.ROW_FORWARD, arguments.SKIP_FORWARD, arguments.NM_BACKWARD)
+STRUCTURES = (
+    arguments.NM_FORWARD,
+    arguments.ROW_FORWARD,
+    arguments.SKIP_FORWARD,
+    arguments.NM_BACKWARD,
+    arguments.NM_TEXTS,
+)
 TYPES = {INT32: "int32_t", UINT32: "uint32_t", INT64: "int64_t", UINT64: "uint64_t", FLOAT: "float"}
 
 
@@ -83,6 +89,7 @@ def test_sizes_offsets_and_types_are_the_headers(structure: Structure, tmp_path:
 def test_the_constants_are_the_headers() -> None:
     text = HEADER.read_text()
     assert f"DYNATTN_MAX_HEAD_DIM = {cpu.MAX_HEAD_DIM} " in text
+    assert f"DYNATTN_BAD_PAGE = {cpu._BAD_PAGE} " in text
     assert f"DYNATTN_INTERFACE = {cpu._INTERFACE} " in text
     for name, code in cpu._ISAS.items():
         constant = name.upper().replace("-", "_")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.functional import attention
-from dynattn.integrations.transformers import contracts, places
+from dynattn.integrations.transformers import contracts, paged, places
 from dynattn.integrations.transformers.caches import following
 from dynattn.integrations.transformers.calls import Call, observers, replacements
 from dynattn.integrations.transformers.masks import narrow
-from dynattn.integrations.transformers.packed import Span, refuse_lengths, texts
+from dynattn.integrations.transformers.packed import Span, note_several, refuse_lengths, texts
 from dynattn.methods import Method, PerLayer
 
 # Arguments by which models change what attention computes; what this one would have to be able to do, and the remedy.
@@ -29,10 +29,6 @@ _UNSUPPORTED = {
     "indices": ("attend to keys that the model selects", _EAGER),
     "block_indices": ("attend to blocks that the model selects", _EAGER),
     "block_mask": ("take a flex_attention block mask", "pass a 4-dimensional attention_mask"),
-    "cache": (
-        "read a paged cache",
-        "use generate() in place of continuous batching, or model.set_attn_implementation('sdpa')",
-    ),
     "output_attentions": (
         "return the attention weights",
         "call model.set_attn_implementation('eager') before you ask for them; an argument of the call does not change "
@@ -57,13 +53,15 @@ def forward(
 ) -> tuple[Tensor, None]:
     """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
     _refuse_unsupported(module, kwargs)
+    if kwargs.get("cache") is not None:
+        return _paged(module, query, key, value, position_bias, method, scaling, kwargs), None
     layer = following(key)
     spans = None if layer is not None else texts(kwargs, attention_mask, query.shape[0], query.shape[2], key.shape[2])
     if spans is None:
         refuse_lengths(kwargs, attention_mask, query.shape[2], key.shape[2])
-    method = _of_layer(module, method) if isinstance(method, PerLayer) else method
-    for replace in replacements:
-        method = replace(module, method)
+    else:
+        note_several(key)
+    method = _chosen(module, method)
     causal = causal_without_mask(module, query, key, attention_mask, is_causal)
     if layer is not None:
         attention_mask = layer.fit(attention_mask)
@@ -87,6 +85,19 @@ def forward(
     if layer is not None:
         layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
     return out.transpose(1, 2).contiguous(), None
+
+
+def _paged(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, position_bias: Tensor | None, method: Method,
+    scaling: float | None, kwargs: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """Attention in continuous batching, whose masks are not needed."""
+    if position_bias is not None:
+        raise ValueError(
+            f"dynattn: continuous batching cannot add a position bias: {type(module).__name__} passes position_bias; "
+            "use generate()"
+        )
+    return paged.attend(module, query, key, value, kwargs["cache"], _chosen(module, method), scaling, kwargs)
 
 
 def _attend(
@@ -161,6 +172,14 @@ def _forbidding(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
+
+
+def _chosen(module: nn.Module, method: Method) -> Method:
+    """What this module keeps."""
+    method = _of_layer(module, method) if isinstance(method, PerLayer) else method
+    for replace in replacements:
+        method = replace(module, method)
+    return method
 
 
 def _of_layer(module: nn.Module, method: PerLayer) -> Method:

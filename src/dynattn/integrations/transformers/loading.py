@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dynattn.integrations.transformers import classes, configs, contracts, loaded
+from dynattn.integrations.transformers import classes, configs, contracts, loaded, paged
 from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
@@ -37,7 +37,11 @@ def install(register: Callable[[str], Any]) -> None:
     if _installed:
         return
     from transformers import PreTrainedModel, masking_utils
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
 
+    ContinuousBatchingManager.switch_to_cb_friendly_attn = paged.keeping_ours(  # type: ignore[method-assign]
+        ContinuousBatchingManager.switch_to_cb_friendly_attn
+    )
     PreTrainedModel.get_correct_attn_implementation = _checking(  # type: ignore[method-assign]
         PreTrainedModel.get_correct_attn_implementation, register
     )

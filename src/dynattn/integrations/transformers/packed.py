@@ -7,6 +7,8 @@ computed by itself. What remains would let the texts see each other, and is refu
 
 from __future__ import annotations
 
+import threading
+import weakref
 from itertools import pairwise
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -21,6 +23,7 @@ _REMEDY = (
     "a mask, or pad the texts in place of packing them"
 )
 _hold_several: WeakSet[Any] = WeakSet()  # caches that a packed batch has filled
+_masked = threading.local()  # .cache: a weak reference to the cache for which this thread made a mask last
 
 
 class Span(NamedTuple):
@@ -98,6 +101,8 @@ def block_mask(
         ValueError: a position is lower than the one before it, neither is padding, and the cache has more than these
             tokens; or the cache holds several texts that would now be read as one.
     """
+    if not torch.compiler.is_compiling():
+        _masked.cache = None if past_key_values is None else weakref.ref(past_key_values)
     if made[0]:
         return made
     if past_key_values is not None and past_key_values in _hold_several and not _is_new(made):
@@ -117,6 +122,22 @@ def block_mask(
         _hold_several.add(past_key_values)
     numbers = torch.nn.functional.pad((position_ids[:, 1:] < position_ids[:, :-1]).cumsum(-1), (1, 0))
     return (*made[:2], numbers.expand(batch, -1), *made[3:])
+
+
+def note_several(key: Tensor) -> None:
+    """Note that the cache that holds these keys was filled by a packed batch, so that no later token is read with it.
+
+    Masks are made for a cache before attention runs over its keys, and are not told of lengths; attention is told of
+    lengths, and not of the cache.
+
+    Args:
+        key: the keys of several texts, as a cache returned them; or those of no cache.
+    """
+    cache = getattr(_masked, "cache", None)
+    cache = None if cache is None else cache()
+    of_texts = getattr(cache, "self_attention_cache", cache)
+    if any(getattr(layer, "keys", None) is key for layer in getattr(of_texts, "layers", ())):
+        _hold_several.add(cache)
 
 
 def _is_new(made: tuple[Any, ...]) -> bool:

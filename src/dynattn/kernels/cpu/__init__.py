@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD, SKIP_FORWARD
+from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
@@ -30,12 +30,13 @@ _INTERFACE = 1
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
-_OUT_OF_MEMORY = 2
+_OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
-_ARGS_BYTES = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD))
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
+PAGE_KEYS = 16
+"""Pages that are read in place hold a multiple of so many keys."""
 
 
 def nm_forward(
@@ -113,6 +114,68 @@ def nm_forward_again(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pre
     status = _library().dynattn_nm_forward(addresses + prepared)
     if status != 0:
         _refuse("nm_forward", status)
+
+
+def nm_texts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor | None,
+    kept_mass: Tensor | None,
+    kept: Tensor | None,
+    allowed: Tensor | None,
+    pattern: Pattern,
+    isa: str,
+    *,
+    query_start: Tensor,
+    key_start: Tensor,
+    key_count: Tensor,
+    block_table: Tensor | None,
+) -> bool:
+    """N:M attention of texts of different lengths, forward, into tensors that the caller gives. Checks no argument.
+
+    Each text is computed as :func:`nm_forward` computes it alone, to the bit; all share the threads.
+
+    Args:
+        query: (1, heads, tokens, head_dim), the texts one after another; dtype and strides as in :func:`nm_forward`.
+        key: (1, kv_heads, key tokens, head_dim); with ``block_table`` (pages, kv_heads, page_size, head_dim).
+        value: like ``key``, with a last dimension of its own.
+        out: (1, heads, tokens, value_dim).
+        logsumexp: contiguous, float32: text t has (heads, its tokens) from ``heads · query_start[t]`` on; or None.
+        kept_mass, kept, allowed: likewise, float32, int32 and int32; or all None.
+        pattern: what to keep and how to score, without dropout.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
+        query_start: (texts + 1,), int64, on the CPU and contiguous, as all that follow.
+        key_start, key_count: (texts,), int64: the first key of a text, and how many it has.
+        block_table: (texts, most pages), int32; key j of text t is row ``j % page_size`` of page
+            ``block_table[t, j // page_size]``. page_size is a multiple of :data:`PAGE_KEYS`.
+
+    Returns:
+        False where ``block_table`` names a page that there is not, for a key; nothing is then written.
+
+    Raises:
+        As :func:`nm_forward`.
+
+    Source: arXiv:2203.00091; pages, arXiv:2309.06180.
+    """
+    args = _forward_args(
+        query, key, value, None, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, 0, False, None, 0
+    )
+    args += NM_TEXTS.pack(
+        query_start=query_start.data_ptr(),
+        key_start=key_start.data_ptr(),
+        key_count=key_count.data_ptr(),
+        block_table=_address(block_table),
+        texts=len(key_count),
+        table_width=0 if block_table is None else block_table.shape[1],
+        pages=key.shape[0],
+        page_size=key.shape[2],
+    )
+    status = _library().dynattn_nm_texts(args)
+    if status not in (0, _BAD_PAGE):
+        _refuse("nm_texts", status)
+    return status == 0
 
 
 def row_forward(
@@ -424,15 +487,16 @@ def _library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
+    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, NM_TEXTS))
     if not hasattr(library, "dynattn_interface") or (
-        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, _ARGS_BYTES)
+        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, size)
     ):
         raise ImportError(
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
             "again with `pip install .`"
         )
-    for name in ("nm_forward", "row_forward", "skip_forward", "nm_backward"):
-        function = getattr(library, f"dynattn_{name}")
+    functions = ("nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward")
+    for function in (getattr(library, f"dynattn_{name}") for name in functions):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]

@@ -132,3 +132,17 @@ NM_BACKWARD = Structure(
     ],
     begins_with=("forward", NM_FORWARD),
 )
+NM_TEXTS = Structure(
+    "NMTextsArgs",
+    [
+        ("query_start", POINTER, 1),
+        ("key_start", POINTER, 1),
+        ("key_count", POINTER, 1),
+        ("block_table", POINTER, 1),
+        ("texts", INT64, 1),
+        ("table_width", INT64, 1),
+        ("pages", INT64, 1),
+        ("page_size", INT64, 1),
+    ],
+    begins_with=("call", NM_FORWARD),
+)

@@ -1,9 +1,13 @@
 // The C interface: checks, then the build of the kernels that the caller asked for.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <new>
+#include <vector>
 
 #include "common/builds.h"
 #include "common/team.h"
+#include "common/texts.h"
 #include "dynattn_cpu.h"
 #include "tiles/processor.h"
 
@@ -17,6 +21,7 @@ constexpr int64_t kFinestShare = 1000000;  // denominators, so that products wit
 
 struct Isa {
   int32_t (*nm_forward)(const NMForwardArgs& args);
+  int32_t (*nm_texts)(const dynattn::Text* texts, int64_t count);
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
@@ -26,9 +31,10 @@ struct Isa {
 constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name) \
-  {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::skip_forward, dynattn::name::nm_backward, \
+  {dynattn::name::nm_forward,   dynattn::name::nm_texts,    dynattn::name::row_forward, \
+   dynattn::name::skip_forward, dynattn::name::nm_backward, \
    dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, nullptr}
+#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -122,6 +128,64 @@ bool is_sound(const NMBackwardArgs& args) {
   return is_sound(call) && call.kept_mass == nullptr && saved;
 }
 
+bool is_sound(const NMTextsArgs& args) {
+  const NMForwardArgs& call = args.call;
+  bool sound = is_sound(call) && call.batch == 1 && call.mask == nullptr && call.blocks == nullptr &&
+               call.threshold == nullptr && call.drop_below == 0 && args.texts >= 0;
+  const bool paged = args.block_table != nullptr;
+  if (paged) sound &= args.table_width >= 0 && args.page_size >= 1 && args.page_size % dynattn::kRunKeys == 0;
+  for (int64_t t = 0; sound && t < args.texts; t++) {
+    const int64_t start = args.query_start[t], end = args.query_start[t + 1], keys = args.key_count[t];
+    sound = 0 <= start && start <= end && end <= call.q_len && keys >= 0;
+    if (paged) {
+      sound &= keys <= args.table_width * args.page_size;
+    } else {
+      sound &= args.key_start[t] >= 0 && args.key_start[t] <= call.kv_len - keys;
+    }
+  }
+  return sound;
+}
+
+// Whether every page that holds a key of a text is one of those that there are.
+bool pages_exist(const NMTextsArgs& args, int64_t text) {
+  const int32_t* const row = args.block_table + text * args.table_width;
+  for (int64_t first = 0; first < args.key_count[text]; first += args.page_size) {
+    const int32_t page = row[first / args.page_size];
+    if (page < 0 || page >= args.pages) return false;
+  }
+  return true;
+}
+
+template <class T>
+void advance(T*& pointer, int64_t count) {
+  if (pointer != nullptr) pointer += count;
+}
+
+const void* advanced(const void* pointer, int64_t elements, int32_t dtype) {
+  return static_cast<const char*>(pointer) + elements * (dtype == DYNATTN_FLOAT32 ? 4 : 2);
+}
+
+// One text as a call of its own.
+dynattn::Text text_of(const NMTextsArgs& args, int64_t text) {
+  dynattn::Text one = {args.call, {nullptr, 0}};
+  NMForwardArgs& call = one.args;
+  const int64_t start = args.query_start[text];
+  call.q_len = args.query_start[text + 1] - start, call.kv_len = args.key_count[text];
+  call.query = advanced(call.query, start * call.query_strides[2], call.dtype);
+  call.out = const_cast<void*>(advanced(call.out, start * call.out_strides[2], call.dtype));
+  advance(call.logsumexp, start * call.heads);
+  advance(call.kept_mass, start * call.heads);
+  advance(call.kept, start * call.heads);
+  advance(call.allowed, start * call.heads);
+  if (args.block_table != nullptr) {
+    one.pages = {args.block_table + text * args.table_width, args.page_size};
+  } else {
+    call.key = advanced(call.key, args.key_start[text] * call.key_strides[2], call.dtype);
+    call.value = advanced(call.value, args.key_start[text] * call.value_strides[2], call.dtype);
+  }
+  return one;
+}
+
 struct Peak {
   Isa isa;
   std::chrono::steady_clock::time_point end;
@@ -139,7 +203,10 @@ void run_peak(void* data) {
 
 extern "C" {
 
-int32_t dynattn_args_bytes(void) { return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs)); }
+int32_t dynattn_args_bytes(void) {
+  return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs) +
+                              sizeof(NMTextsArgs));
+}
 
 int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
 
@@ -160,6 +227,27 @@ int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->isa].nm_forward(*args);
+}
+
+// Texts with the most to do come first, so that the last tasks, for which others may wait, are short.
+int32_t dynattn_nm_texts(const NMTextsArgs* args) {
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->call.isa) || kIsas[args->call.isa].nm_texts == nullptr) return DYNATTN_UNSUPPORTED_ISA;
+  try {
+    std::vector<dynattn::Text> texts;
+    texts.reserve(static_cast<size_t>(args->texts));
+    for (int64_t t = 0; t < args->texts; t++) {
+      if (args->block_table != nullptr && !pages_exist(*args, t)) return DYNATTN_BAD_PAGE;
+      if (args->query_start[t] < args->query_start[t + 1]) texts.push_back(text_of(*args, t));
+    }
+    std::stable_sort(texts.begin(), texts.end(), [](const dynattn::Text& a, const dynattn::Text& b) {
+      return dynattn::products_of(a.args) > dynattn::products_of(b.args);
+    });
+    if (texts.empty()) return DYNATTN_OK;
+    return kIsas[args->call.isa].nm_texts(texts.data(), static_cast<int64_t>(texts.size()));
+  } catch (const std::bad_alloc&) {
+    return DYNATTN_OUT_OF_MEMORY;
+  }
 }
 
 int32_t dynattn_row_forward(const RowForwardArgs* args) {

@@ -18,7 +18,7 @@ enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
 enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3 };
 
-enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3 };
+enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4 };
 
 // Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
 enum {
@@ -86,6 +86,26 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
 
+// N:M attention of texts of different lengths, forward: each as dynattn_nm_forward computes it alone, to the bit, and
+// all by the same threads. Text t has the queries from query_start[t] to query_start[t + 1] - 1 and key_count[t] keys:
+// those from key_start[t] on or, with block_table, key j in row j % page_size of page block_table[t][j / page_size].
+typedef struct {
+  // As for one text without mask and blocks, of batch 1, whose queries and keys are those of all texts one after
+  // another. With block_table, kv_len is not read, and the batch strides of keys and values are those from page to page.
+  // Of logsumexp, kept_mass, kept and allowed, text t has [heads, its queries] from heads * query_start[t] on.
+  NMForwardArgs call;
+  const int64_t* query_start;  // [texts + 1]
+  const int64_t* key_start;    // [texts]; not read with block_table
+  const int64_t* key_count;    // [texts]
+  const int32_t* block_table;  // [texts, table_width] contiguous, of which only pages with keys are read; or NULL
+  int64_t texts, table_width;
+  int64_t pages;      // how many there are
+  int64_t page_size;  // keys of a page, a multiple of 16
+} NMTextsArgs;
+
+// DYNATTN_BAD_PAGE where block_table names a page that there is not.
+DYNATTN_API int32_t dynattn_nm_texts(const NMTextsArgs* args);
+
 // Attention of rows that choose by their own scores, forward. By rank, a row of `a` allowed keys keeps the
 // min(a, most, max(floor, ceil(numerator · a / denominator))) with the largest scores; ties go to the lower key. By
 // weight, a row keeps the keys whose dense softmax weight exceeds `weight`, and the first of those with the largest
@@ -134,8 +154,8 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// The sizes of NMBackwardArgs, RowForwardArgs and SkipForwardArgs, added up. A caller compares it with its own, to learn whether it was
-// built for other arguments.
+// The sizes of NMBackwardArgs, RowForwardArgs, SkipForwardArgs and NMTextsArgs, added up. A caller compares it with its
+// own, to learn whether it was built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be

@@ -13,6 +13,7 @@
 
 #include "naive.h"
 #include "random_case.h"
+#include "texts.h"
 
 using namespace driver;
 
@@ -173,6 +174,17 @@ struct Counts {
   int passed = 0, failed = 0;
   int each = 1, seen = 0;  // one case of so many is run
 
+  void check(const TextsCase& c) {
+    if (seen++ % each != 0) return;
+    const std::string wrong = run_texts(c);
+    wrong.empty() ? passed++ : failed++;
+    if (wrong.empty()) return;
+    std::printf("FAILED %s texts %d:%d window %d sinks %d stride %d heads %d/%d dims %d/%d pages of %d ",
+                kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride,
+                c.heads, c.kv_heads, c.head_dim, c.value_dim, c.page_size);
+    std::printf("causal %d aux %d dtype %d threads %d: %s\n", c.causal, c.aux, c.dtype, c.threads, wrong.c_str());
+  }
+
   void check(Case c) {
     if (seen++ % each != 0) return;
     if (is_tiled(c.isa)) {
@@ -278,6 +290,26 @@ void check_skips(int isa, Counts& counts) {
   }
 }
 
+// Texts of different lengths at once.
+void check_texts(int isa, Counts& counts) {
+  const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0},     {2, 4, 0, 0},     {3, 5, 0, 0},
+                              {1, 2, 40, 3}, {2, 4, 20, 1, 3}, {1, 2, 0, 0, 16}, {7, 31, 0, 0}};
+  const int dims[][2] = {{16, 16}, {20, 36}, {64, 64}, {5, 80}};
+  const int sizes[] = {16, 0, 48, 160};
+  int turn = 0;
+  for (const Pattern& pattern : patterns) {
+    for (const auto& dim : dims) {
+      for (const int size : sizes) {
+        const int dtype = turn % 3 == 0 ? DYNATTN_FLOAT32 : turn % 3 == 1 ? DYNATTN_BFLOAT16 : DYNATTN_FLOAT16;
+        counts.check(TextsCase{pattern, 4, turn % 2 ? 2 : 4, dim[0], dim[1], size, turn / 2 % 2 == 0, turn % 5 == 0,
+                               dtype, isa, 1 + turn % 4});
+        turn++;
+      }
+      turn++;
+    }
+  }
+}
+
 void check_isa(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},     {1, 2, 0, 0},     {2, 4, 0, 0},     {1, 4, 0, 0},
                               {3, 5, 0, 0},     {7, 31, 0, 0},    {1, 2, 5, 3},     {2, 4, 20, 1},
@@ -353,7 +385,7 @@ int main(int argc, char** argv) {
     if (which == "all" || which == "few") {
       counts.each = which == "few" ? 17 : 1;  // which divides no number of choices in their loops
       check_isa(isa, counts);
-      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts);
+      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts);
       counts.each = 1;
     }
     if (which == "all" || which == "few" || which == "random") {

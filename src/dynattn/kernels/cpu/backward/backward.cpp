@@ -288,7 +288,7 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   job.parts = ceil_div(tiles, job.part_tiles);
   job.d_query_rows = round_up(forward.q_len, plan.scores.rows) + plan.scores.rows;
 
-  const int threads = useful_threads(forward, job.heads * job.parts);
+  const int threads = useful_threads(products_of(forward), forward.threads, job.heads * job.parts);
   Arena own = {0, 0};
   lay_thread(job, own);
   job.thread_bytes = own.used;

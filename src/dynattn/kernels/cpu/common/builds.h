@@ -1,11 +1,13 @@
 // What each instruction set's build of the kernels offers.
 #pragma once
 
+#include "common/texts.h"
 #include "dynattn_cpu.h"
 
 #define DYNATTN_DECLARE(isa)                                                            \
   namespace dynattn::isa {                                                              \
   int32_t nm_forward(const NMForwardArgs& args);                                        \
+  int32_t nm_texts(const Text* texts, int64_t count);                                   \
   int32_t row_forward(const RowForwardArgs& args);                                      \
   int32_t skip_forward(const SkipForwardArgs& args);                                    \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \

@@ -9,6 +9,7 @@
 
 #include "common/dtypes.h"
 #include "common/plan.h"
+#include "common/row_places.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -74,14 +75,16 @@ static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_
   alignas(64) float room[kWidth][kMaxHeadDim];
   const int64_t panel_keys = int64_t{plan.panel} * kWidth, ahead = int64_t{plan.m} * larger(plan.stride, kWidth);
   Range range;
+  RowPlaces places;
   for (int64_t tile = first; tile < last; tile++) {
+    find_rows(plan, head, args.key_strides, tile * plan.tile, places);
     for (int position = 0; position < plan.tile; position += kWidth) {
       const float* rows[kWidth];
       for (int lane = 0; lane < kWidth; lane++) {
-        const int64_t key = tile * plan.tile + plan.key_of[position + lane];
-        const char* row = element(head, key * args.key_strides[2], args.dtype);
-        prefetch_row(element(row, ahead * args.key_strides[2], args.dtype), args.head_dim * element_size(args.dtype));
-        rows[lane] = key < args.kv_len ? float_row(row, args.dtype, args.head_dim, room[lane]) : kZeros;
+        const int64_t key = plan.key_of[position + lane];
+        const char* row = places.row(key);
+        prefetch_row(places.row(key + ahead), args.head_dim * element_size(args.dtype));
+        rows[lane] = tile * plan.tile + key < args.kv_len ? float_row(row, args.dtype, args.head_dim, room[lane]) : kZeros;
       }
       const int64_t panel = position / panel_keys, within = position % panel_keys;
       float* column = to + ((tile - first) * plan.tile + panel * panel_keys) * args.head_dim + within;
@@ -111,11 +114,11 @@ static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, fl
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kMaxHeadDim];
   const int64_t width = int64_t{plan.chunk} * kWidth;
+  RowPlaces places;
+  find_rows(plan, head, args.value_strides, tile * plan.tile, places);
   for (int64_t i = 0; i < plan.tile; i++) {
-    const int64_t key = tile * plan.tile + i;
-    const bool inside = key < args.kv_len;
-    const char* at = element(head, key * args.value_strides[2], args.dtype);
-    const float* row = inside ? float_row(at, args.dtype, args.value_dim, room) : kZeros;
+    const bool inside = tile * plan.tile + i < args.kv_len;
+    const float* row = inside ? float_row(places.row(i), args.dtype, args.value_dim, room) : kZeros;
     if (inside) see_row(row, args.value_dim, range);
     cut_row(plan, row, inside ? args.value_dim : 0, to + i * width, plan.tile * width);
   }

@@ -11,6 +11,7 @@
 #include <float.h>
 
 #include "common/team.h"
+#include "common/texts.h"
 #include "dynattn_cpu.h"
 #include "simd/simd.h"
 
@@ -50,6 +51,7 @@ constexpr float kLog2e = 1.44269504088896341f;
 
 struct Plan {
   const NMForwardArgs* args;
+  Pages pages;
   Layout layout;
   int n, m, stride;             // n == m is taken as 1 of 1
   bool window;                  // there are entries kept besides the choice
@@ -100,7 +102,7 @@ static void plan_values(Plan& plan) {
   plan.chunks = static_cast<int>(ceil_div(vectors, kMaxChunk));
   plan.chunk = static_cast<int>(ceil_div(vectors, plan.chunks));
   const int64_t alignment = kWidth * sizeof(float);
-  plan.value_in_place = args.dtype == DYNATTN_FLOAT32 && plan.chunks == 1 && args.value_dim % kWidth == 0 &&
+  plan.value_in_place = plan.pages.table == nullptr && args.dtype == DYNATTN_FLOAT32 && plan.chunks == 1 && args.value_dim % kWidth == 0 &&
                         args.value_strides[2] == args.value_dim && args.value_strides[0] % kWidth == 0 &&
                         args.value_strides[1] % kWidth == 0 && reinterpret_cast<uintptr_t>(args.value) % alignment == 0;
 }
@@ -136,8 +138,9 @@ static void plan_bands(Plan& plan, bool skips) {
   plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
 }
 
-static void make_plan(Plan& plan, const NMForwardArgs& args, bool skips = false) {
+static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages = {nullptr, 0}, bool skips = false) {
   plan.args = &args;
+  plan.pages = pages;
   plan.dense = args.n == args.m;
   plan.n = plan.dense ? 1 : args.n;
   plan.m = plan.dense ? 1 : args.m;

@@ -38,12 +38,14 @@ void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), vo
   for (std::thread& thread : others) thread.join();
 }
 
-int useful_threads(const NMForwardArgs& args, int64_t tasks) {
-  constexpr double kSmallWork = 3e6;  // multiply-adds
-  const double products = static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
-                          static_cast<double>(args.head_dim + args.value_dim) *
-                          static_cast<double>(args.batch * args.heads);
-  return products < kSmallWork ? 1 : static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(most_threads(args.threads), tasks)));
+int useful_threads(double products, int offered, int64_t tasks) {
+  constexpr double kSmallWork = 3e6;
+  return products < kSmallWork ? 1 : static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(most_threads(offered), tasks)));
+}
+
+double products_of(const NMForwardArgs& args) {
+  return static_cast<double>(args.q_len) * static_cast<double>(args.kv_len) *
+         static_cast<double>(args.head_dim + args.value_dim) * static_cast<double>(args.batch * args.heads);
 }
 
 namespace {

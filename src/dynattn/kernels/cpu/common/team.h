@@ -16,10 +16,13 @@ int most_threads(int offered);
 // started.
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data);
 
-// The number of threads for a call of so many tasks. It is one where there is so little to do that waking others costs
+// The number of threads, of those offered, for so many multiply-adds in so many tasks. It is one where there is so little to do that waking others costs
 // more than they bring. It is never more than the processor runs, since more would cost memory and wait for one
 // another.
-int useful_threads(const NMForwardArgs& args, int64_t tasks);
+int useful_threads(double products, int offered, int64_t tasks);
+
+// The multiply-adds of a call, as useful_threads() takes them.
+double products_of(const NMForwardArgs& args);
 
 // 64-byte aligned memory, kept for the next call where it is not large; NULL when there is none.
 void* take_workspace(size_t bytes);

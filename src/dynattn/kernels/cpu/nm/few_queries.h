@@ -5,7 +5,7 @@
 // masks, choice, weights and counts are those of packed query blocks, in their careful variant: NaN and infinity need
 // no second path here.
 //
-// A task is a key head, for all query rows that share it, and a range of keys. The task that completes a head merges
+// A task is a key head, for all query rows that share it, and a range of keys, of one of the calls that threads share. The task that completes a head merges
 // its ranges, in order; shapes alone decide how long they are, so that threads change no bit.
 #pragma once
 
@@ -38,16 +38,26 @@ struct FewScratch {
   RowStates rows;         // unless ranges have states of their own
 };
 
+// A call of few queries.
 struct Few {
   const Plan* plan;
-  char* memory;
   int64_t* finished;                  // [head] ranges done
+  char* states;                       // [head][range], where a head has several
+  int64_t states_bytes;
+  int64_t first_task;                 // among those of all calls
   int64_t heads, heads_per_kv, rows;  // key heads, query heads of each, query rows of each
   int64_t ranges, range_tiles;
-  int64_t key_width;                      // head_dim rounded up to whole vectors
-  bool keys_in_place, values_in_place;    // float32 rows of whole vectors
-  int64_t states_offset, states_bytes;    // [head][range], where a head has several
+  int64_t key_width;                    // head_dim rounded up to whole vectors
+  bool keys_in_place, values_in_place;  // float32 rows of whole vectors
+};
+
+// Calls of few queries that threads share.
+struct FewJob {
+  Few* calls;
+  char* memory;
+  int64_t count, tasks;
   int64_t scratch_offset, scratch_bytes;  // [thread]
+  int threads;
   int64_t next_task, next_thread;
 };
 
@@ -109,15 +119,17 @@ static void score_in_place(const Few& few, const FewScratch& scratch, const char
   const Plan& plan = *few.plan;
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kWidth][kMaxHeadDim];
-  const int64_t stride = args.key_strides[2], ahead = int64_t{plan.m} * kWidth;
+  const int64_t ahead = int64_t{plan.m} * kWidth;
+  RowPlaces places;
+  find_rows(plan, key_head, args.key_strides, tile * plan.tile, places);
   for (int position = 0; position < plan.tile; position += kWidth) {
     const float* keys[kWidth];
     for (int lane = 0; lane < kWidth; lane++) {
-      const int64_t key = tile * plan.tile + plan.key_of[position + lane];
-      const char* row = element(key_head, key * stride, args.dtype);
+      const int64_t key = plan.key_of[position + lane];
       keys[lane] = kZeros;
-      if (key >= args.kv_len) continue;
-      prefetch_row(element(row, ahead * stride, args.dtype), args.head_dim * element_size(args.dtype));
+      if (tile * plan.tile + key >= args.kv_len) continue;
+      const char* row = places.row(key);
+      prefetch_row(places.row(key + ahead), args.head_dim * element_size(args.dtype));
       keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
       if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
     }
@@ -181,15 +193,14 @@ DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias)
 }
 
 // Converts value rows that cannot be read in place, once for each tile, when the first query row keeps them.
-static void convert_kept(const Few& few, const char* values, const KeptKeys& kept, bool* converted, float* to) {
+static void convert_kept(const Few& few, const RowPlaces& values, const KeptKeys& kept, bool* converted, float* to) {
   const NMForwardArgs& args = *few.plan->args;
   const int64_t width = value_width(*few.plan);
   for (int i = 0; i < kept.count; i++) {
     const int64_t key = kept.key[i];
     if (converted[key]) continue;
     converted[key] = true;
-    const char* row = element(values, key * args.value_strides[2], args.dtype);
-    copy_row(to + key * width, row, args.dtype, args.value_dim, width);
+    copy_row(to + key * width, values.row(key), args.dtype, args.value_dim, width);
   }
 }
 
@@ -198,11 +209,10 @@ static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates
                       int64_t first_key) {
   const Plan& plan = *few.plan;
   const NMForwardArgs& args = *plan.args;
-  const int64_t at = head / args.kv_heads * args.value_strides[0] + head % args.kv_heads * args.value_strides[1] +
-                     first_key * args.value_strides[2];
-  const char* values = element(args.value, at, args.dtype);
-  const float* base = few.values_in_place ? reinterpret_cast<const float*>(values) : scratch.values;
-  const int64_t stride = few.values_in_place ? args.value_strides[2] : value_width(plan);
+  const char* value_head = kv_head(args, args.value, args.value_strides, head);
+  const bool paged = plan.pages.table != nullptr;
+  RowPlaces places;
+  if (paged || !few.values_in_place) find_rows(plan, value_head, args.value_strides, first_key, places);
   bool converted[kMaxTile];
   if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
   KeptKeys kept;
@@ -211,12 +221,20 @@ static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates
     for (int64_t i = 0; i < args.q_len; i++) {
       const int64_t r = member * args.q_len + i;
       float* scores = scratch.scores + r * plan.tile;
+      float* out = rows.out + r * rows.out_stride;
       const float* bias = scratch.bias_of[r];
       if (bias != nullptr) add_bias(plan, scores, bias);
       weigh_by_position(query_head.block, i, scores, bias, first_key);
       list_kept(plan, scores, kept);
-      if (!few.values_in_place) convert_kept(few, values, kept, converted, scratch.values);
-      add_kept(plan, rows.out + r * rows.out_stride, base, stride, kept);
+      if (!few.values_in_place) {
+        convert_kept(few, places, kept, converted, scratch.values);
+        add_kept(plan, out, EvenRows{scratch.values, value_width(plan)}, kept);
+      } else if (paged) {
+        add_kept(plan, out, PagedRows{places}, kept);
+      } else {
+        const float* values = reinterpret_cast<const float*>(value_head) + first_key * args.value_strides[2];
+        add_kept(plan, out, EvenRows{values, args.value_strides[2]}, kept);
+      }
     }
   }
 }
@@ -228,8 +246,7 @@ static void run_range(const Few& few, const FewScratch& scratch, const RowStates
   all.block.count = few.rows;
   clear_rows(all.block);
   copy_queries(few, head, scratch.queries);
-  const char* keys = element(
-      args.key, head / args.kv_heads * args.key_strides[0] + head % args.kv_heads * args.key_strides[1], args.dtype);
+  const char* keys = kv_head(args, args.key, args.key_strides, head);
   const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
   for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
     const int64_t first_key = tile * plan.tile;
@@ -261,38 +278,49 @@ static void merge_row(const Plan& plan, const RowStates& to, const RowStates& fr
 }
 
 static RowStates range_states(const Few& few, int64_t task) {
-  Arena arena = {reinterpret_cast<uintptr_t>(few.memory + few.states_offset + task * few.states_bytes), 0};
+  Arena arena = {reinterpret_cast<uintptr_t>(few.states + task * few.states_bytes), 0};
   return lay_rows(*few.plan, few.rows, arena);
 }
 
-static void work_few(void* data) {
-  Few& few = *static_cast<Few*>(data);
-  char* own = few.memory + few.scratch_offset + increment(few.next_thread) * few.scratch_bytes;
-  Arena arena = {reinterpret_cast<uintptr_t>(own), 0};
-  const FewScratch scratch = lay_few_scratch(few, arena);
-  for (int64_t task = increment(few.next_task); task < few.heads * few.ranges; task = increment(few.next_task)) {
-    const int64_t head = task / few.ranges;
-    const RowStates rows = few.ranges > 1 ? range_states(few, task) : scratch.rows;
-    run_range(few, scratch, rows, head, task % few.ranges);
-    if (increment(few.finished[head]) + 1 < few.ranges) continue;
+static void run_few_task(const Few& few, const FewScratch& scratch, int64_t task) {
+  const int64_t head = task / few.ranges;
+  const RowStates rows = few.ranges > 1 ? range_states(few, task) : scratch.rows;
+  run_range(few, scratch, rows, head, task % few.ranges);
+  if (increment(few.finished[head]) + 1 < few.ranges) return;
 
-    const RowStates whole = few.ranges > 1 ? range_states(few, head * few.ranges) : rows;
-    for (int64_t range = 1; range < few.ranges; range++) {
-      const RowStates part = range_states(few, head * few.ranges + range);
-      for (int64_t r = 0; r < few.rows; r++) merge_row(*few.plan, whole, part, r);
-    }
-    for (int64_t member = 0; member < few.heads_per_kv; member++)
-      finish_rows(FewHead(few, scratch, whole, head, member).block);
+  const RowStates whole = few.ranges > 1 ? range_states(few, head * few.ranges) : rows;
+  for (int64_t range = 1; range < few.ranges; range++) {
+    const RowStates part = range_states(few, head * few.ranges + range);
+    for (int64_t r = 0; r < few.rows; r++) merge_row(*few.plan, whole, part, r);
+  }
+  for (int64_t member = 0; member < few.heads_per_kv; member++)
+    finish_rows(FewHead(few, scratch, whole, head, member).block);
+}
+
+static void work_few(void* data) {
+  FewJob& job = *static_cast<FewJob*>(data);
+  const int64_t thread = increment(job.next_thread);
+  if (thread >= job.threads) return;
+  char* own = job.memory + job.scratch_offset + thread * job.scratch_bytes;
+  int64_t call = 0;
+  for (int64_t task = increment(job.next_task); task < job.tasks;) {
+    while (call + 1 < job.count && job.calls[call + 1].first_task <= task) call++;
+    const Few& few = job.calls[call];
+    Arena arena = {reinterpret_cast<uintptr_t>(own), 0};
+    const FewScratch scratch = lay_few_scratch(few, arena);
+    const int64_t end = few.first_task + few.heads * few.ranges;
+    for (; task < end; task = increment(job.next_task)) run_few_task(few, scratch, task - few.first_task);
   }
 }
 
+// Whether a call reads keys and values in place, and only once.
 static bool are_few(const NMForwardArgs& args) {
+  if (args.needs_grad || args.drop_below != 0) return false;
   const int64_t most = args.value_dim > kWideValue ? kFewQueriesWide : kFewQueries;
   return args.q_len <= most && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
 }
 
-// The whole call, for at least one query row; `threads` may be more than there are tasks.
-static int32_t run_few(Plan& plan, int threads) {
+static Few plan_few(Plan& plan) {
   const NMForwardArgs& args = *plan.args;
   plan.rows = 1;  // no padding
   Few few = {};
@@ -303,28 +331,61 @@ static int32_t run_few(Plan& plan, int threads) {
   const int64_t most = larger<int64_t>(1, smaller(ceil_div(args.kv_len, kRangeKeys), ceil_div(kRangeTasks, few.heads)));
   few.range_tiles = larger<int64_t>(1, ceil_div(plan.tiles, most));
   few.ranges = larger<int64_t>(1, ceil_div(plan.tiles, few.range_tiles));
-  threads = static_cast<int>(smaller<int64_t>(threads, few.heads * few.ranges));
 
   few.key_width = round_up(args.head_dim, kWidth);
   few.keys_in_place = args.dtype == DYNATTN_FLOAT32 && few.key_width == args.head_dim;
   few.values_in_place = args.dtype == DYNATTN_FLOAT32 && value_width(plan) == args.value_dim;
-  Arena scratch = {0, 0}, states = {0, 0}, all = {0, 0};
-  lay_few_scratch(few, scratch);
-  few.scratch_bytes = scratch.used;
+  Arena states = {0, 0};
   lay_rows(plan, few.rows, states);
   few.states_bytes = states.used;
-  all.take<int64_t>(few.heads);
-  few.scratch_offset = all.used;
-  all.take<char>(threads * few.scratch_bytes);
-  few.states_offset = all.used;
-  all.take<char>(few.ranges > 1 ? few.heads * few.ranges * few.states_bytes : 0);
+  return few;
+}
 
-  few.memory = static_cast<char*>(take_workspace(static_cast<size_t>(all.used)));
-  if (few.memory == nullptr) return DYNATTN_OUT_OF_MEMORY;
-  few.finished = reinterpret_cast<int64_t*>(few.memory);
-  memset(few.finished, 0, static_cast<size_t>(few.heads) * sizeof(int64_t));
-  run_team(args.parallel, threads, work_few, &few);
-  return_workspace(few.memory);
+// Takes the memory of planned calls, each for at least one query row, and prepares work_few().
+// return_workspace(job.memory) ends it.
+static int32_t open_few(FewJob& job, Few* calls, int64_t count) {
+  job.calls = calls, job.count = count;
+  double products = 0;
+  int64_t heads = 0;
+  for (int64_t i = 0; i < count; i++) {
+    Arena scratch = {0, 0};
+    lay_few_scratch(calls[i], scratch);
+    job.scratch_bytes = larger(job.scratch_bytes, scratch.used);
+    calls[i].first_task = job.tasks;
+    job.tasks += calls[i].heads * calls[i].ranges;
+    heads += calls[i].heads;
+    products += products_of(*calls[i].plan->args);
+  }
+  job.threads = useful_threads(products, calls[0].plan->args->threads, job.tasks);
+
+  Arena all = {0, 0};
+  all.take<int64_t>(heads);
+  job.scratch_offset = all.used;
+  all.take<char>(job.threads * job.scratch_bytes);
+  const int64_t states_offset = all.used;
+  for (int64_t i = 0; i < count; i++) {
+    if (calls[i].ranges > 1) all.take<char>(calls[i].heads * calls[i].ranges * calls[i].states_bytes);
+  }
+  job.memory = static_cast<char*>(take_workspace(static_cast<size_t>(all.used)));
+  if (job.memory == nullptr) return DYNATTN_OUT_OF_MEMORY;
+  int64_t* finished = reinterpret_cast<int64_t*>(job.memory);
+  memset(finished, 0, static_cast<size_t>(heads) * sizeof(int64_t));
+  Arena states = {reinterpret_cast<uintptr_t>(job.memory + states_offset), 0};
+  for (int64_t i = 0; i < count; i++) {
+    Few& few = calls[i];
+    few.finished = finished, finished += few.heads;
+    few.states = few.ranges > 1 ? states.take<char>(few.heads * few.ranges * few.states_bytes) : nullptr;
+  }
+  return DYNATTN_OK;
+}
+
+static int32_t run_few(Plan& plan) {
+  Few few = plan_few(plan);
+  FewJob job = {};
+  const int32_t status = open_few(job, &few, 1);
+  if (status != DYNATTN_OK) return status;
+  run_team(plan.args->parallel, job.threads, work_few, &job);
+  return_workspace(job.memory);
   return DYNATTN_OK;
 }
 

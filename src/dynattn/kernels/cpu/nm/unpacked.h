@@ -70,16 +70,29 @@ static void list_kept(const Plan& plan, const float* weights, KeptKeys& kept) {
   }
 }
 
-// out += Σ weight · value over the kept keys, for kChunk vectors of the row; value rows are `stride` floats apart.
-template <int kChunk>
-static void add_kept(float* out, const float* value, int64_t stride, const KeptKeys& kept) {
+// Value rows that lie evenly spaced.
+struct EvenRows {
+  const float* first;
+  int64_t stride;  // in floats
+  const float* row(int key) const { return first + key * stride; }
+};
+
+// Value rows in pages.
+struct PagedRows {
+  const RowPlaces& places;
+  const float* row(int key) const { return reinterpret_cast<const float*>(places.row(key)); }
+};
+
+// out += Σ weight · value over the kept keys, for kChunk vectors of the row, from its float `at` on.
+template <int kChunk, class Rows>
+static void add_kept(float* out, const Rows& values, int64_t at, const KeptKeys& kept) {
   constexpr int kAhead = 8;
   Vec acc[kChunk];
 #pragma GCC unroll 16
   for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
   for (int i = 0; i < kept.count; i++) {
-    const float* next = value + kept.key[smaller(i + kAhead, kept.count - 1)] * stride;
-    const float* row = value + kept.key[i] * stride;
+    const float* next = values.row(kept.key[smaller(i + kAhead, kept.count - 1)]) + at;
+    const float* row = values.row(kept.key[i]) + at;
     const Vec weight = broadcast(kept.weight[i]);
 #pragma GCC unroll 16
     for (int c = 0; c < kChunk; c++) {
@@ -91,10 +104,13 @@ static void add_kept(float* out, const float* value, int64_t stride, const KeptK
   for (int c = 0; c < kChunk; c++) store(out + c * kWidth, acc[c]);
 }
 
-static void add_kept(const Plan& plan, float* out, const float* value, int64_t stride, const KeptKeys& kept) {
-  for (int chunk = 0; chunk < plan.chunks; chunk++) {
-    with_chunk(plan.chunk, [&](auto vectors) { add_kept<decltype(vectors)::value>(out, value, stride, kept); });
-    out += plan.chunk * kWidth, value += plan.chunk * kWidth;
+template <class Rows>
+static void add_kept(const Plan& plan, float* out, const Rows& values, const KeptKeys& kept) {
+  const int64_t width = int64_t{plan.chunk} * kWidth;
+  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
+    with_chunk(plan.chunk, [&](auto vectors) {
+      add_kept<decltype(vectors)::value>(out + chunk * width, values, chunk * width, kept);
+    });
   }
 }
 

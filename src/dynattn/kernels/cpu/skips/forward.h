@@ -15,7 +15,7 @@ struct SkipPlan : Plan {
 };
 
 static void make_skip_plan(SkipPlan& plan, const SkipForwardArgs& rule) {
-  make_plan(plan, rule.call, true);
+  make_plan(plan, rule.call, {nullptr, 0}, true);
   plan.rule = &rule;
   plan.margin = rule.margin * kLog2e / plan.exponent;
 }

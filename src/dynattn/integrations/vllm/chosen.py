@@ -1,0 +1,79 @@
+"""Which method each layer attends by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dynattn.methods import Method, PerLayer, parse
+
+VARIABLE = "DYNATTN_VLLM"
+"""The environment variable that names a method or the path of a tuned file."""
+
+_DENSE = parse("dense")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The methods of the layers.
+
+    Attributes:
+        every: the method of all layers; None where a tuned file names one for each.
+        by_module: methods by the names of attention modules, as Transformers has them.
+        phase: ``prefill``, ``decode`` or ``both``; the other phase is dense.
+    """
+
+    every: Method | None
+    by_module: Mapping[str, Method]
+    phase: str = "both"
+
+    def method(self, layer: str, decoding: bool) -> Method:
+        """What a layer keeps.
+
+        Args:
+            layer: the layer's name in vLLM, which begins with that of the module: ``model.layers.0.self_attn.attn``.
+            decoding: whether a request has a single query and more keys.
+
+        Raises:
+            ValueError: the tuned file does not name the layer.
+        """
+        if self.phase not in ("both", "decode" if decoding else "prefill"):
+            return _DENSE
+        if self.every is not None:
+            return self.every
+        for module, method in self.by_module.items():
+            if f"{layer}.".startswith(f"{module}."):
+                return method
+        raise ValueError(
+            f"dynattn: the tuned file must name every attention layer: {layer} is none of {list(self.by_module)}; use "
+            f"the file of this model, or set {VARIABLE} to a method's name"
+        )
+
+
+@cache
+def read(asked: str) -> Chosen:
+    """What ``DYNATTN_VLLM`` says.
+
+    Args:
+        asked: the name of a method, or the path of a tuned file.
+
+    Raises:
+        ValueError: there is no such method, or a tuned file asks for what vLLM cannot do.
+        FileNotFoundError: there is no such file.
+    """
+    if not asked.endswith(".json"):
+        method = parse(asked)
+        if isinstance(method, PerLayer):
+            raise ValueError(f"dynattn: {VARIABLE} must not be a PerLayer method: got {asked!r}; name a tuned file")
+        return Chosen(method, {})
+    told = json.loads(Path(asked).read_text())
+    for name in ("pruning", "cache"):
+        if told.get(name) is not None:
+            raise ValueError(
+                f"dynattn: {asked} must not name a {name} for vLLM, which has a cache of its own that keeps every "
+                f"token: got {told[name]!r}; tune without it"
+            )
+    return Chosen(None, {module: parse(name) for module, name in told["methods"].items()}, told["phase"])

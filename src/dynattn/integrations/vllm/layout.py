@@ -1,0 +1,35 @@
+"""Where keys and values lie in vLLM's cache for CPUs.
+
+vLLM's own kernels pack keys by instruction set. This layout is plain: of each page and key head first all keys, then
+all values, in as many numbers as vLLM gives the page.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of the keys and the values, each (pages, page_size, kv_heads, head_dim).
+
+    Args:
+        kv_cache: a layer's cache as vLLM gives it: (pages, kv_heads, page_size, 2 · head_dim).
+    """
+    pages, heads, size, _ = kv_cache.shape
+    key, value = kv_cache.view(pages, heads, 2 * size, -1).chunk(2, dim=2)
+    return key.transpose(1, 2), value.transpose(1, 2)
+
+
+def write(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
+    """Write new keys and values into their slots.
+
+    Args:
+        kv_cache: as :func:`pools` takes it.
+        key, value: (tokens, kv_heads, head_dim); tokens behind the last slot are padding.
+        slots: (tokens,), each page · page_size + place; negative for a token that is not kept.
+    """
+    kept = (slots >= 0).nonzero().flatten()
+    slots = slots[kept]
+    for pool, new in zip(pools(kv_cache), (key, value), strict=True):
+        size = pool.shape[1]
+        pool[slots // size, slots % size] = new[kept].to(pool.dtype)

@@ -1,0 +1,19 @@
+"""Where keys and values lie in the cache of vLLM."""
+
+from __future__ import annotations
+
+import torch
+
+from dynattn.integrations.vllm import layout
+
+
+def test_tokens_lie_in_their_slots() -> None:
+    cache = torch.full((3, 2, 32, 32), torch.nan)
+    key, value = torch.randn(4, 2, 16), torch.randn(4, 2, 16)
+    layout.write(cache, key, value, torch.tensor([65, 0, -1, 31]))
+    keys, values = layout.pools(cache)
+    assert keys.shape == values.shape == (3, 32, 2, 16)
+    for pool, new in ((keys, key), (values, value)):
+        assert pool.data_ptr() - cache.data_ptr() in (0, 4 * 32 * 16)
+        assert torch.equal(pool[[2, 0, 0], [1, 0, 31]], new[[0, 1, 3]])
+        assert int(pool.isfinite().sum()) == 3 * 32

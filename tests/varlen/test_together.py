@@ -1,0 +1,159 @@
+"""All texts by one call of the kernels: equal to each by itself, keys in pages read where they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynattn import varlen_attention
+from dynattn.kernels import cpu
+from dynattn.methods import parse
+from dynattn.varlen import run
+from tests.varlen.test_init import bounds, by_text, in_pages, packed
+
+pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="needs the compiled kernels")
+
+Q_LENGTHS = [1, 37, 0, 6, 1, 200, 3, 13]  # few queries, many, and none; wide values make 12 few
+K_LENGTHS = [700, 90, 5, 0, 1, 203, 2100, 64]
+METHODS = ["dense", "nm-1-2", "nm-2-4", "nm-3-5", "nm-2-4-x16-w4-s2", "nm-1-2-w40-s3", "nm-7-31"]
+SHAPES = [{"head_dim": 64, "value_dim": 64}, {"head_dim": 20, "value_dim": 12}, {"head_dim": 16, "value_dim": 80}]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed text by text."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("texts were cut apart")
+
+    monkeypatch.setattr(run, "cut", refuse)
+
+
+def inputs(dtype: torch.dtype = torch.float32, **shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    return packed(Q_LENGTHS, dtype=dtype, **shape)[0], *packed(K_LENGTHS, seed=1, dtype=dtype, **shape)[1:]
+
+
+def paged(tensors: tuple[Tensor, ...], size: int, **options: Any) -> Any:
+    """The call with keys in pages, of which everything unused is poisoned."""
+    (keys, table), (values, _) = (in_pages(x, K_LENGTHS, size) for x in tensors[1:])
+    for row, length in zip(table, K_LENGTHS, strict=True):
+        row[-(-length // size) :] = 10**9
+    return varlen_attention(
+        tensors[0], keys, values, cu_seq_q=bounds(Q_LENGTHS), seqused_k=torch.tensor(K_LENGTHS), block_table=table,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_pages_and_packed_keys_give_what_each_text_gives_alone(method: str, dtype: torch.dtype, causal: bool) -> None:
+    for shape, size in zip(SHAPES, (16, 48, 160), strict=True):
+        tensors = inputs(dtype, **shape)
+        alone = by_text(tensors, Q_LENGTHS, method, K_LENGTHS, causal=causal)
+        options: dict[str, Any] = {"causal": causal, "scale": None}
+        together = varlen_attention(
+            *tensors, parse(method), cu_seq_q=bounds(Q_LENGTHS), cu_seq_k=bounds(K_LENGTHS), **options
+        )
+        assert torch.equal(together, alone)
+        assert torch.equal(paged(tensors, size, method=parse(method), **options), alone)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_certificate_too() -> None:
+    tensors = inputs()
+    out, aux = paged(tensors, 32, method=parse("nm-2-4"), causal=True, return_aux=True)
+    expected, of_each = varlen_attention(
+        *tensors, parse("nm-2-4"), cu_seq_q=bounds(Q_LENGTHS), cu_seq_k=bounds(K_LENGTHS), causal=True, return_aux=True
+    )
+    alone = by_text(tensors, Q_LENGTHS, "nm-2-4", K_LENGTHS, causal=True)
+    torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-6)  # counts take another path, which rounds otherwise
+    for one, other in zip((out, *aux), (expected, *of_each), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_threads_change_no_bit() -> None:
+    tensors, before = inputs(), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(paged(tensors, 16, method=parse("nm-1-2"), causal=True))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.usefixtures("at_once")
+def test_another_default_device_changes_nothing() -> None:
+    tensors = inputs()
+    expected = paged(tensors, 16, method=parse("nm-1-2"), causal=True)
+    (keys, table), (values, _) = (in_pages(x, K_LENGTHS, 16) for x in tensors[1:])
+    cu_seq, used = bounds(Q_LENGTHS), torch.tensor(K_LENGTHS)
+    with torch.device("meta"):
+        got = varlen_attention(
+            tensors[0], keys, values, parse("nm-1-2"), cu_seq_q=cu_seq, seqused_k=used, block_table=table, causal=True
+        )
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_more_texts_than_slots_and_threads() -> None:
+    lengths = [9 + i % 50 for i in range(300)]
+    tensors = packed(lengths, heads=2, kv_heads=2)
+    got = varlen_attention(*tensors, parse("nm-2-4"), cu_seq_q=bounds(lengths))
+    assert torch.equal(got, by_text(tensors, lengths, "nm-2-4"))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_pools_of_any_strides() -> None:
+    tensors = inputs(head_dim=32, value_dim=32)
+    alone = by_text(tensors, Q_LENGTHS, "dense", K_LENGTHS, causal=True)
+    (keys, table), (values, _) = (in_pages(x, K_LENGTHS, 16) for x in tensors[1:])
+    table[table < 0] = 0
+    options: dict[str, Any] = {
+        "cu_seq_q": bounds(Q_LENGTHS), "seqused_k": torch.tensor(K_LENGTHS), "block_table": table.long(),
+        "causal": True,
+    }  # fmt: skip
+    by_heads = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (keys, values)]
+    beside = torch.cat([keys, values], dim=-1)
+    pool: Any
+    for pool in (by_heads, beside.split(32, dim=-1), [keys.flip(-1).contiguous().flip(-1), values]):
+        assert torch.equal(varlen_attention(tensors[0], pool[0], pool[1], parse("dense"), **options), alone)
+
+
+@pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1])
+@pytest.mark.parametrize("place", [(0, 0), (1, 2)])
+def test_pages_that_there_are_not_are_refused(bad: int, place: tuple[int, int]) -> None:
+    query = torch.randn(2, 2, 16)
+    pool = torch.randn(9, 16, 2, 16)
+    table = torch.arange(6, dtype=torch.int32).view(2, 3)
+    table[place] = bad
+    options: dict[str, Any] = {"cu_seq_q": bounds([1, 1]), "seqused_k": torch.tensor([16, 33]), "block_table": table}
+    with pytest.raises(ValueError, match=rf"block_table must name pages between 0 and 8: got \[.*{bad}.*only entries"):
+        varlen_attention(query, pool, pool, **options)
+
+
+def test_what_the_kernels_do_not_read_in_place_is_gathered() -> None:
+    tensors = inputs()
+    for size, method in ((24, "nm-2-4"), (16, "topk-0.25"), (16, "perhead(2*nm-1-2_2*dense)")):
+        alone = by_text(tensors, Q_LENGTHS, method, K_LENGTHS, causal=True)
+        assert torch.equal(paged(tensors, size, method=parse(method), causal=True), alone)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_values_that_are_not_finite_stay_in_their_text() -> None:
+    tensors = inputs()
+    tensors[1][3], tensors[2][K_LENGTHS[0] + 2] = math.inf, math.nan
+    alone = by_text(tensors, Q_LENGTHS, "nm-2-4", K_LENGTHS, causal=True)
+    got = paged(tensors, 16, method=parse("nm-2-4"), causal=True)
+    assert torch.equal(got.nan_to_num(7.0), alone.nan_to_num(7.0))
+    assert torch.equal(got.isnan(), alone.isnan())
+    assert got[-60:].isfinite().all()
