@@ -9,6 +9,7 @@ import torch
 
 import dynattn
 from dynattn import NM
+from dynattn.backends import again
 from dynattn.kernels import cpu
 from dynattn.methods import Method, TopK, parse
 
@@ -74,13 +75,61 @@ def test_a_refusal_is_a_reason(name: str):
 
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
     said = explained(tensors(), NM(1, 2))
-    refusal = cpu.isa_refusal("amx")
-    assert f"not amx: {refusal or 'its kernels have passed their tests on emulated instructions only'}" in said
+    engine = cpu.tile_isa()
+    assert (f"({engine})" if engine else f"not amx: {cpu.isa_refusal('amx')}") in said
     assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
 
 
+def test_engines_of_this_processor_agree_with_the_portable_one():
+    for engine in ("tiles-portable", "avx512bf16", "amx"):
+        if cpu.isa_available(engine):
+            assert cpu.tile_disagreement(engine) is None
+        else:
+            assert cpu.tile_disagreement(engine) == "it does not run here"
+
+
+@pytest.fixture
+def a_matrix_unit(monkeypatch: pytest.MonkeyPatch):
+    """A processor that has one, for which the portable engine stands."""
+    monkeypatch.setattr(cpu, "tile_engine", lambda: "tiles-portable")
+    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+        forget()
+    yield
+    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+        forget()
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_an_engine_is_taken_where_its_results_are_right():
+    assert cpu.tile_isa() == "tiles-portable"
+    inputs = tensors()
+    assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=TILES))
+    assert "(tiles-portable)" in (explained(inputs, NM(1, 2)))
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_an_engine_whose_results_are_not_right_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: "2:4 with stride 16")
+    assert cpu.tile_isa() is None
+    inputs, best = tensors(), cpu.best_isa()
+    assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=f"cpu-{best}"))
+    said = explained(inputs, NM(1, 2))
+    assert f"({best}; not tiles-portable: its results are not right on this processor: 2:4 with stride 16" in said
+    attend(inputs, NM(1, 2), backend=TILES)  # by name it runs
+    assert "whose results are not right" in (explained(inputs, NM(1, 2), backend=TILES))
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_the_check_runs_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: asked.append(engine))
+    for _ in range(3):
+        attend(tensors(), NM(2, 4))
+    assert asked == ["tiles-portable"]
+
+
 def test_the_portable_engine_is_never_taken_unasked():
-    assert cpu.tile_isa() is None  # nor any other, before it has passed its tests on a processor that has it
+    assert cpu.tile_isa() in (None, "amx", "avx512bf16")
     assert cpu.best_isa() in ("avx512", "avx2", "neon", "portable")
 
 

@@ -63,13 +63,14 @@ class CPU(Backend):
     def _named(self, problem: Problem) -> str:
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""
         if self._isa is not None:
-            return self._isa
+            return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
         isa = cpu.best_isa()
         if problem.method.choice is not Choice.ROWS:
             isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
-        if problem.dtype != torch.bfloat16 or isa == "amx":
+        if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
             return isa
-        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or _not_taken()}"
+        unit = cpu.tile_engine() or "amx"
+        return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit)}"
 
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
@@ -98,10 +99,17 @@ class Tiles(CPU):
         return super().cannot(problem) or _no_tiles(problem)
 
 
-def _not_taken() -> str:
-    """Why ``cpu`` does not take the matrix units for a problem that they would compute."""
-    if "amx" not in cpu.PROVEN_TILES:
-        return "its kernels have passed their tests on emulated instructions only; backend='cpu-amx' runs them"
+def _doubt(engine: str) -> str:
+    """What to say of an engine that is asked for by name and has failed its check on this processor."""
+    found = cpu.tile_disagreement(engine)
+    return "" if found is None else f", whose results are not right on this processor: {found}"
+
+
+def _not_taken(engine: str) -> str:
+    """Why ``cpu`` does not take an engine for a problem that it would compute."""
+    found = cpu.tile_disagreement(engine)
+    if found is not None:
+        return f"its results are not right on this processor: {found}; backend='cpu-{engine}' runs it all the same"
     return "few queries read keys in place"
 
 

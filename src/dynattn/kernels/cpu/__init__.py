@@ -22,11 +22,10 @@ from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, ROW_FORWARD
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
-PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tests on a processor that has them
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_INTERFACE = 1
+_INTERFACE = 2
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
@@ -255,14 +254,31 @@ def isa_refusal(name: str) -> str | None:
 
 
 @cache
-def tile_isa() -> str | None:
-    """The tile engine that is taken unasked on this processor; None where there is none.
-
-    It must be fast here, and its tests must have passed on such a processor: emulated instructions show that the code
-    follows the manual, not that the processor does.
-    """
+def tile_engine() -> str | None:
+    """The tile engine that is made to be the fastest on this processor; None where there is none."""
     fastest = _library().dynattn_tile_isa()
-    return next((name for name, code in _ISAS.items() if code == fastest and name in PROVEN_TILES), None)
+    return next((name for name, code in _ISAS.items() if code == fastest), None)
+
+
+@cache
+def tile_disagreement(engine: str) -> str | None:
+    """What a tile engine computes otherwise than the portable engine does, on this processor; None where they agree.
+
+    A few small problems are computed by both, in a few milliseconds, once for the process. Emulated instructions have
+    shown that the code follows the manual; this shows that the processor does.
+
+    Args:
+        engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+    """
+    found = _library().dynattn_tile_disagreement(_ISAS[engine])
+    return None if found is None else found.decode()
+
+
+@cache
+def tile_isa() -> str | None:
+    """The tile engine that is taken unasked on this processor: :func:`tile_engine` where its results are right."""
+    engine = tile_engine()
+    return engine if engine is not None and tile_disagreement(engine) is None else None
 
 
 def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
@@ -396,6 +412,8 @@ def _library() -> ctypes.CDLL:
     for function in (library.dynattn_nm_forward, library.dynattn_row_forward, library.dynattn_nm_backward):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
+    library.dynattn_tile_disagreement.argtypes = [ctypes.c_int32]
+    library.dynattn_tile_disagreement.restype = ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double
     return library

@@ -67,6 +67,14 @@ struct TileWorker {
   }
 };
 
+void multiply(const void* a, const void* b, int64_t steps, float* sums) {
+  constexpr int64_t kRowBytes = kTileDepth * 2;
+  Engine engine;
+  const Operand left = {static_cast<const char*>(a), kTileRows * kRowBytes * steps, kRowBytes, kRowBytes * steps};
+  const Operand right = {static_cast<const char*>(b), kTileBytes, 2 * kTileBytes, 64};
+  multiply_panel<true>(engine, left, 2, right, 2, steps, sums, 2 * kTileRows);
+}
+
 int32_t nm_forward(const NMForwardArgs& args) {
   if (args.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
   if (args.batch * args.q_len == 0) return DYNATTN_OK;
