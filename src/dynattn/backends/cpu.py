@@ -66,7 +66,7 @@ class CPU(Backend):
             return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
         isa = cpu.best_isa()
         if problem.method.choice is not Choice.ROWS:
-            isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
+            isa = cpu.nm_isa(problem.dtype, problem.q_len)
         if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
             return isa
         unit = cpu.tile_engine() or "amx"
@@ -117,4 +117,4 @@ def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
     if problem.method.choice is Choice.ROWS:
         return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
-    return "the gradient is not made on tiles" if problem.needs_grad else None
+    return None

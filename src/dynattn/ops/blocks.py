@@ -18,7 +18,7 @@ from dynattn.kernels import cpu
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, forward_isa, integer, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, nm_isa, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
@@ -44,7 +44,7 @@ def _forward(
         blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(
         _run, rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        isa=forward_isa(backend, query, needs_grad), seed=integer(seed), needs_grad=needs_grad,
+        isa=nm_isa(backend, query), seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     outputs = buffers.outputs(query, value, aux)
     run(outputs, aux, pattern=call.pattern, blocks=blocks, block_size=int(method.whole_blocks))
@@ -96,8 +96,8 @@ def _backward(
     size = int(call.pairs.whole_blocks)
     blocks = blocks[:, :, : -(-query.shape[2] // size), : -(-key.shape[2] // size)]
     return gradients(
-        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
-        blocks=blocks.contiguous(), block_size=size,
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call,
+        nm_isa(backend, query), blocks=blocks.contiguous(), block_size=size,
     )  # fmt: skip
 
 

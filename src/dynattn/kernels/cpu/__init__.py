@@ -67,9 +67,9 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
-            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts
-            are asked for.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
+            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
+            gradient are asked for.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_size⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -133,12 +133,13 @@ def row_forward(
         out = softmax(scale · QKᵀ + mask, over the pairs that ``rule`` keeps) V
 
     Args:
-        query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, isa, seed: as in :func:`nm_forward`.
+        query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, seed: as in :func:`nm_forward`.
         thresholds: two of (batch, heads, q_len), contiguous, float32 and int32, to be filled: the smallest score that a
             row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
             chooses by them.
         rule: what a row keeps.
         pattern: dense: how to score.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
 
     Raises:
         As :func:`nm_forward`.
@@ -281,18 +282,18 @@ def tile_isa() -> str | None:
     return engine if engine is not None and tile_disagreement(engine) is None else None
 
 
-def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
-    """The fastest instruction set for a forward of N:M attention or of whole blocks.
+def nm_isa(dtype: torch.dtype, q_len: int) -> str:
+    """The fastest instruction set for N:M attention or whole blocks, forward and backward alike.
 
-    Tiles take bfloat16, and the forward alone: a gradient makes the choice again from the forward's own sums, which
-    other kernels round otherwise. For few queries keys are read in place, which tiles of 16 queries do not gain from.
+    A gradient makes the choice again from the forward's own sums, which other kernels round otherwise, so that both
+    have one answer. Tiles take bfloat16. For few queries keys are read in place, which tiles of 16 queries do not gain
+    from.
 
     Args:
         dtype: the dtype of the tensors.
         q_len: queries of a head.
-        needs_grad: :func:`nm_backward` will follow.
     """
-    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES and not needs_grad
+    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES
     return (tile_isa() if tiled else None) or best_isa()
 
 

@@ -27,7 +27,7 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name) \
   {dynattn::name::nm_forward, dynattn::name::row_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr}
+#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, dynattn::name::nm_backward, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -71,7 +71,7 @@ const char* refusal(int32_t isa) {
 }
 #endif
 
-#define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::multiply}
+#define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::multiply}
 constexpr dynattn::TileKernels kPortableTiles = DYNATTN_TILE_KERNELS(tiles_portable);
 
 // VDPBF16PS sums in an order of its own.

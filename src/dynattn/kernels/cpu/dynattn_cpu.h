@@ -20,7 +20,8 @@ enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_B
 
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3 };
 
-// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
+// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
+// blocks, forward and backward.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
   DYNATTN_ISA_AVX2 = 1,

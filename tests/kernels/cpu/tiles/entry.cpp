@@ -9,11 +9,14 @@ extern "C" {
 
 int32_t dynattn_nm_forward(const NMForwardArgs* args) { return nm_forward(*args); }
 
+int32_t dynattn_nm_backward(const NMBackwardArgs* args) { return nm_backward(*args); }
+
 // What this engine computes otherwise than that of another library, whose functions have the addresses given.
 const char* disagreement(decltype(&dynattn::DYNATTN_NAMESPACE::nm_forward) forward,
+                         decltype(&dynattn::DYNATTN_NAMESPACE::nm_backward) backward,
                          decltype(&dynattn::DYNATTN_NAMESPACE::multiply) multiply_there, int32_t same_bits) {
-  return dynattn::tile_disagreement({nm_forward, dynattn::DYNATTN_NAMESPACE::multiply}, {forward, multiply_there},
-                                    same_bits != 0);
+  const dynattn::TileKernels here = {nm_forward, nm_backward, dynattn::DYNATTN_NAMESPACE::multiply};
+  return dynattn::tile_disagreement(here, {forward, backward, multiply_there}, same_bits != 0);
 }
 
 // By the engine alone.

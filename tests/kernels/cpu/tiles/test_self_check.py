@@ -15,7 +15,8 @@ def disagreement(engine: ctypes.CDLL, same_bits: bool = True) -> str | None:
     """What ``engine`` computes otherwise than the portable engine; both libraries are compiled by the tests."""
     portable = building.library()
     kernels = [
-        ctypes.cast(getattr(portable, name), ctypes.c_void_p) for name in ("dynattn_nm_forward", "engine_product")
+        ctypes.cast(getattr(portable, name), ctypes.c_void_p)
+        for name in ("dynattn_nm_forward", "dynattn_nm_backward", "engine_product")
     ]
     engine.disagreement.restype = ctypes.c_char_p
     found = engine.disagreement(*kernels, ctypes.c_int32(same_bits))
@@ -45,6 +46,7 @@ def test_another_order_of_sums_has_other_bits():
         ("tiles/engine_amx.h", "_tile_dpbf16ps(3, 5, 7)", "_tile_dpbf16ps(3, 5, 6)", "products of ordinary numbers"),
         ("tiles/softmax.h", "const LaneMask second = greater(x[1], x[0]);",
          "const LaneMask second = greater(x[0], x[1]);", "1:2 with stride 16"),
+        ("tiles/gradients.h", "mul(weight, sub(d_weight, delta))", "mul(weight, d_weight)", "dense attention"),
         ("tiles/softmax.h", "state.overflow = overflow;\n  }", "state.sum = mul(sum, broadcast_lanes(1.1f));\n  }",
          "dense attention"),
     ],

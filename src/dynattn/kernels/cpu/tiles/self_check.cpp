@@ -1,4 +1,4 @@
-// Small problems, computed by one engine and by the portable one.
+// Small problems, forward and backward, computed by one engine and by the portable one.
 //
 // Queries and keys of attention are small integers, so that scores are exact, ties are many, and every engine has to
 // choose the same. Values and weights are not, and round.
@@ -80,7 +80,7 @@ bool products_agree(const TileKernels& engine, const TileKernels& portable, uint
 
 struct Case {
   const char* what;
-  int n, m, stride, heads, kv_heads, head_dim, value_dim;
+  int n, m, stride, heads, kv_heads, kv_len, head_dim, value_dim;
   int mask;  // DYNATTN_BOOL, DYNATTN_FLOAT32, or -1 for none
   bool causal;
   int window;
@@ -88,39 +88,45 @@ struct Case {
 };
 
 constexpr Case kCases[] = {
-    {"dense attention", 1, 1, 1, 2, 1, 64, 64, -1, true, 0, 0},
-    {"1:2", 1, 2, 1, 1, 1, 20, 33, DYNATTN_BOOL, false, 0, 0},
-    {"1:2 with stride 16", 1, 2, 16, 1, 1, 64, 64, -1, true, 0, 0},
-    {"2:4", 2, 4, 1, 2, 1, 64, 16, -1, false, 0, 1u << 30},
-    {"2:4 with stride 16", 2, 4, 16, 1, 1, 40, 24, DYNATTN_FLOAT32, false, 0, 0},
-    {"2:5 with a window", 2, 5, 3, 1, 1, 32, 17, -1, true, 4, 0},
+    {"dense attention", 1, 1, 1, 2, 1, 70, 64, 64, -1, true, 0, 0},
+    {"1:2", 1, 2, 1, 1, 1, 40, 20, 33, DYNATTN_BOOL, false, 0, 0},
+    {"1:2 with stride 16", 1, 2, 16, 1, 1, 35, 32, 16, -1, true, 0, 0},
+    {"2:4", 2, 4, 1, 2, 1, 50, 16, 16, -1, false, 0, 1u << 30},
+    {"2:4 with stride 16", 2, 4, 16, 1, 1, 60, 24, 16, DYNATTN_FLOAT32, false, 0, 0},
+    {"2:5 with a window", 2, 5, 3, 1, 1, 33, 32, 15, -1, true, 4, 0},
 };
 
-constexpr int64_t kQueryLength = 19, kKeyLength = 70;
+constexpr int64_t kQueryLength = 19;
 
 struct Inputs {
-  std::vector<uint16_t> query, key, value;
+  std::vector<uint16_t> query, key, value, grad_out;
   std::vector<float> bias;
   std::vector<uint8_t> allowed;
 
   explicit Inputs(const Case& c) {
     Random random;
     query = numbers(random, c.heads * kQueryLength * c.head_dim, 2, 1.0f);
-    key = numbers(random, c.kv_heads * kKeyLength * c.head_dim, 2, 1.0f);
-    value = numbers(random, c.kv_heads * kKeyLength * c.value_dim, 32, 0x1p-4f);
-    for (int64_t at = 0; at < kQueryLength * kKeyLength; at++) {
+    key = numbers(random, c.kv_heads * c.kv_len * c.head_dim, 2, 1.0f);
+    value = numbers(random, c.kv_heads * c.kv_len * c.value_dim, 32, 0x1p-4f);
+    grad_out = numbers(random, c.heads * kQueryLength * c.value_dim, 32, 0x1p-4f);
+    for (int64_t at = 0; at < kQueryLength * c.kv_len; at++) {
       bias.push_back(static_cast<float>(random.next(5)) - 2.0f);
       allowed.push_back(random.next(3) > 0);
     }
   }
 };
 
+constexpr uint16_t kUnwritten = 0x7fc0u;  // NaN
+
 struct Outputs {
-  std::vector<uint16_t> out;
+  std::vector<uint16_t> out, d_query, d_key, d_value;
   std::vector<float> logsumexp;
 
-  explicit Outputs(const Case& c)
-      : out(static_cast<size_t>(c.heads * kQueryLength * c.value_dim), 0x7fc0u),
+  Outputs(const Case& c, const Inputs& inputs)
+      : out(static_cast<size_t>(c.heads * kQueryLength * c.value_dim), kUnwritten),
+        d_query(inputs.query.size(), kUnwritten),
+        d_key(inputs.key.size(), kUnwritten),
+        d_value(inputs.value.size(), kUnwritten),
         logsumexp(static_cast<size_t>(c.heads * kQueryLength), NAN) {}
 };
 
@@ -129,14 +135,14 @@ NMForwardArgs arguments(const Case& c, const Inputs& inputs, Outputs& outputs) {
   args.query = inputs.query.data(), args.key = inputs.key.data(), args.value = inputs.value.data();
   args.out = outputs.out.data(), args.logsumexp = outputs.logsumexp.data();
   args.batch = 1, args.heads = c.heads, args.kv_heads = c.kv_heads;
-  args.q_len = kQueryLength, args.kv_len = kKeyLength, args.head_dim = c.head_dim, args.value_dim = c.value_dim;
+  args.q_len = kQueryLength, args.kv_len = c.kv_len, args.head_dim = c.head_dim, args.value_dim = c.value_dim;
   args.query_strides[1] = kQueryLength * c.head_dim, args.query_strides[2] = c.head_dim;
-  args.key_strides[1] = kKeyLength * c.head_dim, args.key_strides[2] = c.head_dim;
-  args.value_strides[1] = kKeyLength * c.value_dim, args.value_strides[2] = c.value_dim;
+  args.key_strides[1] = c.kv_len * c.head_dim, args.key_strides[2] = c.head_dim;
+  args.value_strides[1] = c.kv_len * c.value_dim, args.value_strides[2] = c.value_dim;
   args.out_strides[1] = kQueryLength * c.value_dim, args.out_strides[2] = c.value_dim;
   if (c.mask >= 0) {
     args.mask = c.mask == DYNATTN_BOOL ? static_cast<const void*>(inputs.allowed.data()) : inputs.bias.data();
-    args.mask_dtype = c.mask, args.mask_strides[2] = kKeyLength, args.mask_strides[3] = 1;
+    args.mask_dtype = c.mask, args.mask_strides[2] = c.kv_len, args.mask_strides[3] = 1;
   }
   args.scale = 0.25f, args.dtype = DYNATTN_BFLOAT16, args.n = c.n, args.m = c.m, args.stride = c.stride;
   args.window = c.window, args.causal = c.causal, args.threads = 1, args.seed = 7, args.drop_below = c.drop_below;
@@ -157,14 +163,45 @@ bool outputs_agree(const Outputs& got, const Outputs& want, const NMForwardArgs&
   return true;
 }
 
+bool gradients_agree(const std::vector<uint16_t>& got, const std::vector<uint16_t>& want) {
+  double size = 1.0;
+  for (uint16_t x : want) size = fmax(size, fabs(static_cast<double>(widened(x))));
+  for (size_t at = 0; at < got.size(); at++) {
+    if (!(fabs(static_cast<double>(widened(got[at])) - widened(want[at])) <= size * 0x1p-6)) return false;
+  }
+  return true;
+}
+
+NMBackwardArgs backward_arguments(const NMForwardArgs& forward, const Inputs& inputs, Outputs& outputs) {
+  NMBackwardArgs args = {};
+  args.forward = forward;
+  args.grad_out = inputs.grad_out.data(), args.grad_logsumexp = inputs.bias.data();
+  args.d_query = outputs.d_query.data(), args.d_key = outputs.d_key.data(), args.d_value = outputs.d_value.data();
+  for (int i = 0; i < 3; i++) {
+    args.grad_out_strides[i] = forward.out_strides[i], args.d_query_strides[i] = forward.query_strides[i];
+    args.d_key_strides[i] = forward.key_strides[i], args.d_value_strides[i] = forward.value_strides[i];
+  }
+  return args;
+}
+
+bool backward_agrees(const TileKernels& engine, const TileKernels& portable, const NMForwardArgs& forward,
+                     const NMForwardArgs& same, const Inputs& inputs, Outputs& got, Outputs& want) {
+  const NMBackwardArgs here = backward_arguments(forward, inputs, got);
+  const NMBackwardArgs there = backward_arguments(same, inputs, want);
+  return engine.nm_backward(here) == DYNATTN_OK && portable.nm_backward(there) == DYNATTN_OK &&
+         gradients_agree(got.d_query, want.d_query) && gradients_agree(got.d_key, want.d_key) &&
+         gradients_agree(got.d_value, want.d_value);
+}
+
 bool attention_agrees(const TileKernels& engine, const TileKernels& portable, const Case& c) {
   const Inputs inputs(c);
   for (int32_t needs_grad : {0, 1}) {
-    Outputs got(c), want(c);
+    Outputs got(c, inputs), want(c, inputs);
     NMForwardArgs args = arguments(c, inputs, got), same = arguments(c, inputs, want);
     args.needs_grad = same.needs_grad = needs_grad;
     if (engine.nm_forward(args) != DYNATTN_OK || portable.nm_forward(same) != DYNATTN_OK) return false;
     if (!outputs_agree(got, want, args)) return false;
+    if (needs_grad && !backward_agrees(engine, portable, args, same, inputs, got, want)) return false;
   }
   return true;
 }
