@@ -137,11 +137,11 @@ DYNATTN_API int32_t dynattn_best_isa(void);
 // permission, once for the process.
 DYNATTN_API const char* dynattn_isa_refusal(int32_t isa);
 
-// The tile engine that is made to be faster than any other kernel of bfloat16 on this processor; -1 where there is none.
+// The tile engine that is made to be faster than other kernels of bfloat16 on this processor; -1 where there is none.
 DYNATTN_API int32_t dynattn_tile_isa(void);
 
-// What a tile engine computes on this processor otherwise than the portable engine does, in words; NULL where they agree
-// on a few small problems. A few milliseconds.
+// What a tile engine computes on this processor otherwise than the portable engine does, in words; NULL where they
+// agree on a few small problems, forward and backward. Takes some hundredths of a second.
 DYNATTN_API const char* dynattn_tile_disagreement(int32_t isa);
 
 // Multiply-add peak of `threads` threads, in floating-point operations per second, measured over about

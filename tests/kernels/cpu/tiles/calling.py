@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -93,24 +95,23 @@ def run_backward(problem: Problem, engine: str | ctypes.CDLL) -> tuple[Tensor, r
     p = problem
     forward = run(problem, engine, Sums.EXACT)
     grad_out, grad_logsumexp = grads_of(problem)
-    own = [torch.full_like(x, math.nan, memory_format=torch.contiguous_format) for x in (p.query, p.key, p.value)]
+    d_query, d_key, d_value = (
+        torch.full_like(x, math.nan, memory_format=torch.contiguous_format) for x in (p.query, p.key, p.value)
+    )
     d_scores = torch.zeros(*p.rows, p.key.shape[2])
     mask = None if p.mask is None else p.mask.expand(*p.rows, p.key.shape[2])
-    run_bytes, call = [], cpu._run
-    try:
-        cpu._run = lambda function, arguments: run_bytes.append(arguments)  # type: ignore[assignment]
+
+    def run_in_library(_function: str, arguments: bytes) -> None:
+        if engine.dynattn_nm_backward(arguments) != 0:  # type: ignore[union-attr]
+            raise RuntimeError("the library that a test has compiled refuses the call")
+
+    with nullcontext() if isinstance(engine, str) else patch.object(cpu, "_run", run_in_library):
         cpu.nm_backward(
-            grad_out, grad_logsumexp, p.query, p.key, p.value, mask, forward.out, forward.logsumexp, *own, d_scores,
-            pattern_of(problem), engine if isinstance(engine, str) else "tiles-portable", seed=p.seed, blocks=p.blocks,
-            block_size=p.block_size,
+            grad_out, grad_logsumexp, p.query, p.key, p.value, mask, forward.out, forward.logsumexp, d_query, d_key,
+            d_value, d_scores, pattern_of(problem), engine if isinstance(engine, str) else "tiles-portable",
+            seed=p.seed, blocks=p.blocks, block_size=p.block_size,
         )  # fmt: skip
-    finally:
-        cpu._run = call
-    if isinstance(engine, str):
-        cpu._run("nm_backward", run_bytes[0])
-    elif engine.dynattn_nm_backward(run_bytes[0]) != 0:
-        raise RuntimeError("the library that a test has compiled refuses the call")
-    return forward.out, reference.Gradients(*own, d_scores)
+    return forward.out, reference.Gradients(d_query, d_key, d_value, d_scores)
 
 
 def grads_of(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 // The backward's tasks: a key head or, where heads are few, a part of its keys. A task takes its keys in sections, and
-// every section meets all queries that may see it, so that one thread sums each row of dK and dV, in one order. dQ grows
-// from section to section. Where a head has several parts, each sums a dQ of its own, and the task that completes the
-// head adds them up in order. Only shapes decide how a head is cut into parts, so that the number of threads changes no
-// bit.
+// every section meets all queries that may see it, so that one thread sums each row of dK and dV, in one order. dQ
+// grows from section to section. Where a head has several parts, each sums a dQ of its own, and the task that completes
+// the head adds them up in order. Only shapes decide how a head is cut into parts, so that the number of threads
+// changes no bit.
 #pragma once
 
 #include "common/team.h"

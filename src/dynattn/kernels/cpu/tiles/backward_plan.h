@@ -19,7 +19,8 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Queries that meet a block of keys one after the other, so that the block's dK and dV are loaded and stored once for all.
+// Tiles of queries that meet a block of keys one after the other, so that the block's dK and dV are loaded and stored
+// once for all.
 constexpr int kBackwardTiles = 4;
 constexpr int kBackwardQueries = kBackwardTiles * kQueries;
 

@@ -161,7 +161,8 @@ struct GroupGradients {
     }
   }
 
-  inline __attribute__((always_inline)) KeyGradient operator()(Lanes score, Lanes d_weight, LaneMask kept, LaneMask left) const {
+  inline __attribute__((always_inline)) KeyGradient operator()(Lanes score, Lanes d_weight, LaneMask kept,
+                                                               LaneMask left) const {
     const Lanes none = broadcast_lanes(0.0f);
     Lanes weight = exp2_lanes(fmsub(sub(score, origin), exponent, reference));
     weight = select(poisoned, broadcast_lanes(NAN), weight);

@@ -58,8 +58,8 @@ static void see_row(const uint16_t* row, int64_t dim, Largest& largest) {
   for (; d < dim; d++) largest.see(row[d]);
 }
 
-// Keys of key blocks [first, last): all are looked at, and copied where they cannot be read in place. `to`: of the first
-// block that is copied.
+// Keys of key blocks [first, last): all are looked at, and copied where they cannot be read in place. `to`: of the
+// first block that is copied.
 static float pack_key_blocks(const TilePlan& plan, const char* head, int64_t first, int64_t last, char* to) {
   const NMForwardArgs& args = *plan.args;
   const int64_t row_bytes = packed_key_bytes(plan), dim_bytes = args.head_dim * 2;

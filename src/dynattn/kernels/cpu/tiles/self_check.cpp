@@ -43,7 +43,8 @@ uint16_t narrowed(float x) {
 std::vector<uint16_t> numbers(Random& random, int64_t count, int range, float unit) {
   std::vector<uint16_t> all(static_cast<size_t>(count));
   for (uint16_t& x : all) {
-    x = narrowed(static_cast<float>(static_cast<int>(random.next(static_cast<uint32_t>(2 * range + 1))) - range) * unit);
+    const int number = static_cast<int>(random.next(static_cast<uint32_t>(2 * range + 1))) - range;
+    x = narrowed(static_cast<float>(number) * unit);
   }
   return all;
 }
