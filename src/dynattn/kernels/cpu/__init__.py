@@ -266,8 +266,7 @@ def tile_disagreement(engine: str) -> str | None:
     """What a tile engine computes otherwise than the portable engine does, on this processor; None where they agree.
 
     A few small problems are computed by both, in some hundredths of a second, once for the process. Emulated
-    instructions have
-    shown that the code follows the manual; this shows that the processor does.
+    instructions have shown that the code follows the manual; this shows that the processor does.
 
     Args:
         engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
