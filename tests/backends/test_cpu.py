@@ -9,6 +9,7 @@ import torch
 
 import dynattn
 from dynattn import NM
+from dynattn.backends import again
 from dynattn.kernels import cpu
 from dynattn.methods import Method, TopK, parse
 
@@ -51,7 +52,6 @@ def test_asked_for_by_name(method: Method):
         (tensors(torch.float32), NM(1, 2), "tiles take bfloat16, not float32"),
         (tensors(torch.float16), NM(1, 2), "tiles take bfloat16, not float16"),
         (tensors(), TopK(8), "tiles compute N:M attention and large blocks, and topk-8 is another method"),
-        (tuple(x.requires_grad_() for x in tensors()), NM(1, 2), "the gradient is not made on tiles"),
         (tensors(head_dim=520), NM(1, 2), "head_dim of at most 512, not 520"),
     ],
 )
@@ -74,13 +74,61 @@ def test_a_refusal_is_a_reason(name: str):
 
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
     said = explained(tensors(), NM(1, 2))
-    refusal = cpu.isa_refusal("amx")
-    assert f"not amx: {refusal or 'its kernels have passed their tests on emulated instructions only'}" in said
+    engine = cpu.tile_isa()
+    assert (f"({engine})" if engine else f"not amx: {cpu.isa_refusal('amx')}") in said
     assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
 
 
+def test_engines_of_this_processor_agree_with_the_portable_one():
+    for engine in ("tiles-portable", "avx512bf16", "amx"):
+        if cpu.isa_available(engine):
+            assert cpu.tile_disagreement(engine) is None
+        else:
+            assert cpu.tile_disagreement(engine) == "it does not run here"
+
+
+@pytest.fixture
+def a_matrix_unit(monkeypatch: pytest.MonkeyPatch):
+    """A processor that has one, for which the portable engine stands."""
+    monkeypatch.setattr(cpu, "tile_engine", lambda: "tiles-portable")
+    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+        forget()
+    yield
+    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+        forget()
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_an_engine_is_taken_where_its_results_are_right():
+    assert cpu.tile_isa() == "tiles-portable"
+    inputs = tensors()
+    assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=TILES))
+    assert "(tiles-portable)" in (explained(inputs, NM(1, 2)))
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_an_engine_whose_results_are_not_right_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: "2:4 with stride 16")
+    assert cpu.tile_isa() is None
+    inputs, best = tensors(), cpu.best_isa()
+    assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=f"cpu-{best}"))
+    said = explained(inputs, NM(1, 2))
+    assert f"({best}; not tiles-portable: its results are not right on this processor: 2:4 with stride 16" in said
+    attend(inputs, NM(1, 2), backend=TILES)  # by name it runs
+    assert "whose results are not right" in (explained(inputs, NM(1, 2), backend=TILES))
+
+
+@pytest.mark.usefixtures("a_matrix_unit")
+def test_the_check_runs_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: asked.append(engine))
+    for _ in range(3):
+        attend(tensors(), NM(2, 4))
+    assert asked == ["tiles-portable"]
+
+
 def test_the_portable_engine_is_never_taken_unasked():
-    assert cpu.tile_isa() is None  # nor any other, before it has passed its tests on a processor that has it
+    assert cpu.tile_isa() in (None, "amx", "avx512bf16")
     assert cpu.best_isa() in ("avx512", "avx2", "neon", "portable")
 
 
@@ -95,17 +143,7 @@ def test_cpu_takes_tiles_where_they_are_fastest():
 
 @pytest.mark.usefixtures("tiles_are_fastest")
 def test_cpu_takes_other_kernels_where_tiles_do_not_go():
-    """Gradients make the forward's choice again, so both come from one kernel."""
     other = f"cpu-{cpu.best_isa()}"
-    inputs: Any = tuple(x.requires_grad_() for x in tensors())
-    gradients = []
-    for backend in ("cpu", other):
-        out = attend(inputs, NM(1, 2), backend=backend)
-        gradients.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    reason = cpu.isa_refusal("amx") or "the gradient is not made on tiles"
-    assert f"not amx: {reason}" in (explained(inputs, NM(1, 2)))
-
     query, key, value = tensors()
     few = query[:, :, :2]
     for inputs, method in (
@@ -114,6 +152,34 @@ def test_cpu_takes_other_kernels_where_tiles_do_not_go():
         ((query, key, value), TopK(8)),
     ):
         assert torch.equal(attend(inputs, method), attend(inputs, method, backend=other))
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
+@pytest.mark.parametrize("name", ["nm-1-2", "blocktopk-0.5-b16", "topk-8"])
+def test_forward_and_backward_come_from_one_kernel(name: str):
+    """Gradients make the forward's choice again, so that the same kernel makes both; rows have kernels of their own."""
+    inputs: Any = tuple(x.requires_grad_() for x in tensors())
+    gradients = []
+    for backend in ("auto", f"cpu-{cpu.best_isa()}" if name == "topk-8" else TILES):
+        out = attend(inputs, parse(name), backend=backend)
+        gradients.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert ("(tiles-portable)" in (explained(inputs, parse(name)))) == (name != "topk-8")
+    by_name = gradients[1][1:]
+    out = attend(inputs, parse(name), backend="reference")
+    for got, want in zip(by_name, torch.autograd.grad(out.float().square().sum(), inputs), strict=True):
+        wrong = (got.float() - want.float()).abs() > 0.03 * want.float().abs().max()
+        assert wrong.float().mean() < 0.01  # near-ties may be chosen otherwise
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
+def test_few_queries_train_on_the_kernels_that_read_keys_in_place():
+    query, key, value = (x.requires_grad_() for x in tensors())
+    few, gradients = query[:, :, :2], []
+    for backend in ("auto", f"cpu-{cpu.best_isa()}"):
+        out = attend((few, key, value), NM(1, 2), backend=backend)
+        gradients.append(torch.autograd.grad(out.float().square().sum(), (query, key, value)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")

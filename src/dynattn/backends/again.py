@@ -22,7 +22,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.ops import buffers
-from dynattn.ops.arguments import forward_isa
+from dynattn.ops.arguments import nm_isa
 from dynattn.ops.library import unobserved
 
 _MOST = 512
@@ -89,6 +89,6 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     if len(_plans) >= _MOST:
         _plans.clear()
     pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
-    out, isa = buffers.output(query, value), forward_isa(chosen.name, query, False)
+    out, isa = buffers.output(query, value), nm_isa(chosen.name, query)
     arguments = cpu.prepare_nm_forward(query, call.key, value, out, pattern, isa)
     _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)

@@ -65,13 +65,14 @@ class CPU(Backend):
     def _named(self, problem: Problem) -> str:
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""
         if self._isa is not None:
-            return self._isa
+            return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
         isa = cpu.best_isa()
         if problem.method.choice not in (Choice.ROWS, Choice.SKIPS):
-            isa = cpu.forward_isa(problem.dtype, problem.q_len, problem.needs_grad)
-        if problem.dtype != torch.bfloat16 or isa == "amx":
+            isa = cpu.nm_isa(problem.dtype, problem.q_len)
+        if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
             return isa
-        return f"{isa}; not amx: {cpu.isa_refusal('amx') or _no_tiles(problem) or _not_taken()}"
+        unit = cpu.tile_engine() or "amx"
+        return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit)}"
 
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
@@ -100,10 +101,17 @@ class Tiles(CPU):
         return super().cannot(problem) or _no_tiles(problem)
 
 
-def _not_taken() -> str:
-    """Why ``cpu`` does not take the matrix units for a problem that they would compute."""
-    if "amx" not in cpu.PROVEN_TILES:
-        return "its kernels have passed their tests on emulated instructions only; backend='cpu-amx' runs them"
+def _doubt(engine: str) -> str:
+    """What to say of an engine that is asked for by name and has failed its check on this processor."""
+    found = cpu.tile_disagreement(engine)
+    return "" if found is None else f", whose results are not right on this processor: {found}"
+
+
+def _not_taken(engine: str) -> str:
+    """Why ``cpu`` does not take an engine for a problem that it would compute."""
+    found = cpu.tile_disagreement(engine)
+    if found is not None:
+        return f"its results are not right on this processor: {found}; backend='cpu-{engine}' runs it all the same"
     return "few queries read keys in place"
 
 
@@ -111,4 +119,4 @@ def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
     if problem.method.choice in (Choice.ROWS, Choice.SKIPS):
         return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
-    return "the gradient is not made on tiles" if problem.needs_grad else None
+    return None

@@ -12,10 +12,10 @@ def isa_of(backend: str) -> str:
     return cpu.best_isa() if backend == "cpu" else backend.removeprefix("cpu-")
 
 
-def forward_isa(backend: str, query: Tensor, needs_grad: bool) -> str:
-    """The same for a forward of N:M attention or of whole blocks, for which ``cpu`` may stand for a matrix unit."""
+def nm_isa(backend: str, query: Tensor) -> str:
+    """The same for N:M attention or whole blocks, for which ``cpu`` may stand for a matrix unit."""
     if backend == "cpu":
-        return cpu.forward_isa(query.dtype, query.shape[2], needs_grad)
+        return cpu.nm_isa(query.dtype, query.shape[2])
     return isa_of(backend)
 
 

@@ -20,7 +20,7 @@ from dynattn.methods import block_skip
 from dynattn.methods.base import Choice, PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, isa_of, nm_isa, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
@@ -47,7 +47,7 @@ def _forward(
     if skips:
         isa, blocks = isa_of(backend), _skipped(tensors, outputs, call, backend, integer(seed))
     else:
-        isa = forward_isa(backend, query, needs_grad)
+        isa = nm_isa(backend, query)
         with torch.autocast(query.device.type, enabled=False):  # float32 means float32
             blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
@@ -121,9 +121,10 @@ def _backward(
     *arguments, backend = rest
     call = ByName(*arguments)
     queries, keys = _sizes(call.pairs)
+    isa = isa_of(backend) if call.pairs.choice is Choice.SKIPS else nm_isa(backend, query)
     blocks = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)]
     return gradients(
-        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, backend,
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, isa,
         blocks=blocks.contiguous(), block_queries=queries, block_size=keys,
     )  # fmt: skip
 

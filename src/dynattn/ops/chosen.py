@@ -17,7 +17,7 @@ from dynattn.methods.base import PairMethod
 from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, rows_contiguous
 
 
 class ByName(NamedTuple):
@@ -47,13 +47,13 @@ class ByName(NamedTuple):
 
 def gradients(
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    attn_mask: Tensor | None, seed: Tensor | None, call: ByName, backend: str, **choice: Any,
+    attn_mask: Tensor | None, seed: Tensor | None, call: ByName, isa: str, **choice: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of query, key and value; ``choice`` is as :func:`dynattn.kernels.cpu.nm_backward` takes it."""
     d_query, d_key, d_value, _ = buffers.gradients(query, key, value, None, False)
     cpu.nm_backward(
         rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
         rows_contiguous(value), expanded(attn_mask, query, key), rows_contiguous(out), logsumexp.contiguous(), d_query,
-        d_key, d_value, None, call.pattern, isa_of(backend), seed=integer(seed), **choice,
+        d_key, d_value, None, call.pattern, isa, seed=integer(seed), **choice,
     )  # fmt: skip
     return d_query, d_key, d_value

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynattn.kernels import cpu, cuda
 from dynattn.kernels.pattern import Pattern
 from dynattn.ops import batching, buffers
-from dynattn.ops.arguments import expanded, forward_isa, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, nm_isa, rows_contiguous
 from dynattn.ops.library import GRADIENTS, INPUTS, RESULTS, Derivative, complete, define, library
 from dynattn.reference import in_blocks
 
@@ -45,7 +45,7 @@ def forward_cpu(
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.nm_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key),
-        out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), forward_isa(backend, query, needs_grad),
+        out, logsumexp, kept_mass, kept, allowed, Pattern(*pattern), nm_isa(backend, query),
         seed=integer(seed), needs_grad=needs_grad,
     )  # fmt: skip
     return outputs
@@ -83,7 +83,7 @@ def _forward_fake(
 
 
 def _backward(
-    kernel: Callable[[Pattern, str, Tensor | None], Callable[..., None]],
+    kernel: Callable[[Pattern, str, Tensor, Tensor | None], Callable[..., None]],
     grad_out: Tensor, grad_logsumexp: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
     attn_mask: Tensor | None, seed: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -96,17 +96,17 @@ def _backward(
         )  # fmt: skip
         return gradients
     return _run_backward(
-        kernel(pattern, backend, seed),
+        kernel(pattern, backend, query, seed),
         rows_contiguous(grad_out), grad_logsumexp, rows_contiguous(out), logsumexp,
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), attn_mask, mask_needs_grad,
     )  # fmt: skip
 
 
-def _cpu_backward(pattern: Pattern, backend: str, seed: Tensor | None) -> Callable[..., None]:
-    return partial(cpu.nm_backward, pattern=pattern, isa=isa_of(backend), seed=integer(seed))
+def _cpu_backward(pattern: Pattern, backend: str, query: Tensor, seed: Tensor | None) -> Callable[..., None]:
+    return partial(cpu.nm_backward, pattern=pattern, isa=nm_isa(backend, query), seed=integer(seed))
 
 
-def _cuda_backward(pattern: Pattern, _backend: str, seed: Tensor | None) -> Callable[..., None]:
+def _cuda_backward(pattern: Pattern, _backend: str, _query: Tensor, seed: Tensor | None) -> Callable[..., None]:
     return partial(cuda.nm_backward, pattern=pattern, seed=seed)  # a tensor: to read its value would wait for the GPU
 
 

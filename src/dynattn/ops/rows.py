@@ -55,8 +55,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     *arguments, backend = rest
     return gradients(
-        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, ByName(*arguments), backend,
-        thresholds=(least.contiguous(), last.contiguous()),
+        grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, ByName(*arguments),
+        isa_of(backend), thresholds=(least.contiguous(), last.contiguous()),
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def isa_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | None
     if not isinstance(chosen, CPU) or isinstance(chosen, Tiles):
         return None
     tiled = chosen.name == "cpu" and any(
-        cpu.forward_isa(call.query.dtype, length, False) != cpu.best_isa() for length in bounds.queries
+        cpu.nm_isa(call.query.dtype, length) != cpu.best_isa() for length in bounds.queries
     )
     return None if tiled else isa_of(chosen.name)
 

@@ -22,11 +22,10 @@ from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
-PROVEN_TILES: frozenset[str] = frozenset()  # tile engines that passed their tests on a processor that has them
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_INTERFACE = 1
+_INTERFACE = 2
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
@@ -71,9 +70,9 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 without a gradient also ``amx``,
-            ``avx512bf16`` or ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where no counts
-            are asked for.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
+            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
+            gradient are asked for.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_queries⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -200,12 +199,13 @@ def row_forward(
         out = softmax(scale · QKᵀ + mask, over the pairs that ``rule`` keeps) V
 
     Args:
-        query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, isa, seed: as in :func:`nm_forward`.
+        query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, seed: as in :func:`nm_forward`.
         thresholds: two of (batch, heads, q_len), contiguous, float32 and int32, to be filled: the smallest score that a
             row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
             chooses by them.
         rule: what a row keeps.
         pattern: dense: how to score.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
 
     Raises:
         As :func:`nm_forward`.
@@ -355,28 +355,45 @@ def isa_refusal(name: str) -> str | None:
 
 
 @cache
-def tile_isa() -> str | None:
-    """The tile engine that is taken unasked on this processor; None where there is none.
-
-    It must be fast here, and its tests must have passed on such a processor: emulated instructions show that the code
-    follows the manual, not that the processor does.
-    """
+def tile_engine() -> str | None:
+    """The tile engine that is made to be the fastest on this processor; None where there is none."""
     fastest = _library().dynattn_tile_isa()
-    return next((name for name, code in _ISAS.items() if code == fastest and name in PROVEN_TILES), None)
+    return next((name for name, code in _ISAS.items() if code == fastest), None)
 
 
-def forward_isa(dtype: torch.dtype, q_len: int, needs_grad: bool) -> str:
-    """The fastest instruction set for a forward of N:M attention or of whole blocks.
+@cache
+def tile_disagreement(engine: str) -> str | None:
+    """What a tile engine computes otherwise than the portable engine does, on this processor; None where they agree.
 
-    Tiles take bfloat16, and the forward alone: a gradient makes the choice again from the forward's own sums, which
-    other kernels round otherwise. For few queries keys are read in place, which tiles of 16 queries do not gain from.
+    A few small problems are computed by both, in some hundredths of a second, once for the process. Emulated
+    instructions have shown that the code follows the manual; this shows that the processor does.
+
+    Args:
+        engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+    """
+    found = _library().dynattn_tile_disagreement(_ISAS[engine])
+    return None if found is None else found.decode()
+
+
+@cache
+def tile_isa() -> str | None:
+    """The tile engine that is taken unasked on this processor: :func:`tile_engine` where its results are right."""
+    engine = tile_engine()
+    return engine if engine is not None and tile_disagreement(engine) is None else None
+
+
+def nm_isa(dtype: torch.dtype, q_len: int) -> str:
+    """The fastest instruction set for N:M attention or whole blocks, forward and backward alike.
+
+    A gradient makes the choice again from the forward's own sums, which other kernels round otherwise, so that both
+    have one answer. Tiles take bfloat16. For few queries keys are read in place, which tiles of 16 queries do not gain
+    from.
 
     Args:
         dtype: the dtype of the tensors.
         q_len: queries of a head.
-        needs_grad: :func:`nm_backward` will follow.
     """
-    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES and not needs_grad
+    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES
     return (tile_isa() if tiled else None) or best_isa()
 
 
@@ -499,6 +516,8 @@ def _library() -> ctypes.CDLL:
     for function in (getattr(library, f"dynattn_{name}") for name in functions):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
+    library.dynattn_tile_disagreement.argtypes = [ctypes.c_int32]
+    library.dynattn_tile_disagreement.restype = ctypes.c_char_p
     library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
     library.dynattn_fma_peak.restype = ctypes.c_double
     return library

@@ -10,6 +10,7 @@
 #include "common/texts.h"
 #include "dynattn_cpu.h"
 #include "tiles/processor.h"
+#include "tiles/self_check.h"
 
 namespace {
 
@@ -32,9 +33,8 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name) \
   {dynattn::name::nm_forward,   dynattn::name::nm_texts,    dynattn::name::row_forward, \
-   dynattn::name::skip_forward, dynattn::name::nm_backward, \
-   dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, nullptr, nullptr}
+   dynattn::name::skip_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
+#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -78,7 +78,23 @@ const char* refusal(int32_t isa) {
 }
 #endif
 
+#define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::multiply}
+constexpr dynattn::TileKernels kPortableTiles = DYNATTN_TILE_KERNELS(tiles_portable);
+
+// VDPBF16PS sums in an order of its own.
+const char* disagreement(int32_t isa) {
+#ifdef DYNATTN_X86_KERNELS
+  if (isa == DYNATTN_ISA_AMX) return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_amx), kPortableTiles, true);
+  if (isa == DYNATTN_ISA_AVX512BF16) {
+    return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_avx512bf16), kPortableTiles, false);
+  }
+#endif
+  return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
+}
+
 bool runs(int32_t isa) { return refusal(isa) == nullptr; }
+
+bool is_tiled(int32_t isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
 
 bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
 
@@ -221,6 +237,11 @@ int32_t dynattn_best_isa(void) {
 int32_t dynattn_tile_isa(void) {
   if (runs(DYNATTN_ISA_AMX)) return DYNATTN_ISA_AMX;
   return dynattn::avx512bf16_pays() && runs(DYNATTN_ISA_AVX512BF16) ? DYNATTN_ISA_AVX512BF16 : -1;
+}
+
+const char* dynattn_tile_disagreement(int32_t isa) {
+  if (!is_tiled(isa) || !runs(isa)) return "it does not run here";
+  return disagreement(isa);
 }
 
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {

@@ -20,7 +20,8 @@ enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_B
 
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4 };
 
-// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute dynattn_nm_forward alone.
+// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
+// blocks, forward and backward.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
   DYNATTN_ISA_AVX2 = 1,
@@ -159,8 +160,8 @@ DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL.
-enum { DYNATTN_INTERFACE = 1 };
+// NULL. 2: dynattn_tile_disagreement.
+enum { DYNATTN_INTERFACE = 2 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.
@@ -170,8 +171,12 @@ DYNATTN_API int32_t dynattn_best_isa(void);
 // permission, once for the process.
 DYNATTN_API const char* dynattn_isa_refusal(int32_t isa);
 
-// The tile engine that is faster than any other kernel of bfloat16 on this processor; -1 where there is none.
+// The tile engine that is made to be faster than other kernels of bfloat16 on this processor; -1 where there is none.
 DYNATTN_API int32_t dynattn_tile_isa(void);
+
+// What a tile engine computes on this processor otherwise than the portable engine does, in words; NULL where they
+// agree on a few small problems, forward and backward. Takes some hundredths of a second.
+DYNATTN_API const char* dynattn_tile_disagreement(int32_t isa);
 
 // Multiply-add peak of `threads` threads, in floating-point operations per second, measured over about
 // `seconds`: the roofline that `dynattn bench` draws.

@@ -136,6 +136,13 @@ SHIM void _mm512_store_ps(void* p, __m512 a) {
   avx512_shim::aligned(p);
   std::memcpy(p, &a, 64);
 }
+SHIM void _mm512_mask_cvtepi32_storeu_epi16(void* p, __mmask16 m, __m512i a) {
+  const auto x = avx512_shim::as<avx512_shim::Words>(a);
+  for (int i = 0; i < 16; i++) {
+    const uint16_t half = static_cast<uint16_t>(x[i]);
+    if (m >> i & 1) std::memcpy(static_cast<char*>(p) + 2 * i, &half, 2);
+  }
+}
 SHIM __m512i _mm512_i32gather_epi32(__m512i offsets, const void* base, int scale) {
   const auto at = avx512_shim::as<avx512_shim::Words>(offsets);
   return avx512_shim::words([&](int i) {

@@ -49,12 +49,12 @@ def build(sources: Path, *options: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def with_bug(file: str, right: str, wrong: str) -> ctypes.CDLL:
-    """The kernels with the text ``right`` of one file of theirs turned into ``wrong``."""
+def with_bug(file: str, right: str, wrong: str, *options: str) -> ctypes.CDLL:
+    """The kernels with the text ``right`` of one file turned into ``wrong``, compiled with further options."""
     sources = Path(tempfile.mkdtemp(prefix="dynattn-tiles-bug-")) / "cpu"
     shutil.copytree(SOURCES, sources, ignore=shutil.ignore_patterns("*.so", "*.py", "__pycache__"))
     text = (sources / file).read_text()
     if text.count(right) != 1:
         raise RuntimeError(f"{file} must have the text once: {right!r} is there {text.count(right)} times")
     (sources / file).write_text(text.replace(right, wrong))
-    return build(sources, "-O0")
+    return build(sources, "-O0", *options)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -77,9 +79,8 @@ def run(problem: Problem, engine: str | ctypes.CDLL, sums: Sums = Sums.COUNTED) 
     kept, allowed = torch.full(p.rows, -1, dtype=torch.int32), torch.full(p.rows, -1, dtype=torch.int32)
     counts = (kept_mass, kept, allowed) if sums is Sums.COUNTED else (None, None, None)
     mask = None if p.mask is None else p.mask.expand(*p.rows, p.key.shape[2])
-    pattern = Pattern.of(p.method, p.causal, p.scale)._replace(dropout_p=p.dropout_p)
     arguments = cpu._forward_args(
-        p.query, p.key, p.value, mask, out, logsumexp, counts, pattern,
+        p.query, p.key, p.value, mask, out, logsumexp, counts, pattern_of(problem),
         engine if isinstance(engine, str) else "tiles-portable", p.seed, sums is Sums.EXACT, p.blocks, p.block_size,
     )  # fmt: skip
     if isinstance(engine, str):
@@ -89,18 +90,88 @@ def run(problem: Problem, engine: str | ctypes.CDLL, sums: Sums = Sums.COUNTED) 
     return Result(out, logsumexp, kept_mass, kept, allowed)
 
 
+def run_backward(problem: Problem, engine: str | ctypes.CDLL) -> tuple[Tensor, reference.Gradients]:
+    """The output of a forward and the gradients of :func:`grads_of`, that of the scores included."""
+    p = problem
+    forward = run(problem, engine, Sums.EXACT)
+    grad_out, grad_logsumexp = grads_of(problem)
+    d_query, d_key, d_value = (
+        torch.full_like(x, math.nan, memory_format=torch.contiguous_format) for x in (p.query, p.key, p.value)
+    )
+    d_scores = torch.zeros(*p.rows, p.key.shape[2])
+    mask = None if p.mask is None else p.mask.expand(*p.rows, p.key.shape[2])
+
+    def run_in_library(_function: str, arguments: bytes) -> None:
+        if engine.dynattn_nm_backward(arguments) != 0:  # type: ignore[union-attr]
+            raise RuntimeError("the library that a test has compiled refuses the call")
+
+    with nullcontext() if isinstance(engine, str) else patch.object(cpu, "_run", run_in_library):
+        cpu.nm_backward(
+            grad_out, grad_logsumexp, p.query, p.key, p.value, mask, forward.out, forward.logsumexp, d_query, d_key,
+            d_value, d_scores, pattern_of(problem), engine if isinstance(engine, str) else "tiles-portable",
+            seed=p.seed, blocks=p.blocks, block_size=p.block_size,
+        )  # fmt: skip
+    return forward.out, reference.Gradients(d_query, d_key, d_value, d_scores)
+
+
+def grads_of(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Gradients of an output and of its logsumexp."""
+    generator = torch.Generator().manual_seed(4)
+    grad_out = torch.randn(*problem.rows, problem.value.shape[3], generator=generator).to(problem.query.dtype)
+    return grad_out, torch.randn(problem.rows, generator=generator)
+
+
+def pattern_of(problem: Problem) -> Pattern:
+    """What the kernels are told of a problem's method."""
+    return Pattern.of(problem.method, problem.causal, problem.scale)._replace(dropout_p=problem.dropout_p)
+
+
+def drops_of(problem: Problem) -> Tensor | None:
+    """The factors of dropout by the definition; None without dropout."""
+    p = problem
+    if not p.dropout_p:
+        return None
+    return dropout.factors(
+        p.seed, p.dropout_p, p.query.shape[0], p.query.shape[1], range(p.query.shape[2]), p.key.shape[2], p.query.device
+    )
+
+
+def check_gradients(problem: Problem, engine: str | ctypes.CDLL, **changes: object) -> None:
+    """Gradients against the reference in float64: error at most twice that of plain PyTorch, and a unit of bfloat16.
+
+    The floor is that of the kernels in float32 for bfloat16 tensors: a unit of the last place of the largest gradient.
+    """
+    problem = replace(problem, **changes)  # type: ignore[arg-type]
+    p, (grad_out, grad_logsumexp) = problem, grads_of(problem)
+    got = run_backward(problem, engine)[1]
+    exact, plain = (
+        reference.backward(
+            convert(grad_out), convert(grad_logsumexp), convert(p.query), convert(p.key), convert(p.value), p.method,
+            _float_mask(problem), p.causal, p.scale, drops=drops_of(problem),
+        )
+        for convert in (Tensor.double, lambda x: x)
+    )  # fmt: skip
+    for name, mine, want, theirs in zip(exact._fields, got, exact, plain, strict=True):
+        if want.numel() == 0:
+            continue
+        size = max(1.0, want.abs().max().item())
+        allowed = 2 * error(theirs.to(p.query.dtype), want) + 2.0**-7 * size
+        assert error(mine, want) <= allowed, f"gradient of {name}: {error(mine, want)}, allowed {allowed}"
+
+
 def reference_of(problem: Problem, convert: type | object = Tensor.double) -> reference.ForwardResult:
     """The definition, in float64 or in what ``convert`` makes of the inputs."""
-    p, heads = problem, problem.query.shape[1]
+    p = problem
     query, key, value = (convert(x) for x in (p.query, p.key, p.value))  # type: ignore[operator]
-    drops = None
-    if p.dropout_p:
-        q_len, kv_len = query.shape[2], key.shape[2]
-        drops = dropout.factors(p.seed, p.dropout_p, query.shape[0], heads, range(q_len), kv_len, query.device)
-    mask = whole_mask(p)
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(arithmetic_dtype(query.dtype))  # float32's lowest number is -inf in bfloat16
-    return reference.forward(query, key, value, p.method, mask, p.causal, p.scale, drops=drops)
+    return reference.forward(
+        query, key, value, p.method, _float_mask(p, query.dtype), p.causal, p.scale, drops=drops_of(p)
+    )
+
+
+def _float_mask(problem: Problem, dtype: torch.dtype = torch.bfloat16) -> Tensor | None:
+    """:func:`whole_mask` in the dtype of the arithmetic: float32's lowest number is -inf in bfloat16."""
+    mask = whole_mask(problem)
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(arithmetic_dtype(dtype))
 
 
 def whole_mask(problem: Problem) -> Tensor | None:

@@ -1,5 +1,6 @@
 // The tile kernels of one engine as a library of their own, for tests that compile them otherwise than the package.
 #include "common/team.cpp"
+#include "tiles/self_check.cpp"
 #include "tiles/tiles.cpp"
 
 using namespace dynattn::DYNATTN_NAMESPACE;
@@ -8,12 +9,19 @@ extern "C" {
 
 int32_t dynattn_nm_forward(const NMForwardArgs* args) { return nm_forward(*args); }
 
-// sums[32][32] += A[32][32 · steps] · B, which is [step][32 columns] of 16 rows of pairs, by the engine alone.
+int32_t dynattn_nm_backward(const NMBackwardArgs* args) { return nm_backward(*args); }
+
+// What this engine computes otherwise than that of another library, whose functions have the addresses given.
+const char* disagreement(decltype(&dynattn::DYNATTN_NAMESPACE::nm_forward) forward,
+                         decltype(&dynattn::DYNATTN_NAMESPACE::nm_backward) backward,
+                         decltype(&dynattn::DYNATTN_NAMESPACE::multiply) multiply_there, int32_t same_bits) {
+  const dynattn::TileKernels here = {nm_forward, nm_backward, dynattn::DYNATTN_NAMESPACE::multiply};
+  return dynattn::tile_disagreement(here, {forward, backward, multiply_there}, same_bits != 0);
+}
+
+// By the engine alone.
 void engine_product(const void* a, const void* b, int64_t steps, float* sums) {
-  Engine engine;
-  const Operand left = {static_cast<const char*>(a), 16 * 64 * steps, 64, 64 * steps};
-  const Operand right = {static_cast<const char*>(b), kTileBytes, 2 * kTileBytes, 64};
-  multiply_panel<true>(engine, left, 2, right, 2, steps, sums, 32);
+  dynattn::DYNATTN_NAMESPACE::multiply(a, b, steps, sums);
 }
 
 #if defined(DYNATTN_TILES_EMULATED)

@@ -21,9 +21,12 @@ DYNATTN_DECLARE(avx512)
 DYNATTN_DECLARE(neon)
 
 // The tile kernels, one build for each engine: bfloat16 alone.
-#define DYNATTN_DECLARE_TILES(engine)               \
-  namespace dynattn::engine {                       \
-  int32_t nm_forward(const NMForwardArgs& args);    \
+#define DYNATTN_DECLARE_TILES(engine)                                      \
+  namespace dynattn::engine {                                              \
+  int32_t nm_forward(const NMForwardArgs& args);                           \
+  int32_t nm_backward(const NMBackwardArgs& args);                         \
+  /* As TileKernels of tiles/self_check.h has it. */                       \
+  void multiply(const void* a, const void* b, int64_t steps, float* sums); \
   }
 
 DYNATTN_DECLARE_TILES(tiles_portable)

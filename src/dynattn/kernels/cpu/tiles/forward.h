@@ -4,6 +4,7 @@
 #include "common/arena.h"
 #include "tiles/drop.h"
 #include "tiles/pack.h"
+#include "tiles/products.h"
 #include "tiles/softmax.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -44,26 +45,17 @@ DYNATTN_INLINE ScoreTile score_tile(const Pass& pass, int group) {
           plan.key_block};
 }
 
-// S^T = K Q^T of one block of keys.
 static void score_keys(const Pass& pass, int64_t block) {
   const TilePlan& plan = pass.at.plan;
-  const bool packed = block >= plan.packed_from;
-  const int64_t stride = packed ? packed_key_bytes(plan) : pass.head.key_stride;
-  const char* keys = packed ? pass.head.packed_keys + (block - plan.packed_from) * key_block_bytes(plan)
-                            : pass.head.keys + block * plan.key_block * stride;
-  const Operand a = {keys, kTileRows * stride, kTileDepth * 2, stride};
-  const Operand b = {reinterpret_cast<const char*>(pass.scratch.queries), kTileBytes, pass.groups * kTileBytes, 64};
-  multiply_panel<false>(pass.engine, a, ceil_div(plan.key_block, kTileRows), b, pass.groups, plan.depth,
-                        pass.scratch.scores, kQueries);
+  const TileHead& head = pass.head;
+  const KeyRows keys = rows_of_block(plan, block, head.keys, head.key_stride, head.packed_keys, plan.packed_from);
+  score_rows(plan, pass.engine, keys, pass.scratch.queries, pass.groups, pass.scratch.scores);
 }
 
-// O^T += V^T P^T of one block of keys.
 static void add_values(const Pass& pass, int64_t block) {
   const TilePlan& plan = pass.at.plan;
-  const int64_t steps = plan.padded / kTileDepth;
-  const Operand a = {pass.head.values + block * value_block_bytes(plan), kTileBytes, plan.dims * kTileBytes, 64};
-  const Operand b = {reinterpret_cast<const char*>(pass.scratch.weights), steps * kTileBytes, kTileBytes, 64};
-  multiply_panel<true>(pass.engine, a, plan.dims, b, pass.groups, steps, pass.scratch.out, kQueries);
+  add_columns(plan, pass.engine, pass.head.values + block * value_block_bytes(plan), pass.scratch.weights, pass.groups,
+              pass.scratch.out);
 }
 
 // The careful variant: values that are NaN or infinite, which were packed as 0, go to the queries that keep their key.
@@ -99,7 +91,7 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   // behind the last key of the block, where tiles of values are padded with zeros
   for (int key = plan.key_block; key < plan.padded; key++) put_weight(tile, key, broadcast_words(0));
   if (pass.careful || allowed.force || !plan.in_order) {
-    weigh_by_rank(plan, tile, allowed, group, pass.careful, state);
+    weigh_by_rank<ExactWeights>(plan, tile, allowed, group, pass.careful, state);
   } else if (plan.exact) {
     weigh_in_order<ExactWeights>(plan, tile, state);
   } else {

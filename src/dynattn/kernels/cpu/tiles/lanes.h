@@ -25,6 +25,12 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // Two keys' bfloat16 numbers, each in the low half of its word, as pairs.
 DYNATTN_INLINE Words pair(Words low, Words high) { return either(low, shift_left<16>(high)); }
 
+// Finite floats as bfloat16 numbers, in the low half of each word: to nearest, ties to even.
+DYNATTN_INLINE Words rounded(Lanes x) {
+  const Words odd = both(shift_right<16>(words_of(x)), broadcast_words(1));
+  return shift_right<16>(add(words_of(x), add(odd, broadcast_words(0x7fffu))));
+}
+
 // The bfloat16 number in the low half of each word, as a float.
 DYNATTN_INLINE Lanes low_half(Words x) { return floats_of(shift_left<16>(x)); }
 

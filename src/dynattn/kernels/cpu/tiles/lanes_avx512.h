@@ -11,6 +11,8 @@ using Words = __m512i;
 DYNATTN_INLINE Lanes load_lanes(const float* p) { return _mm512_loadu_ps(p); }
 DYNATTN_INLINE Words load_words(const void* p) { return _mm512_loadu_si512(p); }
 DYNATTN_INLINE void store(uint32_t* p, Words a) { _mm512_storeu_si512(p, a); }
+// The low halves, side by side.
+DYNATTN_INLINE void store_halves(uint16_t* p, Words a) { _mm512_mask_cvtepi32_storeu_epi16(p, kAllLanes, a); }
 DYNATTN_INLINE Lanes broadcast_lanes(float x) { return _mm512_set1_ps(x); }
 DYNATTN_INLINE Words broadcast_words(uint32_t x) { return _mm512_set1_epi32(static_cast<int32_t>(x)); }
 

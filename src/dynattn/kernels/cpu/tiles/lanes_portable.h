@@ -41,6 +41,11 @@ DYNATTN_INLINE Words load_words(const void* p) {
 
 DYNATTN_INLINE void store(uint32_t* p, Words a) { memcpy(p, &a, sizeof a); }
 
+// The low halves, side by side.
+DYNATTN_INLINE void store_halves(uint16_t* p, Words a) {
+  for (int i = 0; i < kLanes; i++) p[i] = static_cast<uint16_t>(a.x[i]);
+}
+
 DYNATTN_INLINE Lanes broadcast_lanes(float x) {
   return each_lane<Lanes>([=](int) { return x; });
 }

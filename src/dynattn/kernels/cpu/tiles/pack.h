@@ -58,7 +58,8 @@ static void see_row(const uint16_t* row, int64_t dim, Largest& largest) {
   for (; d < dim; d++) largest.see(row[d]);
 }
 
-// Keys of key blocks [first, last): all are looked at, and copied where they cannot be read in place.
+// Keys of key blocks [first, last): all are looked at, and copied where they cannot be read in place. `to`: of the
+// first block that is copied.
 static float pack_key_blocks(const TilePlan& plan, const char* head, int64_t first, int64_t last, char* to) {
   const NMForwardArgs& args = *plan.args;
   const int64_t row_bytes = packed_key_bytes(plan), dim_bytes = args.head_dim * 2;
@@ -69,7 +70,7 @@ static float pack_key_blocks(const TilePlan& plan, const char* head, int64_t fir
       see_row(row_of(head, start + i, args.key_strides[2]), args.head_dim, largest);
     }
     if (block < plan.packed_from) continue;
-    char* row = to + (block - plan.packed_from) * key_block_bytes(plan);
+    char* row = to + (block - larger(first, plan.packed_from)) * key_block_bytes(plan);
     for (int64_t i = 0; i < plan.padded; i++, row += row_bytes) {
       const bool inside = start + i < args.kv_len;
       if (inside) memcpy(row, row_of(head, start + i, args.key_strides[2]), static_cast<size_t>(dim_bytes));
@@ -117,7 +118,7 @@ static void pack_value_words(const TilePlan& plan, const uint16_t* values, int64
   }
 }
 
-// Values of key blocks [first, last).
+// Values of key blocks [first, last), of which the first goes to `to` and `odd`.
 static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t first, int64_t last, char* to,
                                uint8_t* odd) {
   const NMForwardArgs& args = *plan.args;
@@ -125,23 +126,24 @@ static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t f
   const bool near = stride >= 0 && stride < (int64_t{1} << 24);  // a gather's offsets fit 32 bits
   float bound = 0.0f;
   for (int64_t block = first; block < last; block++) {
-    char* part = to + block * value_block_bytes(plan);
+    char* part = to + (block - first) * value_block_bytes(plan);
     for (int64_t i = 0; i < plan.padded; i += kTileDepth, part += plan.dims * kTileBytes) {
       const int64_t start = block * plan.key_block + i;
       const int64_t count =
           larger<int64_t>(0, smaller(smaller<int64_t>(kTileDepth, plan.key_block - i), args.kv_len - start));
       const uint16_t* values = row_of(head, start, stride);
       uint16_t* packed = reinterpret_cast<uint16_t*>(part);
+      uint8_t* const marks = odd + start - first * plan.key_block;
       Largest largest;
-      memset(odd + start, 0, static_cast<size_t>(count));
+      memset(marks, 0, static_cast<size_t>(count));
       if (count == kTileDepth && near) {
         pack_value_words(plan, values, stride, packed, largest);
       } else {
         for (int64_t key = 0; key < count; key++) see_row(values + key * stride, args.value_dim, largest);
-        pack_value_numbers(plan, values, stride, count, packed, odd + start);
+        pack_value_numbers(plan, values, stride, count, packed, marks);
       }
       const float seen = largest.bound();
-      if (!(seen < INFINITY)) pack_value_numbers(plan, values, stride, count, packed, odd + start);
+      if (!(seen < INFINITY)) pack_value_numbers(plan, values, stride, count, packed, marks);
       bound = larger(bound, seen);
     }
   }

@@ -163,8 +163,7 @@ struct ExactWeights {
   }
   inline __attribute__((always_inline)) Words operator()(Lanes x) { return count(weight(x)); }
   inline __attribute__((always_inline)) Words count(Lanes w) {
-    const Words odd = both(shift_right<16>(words_of(w)), broadcast_words(1));
-    const Words bits = shift_right<16>(add(words_of(w), add(odd, broadcast_words(0x7fffu))));  // ties to even
+    const Words bits = rounded(w);
     total = add(total, w);
     sum = add(sum, low_half(bits));
     return bits;
@@ -173,6 +172,15 @@ struct ExactWeights {
     state.sum = sum;
     state.total = total;
   }
+};
+
+// Ones where a pair is kept, and no weight: the choice of the functions below by itself.
+struct Marks {
+  Marks(const TilePlan&, const LaneState&) {}
+  Words operator()(Lanes) const { return broadcast_words(0xffffu); }
+  Lanes weight(Lanes) const { return broadcast_lanes(1.0f); }
+  Words count(Lanes w) const { return only(greater(w, broadcast_lanes(0.0f)), broadcast_words(0xffffu)); }
+  void finish(const LaneState&) const {}
 };
 
 // Weights of the kM members of a group, 0 for those not kept, each in the low half of its word. Dense attention is one
@@ -257,12 +265,13 @@ static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, LaneStat
 }
 
 // Any pattern, with what is forced and counted: a member's rank is the number of those that beat it.
+template <class Weights>
 static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group, bool careful,
                           LaneState& state) {
   constexpr int kMaxMembers = 32;
   const Lanes one = broadcast_lanes(1.0f), wanted = broadcast_lanes(static_cast<float>(plan.n) - 0.5f);
   const Words dropped = broadcast_words(careful ? kNotKept : 0u), single = broadcast_words(1);
-  ExactWeights weights(plan, state);
+  Weights weights(plan, state);
   for (int start = 0; start < tile.keys; start += plan.m * plan.stride) {
     for (int first = start; first < start + plan.stride; first++) {
       Lanes x[kMaxMembers], rank[kMaxMembers];

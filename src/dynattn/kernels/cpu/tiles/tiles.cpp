@@ -1,6 +1,7 @@
-// N:M attention of bfloat16 tensors on one tile engine, forward. Compiled once for each.
+// N:M attention of bfloat16 tensors on one tile engine, forward and backward. Compiled once for each.
 #include "common/builds.h"
 #include "common/tasks.h"
+#include "tiles/backward.h"
 #include "tiles/forward.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -38,8 +39,10 @@ struct TileWorker {
     const char* keys = head_of(args, args.key, args.key_strides, head);
     const char* values = head_of(args, args.value, args.value_strides, head);
     const int64_t first = step * plan.step_blocks, last = smaller(first + plan.step_blocks, plan.key_blocks);
-    return {pack_key_blocks(plan, keys, first, last, memory.keys),
-            pack_value_blocks(plan, values, first, last, memory.values, memory.odd)};
+    const int64_t packed = larger<int64_t>(0, first - plan.packed_from);
+    return {pack_key_blocks(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
+            pack_value_blocks(plan, values, first, last, memory.values + first * value_block_bytes(plan),
+                              memory.odd + first * plan.key_block)};
   }
 
   static Head open(const TilePlan& plan, int64_t head, const Memory& memory, const Seen* seen) {
@@ -67,12 +70,28 @@ struct TileWorker {
   }
 };
 
+void multiply(const void* a, const void* b, int64_t steps, float* sums) {
+  constexpr int64_t kRowBytes = kTileDepth * 2;
+  Engine engine;
+  const Operand left = {static_cast<const char*>(a), kTileRows * kRowBytes * steps, kRowBytes, kRowBytes * steps};
+  const Operand right = {static_cast<const char*>(b), kTileBytes, 2 * kTileBytes, 64};
+  multiply_panel<true>(engine, left, 2, right, 2, steps, sums, 2 * kTileRows);
+}
+
 int32_t nm_forward(const NMForwardArgs& args) {
   if (args.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
   if (args.batch * args.q_len == 0) return DYNATTN_OK;
   TilePlan plan;
   make_tile_plan(plan, args);
   return run_heads<TileWorker>(plan);
+}
+
+int32_t nm_backward(const NMBackwardArgs& args) {
+  const bool by_rows = args.forward.threshold != nullptr;  // which other kernels do
+  if (args.forward.dtype != DYNATTN_BFLOAT16 || by_rows) return DYNATTN_BAD_ARGUMENT;
+  BackwardPlan plan;
+  make_backward_plan(plan, args);
+  return run_backward(plan);
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE
