@@ -69,20 +69,19 @@ def attention(
         NotImplementedError: a method for whose choice there are no bounds.
         ValueError: heads or lengths do not fit.
     """
-    query, key, value = Box.of(query), Box.of(key), Box.of(value)
+    boxes = Box.of(query), Box.of(key), Box.of(value)
     # The shapes are those that attention itself takes, and the errors its own.
-    exact_attention(query.lower[:, :, :0], key.lower, value.lower, method, scale=scale)
+    exact_attention(boxes[0].lower[:, :, :0], boxes[1].lower, boxes[2].lower, method, scale=scale)
     heads, factor = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
-    key, value = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
-    s = matmul(query, key.mT) * factor
-    offset = key.shape[2] - query.shape[2]
-    bias = exact_scores(
-        torch.zeros_like(query.lower[..., :1]), torch.zeros_like(key.lower[..., :1]), attn_mask, causal, 1.0, offset
-    )
+    q, k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in boxes)
+    s = matmul(q, k.mT) * factor
+    offset = k.shape[2] - q.shape[2]
+    nothing = torch.zeros_like(q.lower[..., :1]), torch.zeros_like(k.lower[..., :1])
+    bias = exact_scores(*nothing, attn_mask, causal, 1.0, offset)
     allowed = bias != -torch.inf
     s = s + bias.masked_fill(~allowed, 0.0)
     found = kept(s, allowed, groups_of(method, allowed, offset))
-    return Bounds(_mixed(found.weight, value, allowed.any(-1)), *found[1:])
+    return Bounds(_mixed(found.weight, v, allowed.any(-1)), *found[1:])
 
 
 def _mixed(weight: Box, value: Box, some: Tensor) -> Box:
