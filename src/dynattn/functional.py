@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from dynattn import backends, heads
 from dynattn.backends import Call, Plan, Result, again
@@ -110,6 +111,10 @@ def attention(
     known = again.key_of(query, key, value, method, causal, scale, backend, special)
     if known is not None and (plan := again.find(known)) is not None:
         return plan.run(query, key, value)
+    if not all(isinstance(x, Tensor) for x in (query, key, value)) and has_torch_function((query, key, value)):
+        options = {"attn_mask": attn_mask, "causal": causal, "scale": scale, "dropout_p": dropout_p, "seed": seed}
+        options |= {"backend": backend, "return_aux": return_aux}
+        return handle_torch_function(attention, (query, key, value), query, key, value, method, **options)
     query, key, value = autocast(query, key, value)
     check(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     if isinstance(method, PerHead):
