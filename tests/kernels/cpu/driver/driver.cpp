@@ -3,8 +3,8 @@
 //     driver portable       prints "portable: N passed, N failed"; exits with 1 when a case fails
 //     driver avx512         likewise; says so and exits with 0 where the processor does not run it
 //     driver tiles-portable the tile kernels likewise, which take bfloat16; so amx, avx512bf16
-//     driver avx2 random    20 seconds of random cases only
-//     driver neon few       a seventeenth of the cases that are not random, then random ones: for an emulator
+//     driver avx2 random    8 seconds of random cases only
+//     driver neon few       a seventeenth of the cases that are not random, then random ones: in less time
 //     driver avx2 1234      random case 1234 alone
 #include <cstdio>
 #include <ctime>
