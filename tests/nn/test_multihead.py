@@ -122,6 +122,21 @@ def test_a_causal_hint_with_other_lengths_or_appended_keys_reads_the_mask() -> N
             ours(*inputs, is_causal=True)
 
 
+@pytest.mark.parametrize("form", ["learned key", "key of zeros", "both, other widths"])
+def test_a_causal_hint_where_appended_keys_make_up_the_difference_reads_the_mask(form: str) -> None:
+    """PyTorch refuses the hint without a mask, everywhere."""
+    theirs, ours = pair(**FORMS[form])
+    appended = 2 if form.startswith("both") else 1
+    query, key, value = tensors(theirs)
+    axis = 1 if theirs.batch_first else 0
+    key, value = (x.detach().narrow(axis, 0, QUERIES - appended).requires_grad_() for x in (key, value))
+    mask = torch.ones(QUERIES, QUERIES - appended).triu(1).bool()
+    agree(theirs, ours, [query, key, value], attn_mask=mask, is_causal=True)
+    for module in (theirs, ours):
+        with pytest.raises((RuntimeError, ValueError), match=r"(?i)needs? (an )?attn_mask"):
+            module(query, key, value, is_causal=True)
+
+
 @pytest.mark.parametrize("method", [NM(1, 2), TopK(3), NM(2, 4, window=2)])
 def test_a_method_keeps_what_it_keeps(method: Any) -> None:
     _, ours = pair(batch_first=True)

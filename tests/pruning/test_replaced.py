@@ -14,6 +14,7 @@ from torch import nn
 
 from dynattn.pruning import LTP, DynamicViT, FirstTokens, Predictors, RandomTokens, SpAtten
 from dynattn.pruning.layout import find
+from dynattn.pruning.replaced import replace
 from tests.pruning.models import inputs, make
 
 METHODS = [
@@ -24,6 +25,40 @@ METHODS = [
 
 def _last(output):
     return output[0]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("values", [(1, 2, 3), (1, 1, 1), (0, 1, 0), (1, 2, 1)])
+@pytest.mark.parametrize("had", [True, False])
+def test_replacements_end_in_any_order(order, values, had):
+    """What is there is the last of those that are left, and at last what was there at first."""
+    module = nn.Identity()
+    if had:
+        module.size = 0
+    undos = [ExitStack() for _ in values]
+    for value, undo in zip(values, undos, strict=True):
+        replace(module, "size", value, undo)
+    left = dict(enumerate(values))
+    for index in order:
+        assert module.size == left[max(left)]
+        del left[index]
+        undos[index].close()
+    assert vars(module).get("size") == (0 if had else None)
+
+
+def test_replacements_leave_what_others_put_there():
+    class Other(nn.Identity):
+        pass
+
+    module, undos = nn.Identity(), [ExitStack(), ExitStack()]
+    replace(module, "__class__", Other, undos[0])
+    replace(module, "size", 1, undos[0])
+    module.size = 2
+    replace(module, "size", 3, undos[1])
+    undos[0].close()
+    assert (type(module), module.size) == (nn.Identity, 3)
+    undos[1].close()
+    assert module.size == 2
 
 
 def _whole(model):

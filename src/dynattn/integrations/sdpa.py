@@ -7,21 +7,18 @@ thread makes go to :func:`dynattn.attention`, whatever code they come from: a mo
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from dynattn.functional import attention
+from dynattn.integrations.forward import Context, Forward, NotCopied
 from dynattn.integrations.transformers import classes
-from dynattn.integrations.transformers.calls import observers, replacements
 from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, kinds_of
-from dynattn.integrations.transformers.masks import narrow
 from dynattn.methods import Method, PerLayer, parse
 from dynattn.nn import MultiheadAttention
 from dynattn.pruning.replaced import replace
@@ -29,90 +26,9 @@ from dynattn.pruning.replaced import replace
 Settings = Iterable[tuple[Any, str, Any]]
 """Objects, names of their attributes, and values."""
 
-
-class _Mode(TorchFunctionMode):
-    """Sends calls of ``scaled_dot_product_attention`` to dynattn."""
-
-    def __init__(self, module: nn.Module, method: Method) -> None:
-        super().__init__()
-        self.module, self.method = module, method
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return attend(self.module, self.method, *args, **(kwargs or {}))
-        if func is Tensor.unflatten:  # torch.compile cannot trace this method under a mode
-            func = torch.unflatten
-        return func(*args, **(kwargs or {}))
-
-
-class _Forward:
-    """Stands in the place of a module's ``forward``."""
-
-    def __init__(self, module: nn.Module, method: Method) -> None:
-        self.module, self.inner, self.method = module, module.forward, method
-        self.__wrapped__ = self.inner  # so that the signature is the module's own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Mode(self.module, self.method):
-            return self.inner(*args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError(
-            "apply: a model must not be copied or pickled while it attends by dynattn, since the copy would run this "
-            "model's layers: leave the context first, and apply the method to the copy"
-        )
-
-
-def attend(
-    module: nn.Module,
-    method: Method,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """:func:`dynattn.attention` with the arguments, and the broadcasting, of ``scaled_dot_product_attention``.
-
-    Args:
-        module: the module that calls.
-        method: what to keep.
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as PyTorch's function takes them, with
-            any number of leading dimensions. A method that tells heads apart takes the last of these for them.
-
-    Returns:
-        (…, q_len, value_dim); 0 in rows with nothing allowed.
-
-    Raises:
-        ValueError: both a mask and ``is_causal`` are given, or shapes do not fit.
-    """
-    if is_causal and attn_mask is not None:
-        raise ValueError(
-            "scaled_dot_product_attention: attn_mask must be None with is_causal=True: got both; put what is causal "
-            "into the mask"
-        )
-    grouped = enable_gqa and query.shape[-3] != key.shape[-3]
-    if not grouped:
-        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-        query, key, value = (x.expand(*lead, -1, -1) for x in (query, key, value))
-    lead, pair = query.shape[:-2], (query.shape[-2], key.shape[-2])
-    if is_causal and pair[0] != pair[1]:  # aligned top-left
-        attn_mask, is_causal = torch.ones(pair, dtype=torch.bool, device=query.device).tril(), False
-    mask = attn_mask
-    if mask is not None and len(lead) != 2:
-        mask = _four(narrow(mask) if mask.shape[-2] == 1 else mask, lead)
-    elif mask is not None:
-        mask = narrow(mask)
-    query, key, value = (_four(x, x.shape[:-2]) for x in (query, key, value))
-    for change in replacements:
-        method = change(module, method)
-    for observe in observers:
-        observe(module, query, key, value, method, mask, is_causal, scale)
-    out = attention(query, key, value, method, attn_mask=mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
-    return out.reshape(*lead, *out.shape[-2:])
+_entering = threading.RLock()
+_contexts: weakref.WeakKeyDictionary[nn.Module, list[Context]] = weakref.WeakKeyDictionary()
+"""The contexts that are open, by the modules that take part in them; an inner one stands behind an outer one."""
 
 
 @contextmanager
@@ -161,11 +77,7 @@ def applied(
             replace(one, attribute, setting, undo)
         for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
             replace(encoder, "use_nested_tensor", False, undo)  # nested texts are for its own fused path
-        for module in parts.values():
-            if isinstance(module, nn.MultiheadAttention):
-                _become_ours(module, method, undo)
-            else:
-                replace(module, "forward", _Forward(module, method), undo)
+        _enter(Context(method), parts, name, undo)
         part = tuple(Part(name, kinds[name], PREFIX + method.name) for name in parts)
         yield Coverage(part, (), own, ())
 
@@ -202,17 +114,40 @@ def _computes(cls: type) -> bool:
     return classes.calls_attention(cls) or classes.looks_like_attention(cls)
 
 
+def _enter(context: Context, parts: dict[str, nn.Module], model: str, undo: ExitStack) -> None:
+    """Open a context for the modules that take part, until ``undo`` is closed."""
+    with _entering:
+        open_ = {name: _contexts.setdefault(module, []) for name, module in parts.items()}
+        if any(other.thread is not context.thread for contexts in open_.values() for other in contexts):
+            raise ValueError(
+                f"apply: the model must not attend by dynattn in a context of another thread: {model} does; leave that "
+                "context first, or call the model in it, from any thread"
+            )
+        for contexts in open_.values():
+            undo.callback(_leave, context, contexts)
+            contexts.append(context)
+        for name, module in parts.items():
+            if isinstance(module, nn.MultiheadAttention):
+                _become_ours(module, context.method, undo)
+            else:
+                _replace_forward(module, name, open_[name], undo)
+
+
+def _leave(context: Context, contexts: list[Context]) -> None:
+    with _entering:
+        if context in contexts:
+            contexts.remove(context)
+
+
+def _replace_forward(module: nn.Module, name: str, contexts: list[Context], undo: ExitStack) -> None:
+    holds = any(_contexts.get(inside) for inside in module.modules() if inside is not module)
+    forward = Forward(module, name, contexts, holds)
+    replace(module, "forward", forward, undo)
+    replace(module, "_replicate_for_data_parallel", forward.replicate, undo)
+
+
 def _become_ours(module: nn.MultiheadAttention, method: Method, undo: ExitStack) -> None:
-    undo.callback(setattr, module, "__class__", type(module))
-    module.__class__ = MultiheadAttention
+    replace(module, "__class__", MultiheadAttention, undo)
     replace(module, "method", method, undo)
+    replace(module, "_dynattn_context", NotCopied(), undo)
     replace(module, "_qkv_same_embed_dim", False, undo)  # what PyTorch's layers ask before they attend themselves
-
-
-def _four(x: Tensor, lead: Iterable[int]) -> Tensor:
-    """(batch, heads, …, …): the leading dimensions but the last are one."""
-    lead = tuple(lead)
-    x = x.expand(*lead, *x.shape[-2:])
-    while len(lead) < 2:
-        lead, x = (1, *lead), x.unsqueeze(0)
-    return x if len(lead) == 2 else x.flatten(0, len(lead) - 2)

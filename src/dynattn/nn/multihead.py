@@ -117,11 +117,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = (self._heads(x) for x in self._project(query, key, value))
         _check_masks(key_padding_mask, attn_mask, query.dim() == 3, q.shape[:3], keys)
         k, v = self._append(k, self.bias_k), self._append(v, self.bias_v)
-        causal = bool(is_causal) and q.shape[2] == k.shape[2]
+        causal = bool(is_causal) and q.shape[2] == keys == k.shape[2]
         if is_causal and not causal and attn_mask is None:
             raise ValueError(
                 "MultiheadAttention: is_causal needs an attn_mask where queries and keys are not as many, or keys are "
-                f"appended: got {q.shape[2]} queries and {k.shape[2]} keys; pass the mask too"
+                f"appended: got {q.shape[2]} queries and {keys} keys, and {k.shape[2] - keys} appended; pass the mask "
+                "too"
             )
         mask = _allowed(key_padding_mask, None if causal else attn_mask, self.num_heads, k.shape[2] - keys, q.dtype)
         if need_weights:  # the weights are what attention makes of the unit vectors

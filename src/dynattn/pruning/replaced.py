@@ -7,15 +7,19 @@ does not run afterwards.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
 
 IMPLEMENTATION = "dynattn-pruning"
 """The attention implementation that a :class:`StandInConfig` names."""
+
+_ABSENT = object()
+_changing = threading.RLock()  # the end of a context that is collected as garbage may come while another one changes
+_open: dict[tuple[int, str], list[_Replacement]] = {}  # by the object's id and the attribute, in the order they came
 
 
 class _NotCopied:
@@ -26,6 +30,41 @@ class _NotCopied:
             "pruning: a model must not be copied or pickled while it is pruned, since the copy would run this model's "
             "layers: leave the context first, and apply the method to the copy"
         )
+
+
+class _Replacement:
+    """An attribute that was replaced, and what was there before."""
+
+    def __init__(self, module: Any, name: str, value: Any) -> None:
+        self.module, self.name, self.value = module, name, value
+        self.before = self.now()
+
+    def now(self) -> Any:
+        return type(self.module) if self.name == "__class__" else vars(self.module).get(self.name, _ABSENT)
+
+    def set(self, value: Any) -> None:
+        if self.name == "__class__":
+            self.module.__class__ = value
+        elif value is _ABSENT:
+            del vars(self.module)[self.name]
+        else:
+            vars(self.module)[self.name] = value
+
+    def put_back(self) -> None:
+        with _changing:
+            place = (id(self.module), self.name)
+            known = _open.get(place, [])
+            if self not in known:  # an interruption came before the change
+                return
+            index = known.index(self)
+            above = next((one for one in known[index + 1 :] if one.before is self.value), None)
+            known.pop(index)
+            if not known:
+                del _open[place]
+            if above is not None:
+                above.before = self.before
+            elif self.now() is self.value:
+                self.set(self.before)
 
 
 class ReplacedForward(_NotCopied):
@@ -62,25 +101,18 @@ class StandInConfig(_NotCopied):
         return getattr(self.original, name)
 
 
-def replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
-    """Set an attribute of a module.
+def replace(module: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set an attribute of a module. Replacements of one attribute may end in any order.
 
     Args:
-        module: the module that has the attribute.
-        name: the name of the attribute; a method's name hides the method of the class.
+        module: the module, or other object, that has the attribute.
+        name: the name of the attribute; a method's name hides the method of the class, and ``__class__`` is the class.
         value: what the attribute is from now on.
-        undo: puts back what was there when it is closed, unless someone else has replaced the attribute meanwhile.
+        undo: puts back what was there when it is closed, unless someone else has replaced the attribute meanwhile. A
+            later replacement that is still open stays, and puts back what was there before this one.
     """
-    own = vars(module)
-    had, before = name in own, own.get(name)
-
-    def put_back() -> None:
-        if own.get(name) is not value:
-            return
-        if had:
-            own[name] = before
-        else:
-            del own[name]
-
-    undo.callback(put_back)  # before the change, so that no interruption can come between
-    own[name] = value
+    with _changing:
+        one = _Replacement(module, name, value)
+        undo.callback(one.put_back)  # before the change, so that no interruption can come between
+        _open.setdefault((id(module), name), []).append(one)
+        one.set(value)
