@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dynattn import NM, attention
 from dynattn.integrations import torch as dynattn_torch
@@ -262,6 +263,36 @@ def test_replicas_attend_by_their_own_parameters() -> None:
         assert torch.equal(replica(model, 1)(x), model(x))
         assert torch.equal(replica(model, 2)(x), doubled(x))
     assert state(model) == before
+
+
+class Checkpointed(Calls):
+    """It runs again in ``backward()``, where its own forward is over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+def test_gradients_under_checkpoints() -> None:
+    torch.manual_seed(0)
+    model, inside = Calls(), Checkpointed()
+    x = torch.randn(1, LENGTH, WIDTH, requires_grad=True)
+    with dynattn_torch.apply(model, "nm-1-4"):
+        expected = torch.autograd.grad(model(x).sin().sum(), model.project.weight)[0]
+        checkpoint(model, x, use_reentrant=True).sin().sum().backward()
+    torch.testing.assert_close(model.project.weight.grad, expected)
+    with dynattn_torch.apply(inside, "nm-1-4"):
+        with pytest.raises(RuntimeError, match=r"with use_reentrant=True: Checkpointed is, .* the whole module"):
+            inside(x)
+        with torch.no_grad():
+            inside(x)
+
+
+def test_nested_tensors_are_refused() -> None:
+    model = Calls()
+    for layout in (torch.strided, torch.jagged):
+        x = torch.nested.nested_tensor([torch.randn(3, WIDTH), torch.randn(5, WIDTH)], layout=layout)
+        with dynattn_torch.apply(model, "dense"), pytest.raises(TypeError, match="must not be nested where dynattn"):
+            model(x)
 
 
 def test_what_was_compiled_inside_of_two_contexts() -> None:

@@ -12,6 +12,7 @@ timm = pytest.importorskip("timm", reason="needs timm")
 
 from dynattn import NM  # noqa: E402
 from dynattn.integrations import timm as dynattn_timm  # noqa: E402
+from dynattn.integrations import torch as dynattn_torch  # noqa: E402
 from dynattn.integrations.transformers import observing  # noqa: E402
 
 PLAIN: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -76,7 +77,12 @@ def test_modules_that_timm_does_not_fuse_are_fused_meanwhile() -> None:
     finally:
         set_fused_attn(True)
     expected, calls = model(images), []
-    with dynattn_timm.apply(model, "dense"), observing(calls.append):
+    with dynattn_torch.apply(model, "nm-1-4"), pytest.raises(RuntimeError, match=r"blocks.0.attn .* called a softmax"):
+        model(images)
+    first, second = dynattn_timm.apply(model, "nm-1-4"), dynattn_timm.apply(model, "dense")
+    first.__enter__()
+    with second, observing(calls.append):
+        first.__exit__(None, None, None)
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
     assert len(calls) == 2
     assert not any(block.attn.fused_attn for block in model.blocks)

@@ -41,10 +41,12 @@ def apply(model: nn.Module, method: Method | str) -> Iterator[Coverage]:
     Raises:
         TypeError: ``model`` is no module; a pipeline is none.
         ValueError: no module takes part, the model runs in context parallel, or another attention backend than
-            ``native`` is set for all models.
+            ``native`` is set for all models, or the model attends by dynattn in a context of another thread.
+        RuntimeError: in a call of the model, a module that takes part attends by a softmax of its own.
 
     Warns:
-        Some modules keep attention of their own: linear attention, processors with a softmax of their own.
+        Some modules keep attention of their own: linear attention, processors with a softmax of their own; or,
+        in a call of the model, one that takes part makes no call.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

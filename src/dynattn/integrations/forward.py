@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from dynattn.functional import attention
 from dynattn.integrations.transformers.calls import observers, replacements
@@ -92,8 +94,8 @@ class Forward(NotCopied):
         if by_hand and not self.holds:
             raise RuntimeError(
                 f"apply: modules that take part must call scaled_dot_product_attention: {whose} called a softmax in "
-                "its place, and attended densely; switch the module to its fused path, as timm's fused_attn, or leave "
-                "the method out"
+                "its place, and attended densely; switch the module to its fused path, as dynattn.integrations.timm "
+                "does in timm's models, or leave the module out of the model that is given"
             )
         _warn(context.told, kind, whose)
 
@@ -105,10 +107,13 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.module, self.method = module, method
         self.called = self.by_hand = False
+        self.grad = torch.is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             self.called = True
+            if self.grad and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                _refuse_checkpoint(self.module)
             # What dynattn calls in turn is no call of a module around this one.
             with nullcontext() if types else torch._C.DisableTorchFunction():
                 return attend(self.module, self.method, *args, **(kwargs or {}))
@@ -143,8 +148,14 @@ def attend(
         (…, q_len, value_dim); 0 in rows with nothing allowed.
 
     Raises:
+        TypeError: an input is nested.
         ValueError: both a mask and ``is_causal`` are given, or shapes do not fit.
     """
+    if query.is_nested or key.is_nested or value.is_nested:
+        raise TypeError(
+            "scaled_dot_product_attention: query, key and value must not be nested where dynattn attends: got a nested "
+            "tensor; pad them, and forbid the padding by an attn_mask"
+        )
     if is_causal and attn_mask is not None:
         raise ValueError(
             "scaled_dot_product_attention: attn_mask must be None with is_causal=True: got both; put what is causal "
@@ -178,6 +189,19 @@ def _four(x: Tensor, lead: Iterable[int]) -> Tensor:
     while len(lead) < 2:
         lead, x = (1, *lead), x.unsqueeze(0)
     return x if len(lead) == 2 else x.flatten(0, len(lead) - 2)
+
+
+def _refuse_checkpoint(module: nn.Module) -> None:
+    """Refuse a call that ``backward()`` would make again, outside of the module's forward, where it would be dense."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not Forward.__call__.__code__:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise RuntimeError(
+                "apply: a module that takes part must not be checkpointed inside its own forward with "
+                f"use_reentrant=True: {type(module).__name__} is, and its gradients would be those of dense attention; "
+                "turn its checkpointing off, and checkpoint the whole module"
+            )
+        frame = frame.f_back
 
 
 def _warn(told: set[str], kind: str, whose: str) -> None:

@@ -3,6 +3,8 @@
 What is replaced is the ``forward`` of single modules of one model. While it runs, the calls of that function which this
 thread makes go to :func:`dynattn.attention`, whatever code they come from: a module, or a processor of diffusers.
 ``torch.nn.MultiheadAttention`` becomes :class:`dynattn.nn.MultiheadAttention` meanwhile, with the same weights.
+
+Contexts of one model nest: the inner one counts, they may end in any order, and all of them belong to one thread.
 """
 
 from __future__ import annotations
@@ -48,10 +50,11 @@ def applied(
         Which modules take part, and which keep attention of their own.
 
     Raises:
-        ValueError: no module takes part, or the method is one by layers.
+        ValueError: no module takes part, the method is one by layers, or a context of another thread is open.
+        RuntimeError: in a call of the model, a module that takes part attends by a softmax of its own.
 
     Warns:
-        Some modules keep attention of their own.
+        Some modules keep attention of their own; or, in a call of the model, one that takes part makes no call.
     """
     method = parse(method) if isinstance(method, str) else method
     if isinstance(method, PerLayer):

@@ -37,10 +37,12 @@ def apply(model: nn.Module, method: Method | str) -> Iterator[Coverage]:
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: no module takes part: all keep attention of their own, as those of Swin V2, or there is none.
+        ValueError: no module takes part: all keep attention of their own, as those of Swin V2, or there is none; or the
+            model attends by dynattn in a context of another thread.
+        RuntimeError: in a call of the model, a module that takes part attends by a softmax of its own.
 
     Warns:
-        Some modules keep attention of their own.
+        Some modules keep attention of their own; or, in a call of the model, one that takes part makes no call.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply: model must be a module: got {type(model).__name__}; pass what create_model returns")
