@@ -66,7 +66,7 @@ class Both(nn.Module):
         return self.calls(x) + self.own(x, x, x, need_weights=False)[0]
 
 
-def both() -> tuple[Both, Tensor]:
+def both() -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     return Both().double().eval(), torch.randn(1, LENGTH, WIDTH, dtype=torch.float64)
 
@@ -75,7 +75,7 @@ def state(model: nn.Module) -> str:
     return str([(name, type(module), dict(vars(module))) for name, module in model.named_modules()])
 
 
-def kept(model: nn.Module, x: Tensor) -> list[Any]:
+def kept(model: Any, x: Tensor) -> list[Any]:
     """What the model's module that calls the function keeps, and what PyTorch's own does."""
     calls: list[Any] = []
     with observing(calls.append):
@@ -163,7 +163,7 @@ def test_a_forward_that_someone_puts_there_meanwhile_stays_and_the_method_goes()
 
     def watch() -> None:
         forward = model.calls.forward
-        model.calls.forward = lambda x: (seen.append(x), forward(x))[1]  # type: ignore[method-assign]
+        model.calls.forward = lambda x: (seen.append(x), forward(x))[1]
 
     with dynattn_torch.apply(model, "nm-1-4"):
         watch()
@@ -196,7 +196,7 @@ def test_another_thread_s_context_is_refused_and_its_calls_are_not() -> None:
 
 @pytest.mark.parametrize("path", ["method", "function"])
 def test_attention_by_hand_in_a_module_that_takes_part_is_an_error(path: str) -> None:
-    model = nn.ModuleDict({"part": TwoPaths(path)})
+    model: Any = nn.ModuleDict({"part": TwoPaths(path)})
     x = torch.randn(1, 2, LENGTH, WIDTH)
     with dynattn_torch.apply(model, "nm-1-4"):
         with pytest.raises(RuntimeError, match=r"part \(TwoPaths\) called a softmax in its place, .* fused path"):
@@ -220,14 +220,15 @@ def test_a_module_that_takes_part_and_makes_no_call_is_named_once(path: str) -> 
 def test_calls_inside_of_a_module_that_holds_others() -> None:
     """What attends inside is the inner module's; its dense attention is no call of the one around it."""
     torch.manual_seed(0)
-    model = Calls(Calls()).double()
+    model: Any = Calls(Calls()).double()
     x = torch.randn(1, LENGTH, WIDTH, dtype=torch.float64)
     calls: list[Any] = []
     with dynattn_torch.apply(model, "nm-1-4"), dynattn_torch.apply(model.inner, "dense"), observing(calls.append):
         out = model(x)
     assert [(call.module, call.method) for call in calls] == [(model, NM(1, 4)), (model.inner, parse("dense"))]
     y = model.project(x)
-    y = model.inner.project(attention(*(y[:, None],) * 3, NM(1, 4))[:, 0])
+    y = y[:, None]
+    y = model.inner.project(attention(y, y, y, NM(1, 4))[:, 0])
     torch.testing.assert_close(out, F.scaled_dot_product_attention(y, y, y))
 
 

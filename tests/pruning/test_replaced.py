@@ -34,7 +34,7 @@ def test_replacements_end_in_any_order(order, values, had):
     """What is there is the last of those that are left, and at last what was there at first."""
     module = nn.Identity()
     if had:
-        module.size = 0
+        vars(module)["size"] = 0
     undos = [ExitStack() for _ in values]
     for value, undo in zip(values, undos, strict=True):
         replace(module, "size", value, undo)
@@ -53,7 +53,7 @@ def test_replacements_leave_what_others_put_there():
     module, undos = nn.Identity(), [ExitStack(), ExitStack()]
     replace(module, "__class__", Other, undos[0])
     replace(module, "size", 1, undos[0])
-    module.size = 2
+    vars(module)["size"] = 2
     replace(module, "size", 3, undos[1])
     undos[0].close()
     assert (type(module), module.size) == (nn.Identity, 3)

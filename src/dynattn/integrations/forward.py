@@ -21,7 +21,8 @@ from dynattn.integrations.transformers.masks import narrow
 from dynattn.methods import Method
 
 _BY_HAND: tuple[Any, ...] = (
-    F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, torch._safe_softmax, F.multi_head_attention_forward
+    F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, torch._C._VariableFunctions._safe_softmax,
+    F.multi_head_attention_forward
 )  # fmt: skip
 """Functions with which a module attends by itself."""
 
@@ -82,7 +83,7 @@ class Forward(NotCopied):
         """What ``torch.nn.parallel.replicate`` asks a module for; the replica attends by its own parameters."""
         replica = type(self.module)._replicate_for_data_parallel(self.module)
         own = vars(replica)
-        own.pop("forward"), own.pop("_replicate_for_data_parallel")
+        del own["forward"], own["_replicate_for_data_parallel"]
         if getattr(self.inner, "__self__", None) is not self.module:  # someone else's forward
             own["forward"] = self.inner
         own["forward"] = Forward(replica, self.name, self.contexts, self.holds)

@@ -56,9 +56,9 @@ class _Replacement:
             known = _open.get(place, [])
             if self not in known:  # an interruption came before the change
                 return
-            index = known.index(self)
-            above = next((one for one in known[index + 1 :] if one.before is self.value), None)
-            known.pop(index)
+            later = known[known.index(self) + 1 :]
+            above = next((one for one in later if one.before is self.value), None)
+            known.remove(self)
             if not known:
                 del _open[place]
             if above is not None:
