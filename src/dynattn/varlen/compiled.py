@@ -70,9 +70,8 @@ def _run(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> tu
     "dynattn::varlen_attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if rest[
-        -2
-    ]:  # as the backward computes it again: a call without gradients may round otherwise, and choose otherwise
+    needs_grad = rest[-2]
+    if needs_grad:  # as the backward computes it: a call without gradients may round otherwise, and choose otherwise
         with recording(query.device):
             out, aux = _run(*(x.detach().requires_grad_() for x in (query, key, value)), rest)
         out, aux = out.detach(), None if aux is None else Aux(*(x.detach() for x in aux))
