@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -143,7 +143,7 @@ def test_generators_that_overlap() -> None:
     model, x = both()
     before = state(model)
 
-    def inside(method: str) -> Iterator[Tensor]:
+    def inside(method: str) -> Generator[Tensor, None, None]:
         with dynattn_torch.apply(model, method):
             while True:
                 yield model(x)

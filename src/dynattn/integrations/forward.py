@@ -21,8 +21,7 @@ from dynattn.integrations.transformers.masks import narrow
 from dynattn.methods import Method
 
 _BY_HAND: tuple[Any, ...] = (
-    F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, torch._C._VariableFunctions._safe_softmax,
-    F.multi_head_attention_forward
+    F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, F.multi_head_attention_forward
 )  # fmt: skip
 """Functions with which a module attends by itself."""
 
