@@ -76,6 +76,8 @@ def test_runs_are_told_apart_by_what_decides_their_results():
 
 @pytest.mark.parametrize(("given", "workers"), [([], None), (["--workers", "2"], 2), (["--workers", "1"], 1)])
 def test_how_many_workers_is_left_open_unless_it_is_said(given, workers, monkeypatch):
+    for package in ("matplotlib", "jinja2"):  # the command's
+        pytest.importorskip(package)
     taken = []
     monkeypatch.setattr("dynattn.lab.tune.command.run", lambda *arguments: taken.append(arguments[3:]))
     result = CliRunner().invoke(app, ["tune", "smollm2", "--ray", *given])
