@@ -64,9 +64,13 @@ def tune(
         str | None, typer.Option(help="Your own task, module:function; docs/tune.md says what it gives.")
     ] = None,
     workers: Annotated[
-        int,
-        typer.Option(help="Processes for what can be measured apart; each has the model.", callback=counted(most=4096)),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Processes for what can be measured apart; each has the model. Default: none but this one; with "
+            "--ray, one for each CPU of the cluster.",
+            callback=counted(most=4096),
+        ),
+    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Measure it on a Ray cluster.")] = False,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,30 @@ def test_without_workers_nothing_is_measured_ahead(tiny_decoder, many_texts, tmp
 
 
 def test_what_the_store_has_is_not_asked_again(tiny_decoder, many_texts, tmp_path, monkeypatch):
-    asked = []
+    asked, begun = [], []
 
-    def run(job, asks, workers, answer, command):
-        asked.extend(ask.key for ask in asks)
-        return iter([(ask.key, [1.0]) for ask in asks])
+    class Cluster(nullcontext):
+        at_once = 7
 
-    monkeypatch.setattr(module.cluster, "run", run)
+        def __init__(self, job, workers, answer, command):
+            super().__init__(self)
+            begun.append(workers)
+
+        def measure(self, asks):
+            asked.append([ask.key for ask in asks])
+            return iter([(ask.key, [1.0]) for ask in asks])
+
+    monkeypatch.setattr(module.cluster, "Cluster", Cluster)
     store = Store(tmp_path / "stages.json", "key")
     store.put("a", [0.0])
     with Ahead(_job(tiny_decoder, many_texts), store, ray=True) as ahead:
+        ahead.ask([Ask("a", "dense")])
+        assert begun == []  # what is there needs no cluster
         ahead.ask([Ask("a", "dense"), Ask("b", "own")])
-    assert asked == ["b"]
+        ahead.ask([Ask("c", "own")])
+        assert ahead.at_once == 7
+    assert asked == [["b"], ["c"]]
+    assert begun == [None]  # one cluster for all questions, and as many actors as it has CPUs
     assert Store(tmp_path / "stages.json", "key").once("b", lambda: None) == [1.0]
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,27 @@ def test_a_run_that_was_killed_goes_on_where_it_was(fast, tiny_decoder, many_tex
         patch.setattr("dynattn.lab.tune.prove.Scorer.own", killed)
         found, _ = _tuned(settings, tmp_path)
     assert found.verdict == "faster"
+
+
+def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    """Even where more time finds something faster: the first choice was tried on these texts already."""
+    settings = _settings(tiny_decoder, many_texts, max_loss=0.9)
+    first, _ = _tuned(settings, tmp_path)
+
+    def another(search):
+        return replace(search.measured[0], point=search.choices.most)
+
+    monkeypatch.setattr(stages.Search, "best", another)
+    monkeypatch.setattr(stages.Run, "_in_time", lambda *_: True)
+    second, _ = _tuned(settings, tmp_path)
+    assert first.verdict == second.verdict == "faster"
+    assert second.heads == first.heads
+    assert [each.lost for each in second.tries] == [each.lost for each in first.tries]
+    assert [each for each in second.considered if each.name == "measured"] == [
+        each for each in first.considered if each.name == "measured"
+    ]
+    kept = json.loads((tmp_path / f"tune-{tiny_decoder.name}" / "stages.json").read_text())["found"]
+    assert [name for name in kept if name.startswith("race")] == [f"race None {sorted(methods(first.heads).items())}"]
 
 
 KILLED = """
@@ -278,7 +300,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
 
 def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(2, 1, 20, 20, 6), 2, 0.1, 3))
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(8, 1, 20, 20, 6), 2, 0.1, 3))
     monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
     monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
     with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):

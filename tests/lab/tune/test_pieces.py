@@ -47,8 +47,27 @@ def test_where_there_are_too_few_texts_pieces_are_drawn_by_chance_and_this_is_sa
     assert not found.apart
     titles = [piece.title for piece in found.pieces]
     assert len(titles) == len(set(titles)) == 20
-    assert sorted(titles) == sorted(piece.title for piece in pieces.cut(pretrained, read(texts), 64, 20))
-    assert titles != [piece.title for piece in pieces.cut(pretrained, read(texts), 64, 20)]
+    assert set(titles) <= {piece.title for piece in pieces.cut(pretrained, read(texts), 64, 1000)}
+    assert found.whose == "pieces, drawn by chance from 2 texts, and speaking of these alone,"
+
+
+def test_every_part_of_a_long_text_is_as_likely_to_be_drawn(pretrained, texts):
+    """The mean place of the pieces that are taken is the middle of the text, and not of its beginning."""
+    (own,) = read(texts)[:1]
+    every = pieces.cut(pretrained, [own], 16, 1000)
+    place = {piece.title: number for number, piece in enumerate(every)}
+    found = pieces.draw(pretrained, [own], 16, 40, 30)
+    assert len(found.pieces) == 40 < len(every) / 2
+    taken = torch.tensor([float(place[piece.title]) for piece in found.pieces])
+    middle, spread = (len(every) - 1) / 2, len(every) / 12**0.5
+    assert abs(taken.mean() - middle) < 3 * spread / 40**0.5
+    assert taken.max() > 0.8 * len(every)
+    assert found.whose == "pieces, drawn by chance from 1 text, and speaking of it alone,"
+
+
+def test_texts_that_are_too_short_are_not_among_those_that_are_drawn_from(pretrained, texts):
+    found = pieces.draw(pretrained, [*read(texts), Text("short", "moon river")], 64, 20, 10)
+    assert found.texts == 2
 
 
 def test_too_few_pieces_stay_too_few(pretrained, texts):

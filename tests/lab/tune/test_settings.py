@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 pytest.importorskip("rich")
 pytest.importorskip("transformers")
 
+from dynattn.cli import app
 from dynattn.cli.tune import _share, share
 from dynattn.lab.tasks.texts import Text
 from dynattn.lab.tune.settings import Settings
@@ -70,3 +72,14 @@ def test_runs_are_told_apart_by_what_decides_their_results():
         Settings("m", texts=Path("a"), minutes=7).digest(texts, 1),
     ]
     assert len({one.digest(texts, 1), *others}) == 5
+
+
+@pytest.mark.parametrize(("given", "workers"), [([], None), (["--workers", "2"], 2), (["--workers", "1"], 1)])
+def test_how_many_workers_is_left_open_unless_it_is_said(given, workers, monkeypatch):
+    for package in ("matplotlib", "jinja2"):  # the command's
+        pytest.importorskip(package)
+    taken = []
+    monkeypatch.setattr("dynattn.lab.tune.command.run", lambda *arguments: taken.append(arguments[3:]))
+    result = CliRunner().invoke(app, ["tune", "smollm2", "--ray", *given])
+    assert result.exit_code == 0, result.output
+    assert taken == [(workers, True)]

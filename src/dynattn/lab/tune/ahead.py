@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import torch
-
 from dynattn.children import Pool
 from dynattn.integrations.transformers import register
 from dynattn.lab.frontier import cluster
@@ -55,15 +53,16 @@ class Ahead:
     Args:
         job: what they share.
         store: where answers go.
-        workers: processes; 1 for none but this one.
+        workers: processes; None for none but this one, or, on a Ray cluster, for one a CPU.
         threads: of all of them.
         ray: measure on a Ray cluster.
     """
 
-    def __init__(self, job: Job, store: Store, workers: int = 1, threads: int = 1, ray: bool = False) -> None:
+    def __init__(self, job: Job, store: Store, workers: int | None = None, threads: int = 1, ray: bool = False) -> None:
         self._job, self._store, self._workers, self._threads, self._ray = job, store, workers, threads, ray
         self._open = ExitStack()
         self._pool: Pool | None = None
+        self._cluster: cluster.Cluster | None = None
 
     def __enter__(self) -> Ahead:
         return self
@@ -74,7 +73,9 @@ class Ahead:
     @property
     def at_once(self) -> int:
         """How many questions are worth asking together; 0 where none are."""
-        return self._workers if self._workers > 1 or self._ray else 0
+        if self._ray:
+            return self._reached().at_once
+        return self._workers if self._workers is not None and self._workers > 1 else 0
 
     def ask(self, asks: Sequence[Ask], advance: Callable[[], None] = lambda: None) -> None:
         """Measure what the store does not have.
@@ -87,16 +88,18 @@ class Ahead:
             RuntimeError: a worker died.
         """
         left = [each for each in asks if not self._store.has(each.key)]
-        if not left or not self.at_once:
+        if not left:
             return
         if self._ray:
-            for key, found in cluster.run(self._job, left, self._workers, answer=answer, command="tune"):
+            for key, found in self._reached().measure(left):
                 self._store.put(key, found)
                 advance()
             return
+        many = self.at_once
+        if not many:
+            return
         if self._pool is None:
-            threads = max(1, self._threads // self._workers)
-            self._pool = self._open.enter_context(Pool(self._workers, begin, (threads,)))
+            self._pool = self._open.enter_context(Pool(many, begin, (max(1, self._threads // many),)))
         try:
             for future in as_completed(self._pool.submit([(answer, self._job, each) for each in left])):
                 self._store.put(*future.result())
@@ -107,6 +110,12 @@ class Ahead:
                 "finished is written: run the command again with fewer --workers"
             ) from error
 
+    def _reached(self) -> cluster.Cluster:
+        """The cluster; it is looked for where something has to be measured, so that what was found needs none."""
+        if self._cluster is None:
+            self._cluster = self._open.enter_context(cluster.Cluster(self._job, self._workers, answer, "tune"))
+        return self._cluster
+
 
 def answer(job: Job, ask: Ask) -> tuple[str, Any]:
     """What a worker finds, with its name in the store."""
@@ -114,10 +123,7 @@ def answer(job: Job, ask: Ask) -> tuple[str, Any]:
     exams = made.proofs[ask.part] if ask.kind in ("dense", "own") else made.search
     if ask.kind == "harm":
         exam = exams[ask.exam]
-        inputs = {
-            name: value.to(pretrained.model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in exam.inputs(ask.entry).items()
-        }
+        inputs = exam.inputs_on(pretrained.model.device, ask.entry)
         return ask.key, sensitivity.look(pretrained, inputs, _places(job), ask.names, last=exam.second)
     heads = ask.assignment or {}
     if ask.kind == "lost":

@@ -36,7 +36,7 @@ _SECONDS_A_MINUTE = 60.0
 
 
 def run(
-    settings: Settings, output: Path, console: Console, workers: int = 1, ray: bool = False
+    settings: Settings, output: Path, console: Console, workers: int | None = None, ray: bool = False
 ) -> Tuning | Decoding | Both:
     """Tune, write ``model.dynattn.json``, ``tune.json`` and ``tune.html`` into a folder of the model's, and print.
 
@@ -47,7 +47,8 @@ def run(
         settings: what to tune.
         output: folder in which the model's is made.
         console: where to print.
-        workers: processes for what can be measured apart, among which torch's threads are divided.
+        workers: processes for what can be measured apart, among which torch's threads are divided; None for none but
+            this one, or, with ``ray``, for one for each CPU of the cluster.
         ray: measure it on a Ray cluster.
 
     Returns:
@@ -57,7 +58,7 @@ def run(
         ValueError, OSError, ImportError, RuntimeError: something that is asked for cannot be, data or a package is
             missing, or a file cannot be written.
     """
-    if settings.phase == "decode" and (workers > 1 or ray):
+    if settings.phase == "decode" and ((workers or 1) > 1 or ray):
         raise ValueError("tune: --workers and --ray are of the prefill phase: leave them or --phase decode out")
     if ray and find_spec("ray") is None:
         raise ImportError("tune: --ray needs Ray: pip install 'dynattn[ray]', or leave it out for --workers")

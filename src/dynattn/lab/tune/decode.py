@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynattn.integrations.transformers import register
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import read, step_seconds
-from dynattn.lab.figures import BASELINE, Record
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained
 from dynattn.lab.progress import Stage
@@ -24,8 +24,9 @@ from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 from dynattn.lab.tune import decoding, pieces
 from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
-from dynattn.lab.tune.decoding import AFTER, Reading
-from dynattn.lab.tune.exams import SECOND_LIMIT, widened, worst_nats
+from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
+from dynattn.lab.tune.decoding import AFTER, TASKS, Reading, Task
+from dynattn.lab.tune.exams import widened, worst_nats
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.plan import LEAST
@@ -41,79 +42,6 @@ _SEARCH, _PROVE = 4, 64  # texts of the search and of the proof, which goes on w
 _LEAST = LEAST.prove  # texts below which nothing is proved
 _ROUNDS = 5
 _SHARE_OF_TWO = 0.5  # of the time for all ways, what two of them take after one prompt
-
-
-class Considered(Record):
-    """A way to decode, on the texts of the search.
-
-    Attributes:
-        way: its name, see :mod:`dynattn.lab.decode.ways`.
-        losses: relative, of the text that goes on and of the hidden numbers.
-        keeps: whether the proof would find that both limits are kept, were its items like these.
-        speedup: of a step, over Transformers' default; None where it keeps no limit.
-    """
-
-    way: str
-    losses: list[float]
-    keeps: bool
-    speedup: float | None
-
-
-class Tried(Record):
-    """A try of the proof."""
-
-    way: str
-    lost: list[Lost]
-
-    @property
-    def holds(self) -> bool:
-        """Whether both limits were kept."""
-        return len(self.lost) == len(_TASKS) and all(each.holds for each in self.lost)
-
-
-class Decoding(Record):
-    """A run.
-
-    Attributes:
-        model, description, dtype: of what.
-        length: tokens of the prompt.
-        settings: that were given.
-        machine: that it ran on.
-        verdict: ``faster``, or ``dense`` where nothing is gained for sure.
-        reason: in words.
-        way: how to decode; None for Transformers' default.
-        considered: all ways.
-        tries: of the proof.
-        speed: of a step; None where nothing was proved.
-        seconds: that the run took.
-    """
-
-    model: str
-    description: str
-    dtype: str
-    length: int
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    verdict: Literal["faster", "dense"]
-    reason: str
-    way: str | None
-    considered: list[Considered]
-    tries: list[Tried]
-    speed: Raced | None
-    seconds: float
-    version: Literal[1] = 1
-
-
-class _Task(NamedTuple):
-    name: str
-    metric: str
-    times: float  # the limit is so many times as wide
-
-
-_TASKS = (
-    _Task("decoding", "NLL of text after the prompt, nats per token", 1.0),
-    _Task("keys, decoded", "NLL of a number hidden in the prompt, nats per token", SECOND_LIMIT),
-)
 
 
 class Run:
@@ -139,7 +67,7 @@ class Run:
         self._settings, self._pretrained, self._store = settings, pretrained, store
         self._stage, self._clock = stage, clock
         self._length = length or settings.length or LENGTH
-        self._parts = _parts(pretrained, texts, self._length)
+        self._parts, self._whose = _parts(pretrained, texts, self._length)
         self._considered: list[Considered] = []
         self._tries: list[Tried] = []
         self._pace = 0.0  # seconds of a text of the search
@@ -164,10 +92,10 @@ class Run:
         before = self._clock.spent
         scores = [
             [self._scored(f"search {task.name} {i}", reading, every, advance) for i, reading in enumerate(readings)]
-            for task, readings in zip(_TASKS, tasks, strict=True)
+            for task, readings in zip(TASKS, tasks, strict=True)
         ]
         self._pace = (self._clock.spent - before) / sum(map(len, tasks))
-        found = {name: [self._held(task, each, name) for task, each in zip(_TASKS, scores, strict=True)]
+        found = {name: [self._held(task, each, name) for task, each in zip(TASKS, scores, strict=True)]
                  for name in names}  # fmt: skip
         good = [name for name in names if all(held.keeps for held in found[name])]
         speedups = self._clocked(good)
@@ -186,23 +114,23 @@ class Run:
         advance()
         return found
 
-    def _held(self, task: _Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
+    def _held(self, task: Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
         dense, own = (np.array([np.mean(each[way]) for each in scores]) for way in (ways.BASELINE, name))
         limit = self._limit(task)
         worst = worst_nats(own, dense, limit)
         verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).foresee(dense, own, self._planned)
-        silent = task is _TASKS[1] and self._guesses(dense)
+        silent = task is TASKS[1] and self._guesses(dense)
         return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)
 
     @cached_property
     def _planned(self) -> int:
         """Texts of a task that the time allows the proof, which reads on in two ways, and the search in all."""
         each = self._pace * _SHARE_OF_TWO
-        fits = int(self._clock.left / (each * len(_TASKS))) if each > 0 else _PROVE
+        fits = int(self._clock.left / (each * len(TASKS))) if each > 0 else _PROVE
         there = min(map(len, self._parts[1]))
         return self._store.once("planned", lambda: min(there, max(_LEAST, fits)))
 
-    def _limit(self, task: _Task) -> float:
+    def _limit(self, task: Task) -> float:
         return widened(self._settings.max_loss, task.times)
 
     def _guesses(self, dense: np.ndarray) -> bool:
@@ -236,14 +164,14 @@ class Run:
         advance = self._stage(f"proof of {way}", sum(map(len, self._parts[1])))
         proofs = [
             Proof(self._limit(task), of="perplexity", attempt=number + 1, worst=most)
-            for task, most in zip(_TASKS, worst, strict=True)
+            for task, most in zip(TASKS, worst, strict=True)
         ]
-        scores = [(np.array([]), np.array([])) for _ in _TASKS]
-        verdicts: list[Verdict | None] = [None] * len(_TASKS)
+        scores = [(np.array([]), np.array([])) for _ in TASKS]
+        verdicts: list[Verdict | None] = [None] * len(TASKS)
         for looks in range(min(map(len, self._parts[1]))):
             if (looks and self._clock.left <= 0) or all(each and each.state == "proved" for each in verdicts):
                 break
-            for at, task in enumerate(_TASKS):
+            for at, task in enumerate(TASKS):
                 before = verdicts[at]
                 if before is not None and before.state != "undecided":
                     continue
@@ -259,16 +187,17 @@ class Run:
                 break
         return Tried(way=way, lost=[
             self._lost(task, proof, verdict, *pair)
-            for task, proof, verdict, pair in zip(_TASKS, proofs, verdicts, scores, strict=True) if verdict is not None
+            for task, proof, verdict, pair in zip(TASKS, proofs, verdicts, scores, strict=True) if verdict is not None
         ])  # fmt: skip
 
-    def _lost(self, task: _Task, proof: Proof, verdict: Verdict, dense: np.ndarray, own: np.ndarray) -> Lost:
+    def _lost(self, task: Task, proof: Proof, verdict: Verdict, dense: np.ndarray, own: np.ndarray) -> Lost:
         return Lost(
-            task=task.name, metric=task.metric, data=f"{len(dense)} texts, after prompts of {self._length} tokens",
-            items=len(dense), dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
+            task=task.name, metric=task.metric, items=len(dense),
+            data=f"{len(dense)} {self._whose.removesuffix(',')}, after prompts of {self._length} tokens",
+            dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
             bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss, level=verdict.level,
             looks=len(dense), worst=proof.worst, proved=verdict.state == "proved",
-            silent=task is _TASKS[1] and self._guesses(dense),
+            silent=task is TASKS[1] and self._guesses(dense),
         )  # fmt: skip
 
     def _raced(self, way: str) -> Decoding:
@@ -317,8 +246,10 @@ class _Held(NamedTuple):
     keeps: bool
 
 
-def _parts(pretrained: Pretrained, texts: Sequence[Text] | None, length: int) -> list[tuple[list[Reading], ...]]:
-    """The texts of the search and those of the proof; neither has the other's."""
+def _parts(
+    pretrained: Pretrained, texts: Sequence[Text] | None, length: int
+) -> tuple[list[tuple[list[Reading], ...]], str]:
+    """The texts of the search and those of the proof, neither of which has the other's; and what they are, in words."""
     if pretrained.kind != "decoder":
         raise ValueError(
             f"tune: only decoders decode: {pretrained.name} is of kind {pretrained.kind}; leave --phase out"
@@ -338,7 +269,8 @@ def _parts(pretrained: Pretrained, texts: Sequence[Text] | None, length: int) ->
             f"tune: texts must hold at least {least} pieces of {length + AFTER} tokens: {len(given)} texts hold "
             f"{len(drawn.pieces)}; pass more or longer texts, or a shorter --length"
         )
-    return [
+    parts = [
         ([decoding.going_on(piece) for piece in part], decoding.numbers(pretrained, part, length, seed))
         for seed, part in enumerate((drawn.pieces[:_SEARCH], drawn.pieces[_SEARCH:]))
     ]  # fmt: skip
+    return parts, drawn.whose

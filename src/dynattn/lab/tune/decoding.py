@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read
 from dynattn.lab.models import Pretrained
+from dynattn.lab.tune.exams import SECOND_LIMIT
 from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.pieces import Piece
 
@@ -26,8 +27,29 @@ AFTER = 257
 STEPS = 16
 """Tokens that are decoded to time a step."""
 
-_BLOCK = 16  # tokens of an item
+_BLOCK = 16  # tokens of which a score is the mean; the item is the text
 _QUESTION = 16  # tokens between the prompt and the first answer
+
+
+class Task(NamedTuple):
+    """What is scored.
+
+    Attributes:
+        name: its name.
+        metric: what a score is.
+        times: the limit is so many times as wide.
+    """
+
+    name: str
+    metric: str
+    times: float
+
+
+TASKS = (
+    Task("decoding", "NLL of text after the prompt, nats per token", 1.0),
+    Task("keys, decoded", "NLL of a number hidden in the prompt, nats per token", SECOND_LIMIT),
+)
+"""The one that decides, and the unlike one."""
 
 
 class Reading(NamedTuple):
@@ -36,7 +58,7 @@ class Reading(NamedTuple):
     Attributes:
         ids: (1, tokens).
         start: where the prompt ends.
-        spans: first token of each item, and the one behind its last.
+        spans: first token of each block or number, and the one behind its last.
     """
 
     ids: Tensor
@@ -68,7 +90,7 @@ def numbers(pretrained: Pretrained, pieces: Sequence[Piece], length: int, seed: 
 
 @torch.inference_mode()
 def nats(model: nn.Module, reading: Reading, names: Sequence[str]) -> dict[str, list[float]]:
-    """NLL of each item, nats per token, by each way.
+    """NLL of each block or number, nats per token, by each way.
 
     Args:
         model: a Transformers decoder; its attention implementation is set.

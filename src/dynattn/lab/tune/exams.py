@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dynattn.lab.models import Pretrained
@@ -143,6 +144,12 @@ class Exam:
         )
         return replace(self, data=data)
 
+    def inputs_on(self, device: torch.device, index: int = 0) -> Inputs:
+        """The same, with tensors where a model is."""
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.inputs(index).items()
+        }
+
     def _ids(self, index: int) -> Tensor | None:
         """The tokens of an entry, where that is what entries are."""
         payload = self.data.payload
@@ -194,6 +201,19 @@ class Exam:
         if self.of == "perplexity" and not self._in_nats:
             return False
         return at_chance(tuple(map(float, dense)), self.data.chance, self.task.higher_is_better)
+
+    def refuse_guesses(self, dense: np.ndarray) -> None:
+        """Refuse an exam in which the dense model only guesses: it has nothing to lose.
+
+        Raises:
+            ValueError: it does.
+        """
+        if self.says_nothing(dense):
+            raise ValueError(
+                f"tune: the dense model must do better than guesses: its {self.task.metric} in {self.task.name} is "
+                f"{self.shown(dense):.4g}, and {self.data.chance:.4g} is a guess's, so that no loss can be told; see "
+                "that weights, tokenizer and texts belong together, or pass other --texts or a --task of your own"
+            )
 
 
 def prepared(task: Task, pretrained: Pretrained, second: bool = False, clustered: bool = False) -> Exam:

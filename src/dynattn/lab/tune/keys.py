@@ -3,7 +3,7 @@
     The number of <name> is <number>.        somewhere in the text, for each of several names
     The number of <name> is <number>.        at the end, for each of them again: the last number is what is scored
 
-Each number is an item; all of a text are read in one forward, since each is given once it was asked for. Names are
+Each number has a score; all of a text are read in one forward, since each is given once it was asked for. Names are
 those of the spelling alphabet, so that texts of any language do.
 
 Source: the multi-key retrieval of RULER, arXiv:2404.06654.
@@ -56,11 +56,13 @@ class Keys(Task):
         pieces: token ids of the texts, (1, length) each.
         keys: numbers in each text; fewer where the text is short.
         seed: draws them.
+        whose: what the pieces are, in words that follow their number.
     """
 
     pieces: tuple[Tensor, ...]
     keys: int = 12
     seed: int = 0
+    whose: str = "texts"
 
     name: ClassVar[str] = "keys"
     kinds: ClassVar[tuple[Kind, ...]] = ("decoder",)
@@ -74,7 +76,7 @@ class Keys(Task):
         return Prepared(
             labels=tuple(f"text {i + 1}, number {k + 1}" for i in range(len(built)) for k in range(keys)),
             steps=len(built), examples=tuple(prefill(each.ids) for each in built[:2]), length=length, payload=built,
-            summary=f"{keys} numbers hidden in each of {len(built)} texts of {length} tokens, and asked for",
+            summary=f"{keys} numbers hidden in each of {len(built)} {self.whose} of {length} tokens, and asked for",
             chance=DIGITS * math.log(10) / (built[0].answers[0][1] - built[0].answers[0][0]),
         )  # fmt: skip
 

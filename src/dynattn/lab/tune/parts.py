@@ -44,6 +44,15 @@ class Parts:
     search: Exams
     proofs: tuple[Exams, ...]
 
+    def data(self, number: int) -> int:
+        """The first try that has the very exams of a try: what the dense model scores there holds for both.
+
+        Args:
+            number: of the try, from 0.
+        """
+        # By identity: whether exams that hold arrays are equal cannot be told.
+        return next(i for i, exams in enumerate(self.proofs) if exams is self.proofs[number])
+
 
 def parts(
     pretrained: Pretrained, texts: Sequence[Text] | None, length: int | None, counts: Counts, task: str | None
@@ -115,13 +124,11 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
 
     def exams(its: Sequence[pieces.Piece], hidden: int | None, seed: int) -> Exams:
         labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
-        many = len({piece.text for piece in its})
-        whose = "texts" if drawn.apart else f"pieces, drawn by chance from {many} texts, and speaking of these alone,"
-        said = f"{len(its)} {whose} of {length} tokens, read in blocks of {block}"
+        said = f"{len(its)} {drawn.whose} of {length} tokens, read in blocks of {block}"
         text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
         check_known(pretrained, [given[number].body for number in sorted({piece.text for piece in its})], "tune")
         hay = tuple(piece.ids for piece in its[:hidden])
-        return text, prepared(Keys(hay, seed=seed), pretrained, second=True, clustered=True)
+        return text, prepared(Keys(hay, seed=seed, whose=drawn.whose), pretrained, second=True, clustered=True)
 
     search = exams(drawn.pieces[:searched], counts.search_second, 0)
     return Parts(search, (exams(drawn.pieces[searched:], None, 1),) * TRIES)

@@ -45,7 +45,7 @@ def cut(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int) -
     """
     each = -(-most // max(1, len(texts)))
     while True:
-        found = _pieces(pretrained, texts, length, each, most)
+        found = _in_rounds(_pieces(pretrained, texts, length, each, most))
         if len(found) >= most or each >= most:
             return found[:most]
         each = min(most, 4 * each)
@@ -58,16 +58,27 @@ class Drawn(NamedTuple):
         pieces: no two of them overlap.
         apart: whether no two are of one text, so that they are draws of texts; else they are draws of the pieces of
             these texts, by chance and without putting back, and what is found of them is about these texts.
+        texts: how many texts they were drawn from.
     """
 
     pieces: list[Piece]
     apart: bool
+    texts: int
+
+    @property
+    def whose(self) -> str:
+        """What the pieces are, in words that follow their number."""
+        if self.apart:
+            return "texts"
+        these = "1 text, and speaking of it" if self.texts == 1 else f"{self.texts} texts, and speaking of these"
+        return f"pieces, drawn by chance from {these} alone,"
 
 
 def draw(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int, least: int) -> Drawn:
-    """One piece of each text, or, where that are too few, pieces of all texts by chance.
+    """The first piece of each text, or, where that are too few, pieces of all texts by chance.
 
-    Two pieces of one text are more alike than two of different texts, and do not tell as much about texts.
+    Two pieces of one text are more alike than two of different texts, and do not tell as much about texts. Every piece
+    of every text may be drawn, so that what is found of them speaks of the whole of these texts.
 
     Args:
         pretrained: brings the tokenizer.
@@ -76,22 +87,30 @@ def draw(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int, 
         most: pieces that are of use.
         least: pieces below which there are too few.
     """
-    first = _pieces(pretrained, texts, length, 1, most)
+    first = _in_rounds(_pieces(pretrained, texts, length, 1, most))[:most]
     if len(first) >= least:
-        return Drawn(first[:most], True)
-    every = cut(pretrained, texts, length, most)
-    return Drawn(shuffled(every), False)
+        return Drawn(first, True, len(first))
+    every = [parts for parts in _pieces(pretrained, texts, length) if parts]
+    return Drawn(shuffled([piece for parts in every for piece in parts])[:most], False, len(every))
 
 
-def _pieces(pretrained: Pretrained, texts: Sequence[Text], length: int, each: int, most: int) -> list[Piece]:
+def _pieces(
+    pretrained: Pretrained, texts: Sequence[Text], length: int, each: int | None = None, most: int | None = None
+) -> list[list[Piece]]:
+    """The pieces of each text: so many of its first ones, until there are so many in all; None for every one."""
     found: list[list[Piece]] = []
     for number, text in enumerate(texts):
-        if sum(map(len, found)) >= most and len(found) >= most:
+        if most is not None and sum(map(len, found)) >= most and len(found) >= most:
             break
-        body = text.body[: each * length * _CHARACTERS_PER_TOKEN]
+        body = text.body if each is None else text.body[: each * length * _CHARACTERS_PER_TOKEN]
         ids = pretrained.processor(body, add_special_tokens=True, return_tensors="pt", verbose=False)["input_ids"]
         parts = [part for part in ids.split(length, dim=1)[:each] if part.shape[1] == length]
         found.append([Piece(_title(text.title, i, len(parts), length), number, part) for i, part in enumerate(parts)])
+    return found
+
+
+def _in_rounds(found: Sequence[Sequence[Piece]]) -> list[Piece]:
+    """The first piece of each text, then the second of each, and so on."""
     rounds = max(map(len, found), default=0)
     return [parts[i] for i in range(rounds) for parts in found if i < len(parts)]
 

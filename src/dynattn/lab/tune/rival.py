@@ -9,6 +9,7 @@ import numpy as np
 
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
+from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.choices import Choices, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.results import Lost, Rival
@@ -39,7 +40,7 @@ def chosen(choices: Choices, tuned: Point, measured: Sequence[Measured] = ()) ->
 
 
 def measure(
-    name: str, point: Point, speedup: float, lost: Lost, exam: Exam, pretrained: Pretrained, store: Store,
+    name: str, point: Point, speedup: float, lost: Lost, exam: Exam, data: int, pretrained: Pretrained, store: Store,
     advance: Callable[[], None],
 ) -> Rival:  # fmt: skip
     """What one method for all heads loses where the tuned assignment was proved.
@@ -50,6 +51,7 @@ def measure(
         speedup: the speed-up of the whole model, measured.
         lost: what the tuned assignment lost.
         exam: the exam of the proof.
+        data: number of the first try with this exam.
         pretrained: the model; it is left with the method.
         store: keeps the scores.
         advance: called after each step.
@@ -61,5 +63,6 @@ def measure(
         own = part.outcome(pretrained, set_assignment(pretrained, point.assignment), advance)
         return [part.scores(dense, dense).tolist(), part.scores(own, dense).tolist()]
 
-    dense, own = (np.array(each) for each in store.once(f"rival {name}", find))
+    key = f"rival {data} {exam.task.name} {lost.looks} {sorted(methods(point.assignment).items())}"
+    dense, own = (np.array(each) for each in store.once(key, find))
     return Rival(method=name, speedup=speedup, loss=part.loss(own, dense), tuned=lost.loss)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from dynattn.lab.machine import machine
 from dynattn.lab.progress import Stage
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.timing import LEAST_ROUNDS
-from dynattn.lab.tune import rival, sensitivity, shorten
+from dynattn.lab.tune import chosen, foretold, rival, sensitivity, shorten, shortest
 from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import Begun
 from dynattn.lab.tune.candidates import candidates
 from dynattn.lab.tune.choices import Choices, Point, worth
+from dynattn.lab.tune.chosen import Chosen
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
-from dynattn.lab.tune.results import Considered, Gain, Raced, Rival, Shortened, Time, Try, Tuning
+from dynattn.lab.tune.results import Raced, Rival, Shortened, Time, Try, Tuning
 from dynattn.lab.tune.search import Measured, Search, dense, key
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
@@ -35,13 +33,8 @@ from dynattn.lab.tune.times import clock as clock_candidates
 LEAST_GAIN = 1.03
 """A speed-up of the whole model below which no search is begun: less than machines differ from hour to hour."""
 
-LIMITS = (0.005, 0.01, 0.02, 0.05)
-"""At which it is told what would be gained."""
-
-_ROOM = 0.5  # of the harm, where the sequence is shortened as well
 _TIGHTER = 0.4  # of the harm, after a proof that failed
 _PAIR = 2  # forwards of an item: dense and tuned
-_SHOWN = 24  # points of the path
 
 
 class Run:
@@ -70,6 +63,7 @@ class Run:
         self._rival: Rival | None = None
         self._shorter: tuple[tuple[str, ...], ...] = ()
         self._shortened: list[Shortened] = []
+        self._before = chosen.kept(store)
 
     def tune(self) -> Tuning:
         """All of it."""
@@ -80,12 +74,10 @@ class Run:
                                f"{spent.bound:.2f} times")  # fmt: skip
         outcomes = self._judged()
         choices = self._choices = self._chosen(spent)
-        slow = self._speedup(spent, choices.most) < LEAST_GAIN
+        slow = foretold.speedup(spent, choices.most) < LEAST_GAIN
         if slow and not shorter:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
-        best = self._searched(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
-        if shorter:
-            best = self._shortest(spent, choices, best)
+        best = self._best(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
         if best is None:
             return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
         proved = self._proved(spent, choices, best)
@@ -115,13 +107,7 @@ class Run:
         exams = self._begun.parts.search
         advance = self._stage("score of dense attention", sum(exam.data.steps for exam in exams))
         outcomes = dense(exams, self._pretrained, advance)
-        exam, scores = exams[0], exams[0].scores(outcomes[0], outcomes[0])
-        if exam.says_nothing(scores):
-            raise ValueError(
-                f"tune: the dense model must do better than guesses: its {exam.task.metric} in {exam.task.name} is "
-                f"{exam.shown(scores):.4g}, and {exam.data.chance:.4g} is a guess's, so that no loss can be told; see "
-                "that weights, tokenizer and texts belong together, or pass other --texts or a --task of your own"
-            )
+        exams[0].refuse_guesses(exams[0].scores(outcomes[0], outcomes[0]))
         return outcomes
 
     def _chosen(self, spent: Time) -> Choices:
@@ -141,14 +127,14 @@ class Run:
         advance = self._stage("what each head can spare", len(looked))
         if self._ahead is not None:
             self._ahead.ask([
-                Ask(_harm(exam, index), "harm", names=names, exam=search.index(exam), entry=index)
-                for exam, index in looked
+                Ask(_harm(exam, index), "harm", names=names, exam=number, entry=index)
+                for number, exam in enumerate(search) for index in range(self._looked(exam))
             ])  # fmt: skip
         harms = []
         for exam, index in looked:
             harms.append(self._store.once(_harm(exam, index), lambda e=exam, i=index: self._harm(e, i, where, names)))
             advance()
-        return Choices(self._costs, _both(harms, [exam.second for exam, _ in looked]), names)
+        return Choices(self._costs, sensitivity.mean_of_each(harms, [exam.second for exam, _ in looked]), names)
 
     def _harm(self, exam: Exam, index: int, where: Any, names: Sequence[str]) -> Any:
         return sensitivity.look(self._pretrained, self._inputs(exam, index), where, names, last=exam.second)
@@ -158,26 +144,55 @@ class Run:
         counts = self._begun.plan.counts
         return min(exam.forwards, counts.search_second if exam.second else counts.search)
 
-    def _searched(self, spent: Time, choices: Choices, outcomes: Sequence[Outcome], points: int) -> Measured | None:
-        exams = self._begun.parts.search
-        steps = sum(exam.data.steps for exam in exams)
-        advance = self._stage("loss of whole assignments", steps * points)
-        counts = self._begun.plan.counts
+    def _best(self, spent: Time, choices: Choices, outcomes: Sequence[Outcome], points: int) -> Measured | None:
+        """What is to be proved; None where nothing that was measured gains anything and keeps the limits.
+
+        It is kept before the first proof. Another one, found with the time of a run that goes on, would be tried on
+        data that has been seen, as if nothing had been tried there before.
+        """
+        search = self._search = self._begin_search(choices, outcomes)
+        best = self._searched(spent, search, points)
+        searched = search.looks
+        if self._shorter:
+            advance = self._stage("loss of fewer tokens", shorten.measurements(self._shorter))
+            best, self._shortened = shortest.find(
+                self._shorter, choices, search, best, spent.forward, self._quick,
+                lambda: self._may_search(spent, "looks"), advance,
+            )  # fmt: skip
+        if self._before is not None:
+            return self._before.best
+        if best is not None:
+            chosen.keep(self._store, Chosen(best, searched, search.looks))
+        return best
+
+    def _begin_search(self, choices: Choices, outcomes: Sequence[Outcome]) -> Search:
+        counts, settings = self._begun.plan.counts, self._settings
         planned = [
             min(exam.items, counts.prove_second if exam.second else counts.prove) if exam.clustered else exam.items
             for exam in self._begun.parts.proofs[0]
         ]
-        self._search = Search(choices, exams, self._pretrained, self._settings.max_loss, planned, self._store, outcomes)
-        if self._ahead is not None and points:
-            first = [each.assignment for each in self._search.foreseen(points)]
+        exams = self._begun.parts.search
+        return Search(choices, exams, self._pretrained, settings.max_loss, planned, self._store, outcomes)
+
+    def _searched(self, spent: Time, search: Search, points: int) -> Measured | None:
+        advance = self._stage(
+            "loss of whole assignments", sum(exam.data.steps for exam in self._begun.parts.search) * points
+        )
+        if self._ahead is not None and points and self._before is None:
+            first = [each.assignment for each in search.foreseen(points)]
             self._ahead.ask([
                 Ask(key(each, None), "lost", assignment={module: tuple(heads) for module, heads in each.items()})
                 for each in first
             ])  # fmt: skip
-        return self._search.run(points, advance, lambda: self._may_search(spent))
+        return search.run(points, advance, lambda: self._may_search(spent, "searched"))
 
-    def _may_search(self, spent: Time) -> bool:
-        """Whether the loss of another assignment can be measured, and still be proved."""
+    def _may_search(self, spent: Time, until: Literal["searched", "looks"]) -> bool:
+        """Whether the loss of another assignment can be measured, and still be proved.
+
+        Where the choice was made before, what was measured up to there, and no more.
+        """
+        if self._before is not None and self._search is not None:
+            return self._search.looks < getattr(self._before, until)
         needed = sum(exam.entries for exam in self._begun.parts.search)
         return self._in_time(spent, self._least + needed)
 
@@ -186,44 +201,6 @@ class Run:
         """Forwards of the shortest proof."""
         exams = self._begun.parts.proofs[0]
         return _PAIR * sum(LEAST.prove_second if exam.second else LEAST.prove for exam in exams)
-
-    def _shortest(self, spent: Time, choices: Choices, best: Measured | None) -> Measured | None:
-        """The fastest by the model's clock: what was found so far, or with a method that shortens the sequence."""
-        advance = self._stage("loss of fewer tokens", shorten.measurements(self._shorter))
-        raced = [] if best is None else [(self._quick(best), best)]
-        for names in self._shorter:
-            raced += self._strongest(spent, names, choices.point(0), advance)
-        alone = [each for each in raced if each[1].pruning]
-        if alone and best is not None:
-            name = max(alone, key=lambda each: each[0])[1].pruning
-            names = next(names for names in self._shorter if name in names)
-            raced += self._strongest(spent, names, choices.milder(best.point, _ROOM), advance)
-        speedup, found = max(raced, key=lambda each: each[0], default=(1.0, None))
-        if found is None or speedup <= 1:
-            return best
-        return replace(found, point=replace(found.point, saved=spent.forward * (1 - 1 / speedup)))
-
-    def _strongest(
-        self, spent: Time, names: Sequence[str], base: Point, advance: Callable[[], None]
-    ) -> list[tuple[float, Measured]]:
-        """The strongest of a method's settings that keeps the limits, with its speed-up; empty where none does."""
-        search, found = self._search, dict[str, Measured]()
-        if search is None:
-            return []
-
-        def keeps(name: str) -> bool:
-            found[name] = search.lost(base, name, lambda: None)
-            advance()
-            return found[name].keeps
-
-        best = shorten.strongest(names, keeps, lambda: self._may_search(spent))
-        speedups = {} if best is None else {best: self._quick(found[best])}
-        self._shortened += [
-            Shortened(pruning=name, harm=base.harm, losses=list(each.losses), keeps=each.keeps,
-                      speedup=speedups.get(name))
-            for name, each in found.items()
-        ]  # fmt: skip
-        return [(speedups[name], found[name]) for name in speedups]
 
     def _quick(self, each: Measured) -> float:
         """The speed-up of the whole model, in a short race."""
@@ -240,7 +217,7 @@ class Run:
             advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
-                advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.proofs.index(exams),
+                advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.data(number),
                 self._ahead,
             )  # fmt: skip
             self._tries.append(found)
@@ -267,7 +244,7 @@ class Run:
         inputs = self._inputs(self._begun.parts.proofs[0][0])
         rounds = self._begun.plan.rounds
         found = self._store.once(
-            "race",
+            f"race {pruning} {sorted(methods(proved.assignment).items())}",
             lambda: race(self._pretrained, proved.assignment, inputs, rounds, pruning).model_dump(mode="json"),
         )
         advance()
@@ -282,7 +259,8 @@ class Run:
 
     def _held_against(self, spent: Time, proved: Point) -> Rival | None:
         """One method for all heads, where there is time for it."""
-        exam, lost = self._begun.parts.proofs[len(self._tries) - 1][0], self._tries[-1].lost[0]
+        number, lost = len(self._tries) - 1, self._tries[-1].lost[0]
+        exam, data = self._begun.parts.proofs[number][0], self._begun.parts.data(number)
         other = (
             None
             if self._choices is None
@@ -293,7 +271,7 @@ class Run:
         name, point = other
         advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
         speedup = self._quick(Measured(point, (), (), 0.0))
-        return rival.measure(name, point, speedup, lost, exam, self._pretrained, self._store, advance)
+        return rival.measure(name, point, speedup, lost, exam, data, self._pretrained, self._store, advance)
 
     def _dense(self, spent: Time, reason: str) -> Tuning:
         return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)
@@ -308,58 +286,15 @@ class Run:
             model=self._settings.model, kind=self._pretrained.kind, description=self._pretrained.description,
             dtype=self._settings.dtype, phase=self._settings.phase, settings=self._settings.plain(), machine=machine(),
             verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
-            heads=heads, pruning=pruning, considered=self._considered(spent), shortened=self._shortened,
-            gains=self._gains(spent), tries=self._tries, rival=self._rival, speed=speed,
-            seconds=time.perf_counter() - self._began,
+            heads=heads, pruning=pruning, considered=foretold.considered(spent, self._choices, self._search),
+            shortened=self._shortened, gains=foretold.gains(spent, self._choices, self._search), tries=self._tries,
+            rival=self._rival, speed=speed, seconds=time.perf_counter() - self._began,
         )  # fmt: skip
 
-    def _considered(self, spent: Time) -> list[Considered]:
-        """The path in even steps, one method everywhere for each candidate, and what was measured."""
-        if self._choices is None:
-            return []
-        choices, every = self._choices, len(self._choices.moves)
-        along = [choices.point(every * i // _SHOWN) for i in range(_SHOWN + 1)] if every else []
-        single = [(name, choices.everywhere(name)) for name in choices.names]
-        measured = self._search.measured if self._search else []
-        return [
-            *(self._point("path", spent, point) for point in along),
-            *(self._point(name, spent, point) for name, point in single),
-            *(self._point("measured", spent, each.point, each.losses) for each in measured),
-        ]
-
-    def _point(self, name: str, spent: Time, point: Point, losses: Sequence[float] = ()) -> Considered:
-        return Considered(name=name, harm=point.harm, speedup=self._speedup(spent, point), losses=list(losses))
-
-    def _gains(self, spent: Time) -> list[Gain]:
-        found = []
-        for limit in LIMITS:
-            harm = None if self._search is None else self._search.harm_at(limit)
-            if harm is not None and self._choices is not None:
-                point = self._choices.within(harm)
-                found.append(Gain(max_loss=limit, speedup=self._speedup(spent, point)))
-        return found
-
-    def _speedup(self, spent: Time, point: Point) -> float:
-        """The predicted speed-up of the whole model: what the kernels save is taken from the forward's time."""
-        return spent.forward / max(spent.forward - point.saved, spent.forward / spent.bound)
-
     def _inputs(self, exam: Exam, index: int = 0) -> Any:
-        device = self._pretrained.model.device
-        return {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in exam.inputs(index).items()
-        }
+        return exam.inputs_on(self._pretrained.model.device, index)
 
 
 def _harm(exam: Exam, index: int) -> str:
     """The name in the store of what a text tells about harm."""
     return f"harm {exam.task.name} {index}"
-
-
-def _both(harms: Sequence[sensitivity.Harm], second: Sequence[bool]) -> sensitivity.Harm:
-    """The mean over the inputs of each exam, then over the exams, so that the unlike task weighs as much."""
-    means = [
-        sensitivity.mean([harm for harm, its in zip(harms, second, strict=True) if its == which])
-        for which in sorted(set(second))
-    ]
-    return sensitivity.mean(means)

@@ -84,6 +84,10 @@ class Search:
         planned: items that the proof will look at, of each exam.
         store: keeps what was measured.
         outcomes: the dense model's, one an exam.
+
+    Attributes:
+        measured: the points, in the order in which they were measured.
+        looks: how many assignments were measured, with methods that shorten the sequence and without.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Search:
         self.choices, self._exams, self._pretrained = choices, exams, pretrained
         self._max_loss, self._planned, self._store, self._dense = max_loss, planned, store, outcomes
         self.measured: list[Measured] = []
+        self.looks = 0
         self._paths: dict[str | None, Path] = {None: choices.path}
 
     def run(self, points: int, advance: Callable[[], None], in_time: Callable[[], bool]) -> Measured | None:
@@ -127,6 +132,7 @@ class Search:
 
     def lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Measured:
         """What an assignment loses together with a method that shortens the sequence."""
+        self.looks += 1
         found = self._store.once(
             key(point.assignment, pruning),
             lambda: scores(

@@ -89,6 +89,18 @@ def mean(several: Sequence[Harm]) -> Harm:
     }
 
 
+def mean_of_each(harms: Sequence[Harm], second: Sequence[bool]) -> Harm:
+    """The mean over the inputs of each exam, then over the exams, so that the unlike task weighs as much.
+
+    Args:
+        harms: one an input.
+        second: for each, whether it is of the unlike task.
+    """
+    return mean([
+        mean([harm for harm, its in zip(harms, second, strict=True) if its == which]) for which in sorted(set(second))
+    ])  # fmt: skip
+
+
 @contextmanager
 def _residuals(places: Mapping[str, Place]) -> Iterator[dict[nn.Module, Tensor]]:
     """While active, the hidden states that each layer was last given, (batch, length, hidden)."""

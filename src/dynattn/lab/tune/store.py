@@ -40,6 +40,10 @@ class Store:
         """Whether something was found under a name."""
         return name in self._found
 
+    def get(self, name: str) -> Any | None:
+        """What was found under a name; None where nothing was."""
+        return self._found.get(name)
+
     def put(self, name: str, found: Any) -> None:
         """Keep what was found under a name.
 
