@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from dynattn import functional
+from dynattn import backends, functional
+from dynattn.backends.problem import Result
 from dynattn.functional import Aux
 from dynattn.methods import NM, Method, PairMethod
 from dynattn.methods.base import Choice
@@ -107,12 +108,27 @@ def attention(
         query = F.pad(query, (0, 0, 0, behind))
         if attn_mask is not None and attn_mask.dim() > 1 and attn_mask.shape[-2] > 1:
             attn_mask = F.pad(attn_mask, (0, 0, 0, behind))
+    if return_aux and behind:
+        return _certified(query, key, value, method, attn_mask, causal, scale, q_len)
     found = functional.attention(
         query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scale, return_aux=return_aux
     )
     if isinstance(found, tuple):
         return found
     return found[:, :, :q_len]
+
+
+def _certified(
+    query: Tensor, key: Tensor, value: Tensor, method: PairMethod, attn_mask: Tensor | None, causal: bool,
+    scale: float | None, q_len: int,
+) -> tuple[Tensor, Aux]:  # fmt: skip
+    """The first rows of attention, and what was kept in them alone."""
+    query, key, value = functional.autocast(query, key, value)
+    functional.check(query, key, value, method, attn_mask, causal, scale, 0.0, None, True)
+    call = functional.call_of(query, key, value, method, attn_mask, causal, scale, 0.0, None, True)
+    result = backends.route(call.problem, "auto").run(call)
+    own = Result(*(x[:, :, :q_len] for x in result if x is not None))
+    return own.out, Aux.of(own)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, method: Method) -> None:
