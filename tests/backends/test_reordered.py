@@ -28,6 +28,8 @@ def masks() -> dict[str, torch.Tensor | None]:
         "padding": torch.arange(70) < torch.tensor([[70], [40]])[:, None, None],
         "by head": torch.rand(2, 4, 1, 70, generator=generator) < 0.7,
         "pairs": torch.rand(30, 70, generator=generator) < 0.7,
+        "of queries": torch.rand(2, 1, 30, 1, generator=generator) < 0.7,
+        "one number": torch.tensor(True),
         "added": torch.randn(70, generator=generator).double(),
     }
 

@@ -48,6 +48,32 @@ def paged(tensors: tuple[Tensor, ...], size: int, **options: Any) -> Any:
     )  # fmt: skip
 
 
+def test_a_table_without_pages_and_pages_whose_numbers_are_large() -> None:
+    query, pool = torch.randn(3, 1, 16), torch.randn(4, 16, 1, 16)
+    places = {"cu_seq_q": torch.tensor([0, 3]), "seqused_k": torch.tensor([0])}
+    out = varlen_attention(query, pool, pool, **places, block_table=torch.zeros(1, 0, dtype=torch.int32))
+    assert torch.equal(out, torch.zeros(3, 1, 16))
+    places["seqused_k"] = torch.tensor([16])
+    for page in (2**32, 2**32 + 3, -(2**32), 2**31, -1, 4):
+        with pytest.raises(ValueError, match="block_table"):
+            varlen_attention(query, pool, pool, **places, block_table=torch.tensor([[page]]))
+
+
+def test_a_backend_by_name_is_asked_for_each_text() -> None:
+    query, key, value = packed([4, 6])
+    key, value = (torch.cat([x, x]) for x in (key, value))
+    places = {"cu_seq_q": bounds([4, 6]), "cu_seq_k": torch.tensor([0, 8, 20]), "seqused_k": torch.tensor([4, 6])}
+    out = varlen_attention(query, key, value, parse("dense"), **places, causal=True, backend="sdpa")
+    torch.testing.assert_close(out, varlen_attention(query, key, value, parse("dense"), **places, causal=True))
+
+
+def test_meta_tensors() -> None:
+    query, key, value = (x.to("meta") for x in packed([4, 6]))
+    assert varlen_attention(query, key, value, cu_seq_q=bounds([4, 6])).shape == value.shape[:1] + query.shape[1:2] + (
+        value.shape[-1],
+    )
+
+
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

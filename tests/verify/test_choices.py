@@ -89,6 +89,20 @@ def test_scores_far_apart_do_not_drown():
     assert found.weight.upper[..., 2] > alone[..., 2]
 
 
+@pytest.mark.parametrize("name", ["dense", "nm-2-4", "nm-4-4", "topk-4"])
+def test_one_wide_score_beside_exact_ones(name: str):
+    """No sum is taken off another: beside e^80 the others would be nothing, and the least weight 1."""
+    lower = torch.tensor([[[[0.1, 0.0, -1.0, 0.3]]]], dtype=torch.float64)
+    upper = lower + torch.tensor([80.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    allowed = torch.ones(lower.shape, dtype=torch.bool)
+    method = parse(name)
+    found = kept(Box(lower, upper), allowed, groups_of(method, allowed, 3))
+    for share in (0.0, 0.01, 0.1, 1.0):
+        s = lower + share * (upper - lower)
+        weight = s.masked_fill(~chosen(method, s, allowed), -math.inf).softmax(-1)
+        assert found.weight.holds(weight, 1e-12)
+
+
 def test_rows_with_nothing_allowed():
     box = scores(0, 0.5)
     allowed = torch.zeros(box.shape, dtype=torch.bool)

@@ -100,6 +100,16 @@ def test_a_normalised_number_is_never_beyond_its_largest_value():
     assert found.lower.min() >= -(3**0.5) - 1e-12
 
 
+@pytest.mark.parametrize(("function", "least"), [(F.gelu, -0.7517915), (F.silu, -1.2784645)])
+def test_ends_that_round_below_the_valley(function: Callable[[Any], Any], least: float):
+    center = torch.full((200,), least)
+    for radius in (0.0, 1e-7, 1e-6, 1e-5, 1e-4):
+        around = Box(center - torch.linspace(0, radius, 200), center + torch.linspace(radius, 0, 200))
+        found = function(around)
+        for x in (around.lower, around.upper, center):
+            assert found.holds(function(x), 1e-7)
+
+
 def test_matrices_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch):
     x, y = box(0.3), box(0.3, 1)
     whole = x @ y.mT

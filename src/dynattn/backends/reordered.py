@@ -59,4 +59,4 @@ def _ordered(call: Call, order: Tensor) -> Tensor | None:
     mask = call.attn_mask
     rows = q_len if mask.dim() > 1 and mask.shape[-2] != 1 else 1
     of_heads = order.repeat_interleave(heads // order.shape[1], 1).unsqueeze(2)
-    return mask.expand(batch, heads, rows, -1).gather(3, of_heads.expand(-1, -1, rows, -1))
+    return mask.expand(batch, heads, rows, call.key.shape[2]).gather(3, of_heads.expand(-1, -1, rows, -1))

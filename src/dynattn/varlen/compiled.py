@@ -22,7 +22,7 @@ from dynattn.varlen.texts import check_layout
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? cu_seq_q, Tensor? cu_seq_k, SymInt? max_q, SymInt? max_k, "
     "Tensor? seqused_k, Tensor? block_table, str method, bool causal, Scalar? scale, SymInt left, SymInt right, "
-    "Scalar dropout_p, Tensor? seed, str backend, bool aux"
+    "Scalar dropout_p, Tensor? seed, str backend, bool needs_grad, bool aux"
 )
 
 
@@ -50,16 +50,17 @@ def attend(
     seed = options.seed
     if seed is not None and not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=query.device)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     operator: Any = torch.ops.dynattn.varlen_attention.default
     out, logsumexp, kept_mass, density = operator(
         query, key, value, *places, options.method.known_as, options.causal, options.scale, left, right,
-        options.dropout_p, seed, options.backend, options.return_aux,
+        options.dropout_p, seed, options.backend, needs_grad, options.return_aux,
     )  # fmt: skip
     return out, Aux(logsumexp, kept_mass, density) if options.return_aux else None
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Aux | None]:
-    method, causal, scale, left, right, dropout_p, seed, backend, aux = rest[6:]
+    method, causal, scale, left, right, dropout_p, seed, backend, _, aux = rest[6:]
     options = run.Options(parse(method), causal, scale, (left, right), dropout_p, seed, backend, aux)
     with torch.autocast(query.device.type, enabled=False):  # it was heeded before
         return run.attend(query, key, value, run.Places(*rest[:6]), options)
@@ -69,7 +70,14 @@ def _run(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> tu
     "dynattn::varlen_attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, aux = _run(query, key, value, rest)
+    needs_grad = rest[-2]
+    if needs_grad:  # as the backward computes it: a call without gradients may round otherwise, and choose otherwise
+        with recording(query.device):
+            out, aux = _run(*(x.detach().requires_grad_() for x in (query, key, value)), rest)
+        out, aux = out.detach(), None if aux is None else Aux(*(x.detach() for x in aux))
+    else:
+        out, aux = _run(query, key, value, rest)
+    out = out.contiguous()  # as the fake is
     nothing = [query.new_empty(0, dtype=arithmetic_dtype(query.dtype)) for _ in range(3)]
     return (out, *(nothing if aux is None else aux))  # type: ignore[return-value]
 

@@ -45,7 +45,9 @@ def _together(
 ) -> together.Packed | None:
     """All texts by one call of the kernels; None where they do not compute this."""
     left, right = options.window
-    if not bounds.queries or left >= 0 or right > 0 or torch.is_autocast_enabled(query.device.type):
+    if not bounds.queries or left >= 0 or right > 0:
+        return None
+    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
     query = query.transpose(0, 1).unsqueeze(0)
     key, value = (x.transpose(0, 1)[None] if block_table is None else x.transpose(1, 2) for x in (key, value))

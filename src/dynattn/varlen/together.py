@@ -21,6 +21,8 @@ from dynattn.ops.arguments import isa_of, rows_contiguous
 from dynattn.ops.library import unobserved
 from dynattn.varlen.texts import Bounds, check_pages
 
+_NO_PAGE = 2**31 - 1  # more pages than there can be
+
 
 class Packed(NamedTuple):
     """What the kernels computed: the output, (tokens, heads, value_dim), and each text's results."""
@@ -55,8 +57,12 @@ def isa_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | None
         return None
     if call.needs_grad or call.dropout_p or not unobserved(call.query, call.key, call.value):
         return None
-    if block_table is not None and (call.key.shape[2] % cpu.PAGE_KEYS or block_table.device.type != "cpu"):
+    if backend != "auto" and not backend.startswith("cpu"):  # a text may be what another backend takes, and all not
         return None
+    if block_table is not None:
+        pages_fit = call.key.shape[2] % cpu.PAGE_KEYS == 0 and block_table.shape[1] > 0
+        if not pages_fit or block_table.device.type != "cpu":
+            return None
     chosen = backends.route(call.problem, backend)
     if not isinstance(chosen, CPU) or isinstance(chosen, Tiles):
         return None
@@ -88,7 +94,7 @@ def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> 
     found = cpu.nm_texts(
         query, key, value, out, *(flat or (None,) * 4), Pattern.of(call.method, call.causal, call.scale), isa,  # type: ignore[arg-type]
         query_start=queries, key_start=starts, key_count=counts,
-        block_table=None if block_table is None else block_table.to(torch.int32).contiguous(),
+        block_table=None if block_table is None else block_table.clamp(-1, _NO_PAGE).to(torch.int32).contiguous(),
     )  # fmt: skip
     if not found:
         check_pages(block_table, bounds.keys, call.key.transpose(1, 2))  # type: ignore[arg-type]

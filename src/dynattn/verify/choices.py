@@ -159,15 +159,10 @@ def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
     return (scores - shift).exp(), shift
 
 
-def _prefix(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the k largest of each group, k = 0 … size, and each number's rank."""
-    ordered, order = x.sort(dim=-1, descending=True, stable=True)
-    return F.pad(ordered.cumsum(-1), (1, 0)), order.argsort(-1)
-
-
 def _top(x: Tensor, count: Tensor) -> Tensor:
     """The sum of the ``count`` largest of each group, (..., groups, 1)."""
-    return _prefix(x)[0].gather(-1, count.clamp(0, x.shape[-1]))
+    sums = F.pad(x.sort(dim=-1, descending=True).values.cumsum(-1), (1, 0))
+    return sums.gather(-1, count.clamp(0, x.shape[-1]))
 
 
 def _rest(x: Tensor, count: Tensor) -> Tensor:
@@ -178,11 +173,10 @@ def _rest(x: Tensor, count: Tensor) -> Tensor:
 
 def _top_of_others(x: Tensor, count: Tensor) -> Tensor:
     """For each number, the sum of the ``count`` largest others of its group."""
-    sums, rank = _prefix(x)
-    count = count.clamp(min=0)
-    among = rank < count
-    found = sums.gather(-1, (count + among.long()).clamp(max=x.shape[-1]))
-    return torch.where(among, (found - x).clamp(min=0.0), found)
+    rank = x.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    its, other = rank.unsqueeze(-1), rank.unsqueeze(-2)  # [its, other]; no sum is taken off another: it would drown
+    among = (other != its) & (other < count.unsqueeze(-1) + (other > its).long())
+    return (x.unsqueeze(-2) * among).sum(-1)
 
 
 def _sum(x: Tensor, where: Tensor) -> Tensor:
@@ -191,8 +185,7 @@ def _sum(x: Tensor, where: Tensor) -> Tensor:
 
 def _others(x: Tensor, where: Tensor) -> Tensor:
     """For each number, the sum of the others of its group that are ``where``."""
-    x = x.masked_fill(~where, 0.0)
-    return x.cumsum(-1) - x + (x.flip(-1).cumsum(-1) - x.flip(-1)).flip(-1)
+    return _sums_of_others(x.masked_fill(~where, 0.0), -1)
 
 
 def _log(sums: Tensor) -> Tensor:
@@ -202,6 +195,12 @@ def _log(sums: Tensor) -> Tensor:
 
 def _other_groups(sums: Tensor) -> Tensor:
     """For each group, the sum over the others, (..., groups, 1)."""
-    before = F.pad(sums.cumsum(-2)[..., :-1, :], (0, 0, 1, 0))
-    behind = F.pad(sums.flip(-2).cumsum(-2)[..., :-1, :], (0, 0, 1, 0)).flip(-2)
-    return before + behind
+    return _sums_of_others(sums, -2)
+
+
+def _sums_of_others(x: Tensor, dim: int) -> Tensor:
+    """For each number along ``dim``, the sum of the others, from what is before and behind it."""
+    x = x.movedim(dim, -1)
+    before = F.pad(x.cumsum(-1)[..., :-1], (1, 0))
+    behind = F.pad(x.flip(-1).cumsum(-1)[..., :-1], (1, 0)).flip(-1)
+    return (before + behind).movedim(-1, dim)

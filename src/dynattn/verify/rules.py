@@ -93,7 +93,8 @@ def _one_valley(x: Box, function: Callable[[Tensor], Tensor], least: float, ther
     """Of a function that falls to one least value and rises from it."""
     ends = Box.spanning(function(x.lower), function(x.upper))
     across = (x.lower <= least) & (x.upper >= least)
-    return Box(ends.lower.masked_fill(across, there), ends.upper)
+    lower = torch.minimum(ends.lower, ends.lower.masked_fill(across, there))
+    return Box(lower, torch.maximum(ends.upper, lower))  # beside the valley an end may round below it
 
 
 @rule("gelu")

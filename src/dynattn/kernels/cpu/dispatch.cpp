@@ -150,6 +150,8 @@ bool is_sound(const NMTextsArgs& args) {
                call.threshold == nullptr && call.drop_below == 0 && args.texts >= 0;
   const bool paged = args.block_table != nullptr;
   if (paged) sound &= args.table_width >= 0 && args.page_size >= 1 && args.page_size % dynattn::kRunKeys == 0;
+  if (args.texts > 0) sound &= args.query_start != nullptr && args.key_count != nullptr;
+  if (args.texts > 0 && !paged) sound &= args.key_start != nullptr;
   for (int64_t t = 0; sound && t < args.texts; t++) {
     const int64_t start = args.query_start[t], end = args.query_start[t + 1], keys = args.key_count[t];
     sound = 0 <= start && start <= end && end <= call.q_len && keys >= 0;

@@ -133,6 +133,13 @@ def test_nan_and_infinity_stay_where_they_are_kept(method: NM, engine: str):
         got = run_backward(replace(problem, key=key, value=value, mask=mask), engine)[1]
         for a, b in zip(got, clean, strict=True):
             torch.testing.assert_close(a, b, rtol=2.0**-7, atol=2.0**-6)
+        query = problem.query.clone()
+        emptied = mask.clone()
+        query[:, :, 3], emptied[:, :, 3] = poison, False  # in a query that may attend nothing, beside those that may
+        got = run_backward(replace(problem, query=query, mask=emptied), engine)[1]
+        right = run_backward(replace(problem, mask=emptied), engine)[1]
+        for a, b in zip(got, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=2.0**-7, atol=2.0**-6)
     key = problem.key.clone()
     key[0, 0, 30, 3] = math.nan  # seen by the first 20 queries only
     got = run_backward(replace(problem, key=key, mask=mask), engine)[1]

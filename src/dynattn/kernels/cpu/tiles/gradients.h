@@ -116,6 +116,10 @@ static void prepare_queries(const QueryRows& rows, const KeySection& section) {
       tame &= !s.poisoned[i] && fabsf(s.delta[i]) < kLargestGradient;
     }
     s.careful[t] = !tame;
+    if (!tame) {  // its weights are 0 in the products over queries, where 0 times NaN or infinity would be NaN
+      memset(s.query_pairs + t * plan.product.dims * kTileWords, 0, plan.product.dims * kTileBytes);
+      memset(s.grad_pairs + t * plan.scores.dims * kTileWords, 0, plan.scores.dims * kTileBytes);
+    }
   }
 }
 
