@@ -119,7 +119,7 @@ def attention(
 
 
 def _certified(
-    query: Tensor, key: Tensor, value: Tensor, method: PairMethod, attn_mask: Tensor | None, causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, method: Method, attn_mask: Tensor | None, causal: bool,
     scale: float | None, q_len: int,
 ) -> tuple[Tensor, Aux]:  # fmt: skip
     """The first rows of attention, and what was kept in them alone."""
@@ -165,7 +165,7 @@ def _check_runs(method: Method, queries: list[int]) -> None:
         )
 
 
-def _seen(method: PairMethod, end: int, all_keys: int) -> int:
+def _seen(method: Method, end: int, all_keys: int) -> int:
     """How many keys the choice for queries may look at, of which the last sees the first ``end``."""
     if method.choice in _BY_SCORES:
         return end
