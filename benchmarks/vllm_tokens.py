@@ -29,12 +29,36 @@ NEW = 24
 
 
 def engine(model: str, dtype: str, **options: Any) -> Any:
-    """An engine that begins with a small cache."""
+    """An engine that begins with a small cache, and attends as this process was asked to.
+
+    Raises:
+        SystemExit: another attention than was asked for took part.
+    """
     from vllm import LLM  # type: ignore[import-not-found]
 
-    return LLM(
+    llm = LLM(
         model=model, dtype=dtype, enforce_eager=True, max_num_seqs=16, skip_tokenizer_init=True, seed=0, **options
     )
+    refuse_other_attention()
+    return llm
+
+
+def refuse_other_attention() -> None:
+    """Refuse to compare vLLM with itself, as where dynattn is not installed beside it, or its plugin was not loaded.
+
+    Raises:
+        SystemExit: the attention is not dynattn's though a method was asked for, or is though none was.
+    """
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum  # type: ignore[import-not-found]
+
+    method = os.environ.get("DYNATTN_VLLM", "")
+    backend = AttentionBackendEnum.CPU_ATTN.get_class()
+    if (backend.__module__.split(".")[0] == "dynattn") != bool(method):
+        raise SystemExit(
+            f"vllm_tokens: the attention must be {'dynattn' if method else 'vLLM'}'s own with DYNATTN_VLLM={method!r}: "
+            f"got {backend.__module__}.{backend.__qualname__}; install dynattn in the environment of vLLM, and leave "
+            "VLLM_PLUGINS unset"
+        )
 
 
 def generated(llm: Any, prompts: list[list[int]], new: int) -> list[list[int]]:

@@ -21,8 +21,12 @@ attend: Any = dynattn.distributed.attention
 whole_attention: Any = dynattn.attention
 EVEN, UNEVEN, NONE = (16, 16, 16, 16), (13, 22, 1, 28), (20, 0, 30, 14)
 METHODS = (
-    "dense", "nm-1-2", "nm-2-4-x8", "nm-1-4-w5-s2", "topk-5", "mass-0.8", "threshold-0.05", "window-6-s2", "random-0.5"
+    "dense", "nm-1-2", "nm-2-4-x8", "nm-1-4-w5-s2", "topk-5", "mass-0.8", "threshold-0.05", "window-6-s2", "random-0.5",
+    "blockbound-0.7-b8", "dsa-0.5-v8",
+    "clustered-blocktopk-0.5-b8-w0-s0", "clustered-blockmass-0.5-b4-w0-s0", "clustered-blocktopk-0.5-b8-w0-s0&nm-1-2",
 )  # fmt: skip
+# of which one key of a block, unlike the others, is all that the last query of a part sees
+CUT = {"keys": (30, 10, 5, 20), "causal": True, "alike": True}  # fmt: skip
 CASES: list[dict[str, Any]] = [
     *({"method": name, "causal": causal} for name in METHODS for causal in (True, False)),
     *({"method": "nm-1-2", "causal": causal, "lengths": UNEVEN} for causal in (True, False)),
@@ -33,6 +37,14 @@ CASES: list[dict[str, Any]] = [
     {"method": "nm-1-2", "causal": True, "keys": (3, 2, 4, 1)},
     {"method": "blocktopk-0.5-b8", "causal": True},
     {"method": "blocktopk-0.5-b8"},
+    *({"method": f"blocktopk-0.3-b8-{by}w0-s0", **CUT} for by in ("", "similar-")),
+    {"method": "blocktopk-0.3-b4-similar-w0-s0", **CUT},
+    {"method": "blocktopk-0.3-b8-similar-w0-s0&nm-1-2", **CUT},
+    {"method": "clustered-blocktopk-0.5-b8-w0-s0", **CUT},
+    {"method": "clustered-blocktopk-0.5-b8-w0-s0", "mask": "rows", "causal": True},
+    {"method": "clustered-blocktopk-0.5-b8-w0-s0", "keys": (3, 2, 4, 1), "causal": True},
+    {"method": "blocktopk-0.5-b8-similar-w0-s0", "mask": "padding", **CUT},
+    {"method": "blocktopk-0.5-b8-similar-w0-s0", "keys": (3, 2, 4, 1), "causal": True},
     {"method": "nm-1-2", "mask": "padding"},
     {"method": "nm-1-4-w5-s2", "mask": "rows", "causal": True, "lengths": UNEVEN},
     {"method": "nm-1-4-w5-s2", "mask": "rows", "lengths": UNEVEN},
@@ -48,6 +60,8 @@ def whole(case: dict[str, Any], processes: int) -> tuple[list[Tensor], dict[str,
     generator = torch.Generator().manual_seed(3)
     sizes = ((2, 4, sum(lengths), 8), (2, 2, sum(keys), 8), (2, 2, sum(keys), 6))
     tensors = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    if case.get("alike"):  # the queries
+        tensors[0] = 0.3 * tensors[0] + 1
     options: dict[str, Any] = {"causal": case.get("causal", False)}
     if case.get("mask") == "padding":
         options["attn_mask"] = (torch.arange(sum(keys)) > 5).view(1, 1, 1, -1)
@@ -78,10 +92,18 @@ def _agree(rank: int, processes: int, group: Any) -> None:
 def _certificate_and_refusals(rank: int) -> None:
     tensors, _, lengths, _ = whole({}, 4)
     parts = [x.split(lengths, dim=2)[rank] for x in tensors]
-    _, aux = attend(*parts, NM(1, 2), causal=True, return_aux=True)
-    _, expected = whole_attention(*tensors, NM(1, 2), causal=True, return_aux=True)
-    torch.testing.assert_close(aux.logsumexp, expected.logsumexp.split(lengths, dim=2)[rank])
-    torch.testing.assert_close(aux.kept_mass, expected.kept_mass.split(lengths, dim=2)[rank])
+    for method in (NM(1, 2), parse("clustered-blocktopk-0.5-b8-w0-s0")):
+        _, aux = attend(*parts, method, causal=True, return_aux=True)
+        _, expected = whole_attention(*tensors, method, causal=True, return_aux=True)
+        torch.testing.assert_close(aux.logsumexp, expected.logsumexp.split(lengths, dim=2)[rank])
+        torch.testing.assert_close(aux.kept_mass, expected.kept_mass.split(lengths, dim=2)[rank])
+        seen = torch.arange(64).add(1).double().split(lengths)[rank]
+        allowed, shares = seen.sum(), [torch.empty_like(aux.density) for _ in lengths]
+        counts = [torch.empty_like(allowed) for _ in lengths]
+        distributed.all_gather(shares, aux.density)
+        distributed.all_gather(counts, allowed)
+        kept = torch.stack([share * count for share, count in zip(shares, counts, strict=True)]).sum(0)
+        torch.testing.assert_close((kept / torch.stack(counts).sum()).float(), expected.density)
     uneven = whole({"lengths": UNEVEN}, 4)
     others = [x.split(uneven[2], dim=2)[rank] for x in uneven[0]]
     for kind, text, given, method in (

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from dynattn import functional
+from dynattn import backends, functional
+from dynattn.backends.problem import Result
 from dynattn.functional import Aux
 from dynattn.methods import NM, Method, PairMethod
+from dynattn.methods.base import Choice
+from dynattn.methods.blocks import Blocks
 from dynattn.ops.sharding import is_sharded
+
+_BY_SCORES = (Choice.GROUPS, Choice.ROWS, Choice.SKIPS, Choice.WINDOW)  # a key that is not seen cannot change these
 
 
 class _Gather(torch.autograd.Function):
@@ -92,20 +97,38 @@ def attention(
     _check_runs(method, queries)
     key, value = (_Gather.apply(x, keys, group) for x in (key, value))  # type: ignore[assignment]
     after = sum(queries) - start - q_len  # queries of the processes behind this one
-    if causal:  # the keys that the last query here sees are the last: so positions are those of the whole
+    behind = after if not causal and method.looks_at_positions else 0
+    if causal:
         end = max(all_keys - after, 0)
-        key, value = key[:, :, :end], value[:, :, :end]
-        attn_mask = attn_mask if attn_mask is None or attn_mask.shape[-1] == 1 else attn_mask[..., :end]
-    elif method.looks_at_positions:  # without a causal mask, queries in the place of those behind say where these stand
-        query = F.pad(query, (0, 0, 0, after))
+        seen = _seen(method, end, all_keys)
+        behind = after - (all_keys - seen) if seen > end else 0
+        key, value = key[:, :, :seen], value[:, :, :seen]
+        attn_mask = attn_mask if attn_mask is None or attn_mask.shape[-1] == 1 else attn_mask[..., :seen]
+    if behind:  # queries in the place of those behind say where these stand among the keys
+        query = F.pad(query, (0, 0, 0, behind))
         if attn_mask is not None and attn_mask.dim() > 1 and attn_mask.shape[-2] > 1:
-            attn_mask = F.pad(attn_mask, (0, 0, 0, after))
+            attn_mask = F.pad(attn_mask, (0, 0, 0, behind))
+    if return_aux and behind:
+        return _certified(query, key, value, method, attn_mask, causal, scale, q_len)
     found = functional.attention(
         query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scale, return_aux=return_aux
     )
     if isinstance(found, tuple):
         return found
     return found[:, :, :q_len]
+
+
+def _certified(
+    query: Tensor, key: Tensor, value: Tensor, method: Method, attn_mask: Tensor | None, causal: bool,
+    scale: float | None, q_len: int,
+) -> tuple[Tensor, Aux]:  # fmt: skip
+    """The first rows of attention, and what was kept in them alone."""
+    query, key, value = functional.autocast(query, key, value)
+    functional.check(query, key, value, method, attn_mask, causal, scale, 0.0, None, True)
+    call = functional.call_of(query, key, value, method, attn_mask, causal, scale, 0.0, None, True)
+    result = backends.route(call.problem, "auto").run(call)
+    own = Result(*(x[:, :, :q_len] for x in result if x is not None))
+    return own.out, Aux.of(own)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, method: Method) -> None:
@@ -140,6 +163,15 @@ def _check_runs(method: Method, queries: list[int]) -> None:
             f"distributed.attention: parts must begin at a multiple of {run} queries, for which {method.name} chooses "
             f"together: got parts that begin at {starts}; split the sequence there"
         )
+
+
+def _seen(method: Method, end: int, all_keys: int) -> int:
+    """How many keys the choice for queries may look at, of which the last sees the first ``end``."""
+    if method.choice in _BY_SCORES:
+        return end
+    if isinstance(method, Blocks):  # what lies in a block may count, whether or not it is seen
+        return min(all_keys, -(-end // method.block) * method.block)
+    return all_keys
 
 
 def _lengths(x: Tensor, group: Any) -> list[int]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dynattn.integrations.transformers import observing, paged
+from dynattn.integrations import requests
+from dynattn.integrations.transformers import assign, assigned, attention_modules, observing, paged
 from dynattn.methods import parse
 from tests.integrations.transformers.tiny import tiny, transformers, with_attention
 
@@ -43,9 +44,9 @@ def one_by_one(model: Any) -> list[list[int]]:
 def test_tokens_are_those_of_generate(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_attention(tiny("llama").float(), f"dynattn:{method}")
     pages: list[bool] = []
-    attended = paged.varlen_attention
+    attended = requests.varlen_attention
     monkeypatch.setattr(
-        paged, "varlen_attention", lambda *a, **k: pages.append("block_table" in k) or attended(*a, **k)
+        requests, "varlen_attention", lambda *a, **k: pages.append("block_table" in k) or attended(*a, **k)
     )
     found = batched(model)
     assert any(pages), "no step read pages"
@@ -53,6 +54,36 @@ def test_tokens_are_those_of_generate(method: str, monkeypatch: pytest.MonkeyPat
     assert found == one_by_one(model)
     if method == "dense":
         assert found == batched(with_attention(model, "sdpa"))
+
+
+@pytest.mark.parametrize(
+    ("phase", "other"), [("prefill", "dense"), ("decode", "dense"), ("prefill", "window-4-s1"), ("both", "dense")]
+)
+def test_each_phase_has_the_method_that_it_has_in_generate(phase: str, other: str) -> None:
+    model = tiny("llama", num_hidden_layers=1)
+    dense, methods = one_by_one(model), dict.fromkeys(attention_modules(model), parse("nm-1-4"))
+    assign(model, methods)
+    assigned.put(model, methods, phase, None, parse(other))
+    expected = one_by_one(model)
+    assert expected != dense
+    assert batched(model, max_batch_tokens=32) == expected  # of which no part of a prompt is a single token
+
+
+@pytest.mark.parametrize(
+    ("phase", "low", "high", "said"),
+    [("decode", 5, 73, set()), ("decode", 6, 72, {"below", "above"}), ("prefill", 4, 62, set())],
+)
+def test_limits_are_of_each_request(
+    phase: str, low: int, high: int, said: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts have 4 to 62 tokens, and the last step decodes the longest with 73 keys."""
+    model, told = tiny("llama", num_hidden_layers=1).float(), list[str]()
+    methods = {name: parse("nm-1-4") for name in attention_modules(model)}
+    assign(model, methods)
+    assigned.put(model, methods, phase, assigned.Limits("m.json", torch.float32, low, high))
+    monkeypatch.setattr(assigned, "_warn", lambda _, __, got: told.append(got))
+    batched(model, max_batch_tokens=256)
+    assert {one.split()[-2] for one in told} == said
 
 
 def test_texts_that_begin_alike_share_pages() -> None:

@@ -280,6 +280,16 @@ def test_a_call_outside_of_the_lengths_or_the_dtype_is_warned_of_once(saved):
     assert "in torch.float64" in said
 
 
+@pytest.mark.parametrize("saved", [{"lengths": (8, 12)}], indirect=True)
+def test_limits_are_of_each_text_of_a_packed_batch(saved):
+    model, path = saved
+    load(model, path)
+    for lengths, times in (((10, 8, 12), 0), ((10, 13), 1)):
+        ids = torch.randint(5, 90, (1, sum(lengths)))
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        assert len(said_by(model, input_ids=ids, position_ids=positions, use_cache=False)) == times
+
+
 def test_calls_of_dense_modules_are_not_warned_of(saved):
     model, path = saved
     Tuned.of(model, {}, dtype="float64", phase="both", lengths=(8, 12)).save(path)

@@ -33,6 +33,12 @@ def test_a_tuned_file_gives_each_layer_its_own(tmp_path: Path) -> None:
         chosen.method("model.layers.2.self_attn.attn", decoding=False)
 
 
+def test_a_file_may_name_a_method_of_decoding(tmp_path: Path) -> None:
+    chosen = read(tuned(tmp_path, decoding="window-64-s4"))
+    assert chosen.method("model.layers.1.self_attn.attn", decoding=False) == parse("nm-1-2")
+    assert chosen.method("model.layers.1.self_attn.attn", decoding=True) == parse("window-64-s4")
+
+
 @pytest.mark.parametrize("name", ["pruning", "cache"])
 def test_what_vllms_cache_cannot_do_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not name a {name} for vLLM"):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynattn.integrations.transformers import attend
+from dynattn.integrations.transformers import attend, paged
 from dynattn.integrations.transformers.coverage import PREFIX, survey
+from dynattn.integrations.transformers.packed import texts
 from dynattn.methods import Method, PerLayer, parse
 
 ASSIGNED = "assigned"
@@ -60,6 +61,10 @@ class Assigned:
     phase: str
     limits: Limits | None
     other: Method = _DENSE
+
+    def in_phase(self, phase: str) -> Method:
+        """What the module keeps in ``prefill`` or ``decode``."""
+        return self.method if self.phase in ("both", phase) else self.other
 
 
 def assign(model: Any, methods: Mapping[str, Method | str], phase: str = "both") -> None:
@@ -155,14 +160,25 @@ def forward(
             f"dynattn: {type(module).__name__} holds no method, since its model is not of the class that the tuned "
             "file is for, or a module came later: call dynattn.integrations.transformers.load(model, path), or assign"
         )
-    phase = "decode" if query.shape[2] == 1 and key.shape[2] > 1 else "prefill"
-    method = given.method if given.phase in ("both", phase) else given.other
-    if given.limits is not None and not method.keeps_everything:
-        _check(given.limits, query.dtype, key.shape[2])
+    prefill, decode = given.in_phase("prefill"), given.in_phase("decode")
+    if kwargs.get("cache") is not None:  # continuous batching: requests of both phases in one call
+        if given.limits is not None:
+            for method, lengths in zip((prefill, decode), paged.phases(module, kwargs), strict=True):
+                for kv_len in lengths.tolist():
+                    _check(given.limits, method, query.dtype, kv_len)
+        options = {"method": prefill, "decoding": decode, **kwargs}
+        return attend.forward(module, query, key, value, attention_mask, *args, **options)
+    method = decode if query.shape[2] == 1 and key.shape[2] > 1 else prefill
+    if given.limits is not None:
+        spans = texts(kwargs, attention_mask, query.shape[0], query.shape[2], key.shape[2])
+        for kv_len in [key.shape[2]] if spans is None else [span.keys.stop - span.keys.start for span in spans]:
+            _check(given.limits, method, query.dtype, kv_len)
     return attend.forward(module, query, key, value, attention_mask, *args, method=method, **kwargs)
 
 
-def _check(limits: Limits, dtype: torch.dtype, kv_len: int) -> None:
+def _check(limits: Limits, method: Method, dtype: torch.dtype, kv_len: int) -> None:
+    if method.keeps_everything:
+        return
     if dtype != limits.dtype:
         _warn(limits.source, f"in {limits.dtype}", f"in {dtype}")
     if kv_len < limits.low or kv_len > limits.high:

@@ -49,12 +49,17 @@ def forward(
     position_bias: Tensor | None = None,
     *,
     method: Method,
+    decoding: Method | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim)."""
+    """The function that Transformers calls in each attention layer; returns (batch, q_len, heads, value_dim).
+
+    In continuous batching, whose calls hold requests of both phases, ``decoding`` is the method of those that decode.
+    """
     _refuse_unsupported(module, kwargs)
     if kwargs.get("cache") is not None:
-        return _paged(module, query, key, value, position_bias, method, scaling, kwargs), None
+        methods = method, method if decoding is None else decoding
+        return _paged(module, query, key, value, position_bias, methods, scaling, kwargs), None
     layer = following(key)
     spans = None if layer is not None else texts(kwargs, attention_mask, query.shape[0], query.shape[2], key.shape[2])
     if spans is None:
@@ -88,8 +93,8 @@ def forward(
 
 
 def _paged(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, position_bias: Tensor | None, method: Method,
-    scaling: float | None, kwargs: dict[str, Any],
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, position_bias: Tensor | None,
+    methods: tuple[Method, Method], scaling: float | None, kwargs: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """Attention in continuous batching, whose masks are not needed."""
     if position_bias is not None:
@@ -97,7 +102,8 @@ def _paged(
             f"dynattn: continuous batching cannot add a position bias: {type(module).__name__} passes position_bias; "
             "use generate()"
         )
-    return paged.attend(module, query, key, value, kwargs["cache"], _chosen(module, method), scaling, kwargs)
+    prefill, decode = (_chosen(module, method) for method in methods)
+    return paged.attend(module, query, key, value, kwargs["cache"], (prefill, decode), scaling, kwargs)
 
 
 def _attend(

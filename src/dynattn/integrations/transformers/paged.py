@@ -9,17 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dynattn.integrations import requests
 from dynattn.integrations.transformers.calls import observers
 from dynattn.integrations.transformers.coverage import PREFIX
 from dynattn.methods import Method
 from dynattn.varlen import varlen_attention
 
 _SLIDING = "sliding_attention"
+
+
+class Phases(NamedTuple):
+    """How many keys the requests of a step have, by their phase: the new ones and those before."""
+
+    prefill: Tensor
+    decode: Tensor
+
+
+def phases(module: nn.Module, given: dict[str, Any]) -> Phases:
+    """Which requests of a step decode.
+
+    Args:
+        module: the attention module.
+        given: what a model passes on, as :func:`attend` takes it, with the ``cache``.
+    """
+    kind = given["cache"].layer_to_allocator[module.layer_idx].layer_type
+    lengths, used = given["cu_seq_lens_q"].diff(), given["cu_seq_lens_k"][kind].diff()
+    decoding = requests.decoding(lengths, used)
+    return Phases(used[~decoding & (lengths > 0)], used[decoding])
 
 
 def keeping_ours(original: Callable[..., None]) -> Callable[..., None]:
@@ -38,8 +59,8 @@ def keeping_ours(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, cache: Any, method: Method, scaling: float | None,
-    given: dict[str, Any],
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, cache: Any, methods: tuple[Method, Method],
+    scaling: float | None, given: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """Write new keys and values into the cache, and attend to those of each request.
 
@@ -47,7 +68,7 @@ def attend(
         module: the attention module, whose ``layer_idx`` tells its layer.
         query: (1, heads, tokens, head_dim), the requests one after another; ``key`` and ``value`` likewise.
         cache: a ``PagedAttentionCache``.
-        method: what to keep.
+        methods: what requests keep that are in prefill, and what those that decode do.
         scaling: factor of the scores, or None.
         given: what else the model passes on: ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``read_index``, ``write_index``.
 
@@ -55,25 +76,27 @@ def attend(
         (1, tokens, heads, value_dim).
 
     Raises:
-        ValueError: the layer has a sliding window and the method is not dense, or attention is observed.
+        ValueError: the layer has a sliding window and a method is not dense, or attention is observed.
         NotImplementedError: the step has a block table, which only flash attention on a GPU gets.
     """
     allocator = cache.layer_to_allocator[module.layer_idx]
     sliding = allocator.layer_type == _SLIDING
-    _refuse(module, method, sliding, given)
+    for method in methods:
+        _refuse(module, method, sliding, given)
     read, write = given["read_index"][allocator.index], given["write_index"][allocator.index]
     bounds, k_bounds = given["cu_seq_lens_q"], given["cu_seq_lens_k"][allocator.layer_type]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     # full attention reads the pages where they are; a window's slots are written over, so that they are read first
     key, value = allocator.update(key, value, module.layer_idx, read if sliding else read[:0], write)
-    where: dict[str, Any] = {"cu_seq_k": k_bounds}
-    if sliding:
-        where["window_size"] = (_window(module) - 1, 0)
-    elif len(read):
+    options: dict[str, Any] = {"cu_seq_q": bounds, "causal": True, "scale": scaling}
+    if len(read) and not sliding:
         key, value = allocator.get_cache_for_block_table(module.layer_idx)
-        where = {"seqused_k": k_bounds.diff(), "block_table": _table(read, k_bounds, key.shape[1])}
-    out = varlen_attention(query, key, value, method, cu_seq_q=bounds, causal=True, scale=scaling, **where)
-    return out.unsqueeze(0)
+        options |= {"seqused_k": k_bounds.diff(), "block_table": _table(read, k_bounds, key.shape[1])}
+        return requests.over_pages(query, key, value, *methods, **options).unsqueeze(0)
+    if sliding:
+        options["window_size"] = (_window(module) - 1, 0)
+    # nothing decodes where there is nothing to read, and beside a window both methods are dense
+    return varlen_attention(query, key, value, methods[0], cu_seq_k=k_bounds, **options).unsqueeze(0)
 
 
 def _table(read: Tensor, bounds: Tensor, size: int) -> Tensor:

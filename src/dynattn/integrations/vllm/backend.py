@@ -87,9 +87,8 @@ class Implementation(CPUAttentionBackendImpl):
                 f"dynattn: {VARIABLE} cannot serve this model: a layer asks for {', '.join(found)}; start vLLM without "
                 f"{VARIABLE}"
             )
-        every = self._chosen.every
-        if self.sliding_window > 0 and (every is None or every.looks_at_positions):
+        if self.sliding_window > 0 and not self._chosen.keeps_everything:
             raise NotImplementedError(
-                f"dynattn: {VARIABLE} must be dense for a layer with a sliding window: groups are counted from keys "
-                f"that vLLM's cache forgets; set {VARIABLE}=dense"
+                f"dynattn: {VARIABLE} must be dense for a model that has layers with a sliding window, whose cache "
+                f"forgets the keys from which others count: got {os.environ[VARIABLE]!r}; set {VARIABLE}=dense"
             )

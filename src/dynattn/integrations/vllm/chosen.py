@@ -23,12 +23,20 @@ class Chosen:
     Attributes:
         every: the method of all layers; None where a tuned file names one for each.
         by_module: methods by the names of attention modules, as Transformers has them.
-        phase: ``prefill``, ``decode`` or ``both``; the other phase is dense.
+        phase: ``prefill``, ``decode`` or ``both``.
+        other: the method of all layers in the other phase.
     """
 
     every: Method | None
     by_module: Mapping[str, Method]
     phase: str = "both"
+    other: Method = _DENSE
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether every layer is dense in both phases."""
+        used = [*self.by_module.values(), *([] if self.every is None else [self.every])]
+        return all(method.keeps_everything for method in (*used, self.other))
 
     def method(self, layer: str, decoding: bool) -> Method:
         """What a layer keeps.
@@ -41,7 +49,7 @@ class Chosen:
             ValueError: the tuned file does not name the layer.
         """
         if self.phase not in ("both", "decode" if decoding else "prefill"):
-            return _DENSE
+            return self.other
         if self.every is not None:
             return self.every
         for module, method in self.by_module.items():
@@ -76,4 +84,5 @@ def read(asked: str) -> Chosen:
                 f"dynattn: {asked} must not name a {name} for vLLM, which has a cache of its own that keeps every "
                 f"token: got {told[name]!r}; tune without it"
             )
-    return Chosen(None, {module: parse(name) for module, name in told["methods"].items()}, told["phase"])
+    methods = {module: parse(name) for module, name in told["methods"].items()}
+    return Chosen(None, methods, told["phase"], parse(told.get("decoding") or "dense"))
