@@ -63,11 +63,11 @@ def test_training_chooses_what_its_gradient_chooses() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(6, 2, 64), torch.randn(2048, 2, 64), torch.zeros(2048, 2, 1)
     key = key[::2].repeat_interleave(2, 0) * (1 + torch.tensor([0.0, 2.0**-23]).repeat(1024)[:, None, None])
-    cu_seq = {"cu_seq_q": torch.tensor([0, 6]), "cu_seq_k": torch.tensor([0, 2048])}
+    cu_seq: dict[str, Any] = {"cu_seq_q": torch.tensor([0, 6]), "cu_seq_k": torch.tensor([0, 2048])}
     value = torch.randn(2048, 2, 1)
     tensors = [x.requires_grad_() for x in (query, key, value)]
-    run = compiled(lambda *x: varlen_attention(*x, NM(1, 2), **cu_seq))
-    assert torch.equal(run(*tensors), varlen_attention(*tensors, NM(1, 2), **cu_seq))
+    call = lambda query, key, value: varlen_attention(query, key, value, NM(1, 2), **cu_seq)  # noqa: E731
+    assert torch.equal(compiled(call)(*tensors), call(*tensors))
 
 
 def test_an_output_without_aux_has_gradients_too() -> None:

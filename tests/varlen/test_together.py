@@ -50,7 +50,7 @@ def paged(tensors: tuple[Tensor, ...], size: int, **options: Any) -> Any:
 
 def test_a_table_without_pages_and_pages_whose_numbers_are_large() -> None:
     query, pool = torch.randn(3, 1, 16), torch.randn(4, 16, 1, 16)
-    places = {"cu_seq_q": torch.tensor([0, 3]), "seqused_k": torch.tensor([0])}
+    places: dict[str, Any] = {"cu_seq_q": torch.tensor([0, 3]), "seqused_k": torch.tensor([0])}
     out = varlen_attention(query, pool, pool, **places, block_table=torch.zeros(1, 0, dtype=torch.int32))
     assert torch.equal(out, torch.zeros(3, 1, 16))
     places["seqused_k"] = torch.tensor([16])
@@ -62,7 +62,8 @@ def test_a_table_without_pages_and_pages_whose_numbers_are_large() -> None:
 def test_a_backend_by_name_is_asked_for_each_text() -> None:
     query, key, value = packed([4, 6])
     key, value = (torch.cat([x, x]) for x in (key, value))
-    places = {"cu_seq_q": bounds([4, 6]), "cu_seq_k": torch.tensor([0, 8, 20]), "seqused_k": torch.tensor([4, 6])}
+    places: dict[str, Any] = {"cu_seq_q": bounds([4, 6]), "cu_seq_k": torch.tensor([0, 8, 20])}
+    places["seqused_k"] = torch.tensor([4, 6])
     out = varlen_attention(query, key, value, parse("dense"), **places, causal=True, backend="sdpa")
     torch.testing.assert_close(out, varlen_attention(query, key, value, parse("dense"), **places, causal=True))
 

@@ -73,7 +73,8 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
     needs_grad = rest[-2]
     if needs_grad:  # as the backward computes it: a call without gradients may round otherwise, and choose otherwise
         with recording(query.device):
-            out, aux = _run(*(x.detach().requires_grad_() for x in (query, key, value)), rest)
+            leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+            out, aux = _run(leaves[0], leaves[1], leaves[2], rest)
         out, aux = out.detach(), None if aux is None else Aux(*(x.detach() for x in aux))
     else:
         out, aux = _run(query, key, value, rest)
