@@ -158,7 +158,7 @@ def test_a_plan_takes_the_engine_that_the_first_call_took(monkeypatch: pytest.Mo
     tensors: Any = cast(Any, inputs(torch.bfloat16))
     asked = []
     run = cpu._forward_args
-    monkeypatch.setattr(cpu, "_forward_args", lambda *args: asked.append(args[8]) or run(*args))
+    monkeypatch.setattr(cpu, "_forward_args", lambda *args, **options: asked.append(args[8]) or run(*args, **options))
     first = dynattn.attention(*tensors, method=NM(1, 2))
     assert torch.equal(dynattn.attention(*tensors, method=NM(1, 2)), first)
     assert asked == ["tiles-portable"] * 2  # of the plan and of the first call
