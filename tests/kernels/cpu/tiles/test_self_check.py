@@ -6,6 +6,7 @@ import ctypes
 
 import pytest
 
+from tests.covering import part
 from tests.kernels.cpu.tiles import building
 
 pytestmark = pytest.mark.skipif(building.unavailable_reason() is not None, reason=str(building.unavailable_reason()))
@@ -42,14 +43,14 @@ def test_another_order_of_sums_has_other_bits():
 
 @pytest.mark.parametrize(
     ("file", "right", "wrong", "found"),
-    [
+    part([
         ("tiles/engine_amx.h", "_tile_dpbf16ps(3, 5, 7)", "_tile_dpbf16ps(3, 5, 6)", "products of ordinary numbers"),
         ("tiles/softmax.h", "const LaneMask second = greater(x[1], x[0]);",
          "const LaneMask second = greater(x[0], x[1]);", "1:2 with stride 16"),
         ("tiles/gradients.h", "mul(weight, sub(d_weight, delta))", "mul(weight, d_weight)", "dense attention"),
         ("tiles/softmax.h", "state.overflow = overflow;\n  }", "state.sum = mul(sum, broadcast_lanes(1.1f));\n  }",
          "dense attention"),
-    ],
+    ], 3),
 )  # fmt: skip
 def test_a_broken_engine_is_found_out(file: str, right: str, wrong: str, found: str):
     assert disagreement(building.with_bug(file, right, wrong, *building.EMULATED)) == found
