@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynattn.lab.figures import Interval
+from dynattn.lab.machine import describe
 from dynattn.lab.timing import Timing
 
 
@@ -42,6 +43,13 @@ def times(timings: Mapping[str, Timing], baseline: str) -> dict[str, dict[str, A
         name: {"seconds": vars(timing.seconds), "speedup": vars(timing.speedup(timings[baseline]))}
         for name, timing in timings.items()
     }
+
+
+def cases(found: Mapping[str, Any], heading: str) -> str:
+    """The table of a record whose ``cases`` hold rows of times: a column a case, headed ``heading`` with its fields."""
+    columns = ["", *(heading.format(**at) for at in found["cases"])]
+    rows = [[name, *(time(at["rows"][name]) for at in found["cases"])] for name in found["cases"][0]["rows"]]
+    return f"{describe(found['machine'])}:\n\n{markdown(columns, rows)}"
 
 
 def time(row: Mapping[str, Any]) -> str:

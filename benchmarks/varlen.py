@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from marked import markdown, rewritten, time, times
+from marked import cases, rewritten, times
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.nn.utils.rnn import pad_sequence
 
 import dynattn
-from dynattn.lab.machine import describe, machine
+from dynattn.lab.machine import machine
 from dynattn.lab.records import write_json
 from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
@@ -81,10 +81,7 @@ def with_table(page: str) -> str:
     Raises:
         ValueError: the page has no place for it.
     """
-    found = json.loads(RECORD.read_text())
-    columns = ["", *(f"{at['dtype']}, head_dim {at['head_dim']}" for at in found["cases"])]
-    rows = [[name, *(time(at["rows"][name]) for at in found["cases"])] for name in found["cases"][0]["rows"]]
-    return rewritten(page, START, f"{describe(found['machine'])}:\n\n{markdown(columns, rows)}", END, "varlen")
+    return rewritten(page, START, cases(json.loads(RECORD.read_text()), "{dtype}, head_dim {head_dim}"), END, "varlen")
 
 
 if __name__ == "__main__":

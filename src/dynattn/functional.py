@@ -111,7 +111,8 @@ def attention(
     known = again.key_of(query, key, value, method, causal, scale, backend, special)
     if known is not None and (plan := again.find(known)) is not None:
         return plan.run(query, key, value)
-    if not all(isinstance(x, Tensor) for x in (query, key, value)) and has_torch_function((query, key, value)):
+    plain = isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+    if not plain and has_torch_function((query, key, value)):
         options = {"attn_mask": attn_mask, "causal": causal, "scale": scale, "dropout_p": dropout_p, "seed": seed}
         options |= {"backend": backend, "return_aux": return_aux}
         return handle_torch_function(attention, (query, key, value), query, key, value, method, **options)

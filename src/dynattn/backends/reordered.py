@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynattn.backends.base import Backend
 from dynattn.backends.problem import Call, Problem, Result
+from dynattn.maths.scores import per_head
 from dynattn.methods.clustered import Clustered
 
 
@@ -58,5 +59,5 @@ def _ordered(call: Call, order: Tensor) -> Tensor | None:
     batch, heads, q_len, _ = call.query.shape
     mask = call.attn_mask
     rows = q_len if mask.dim() > 1 and mask.shape[-2] != 1 else 1
-    of_heads = order.repeat_interleave(heads // order.shape[1], 1).unsqueeze(2)
+    of_heads = per_head(order, heads).unsqueeze(2)
     return mask.expand(batch, heads, rows, call.key.shape[2]).gather(3, of_heads.expand(-1, -1, rows, -1))

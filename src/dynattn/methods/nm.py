@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dynattn.maths.positions import distance
+from dynattn.maths.positions import near_or_first
 from dynattn.methods.base import Choice, PairMethod, Rows
 from dynattn.methods.registry import register
 
@@ -142,6 +142,5 @@ def choose(s: Tensor, method: NM, offset: int = 0) -> Tensor:
     order = groups.sort(dim=-2, descending=True, stable=True).indices
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-2, order[..., : method.n, :], True)
     kept = kept.flatten(-3)[..., :kv_len]
-    kept = kept | (distance(s, offset).abs() < method.window)
-    kept = kept | (torch.arange(kv_len, device=s.device) < method.sinks)
+    kept = kept | near_or_first(s, offset, method.window, method.sinks)
     return kept & (s != -math.inf)

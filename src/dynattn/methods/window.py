@@ -13,10 +13,9 @@ import re
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
-from dynattn.maths.positions import distance
+from dynattn.maths.positions import near_or_first
 from dynattn.methods.base import Choice, Glance, PairMethod, Rows
 from dynattn.methods.registry import register
 
@@ -82,6 +81,4 @@ class Window(PairMethod):
 
     def choose(self, scores: Tensor, rows: Rows) -> Tensor:
         """By position alone."""
-        near = distance(scores, rows.offset).abs() < self.window
-        first = torch.arange(scores.shape[-1], device=scores.device) < self.sinks
-        return (near | first).expand_as(scores)
+        return near_or_first(scores, rows.offset, self.window, self.sinks).expand_as(scores)

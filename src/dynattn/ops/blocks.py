@@ -44,10 +44,10 @@ def _forward(
     method, skips = call.pairs, call.pairs.choice is Choice.SKIPS
     tensors = (rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key))
     outputs = buffers.outputs(query, value, aux)
+    isa = _isa(method, backend, query)
     if skips:
-        isa, blocks = isa_of(backend), _skipped(tensors, outputs, call, backend, integer(seed))
+        blocks = _skipped(tensors, outputs, call, isa, integer(seed))
     else:
-        isa = nm_isa(backend, query)
         with torch.autocast(query.device.type, enabled=False):  # float32 means float32
             blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
@@ -61,6 +61,11 @@ def _forward(
     return *buffers.complete(outputs, query), _roomy(blocks, query, key, sizes)
 
 
+def _isa(method: PairMethod, backend: str, query: Tensor) -> str:
+    """The instruction set, which may be a matrix unit unless the kernel skips by its own scores."""
+    return isa_of(backend) if method.choice is Choice.SKIPS else nm_isa(backend, query)
+
+
 def _sizes(method: PairMethod) -> tuple[int, int]:
     """Queries and keys of a block."""
     if method.choice is Choice.SKIPS:
@@ -69,7 +74,7 @@ def _sizes(method: PairMethod) -> tuple[int, int]:
 
 
 def _skipped(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], outputs: tuple[Tensor, ...], call: ByName, backend: str,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], outputs: tuple[Tensor, ...], call: ByName, isa: str,
     seed: int,
 ) -> Tensor:  # fmt: skip
     """Fill in the output and the logsumexp, and find the blocks on the way."""
@@ -78,7 +83,7 @@ def _skipped(
     rows, columns = -(-query.shape[2] // block_skip.QUERIES), -(-key.shape[2] // block_skip.KEYS)
     kept = query.new_zeros((*query.shape[:2], rows, columns), dtype=torch.bool)
     margin = cast(block_skip.BlockSkip, call.pairs).margin
-    cpu.skip_forward(query, key, value, mask, out, logsumexp, kept, margin, call.pattern, isa_of(backend), seed=seed)
+    cpu.skip_forward(query, key, value, mask, out, logsumexp, kept, margin, call.pattern, isa, seed=seed)
     return kept
 
 
@@ -121,7 +126,7 @@ def _backward(
     *arguments, backend = rest
     call = ByName(*arguments)
     queries, keys = _sizes(call.pairs)
-    isa = isa_of(backend) if call.pairs.choice is Choice.SKIPS else nm_isa(backend, query)
+    isa = _isa(call.pairs, backend, query)
     blocks = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)]
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, isa,

@@ -66,6 +66,14 @@ def _run(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> tu
         return run.attend(query, key, value, run.Places(*rest[:6]), options)
 
 
+def _recorded(
+    query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]
+) -> tuple[list[Tensor], Tensor, Aux | None]:
+    """The same of leaves of a graph of its own, which come first."""
+    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+    return leaves, *_run(leaves[0], leaves[1], leaves[2], rest)
+
+
 @torch.library.custom_op(
     "dynattn::varlen_attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -73,8 +81,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
     needs_grad = rest[-2]
     if needs_grad:  # as the backward computes it: a call without gradients may round otherwise, and choose otherwise
         with recording(query.device):
-            leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-            out, aux = _run(leaves[0], leaves[1], leaves[2], rest)
+            _, out, aux = _recorded(query, key, value, rest)
         out, aux = out.detach(), None if aux is None else Aux(*(x.detach() for x in aux))
     else:
         out, aux = _run(query, key, value, rest)
@@ -91,8 +98,7 @@ def _backward(
     grad_out: Tensor, grad_logsumexp: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     with recording(query.device):
-        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-        out, aux = _run(leaves[0], leaves[1], leaves[2], rest)
+        leaves, out, aux = _recorded(query, key, value, rest)
         results, given = [out], [grad_out]
         if aux is not None and grad_logsumexp is not None:
             results.append(aux.logsumexp)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dynattn.functional import attention as exact_attention
+from dynattn.maths.scores import per_head
 from dynattn.maths.scores import scores as exact_scores
 from dynattn.methods import NM, Method
 from dynattn.verify.box import Box, rule
@@ -73,7 +74,7 @@ def attention(
     # The shapes are those that attention itself takes, and the errors its own.
     exact_attention(boxes[0].lower[:, :, :0], boxes[1].lower, boxes[2].lower, method, scale=scale)
     heads, factor = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in boxes)
+    q, k, v = (Box(per_head(x.lower, heads), per_head(x.upper, heads)) for x in boxes)
     s = matmul(q, k.mT) * factor
     offset = k.shape[2] - q.shape[2]
     nothing = torch.zeros_like(q.lower[..., :1]), torch.zeros_like(k.lower[..., :1])

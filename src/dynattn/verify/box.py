@@ -123,10 +123,6 @@ class Box:
         return self.lower.ndim
 
     @property
-    def is_cuda(self) -> bool:
-        return self.lower.is_cuda
-
-    @property
     def requires_grad(self) -> bool:
         return self.lower.requires_grad or self.upper.requires_grad
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynattn.verify.box import Box
+from dynattn.verify.rules import matmul
 
 
 def bounds(
@@ -103,7 +104,7 @@ def margins(hidden: Box, head: nn.Linear, labels: Tensor) -> Tensor:
         (batch, classes), +inf at the label itself. All above 0: the answer cannot change.
     """
     weight = head.weight[labels].unsqueeze(1) - head.weight  # [batch, classes, width]
-    least = (weight @ hidden.center.unsqueeze(-1) - weight.abs() @ hidden.radius.unsqueeze(-1)).squeeze(-1)
+    least = matmul(weight, hidden.unsqueeze(-1)).squeeze(-1).lower
     if head.bias is not None:
         least = least + head.bias[labels].unsqueeze(1) - head.bias
     own = F.one_hot(labels, least.shape[-1]).bool()

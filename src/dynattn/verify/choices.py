@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynattn.maths.positions import distance
+from dynattn.maths.positions import near_or_first
 from dynattn.methods import NM, Method, TopK, Window
 from dynattn.verify.box import Box
 
@@ -68,18 +68,17 @@ def groups_of(method: Method, allowed: Tensor, offset: int) -> Groups:
     """
     kv_len, device = allowed.shape[-1], allowed.device
     keys = torch.arange(kv_len, device=device)
-    near = distance(allowed, offset).abs()
+    window, sinks = (method.window, method.sinks) if isinstance(method, (NM, Window)) else (0, 0)
+    always = near_or_first(allowed, offset, window, sinks)
     if isinstance(method, NM):
         block = method.m * method.stride
         padded = torch.full((-(-kv_len // block) * block,), kv_len, device=device)
         padded[:kv_len] = keys
         place = padded.view(-1, method.m, method.stride).transpose(1, 2).reshape(-1, method.m)
-        always = (near < method.window) | (keys < method.sinks)
         return Groups(place, torch.tensor(method.n, device=device), always)
     if isinstance(method, TopK):
-        return Groups(keys[None], method.count(allowed.sum(-1)).unsqueeze(-1), torch.zeros_like(near, dtype=torch.bool))
+        return Groups(keys[None], method.count(allowed.sum(-1)).unsqueeze(-1), always)
     if isinstance(method, Window):
-        always = (near < method.window) | (keys < method.sinks)
         return Groups(keys[None], torch.tensor(0, device=device), always)
     raise NotImplementedError(
         f"verify: method must be NM, TopK or Window: got {method.name}; there are no bounds for its choice"

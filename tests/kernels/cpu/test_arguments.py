@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dynattn.kernels import cpu
-from dynattn.kernels.cpu import arguments
+from dynattn.kernels.cpu import arguments, loader
 from dynattn.kernels.cpu.arguments import FLOAT, INT32, INT64, POINTER, UINT32, UINT64, Structure
 
 HEADER = Path(__file__).parents[3] / "src" / "dynattn" / "kernels" / "cpu" / "dynattn_cpu.h"  # not installed
@@ -90,7 +90,7 @@ def test_the_constants_are_the_headers() -> None:
     text = HEADER.read_text()
     assert f"DYNATTN_MAX_HEAD_DIM = {cpu.MAX_HEAD_DIM} " in text
     assert f"DYNATTN_BAD_PAGE = {cpu._BAD_PAGE} " in text
-    assert f"DYNATTN_INTERFACE = {cpu._INTERFACE} " in text
+    assert f"DYNATTN_INTERFACE = {loader._INTERFACE} " in text
     for name, code in cpu._ISAS.items():
         constant = name.upper().replace("-", "_")
         assert f"DYNATTN_ISA_{constant} = {code}" in text

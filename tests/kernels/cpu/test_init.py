@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import _ctypes
 import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from dynattn import explain
 from dynattn.kernels import cpu
-from dynattn.kernels.cpu import arguments
+from dynattn.kernels.cpu import loader
 from dynattn.methods.nm import NM
 from tests.kernels.cpu.conftest import ISAS
 from tests.kernels.cpu.tiles.conftest import ENGINES
-
-
-@pytest.fixture
-def no_cached_library():
-    caches = (cpu._library, cpu.unavailable_reason, cpu.best_isa, cpu.isa_available, cpu.isa_refusal)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
 
 
 def test_the_library_is_there():
@@ -47,49 +35,10 @@ def test_what_does_not_run_here_is_said_once(name: str):
     assert cpu.isa_available(name)
 
 
-def test_a_missing_library_names_the_remedy(no_cached_library, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(cpu, "_library_path", lambda: tmp_path / "libdynattn_cpu.so")
-    assert not cpu.is_available()
-    assert "pip install" in (cpu.unavailable_reason() or "")
-    assert not cpu.isa_available("portable")
-    with pytest.raises(ImportError, match=r"missing.*pip install"):
-        cpu.best_isa()
-
-
-def test_a_broken_library_names_the_remedy(no_cached_library, monkeypatch, tmp_path: Path):
-    path = tmp_path / "libdynattn_cpu.so"
-    path.write_bytes(b"not a library")
-    monkeypatch.setattr(cpu, "_library_path", lambda: path)
-    with pytest.raises(ImportError, match=r"do not load.*pip install"):
-        cpu.best_isa()
-
-
-def test_a_library_of_another_version_names_the_remedy(no_cached_library, monkeypatch):
-    other = [*arguments.NM_BACKWARD.fields, ("new", arguments.INT64, 1)]
-    monkeypatch.setattr(cpu, "NM_BACKWARD", arguments.Structure("NMBackwardArgs", other))
-    with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
-        cpu.best_isa()
-    monkeypatch.undo()
-    monkeypatch.setattr(cpu, "_INTERFACE", cpu._INTERFACE + 1)
-    with pytest.raises(ImportError, match=r"must be of this version.*pip install"):
-        cpu.best_isa()
-    monkeypatch.undo()
-    monkeypatch.setattr(cpu, "_library_path", lambda: Path(_ctypes.__file__))  # which has no such function
-    with pytest.raises(ImportError, match=r"must be of this version"):
-        cpu.best_isa()
-
-
 def test_kernels_of_another_processor_say_so():
     other = "avx2" if cpu.isa_available("neon") else "neon"
     assert not cpu.isa_available(other)
     assert "other processors" in (cpu.isa_refusal(other) or "")
-
-
-def test_torch_lends_its_threads():
-    """Where torch has brought an OpenMP runtime, the kernels run on its pool and start none of their own."""
-    if "OpenMP" not in torch.__config__.parallel_info():
-        pytest.skip("this torch is built without OpenMP")
-    assert cpu._parallel() is not None
 
 
 def test_nonsense_is_refused_before_memory_is_touched(forward):
@@ -128,7 +77,7 @@ def test_a_team_is_bounded_by_the_processor(q_len: int, forward, monkeypatch):
         asked.append(threads)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(data)
 
-    monkeypatch.setattr(cpu, "_parallel", lambda: ctypes.cast(parallel, ctypes.c_void_p).value)
+    monkeypatch.setattr(loader, "parallel", lambda: ctypes.cast(parallel, ctypes.c_void_p).value)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10**6)
     query = torch.randn(500, 4, q_len, 64, generator=torch.Generator().manual_seed(0))
     got = forward(query, query, query, NM(1, 2), "portable", aux=False)

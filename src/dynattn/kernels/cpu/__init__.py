@@ -1,31 +1,28 @@
 """The fused C++ kernels, called through ctypes.
 
-The library stands beside this file, where the build installs it, and is loaded at its first use. It takes plain
-pointers and strides (``dynattn_cpu.h``), so one build serves every version of torch and Python. Its loops run on
-torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenMP runtime that torch has loaded.
+The library stands beside this file, where the build installs it, and is loaded at its first use (``loader.py``). It
+takes plain pointers and strides (``dynattn_cpu.h``), so one build serves every version of torch and Python. Its loops
+run on torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenMP runtime that torch has loaded.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import struct
-import sys
 from functools import cache
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from dynattn.kernels.cpu import loader
 from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
+from dynattn.kernels.cpu.loader import is_available, unavailable_reason
 from dynattn.kernels.pattern import Pattern, RowRule
 from dynattn.maths import dropout
 
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_INTERFACE = 2
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
@@ -110,7 +107,7 @@ def nm_forward_again(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pre
     addresses = _ADDRESSES.pack(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), 0, 0, 0, 0, 0, 0, 0
     )
-    status = _library().dynattn_nm_forward(addresses + prepared)
+    status = loader.library().dynattn_nm_forward(addresses + prepared)
     if status != 0:
         _refuse("nm_forward", status)
 
@@ -171,7 +168,7 @@ def nm_texts(
         pages=key.shape[0],
         page_size=key.shape[2],
     )
-    status = _library().dynattn_nm_texts(args)
+    status = loader.library().dynattn_nm_texts(args)
     if status not in (0, _BAD_PAGE):
         _refuse("nm_texts", status)
     return status == 0
@@ -315,25 +312,10 @@ def nm_backward(
     _run("nm_backward", args)
 
 
-def is_available() -> bool:
-    """True where the library is there and loads."""
-    return unavailable_reason() is None
-
-
-@cache
-def unavailable_reason() -> str | None:
-    """Why the kernels cannot run, or None where they can."""
-    try:
-        _library()
-    except ImportError as error:
-        return str(error)
-    return None
-
-
 @cache
 def best_isa() -> str:
     """The fastest instruction set that the library holds and this processor runs."""
-    best = _library().dynattn_best_isa()
+    best = loader.library().dynattn_best_isa()
     return next(name for name, code in _ISAS.items() if code == best)
 
 
@@ -350,14 +332,14 @@ def isa_refusal(name: str) -> str | None:
         return f"there are no kernels for {name}"
     if not is_available():
         return unavailable_reason()
-    refusal = _library().dynattn_isa_refusal(_ISAS[name])
+    refusal = loader.library().dynattn_isa_refusal(_ISAS[name])
     return None if refusal is None else refusal.decode()
 
 
 @cache
 def tile_engine() -> str | None:
     """The tile engine that is made to be the fastest on this processor; None where there is none."""
-    fastest = _library().dynattn_tile_isa()
+    fastest = loader.library().dynattn_tile_isa()
     return next((name for name, code in _ISAS.items() if code == fastest), None)
 
 
@@ -371,7 +353,7 @@ def tile_disagreement(engine: str) -> str | None:
     Args:
         engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
     """
-    found = _library().dynattn_tile_disagreement(_ISAS[engine])
+    found = loader.library().dynattn_tile_disagreement(_ISAS[engine])
     return None if found is None else found.decode()
 
 
@@ -408,7 +390,7 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
     Returns:
         Operations a second, a multiply-add counted as two; 0 where the processor does not run ``isa``.
     """
-    return _library().dynattn_fma_peak(_ISAS[isa], threads, seconds, _parallel())
+    return loader.library().dynattn_fma_peak(_ISAS[isa], threads, seconds, loader.parallel())
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -451,7 +433,7 @@ def _forward_args(
         kv_len=kv_len,
         head_dim=head_dim,
         value_dim=value_dim,
-        parallel=_parallel() or 0,
+        parallel=loader.parallel() or 0,
         seed=seed & _WORD64,
         scale=pattern.scale,
         dtype=_DTYPES[query.dtype],
@@ -475,7 +457,7 @@ def _forward_args(
 
 
 def _run(function: str, args: bytes) -> None:
-    status = getattr(_library(), f"dynattn_{function}")(args)
+    status = getattr(loader.library(), f"dynattn_{function}")(args)
     if status != 0:
         _refuse(function, status)
 
@@ -484,63 +466,3 @@ def _refuse(function: str, status: int) -> NoReturn:
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
-
-
-def _library_path() -> Path:
-    return Path(__file__).parent / "libdynattn_cpu.so"
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    path = _library_path()
-    if not path.exists():
-        raise ImportError(
-            f"dynattn: the compiled kernels are missing: {path.name} is not in {path.parent}; install dynattn with "
-            "`pip install .` where GCC or Clang is present"
-        )
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise ImportError(
-            f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
-        ) from error
-    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, NM_TEXTS))
-    if not hasattr(library, "dynattn_interface") or (
-        (library.dynattn_interface(), library.dynattn_args_bytes()) != (_INTERFACE, size)
-    ):
-        raise ImportError(
-            f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
-            "again with `pip install .`"
-        )
-    functions = ("nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward")
-    for function in (getattr(library, f"dynattn_{name}") for name in functions):
-        function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
-    library.dynattn_isa_refusal.argtypes, library.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p
-    library.dynattn_tile_disagreement.argtypes = [ctypes.c_int32]
-    library.dynattn_tile_disagreement.restype = ctypes.c_char_p
-    library.dynattn_fma_peak.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p]
-    library.dynattn_fma_peak.restype = ctypes.c_double
-    return library
-
-
-@cache
-def _parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded; None where there is none to be found.
-
-    A runtime of our own would be a second pool of threads, which spins against torch's for the same cores.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    bundled = [
-        str(path)
-        for pattern in ("libgomp*.so*", "libomp*.so*", "libiomp*.so*")
-        for path in (Path(str(torch.__file__)).parent / "lib").glob(pattern)
-    ]
-    for name in (*bundled, "libgomp.so.1", "libomp.so", "libiomp5.so"):
-        try:  # RTLD_NOLOAD: only a runtime that is in this process already
-            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        except OSError:
-            continue
-        if hasattr(runtime, "GOMP_parallel"):
-            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
-    return None

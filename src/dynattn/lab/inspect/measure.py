@@ -12,6 +12,7 @@ from torch import Tensor
 import dynattn
 from dynattn import metrics, theory
 from dynattn.integrations.transformers import Call
+from dynattn.maths.positions import near_or_first
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
 
@@ -197,8 +198,7 @@ def _beside(s: Tensor, kept: Tensor, method: NM, seed: int) -> dict[str, float]:
 
 def _always_kept(allowed: Tensor, method: NM) -> Tensor:
     q_len, kv_len = allowed.shape
-    query, key = torch.arange(q_len, device="cpu").unsqueeze(-1) + kv_len - q_len, torch.arange(kv_len, device="cpu")
-    return allowed & (((query - key).abs() < method.window) | (key < method.sinks))
+    return allowed & near_or_first(allowed, kv_len - q_len, method.window, method.sinks)
 
 
 def _reorder(s: Tensor, order: Tensor, allowed: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import loader
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM, choose
 from dynattn.reference import pairs as reference
@@ -235,7 +236,7 @@ def test_threads_change_no_bit(method, q_len, isa, forward, monkeypatch):
         torch.set_num_threads(threads)
         shared = forward(query, key, value, method, isa, causal=True)
         assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    monkeypatch.setattr(cpu, "_parallel", lambda: None)  # threads of the kernel's own
+    monkeypatch.setattr(loader, "parallel", lambda: None)  # threads of the kernel's own
     own = forward(query, key, value, method, isa, causal=True)
     assert all(torch.equal(a, b) for a, b in zip(alone, own, strict=True))
 

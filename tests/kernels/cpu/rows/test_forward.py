@@ -17,6 +17,7 @@ from dynattn.kernels.pattern import Pattern
 from dynattn.maths.selection import largest
 from dynattn.methods import NM, Mass, Rows, Threshold, TopK
 from dynattn.reference import pairs as reference
+from tests.kernels.cpu.masks import masks
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
@@ -38,15 +39,6 @@ SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (1, 1, 9, 1300, 8, 64),
     (2, 1, 200, 190, 16, 24),
 ]
-
-
-def masks(q_len: int, kv_len: int) -> list[Tensor | None]:
-    generator = torch.Generator().manual_seed(1)
-    allowed = torch.rand(1, 1, q_len, kv_len, generator=generator) < 0.7
-    allowed[:, :, -1] = False  # a row with nothing allowed
-    bias = torch.randint(-2, 3, (q_len, kv_len), generator=generator).float()
-    padding = torch.arange(kv_len) < max(1, kv_len * 2 // 3)
-    return [None, allowed, padding.view(1, 1, 1, -1), bias.where(allowed[0, 0], -math.inf)[None, None]]
 
 
 def chosen(row: Tensor, method: TopK | Threshold | Mass, isa: str) -> Tensor:

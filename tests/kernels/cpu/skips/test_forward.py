@@ -15,6 +15,7 @@ from dynattn import BlockSkip
 from dynattn.kernels import cpu
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
+from tests.kernels.cpu.masks import masks
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
@@ -30,15 +31,6 @@ SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (4, 2, 1, 150, 24, 40),
     (2, 1, 200, 190, 16, 24),
 ]
-
-
-def masks(q_len: int, kv_len: int) -> list[Tensor | None]:
-    generator = torch.Generator().manual_seed(1)
-    allowed = torch.rand(1, 1, q_len, kv_len, generator=generator) < 0.7
-    allowed[:, :, -1] = False  # a row with nothing allowed
-    bias = torch.randint(-2, 3, (q_len, kv_len), generator=generator).float()
-    padding = torch.arange(kv_len) < max(1, kv_len * 2 // 3)
-    return [None, allowed, padding.view(1, 1, 1, -1), bias.where(allowed[0, 0], -math.inf)[None, None]]
 
 
 def run(isa: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, ...]:

@@ -6,19 +6,17 @@
 // part sums a dQ of its own, and the task that completes the head adds them up in order. Only shapes decide how a head
 // is cut into parts, so that the number of threads changes no bit.
 #include "backward/gradients.h"
+#include "common/backward_parts.h"
 #include "common/builds.h"
 #include "common/team.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-constexpr int64_t kSectionKeys = 512;
-constexpr int64_t kBackwardTasks = 8;  // where there are fewer tasks than this, heads are cut into parts
-
 struct BackwardJob {
   const BackwardPlan* plan;
   char* memory;
-  int64_t* finished;  // [head] parts done
-  int64_t heads, heads_per_kv, parts, part_tiles, section_tiles;
+  int64_t* finished;                      // [head] parts done
+  Cut cut;                                // in tiles
   int64_t d_query_rows;                   // [query head of the key head][row], padded
   int64_t d_query_offset, d_query_bytes;  // [head][part], where a head has several
   int64_t thread_offset, thread_bytes;    // [thread]
@@ -34,20 +32,7 @@ struct BackwardThread {
 
 static void plan_backward(BackwardPlan& plan, const NMBackwardArgs& args) {
   plan.args = &args;
-  plan.upstream_args = args.forward;  // scores of dO against V
-  plan.upstream_args.query = args.grad_out;
-  plan.upstream_args.key = args.forward.value;
-  plan.upstream_args.head_dim = args.forward.value_dim;
-  plan.upstream_args.mask = nullptr;
-  plan.upstream_args.scale = 1.0f;
-  plan.product_args = args.forward;  // keys for values
-  plan.product_args.value = args.forward.key;
-  plan.product_args.value_dim = args.forward.head_dim;
-  for (int i = 0; i < 3; i++) {
-    plan.upstream_args.query_strides[i] = args.grad_out_strides[i];
-    plan.upstream_args.key_strides[i] = args.forward.value_strides[i];
-    plan.product_args.value_strides[i] = args.forward.key_strides[i];
-  }
+  name_products(args, plan.upstream_args, plan.product_args);
   make_plan(plan.scores, args.forward);
   make_plan(plan.upstream, plan.upstream_args);
   make_plan(plan.product, plan.product_args);
@@ -74,14 +59,14 @@ static BackwardThread lay_thread(const BackwardJob& job, Arena& arena) {
   for (RowSet*& set : s.rows) set = arena.take<RowSet>(1);
 
   Section& section = t.section;
-  section.room = job.section_tiles * plan.scores.tile;
+  section.room = job.cut.section * plan.scores.tile;
   section.keys = arena.take<float>(section.room * args.head_dim);
   section.values = arena.take<float>(section.room * args.value_dim);
   section.key_rows = arena.take<float>(section.room * value_width(plan.product));
   section.d_key = arena.take<float>(section.room * value_width(plan.product));
   section.d_value = arena.take<float>(section.room * value_width(plan.scores));
-  t.d_query =
-      job.parts > 1 ? nullptr : arena.take<float>(job.heads_per_kv * job.d_query_rows * value_width(plan.product));
+  const int64_t floats = job.cut.heads_per_kv * job.d_query_rows * value_width(plan.product);
+  t.d_query = job.cut.parts > 1 ? nullptr : arena.take<float>(floats);
   return t;
 }
 
@@ -212,11 +197,11 @@ static void write_d_query(const BackwardJob& job, int64_t head, float* d_query, 
   const NMBackwardArgs& args = *plan.args;
   const NMForwardArgs& forward = args.forward;
   const int64_t stride = value_width(plan.product), *strides = args.d_query_strides;
-  for (int64_t member = 0; member < job.heads_per_kv; member++) {
-    const int64_t index = head % forward.kv_heads * job.heads_per_kv + member;
+  for (int64_t member = 0; member < job.cut.heads_per_kv; member++) {
+    const int64_t index = head % forward.kv_heads * job.cut.heads_per_kv + member;
     for (int64_t row = 0; row < forward.q_len; row++) {
       float* sum = d_query + (member * job.d_query_rows + row) * stride;
-      for (int64_t part = 1; part < job.parts; part++) {
+      for (int64_t part = 1; part < job.cut.parts; part++) {
         for (int64_t k = 0; k < stride; k += kWidth) {
           store(sum + k, add(load(sum + k), load(sum + part * part_floats + k)));
         }
@@ -232,12 +217,12 @@ static void run_part(const BackwardJob& job, BackwardThread& thread, int64_t hea
   const BackwardPlan& plan = *job.plan;
   const NMForwardArgs& forward = plan.args->forward;
   const int64_t stride = value_width(plan.product);
-  memset(d_query, 0, static_cast<size_t>(job.heads_per_kv * job.d_query_rows * stride) * sizeof(float));
-  const int64_t end = smaller((part + 1) * job.part_tiles, plan.scores.tiles);
-  for (int64_t tile = part * job.part_tiles; tile < end; tile += job.section_tiles) {
-    open_section(plan, head, tile, smaller(tile + job.section_tiles, end), thread.section);
-    for (int64_t member = 0; member < job.heads_per_kv; member++) {
-      const int64_t index = head % forward.kv_heads * job.heads_per_kv + member;
+  memset(d_query, 0, static_cast<size_t>(job.cut.heads_per_kv * job.d_query_rows * stride) * sizeof(float));
+  const int64_t end = smaller((part + 1) * job.cut.part, plan.scores.tiles);
+  for (int64_t tile = part * job.cut.part; tile < end; tile += job.cut.section) {
+    open_section(plan, head, tile, smaller(tile + job.cut.section, end), thread.section);
+    for (int64_t member = 0; member < job.cut.heads_per_kv; member++) {
+      const int64_t index = head % forward.kv_heads * job.cut.heads_per_kv + member;
       for (int64_t first = 0; first < forward.q_len; first += plan.scores.query_block) {
         const int64_t last = smaller<int64_t>(first + plan.scores.query_block, forward.q_len) - 1;
         if (allowed_keys(plan.scores, last, tile * plan.scores.tile) == 0) continue;
@@ -254,16 +239,16 @@ static void work_backward(void* data) {
   char* own = job.memory + job.thread_offset + increment(job.next_thread) * job.thread_bytes;
   Arena arena = {reinterpret_cast<uintptr_t>(own), 0};
   BackwardThread thread = lay_thread(job, arena);
-  for (int64_t task = increment(job.next_task); task < job.heads * job.parts; task = increment(job.next_task)) {
-    const int64_t head = task / job.parts, part = task % job.parts;
-    if (job.parts == 1) {
+  for (int64_t task = increment(job.next_task); task < job.cut.tasks(); task = increment(job.next_task)) {
+    const int64_t head = task / job.cut.parts, part = task % job.cut.parts;
+    if (job.cut.parts == 1) {
       run_part(job, thread, head, part, thread.d_query);
       write_d_query(job, head, thread.d_query, 0);
       continue;
     }
-    char* d_query = job.memory + job.d_query_offset + head * job.parts * job.d_query_bytes;
+    char* d_query = job.memory + job.d_query_offset + head * job.cut.parts * job.d_query_bytes;
     run_part(job, thread, head, part, reinterpret_cast<float*>(d_query + part * job.d_query_bytes));
-    if (increment(job.finished[head]) == job.parts - 1) {
+    if (increment(job.finished[head]) == job.cut.parts - 1) {
       write_d_query(job, head, reinterpret_cast<float*>(d_query),
                     job.d_query_bytes / static_cast<int64_t>(sizeof(float)));
     }
@@ -276,19 +261,11 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   plan_backward(plan, args);
   BackwardJob job = {};
   job.plan = &plan;
-  job.heads = forward.batch * forward.kv_heads;
-  job.heads_per_kv = forward.heads / forward.kv_heads;
-  if (job.heads == 0) return DYNATTN_OK;
-
-  const int64_t tiles = larger<int64_t>(plan.scores.tiles, 1);
-  job.section_tiles = smaller(tiles, larger<int64_t>(1, kSectionKeys / plan.scores.tile));
-  const int64_t sections = ceil_div(tiles, job.section_tiles);
-  const int64_t wanted = smaller(sections, ceil_div(kBackwardTasks, job.heads));
-  job.part_tiles = ceil_div(sections, wanted) * job.section_tiles;
-  job.parts = ceil_div(tiles, job.part_tiles);
+  job.cut = cut_heads(forward, plan.scores.tiles, plan.scores.tile);
+  if (job.cut.heads == 0) return DYNATTN_OK;
   job.d_query_rows = round_up(forward.q_len, plan.scores.rows) + plan.scores.rows;
 
-  const int threads = useful_threads(products_of(forward), forward.threads, job.heads * job.parts);
+  const int threads = useful_threads(products_of(forward), forward.threads, job.cut.tasks());
   Arena own = {0, 0};
   lay_thread(job, own);
   job.thread_bytes = own.used;
@@ -296,16 +273,16 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   all.take<char>(threads * job.thread_bytes);
   job.d_query_offset = all.used;
   Arena part = {0, 0};
-  part.take<float>(job.heads_per_kv * job.d_query_rows * value_width(plan.product));
+  part.take<float>(job.cut.heads_per_kv * job.d_query_rows * value_width(plan.product));
   job.d_query_bytes = part.used;
-  if (job.parts > 1) all.take<char>(job.heads * job.parts * job.d_query_bytes);
+  if (job.cut.parts > 1) all.take<char>(job.cut.tasks() * job.d_query_bytes);
   const int64_t finished_offset = all.used;
-  all.take<int64_t>(job.heads);
+  all.take<int64_t>(job.cut.heads);
 
   job.memory = static_cast<char*>(take_workspace(static_cast<size_t>(all.used)));
   if (job.memory == nullptr) return DYNATTN_OUT_OF_MEMORY;
   job.finished = reinterpret_cast<int64_t*>(job.memory + finished_offset);
-  memset(job.finished, 0, static_cast<size_t>(job.heads) * sizeof(int64_t));
+  memset(job.finished, 0, static_cast<size_t>(job.cut.heads) * sizeof(int64_t));
   run_team(forward.parallel, threads, work_backward, &job);
   return_workspace(job.memory);
   return DYNATTN_OK;

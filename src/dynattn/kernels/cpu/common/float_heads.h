@@ -49,4 +49,19 @@ struct FloatHeads {
   }
 };
 
+// A worker for tasks.h: memory of a thread as `lay` lays it, and a block of queries as `compute` computes it.
+template <class P, class Scratch, Scratch (*lay)(const P&, Arena&),
+          void (*compute)(const P&, const PackedHead&, const Scratch&, int64_t, int64_t, int64_t)>
+struct QueryBlocks : FloatHeads {
+  using Plan = P;
+  const P& plan;
+  const Scratch scratch;
+
+  QueryBlocks(const P& call, Arena& arena) : plan(call), scratch(lay(call, arena)) {}
+
+  void run(const PackedHead& packed, int64_t batch, int64_t index, int64_t first) const {
+    compute(plan, packed, scratch, batch, index, first);
+  }
+};
+
 }  // namespace dynattn::DYNATTN_NAMESPACE

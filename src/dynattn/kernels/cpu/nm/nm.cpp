@@ -6,17 +6,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-struct NMWorker : FloatHeads {
-  using Plan = DYNATTN_NAMESPACE::Plan;
-  const Plan& plan;
-  const Scratch scratch;
-
-  NMWorker(const Plan& call, Arena& arena) : plan(call), scratch(lay_scratch(call, arena)) {}
-
-  void run(const PackedHead& packed, int64_t batch, int64_t index, int64_t first) const {
-    run_query_block(plan, packed, scratch, batch, index, first);
-  }
-};
+using NMWorker = QueryBlocks<Plan, Scratch, lay_scratch, run_query_block>;
 
 int32_t nm_forward(const NMForwardArgs& args) {
   Plan plan;

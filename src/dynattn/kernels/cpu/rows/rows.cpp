@@ -5,17 +5,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-struct RowWorker : FloatHeads {
-  using Plan = RowPlan;
-  const RowPlan& plan;
-  const RowScratch scratch;
-
-  RowWorker(const RowPlan& call, Arena& arena) : plan(call), scratch(lay_row_scratch(call, arena)) {}
-
-  void run(const PackedHead& packed, int64_t batch, int64_t index, int64_t first) const {
-    run_row_query_block(plan, packed, scratch, batch, index, first);
-  }
-};
+using RowWorker = QueryBlocks<RowPlan, RowScratch, lay_row_scratch, run_row_query_block>;
 
 int32_t row_forward(const RowForwardArgs& args) {
   RowPlan plan;

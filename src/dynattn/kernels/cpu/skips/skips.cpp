@@ -5,17 +5,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-struct SkipWorker : FloatHeads {
-  using Plan = SkipPlan;
-  const SkipPlan& plan;
-  const SkipScratch scratch;
-
-  SkipWorker(const SkipPlan& call, Arena& arena) : plan(call), scratch(lay_skip_scratch(call, arena)) {}
-
-  void run(const PackedHead& packed, int64_t batch, int64_t index, int64_t first) const {
-    run_skip_query_block(plan, packed, scratch, batch, index, first);
-  }
-};
+using SkipWorker = QueryBlocks<SkipPlan, SkipScratch, lay_skip_scratch, run_skip_query_block>;
 
 int32_t skip_forward(const SkipForwardArgs& args) {
   SkipPlan plan;

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "common/arena.h"
+#include "common/backward_parts.h"
 #include "tiles/drop.h"
 #include "tiles/pack.h"
 #include "tiles/products.h"
@@ -24,9 +25,6 @@ namespace dynattn::DYNATTN_NAMESPACE {
 constexpr int kBackwardTiles = 4;
 constexpr int kBackwardQueries = kBackwardTiles * kQueries;
 
-// Keys whose gradients stay in the second-level cache while all queries pass.
-constexpr int64_t kSectionKeys = 512;
-
 struct BackwardPlan {
   const NMBackwardArgs* args;
   NMForwardArgs upstream_args, product_args;
@@ -37,20 +35,7 @@ struct BackwardPlan {
 
 static void make_backward_plan(BackwardPlan& plan, const NMBackwardArgs& args) {
   plan.args = &args;
-  plan.upstream_args = args.forward;
-  plan.upstream_args.query = args.grad_out;
-  plan.upstream_args.key = args.forward.value;
-  plan.upstream_args.head_dim = args.forward.value_dim;
-  plan.upstream_args.mask = nullptr;
-  plan.upstream_args.scale = 1.0f;
-  plan.product_args = args.forward;
-  plan.product_args.value = args.forward.key;
-  plan.product_args.value_dim = args.forward.head_dim;
-  for (int i = 0; i < 3; i++) {
-    plan.upstream_args.query_strides[i] = args.grad_out_strides[i];
-    plan.upstream_args.key_strides[i] = args.forward.value_strides[i];
-    plan.product_args.value_strides[i] = args.forward.key_strides[i];
-  }
+  name_products(args, plan.upstream_args, plan.product_args);
   make_tile_plan(plan.scores, args.forward);
   make_tile_plan(plan.upstream, plan.upstream_args);
   make_tile_plan(plan.product, plan.product_args);
