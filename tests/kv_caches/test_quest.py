@@ -37,18 +37,25 @@ class Steps:
 
     def __init__(self, cache: Any, dtype: torch.dtype = torch.float32, group: int = 3, batch: int = 2) -> None:
         self.cache, self.dtype, self.group, self.batch = cache, dtype, group, batch
+        self.theirs: Any = DynamicCache()  # Transformers' own holds the same
         self.generator = torch.Generator().manual_seed(0)
 
     def draw(self, heads: int, new: int) -> Tensor:
         return torch.randn(self.batch, heads, new, 8, generator=self.generator).to(self.dtype)
 
     def fill(self, new: int) -> None:
-        self.cache.update(self.draw(2, new), self.draw(2, new), 0)
+        self.update(new)
+
+    def update(self, new: int) -> tuple[Tensor, Tensor]:
+        parts = self.draw(2, new), self.draw(2, new)
+        found, theirs = self.cache.update(*parts, 0), self.theirs.update(*parts, 0)
+        assert all(torch.equal(a, b) for a, b in zip(found, theirs, strict=True))
+        return found
 
     def step(self, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The output of a token, and that of the definition in float64."""
         query = self.draw(2 * self.group, 1) if query is None else query
-        key, value = self.cache.update(self.draw(2, 1), self.draw(2, 1), 0)
+        key, value = self.update(1)
         out, _ = attend.forward(Module().eval(), query, key, value, None, method=DENSE, scaling=0.4)
         layer = self.cache.layers[0]
         want = dynattn.attention(query.double(), key.double(), value.double(), layer.quest, scale=0.4)
@@ -61,14 +68,14 @@ def close(found: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float32) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("page", "group"), [(16, 3), (16, 1), (8, 2)])
+@pytest.mark.parametrize(("page", "group"), [(16, 3), (8, 1)])
 @torch.no_grad()
 def test_every_step_is_the_definition(page: int, group: int, dtype: torch.dtype) -> None:
     """From a short prompt across the borders of pages and of buffers; pages of 8 are gathered."""
     for prompt, room in ((1, 5), (16, 64), (47, 3)):
         run = Steps(QuestCache(BUDGET, page, room), dtype, group)
         run.fill(prompt)
-        for _ in range(70 if prompt == 1 else 20):
+        for _ in range(50 if prompt == 1 else 18):
             close(run.step(), dtype)
 
 
@@ -110,21 +117,19 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_whatever_happens_to_the_cache_the_next_step_is_the_definition(change: str) -> None:
-    run, other = Steps(QuestCache(BUDGET, room=40)), Steps(DynamicCache())
-    for each in (run, other):
-        each.fill(90)
+    run = Steps(QuestCache(BUDGET, room=40))
+    run.fill(90)
     for _ in range(5):
         close(run.step())
-        other.generator.set_state(run.generator.get_state())
-    cache = run.cache
+    cache, theirs = run.cache, copy.deepcopy(run.theirs)
     found = CHANGES[change](cache)
-    run.cache = cache if found is None else found
-    before = cache.layers[0].keys.clone()
+    if found is None:
+        CHANGES[change](run.theirs)
+    run.cache = found or cache
     for _ in range(20):
         close(run.step())
     if found is not None:  # a copy: the other is as it was, and goes on too
-        assert torch.equal(cache.layers[0].keys, before)
-        run.cache = cache
+        run.cache, run.theirs = cache, theirs
         close(run.step())
 
 
@@ -136,6 +141,7 @@ def test_a_cache_that_was_reset_is_as_new() -> None:
     filled = run.cache.bytes
     assert filled > run.cache.layers[0].keys.numel() * 2 * 4 + run.cache.layers[0].positions.nbytes
     run.cache.reset()
+    run.theirs.reset()
     assert (run.cache.get_seq_length(), run.cache.bytes) == (0, 0)
     run.batch = 1
     run.fill(70)
@@ -143,7 +149,9 @@ def test_a_cache_that_was_reset_is_as_new() -> None:
         close(run.step())
 
 
-def _decoded(model: Any, cache: Any, ids: Tensor, by: str | None, sizes: list[int], mask: Tensor | None = None) -> Tensor:
+def _decoded(
+    model: Any, cache: Any, ids: Tensor, by: str | None, sizes: list[int], mask: Tensor | None = None
+) -> Tensor:
     """Logits, by the cache's own choice, or by a method that modules are given for single tokens."""
     if by is None:
         return steps(model, cache, ids, sizes, "dynattn:dense", mask)
@@ -237,5 +245,5 @@ def test_what_cannot_be_done_is_refused(model, ids):
         QuestCache(40)
     with pytest.raises(ValueError, match="QuestCache: attention must ask which pages to read"):
         steps(model, QuestCache(16), ids, [PROMPT, 1, 1], "sdpa")
-    with pytest.raises(ValueError, match="QuestCache: attention must be dense.*got nm-2-4; use 'dynattn:dense'"):
+    with pytest.raises(ValueError, match=r"QuestCache: attention must be dense.*got nm-2-4; use 'dynattn:dense'"):
         steps(model, QuestCache(16), ids, [PROMPT, 1], "dynattn:nm-2-4")

@@ -39,10 +39,10 @@ def chosen(query: Tensor, key: Tensor, allowed: Tensor, method: Quest, scale: fl
                             bound += max(q[d] * max(column), q[d] * min(column))
                         value[p] = value.get(p, 0.0) + bound
                 best = sorted(value, key=lambda p: (-round(value[p], 9), p))[: method.budget // method.page]
+                pages = {*best, last // method.page}
                 for h in members:
                     for j in range(kv_len):
-                        kept[b, h, i, j] = allowed[b, h, i, j] and (j // method.page in best or
-                                                                    j // method.page == last // method.page)  # fmt: skip
+                        kept[b, h, i, j] = allowed[b, h, i, j] and j // method.page in pages
     return kept
 
 

@@ -22,7 +22,6 @@ from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods import Method, Quest
 from dynattn.ops.pages import page_attention
 
-
 _PROMPT = 64
 """More tokens at once are a part of a prompt, and attend to everything: a chunk of the first, or a further one."""
 
