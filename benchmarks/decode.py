@@ -63,8 +63,8 @@ LATER = 64  # so many tokens before the answer are read after the eviction, wher
 
 
 def ways(length: int) -> list[Way]:
-    """What is compared; windows, ratios and pages leave a quarter of the tokens, N:M half of them. Of long prompts Quest
-    reads its published budget too."""
+    """What is compared; windows, ratios and pages leave a quarter of the tokens, N:M half of them. After long prompts
+    Quest reads its published budget too."""
     quarter = length // 4
     budgets = {quarter // 16 * 16, *({QUEST} if length > QUEST else ())}
     names = (

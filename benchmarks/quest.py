@@ -121,9 +121,9 @@ def check(ways: dict[str, Way], case: Case, prompt: tuple[Tensor, Tensor], token
         cache.update(*prompt, 0)
         keys, values = cache.update(key, value, 0)
         found[name] = way.attend(case, query, keys, values).transpose(1, 2).float()
-    exact = [x.float() for x in (query, keys, values)]
-    want = {SDPA: dynattn.attention(*exact, dynattn.NM(1, 1)), QUEST: dynattn.attention(*exact, Quest(case.budget))}
-    want[DENSE] = want[SDPA]
+    query, keys, values = query.float(), keys.float(), values.float()
+    dense = dynattn.attention(query, keys, values, dynattn.NM(1, 1))
+    want = {SDPA: dense, DENSE: dense, QUEST: dynattn.attention(query, keys, values, Quest(case.budget))}
     for name, out in found.items():
         if not torch.allclose(out, want[name], rtol=2e-2, atol=1e-4 if case.dtype == torch.float32 else 2e-2):
             raise SystemExit(f"quest: a way must compute its definition: {name} differs for {case.known_as}")

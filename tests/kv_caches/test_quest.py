@@ -19,7 +19,7 @@ from dynattn import Quest
 from dynattn.account import counting
 from dynattn.integrations.transformers import assign, attend, attention_modules, observing
 from dynattn.kv_caches import FullCache, QuestCache
-from dynattn.methods import parse
+from dynattn.methods import Rows, parse
 from tests.kv_caches.oracle import PROMPT, steps
 
 DENSE = parse("dense")
@@ -89,7 +89,7 @@ def test_dropped_pages_and_old_keys_are_not_read() -> None:
     layer = run.cache.layers[0]
     kept = Quest(BUDGET).choose(
         0.4 * query @ layer.keys.repeat_interleave(3, 1).mT,
-        dynattn.methods.Rows(query, layer.keys.repeat_interleave(3, 1), layer.held - 1, 0.4, 3),
+        Rows(query, layer.keys.repeat_interleave(3, 1), layer.held - 1, 0.4, 3),
     )  # fmt: skip
     dropped = ~kept[0, ::3, 0]
     assert dropped.sum() >= 2 * 7 * 16

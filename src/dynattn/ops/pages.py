@@ -39,10 +39,11 @@ def page_attention(query: Tensor, key: Tensor, value: Tensor, kept: Kept, page: 
     """
     batch, kv_heads, room, _ = key.shape
     run = _by_kernel if _fits(query, key, value, page) else _gathered
-    pools = (x.view(batch * kv_heads * (room // page), page, x.shape[3]) for x in (key, value))
-    first = torch.arange(0, batch * kv_heads * (room // page), room // page, device=key.device)
+    rows = query.reshape(batch * kv_heads, -1, query.shape[3])
+    keys, values = (x.view(-1, page, x.shape[3]) for x in (key, value))
+    first = torch.arange(batch * kv_heads, device=key.device) * (room // page)
     table = kept.table.flatten(0, 1) + first.unsqueeze(-1)  # [batch · kv_heads, most]
-    out = run(query.reshape(batch * kv_heads, -1, query.shape[3]), *pools, table, kept.used.flatten(), scale)
+    out = run(rows, keys, values, table, kept.used.flatten(), scale)
     return out.view(batch, query.shape[1], 1, value.shape[3])
 
 
@@ -79,6 +80,6 @@ def _gathered(query: Tensor, key: Tensor, value: Tensor, table: Tensor, used: Te
     keys = torch.arange(table.shape[1] * key.shape[1], device=used.device)
     counted = (keys < used.unsqueeze(-1)).unsqueeze(1)  # [texts, 1, keys]
     # The room behind the last key may hold NaN, which no mask silences.
-    gathered = (pool[table].flatten(1, 2).where(counted.mT, 0).unsqueeze(1) for pool in (key, value))
-    out = scaled_dot_product_attention(query.unsqueeze(1), *gathered, counted.unsqueeze(1), scale=scale)
+    k, v = (pool[table].flatten(1, 2).where(counted.mT, 0).unsqueeze(1) for pool in (key, value))
+    out = scaled_dot_product_attention(query.unsqueeze(1), k, v, counted.unsqueeze(1), scale=scale)
     return out.squeeze(1)
