@@ -124,7 +124,7 @@ def table(query: Tensor, box: Tensor, kv_len: int, page: int, count: int, scale:
         scale: factor of the scores.
     """
     batch, kv_heads, pages, _ = box.shape
-    together = parts(query, scale).view(batch, kv_heads, -1, box.shape[3]).sum(2)
+    together = parts(query, scale).view(batch, kv_heads, query.shape[1] // kv_heads, box.shape[3]).sum(2)
     # A row times the boxes' columns: the boxes times a column take MKL eight times as long.
     value = (together.unsqueeze(2) @ box.mT).squeeze(2)  # [batch, kv_heads, pages]
     best = _best(value, count)

@@ -37,14 +37,14 @@ def page_attention(query: Tensor, key: Tensor, value: Tensor, kept: Kept, page: 
     Returns:
         (batch, heads, 1, value_dim).
     """
-    batch, kv_heads, room, _ = key.shape
+    (batch, kv_heads, room, head_dim), heads = key.shape, query.shape[1]
     run = _by_kernel if _fits(query, key, value, page) else _gathered
-    rows = query.reshape(batch * kv_heads, -1, query.shape[3])
+    rows = query.reshape(batch * kv_heads, heads // kv_heads, head_dim)
     keys, values = (x.view(-1, page, x.shape[3]) for x in (key, value))
     first = torch.arange(batch * kv_heads, device=key.device) * (room // page)
     table = kept.table.flatten(0, 1) + first.unsqueeze(-1)  # [batch · kv_heads, most]
     out = run(rows, keys, values, table, kept.used.flatten(), scale)
-    return out.view(batch, query.shape[1], 1, value.shape[3])
+    return out.view(batch, heads, 1, value.shape[3])
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, page: int) -> bool:
