@@ -64,11 +64,10 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor, table: Tensor, used: T
     texts, group, _ = query.shape
     out = query.new_empty(texts, group, value.shape[2])
     rows, into = (x.transpose(0, 1).unsqueeze(0) for x in (rows_contiguous(query), out))
+    starts = torch.arange(texts + 1, device="cpu")  # a query each; where keys lie, the table says
     found = cpu.nm_texts(
         rows, key.unsqueeze(1), value.unsqueeze(1), into, None, None, None, None, Pattern.of(_DENSE, False, scale),
-        cpu.best_isa(), query_start=torch.arange(texts + 1, device="cpu"),
-        key_start=torch.zeros(texts, dtype=torch.int64, device="cpu"), key_count=used,
-        block_table=table.to(torch.int32),
+        cpu.best_isa(), query_start=starts, key_start=starts, key_count=used, block_table=table.to(torch.int32),
     )  # fmt: skip
     if not found:
         raise RuntimeError("page_attention: a page was refused, though the layer holds it; this is a bug in dynattn")
