@@ -10,7 +10,7 @@ import dynattn
 from dynattn import BlockMass, BlockTopK
 from dynattn.maths import antidiagonal, bounds, sampled
 from dynattn.methods import Rows, parse
-from dynattn.methods.blocks import Blocks
+from dynattn.methods.blocks import ESTIMATES, Blocks
 from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, sampled_share
 from tests.methods.oracle import agrees, inputs
 
@@ -64,7 +64,7 @@ def test_the_choice_by_bounds_is_that_of_its_values() -> None:
 def test_causal_attention_keeps_its_own_blocks_and_the_first_within_the_budget() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 512, 16)
-    for by in ("mean", "sampled", "bounds", "antidiagonal"):
+    for by in sorted(set(ESTIMATES) - {"similar"}):  # which forces others besides
         _, aux = dynattn.attention(query, key, value, BlockTopK(0.25, 16, by), causal=True, return_aux=True)
         kept = BlockTopK(0.25, 16, by).choose_blocks(query, key, None, True, 0.25)
         for row in range(32):
@@ -73,7 +73,7 @@ def test_causal_attention_keeps_its_own_blocks_and_the_first_within_the_budget()
         assert (aux.density < 0.32).all()
 
 
-@pytest.mark.parametrize("by", ["mean", "sampled", "bounds", "antidiagonal"])
+@pytest.mark.parametrize("by", sorted(ESTIMATES))
 @pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
 def test_nan_reaches_the_output(by: str, kind: type[Blocks]) -> None:
     query, key, value = inputs(48, 112)  # whole tiles: antidiagonals of a cut one miss some keys
@@ -97,6 +97,7 @@ def test_steps_are_those_of_the_pages() -> None:
         ("blocktopk-0.25-b64-sampled-w128-s64-f0", BlockTopK(0.25, 64, "sampled", 128, 64, 0)),
         ("blocktopk-0.25-b64-bounds", BlockTopK(0.25, 64, "bounds")),
         ("blocktopk-0.25-b32-antidiagonal-f8", BlockTopK(0.25, 32, "antidiagonal", floor=8)),
+        ("blocktopk-0.25-b64-lowrank-w0", BlockTopK(0.25, 64, "lowrank", window=0)),
         ("blockmass-0.9-b64-sampled", BlockMass(0.9, 64)),
         ("blockmass-0.9-b16", BlockMass(0.9, 16, "mean")),
         ("blockmass-0.9-b16-bounds-w0-s0", BlockMass(0.9, 16, "bounds", 0, 0)),
@@ -114,7 +115,7 @@ def test_names(name: str, method: Blocks) -> None:
         ((0.5, 0), ValueError, "block must be between 1 and 1024"),
         ((0.5, 1025), ValueError, "block must be between 1 and 1024"),
         ((0.5, 16.0), TypeError, "block must be an int"),
-        ((0.5, 16, "best"), ValueError, "by must be one of mean, similar, bounds, antidiagonal, sampled: got 'best'"),
+        ((0.5, 16, "best"), ValueError, "by must be one of mean, similar, bounds, antidiagonal, sampled, lowrank: got 'best'"),
         ((0.5, 16, 3), ValueError, "by must be one of"),
         ((0.5, 24, "antidiagonal"), ValueError, "block must be a multiple of 16 with 'antidiagonal': got 24"),
         ((0.5, 16, "mean", -1), ValueError, "window must be between 0 and"),
