@@ -1,6 +1,6 @@
 """Which blocks to keep: what every choice keeps and costs in quality on held-out texts, and how long it takes.
 
-    python benchmarks/block_choices.py plan                        # what is not measured yet, and about how long it takes
+    python benchmarks/block_choices.py plan                        # what is not measured yet, and about how long it is
     python benchmarks/block_choices.py mass 2048 [METHOD ...]      # benchmarks/results/blocks/mass-2048.json
     python benchmarks/block_choices.py quality 2048 [METHOD ...]   # benchmarks/results/blocks/quality-2048.json
     python benchmarks/block_choices.py time 2048 [METHOD ...]      # adds to benchmarks/results/blocks/time.json
@@ -275,7 +275,7 @@ def _cells(kind: str, tokens: int) -> tuple[dict[tuple[str, str], float | None],
     record = read(RESULTS / ("time.json" if kind == "time" else f"{kind}-{tokens}.json"))
     parts = {"mass": KINDS, "quality": (*KINDS, FACT), "time": (str(tokens),)}[kind]
     timed = record.get("lengths", {}).get(str(tokens), {})
-    held = {name: parts for name in timed} if kind == "time" else record.get("methods", {})
+    held = dict.fromkeys(timed, parts) if kind == "time" else record.get("methods", {})
     seconds = record.get("seconds", {})
     took = {(name, part): seconds.get(name, {}).get(part) for name in held for part in held[name]}
     return took, [(name, part) for name in named(kind, tokens) for part in parts]

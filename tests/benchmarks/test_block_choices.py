@@ -97,10 +97,12 @@ def test_times_go_on_method_by_method(choices: Any, tmp_path: Path, monkeypatch:
     }  # fmt: skip
 
 
-def test_a_method_is_timed_beside_sdpa(choices: Any) -> None:
+def test_a_method_is_timed_beside_sdpa(choices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = choices.interleaved
+    monkeypatch.setattr(choices, "interleaved", lambda runs, **_: once(runs, rounds=1, min_sample=None))
     (call, *_) = choices.calls_of("code", 32, {})
     found = choices.timed(call, "blocktopk-0.5-b8")
-    assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"], rel=0.9)
+    assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"])
     assert found["seconds"] > 0
 
 
@@ -134,4 +136,5 @@ def test_every_length_has_the_methods_of_the_longer_ones_and_dense_attention_fir
         assert of[length][0] == "dense"
         assert len(set(of[length])) == len(of[length])
         for kind in ("mass", "quality", "time"):
-            assert [choices.parse(name).name for name in choices.named(kind, length)] == list(choices.named(kind, length))
+            names = choices.named(kind, length)
+            assert tuple(choices.parse(name).name for name in names) == names

@@ -42,7 +42,7 @@ def test_the_pages_of_quality_show_the_records(monkeypatch: pytest.MonkeyPatch) 
 def test_every_family_of_the_frontier_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("methods_table")
-    assert script.PAGES.keys() == script.FAMILIES.keys()
+    assert script.PAGES.keys() >= script.FAMILIES.keys()
     for page in script.PAGES.values():
         assert (ROOT / "docs" / "methods" / f"{page}.md").exists()
 

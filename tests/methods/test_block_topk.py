@@ -115,7 +115,7 @@ def test_names(name: str, method: Blocks) -> None:
         ((0.5, 0), ValueError, "block must be between 1 and 1024"),
         ((0.5, 1025), ValueError, "block must be between 1 and 1024"),
         ((0.5, 16.0), TypeError, "block must be an int"),
-        ((0.5, 16, "best"), ValueError, "by must be one of mean, similar, bounds, antidiagonal, sampled, lowrank: got 'best'"),
+        ((0.5, 16, "best"), ValueError, f"by must be one of {', '.join(ESTIMATES)}: got 'best'; try 'sampled'"),
         ((0.5, 16, 3), ValueError, "by must be one of"),
         ((0.5, 24, "antidiagonal"), ValueError, "block must be a multiple of 16 with 'antidiagonal': got 24"),
         ((0.5, 16, "mean", -1), ValueError, "window must be between 0 and"),
