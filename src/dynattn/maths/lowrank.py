@@ -21,13 +21,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks, log_shares, some_allowed, some_scored
+from dynattn.maths.estimate import (
+    Estimated,
+    Input,
+    blocks,
+    in_blocks,
+    log_shares_of_blocks,
+    some_allowed,
+    some_scored,
+)
 from dynattn.maths.scores import arithmetic_dtype
 
 PART = 8
 """One dimension of so many is looked at."""
-
-_SMALLER = 8  # a step holds 2 MB of float32: several passes go over it, in the cache
 
 
 def rank(head_dim: int) -> int:
@@ -54,7 +60,7 @@ def of_scores(scores: Tensor, size: int, query: Tensor, key: Tensor, scale: floa
         for q, dims in (_largest(part.to(scores.dtype) * scale) for part in query.split(size, 2))
     ]
     seen = torch.cat(probed, 2).masked_fill(scores == -math.inf, -math.inf)
-    return log_shares(in_blocks(seen, size).amax(-1, keepdim=True)), some_scored(scores, size)
+    return log_shares_of_blocks(in_blocks(seen, size).amax(-1)), some_scored(scores, size)
 
 
 def of_input(call: Input, size: int) -> Iterator[Estimated]:
@@ -71,15 +77,15 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     columns = -(-call.key.shape[2] // size)
     # [batch · kv_heads · head_dim, kv_len]: dimensions are then rows, which are copied whole
     key = blocks(_marked(call.key.to(dtype)), size, 2).flatten(2, 3).mT.flatten(0, 2).contiguous()
-    for at in call.steps(size, call.key.shape[2] * size * _SMALLER):
+    for at in call.steps(size, call.key.shape[2] * size):
         query = blocks(call.query[:, :, at.start * size : at.stop * size].to(dtype) * call.scale, size, 2)
         seen = columns
         if call.causal:
             last = min(at.stop * size, call.query.shape[2]) + call.offset
             seen = min(columns, max(0, -(-last // size)))
         t = _probed(query, key[:, : seen * size], call, at.start * size)
-        t = t.unflatten(4, (seen, size)).amax(-1)
-        yield Estimated(at, pad(log_shares(t.unsqueeze(-1)), (0, columns - seen), value=-math.inf), some[:, :, at])
+        value = log_shares_of_blocks(t.unflatten(4, (seen, size)).amax(-1))
+        yield Estimated(at, pad(value, (0, columns - seen), value=-math.inf), some[:, :, at])
 
 
 def _marked(key: Tensor) -> Tensor:
