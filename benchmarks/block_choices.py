@@ -49,13 +49,14 @@ BLOCK = 128  # how many tokens an item has
 ALARM = 0.01  # the chance that a correct run fails
 LENGTHS = (2048, 4096, 8192)
 LONGEST = (
-    "dense", "blocktopk-0.25-b64", "blocktopk-0.25-b64-sampled", "blocktopk-0.25-b64-lowrank",
-    "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-sampled", "blockmass-0.95-b16-sampled", "nm-1-2-x16-w64-s4",
+    "dense", "blocktopk-0.25-b64", "blocktopk-0.25-b64-sampled", "blocktopk-0.25-b64-runs",
+    "blocktopk-0.25-b64-lowrank", "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-sampled",
+    "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs", "nm-1-2-x16-w64-s4",
     "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-5.0",
 )  # fmt: skip
 LONGER = (
-    *LONGEST, "blockmass-0.9-b64-sampled", "blockmass-0.95-b64-lowrank", "blockmass-0.9-b16-sampled", "topk-0.25",
-    "window-256-s4",
+    *LONGEST, "blockmass-0.9-b64-sampled", "blockmass-0.95-b64-runs", "blockmass-0.95-b64-lowrank",
+    "blockmass-0.9-b16-sampled", "topk-0.25", "window-256-s4",
 )  # fmt: skip
 METHODS = {
     8192: LONGEST,
@@ -63,7 +64,7 @@ METHODS = {
     2048: (
         *LONGER, "blocktopk-0.25-b64-w0-s0", "blocktopk-0.25-b64-similar", "blocktopk-0.25-b64-bounds",
         "blocktopk-0.25-b64-antidiagonal", "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled",
-        "blocktopk-0.25-b16-lowrank", "topk-0.25-f0", "blockskip-4.0", "blockskip-6.0",
+        "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "topk-0.25-f0", "blockskip-4.0", "blockskip-6.0",
     ),
 }  # fmt: skip
 """Methods by length: the longer the text, the longer a cell takes, and the fewer there are."""
@@ -275,9 +276,10 @@ def _cells(kind: str, tokens: int) -> tuple[dict[tuple[str, str], float | None],
     record = read(RESULTS / ("time.json" if kind == "time" else f"{kind}-{tokens}.json"))
     parts = {"mass": KINDS, "quality": (*KINDS, FACT), "time": (str(tokens),)}[kind]
     timed = record.get("lengths", {}).get(str(tokens), {})
-    held = dict.fromkeys(timed, parts) if kind == "time" else record.get("methods", {})
+    held = [(name, part) for name, found in record.get("methods", {}).items() for part in found]
+    held += [(name, str(tokens)) for name in timed]
     seconds = record.get("seconds", {})
-    took = {(name, part): seconds.get(name, {}).get(part) for name in held for part in held[name]}
+    took = {(name, part): seconds.get(name, {}).get(part) for name, part in held}
     return took, [(name, part) for name in named(kind, tokens) for part in parts]
 
 

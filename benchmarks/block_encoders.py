@@ -34,9 +34,10 @@ RESULTS = Path(__file__).parent / "results" / "blocks"
 MODELS = {"minilm": "MiniLM", "dinov2": "DINOv2"}
 METHODS = (
     "dense", "nm-1-2-x16", "topk-0.25", "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled",
-    "blocktopk-0.25-b16-lowrank", "blocktopk-0.25-b16-sampled-w0-s0", "clustered-blocktopk-0.25-b16-sampled-w0-s0",
-    "blocktopk-0.5-b16-sampled", "blocktopk-0.5-b16-lowrank", "blocktopk-0.5-b16-sampled-w0-s0",
-    "clustered-blocktopk-0.5-b16-sampled-w0-s0", "blockmass-0.95-b16-sampled",
+    "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "blocktopk-0.25-b16-sampled-w0-s0",
+    "clustered-blocktopk-0.25-b16-sampled-w0-s0", "blocktopk-0.5-b16-sampled", "blocktopk-0.5-b16-runs",
+    "blocktopk-0.5-b16-lowrank", "blocktopk-0.5-b16-sampled-w0-s0", "clustered-blocktopk-0.5-b16-sampled-w0-s0",
+    "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs",
     "clustered-blockmass-0.95-b16-sampled-w0-s0", "blockskip-2.0", "blockskip-4.0",
 )  # fmt: skip
 _CHARACTERS = 60_000  # of a text

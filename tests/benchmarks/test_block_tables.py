@@ -28,7 +28,7 @@ def tables(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def quality(**losses: tuple[float, float]) -> dict[str, Any]:
     """A record in which methods lose so much on code, and of the fact; a tenth of it elsewhere."""
-    methods = {"dense": dict.fromkeys((*KINDS, "fact"), DENSE)}
+    methods: dict[str, dict[str, list[float]]] = {"dense": dict.fromkeys((*KINDS, "fact"), DENSE)}
     for name, (code, fact) in losses.items():
         of = {"literature": code / 10, "code": code, "protocols": code / 10, "fact": fact}
         methods[name] = {task: [x + loss for x in DENSE] for task, loss in of.items()}

@@ -139,8 +139,8 @@ def test_all_of_the_mass_is_all_of_the_pairs() -> None:
     """Also where other blocks have next to nothing, and their shares round to 0."""
     query, key, value = inputs(64, 64, run=8)
     for backend, dtype in (("auto", torch.float32), ("reference", torch.float64)):
-        tensors = (x.to(dtype) for x in (1000 * query, key, value))
-        _, aux = dynattn.attention(*tensors, BlockBound(1.0, 8), return_aux=True, backend=backend)
+        q, k, v = (x.to(dtype) for x in (1000 * query, key, value))
+        _, aux = dynattn.attention(q, k, v, BlockBound(1.0, 8), return_aux=True, backend=backend)
         assert (aux.density == 1).all(), backend
 
 

@@ -8,10 +8,10 @@ import torch
 
 import dynattn
 from dynattn import BlockMass, BlockTopK
-from dynattn.maths import antidiagonal, bounds, sampled
+from dynattn.maths import antidiagonal, bounds, runs, sampled
 from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import ESTIMATES, Blocks
-from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, sampled_share
+from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, run_share, sampled_share
 from tests.methods.oracle import agrees, inputs
 
 """All rows of scores, the queries and the keys of a block: its value."""
@@ -30,7 +30,7 @@ def test_definition(ratio: float, exact: tuple[int, int], block: int, forced: di
 @pytest.mark.parametrize(
     ("by", "values", "block"),
     [("sampled", sampled_share, 4), ("sampled", sampled_share, 24), ("antidiagonal", antidiagonal_share, 16),
-     ("antidiagonal", antidiagonal_share, 32)],
+     ("antidiagonal", antidiagonal_share, 32), ("runs", run_share, 24)],
 )  # fmt: skip
 def test_estimates(by: str, values: Values, block: int, forced: dict[str, Any]) -> None:
     method = BlockTopK(0.4, block, by, floor=0, **forced)
@@ -85,7 +85,7 @@ def test_nan_reaches_the_output(by: str, kind: type[Blocks]) -> None:
 
 
 def test_steps_are_those_of_the_pages() -> None:
-    assert (sampled.STEP, antidiagonal.STEP) == (16, 16)
+    assert (sampled.STEP, runs.STEP, antidiagonal.STEP) == (16, 16, 16)
 
 
 @pytest.mark.parametrize(
