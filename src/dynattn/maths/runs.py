@@ -40,7 +40,8 @@ def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     allowed = runs != -math.inf
     count = allowed.sum(4)
     means = runs.masked_fill(~allowed, 0.0).sum(4) / count.clamp(min=1)
-    return _value(means.masked_fill(count == 0, -math.inf), size), some_scored(scores, size)
+    value = log_shares(blocks(means.masked_fill(count == 0, -math.inf), size, 4, -math.inf))
+    return value, some_scored(scores, size)
 
 
 def of_input(call: Input, size: int) -> Iterator[Estimated]:
@@ -55,56 +56,57 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     Yields:
         :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
-    width, runs = call.key.shape[2], -(-size // STEP)
+    kv_len, runs = call.key.shape[2], -(-size // STEP)
     if not bool(call.query.isfinite().all() & call.key.isfinite().all()):
-        for rows in call.steps(size, width * size):
+        for rows in call.steps(size, kv_len * size):
             yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))
         return
     some, parts = (
         some_allowed(call, size),
         _PARTS if call.causal else 1,
     )  # a step looks at no keys behind its last query
-    key = call.key.to(arithmetic_dtype(call.key.dtype))
-    for rows in call.steps(size, width * runs, parts):
-        t = _means(call, key, rows, size).unflatten(2, (rows.stop - rows.start, runs))
-        yield Estimated(rows, _value(t, size), some[:, :, rows])
+    columns, dtype = -(-kv_len // size), arithmetic_dtype(call.key.dtype)
+    key = pad(call.key.to(dtype), (0, 0, 0, columns * size - kv_len + 1))
+    for rows in call.steps(size, kv_len * runs, parts):
+        seen = columns
+        if call.causal:
+            last = min(rows.stop * size, call.query.shape[2]) + call.offset
+            seen = min(columns, max(0, -(-last // size)))
+        t = _means(call, key[:, :, : seen * size + 1], rows, size)[..., :-1]
+        value = log_shares(t.unflatten(3, (seen, size)).unflatten(2, (rows.stop - rows.start, runs)))
+        yield Estimated(rows, pad(value, (0, columns - seen), value=-math.inf), some[:, :, rows])
 
 
 def _means(call: Input, key: Tensor, rows: slice, size: int) -> Tensor:
-    """t of some rows of blocks, (batch, heads, runs, kv_len), -inf where no query of the run may attend the key."""
-    q_len, kv_len = call.query.shape[2], key.shape[2]
+    """t of some rows of blocks, (batch, heads, runs, keys), -inf where no query of the run may attend the key.
+
+    The last key is none, and its column of no meaning.
+    """
+    q_len, kv_len = call.query.shape[2], call.key.shape[2]
     query = call.query[:, :, rows.start * size : rows.stop * size].to(key.dtype) * call.scale
     query = blocks(blocks(query, size, 2), STEP, 3).flatten(2, 3)  # [batch, heads, run, i, head_dim], 0 where filled up
     start = torch.arange(0, size, STEP, device=key.device)
     first = (torch.arange(rows.start, rows.stop, device=key.device).unsqueeze(-1) * size + start).flatten()
     count = (size - start).clamp(max=STEP).repeat(rows.stop - rows.start).minimum(q_len - first).clamp(min=0)
-    seen = kv_len
+    t = by_kv_head(query.sum(3) / count.clamp(min=1).unsqueeze(-1), key)
     if call.causal:
-        seen = min(kv_len, max(0, min(rows.stop * size, q_len) + call.offset))
-    t = by_kv_head(query.sum(3), key[:, :, :seen]) / count.clamp(min=1).unsqueeze(-1)
-    forbidden = (count == 0).unsqueeze(-1)
-    if call.causal:
-        position = torch.arange(seen, device=key.device)
-        forbidden = forbidden | (position > (first + call.offset).unsqueeze(-1))  # by the first query at least
-    t = pad(t.masked_fill(forbidden, -math.inf), (0, kv_len - seen + 1), value=-math.inf)  # one column for no key
-    if call.causal and seen:
+        behind = max(0, rows.start * size + call.offset + 1)  # all queries may attend the keys before it
+        position = torch.arange(behind, max(behind, key.shape[2]), device=key.device)
+        t[..., behind:].masked_fill_(position > (first + call.offset).unsqueeze(-1), -math.inf)
         _cut(t, query, key, first + call.offset, count)
-    return t[..., :kv_len].masked_fill(~call.allowed_keys().unsqueeze(2), -math.inf)
+    if call.attn_mask is not None:
+        t[..., :kv_len].masked_fill_(~call.allowed_keys()[:, :, None, : key.shape[2]], -math.inf)
+    t[..., kv_len:] = -math.inf
+    t[:, :, count == 0] = -math.inf
+    return t
 
 
 def _cut(t: Tensor, query: Tensor, key: Tensor, first: Tensor, count: Tensor) -> None:
     """Fill in what some queries of a run may attend and others not: the keys at the places of its second to last."""
-    kv_len, later = key.shape[2], torch.arange(1, STEP, device=key.device)
+    none, later = key.shape[2] - 1, torch.arange(1, STEP, device=key.device)
     at = first.unsqueeze(-1) + later  # [run, m]: queries from number m of the run on may attend this key
     left = (count.unsqueeze(-1) - later).clamp(min=0)
+    at = at.where((left > 0) & (at >= 0) & (at < none), none)
     sums = query.flip(3).cumsum(3).flip(3)[:, :, :, 1:].unflatten(1, (key.shape[1], -1))
-    keys = key[:, :, at.clamp(0, kv_len - 1)].unsqueeze(2)
-    means = (sums * keys).sum(-1).flatten(1, 2) / left.clamp(min=1)
-    there = (left > 0) & (at >= 0) & (at < kv_len)
-    index = at.where(there, kv_len).expand_as(means)
-    t.scatter_(3, index, means)
-
-
-def _value(means: Tensor, size: int) -> Tensor:
-    """The value of every block, from t, (batch, heads, I, r, kv_len)."""
-    return log_shares(blocks(means, size, 4, -math.inf))
+    means = (sums * key[:, :, at].unsqueeze(2)).sum(-1).flatten(1, 2) / left.clamp(min=1)
+    t.scatter_(3, at.expand_as(means), means)
