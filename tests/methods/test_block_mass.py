@@ -19,15 +19,14 @@ def test_mass(mass: float, by: str, values: Values, forced: dict[str, Any]) -> N
     holds(method, rule(method, values), [(13, 13), (5, 40), (1, 1), (30, 13)])
 
 
-@pytest.mark.parametrize("sharp", [1.0, 60.0])
-def test_all_of_the_mass_is_all_of_the_pairs(sharp: float) -> None:
+def test_all_of_the_mass_is_all_of_the_pairs() -> None:
     """Also where other blocks have next to nothing, and their shares round to 0."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 64, 8)
     for by in sorted(ESTIMATES):
         method = BlockMass(1.0, 16, by, window=0, sinks=0)
         for backend in ("auto", "reference"):
-            _, aux = dynattn.attention(sharp * query, key, value, method, return_aux=True, backend=backend)
+            _, aux = dynattn.attention(60 * query, key, value, method, return_aux=True, backend=backend)
             assert aux.density.tolist() == [[1.0, 1.0]], (by, backend)
 
 
