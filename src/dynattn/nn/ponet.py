@@ -151,7 +151,7 @@ def _check(x: Tensor, segments: Tensor | None, mask: Tensor | None) -> None:
             raise TypeError(f"PoNet: {name} must be {dtype}: got {given.dtype}; convert it")
         if given is not None and given.shape != x.shape[:2] and given.shape != (1, x.shape[1]):
             raise ValueError(
-                f"PoNet: {name} must have shape {tuple(x.shape[:2])}: got {tuple(given.shape)}; one entry for each token"
+                f"PoNet: {name} must have shape {tuple(x.shape[:2])}: got {tuple(given.shape)}; an entry for each token"
             )
     if segments is None or torch.compiler.is_compiling() or segments.numel() == 0:
         return

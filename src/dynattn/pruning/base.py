@@ -1,7 +1,8 @@
 """The base classes of methods by which layers see fewer tokens: frozen dataclasses.
 
-A method that shortens the sequence makes a course for each forward, and decides after every layer which tokens go on to the next one. The engine (:mod:`dynattn.pruning.engine`) does
-the rest: it gathers the tokens, shortens the mask, keeps the class token, and puts every token back in its place.
+A method that shortens the sequence makes a course for each forward, and decides after every layer which tokens go on to
+the next one. The engine (:mod:`dynattn.pruning.engine`) does the rest: it gathers the tokens, shortens the mask, keeps
+the class token, and puts every token back in its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a pruned model's layers are called: what they may be given, and which attention function they find.
 
-Two engines share it: the one that takes tokens out for good (:mod:`dynattn.pruning.engine`), and the one whose tokens skip
-single layers (:mod:`dynattn.pruning.skipping`).
+Two engines share it: the one that takes tokens out for good (:mod:`dynattn.pruning.engine`), and the one whose tokens
+skip single layers (:mod:`dynattn.pruning.skipping`).
 """
 
 from __future__ import annotations

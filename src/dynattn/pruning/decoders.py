@@ -1,8 +1,8 @@
 """Finds the layers of a decoder whose tokens can skip some of them.
 
-A layer is called with its tokens' rotary positions and their mask, which are gathered with the tokens. Models whose layers
-look at where a token stands in another way would compute something else without any error. So only types of models that
-have been tested are known here.
+A layer is called with its tokens' rotary positions and their mask, which are gathered with the tokens. Models whose
+layers look at where a token stands in another way would compute something else without any error. So only types of
+models that have been tested are known here.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def find(model: nn.Module) -> Decoder:
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in SUPPORTED:
         raise ValueError(
-            f"skipping: the model must be a decoder of type {', '.join(SUPPORTED)}: {type(model).__name__} is a {kind}; "
-            "encoders lose tokens by SpAtten and its like"
+            f"skipping: the model must be a decoder of type {', '.join(SUPPORTED)}: {type(model).__name__} is a "
+            f"{kind}; encoders lose tokens by SpAtten and its like"
         )
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
         raise ValueError(
-            "skipping: the model must not be compiled: layers whose lengths are decided as they run leave compiled code "
-            "at every one of them; pass the model as it was before torch.compile"
+            "skipping: the model must not be compiled: layers whose lengths are decided as they run leave compiled "
+            "code at every one of them; pass the model as it was before torch.compile"
         )
     runner = next(module for module in model.modules() if isinstance(getattr(module, "layers", None), nn.ModuleList))
     return Decoder(tuple(runner.layers), runner, model.config)  # type: ignore[arg-type]

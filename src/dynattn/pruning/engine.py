@@ -229,7 +229,8 @@ class _Session:
         """The attention function that the attention module of a layer finds."""
         progress = self.progress
         if progress is None or progress.implementation is None:  # not called by a layer of a forward in the context
-            return attention_function(module, self.layout.config._attn_implementation)(module, query, key, value, mask, **kwargs)
+            own = attention_function(module, self.layout.config._attn_implementation)
+            return own(module, query, key, value, mask, **kwargs)
         inner, heads = attention_function(module, progress.implementation), progress.heads
         if heads is not None:
             query, key, value = heads.select(query), heads.select(key), heads.select(value)

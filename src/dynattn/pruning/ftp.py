@@ -4,7 +4,7 @@
                h'_i = layer(h)_i     for the others, on these tokens alone, at their true positions
 
 The static router keeps the first token and the last ones of each layer; a learned one looks at each token's position,
-attention score, rank and the layer's sparsity (:mod:`dynattn.pruning.router`). Nothing is said of decoding with a cache:
+attention score, rank and the layer's sparsity (:mod:`dynattn.pruning.router`). Decoding with a cache is not built:
 :mod:`dynattn.pruning.skipping` refuses it.
 
 Source: arXiv:2412.11494.
@@ -56,13 +56,15 @@ class FTP(TokenMethod):
         if any(not 0 <= s <= 1 for s in given):
             raise ValueError(f"FTP: sparsity must be between 0 and 1: got {sparsity!r}; 0.2 skips a fifth")
         if router is not None and not isinstance(router, Router):
-            raise TypeError(f"FTP: router must be a Router: got {router!r}; train one, or read it by Router.load(folder)")
+            raise TypeError(
+                f"FTP: router must be a Router: got {router!r}; train one, or read it by Router.load(folder)"
+            )
         object.__setattr__(self, "sparsity", tuple(float(s) for s in given))
         object.__setattr__(self, "router", router)
 
     @property
     def name(self) -> str:
-        """``ftp-SPARSITY``, or ``ftp-`` and those of all layers; ``ftp-routed-…`` with a router, which no name holds."""
+        """``ftp-SPARSITY``, or ``ftp-`` and those of all layers; ``ftp-routed-…`` with a router, not in names."""
         return "ftp-" + "routed-" * (self.router is not None) + "-".join(map(share.text, self.sparsity))
 
     @classmethod

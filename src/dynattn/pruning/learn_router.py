@@ -9,8 +9,8 @@
 A token's choice is hard; its gradient is that of the softmax of its two logits. It reaches the loss by what the layer
 makes of the token, and not by the token's key and value, which others attend to.
 
-Source: arXiv:2412.11494 for the three terms and the frozen model. How the hard choice is trained, the forms of the terms,
-their weights and the half-life are not published; these are this library's.
+Source: arXiv:2412.11494 for the three terms. How the hard choice is trained, the forms of the terms, their weights and
+the half-life are this library's.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ def register(cls: _Class) -> _Class:
         class Newest(Pruning): ...
 
     Args:
-        cls: a subclass of :class:`~dynattn.pruning.TokenMethod`, such as ``Pruning``. Registering it again, as a notebook does, replaces it. Its
-            names are made of letters, digits, points and hyphens.
+        cls: a subclass of :class:`~dynattn.pruning.TokenMethod`, such as one of ``Pruning``. Registering it again, as a
+            notebook does, replaces it. Its names are made of letters, digits, points and hyphens.
 
     Returns:
         The class.

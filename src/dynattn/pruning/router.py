@@ -6,8 +6,8 @@
 One router serves all layers. Of n tokens, the j-th (from 0) has, with P the dense attention of the last layer that it
 ran, the mean over the heads, among the tokens that ran it:
 
-    looking ahead     position = j / n,        score = Σ_i P_ij,             rank = |{i: score_i above score_j}| / n
-    causal            position = j / length,   score = P_jj · (j' + 1),      rank = |{i < j: score_i >= score_j}| / (j + 1)
+    looking ahead   position = j / n,       score = Σ_i P_ij,         rank = |{i: score_i above score_j}| / n
+    causal          position = j / length,  score = P_jj · (j' + 1),  rank = |{i < j: score_i >= score_j}| / (j + 1)
 
 where j' counts the tokens before j that ran that layer. Both scores are 1 where attention is even, and before any layer
 has run. Looking ahead, a choice knows later queries: it suits a prompt that is read as a whole. The causal inputs of a
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from dynattn.functional import attention
 from dynattn.maths.scores import arithmetic_dtype, per_head, scores
 from dynattn.methods import NM
-from dynattn.pruning.schedule import counts
 from dynattn.pruning.skipping import Ran
 
 RUN, SKIP = 0, 1
 """The indices of the logits of running a layer and of skipping it."""
 
 _INPUTS, _HIDDEN = 4, 64
+_ROUNDING = 1e-9  # taken off before rounding up, since (1 - 0.9) · 10 is a little above 1
 _WEIGHTS, _CONFIG = "router.safetensors", "router.json"
 
 
@@ -118,7 +118,8 @@ def static(alive: Tensor, sparsity: float) -> Tensor:
     total = alive.sum(1, keepdim=True)
     place = alive.cumsum(1) - 1
     order = torch.where(place == 0, 0, total - place)  # the last one is 1, the one before it 2
-    return alive & (order < counts(1 - sparsity, total))
+    count = ((1 - sparsity) * total.double() - _ROUNDING).ceil()
+    return alive & (order < count)
 
 
 @torch.no_grad()

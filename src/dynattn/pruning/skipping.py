@@ -1,13 +1,14 @@
 """The engine that lets tokens of a decoder skip single layers: a layer computes the tokens alone that run it.
 
-    h'_i = layer(h at the tokens that run)_i   for a token that runs, at its true position,   h'_i = h_i for one that skips
+    h'_i = layer(h at the tokens that run)_i    for a token that runs, at its true position
+    h'_i = h_i                                  for one that skips
 
-A token that skips has no query, no key and no value in that layer, and comes back in the next one. So the layers' inputs,
-rotary positions and masks are gathered, and their outputs scattered back. :mod:`dynattn.pruning.engine` is for methods
-whose tokens are gone for good, and for encoders.
+A token that skips has no query, no key and no value in that layer, and comes back in the next one. So the layers'
+inputs, rotary positions and masks are gathered, and their outputs scattered back. :mod:`dynattn.pruning.engine` is for
+methods whose tokens are gone for good, and for encoders.
 
-For training, a way that is ``soft`` has every token computed, with the keys of those that skip masked: the output is the
-same, and what a token that skips would have got gives the choice a gradient.
+For training, a way that is ``soft`` has every token computed, with the keys of those that skip masked: the output is
+the same, and what a token that skips would have got gives the choice a gradient.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class _Progress:
 
 
 class _Forward:
-    """A forward of the module that runs the layers: its padding mask, and its progress once the first layer is called."""
+    """A forward of the module that runs the layers: its padding mask, and its progress from the first layer on."""
 
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
@@ -188,13 +189,14 @@ class _Session:
         """The forward of the module that runs the layers, without a cache."""
         if not self.open:
             return forward(*args, **kwargs)
-        bound = self.runner.bind(*args, **kwargs)
-        mask = bound.arguments.get("attention_mask")
-        _check(bound.arguments.get("past_key_values"), mask)
-        bound.arguments["use_cache"] = False
+        given = self.runner.bind(*args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        mask = given.get("attention_mask")
+        _check(given.get("past_key_values"), mask)
+        given["use_cache"] = False
         outer, self.thread.forward = self.forward, _Forward(mask)
         try:
-            return forward(*bound.args, **bound.kwargs)
+            return forward(**given)
         finally:
             self.thread.forward = outer
 

@@ -64,7 +64,7 @@ class Forward:
             ValueError: the method's tokens are gone for good.
         """
         if any("present" not in work.notes for work in self.layers):
-            raise ValueError("Forward: skipped is of methods whose tokens skip layers: this one's are gone; see keep_ratio")
+            raise ValueError("Forward: skipped is of tokens that skip layers: this method's are gone; see keep_ratio")
         present = torch.stack([work.notes["present"] for work in self.layers]).sum(0)
         return 1 - self.tokens.sum(0).double() / present.clamp(min=1)
 

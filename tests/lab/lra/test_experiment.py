@@ -15,7 +15,7 @@ from dynattn.lab.training.run import run
 from tests.lab.lra.toy import recipe, silent
 
 
-@pytest.mark.parametrize("method", ["sdpa", "nm-1-2"])
+@pytest.mark.parametrize("method", ["sdpa", "nm-1-2", "ponet-4"])
 def test_a_toy_is_learnt(arena, tmp_path, method):
     found = run(Job(method, 0, steps=60, batch=16, learning_rate=1e-2, evaluate_every=30, save_every=60),
                 arena, tmp_path, silent, keep_model=True)  # fmt: skip

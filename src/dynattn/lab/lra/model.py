@@ -2,8 +2,8 @@
 
     x_0 = E[tokens] + P,    y = x + A(LN(x)),    x' = y + W_2 gelu(W_1 LN(y)),    logits = W_4 relu(W_3 pool(LN(x_L)))
 
-A is multi-head attention, dense or by a method of this library, or PoNet; pool is the mean over the tokens, or the place of a
-learnt token put before them.
+A is multi-head attention, dense or by a method of this library, or PoNet; pool is the mean over the tokens, or the
+place of a learnt token put before them.
 
 Source: arXiv:2011.04006 and its published code; arXiv:1706.03762 with the normalisation first, arXiv:2002.04745.
 """

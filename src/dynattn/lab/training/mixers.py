@@ -27,7 +27,9 @@ class Pooling:
 
     def __post_init__(self) -> None:
         if self.segments < 1:
-            raise ValueError(f"Pooling: segments must be at least 1: got {self.segments}; 1 makes a sequence one segment")
+            raise ValueError(
+                f"Pooling: segments must be at least 1: got {self.segments}; 1 makes a sequence one segment"
+            )
 
     @property
     def name(self) -> str:

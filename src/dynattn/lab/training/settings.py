@@ -9,9 +9,7 @@ from typing import Any
 from dynattn.methods import parse
 
 
-def check(
-    command: str, settings: Any, numbers: tuple[str, ...], known: Callable[[str], object] = parse
-) -> None:
+def check(command: str, settings: Any, numbers: tuple[str, ...], known: Callable[[str], object] = parse) -> None:
     """Refuse numbers below 1, a learning rate that is none, and methods that there are not.
 
     Args:
