@@ -68,11 +68,11 @@ def test_grouped_queries_and_methods():
 
 def test_trains_and_compiles():
     torch.manual_seed(0)
-    module = Attention(16, 2, causal=True)
+    module = Attention(16, 2, causal=True, gate="headwise")
     x = torch.randn(2, 6, 16)
     module(x).square().sum().backward()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    assert len(gradients) == 8
+    assert len(gradients) == 10
     assert all(g.abs().max() > 0 for g in gradients)
     module.zero_grad()
     torch.compile(module, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
@@ -198,9 +198,7 @@ def test_projections_without_gates_and_with_a_few_biases_are_refused():
         Attention.from_gated(q, v, v, o, 2, 2)
 
 
-def test_a_gated_module_compiles_and_computes_under_autocast():
-    torch.manual_seed(0)
+def test_a_gated_module_computes_under_autocast():
     module, x = Attention(16, 2, gate="elementwise"), torch.randn(2, 6, 16)
-    torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), module(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert module(x).dtype == torch.bfloat16

@@ -73,14 +73,14 @@ def begun(logit: float) -> Router:
 
 
 def test_a_router_learns_to_skip_as_much_as_asked_for_where_that_costs_nothing() -> None:
-    model, given, asked = decoder(), texts(), (0.0, 0.5, 0.5)
+    model, given, asked = decoder(layers=2), texts(lengths=(8, 5)), (0.0, 0.7)
     with torch.no_grad():
         for layer in model.layers:
             layer.self_attn.o_proj.weight.mul_(1e-3)
             layer.mlp.down_proj.weight.mul_(1e-3)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     router = begun(1.0)
-    found = learn_router(model, [given] * 30, sparsity=asked, router=router, rate=0.02)
+    found = learn_router(model, [given] * 20, sparsity=asked, router=router, rate=0.03)
     assert found.skipped[0] == 0
     assert found.distillation[0] == pytest.approx(0, abs=1e-12)
     assert found.skipped[-1] > 0.25
@@ -91,11 +91,11 @@ def test_a_router_learns_to_skip_as_much_as_asked_for_where_that_costs_nothing()
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     with torch.no_grad(), found.method.apply(model) as trace:
         model(**given)
-    assert 1 - int(trace.last.tokens.sum()) / (3 * 26) > 0.25
+    assert 1 - int(trace.last.tokens.sum()) / (2 * 13) > 0.25
 
 
 def test_a_router_learns_to_run_tokens_that_are_missed() -> None:
-    """Nothing is to be skipped, so that the sparsity term is 0, and the distance to the dense model pulls back."""
+    """Nothing is to be skipped: the sparsity term is 0, and both the guide and the distance to the dense model pull."""
     found = learn_router(decoder(), [texts()] * 12, sparsity=0.0, router=begun(-0.5), rate=0.05)
     assert found.skipped[0] > 0.9
     assert found.skipped[-1] < 0.1
