@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -16,10 +17,12 @@ from dynattn.lab.tasks.texts import read
 def test_routers_are_trained_once_measured_and_told(script, monkeypatch, tmp_path, tiny_decoder, many_texts):
     ftp = script("ftp")
     pretrained, task = load(str(tiny_decoder)), Perplexity(items=2, tokens=32, texts=read(many_texts))
-    for name, value in {
+    changes = {
         "RECORD": tmp_path / "ftp.json", "PAGE": tmp_path / "page.md", "SPARSITIES": (0.1,), "TOKENS": 24, "STEPS": 2,
-        "TIMED": 16, "SECONDS": 0.01, "of_layers": lambda model, sparsity: sparsity,  # it has two layers
-    }.items():  # fmt: skip
+        "TIMED": 16, "interleaved": partial(ftp.interleaved, rounds=2, min_sample=None),
+        "of_layers": lambda model, sparsity: sparsity,  # it has two layers
+    }  # fmt: skip
+    for name, value in changes.items():
         monkeypatch.setattr(ftp, name, value)
     ftp.PAGE.write_text(f"before\n{ftp.START}\n{ftp.END}\nafter\n")
     ftp.main(["table"])

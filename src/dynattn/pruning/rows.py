@@ -63,7 +63,7 @@ class OfTokens(NamedTuple):
 
 
 def _mask(mask: Tensor | None, tokens: Tokens, full: Tensor) -> Tensor | None:
-    """The attention mask for the tokens that run; rows that are none see themselves, so that no softmax is empty."""
+    """The attention mask for the tokens that run. Rows that are none may see nothing, and are not read."""
     if mask is None and bool(tokens.alive.all()):
         return None
     mask = _causal(full) if mask is None else mask
@@ -72,10 +72,7 @@ def _mask(mask: Tensor | None, tokens: Tokens, full: Tensor) -> Tensor | None:
     rows = mask.expand(batch, -1, -1, -1).gather(2, at.unsqueeze(3).expand(-1, mask.shape[1], -1, length))
     rows = rows.gather(3, at.unsqueeze(2).expand(-1, mask.shape[1], count, -1))
     alive = tokens.alive[:, None, None, :]
-    own = torch.eye(count, dtype=torch.bool, device=rows.device) & ~alive
-    if mask.dtype == torch.bool:
-        return (rows & alive) | own
-    return rows.masked_fill(~alive, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
+    return rows & alive if mask.dtype == torch.bool else rows.masked_fill(~alive, torch.finfo(mask.dtype).min)
 
 
 def _causal(full: Tensor) -> Tensor:
