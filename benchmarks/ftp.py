@@ -1,6 +1,6 @@
 """Trains FTP's routers for SmolLM2 and measures what skipping tokens costs and gains, against tokens drawn by lot.
 
-    python benchmarks/ftp.py train FOLDER      # a router for each sparsity, minutes each; finished ones are passed over
+    python benchmarks/ftp.py train FOLDER      # a router for each sparsity, ten minutes or so each; finished ones are passed over
     python benchmarks/ftp.py measure FOLDER    # benchmarks/results/pruning/ftp.json; speed needs an idle machine
     python benchmarks/ftp.py table             # the table of docs/methods/ftp.md from the record
 
@@ -38,7 +38,7 @@ RECORD = Path(__file__).parent / "results" / "pruning" / "ftp.json"
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "ftp.md"
 START, END = "<!-- written by benchmarks/ftp.py -->", "<!-- end -->"
 SPARSITIES = (0.1, 0.2, 0.3)
-TOKENS, STEPS = 256, 100
+TOKENS, STEPS = 256, 60
 HELD_OUT = Perplexity(items=3, tokens=1024)
 TIMED = 1024  # tokens
 SECONDS = 20.0
