@@ -1,6 +1,6 @@
 """Trains FTP's routers for SmolLM2 and measures what skipping tokens costs and gains, against tokens drawn by lot.
 
-    python benchmarks/ftp.py train FOLDER      # a router for each sparsity, ten minutes or so each; finished ones are passed over
+    python benchmarks/ftp.py train FOLDER      # a router for each sparsity, ten minutes each; goes on after a kill
     python benchmarks/ftp.py measure FOLDER    # benchmarks/results/pruning/ftp.json; speed needs an idle machine
     python benchmarks/ftp.py table             # the table of docs/methods/ftp.md from the record
 

@@ -77,7 +77,7 @@ class Router(nn.Module):
         else:
             position, rank = place / self.length, _rank_before(score, alive) / (place + 1)
         inputs = torch.stack([position, score, rank, torch.full_like(score, sparsity)], dim=-1)
-        weight = self.logits[0].weight
+        weight = next(self.logits.parameters())
         return self.logits(inputs.to(weight.device, weight.dtype)).to(score.device)
 
     def save(self, folder: Path) -> None:
