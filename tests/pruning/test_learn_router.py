@@ -35,7 +35,7 @@ def test_the_masked_forward_is_the_gathered_one(side: str, look_ahead: bool) -> 
     found, way = soft(model, method, given)
     close(found[alive], expected[alive])
     for layer, share in enumerate(way.shares):
-        assert float(share) == pytest.approx(1 - int(trace.last.tokens[layer].sum()) / int(alive.sum()))
+        assert share.item() == pytest.approx(1 - int(trace.last.tokens[layer].sum()) / int(alive.sum()))
 
 
 def test_a_choice_has_the_gradient_of_what_the_layer_makes_of_its_token() -> None:

@@ -35,7 +35,7 @@ def of_forward(forward: Forward, *, head_dim: int, itemsize: int, bits: tuple[in
             notes = {name: int(found[sample]) for name, found in layer.notes.items()}
             rows = tokens * heads
             pairs = notes["pairs"] if "pairs" in notes else rows * tokens  # under a causal mask, about half as many
-            values = notes["values_read"] if "values_read" in notes else pairs
+            values = notes.get("values_read", pairs)
             element, again = float(itemsize), notes.get("rows_again", 0)
             if bits is not None:  # the low bits of all keys are fetched if any row of the layer asks for them
                 element = (bits[0] + (bits[1] if again else 0)) / 8
