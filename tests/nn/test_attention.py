@@ -151,12 +151,14 @@ def test_a_folded_gate_is_a_plain_sigmoid(form):
     with pytest.raises(ValueError, match="must have a gate: it has none"):
         module.fold_gate()
     module.add_gate(form)
+    assert module.gate is not None
     nn.init.normal_(module.gate.projection.weight)
     expected = module(x)
     plain = Attention(16, 4, gate=form, dtype=torch.float64)
     module.fold_gate()
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
     plain.load_state_dict(module.state_dict())
+    assert plain.gate is not None
     assert float(plain.gate.ceiling) == 1
     assert torch.equal(plain(x), module(x))
     module.fold_gate()  # a second time there is nothing to move
@@ -187,6 +189,7 @@ def test_published_projections(bias, heads, kv_heads, width, groups):
     out = attention(query, heads_of(k(x), kv_heads), heads_of(v(x), kv_heads), NM(1, 2), causal=True)
     expected = o((out * gate.sigmoid()).transpose(1, 2).flatten(2))
     torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-12)
+    assert module.gate is not None
     assert module.gate.form == ("headwise" if width == 1 else "elementwise")
 
 

@@ -22,7 +22,7 @@ def router(look_ahead: bool = False) -> Router:
         for weight in found.parameters():
             weight.mul_(6)
         at_one = found(torch.ones(1, 13, dtype=torch.bool), torch.ones(1, 13), 0.4)
-        found.logits[2].bias -= at_one.mean((0, 1))  # about half of the tokens run
+        list(found.parameters())[-1].sub_(at_one.mean((0, 1)))  # about half of the tokens run
     return found
 
 
@@ -51,7 +51,8 @@ def test_the_first_token_and_the_last_ones_run(side: str) -> None:
 def test_a_router_judges_by_the_layer_that_a_token_ran_last(implementation: str, look_ahead: bool) -> None:
     """The walk keeps scores by hand, from the queries and keys of each layer on its tokens alone."""
     register()
-    model, given, method = decoder(layers=4), texts(), FTP(0.4, router(look_ahead))
+    judge = router(look_ahead)
+    model, given, method = decoder(layers=4), texts(), FTP(0.4, judge)
     model.set_attn_implementation(implementation)
     with method.apply(model) as trace:
         seen = watch(model, given)
@@ -62,7 +63,7 @@ def test_a_router_judges_by_the_layer_that_a_token_ran_last(implementation: str,
         scores = torch.ones(length)
         for layer in range(4):
             with torch.no_grad():
-                logits = method.router(torch.ones(1, length, dtype=torch.bool), scores[None], 0.4)[0]
+                logits = judge(torch.ones(1, length, dtype=torch.bool), scores[None], 0.4)[0]
             rows = (logits[:, RUN] >= logits[:, SKIP]).nonzero().flatten().tolist()
             assert ran[layer][sample].nonzero().flatten().tolist() == rows
             if rows:

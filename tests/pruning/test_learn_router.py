@@ -15,10 +15,12 @@ from tests.pruning.walks import decoder, texts
 
 
 def soft(model, method: FTP, given) -> tuple[torch.Tensor, SoftRouted]:
+    assert method.router is not None
+    judge = method.router
     ways: list[SoftRouted] = []
 
     def begin(layers: int, alive: torch.Tensor) -> SoftRouted:
-        ways.append(SoftRouted(method.of_layers(layers), alive, method.router))
+        ways.append(SoftRouted(method.of_layers(layers), alive, judge))
         return ways[-1]
 
     with skipped(model, begin, watches=True):
@@ -40,14 +42,14 @@ def test_the_masked_forward_is_the_gathered_one(side: str, look_ahead: bool) -> 
 
 def test_a_choice_has_the_gradient_of_what_the_layer_makes_of_its_token() -> None:
     """One layer, one text: ``d loss / d weight_i = (layer(h)_i - h_i) · d loss / d h'_i``, through the softmax."""
-    model, given, method = decoder(layers=1), {"input_ids": texts()["input_ids"][:1]}, FTP(0.4, router())
+    model, given, judge = decoder(layers=1), {"input_ids": texts()["input_ids"][:1]}, router()
     model.requires_grad_(False)
     model.norm = torch.nn.Identity()
     toward = torch.randn(1, 13, 32, dtype=torch.float64)
-    found, _ = soft(model, method, given)
+    found, _ = soft(model, FTP(0.4, judge), given)
     (found * toward).sum().backward()
     with torch.no_grad():
-        logits = method.router(torch.ones(1, 13, dtype=torch.bool), torch.ones(1, 13), 0.4)
+        logits = judge(torch.ones(1, 13, dtype=torch.bool), torch.ones(1, 13), 0.4)
         runs = logits[..., RUN] >= logits[..., SKIP]
         states = model.embed_tokens(given["input_ids"])
         gains = torch.zeros(1, 13, dtype=torch.float64)
@@ -57,10 +59,11 @@ def test_a_choice_has_the_gradient_of_what_the_layer_makes_of_its_token() -> Non
             out = model.layers[0](states[:, rows], position_embeddings=rotary)[0, -1]
             gains[0, i] = (out - states[0, i]) @ toward[0, i]
     assert 0 < int(runs.sum()) < 13
-    found_gradient = method.router.logits[2].bias.grad
+    bias = list(judge.parameters())[-1]
+    assert bias.grad is not None
     probability = logits.softmax(-1)[..., RUN]
     slope = (gains * probability * (1 - probability)).sum()
-    close(found_gradient.double(), torch.stack([slope, -slope]))
+    close(bias.grad.double(), torch.stack([slope, -slope]))
 
 
 def begun(logit: float) -> Router:
@@ -68,7 +71,7 @@ def begun(logit: float) -> Router:
     torch.manual_seed(0)
     found = Router(16)
     with torch.no_grad():
-        found.logits[2].bias += torch.tensor([logit, -logit])
+        list(found.parameters())[-1].add_(torch.tensor([logit, -logit]))
     return found
 
 

@@ -13,6 +13,7 @@ from dynattn.integrations.transformers import register
 from dynattn.pruning import FTP
 from dynattn.pruning.decoders import SUPPORTED
 from dynattn.pruning.skipping import Choice, Ran, Way, skipped
+from tests.covering import half
 from tests.pruning.models import close
 from tests.pruning.walks import LENGTHS, decoder, texts, walk, watch
 
@@ -38,9 +39,9 @@ def thirds(layer: int, length: int) -> list[int]:
     return [place for place in range(length) if place % 3 != layer % 3]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "dynattn:dense"])
-@pytest.mark.parametrize("kind", SUPPORTED)
+@pytest.mark.parametrize(
+    ("kind", "implementation", "side"), half(SUPPORTED, ("sdpa", "eager", "dynattn:dense"), ("right", "left"))
+)
 def test_every_text_gets_what_its_tokens_get_alone(kind: str, implementation: str, side: str) -> None:
     register()
     model, given = decoder(kind), texts(side)

@@ -39,7 +39,7 @@ def texts(side: str = "right", lengths: tuple[int, ...] = LENGTHS) -> dict[str, 
 
 def watch(model: nn.Module, given: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """What goes into each layer and comes out of it, at full length."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Any] = []
     hooks = [
         layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for layer in find(model).layers
     ]
