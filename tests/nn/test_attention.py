@@ -137,7 +137,9 @@ def test_a_gate_that_is_added_leaves_a_trained_module_as_it_was(form, dtype):
     assert not module.gate.training
     assert torch.equal(module(x), expected)
     module(x).float().square().sum().backward()
-    assert float(module.gate.projection.weight.grad.abs().max()) > 0
+    gradient = module.gate.projection.weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().max()) > 0
     with pytest.raises(ValueError, match=f"must have no gate: it has one that is {form}; set gate to None"):
         module.add_gate("headwise")
     module.gate = None

@@ -25,7 +25,7 @@ def test_the_factor_is_a_sigmoid_of_each_head(form: Any, numbers: int, bias: boo
             for i in range(5):
                 for d in range(numbers):
                     row = h * numbers + d
-                    logit = float(weight[row] @ x[b, i]) + (float(gate.projection.bias[row]) if bias else 0.0)
+                    logit = (weight[row] @ x[b, i]).item() + (gate.projection.bias[row].item() if bias else 0.0)
                     assert float(found[b, h, i, d]) == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-12)
 
 
@@ -37,7 +37,9 @@ def test_a_neutral_gate_is_one_exactly(form: Any, dtype: torch.dtype) -> None:
     assert found.dtype == torch.promote_types(dtype, torch.float32)  # a sigmoid in half precision is coarse near 1
     assert bool((found == 1).all())
     found.sum().backward()
-    assert bool((gate.projection.weight.grad != 0).all())
+    gradient = gate.projection.weight.grad
+    assert gradient is not None
+    assert bool((gradient != 0).all())
 
 
 def test_the_ceiling_comes_with_the_weights() -> None:
