@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.lab.lra.model import Config, Encoder
+from dynattn.lab.lra.model import Config, Encoder, Pools
 from dynattn.lab.training.mixers import Pooling
 from dynattn.methods import NM, parse
 from dynattn.nn import equal_segments
@@ -121,9 +121,9 @@ def test_an_encoder_of_poolings_pools_each_sequence_by_its_own_parts(pool):
         alone = model(ids[row : row + 1, :length])["logits"][0]
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
     assert model.attentions() == []
-    layer = model.blocks[0].attention
+    (layer,) = (module for module in model.blocks[0].modules() if isinstance(module, Pools))
     x = torch.randn(4, 40, 16)
     segments = equal_segments(x, 4, mask)
     torch.testing.assert_close(layer(x, mask[:, None, None, :]), layer.pools(x, segments, mask))
     assert not torch.allclose(encoder(Pooling(1), pool)(ids, mask)["logits"], together, atol=1e-4)
-    assert all(projection.bias is None for projection in layer.pools.children())
+    assert not [name for name, _ in layer.named_parameters() if name.endswith("bias")]
