@@ -4,6 +4,8 @@ from dynattn.pruning import SpAtten
 
 with SpAtten(0.5).apply(model) as trace:
     output = model(**inputs)
+
+And parts of a model that are removed for all inputs alike: :class:`dynattn.pruning.Removed`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from dynattn.pruning.ltp import LTP
 from dynattn.pruning.predictor import Predictors
 from dynattn.pruning.registry import find, parse, register
 from dynattn.pruning.spatten import SpAtten
+from dynattn.pruning.structure import Element, Removed
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
-    "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
-    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "find", "parse", "pruned", "register",
+    "LTP", "Attended", "Course", "Decision", "DynamicViT", "Element", "FirstTokens", "Forward", "LayerWork",
+    "Predictors", "Pruning", "RandomTokens", "Removed", "Seen", "SpAtten", "Start", "Trace", "find", "parse", "pruned",
+    "register",
 ]  # fmt: skip
 
 for _method in (SpAtten, LTP, RandomTokens, FirstTokens):
