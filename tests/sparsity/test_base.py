@@ -16,7 +16,7 @@ METHODS = (Magnitude(0.3), NMWeights(1, 4), RandomWeights(0.3), RandomWeights(0.
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-@pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_share_of_the_weights_is_zero_and_then_all_are_back(kind, method):
     model, given = make(kind), inputs(kind)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

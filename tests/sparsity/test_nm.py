@@ -8,7 +8,7 @@ import torch
 from dynattn.sparsity import NMWeights
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (3, 5), (1, 16), (4, 4)])
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (3, 5)])
 @pytest.mark.parametrize("inputs", [1, 3, 16, 19])
 @pytest.mark.parametrize("grid", [False, True])
 def test_each_group_keeps_its_largest_and_a_tail_what_it_has(n, m, inputs, grid):

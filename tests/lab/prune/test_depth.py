@@ -44,7 +44,7 @@ def test_the_least_harmful_layer_goes_first(higher):
 def test_whole_layers_and_draws():
     exam = cast(Any, Known(True))
     assert whole(exam, [2]).names == ("attention-2", "mlp-2")
-    assert {tuple(sorted(by_chance(exam, 2, seed))) for seed in range(20)} == {(0, 1), (0, 2), (1, 2)}
+    assert {tuple(sorted(by_chance(exam, 2, seed))) for seed in range(9)} == {(0, 1), (0, 2), (1, 2)}
     assert by_chance(exam, 2, 1) == by_chance(exam, 2, 1)
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match="layers to remove must be from 0 to 2"):

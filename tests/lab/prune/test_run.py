@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from dynattn.lab.prune.results import Pruning
 from dynattn.lab.prune.run import attention, examine, held_out, prune
-from dynattn.lab.prune.search import State
+from dynattn.lab.prune.search import Judge, Search, State
 from dynattn.lab.prune.settings import Settings
 from dynattn.pruning import Element, Removed
 
@@ -27,7 +27,7 @@ def silent(title: str, steps: int):
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path, many_texts: Path) -> Settings:
-    return Settings(model=str(tiny_encoder), text=many_texts, items=9, tokens=32, tolerance=0.9)
+    return Settings(model=str(tiny_encoder), text=many_texts, items=6, tokens=32, tolerance=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -60,53 +60,62 @@ def test_what_is_written_scores_as_the_record_says(decoder: Settings, tmp_path: 
     assert kept.mean == pytest.approx(found.held_out.mean, rel=1e-4)
 
 
-def test_it_goes_on_with_its_record(encoder: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(scope="module")
+def searched(encoder: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pruning, Path]:
+    folder = tmp_path_factory.mktemp("searched")
+    return _prune(encoder, folder), folder
+
+
+def test_it_goes_on_with_its_record(encoder: Settings, searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from dynattn.lab.prune import run
 
-    whole = _prune(encoder, tmp_path / "whole")
-    path = tmp_path / "part" / "record.json"
-    path.parent.mkdir()
+    whole, folder = searched
+    kept = len(whole.trials) - 2
     cut = whole.model_copy(update={
-        "trials": whole.trials[:3], "written": None, "held_out": None, "removed": (), "parameters": None,
+        "trials": whole.trials[:kept], "written": None, "held_out": None, "removed": (), "parameters": None,
     })  # fmt: skip
-    path.write_text(cut.model_dump_json())
+    (tmp_path / "record.json").write_text(cut.model_dump_json())
     asked: list[State] = []
     real = run.Exam.scores
     monkeypatch.setattr(run.Exam, "scores", lambda exam, state: asked.append(state) or real(exam, state))
-    again = _prune(encoder, tmp_path / "part")
-    assert len(asked) == len(whole.trials) - 3 + 1  # and once for the held-out items
+    again = _prune(encoder, tmp_path)
+    assert len(asked) == 2 + 1  # and once for the held-out items
     assert [trial.name for trial in again.trials] == [trial.name for trial in whole.trials]
     assert (again.removed, again.held_out, again.written) == (whole.removed, whole.held_out, whole.written)
     asked.clear()
-    _prune(encoder, tmp_path / "part")
+    assert _prune(encoder, folder).removed == whole.removed
     assert asked == []
 
 
-def test_a_record_of_another_search_is_refused(encoder: Settings, tmp_path: Path):
-    quick = dataclasses.replace(encoder, blocks_only=True)
-    _prune(quick, tmp_path)
+def test_a_record_of_another_search_is_refused(encoder: Settings, searched):
     with pytest.raises(ValueError, match="a record must be of one search"):
-        _prune(dataclasses.replace(quick, tolerance=0.1), tmp_path)
+        _prune(dataclasses.replace(encoder, tolerance=0.1), searched[1])
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_gradient_flow_orders_the_blocks(kind: str, tmp_path: Path, request: pytest.FixtureRequest):
-    settings = dataclasses.replace(request.getfixturevalue(kind), order="gradient-flow", blocks_only=True)
-    found = _prune(settings, tmp_path)
+def test_gradient_flow_orders_the_blocks(decoder: Settings, tmp_path: Path):
+    found = _prune(dataclasses.replace(decoder, order="gradient-flow", blocks_only=True), tmp_path)
     tried = [trial.name for trial in found.trials]
     assert tried == sorted(found.flow, key=found.flow.__getitem__)
     assert len(tried) == 4
 
 
-def test_layers_switch_to_top_k(encoder: Settings, tmp_path: Path):
-    found = _prune(dataclasses.replace(encoder, hard=True, tolerance=0.0), tmp_path)
-    tried = [trial.name for trial in found.trials if "=" in trial.name]
-    assert tried[0] == "attention-1=topk-0.25"
-    state = State(Removed(), ((1, "topk-0.25"),))
-    assert attention(state) == "dynattn:perlayer(dense_1=topk-0.25)"
+def test_layers_switch_to_top_k(encoder: Settings):
+    from dynattn.lab.prune import run
+
     exam = examine(encoder)
-    assert not np.array_equal(exam.scores(state), exam.scores(State()))
-    assert np.array_equal(exam.scores(State()), exam.scores(State(Removed(frozenset()))))
+    items = np.linspace(0.5, 0.9, 8)
+    harmful = lambda state: bool(state.removed.elements) or (1, "topk-0.25") in state.hard  # noqa: E731
+    search = Search(Judge(items, True, 0.0), lambda state: items - harmful(state))
+    run._run(search, dataclasses.replace(encoder, hard=True), exam, {}, silent)
+    assert search.state == State(Removed(), ((1, "topk-0.5"), (0, "topk-0.25")))
+    assert attention(search.state) == "dynattn:perlayer(dense_0=topk-0.25_1=topk-0.5)"
+    whole = exam.scores(State())
+    assert np.array_equal(whole, exam.scores(State(Removed(frozenset()))))
+    state = State(Removed(), ((0, "topk-0.25-f1"),))
+    assert attention(state) == "dynattn:perlayer(dense_0=topk-0.25-f1)"
+    assert not np.array_equal(run.evaluate(
+        exam.task, exam.data, exam.pretrained, "dynattn:perlayer(dense_0=topk-0.25-f1)", lambda: None
+    ).outputs, exam.whole.outputs)  # fmt: skip
 
 
 def test_a_setting_of_an_encoder_is_a_setting(encoder: Settings, tmp_path: Path):

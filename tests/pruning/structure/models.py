@@ -26,7 +26,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "distilbert": {**_TEXT, "dim": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": NEURONS},
     "vit": {**_SIZES, "intermediate_size": NEURONS, "image_size": 16, "patch_size": 8},
 }
-KINDS = (*DECODERS, *ENCODERS)
+KINDS = ("llama", "gpt2", "opt", "bert", "distilbert", "vit")
+"""One of every form; others are told apart by what is found of them alone."""
 SHARED = {"llama": 2, "qwen3": 2}
 """How many query heads share a key head, where more than one does."""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from dynattn.pruning.structure.find import find, size
-from tests.pruning.structure.models import DECODERS, ENCODERS, HEADS, KINDS, LAYERS, NEURONS, SHARED, WIDTH, make
+from tests.pruning.structure.models import DECODERS, ENCODERS, HEADS, LAYERS, NEURONS, SHARED, WIDTH, make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
 def test_every_layer_has_its_heads_and_neurons(kind):
     structure = find(make(kind))
     assert len(structure.layers) == LAYERS
@@ -29,7 +28,7 @@ def test_every_layer_has_its_heads_and_neurons(kind):
 def test_an_mlp_as_wide_as_the_model_is_found():
     mlp = find(make("bert", intermediate_size=WIDTH)).layers[0].mlp
     assert mlp is not None
-    assert mlp.output is make("bert", intermediate_size=WIDTH) or size(mlp.output) == (WIDTH, WIDTH)
+    assert size(mlp.output) == (WIDTH, WIDTH)
     assert mlp.norm is not None  # which stands beside the second of the two layers
 
 
@@ -74,5 +73,3 @@ def test_an_mlp_with_more_than_linear_layers_is_left_alone():
     assert layers[0].mlp is not None
     model.model.layers[2].mlp.more = nn.Linear(WIDTH, 3)
     assert find(model).layers[2].mlp is None
-    assert ENCODERS
-    assert torch.is_tensor(layers[0].attention.output.weight)

@@ -8,7 +8,7 @@ import torch
 from dynattn.pruning.structure.elements import Element
 from dynattn.pruning.structure.find import find, is_transposed
 from dynattn.pruning.structure.masked import masked
-from tests.pruning.structure.models import DECODERS, KINDS, LAYERS, SHARED, inputs, make, output
+from tests.pruning.structure.models import KINDS, SHARED, inputs, make, output
 
 
 def _elements(*names: str) -> list[Element]:
@@ -16,17 +16,11 @@ def _elements(*names: str) -> list[Element]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_removing_nothing_is_the_identity(kind):
-    model, given = make(kind), inputs(kind)
-    expected = output(model, given)
-    with masked(model, []):
-        assert torch.equal(output(model, given), expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_removing_a_head_equals_zeroing_its_slice_of_the_output(kind):
+def test_nothing_is_the_identity_and_a_head_equals_zeroing_its_slice_of_the_output(kind):
     model, given, share = make(kind), inputs(kind), SHARED.get(kind, 1)
     dense = output(model, given)
+    with masked(model, []):
+        assert torch.equal(output(model, given), dense)
     with masked(model, [Element("heads", 1, share, 2 * share)]):
         actual = output(model, given)
     assert torch.equal(output(model, given), dense)  # the context has ended
@@ -37,7 +31,7 @@ def test_removing_a_head_equals_zeroing_its_slice_of_the_output(kind):
     assert (actual - dense).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_removing_neurons_equals_zeroing_their_rows_of_the_output(kind):
     model, given = make(kind), inputs(kind)
     with masked(model, _elements("neurons-0-5-11")):
@@ -82,5 +76,3 @@ def test_hooks_are_taken_off_also_by_an_error():
     with pytest.raises(ZeroDivisionError), masked(model, _elements("mlp-0", "heads-1-0-1")):
         _ = 1 / 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert DECODERS
-    assert LAYERS == 3

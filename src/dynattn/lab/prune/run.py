@@ -33,7 +33,7 @@ from dynattn.pruning.structure import Element, blocks, gradient_flow, parts
 HARD = ("topk-0.25", "topk-0.5")
 """The attention that is tried in place of a layer's own, the cheapest first."""
 
-_SIZES: dict[Kind, tuple[int | None, int | None]] = {"encoder": (36, 256), "decoder": (6, 512)}  # items, tokens
+_SIZES: dict[Kind, tuple[int | None, int | None]] = {"encoder": (36, 128), "decoder": (6, 512)}  # items, tokens
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,12 @@ def masked(model: nn.Module, elements: Iterable[Element]) -> Iterator[None]:
         TypeError: it is not a module.
         ValueError: the model is not of a known form, or an element does not fit it.
     """
+    removed = frozenset(elements)
+    if not removed:  # which can be said of any model, one that was cut already included
+        yield
+        return
     structure = find(model)
-    parts = left(structure, elements)
+    parts = left(structure, removed)
     with ExitStack() as undo:
         for layer, part in zip(structure.layers, parts, strict=True):
             attention, mlp = layer.attention, layer.mlp
