@@ -99,6 +99,17 @@ def test_gradient_flow_orders_the_blocks(decoder: Settings, tmp_path: Path):
     assert len(tried) == 4
 
 
+def test_held_out_items_are_the_others(decoder: Settings):
+    exam = examine(decoder)
+    whole = exam.scores(State())
+    assert held_out(exam, whole).mean == 1
+    other = whole.copy()
+    other[: exam.validation] += 1
+    assert held_out(exam, other).mean == 1
+    other[exam.validation :] += 1
+    assert held_out(exam, other).mean == pytest.approx(np.exp(-1))
+
+
 def test_layers_switch_to_top_k(encoder: Settings):
     from dynattn.lab.prune import run
 

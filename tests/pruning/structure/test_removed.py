@@ -61,6 +61,25 @@ def test_what_is_written_is_what_was_measured(kind, names, form, tmp_path):
     close(output(again, given), expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "form"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "setting"),  # of which each layer has a scale of its own
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 3,
+                   "use_sliding_window": True, "max_window_layers": 0}, "model"),
+    ],
+)  # fmt: skip
+def test_layers_stay_what_they_were_when_others_are_gone(kind, fields, form, tmp_path):
+    removed, given = Removed.of("attention-0", "mlp-0"), inputs(kind)
+    model = make(kind, **fields)
+    with removed.apply(model):
+        expected = output(model, given)
+    assert removed.export(model, tmp_path) == form
+    close(output(model, given), expected)
+    if form == "model":
+        close(output(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), given), expected)
+
+
 def test_a_config_that_cannot_say_it_is_left_as_it_is(tmp_path):
     model = make("bert")
     before = model.config.to_dict()

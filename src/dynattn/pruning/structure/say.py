@@ -18,7 +18,8 @@ _NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
 def said(model: Any, parts: Sequence[Left]) -> bool:
     """Change a cut model's config so that a new model of it has the same shapes.
 
-    A model is built from the changed config without weights, and compared; if it differs, the config stays as it is.
+    A model is built from the changed config without weights, and compared: shapes, and what each layer and attention
+    notes of itself (the scale of GPT-2's layers may depend on their number). If it differs, the config stays as it is.
 
     Args:
         model: a Transformers model whose elements were cut.
@@ -36,10 +37,10 @@ def said(model: Any, parts: Sequence[Left]) -> bool:
             setattr(config, name, value)
         with torch.device("meta"):
             made = type(model)(config)
-        wide = find(made).layers[0].attention.head_dim
+        alike = _shapes(made) == _shapes(model) and _notes(made) == _notes(model)
     except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError):  # a config may check itself
         return False
-    if _shapes(made) != _shapes(model) or wide != find(model).layers[0].attention.head_dim:
+    if not alike:
         return False
     for name, value in changes.items():
         setattr(model.config, name, value)
@@ -72,3 +73,16 @@ def _changes(config: Any, parts: Sequence[Left]) -> dict[str, Any] | None:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
+def _notes(model: nn.Module) -> list[dict[str, Any]]:
+    """Numbers and words that layers and attentions hold besides their weights."""
+    return [
+        {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str)) and name != "training" and not name.startswith("_")
+        }
+        for layer in find(model).layers
+        for module in (layer.module, layer.attention.module)
+    ]
