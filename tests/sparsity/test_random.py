@@ -53,6 +53,6 @@ def test_names_and_refusals():
     assert RandomWeights.from_name("random-0.5") is None
     for wrong in ((2.0,), (0.5, -1), (0.5, 0, "er")):
         with pytest.raises(ValueError, match="RandomWeights: "):
-            RandomWeights(*wrong)
+            RandomWeights(*wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="RandomWeights: seed must be an int"):
         RandomWeights(0.5, True)

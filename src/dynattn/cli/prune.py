@@ -17,7 +17,7 @@ def prune(
     task: Annotated[
         str | None, typer.Option(help="One task, as in dynattn compare. Default: the first that fits.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="The share of the model's quality that may be lost, as 0.01.")] = 0.0,
+    tolerance: Annotated[float, typer.Option(help="The share of quality that may be lost.")] = 0.05,
     order: Annotated[str, typer.Option(help="greedy: later layers first; gradient-flow: the least flow first.")] = (
         "greedy"
     ),

@@ -26,7 +26,7 @@ def test_wrong_names_are_refused(name):
 def test_wrong_fields_are_refused():
     for fields in (("attention", -1), ("layer", 0), ("heads", 0, 2, 1), ("mlp", 0, 0, 3)):
         with pytest.raises(ValueError, match="Element: "):
-            Element(*fields)
+            Element(*fields)  # pyright: ignore[reportArgumentType]
 
 
 def test_elements_may_overlap():

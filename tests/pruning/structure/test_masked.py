@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,6 +17,11 @@ def _elements(*names: str) -> list[Element]:
     return [Element.from_name(name) for name in names]
 
 
+def _by_inputs(module: Any) -> torch.Tensor:
+    """The weight of a dense module, (in, out)."""
+    return module.weight.data if is_transposed(module) else module.weight.data.T
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_the_identity_and_a_head_equals_zeroing_its_slice_of_the_output(kind):
     model, given, share = make(kind), inputs(kind), SHARED.get(kind, 1)
@@ -25,7 +32,7 @@ def test_nothing_is_the_identity_and_a_head_equals_zeroing_its_slice_of_the_outp
         actual = output(model, given)
     assert torch.equal(output(model, given), dense)  # the context has ended
     attention = find(model).layers[1].attention
-    weight = attention.output.weight.data if is_transposed(attention.output) else attention.output.weight.data.T
+    weight = _by_inputs(attention.output)
     weight[share * attention.head_dim : 2 * share * attention.head_dim] = 0
     torch.testing.assert_close(actual, output(model, given), rtol=1e-5, atol=1e-5)
     assert (actual - dense).abs().max() > 1e-3
@@ -38,7 +45,7 @@ def test_removing_neurons_equals_zeroing_their_rows_of_the_output(kind):
         actual = output(model, given)
     mlp = find(model).layers[0].mlp
     assert mlp is not None
-    weight = mlp.output.weight.data if is_transposed(mlp.output) else mlp.output.weight.data.T
+    weight = _by_inputs(mlp.output)
     weight[5:11] = 0
     torch.testing.assert_close(actual, output(model, given), rtol=1e-5, atol=1e-5)
 
@@ -66,7 +73,7 @@ def test_gradients_flow_through_the_rest():
 
 def test_what_is_removed_may_not_even_be_finite():
     model, given = make("bert"), inputs("bert")
-    find(model).layers[1].attention.value.module.weight.data[:8] = torch.nan
+    model.encoder.layer[1].attention.self.value.weight.data[:8] = torch.nan
     with masked(model, _elements("heads-1-0-1")):
         assert torch.isfinite(output(model, given)).all()
 

@@ -13,7 +13,7 @@ another matter: time is measured beside it. :mod:`dynattn.account` counts the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
@@ -126,14 +126,16 @@ def _thinned(pretrained: Pretrained, method: WeightSparsity, examples: Sequence[
     pretrained.model.set_attn_implementation(BASELINE)
     with method.apply(pretrained.model) as kept, ExitStack() as undo:
 
-        def skipped(name: str, output: torch.Tensor) -> None:
-            nonlocal spared
-            spared += output.numel() // output.shape[-1] * (kept.sizes[name] - kept.counts[name])
+        def skipped(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            def count(_: torch.nn.Module, args: Any, output: Any) -> None:
+                nonlocal spared
+                spared += output.numel() // output.shape[-1] * (kept.sizes[name] - kept.counts[name])
+
+            return count
 
         for name, module in pretrained.model.named_modules():
             if name in kept.counts and isinstance(module, torch.nn.Linear):  # no others are counted at all
-                hook = module.register_forward_hook(lambda _, args, out, name=name: skipped(name, out))
-                undo.callback(hook.remove)
+                undo.callback(module.register_forward_hook(skipped(name)).remove)
         for inputs in examples:
             pretrained.model(**inputs)
     return dense.model_copy(update={"total": dense.total - 2 * spared / len(examples)})

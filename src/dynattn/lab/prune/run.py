@@ -33,7 +33,7 @@ from dynattn.pruning.structure import Element, blocks, gradient_flow, parts
 HARD = ("topk-0.25", "topk-0.5")
 """The attention that is tried in place of a layer's own, the cheapest first."""
 
-_SIZES: dict[Kind, tuple[int | None, int | None]] = {"encoder": (36, 128), "decoder": (6, 512)}  # items, tokens
+_SIZES: dict[Kind, tuple[int | None, int | None]] = {"encoder": (72, 128), "decoder": (6, 512)}  # items, tokens
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def prune(settings: Settings, path: Path, folder: Path, stage: Stage) -> Pruning
     exam = examine(settings)
     advance()
     found = _begun(settings, exam, path)
+    if found.written is not None:
+        return found
     earlier = found.seconds
 
     def note(trials: Sequence[Trial]) -> None:
@@ -138,9 +140,8 @@ def prune(settings: Settings, path: Path, folder: Path, stage: Stage) -> Pruning
     search = Search(judge, lambda state: exam.scores(state)[: exam.validation], found.trials, note)
     _run(search, settings, exam, found.flow, stage)
     note(search.trials)
-    if found.written is None:
-        found = _ended(found, exam, search.state, folder)
-        write_record(found, path)
+    found = _ended(found, exam, search.state, folder)
+    write_record(found, path)
     return found
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.shares import lead
 from dynattn.lab.prune.results import Trial
 from dynattn.lab.statistics import FEWEST
@@ -63,10 +64,10 @@ class Judge:
 
     def trial(self, name: str, scores: np.ndarray, best: np.ndarray) -> Trial:
         """Hold a trial's scores against the best ones so far."""
-        if not np.isfinite(scores).all():
-            change = lead(best, best, self.whole, self.higher_is_better).model_copy(update={"low": -1.0, "mean": -1.0})
+        if np.isfinite(scores).all():
+            change = lead(scores.tolist(), best.tolist(), self.whole.tolist(), self.higher_is_better)
         else:
-            change = lead(scores, best, self.whole, self.higher_is_better)
+            change = Interval(mean=-1.0, low=-1.0, high=-1.0)  # everything is lost
         accepted = change.low is not None and change.low >= -self.tolerance
         return Trial(name=name, accepted=accepted, change=change, scores=[float(score) for score in scores])
 

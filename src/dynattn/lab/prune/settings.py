@@ -39,7 +39,7 @@ class Settings:
     items: int | None = None
     tokens: int | None = None
     text: Path | None = None
-    tolerance: float = 0.0
+    tolerance: float = 0.05
     order: Order = "greedy"
     first: First = "attention"
     hard: bool = False

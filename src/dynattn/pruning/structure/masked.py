@@ -54,14 +54,22 @@ def masked(model: nn.Module, elements: Iterable[Element]) -> Iterator[None]:
 
 def _skip(output: nn.Module, norm: nn.Module | None, undo: ExitStack) -> None:
     """Let a block add nothing, and its norm, if it is known, give what it is given."""
-    undo.callback(output.register_forward_hook(lambda _, args, out: torch.zeros_like(out)).remove)
+    undo.callback(output.register_forward_hook(_nothing).remove)
     if norm is not None:
-        undo.callback(norm.register_forward_hook(lambda _, args, out: args[0]).remove)
+        undo.callback(norm.register_forward_hook(_given).remove)
 
 
 def _empty(output: nn.Module, gone: Tensor, undo: ExitStack) -> None:
     """Let a linear layer read 0 at those inputs that are gone."""
     undo.callback(output.register_forward_pre_hook(_zeros_at(gone)).remove)
+
+
+def _nothing(_: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor:
+    return torch.zeros_like(out)
+
+
+def _given(_: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor:
+    return args[0]
 
 
 def _zeros_at(gone: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
