@@ -30,6 +30,7 @@ def tiny(script: Any, tiny_decoder: Path, many_texts: Path, tmp_path: Path, monk
         monkeypatch.setattr(found, name, {"minilm": value, "smollm2": value})
     monkeypatch.setattr(found, "DRAWS", 1)
     monkeypatch.setattr(found, "SECONDS", 0.01)
+    monkeypatch.setattr(found.torch, "set_num_threads", lambda _: None)  # other tests run on theirs
     return found
 
 
