@@ -5,7 +5,8 @@
 Removing a block is dθ = −θ there, so twice its flow is what the squared gradient loses to first order. Blocks of the
 least flow go first. Source: the criterion is that of GraSP, arXiv:2002.07376, which scores a weight by −θ · H g and
 removes the highest; that whole layers can go by such a criterion is after "When Layers Play the Lottery",
-arXiv:2301.10835, and the sum over a block is this library's. One product of the Hessian with a vector serves all blocks.
+arXiv:2301.10835, and the sum over a block is this library's. One product of the Hessian with a vector serves all
+blocks.
 """
 
 from __future__ import annotations
