@@ -109,7 +109,7 @@ def test_what_has_no_decomposition_is_refused() -> None:
         onnx.decompose(cases[0][0])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dense", "nm-2-4-x2-w3-s2"])
 def test_onnxruntime_computes_the_same(method: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     runtime: Any = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
