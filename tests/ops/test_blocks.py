@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynattn
 from dynattn import BlockBound, BlockMass, BlockTopK
@@ -19,6 +20,7 @@ from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import ESTIMATES, Blocks
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
+from tests.covering import half
 
 LENGTHS = [(1, 1), (15, 16), (17, 64), (64, 17), (65, 63), (130, 130), (63, 130), (5, 300), (200, 72)]
 SIDES = [8, 16, 48, 64, 100]
@@ -58,10 +60,9 @@ def spread(blocks: Tensor, size: int, query: Tensor, key: Tensor, mask: Tensor |
     return pairs[:, :, : query.shape[2], : key.shape[2]] & allowed
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
+@pytest.mark.parametrize(
+    ("lengths", "kind", "causal", "at_once"), half(LENGTHS, MASKS, [False, True], [estimate.AT_ONCE, 100])
+)
 def test_pooled_sums_choose_what_the_scores_choose(
     lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,11 +77,10 @@ def test_pooled_sums_choose_what_the_scores_choose(
         assert torch.equal(got, defined(query, key, mask, causal, method)), method
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
-@pytest.mark.parametrize("by", sorted(set(ESTIMATES) - {"mean"}))
+@pytest.mark.parametrize(
+    ("lengths", "kind", "causal", "at_once", "by"),
+    half(LENGTHS, MASKS, [False, True], [estimate.AT_ONCE, 100], sorted(set(ESTIMATES) - {"mean"})),
+)
 def test_estimates_of_inputs_are_those_of_scores(
     lengths: tuple[int, int], kind: str, causal: bool, at_once: int, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +97,30 @@ def test_estimates_of_inputs_are_those_of_scores(
             torch.testing.assert_close(value.where(its, 0.0), want[:, :, at].where(some[:, :, at], 0.0), equal_nan=True)
             rows = at.stop
         assert rows == want.shape[2]
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            self.found = max(self.found, x.untyped_storage().size() // x.element_size() if torch.is_tensor(x) else 0)
+        return out
+
+
+@pytest.mark.parametrize("name", [*(f"blocktopk-0.25-b16-{by}" for by in sorted(ESTIMATES)), "blockbound-0.9-b16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_of_the_size_of_all_pairs_is_formed(name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "AT_ONCE", 1 << 13)
+    query, key = torch.randn(1, 2, 256, 8), torch.randn(1, 1, 256, 8)
+    with _Largest() as largest:
+        cast(Blocks, parse(name)).choose_blocks(query, key, None, causal, 0.5)
+    assert 0 < largest.found <= 2 * 256 * 256 / 8
 
 
 @pytest.mark.parametrize("by", sorted(ESTIMATES))
@@ -248,9 +272,7 @@ def test_the_gradient_holds_the_forwards_blocks() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(("masked", "aux", "dropout_p"), half([False, True], [False, True], [0.0, 0.4]))
 def test_opcheck(masked: bool, aux: bool, dropout_p: float) -> None:
     tensors = [x.requires_grad_() for x in inputs(40, 50)]
     seed, mask = torch.tensor(3) if dropout_p else None, padding("padding", 50) if masked else None
