@@ -274,7 +274,7 @@ def test_it_is_public() -> None:
 def test_shapes_alone(fake: bool) -> None:
     """On the meta device, and as fakes, whose lengths nobody can read."""
     tensors = (*packed([5, 3], dtype=torch.float64), bounds([5, 3]))
-    mode = FakeTensorMode() if fake else contextlib.nullcontext()
+    mode: Any = FakeTensorMode() if fake else contextlib.nullcontext()
     with mode as made:
         query, key, value, cu_seq = (made.from_tensor(x) if fake else x.to("meta") for x in tensors)
         out, aux = varlen_attention(query, key, value, cu_seq_q=cu_seq, return_aux=True)

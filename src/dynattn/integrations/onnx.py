@@ -78,7 +78,7 @@ def _told(node: Any) -> str:
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: None, *rest: Any
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, _seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     """``torch.ops.dynattn.nm_attention`` in plain PyTorch, for sizes that are symbols."""
     *pattern, aux, _needs_grad, _backend = rest

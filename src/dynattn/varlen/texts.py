@@ -186,7 +186,7 @@ def _refuse_without_numbers(name: str, x: Tensor) -> None:
     what = {
         "on the meta device": x.is_meta,
         "a DTensor": sharding.is_sharded(x),
-        "mapped by vmap": torch._C._functorch.is_batchedtensor(x),
+        "mapped by vmap": torch._C._functorch.is_batchedtensor(x),  # pyright: ignore[reportAttributeAccessIssue]
     }
     found = [how for how, so in what.items() if so]
     if found:
