@@ -89,6 +89,32 @@ def _agree(rank: int, processes: int, group: Any, cases: list[dict[str, Any]]) -
             torch.testing.assert_close(one, all_of_them.split(of, dim=2)[rank], msg=told)
 
 
+def _dropout(rank: int) -> None:
+    """Each process drops as a call with a seed of its own does, in the backward and for the certificate too."""
+    tensors, _, lengths, _ = whole({}, 4)
+    parts = [x.split(lengths, dim=2)[rank].requires_grad_() for x in tensors]
+    for method, causal in ((NM(1, 2), True), (NM(1, 1), False)):
+        end = sum(lengths[: rank + 1]) if causal else sum(lengths)
+        keys = [x[:, :, :end].clone().requires_grad_() for x in tensors[1:]]
+        options: dict[str, Any] = {"causal": causal, "dropout_p": 0.4, "return_aux": True}
+        expected, certificate = whole_attention(parts[0], *keys, method, **options, seed=7 ^ rank << 32)
+        for seed in (7, torch.tensor([7])):
+            out, aux = attend(*parts, method, **options, seed=seed)
+            torch.testing.assert_close((out, *aux), (expected, *certificate))
+        of_keys = [torch.zeros_like(x) for x in tensors[1:]]
+        of_query, *found = torch.autograd.grad(expected.sin().sum(), [parts[0], *keys])
+        for one, own in zip(of_keys, found, strict=True):
+            one[:, :, :end] = own
+            distributed.all_reduce(one)
+        given = torch.autograd.grad(out.sin().sum(), parts)
+        torch.testing.assert_close(given, (of_query, *(x.split(lengths, dim=2)[rank] for x in of_keys)))
+    torch.manual_seed(0)  # the same on all processes
+    drawn = attend(*(torch.ones(1, 1, 16, 8) for _ in range(3)), NM(1, 1), dropout_p=0.5)
+    others = [torch.empty_like(drawn) for _ in range(4)]
+    distributed.all_gather(others, drawn)
+    assert not any(torch.equal(drawn, other) for i, other in enumerate(others) if i != rank)
+
+
 def _certificate_and_refusals(rank: int) -> None:
     tensors, _, lengths, _ = whole({}, 4)
     parts = [x.split(lengths, dim=2)[rank] for x in tensors]
@@ -128,6 +154,32 @@ def _certificate_and_refusals(rank: int) -> None:
     torch.testing.assert_close(out, whole_attention(*tensors, NM(1, 2), causal=True))
 
 
+def _calls_that_do_not_fit(rank: int) -> None:
+    """All processes raise, the one at fault and those that would wait for it."""
+    query, key, value = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    others = rank != 1
+    cases: tuple[tuple[Any, str, dict[str, Any]], ...] = (
+        ((query, key, value if others else value[:, :, :3]), "key and value must have the same heads and length", {}),
+        ((query, key, value if others else value.double()), "must share one dtype", {}),
+        ((query, key, value if others else None), "must be tensors: got Tensor, Tensor, NoneType", {}),
+        ((query, key, value if others else value.to("meta")), "value must hold numbers: it is on the meta device", {}),
+        ((query, key, value), "scale must be finite", {"scale": 1.0 if others else torch.inf}),
+        ((query, key, value), "seed must be an int of 64 bits", {"dropout_p": 0.1, "seed": 1 if others else 0.5}),
+    )
+    for tensors, text, options in cases:
+        kind: Any = RuntimeError if others else (TypeError, ValueError)
+        with pytest.raises(kind, match="process 1 of the group refused its own" if others else text):
+            attend(*tensors, NM(1, 2), **options)
+    wide = [query, key, value] if others else [torch.randn(1, 4, 4, 8), key, value]
+    with pytest.raises(ValueError, match=r"heads must be the same on all processes: got \[2, 4, 2, 2\]"):
+        attend(*wide, NM(1, 2))
+    with pytest.raises(ValueError, match="options must be the same on all processes: got others"):
+        attend(query, key, value, NM(1, 2) if others else NM(2, 4))
+    if rank < 2:
+        with pytest.raises(ValueError, match="this process must be of the group"):
+            attend(query, key, value, group=distributed.GroupMember.NON_GROUP_MEMBER)
+
+
 def _process(rank: int, folder: str) -> None:
     """All four, then the last two as a group of their own with every third case."""
     torch.set_num_threads(1)
@@ -137,6 +189,8 @@ def _process(rank: int, folder: str) -> None:
     try:
         _agree(rank, 4, None, CASES)
         _certificate_and_refusals(rank)
+        _dropout(rank)
+        _calls_that_do_not_fit(rank)
         if rank >= 2:
             _agree(rank - 2, 2, last_two, CASES[::3])
     finally:

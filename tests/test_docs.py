@@ -61,6 +61,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/decode.md": _decoder,
     "docs/dropping-blocks.md": _tensors,
     "docs/integrations/diffusers.md": dict,
+    "docs/integrations/onnx.md": dict,
     "docs/integrations/timm.md": dict,
     "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
@@ -89,7 +90,11 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/training.md": _tensors,
 }
 """Pages, and what they leave to the reader: a model, its inputs, tensors."""
-NEEDS = {"docs/integrations/diffusers.md": "diffusers", "docs/integrations/timm.md": "timm"}
+NEEDS = {
+    "docs/integrations/diffusers.md": "diffusers",
+    "docs/integrations/onnx.md": "onnxruntime",
+    "docs/integrations/timm.md": "timm",
+}
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))

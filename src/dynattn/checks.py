@@ -66,7 +66,7 @@ def check(
     if scale is not None:
         _check_scale(scale, dtype)
     if dropout_p != 0 or seed is not None:
-        _check_dropout(dropout_p, seed, device)
+        check_dropout(dropout_p, seed, device)
     if not (type(query) is type(key) is type(value) is Tensor and (attn_mask is None or type(attn_mask) is Tensor)):
         _check_shards(query, key, value, attn_mask, dropout_p)
 
@@ -181,21 +181,6 @@ def _refuse_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> NoReturn:
     )
 
 
-def _check_dropout(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> None:
-    if not isinstance(dropout_p, _NUMBERS) or not 0 <= dropout_p < 1:
-        raise ValueError(
-            f"attention: dropout_p must be a number, at least 0 and below 1: got {dropout_p!r}; pass 0 for no dropout"
-        )
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
-            raise ValueError(
-                f"attention: seed must be an int64 tensor of one element on {device}: got {tuple(seed.shape)}, "
-                f"{seed.dtype}, on {seed.device}; use torch.tensor(seed, device=query.device)"
-            )
-    elif seed is not None and (not isinstance(seed, (int, torch.SymInt)) or not -(2**63) <= seed < 2**63):
-        raise ValueError(f"attention: seed must be an int of 64 bits or a tensor: got {seed!r}; leave it out for None")
-
-
 def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
     if not isinstance(attn_mask, Tensor):
         raise TypeError(
@@ -223,3 +208,27 @@ def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
             f"attention: attn_mask must broadcast to (batch, heads, q_len, kv_len) = {target}: got "
             f"{tuple(attn_mask.shape)}; a key-padding mask is of shape (batch, 1, 1, kv_len)"
         )
+
+
+def check_dropout(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> None:
+    """Refuse a probability or a seed that :func:`dynattn.attention` cannot take.
+
+    Args:
+        dropout_p, seed: as :func:`dynattn.attention` takes them.
+        device: the device of query, key and value.
+
+    Raises:
+        ValueError: as :func:`dynattn.attention` says.
+    """
+    if not isinstance(dropout_p, _NUMBERS) or not 0 <= dropout_p < 1:
+        raise ValueError(
+            f"attention: dropout_p must be a number, at least 0 and below 1: got {dropout_p!r}; pass 0 for no dropout"
+        )
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            raise ValueError(
+                f"attention: seed must be an int64 tensor of one element on {device}: got {tuple(seed.shape)}, "
+                f"{seed.dtype}, on {seed.device}; use torch.tensor(seed, device=query.device)"
+            )
+    elif seed is not None and (not isinstance(seed, (int, torch.SymInt)) or not -(2**63) <= seed < 2**63):
+        raise ValueError(f"attention: seed must be an int of 64 bits or a tensor: got {seed!r}; leave it out for None")

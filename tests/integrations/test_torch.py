@@ -179,6 +179,8 @@ def test_bad_input_gets_a_clear_error() -> None:
     model = Own()
     with pytest.raises(TypeError, match="model must be a module: got str"):
         dynattn_torch.apply("bert", "dense").__enter__()  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"apply: method must be a method or its short name: got 4; pass NM\(2, 4\)"):
+        dynattn_torch.apply(model, 4).__enter__()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n must be between 1 and m"):
         dynattn_torch.apply(model, "nm-9-4").__enter__()
     with pytest.raises(ValueError, match="must be one layer's: got"):

@@ -1,11 +1,13 @@
 """``dynattn.varlen_attention`` against ``dynattn.attention`` on each text, and what bad input gets."""
 
+import contextlib
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 import dynattn
@@ -266,3 +268,60 @@ def test_bad_jagged_tensors_get_a_clear_error() -> None:
 
 def test_it_is_public() -> None:
     assert dynattn.varlen_attention is varlen_attention
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_shapes_alone(fake: bool) -> None:
+    """On the meta device, and as fakes, whose lengths nobody can read."""
+    tensors = (*packed([5, 3], dtype=torch.float64), bounds([5, 3]))
+    mode: Any = FakeTensorMode() if fake else contextlib.nullcontext()
+    with mode as made:
+        query, key, value, cu_seq = (made.from_tensor(x) if fake else x.to("meta") for x in tensors)
+        out, aux = varlen_attention(query, key, value, cu_seq_q=cu_seq, return_aux=True)
+    assert (out.shape, out.dtype) == ((8, 4, 24), torch.float64)
+    assert (aux.density.shape, aux.density.dtype) == ((2, 4), torch.float64)
+
+
+def test_lengths_and_pages_are_plain_numbers() -> None:
+    tensors, cu_seq = packed([2]), bounds([2])
+    with pytest.raises(ValueError, match=r"cu_seq_q must be a plain tensor .*: it is on the meta device"):
+        varlen_attention(*tensors, cu_seq_q=cu_seq.to("meta"))
+    with pytest.raises(ValueError, match=r"cu_seq_q must be a plain tensor .*: it is mapped by vmap"):
+        torch.func.vmap(lambda x: varlen_attention(*tensors, cu_seq_q=x))(cu_seq[None])
+    with pytest.raises(ValueError, match=r"seqused_k must be a plain tensor .*: it is on the meta device"):
+        varlen_attention(*tensors, cu_seq_q=cu_seq, seqused_k=torch.tensor([2], device="meta"))
+    (keys, table), (values, _) = (in_pages(x, [2], 16) for x in tensors[1:])
+    with pytest.raises(ValueError, match=r"block_table must be a plain tensor .*: it is on the meta device"):
+        varlen_attention(
+            tensors[0], keys, values, cu_seq_q=cu_seq, seqused_k=torch.tensor([2]), block_table=table.to("meta")
+        )
+
+
+def test_bad_input_is_refused_without_texts_too() -> None:
+    query, key, value = (x.double() for x in packed([]))
+    none = torch.tensor([0])
+    with pytest.raises(TypeError, match="must share one dtype"):
+        varlen_attention(query, key.float(), value, cu_seq_q=none)
+    with pytest.raises(TypeError, match="method must be a method such as"):
+        varlen_attention(query, key, value, "nm-1-2", cu_seq_q=none)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed must be an int of 64 bits"):
+        varlen_attention(query, key, value, cu_seq_q=none, dropout_p=0.1, seed=0.5, window_size=(2, 2))  # type: ignore[arg-type]
+    assert varlen_attention(query, key, value, cu_seq_q=none, return_aux=True)[1].logsumexp.dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = varlen_attention(query.float(), key.float(), value.float(), cu_seq_q=none)
+    assert out.dtype == torch.bfloat16
+
+
+def test_pages_are_converted_by_autocast_text_by_text() -> None:
+    query, key, value = packed([40, 3])
+    (keys, table), (values, _) = (in_pages(x, [40, 3], 16) for x in (key, value))
+    options: dict[str, Any] = {"cu_seq_q": bounds([40, 3]), "seqused_k": torch.tensor([40, 3]), "block_table": table}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = varlen_attention(query, keys, values, **options)
+    assert torch.equal(out, varlen_attention(query.bfloat16(), keys.bfloat16(), values.bfloat16(), **options))
+
+
+def test_a_window_beyond_every_text_limits_nothing() -> None:
+    tensors = packed([40, 3])
+    got = varlen_attention(*tensors, cu_seq_q=bounds([40, 3]), window_size=(2**70, 2**63))
+    assert torch.equal(got, varlen_attention(*tensors, cu_seq_q=bounds([40, 3])))

@@ -21,7 +21,8 @@ from torch import nn
 from dynattn.integrations.forward import Context, Forward, NotCopied
 from dynattn.integrations.transformers import classes
 from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, kinds_of
-from dynattn.methods import Method, PerLayer, parse
+from dynattn.methods import Method, PerLayer
+from dynattn.methods.registry import given
 from dynattn.nn import MultiheadAttention
 from dynattn.pruning.replaced import replace
 
@@ -50,13 +51,14 @@ def applied(
         Which modules take part, and which keep attention of their own.
 
     Raises:
+        TypeError: ``method`` is neither a method nor a name.
         ValueError: no module takes part, the method is one by layers, or a context of another thread is open.
         RuntimeError: in a call of the model, a module that takes part attends by a softmax of its own.
 
     Warns:
         Some modules keep attention of their own; or, in a call of the model, one that takes part makes no call.
     """
-    method = parse(method) if isinstance(method, str) else method
+    method = given(method, "apply")
     if isinstance(method, PerLayer):
         raise ValueError(
             f"apply: method must be one layer's: got {method.name}; apply each layer's method to that layer's module"

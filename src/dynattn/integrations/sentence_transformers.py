@@ -43,10 +43,7 @@ def unpad(model: Any, method: Method | str = "dense") -> None:
             padding are others than with padding; the model is as before.
     """
     module = _first(model)
-    if isinstance(method, str):
-        (name, *_) = register(method)
-    else:
-        (name, *_) = register(method)
+    (name, *_) = register(method)
     before = module.model.config._attn_implementation, module.unpad_inputs
     try:
         _set(module, f"{PREFIX}dense")

@@ -61,7 +61,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     kv_heads = max(call.key.shape[1], allowed.shape[1])
     key = call.key if kv_heads == call.key.shape[1] else call.key.repeat_interleave(heads // call.key.shape[1], 1)
     key = blocks(key.to(dtype), size, 2)  # [batch, kv_heads or heads, J, j, head_dim]
-    seen = blocks(allowed, size, 2, False).expand(len(key), -1, -1, -1)
+    seen = blocks(allowed, size, 2, False).expand(key.shape[0], -1, -1, -1)
     box = [x.unsqueeze(2) for x in _box(key, seen)]
     for at in call.steps(size, kv_len // size + 1):
         queries = call.query[:, :, at.start * size : at.stop * size].to(dtype) * call.scale

@@ -19,11 +19,22 @@ import torch
 from torch import Tensor
 
 _ROUNDS = 10
+_PART_BITS = 32  # the upper half of a seed, since the parts by head of a call change the lower
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS_4 = (0xD2511F53, 0xCD9E8D57)
 _WEYL_4 = (0x9E3779B9, 0xBB67AE85)
 _MULTIPLIER_2 = 0xD256D193
 _WEYL_2 = 0x9E3779B9
+
+
+def seed_of_part(seed: int | Tensor, number: int) -> int | Tensor:
+    """The seed of one of the parts that are computed each as a call of its own: ``seed ^ (number << 32)``.
+
+    Args:
+        seed: the seed of all parts, 64 bits.
+        number: which part.
+    """
+    return seed ^ (number << _PART_BITS)
 
 
 def threshold(dropout_p: float) -> int:

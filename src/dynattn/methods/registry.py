@@ -84,3 +84,23 @@ def parse(name: str) -> Method:
         "register() for a method of your own; what shortens the sequence, as 'spatten-0.5' does, goes around a model: "
         "dynattn.pruning"
     )
+
+
+def given(method: Method | str, function: str) -> Method:
+    """A method that is given as such or by its short name.
+
+    Args:
+        method: a method or its name.
+        function: the function that was given it, for its error.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError, ImportError: as :func:`parse`.
+    """
+    if isinstance(method, str):
+        return parse(method)
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"{function}: method must be a method or its short name: got {method!r}; pass NM(2, 4) or 'nm-2-4'"
+        )
+    return method

@@ -6,16 +6,20 @@ and blocks are counted from its own first key, and neighbours change none of its
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
+from dynattn.checks import check_dropout
 from dynattn.functional import Aux
 from dynattn.methods import NM, Method
 from dynattn.varlen import compiled
 from dynattn.varlen.run import Options, Places, attend
 from dynattn.varlen.texts import of_jagged
+
+_NO_LIMIT = 2**62  # no text is as long, and int64 holds it
 
 
 @overload
@@ -106,15 +110,26 @@ def varlen_attention(
         _refuse_beside_jagged(given)
         query, key, value, cu_seq_q, cu_seq_k = of_jagged(query, key, value)
     window = _window(window_size)
-    if dropout_p and seed is None:
-        seed = torch.randint(2**63 - 1, (), device=query.device)
+    if dropout_p != 0 or seed is not None:
+        check_dropout(dropout_p, seed, query.device)
+        seed = torch.randint(2**63 - 1, (), device=query.device) if seed is None else seed
     places = Places(cu_seq_q, cu_seq_k, max_q, max_k, seqused_k, block_table)
     options = Options(method, causal or window[1] == 0, scale, window, dropout_p, seed, backend, return_aux)
-    run = compiled.attend if torch.compiler.is_compiling() else attend
+    shapes_alone = torch.compiler.is_compiling() or _is_fake(query) or (query.is_meta and _is_meta(cu_seq_q))
+    run = compiled.attend if shapes_alone else attend
     out, aux = run(query, key, value, places, options)
     if jagged:
         out = torch.nested.nested_tensor_from_jagged(out, cast(Tensor, cu_seq_q))
     return (out, cast(Aux, aux)) if return_aux else out
+
+
+def _is_meta(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_meta
+
+
+def _is_fake(x: Tensor) -> bool:
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return type(x) is not Tensor and module is not None and isinstance(x, module.FakeTensor)
 
 
 def _window(window_size: Any) -> tuple[int, int]:
@@ -126,7 +141,7 @@ def _window(window_size: Any) -> tuple[int, int]:
         raise TypeError(
             f"varlen_attention: window_size must be two ints (left, right): got {window_size!r}; -1 sets no limit"
         )
-    left, right = window_size
+    left, right = (-1 if isinstance(size, int) and not 0 <= size < _NO_LIMIT else size for size in window_size)
     return left, right
 
 

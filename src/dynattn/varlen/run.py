@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from dynattn.checks import check
-from dynattn.functional import Aux, attention, call_of
+from dynattn.functional import Aux, attention, autocast, call_of
+from dynattn.maths.dropout import seed_of_part
+from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods import Method
+from dynattn.ops import sharding
 from dynattn.varlen import together
 from dynattn.varlen.texts import Bounds, Text, cut, read
-
-_TEXT_BITS = 32  # a text's number changes the upper half of the seed, since parts of a call change the lower
 
 
 class Places(NamedTuple):
@@ -47,14 +48,13 @@ def _together(
     left, right = options.window
     if not bounds.queries or left >= 0 or right > 0:
         return None
-    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if query.device.type != "cpu" or not query.dtype == key.dtype == value.dtype:  # pages that autocast converts
         return None
     query = query.transpose(0, 1).unsqueeze(0)
     key, value = (x.transpose(0, 1)[None] if block_table is None else x.transpose(1, 2) for x in (key, value))
     if not len(key):
         return None
     method, causal, scale, aux = options.method, options.causal, options.scale, options.return_aux
-    check(query, key[:1], value[:1], method, None, causal, scale, options.dropout_p, options.seed, aux)
     call = call_of(query, key, value, method, None, causal, scale, options.dropout_p, options.seed, aux)
     isa = together.isa_for(call, options.backend, bounds, block_table)
     return None if isa is None else together.attend(call, isa, bounds, block_table)
@@ -62,13 +62,24 @@ def _together(
 
 def _alone(text: Text, number: int, options: Options) -> tuple[Tensor, Any]:
     """One text by :func:`dynattn.attention`."""
-    seed = None if options.seed is None else options.seed ^ (number << _TEXT_BITS)
+    seed = None if options.seed is None else seed_of_part(options.seed, number)
     given: dict[str, Any] = {
         "attn_mask": _seen(text, *options.window), "causal": options.causal, "scale": options.scale,
         "dropout_p": options.dropout_p, "seed": seed, "backend": options.backend, "return_aux": options.return_aux,
     }  # fmt: skip
     found = attention(*text, options.method, **given)
     return found if options.return_aux else (found, None)  # type: ignore[return-value]
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, options: Options, paged: bool) -> None:
+    """Refuse what attention cannot take, where there is no text too."""
+    if paged:  # by the first page, since the pool may be large
+        key, value = autocast(*(x[:1].flatten(0, 1) for x in (key, value)))
+    query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    check(
+        query, key, value, options.method, None, options.causal, options.scale, options.dropout_p, options.seed,
+        options.return_aux,
+    )  # fmt: skip
 
 
 def _packed(outs: list[Tensor], query: Tensor, value: Tensor) -> Tensor:
@@ -80,7 +91,7 @@ def _packed(outs: list[Tensor], query: Tensor, value: Tensor) -> Tensor:
 
 def _aux(parts: list[Aux], query: Tensor) -> Aux:
     if not parts:
-        nothing = torch.empty(0, query.shape[1], device=query.device)
+        nothing = query.new_empty(0, query.shape[1], dtype=arithmetic_dtype(query.dtype))
         return Aux(nothing, nothing, nothing)
     logsumexp, kept_mass = (torch.cat([part[i][0].transpose(0, 1) for part in parts]) for i in range(2))
     return Aux(logsumexp, kept_mass, torch.cat([part.density for part in parts]))
@@ -94,7 +105,7 @@ def _seen(text: Text, left: int, right: int) -> Tensor | None:
     place = torch.arange(q_len, device=text.query.device)[:, None] + kv_len - q_len
     distance = torch.arange(kv_len, device=text.query.device) - place  # [q_len, kv_len]
     seen = distance >= -left if left >= 0 else torch.ones_like(distance, dtype=torch.bool)
-    return seen & (distance <= right) if right > 0 else seen
+    return sharding.like(text.query, seen & (distance <= right) if right > 0 else seen)
 
 
 def _check_most(name: str, most: Any, lengths: list[int]) -> None:
@@ -117,6 +128,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, places: Places, options: O
         As :func:`dynattn.varlen_attention`.
     """
     bounds = read(query, key, value, places.cu_seq_q, places.cu_seq_k, places.seqused_k, places.block_table)
+    paged = places.block_table is not None
+    (query,) = autocast(query)
+    key, value = (key, value) if paged else autocast(key, value)
+    _check(query, key, value, options, paged)
     _check_most("max_q", places.max_q, bounds.queries)
     _check_most("max_k", places.max_k, bounds.keys)
     found = _together(query, key, value, bounds, places.block_table, options)

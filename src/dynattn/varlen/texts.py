@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynattn.ops import sharding
+
 _INTS = (torch.int32, torch.int64)
 
 
@@ -149,6 +151,7 @@ def _in_pages(key: Tensor, block_table: Any, seqused_k: Tensor | None, texts: in
         raise ValueError("varlen_attention: block_table needs seqused_k, the number of keys of each text; pass both")
     if not isinstance(block_table, Tensor) or block_table.dtype not in _INTS or block_table.dim() != 2:
         raise TypeError("varlen_attention: block_table must be an int32 or int64 tensor of shape (texts, pages)")
+    _refuse_without_numbers("block_table", block_table)
     if len(block_table) != texts:
         raise ValueError(
             f"varlen_attention: block_table must have a row for each text: got {len(block_table)} rows for {texts} "
@@ -168,6 +171,7 @@ def _gather(key: Tensor, value: Tensor, block_table: Tensor, counts: list[int]) 
 def _used(seqused_k: Tensor, most: list[int], what: str) -> list[int]:
     if not isinstance(seqused_k, Tensor) or seqused_k.dtype not in _INTS or seqused_k.shape != (len(most),):
         raise TypeError(f"varlen_attention: seqused_k must be an int32 or int64 tensor of shape ({len(most)},)")
+    _refuse_without_numbers("seqused_k", seqused_k)
     used = seqused_k.tolist()
     if not all(0 <= count <= limit for count, limit in zip(used, most, strict=True)):
         raise ValueError(
@@ -175,6 +179,21 @@ def _used(seqused_k: Tensor, most: list[int], what: str) -> list[int]:
             "count the keys of each text that are filled"
         )
     return used
+
+
+def _refuse_without_numbers(name: str, x: Tensor) -> None:
+    """Refuse lengths and pages that cannot be read."""
+    what = {
+        "on the meta device": x.is_meta,
+        "a DTensor": sharding.is_sharded(x),
+        "mapped by vmap": torch._C._functorch.is_batchedtensor(x),  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    found = [how for how, so in what.items() if so]
+    if found:
+        raise ValueError(
+            f"varlen_attention: {name} must be a plain tensor that holds numbers: it is {found[0]}; keep lengths and "
+            "pages out of it, the same for all"
+        )
 
 
 def _lengths(name: str, bounds: Tensor | None, tokens: Tensor) -> list[int]:
@@ -186,6 +205,7 @@ def _lengths(name: str, bounds: Tensor | None, tokens: Tensor) -> list[int]:
             f"varlen_attention: {name} must be an int32 or int64 tensor of shape (texts + 1,): got {got}; it holds 0 "
             "and the lengths' running sum"
         )
+    _refuse_without_numbers(name, bounds)
     numbers = bounds.tolist()
     lengths = [end - start for start, end in pairwise(numbers)]
     if numbers[0] != 0 or numbers[-1] != len(tokens) or min(lengths, default=0) < 0:

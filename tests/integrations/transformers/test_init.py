@@ -23,6 +23,8 @@ def test_names_and_loading(tmp_path):
     assert register(NM(3, 8, window=32), "nm-4-4")[:2] == ("dynattn:nm-3-8-w32", "dynattn:nm-4-4")
     with pytest.raises(ValueError, match="a method's short name"):
         register("nm-two-four")
+    with pytest.raises(TypeError, match=r"register: method must be a method or its short name: got 4; pass NM\(2, 4\)"):
+        register(4)
 
 
 def test_importing_changes_nothing():

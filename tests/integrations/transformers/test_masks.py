@@ -84,3 +84,14 @@ def test_padding_masks_stay_small():
     with observing(calls.append):
         model(**text(padding="right"))
     assert {tuple(call.attn_mask.shape) for call in calls} == {(3, 1, 1, 13)}
+
+
+@torch.no_grad()
+def test_export_leaves_batch_and_length_open() -> None:
+    model = with_attention(tiny("llama", num_hidden_layers=1, use_cache=False), "dynattn:nm-2-4")
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=64)
+    given = text(2, 9, padding="right")
+    shapes = {name: {0: batch, 1: length} for name in given}
+    program = torch.export.export(model, (), kwargs=given, dynamic_shapes=shapes).module()
+    for inputs in (text(3, 13, padding="left"), text(5, 4)):
+        assert_equal(program(**inputs)[0], model(**inputs)[0], inputs["attention_mask"])

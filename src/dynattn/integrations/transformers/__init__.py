@@ -26,7 +26,8 @@ from dynattn.integrations.transformers.coverage import PREFIX, Coverage, Part, c
 from dynattn.integrations.transformers.fingerprint import Fingerprint
 from dynattn.integrations.transformers.loaded import load
 from dynattn.integrations.transformers.tuned import Evidence, Tuned
-from dynattn.methods import Method, parse
+from dynattn.methods import Method
+from dynattn.methods.registry import given
 
 __all__ = [
     "COMMON",
@@ -70,6 +71,7 @@ def register(*methods: Method | str) -> tuple[str, ...]:
 
     Raises:
         ImportError: transformers is not installed.
+        TypeError: one is neither a method nor a name.
         ValueError: a name is not a method's.
     """
     try:
@@ -83,7 +85,8 @@ def register(*methods: Method | str) -> tuple[str, ...]:
         if isinstance(method, str) and assigned.is_assigned(PREFIX + method):
             known[PREFIX + method] = assigned.forward, True  # modules hold their methods, which may look at positions
             continue
-        name, method = (method, parse(method)) if isinstance(method, str) else (method.name, method)
+        found = given(method, "register")
+        name, method = method if isinstance(method, str) else found.name, found
         known[PREFIX + name] = partial(attend.forward, method=method), method.looks_at_positions
     for name, (forward, positions) in known.items():
         AttentionInterface.register(name, forward)

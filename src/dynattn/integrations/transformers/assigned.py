@@ -18,6 +18,7 @@ from dynattn.integrations.transformers import attend, paged
 from dynattn.integrations.transformers.coverage import PREFIX, survey
 from dynattn.integrations.transformers.packed import texts
 from dynattn.methods import Method, PerLayer, parse
+from dynattn.methods.registry import given
 
 ASSIGNED = "assigned"
 """The name, behind ``dynattn:``, of the implementation of a model whose methods come from :func:`assign`."""
@@ -114,7 +115,7 @@ def checked(model: Any, methods: Mapping[str, Method | str], phase: str) -> dict
         )
     if phase not in PHASES:
         raise ValueError(f"assign: phase must be one of {', '.join(PHASES)}: got {phase!r}")
-    found = {name: parse(method) if isinstance(method, str) else method for name, method in methods.items()}
+    found = {name: given(method, "assign") for name, method in methods.items()}
     if any(isinstance(method, PerLayer) for method in found.values()):
         raise ValueError("assign: a module's method must not be PerLayer; give each module its own")
     return {name: found.get(name, _DENSE) for name in names}

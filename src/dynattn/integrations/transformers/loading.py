@@ -149,7 +149,7 @@ def _keeping_texts_apart(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         made = original(config, inputs_embeds, attention_mask, past_key_values, position_ids, *args, **kwargs)
         if _ours(config._attn_implementation):
-            return block_mask(made, position_ids, attention_mask, past_key_values, len(inputs_embeds))
+            return block_mask(made, position_ids, attention_mask, past_key_values, inputs_embeds.shape[0])
         return made
 
     return preprocess

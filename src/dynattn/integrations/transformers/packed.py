@@ -152,12 +152,14 @@ def _restart(position_ids: Any, attention_mask: Any, past_key_values: Any) -> tu
         return None
     if attention_mask is None and past_key_values is None:
         return None
-    restarts = position_ids[:, 1:] < position_ids[:, :-1]
+    # at their full length, since an exported program would be bound to lengths that are not 1 when one is taken away
+    follows = torch.arange(position_ids.shape[1], device=position_ids.device) > 0
+    restarts = follows & (position_ids < position_ids.roll(1, 1))
     if isinstance(attention_mask, Tensor):
         if attention_mask.shape[1] < position_ids.shape[1]:
             return None
         text = attention_mask[:, -position_ids.shape[1] :].bool()
-        restarts = restarts & text[:, 1:] & text[:, :-1]
+        restarts = restarts & text & text.roll(1, 1)
     if torch.compiler.is_compiling():
         given = "a cache" if attention_mask is None else "an attention_mask"
         said = f"dynattn: packed batches are not supported with {given} in a compiled model: position_ids start anew"
@@ -166,7 +168,7 @@ def _restart(position_ids: Any, attention_mask: Any, past_key_values: Any) -> tu
     if not bool(restarts.any()):
         return None
     sample, place = (int(i) for i in restarts.nonzero()[0])
-    return sample, place + 1
+    return sample, place
 
 
 def refuse_lengths(kwargs: dict[str, Any], mask: Tensor | None, q_len: int, kv_len: int) -> None:
