@@ -24,6 +24,8 @@ from typing import Any
 from marked import markdown, rewritten
 
 from dynattn.lab.machine import describe, machine
+from dynattn.lab.tune.results import Rival
+from dynattn.lab.tune.terminal import against
 from dynattn.lab.words import label
 
 RESULTS = Path(__file__).parent / "results" / "tune"
@@ -43,14 +45,26 @@ def with_table(page: str) -> str:
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".dynattn" not in path.name]
     found = [each for each in found if each.get("phase") == "prefill"]  # records of decoding have none
     columns = ["", "whole model", "loss: measured, below", "best single method for all heads", "whole model", "loss"]
-    text = f"{describe(found[0]['machine'])}:\n\n{markdown(columns, [_cells(each) for each in found])}"
+    table = markdown(columns, [_cells(each) for each in found])
+    said = [line for each in found for line in _said(each)]
+    text = "\n".join([f"{describe(found[0]['machine'])}:", "", table, *said])
     return rewritten(page, START, text, END, "tune")
+
+
+def _said(found: dict[str, Any]) -> list[str]:
+    """Whether what was found beats the best single method, and why it does not where that is so."""
+    if found["verdict"] != "faster":
+        return ["", f"{found['model']}: {found['reason']}."]
+    if found["rival"] is None:
+        return []
+    rival = {"bound": None, "limit": found["settings"]["max_loss"], "proved": False, **found["rival"]}  # older ones
+    return ["", f"{found['model']}: {against(Rival(**rival), found['speed']['speedup']['median'])}"]
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
     where = f"{found['model']}, {found['time']['length']} tokens, {found['dtype']}"
     if found["verdict"] != "faster":
-        return [where, found["reason"], "", "", "", ""]
+        return [where, "keep dense attention", "", "", "", ""]
     lost, rival = found["tries"][-1]["lost"], found["rival"]
     proved = "; ".join(f"{each['task']} {each['loss']:+.2%}, {each['bound']:.2%}" for each in lost)
     cells = [where, f"{found['speed']['speedup']['median']:.2f}×", proved]
@@ -82,9 +96,11 @@ def _record(model: str, options: list[str]) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     named = model + _ending(options)
     for name, kept in FILES.items():
-        found = Path("reports") / f"tune-{named}" / name
+        found, there = Path("reports") / f"tune-{named}" / name, RESULTS / kept.format(named)
         if code == 0 and found.exists():
-            shutil.copy(found, RESULTS / kept.format(named))
+            shutil.copy(found, there)
+        elif code == 0:  # of a run before, which found a gain
+            there.unlink(missing_ok=True)
     return code
 
 

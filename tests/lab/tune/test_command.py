@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def make_fast(monkeypatch):
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
     def plan(seconds, entry, share, second, shorter=0, forward=None):
-        return Plan(Counts(search=2, search_second=1, prove=20, prove_second=20, candidates=6), 2, 0.1, 3)
+        return Plan(Counts(search=2, search_second=1, prove=20, candidates=6), 2, 0.1, 3)
 
     # The models are random: what they lose is told all the same.
     monkeypatch.setattr("dynattn.lab.tune.exams.Exam.says_nothing", lambda *_: False)
@@ -153,6 +154,24 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     ]
     kept = json.loads((tmp_path / f"tune-{tiny_decoder.name}" / "stages.json").read_text())["found"]
     assert [name for name in kept if name.startswith("race")] == [f"race None {sorted(methods(first.heads).items())}"]
+
+
+def test_what_another_version_of_the_code_left_is_not_taken_up(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    settings = _settings(tiny_decoder, many_texts)
+    first, said = _tuned(settings, tmp_path)
+    assert "begun anew" not in said
+    stages_file = tmp_path / f"tune-{tiny_decoder.name}" / "stages.json"
+    there = json.loads(stages_file.read_text())
+    for name in there["found"]:
+        if name.startswith("measured"):  # other items, as an earlier version had them
+            there["found"][name] = [[3.0] * 5, [3.0] * 2]
+    stages_file.write_text(json.dumps(there))
+    monkeypatch.setattr("dynattn.lab.tune.command.fingerprint", lambda: "another")
+    second, said = _tuned(settings, tmp_path)
+    assert "another version of the code: it is begun anew" in said
+    assert second.heads == first.heads
+    _, said = _tuned(settings, tmp_path)
+    assert "going on with" in said
 
 
 KILLED = """
@@ -300,7 +319,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
 
 def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(8, 1, 20, 20, 6), 2, 0.1, 3))
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(8, 1, 20, 6), 2, 0.1, 3))
     monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
     monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
     with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):
@@ -321,7 +340,9 @@ def test_texts_of_unknown_words_are_refused(kind, fast, tiny_encoder, tiny_decod
 
 def test_a_run_of_another_text_of_the_task_begins_anew(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     keys = []
-    monkeypatch.setattr("dynattn.lab.tune.command.Store", lambda path, key: keys.append(key))
+    monkeypatch.setattr(
+        "dynattn.lab.tune.command.Store", lambda path, key: keys.append(key) or SimpleNamespace(told=None)
+    )
     monkeypatch.setattr("dynattn.lab.tune.command.begin", None)
     monkeypatch.syspath_prepend(str(tmp_path))
     for text in ("first", "second", "second"):

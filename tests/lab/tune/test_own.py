@@ -20,7 +20,7 @@ from dynattn.lab.tune.plan import Counts
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 
-COUNTS = Counts(search=1, search_second=1, prove=3, prove_second=1, candidates=4)
+COUNTS = Counts(search=1, search_second=1, prove=3, candidates=4)
 
 
 def _ids(part: int) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
 from dynattn.lab.reports import shown
+from dynattn.lab.sources import fingerprint
 from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.lab.tune import both, decode, decode_told
 from dynattn.lab.tune.ahead import Ahead, Job
@@ -76,8 +77,8 @@ def run(
             pretrained = load(settings.model, settings.dtype)
             weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
             task = None if settings.task is None else written(settings.task)
-            key = settings.digest(texts, [weights, torch.get_num_threads(), _here(), task])
-            store = Store(stages_file, key)
+            key = settings.digest(texts, [weights, torch.get_num_threads(), _here(), task, fingerprint()])
+            store = _store(stages_file, key, console)
 
             def ahead(begun: Begun) -> Ahead:
                 job = Job(
@@ -88,7 +89,7 @@ def run(
 
             if settings.phase == "both":
                 advance()
-                stores = store, Store(decode_stages, key)
+                stores = store, _store(decode_stages, key, console)
                 found = both.tune(settings, texts, pretrained, stores, stage, (prefill, clock), ahead)
             elif settings.phase == "decode":
                 advance()
@@ -121,7 +122,15 @@ def _told(
     return partial(show, found), partial(tuned, found), partial(page, found)
 
 
+def _store(path: Path, key: str, console: Console) -> Store:
+    """The store in a file, and what became of an earlier one said."""
+    store = Store(path, key)
+    if store.told is not None:
+        say(console, store.told)
+    return store
+
+
 def _here() -> list[str | None]:
     """What times depend on."""
     facts = machine()
-    return [facts["processor"], facts["isa"], facts["torch"], facts["dynattn"], os.environ.get("OMP_NUM_THREADS")]
+    return [facts["processor"], facts["isa"], os.environ.get("OMP_NUM_THREADS")]
