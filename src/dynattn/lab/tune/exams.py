@@ -23,16 +23,17 @@ from dynattn.lab.statistics import at_chance, cosines
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
 
-_SINGLE = (4.0, 3.0)  # an item is taken to lose so many times what is allowed, or what the worst of the search lost
-_MEAN = (2.0, 2.0)  # the same of an item that is the mean of many scores, which differs less from the others
+_MARGINS = 4.0  # times what is allowed in the mean, an item is taken to lose at the most
+_MARGINS_OF_MEANS = 2.0  # the same, of an item that is the mean of many scores, which differs less from the others
+_SEEN = 3.0  # times what the worst item of the search lost, likewise
 _MOST_NATS = 700.0  # the exponential of more is no number
 _TINY = 1e-6  # a score below which there is no more to lose
 _MOST = 0.99  # of a score, the largest loss that can be a limit
 _SHARES = (0.8, 0.2)  # of the 5%, of each try: the first is the one that is made for sure
 
 FEWEST = 15
-"""Texts below which nothing is claimed, whatever they lose: of harm to one text in six that many see nothing in one
-case of fifteen."""
+"""Texts below which nothing is claimed, whatever they lose: harm to one text in five, where all others lose nothing,
+stays unseen by so many in one case of thirty."""
 
 SECOND_LIMIT = 5.0
 """The unlike task guards against what the first one does not see, by few items; its limit is so many times as wide."""
@@ -55,8 +56,7 @@ def worst_item(lost: np.ndarray, allowed: float, mean: bool) -> float:
         allowed: what an item may lose in the mean.
         mean: whether an item is the mean of many scores.
     """
-    margins, seen = _MEAN if mean else _SINGLE
-    return max(margins * allowed, seen * float(lost.max()))
+    return max((_MARGINS_OF_MEANS if mean else _MARGINS) * allowed, _SEEN * float(lost.max()))
 
 
 def proof_of(limit: float, of: Literal["perplexity", "score"], attempt: int, worst: float | None) -> Proof:
