@@ -25,7 +25,9 @@ from dynattn.lab.figures import Spread
 from dynattn.lab.terminal import console
 from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
+from dynattn.lab.tune.begin import given
 from dynattn.lab.tune.command import run
+from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
 from dynattn.lab.tune.plan import Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
@@ -140,10 +142,13 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     settings = _settings(tiny_decoder, many_texts, max_loss=0.9)
     first, _ = _tuned(settings, tmp_path)
 
-    def another(search):
+    sought = stages.Search.run
+
+    def another(search, *given):
+        sought(search, *given)
         return replace(search.measured[0], point=search.choices.most)
 
-    monkeypatch.setattr(stages.Search, "best", another)
+    monkeypatch.setattr(stages.Search, "run", another)
     monkeypatch.setattr(stages.Run, "_in_time", lambda *_: True)
     second, _ = _tuned(settings, tmp_path)
     assert first.verdict == second.verdict == "faster"
@@ -284,7 +289,8 @@ def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_p
     found, said = _tuned(_settings(tiny_encoder, many_texts, max_loss=0.9, length=32), tmp_path)
     assert found.kind == "encoder"
     assert [lost.task for lost in found.tries[0].lost] == ["retrieval"]
-    assert found.tries[0].lost[0].items >= 50
+    assert found.tries[0].lost[0].items >= FEWEST
+    assert "speaking of these alone" in found.tries[0].lost[0].data
     assert "retrieval" in said
 
 
@@ -350,6 +356,20 @@ def test_a_run_of_another_text_of_the_task_begins_anew(fast, tiny_decoder, many_
         with pytest.raises(TypeError):
             _tuned(_settings(tiny_decoder, many_texts, texts=None, task="own_task_of_a_test:make"), tmp_path)
     assert keys[0] != keys[1] == keys[2]
+
+
+def test_copies_of_a_text_count_once(tiny_decoder, many_texts, tmp_path):
+    first = (many_texts / "0.txt").read_text()
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(first + "\n" * number)
+    (tmp_path / "other.md").write_text((many_texts / "1.txt").read_text())
+    assert len(given(_settings(tiny_decoder, tmp_path)) or ()) == 2
+
+
+def test_what_is_refused_leaves_no_folder(tiny_decoder, tmp_path):
+    with pytest.raises(ValueError, match="must be a file or a folder"):
+        _tuned(_settings(tiny_decoder, tmp_path / "nowhere"), tmp_path / "reports")
+    assert not (tmp_path / "reports" / f"tune-{tiny_decoder.name}").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(tiny_decoder, texts, tmp_path):

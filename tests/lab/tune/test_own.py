@@ -84,6 +84,16 @@ def test_what_is_no_task_is_refused(pretrained):
         own.exam(lambda pretrained, part: [1, 2], pretrained, 0, COUNTS)
 
 
+def test_what_the_users_function_raises_is_told_with_its_line(pretrained):
+    def broken(pretrained, part):
+        return {}["questions"]
+
+    with pytest.raises(
+        ValueError, match=r"the items of part 2: it raised KeyError: 'questions' \(test_own\.py, line \d+"
+    ):
+        own.exam(broken, pretrained, 2, COUNTS)
+
+
 def test_too_few_items_for_any_proof_are_refused_before_the_work(pretrained, named, tmp_path):
     task = named(lambda pretrained, part: Scored(_ids(part), lambda pretrained, ids: min(1.0, _nats(pretrained, ids))))
     settings = Settings("tiny", task=task, minutes=1000)

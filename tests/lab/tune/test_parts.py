@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -73,7 +72,8 @@ def test_numbers_are_scored_by_the_forwards_of_their_texts(tiny_decoder, many_te
 
 def test_the_item_of_an_encoder_is_the_text(tiny_encoder, many_texts, monkeypatch):
     """And all sentences of a text are in the same part."""
-    monkeypatch.setattr(queries, "items", partial(queries.items, least=5))
+    items = queries.items
+    monkeypatch.setattr(queries, "items", lambda data, _: items(data, 5))
     made = _retrieval(tiny_encoder, many_texts, monkeypatch, fewest=4)
     (searched,), (proved,) = made.search, made.proofs[0]
     assert (searched.items, proved.items) == (2, 8)

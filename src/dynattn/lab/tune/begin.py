@@ -74,7 +74,9 @@ def given(settings: Settings) -> tuple[Text, ...] | None:
         ):
             if value is not None:
                 raise ValueError(f"tune: {settings.model} is a {kind} model, whose {why}; leave {option} out")
-    return None if settings.texts is None else read(settings.texts)
+    if settings.texts is None:
+        return None
+    return tuple({text.body: text for text in read(settings.texts)}.values())  # copies of a text tell no more than one
 
 
 def begin(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,7 @@ def run(
     folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}{ending}"
     names = ("model.dynattn.json", "tune.json", "tune.html", "stages.json", "stages-decode.json")
     model, record, report, stages_file, decode_stages = (folder / name for name in names)
-    with alone(folder), reserve(model, record, report, stages_file):
+    with _tidy(folder), alone(folder), reserve(model, record, report, stages_file):
         texts = given(settings)
         quiet_transformers()
         with stages(console) as stage:
@@ -120,6 +121,16 @@ def _told(
     if isinstance(found, Decoding):
         return partial(decode_told.show, found), partial(decode_told.tuned, found), partial(decode_told.page, found)
     return partial(show, found), partial(tuned, found), partial(page, found)
+
+
+@contextmanager
+def _tidy(folder: Path) -> Iterator[None]:
+    """Whatever is refused leaves no empty folder."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _store(path: Path, key: str, console: Console) -> Store:
