@@ -33,7 +33,7 @@ def test_files_of_each_model_are_kept(script, tmp_path, monkeypatch):
     assert (tmp_path / "results" / "smollm2-decode.json").read_text() == "smollm2"
     tune.main([])
     assert commands[-1][4] == "smollm2"
-    assert "--minutes" not in commands[-1]
+    assert commands[-1][-4:] == ["--minutes", "10", "--output", "reports"]
     tune.main(["dinov2"])
     assert commands[-1][-4:] == ["--minutes", "8", "--output", "reports"]
 
@@ -60,7 +60,7 @@ def test_the_page_says_whether_the_best_single_method_is_beaten(script, tmp_path
     monkeypatch.setattr(tune, "RESULTS", tmp_path)
     found = {
         "model": "mine", "phase": "prefill", "dtype": "float32", "time": {"length": 64}, "verdict": "faster",
-        "machine": machine(), "settings": {"max_loss": 0.01}, "speed": {"speedup": {"median": 1.2}},
+        "machine": machine(), "settings": {"max_loss": 0.01, "minutes": 6.0}, "speed": {"speedup": {"median": 1.2}},
         "tries": [{"lost": [{"task": "perplexity", "loss": 0.004, "bound": 0.009}]}],
         "rival": {"method": "nm-1-2", "speedup": 1.3, "loss": 0.007, "tuned": 0.004},
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_page_says_whether_the_best_single_method_is_beaten(script, tmp_path
     for each in (found, dense):
         (tmp_path / f"{each['model']}.json").write_text(json.dumps(each))
     page = tune.with_table(f"{tune.START}{tune.END}")
-    assert "| mine, 64 tokens, float32 | 1.20× | perplexity +0.40%, 0.90% | 1:2 | 1.30× | +0.70% |" in page
+    assert "| mine, 64 tokens, float32, 6 min | 1.20× | perplexity +0.40%, 0.90% | 1:2 | 1.30× | +0.70% |" in page
     assert "mine: The best single method for all heads, 1:2" in page
     assert "is not proved by these items" in page
     assert "other: keep dense attention: so it is." in page

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ROUNDS = 3
-_POINTS = 5  # whole assignments that are measured
 _RACED = 5  # assignments that are raced before the proof where the sequence is shortened
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
 _SHARE_OF_KERNELS = 0.05  # of the time, for timing candidates
@@ -35,8 +34,13 @@ class Counts(NamedTuple):
     prove: int
     candidates: int
 
+    @property
+    def points(self) -> int:
+        """Whole assignments that are measured: the more texts tell them apart, the more of them."""
+        return self.search + 1
 
-LEAST = Counts(search=3, search_second=1, prove=15, candidates=12)
+
+LEAST = Counts(search=3, search_second=1, prove=15, candidates=10)
 MOST = Counts(search=8, search_second=3, prove=96, candidates=32)
 
 
@@ -73,7 +77,7 @@ def cost(
     forward = entry if forward is None else forward
     looked = counts.search + (counts.search_second if second else 0)
     beside = forward * looked * (1 + share * _SAMPLED * counts.candidates)  # every candidate, in a dense forward
-    scored = counts.search * (1 + _FASTER * (_POINTS + shorter))  # dense scores, whole assignments
+    scored = counts.search * (1 + _FASTER * (counts.points + shorter))  # dense scores, whole assignments
     proof = counts.prove * (1 + _FASTER)
     races = 1 if not shorter else 1 + _RACED
     return entry * (scored + proof) + beside + forward * 2 * (ROUNDS + 1) * races
@@ -96,7 +100,7 @@ def plan(
         return None
     steps = range(_STEPS, -1, -1)
     counts = next(each for each in map(_between, steps) if cost(each, entry, share, second, shorter, forward) <= room)
-    return Plan(counts, _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
+    return Plan(counts, counts.points, seconds * _SHARE_OF_KERNELS, ROUNDS)
 
 
 def least_seconds(entry: float, share: float, second: bool, shorter: int = 0, forward: float | None = None) -> float:
