@@ -25,7 +25,7 @@ from dynattn.lab.figures import Spread
 from dynattn.lab.terminal import console
 from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
-from dynattn.lab.tune.begin import given
+from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
@@ -254,6 +254,18 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
     assert "keep dense attention: attention takes 1.0% of a forward" in said
     assert not (folder / "model.dynattn.json").exists()
     assert "keep dense attention" in (folder / "tune.html").read_text()
+
+
+def test_where_data_is_too_few_for_any_claim_this_is_the_result(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    """As with the ten recordings that packages carry: nothing is searched for, and the page says why."""
+    monkeypatch.setattr(
+        "dynattn.lab.tune.command.begin", lambda *given: replace(begin(*given), few="there are 7, and 15 are needed")
+    )
+    monkeypatch.setattr(stages, "clock_candidates", None)
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert found.verdict == "dense"
+    assert "keep dense attention: there are 7, and 15 are needed" in said
+    assert "there are 7" in (tmp_path / f"tune-{tiny_decoder.name}" / "tune.html").read_text()
 
 
 def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(

@@ -17,9 +17,11 @@ from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.texts import read
 from dynattn.lab.tune import parts as module
 from dynattn.lab.tune import queries
+from dynattn.lab.tune.begin import _few
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Parts, parts
 from dynattn.lab.tune.plan import Counts
+from dynattn.lab.tune.settings import Settings
 
 COUNTS = Counts(4, 2, 20, 6)
 
@@ -111,5 +113,9 @@ def test_the_item_of_speech_is_the_recording(monkeypatch):
     monkeypatch.setattr(module.Speech, "prepare", lambda *_: every)
     made = parts(cast(Any, SimpleNamespace(kind="speech", name="mine")), None, None, COUNTS, None)
     assert made.search[0].items + made.proofs[0][0].items == 10
+    few = _few(Settings("whisper"), made.proofs[0])
+    assert few is not None
+    assert "must have at least 15 items" in few
+    assert "got 7 of speech; give recordings of your own by --task" in few
     assert made.proofs[0][0].items == made.proofs[0][0].entries == 7
     assert made.proofs[0] is made.proofs[1]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import dynattn
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Kind, Pretrained
@@ -30,6 +31,7 @@ from dynattn.lab.tasks.base import Inputs, Outcome, Prepared, Task, first_tensor
 Score = Callable[[Pretrained, Any], float]
 """Runs ``pretrained.model`` on an item, in any number of calls, and says how well that went."""
 
+_HERE = Path(dynattn.__file__).parent
 _LOOKED_AT = 4  # so many items show the model's inputs
 _OF_GENERATING = ("past_key_values", "cache_position", "cache_params")  # what one call hands on to the next
 
@@ -175,7 +177,7 @@ def told(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        at = frames[min(1, len(frames) - 1)]  # the first is the line in this package that calls the function
+        at = next((frame for frame in frames if not Path(frame.filename).is_relative_to(_HERE)), frames[-1])
         said = " ".join(str(error).split())
         raise ValueError(
             f"{what} raised {type(error).__name__}{': ' if said else ''}{said} ({Path(at.filename).name}, line "
