@@ -152,7 +152,11 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
         data, groups = task.of(pretrained, every, its, _PASSAGES * many, whose)
         return (Exam(task, data, groups=groups),)
 
-    return Parts(exams(items[:searched], counts.search), (exams(items[searched:], counts.prove),) * TRIES)
+    proved = exams(items[searched:], counts.prove)
+    # As many passages of a text as in the proof: what a text can lose depends on how many sentences its mean is of.
+    each = -(-len(proved[0].data.payload[0]) // proved[0].items)
+    few = max(LEAST.search, _PASSAGES * counts.search // each)
+    return Parts(exams(items[: min(searched, few)], counts.search), (proved,) * TRIES)
 
 
 def _speech(pretrained: Pretrained) -> Parts:
