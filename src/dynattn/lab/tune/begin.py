@@ -24,7 +24,7 @@ from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
 from dynattn.lab.tune.settings import Settings, share_of_prefill
 from dynattn.lab.tune.store import Store
 
-_LENGTHS = (4096, 2048, 1024, 512, 256)
+_LENGTHS = (4096, 3072, 2048, 1536, 1024, 512, 256)
 """The lengths for a decoder where none is asked for: the longest that minutes, model and texts allow is taken."""
 
 _ENCODER_LENGTH = 512
