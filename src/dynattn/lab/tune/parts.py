@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import default
@@ -155,8 +157,9 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
     proved = exams(items[searched:], counts.prove)
     # As many passages of a text as in the proof: what a text can lose depends on how many sentences its mean is of.
     each = -(-len(proved[0].data.payload[0]) // proved[0].items)
-    few = max(LEAST.search, _PASSAGES * counts.search // each)
-    return Parts(exams(items[: min(searched, few)], counts.search), (proved,) * TRIES)
+    seen = np.cumsum([min(len(its), each) for its in items[:searched]])
+    few = max(LEAST.search, 1 + int(np.searchsorted(seen, _PASSAGES * counts.search)))
+    return Parts(exams([its[:each] for its in items[: min(searched, few)]], counts.search), (proved,) * TRIES)
 
 
 def _speech(pretrained: Pretrained) -> Parts:

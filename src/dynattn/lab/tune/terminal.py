@@ -78,7 +78,9 @@ def against(other: Rival, speedup: float) -> str:
     faster, milder = speedup >= other.speedup, other.tuned <= other.loss
     if faster and milder:
         return said + "the tuned one is at least as fast and loses no more."
-    below = "and no bound is known" if other.bound is None else f"and the loss is only known to be below {other.bound:.2%}"
+    below = (
+        "and no bound is known" if other.bound is None else f"and the loss is only known to be below {other.bound:.2%}"
+    )
     if faster:
         why = "it is faster and loses more, which the limit allows"
         return said + f"{why}." if other.proved else said + f"{why}; the single method is not proved, {below}."
