@@ -181,8 +181,8 @@ class Run:
                     np.append(so_far, np.mean(found[name]))
                     for so_far, name in zip(scores[at], (ways.BASELINE, way), strict=True)
                 )
-                verdicts[at] = proofs[at].look(*scores[at])
-                known[at] = decided(verdicts[at], scores[at][1] - scores[at][0], worst[at], FEWEST)
+                verdicts[at] = verdict = proofs[at].look(*scores[at])
+                known[at] = decided(verdict, scores[at][1] - scores[at][0], worst[at], FEWEST)
             if any(its is False for its in known):
                 break
         return Tried(way=way, lost=[

@@ -67,7 +67,8 @@ def measure(
         own = part.outcome(pretrained, set_assignment(pretrained, point.assignment), advance)
         return part.scores(own, dense or own).tolist()
 
-    dense = np.concatenate([store.get(dense_scores(data, exam, entry)) for entry in range(lost.looks)])
+    kept = (store.get(dense_scores(data, exam, entry)) for entry in range(lost.looks))
+    dense = np.concatenate([np.array(each) for each in kept])
     key = f"rival {data} {exam.task.name} {lost.looks} {sorted(methods(point.assignment).items())}"
     own = np.array(store.once(key, find))
     proof = exam.proof(max_loss, attempt, lost.worst)
