@@ -260,7 +260,7 @@ def test_what_comes_along_with_the_first_exam_takes_no_forward_of_its_own(tmp_pa
         def evaluate(self, pretrained: Any, data, advance) -> Outcome:
             asked.append(pretrained.tuned)
             found = _Nats.evaluate(self, pretrained, data, advance)
-            return found._replace(beside=2 * found.scores)
+            return found._replace(beside=2 * np.array(found.scores))
 
     exam = _texts(draw, 0.001, blocks=1, texts=40)
     first, second = replace(exam, task=Along()), replace(exam, second=True, beside=True)
