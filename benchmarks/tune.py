@@ -1,7 +1,7 @@
 """Record runs of ``dynattn tune``, with as many threads as cores, on an idle machine.
 
-    python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, six minutes
-    python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes each
+    python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, ten minutes
+    python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes or ten
     python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
     python benchmarks/tune.py table              # the table of docs/tune.md from the records of prefill
     python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
@@ -24,13 +24,15 @@ from typing import Any
 from marked import markdown, rewritten
 
 from dynattn.lab.machine import describe, machine
+from dynattn.lab.tune.results import Rival
+from dynattn.lab.tune.terminal import against
 from dynattn.lab.words import label
 
 RESULTS = Path(__file__).parent / "results" / "tune"
 PAGE = Path(__file__).parent.parent / "docs" / "tune.md"
 START, END = "<!-- written by benchmarks/tune.py -->", "<!-- end -->"
-MINUTES = {"minilm": 8, "dinov2": 8, "whisper": 8}
-"""Where none are asked for and the command's six allow few items."""
+MINUTES = {"smollm2": 10, "minilm": 8, "dinov2": 8, "whisper": 8}
+"""Where none are asked for: the command's six allow few items, and leave no time for the single method beside them."""
 FILES = {"tune.json": "{}.json", "tune.html": "{}.html", "model.dynattn.json": "{}.dynattn.json"}
 
 
@@ -43,14 +45,28 @@ def with_table(page: str) -> str:
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".dynattn" not in path.name]
     found = [each for each in found if each.get("phase") == "prefill"]  # records of decoding have none
     columns = ["", "whole model", "loss: measured, below", "best single method for all heads", "whole model", "loss"]
-    text = f"{describe(found[0]['machine'])}:\n\n{markdown(columns, [_cells(each) for each in found])}"
+    table = markdown(columns, [_cells(each) for each in found])
+    said = [line for each in found for line in _said(each)]
+    text = "\n".join([f"{describe(found[0]['machine'])}:", "", table, *said])
     return rewritten(page, START, text, END, "tune")
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
-    where = f"{found['model']}, {found['time']['length']} tokens, {found['dtype']}"
+def _said(found: dict[str, Any]) -> list[str]:
+    """Whether what was found beats the best single method, and why it does not where that is so."""
     if found["verdict"] != "faster":
-        return [where, found["reason"], "", "", "", ""]
+        return ["", f"{found['model']}: {found['reason']}."]
+    if found["rival"] is None:
+        return []
+    rival = {"bound": None, "limit": found["settings"]["max_loss"], "proved": False, **found["rival"]}  # older ones
+    return ["", f"{found['model']}: {against(Rival(**rival), found['speed']['speedup']['median'])}"]
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    where = (
+        f"{found['model']}, {found['time']['length']} tokens, {found['dtype']}, {found['settings']['minutes']:g} min"
+    )
+    if found["verdict"] != "faster":
+        return [where, "keep dense attention", "", "", "", ""]
     lost, rival = found["tries"][-1]["lost"], found["rival"]
     proved = "; ".join(f"{each['task']} {each['loss']:+.2%}, {each['bound']:.2%}" for each in lost)
     cells = [where, f"{found['speed']['speedup']['median']:.2f}×", proved]
@@ -82,9 +98,11 @@ def _record(model: str, options: list[str]) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     named = model + _ending(options)
     for name, kept in FILES.items():
-        found = Path("reports") / f"tune-{named}" / name
+        found, there = Path("reports") / f"tune-{named}" / name, RESULTS / kept.format(named)
         if code == 0 and found.exists():
-            shutil.copy(found, RESULTS / kept.format(named))
+            shutil.copy(found, there)
+        elif code == 0:  # of a run before, which found a gain
+            there.unlink(missing_ok=True)
     return code
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,13 +31,15 @@ class HeadPart(NamedTuple):
 
 
 def parts(
-    query: Tensor, key: Tensor, value: Tensor, method: PerHead, attn_mask: Tensor | None, seed: int | Tensor | None
-) -> Iterator[HeadPart]:
+    query: Tensor, key: Tensor, value: Tensor, method: PerHead, attn_mask: Tensor | None, seed: int | Tensor | None,
+    wanted: Callable[[Method], bool] = lambda _: True,
+) -> Iterator[HeadPart]:  # fmt: skip
     """The calls that a ``PerHead`` is made of.
 
     Args:
         query, key, value, attn_mask, seed: as :func:`dynattn.attention` takes them.
         method: one method for each head of ``query``.
+        wanted: the methods whose calls are asked for; the tensors of others are not cut out.
 
     Raises:
         ValueError: it has more or fewer methods than there are heads.
@@ -50,6 +52,8 @@ def parts(
     group = query.shape[1] // key.shape[1]
     by_head = attn_mask is not None and attn_mask.dim() > 2 and attn_mask.shape[-3] > 1
     for number, part in enumerate(dict.fromkeys(method.parts)):
+        if not wanted(part):
+            continue
         heads = [head for head, its in enumerate(method.parts) if its == part]
         kv_heads = _shared(heads, group)
         mask = _select(attn_mask, heads, -3) if attn_mask is not None and by_head else attn_mask

@@ -74,6 +74,15 @@ def test_budgets_are_shares(value: str):
     assert "budgets must be numbers above 0 and up to 1" in _refused("frontier", f"--budgets={value}")
 
 
+@pytest.mark.parametrize(("value", "rule"), [
+    ("0", "above 0%"), ("0%", "above 0%"), ("-1%", "above 0%"), ("101%", "at most 100%"), ("much", "above 0%"),
+    ("1", "from 1 on: got '1', .* write 1% or a share"), ("2.5", "write 2.5% or a share"),
+])  # fmt: skip
+def test_a_loss_is_a_share_and_no_count_of_percents(value: str, rule: str):
+    """A bare 1 would be all that there is to lose, where 1% was meant."""
+    assert re.search(rule, _refused("tune", "smollm2", f"--max-loss={value}"))
+
+
 @pytest.mark.parametrize("command", ["compare", "bench", "finetune", "frontier", "lra"])
 def test_more_threads_than_cores_can_use_are_refused(command: str):
     cores = os.cpu_count() or 1

@@ -164,6 +164,27 @@ def test_what_attempts_spend_is_no_more_than_alpha():
     assert {verdict.level for verdict in found} == {0.95}
 
 
+def test_attempts_may_have_shares_of_their_own():
+    found = [Proof(0.5, attempt=attempt, shares=(0.8, 0.2)).look(np.ones(40), np.ones(40)) for attempt in (1, 2)]
+    assert [verdict.alpha for verdict in found] == pytest.approx([0.04, 0.01])
+    assert [verdict.spent for verdict in found] == pytest.approx([0.04, 0.05])
+
+
+def test_of_scores_a_worst_that_is_known_makes_the_bound_tighter_and_no_more_false_claims():
+    generator = np.random.default_rng(7)
+    dense = generator.uniform(0.6, 1, (RUNS, ITEMS))
+    lost = 0.01 * dense * generator.uniform(0, 2, dense.shape)  # 1% in the mean, and 2% at the most
+    for worst in (0.02, 0.1, None):
+        assert claimed(Proof(0.01, worst=worst), dense, dense - lost).mean() <= at_most(0.05)
+    half = dense - lost / 2
+    found = [claimed(Proof(0.01, worst=worst), dense, half).mean() for worst in (0.02, 0.1, None)]
+    assert found[0] > 0.99
+    assert found[2] == 0
+    proof = Proof(0.01, worst=0.04)
+    assert proof.look(np.ones(proof.fewest), np.ones(proof.fewest)).state == "proved"
+    assert proof.look(np.ones(proof.fewest - 1), np.ones(proof.fewest - 1)).state == "undecided"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_prove_nothing(bad):
     sparse = np.ones(400)
@@ -219,6 +240,8 @@ def test_claims_say_what_was_found():
         "of must be": {"of": "speed"},
         "alpha must be": {"alpha": 1.0},
         "attempt must": {"attempt": -1},
+        "attempt must be one of those that have shares": {"attempt": 3, "shares": (0.8, 0.2)},
+        "shares must be above 0, and 1 in all": {"attempt": 1, "shares": (0.8, 0.3)},
         "worst must be": {"worst": 0.0},
         "highest must be": {"lowest": 1.0},
     }.items(),

@@ -21,6 +21,11 @@ _SHARE = re.compile(
 
 def _share(param: typer.CallbackParam, value: str) -> str:
     """A check for a share above 0% and up to 100%, given as 1% or 0.01."""
+    if "%" not in value and share(value) >= 1:
+        raise typer.BadParameter(
+            f"{param.name} must be above 0% and at most 100%, with a percent sign from 1 on: got {value!r}, which "
+            f"would be all there is to lose; write {value.strip()}% or a share as 0.01"
+        )
     if not 0 < share(value) <= 1:
         raise typer.BadParameter(
             f"{param.name} must be above 0% and at most 100%: got {value!r}; write 1% or 0.01, since that nothing at "

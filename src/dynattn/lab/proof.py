@@ -82,8 +82,8 @@ class Proof:
 
     It may be looked at after any number of items. They are independent draws, in an order that does not depend on
     their scores. Attempt k, counted from 1, may spend alpha / 2^k where several are made, so that all together spend
-    no more than alpha. Settings that are tried one after the other come from a list that was made without the
-    held-out scores.
+    no more than alpha; where it is known how many there will be, ``shares`` divides alpha otherwise. Settings that are
+    tried one after the other come from a list that was made without the held-out scores.
 
     Args:
         max_loss: what is allowed, relative: 0.01 for 1% of the score, or of perplexity.
@@ -93,8 +93,10 @@ class Proof:
         attempt: which setting this is, where others may be tried; 0 where it is the only one.
         lowest: the lowest score that there can be.
         highest: the highest score that there can be.
-        worst: for perplexity, the most nats per token that an item may lose. None takes the larger of 20 times what
-            is allowed and three times what the worst item before it lost: a guess, and the claim is conditional on it.
+        worst: the most that an item may lose, in nats per token or in score; the claim is conditional on it. For
+            perplexity None takes the larger of 20 times what is allowed and three times what the worst item before it
+            lost, which is a guess as well. For scores None takes all that there is to lose.
+        shares: of alpha, of each attempt, where it is known how many there are; empty for a half of what is left.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -108,6 +110,7 @@ class Proof:
     lowest: float = 0.0
     highest: float = 1.0
     worst: float | None = None
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.max_loss < 1:
@@ -120,6 +123,13 @@ class Proof:
             raise ValueError(f"Proof: alpha must be above 0 and below 1: got {self.alpha}; try 0.05")
         if self.attempt < 0:
             raise ValueError(f"Proof: attempt must count from 1, or be 0 for the only one: got {self.attempt}")
+        if self.shares and not (min(self.shares) > 0 and sum(self.shares) <= 1 + 1e-12):
+            raise ValueError(f"Proof: shares must be above 0, and 1 in all at most: got {self.shares}; try (0.8, 0.2)")
+        if self.shares and not 1 <= self.attempt <= len(self.shares):
+            raise ValueError(
+                f"Proof: attempt must be one of those that have shares, from 1 on: got {self.attempt} of "
+                f"{len(self.shares)}"
+            )
         if not -math.inf < self.lowest < self.highest < math.inf:
             raise ValueError(f"Proof: highest must be above lowest: got {self.highest} and {self.lowest}")
         if self.worst is not None and not 0 < self.worst < math.inf:
@@ -128,7 +138,14 @@ class Proof:
     @property
     def spends(self) -> float:
         """What this attempt may spend."""
-        return self.alpha / 2**self.attempt
+        return self.alpha * (self.shares[self.attempt - 1] if self.shares else 2.0**-self.attempt)
+
+    @property
+    def _earlier(self) -> float:
+        """What the attempts before this one may spend."""
+        if self.shares:
+            return self.alpha * sum(self.shares[: self.attempt - 1])
+        return self.alpha * (1 - 2.0 ** -(self.attempt - 1)) if self.attempt else 0.0
 
     @property
     def fewest(self) -> int:
@@ -137,7 +154,7 @@ class Proof:
         Rare harm can hide in fewer: an item in a hundred that is lost whole is a loss of 1%. Of scores that are lower
         than the highest more are needed.
         """
-        gain, worst = self.max_loss, 1 - self.max_loss
+        gain, worst = self.max_loss, min(1 - self.max_loss, (self.worst or math.inf) / (self.highest - self.lowest))
         if self.of == "perplexity":
             gain = math.log1p(self.max_loss)
             worst = max(self.worst or WORST_MARGINS * gain, gain) - gain
@@ -174,9 +191,9 @@ class Proof:
             else:
                 state = "refuted" if self._p_of_harm(dense, sparse) <= self.spends else "undecided"
                 high = max(high, math.nextafter(self.max_loss, 1))
-        earlier = self.alpha * (1 - 2.0 ** -(self.attempt - 1)) if self.attempt else 0.0
         return Verdict(
-            state, loss, high, self.max_loss, dense.size, self.spends, earlier + self.spends, 1 - self.alpha, self.of
+            state, loss, high, self.max_loss, dense.size, self.spends, self._earlier + self.spends, 1 - self.alpha,
+            self.of,
         )  # fmt: skip
 
     def foresee(self, dense: np.ndarray, sparse: np.ndarray, items: int) -> Verdict:
@@ -207,7 +224,8 @@ class Proof:
             nats, worst = np.log1p(loss), self._worst(sparse - dense)
             return _p(nats - (sparse - dense), np.maximum(worst - nats, worst / 100))
         x = (sparse - self.lowest) - (1 - loss) * (dense - self.lowest)
-        return _p(x, np.broadcast_to((1 - loss) * (self.highest - self.lowest), x.shape))
+        most = np.minimum((1 - loss) * (self.highest - self.lowest), math.inf if self.worst is None else self.worst)
+        return _p(x, np.broadcast_to(most, x.shape))
 
     def _p_of_harm(self, dense: np.ndarray, sparse: np.ndarray) -> float:
         """P-value of "the loss is at most max_loss"."""

@@ -380,7 +380,8 @@ def _change(*keys: Any, to: Any = None) -> Any:
 
 
 WRONG = {
-    "format is 2": _change("format", to=2),
+    "format is 2, and this dynattn reads 1; a later dynattn wrote it": _change("format", to=2),
+    "format is '1', and this dynattn reads 1; run": _change("format", to="1"),
     "format is None": _change("format"),
     "dtype is missing": _change("dtype"),
     "colour is no field": _change("colour", to=1),

@@ -63,6 +63,17 @@ def test_what_is_added_is_on_the_disk_at_once_and_found_again(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]
 
 
+def test_a_record_whose_scores_are_not_those_of_its_items_is_refused(tmp_path: Path):
+    """As one that another version wrote in part; means over them could not be taken."""
+    path, cell = tmp_path / "record.json", Cell(exam=exam(), entry=SOME)
+    found = record([], []).model_copy(
+        update={"sheets": {exam().key: sheet(exam())}, "grades": {cell.key: grade(exam(), SOME, [1.0] * 3)}}
+    )
+    store.save(found, path)
+    with pytest.raises(ValueError, match=r"a score for each item: nm-1-2 has 3 in .*, which has 8; another version"):
+        store.load(path)
+
+
 def test_a_half_written_file_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "record.json"
     store.save(record([], []), path)

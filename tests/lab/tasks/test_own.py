@@ -23,6 +23,10 @@ def _likely(pretrained, ids) -> float:
     return float(pretrained.model(ids).logits[0, -1].softmax(-1).max())
 
 
+def _broken(pretrained, ids) -> float:
+    return 1 / 0
+
+
 def test_each_item_has_its_score_and_the_longest_call_is_the_example(pretrained):
     task = Scored(IDS, _likely)
     data = task.prepare(pretrained)
@@ -58,6 +62,13 @@ def test_of_generating_the_prompt_is_the_example_without_its_cache(pretrained):
         (Scored(IDS, lambda pretrained, ids: 1.5), "between 0 and 1: item 1 gives 1.5"),
         (Scored(IDS, lambda pretrained, ids: float("nan")), "between 0 and 1"),
         (Scored(IDS, lambda pretrained, ids: "good"), "must be a number: item 1 gives a str"),  # type: ignore[arg-type, return-value]
+        (Scored(IDS, lambda pretrained, ids: "0.5"), "must be a number: item 1 gives a str"),  # type: ignore[arg-type, return-value]
+        (Scored(IDS, lambda pretrained, ids: torch.zeros(2)), "must be a number: item 1 gives a Tensor"),  # type: ignore[arg-type, return-value]
+        (
+            Scored(IDS, _broken),
+            r"every item: item 1 raised ZeroDivisionError: division by zero \(test_own\.py, line \d+\)",
+        ),
+        (Scored(IDS, lambda pretrained: 0.5), r"item 1 raised TypeError: .*2 were given"),  # type: ignore[arg-type]
         (Scored(IDS, lambda pretrained, ids: None), "must be a number: item 1 gives a NoneType"),  # type: ignore[arg-type, return-value]
         (Likelihoods(IDS, lambda pretrained, ids: -1.0), "at least 0: item 1 gives -1"),
         (Likelihoods(IDS, lambda pretrained, ids: float("inf")), "finite"),
@@ -67,3 +78,16 @@ def test_what_is_no_score_is_refused(pretrained, task, rule):
     with pytest.raises(ValueError, match=rule):
         task.prepare(pretrained)
     assert pretrained.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("items", "score", "rule"),
+    [
+        ((each for each in IDS), _likely, "items must be a list: got a generator"),
+        (set(range(3)), _likely, "items must be a list: got a set"),
+        (IDS, 0.5, "score must be a function: got a float"),
+    ],
+)
+def test_what_are_no_items_is_refused(items, score, rule):
+    with pytest.raises(ValueError, match=rule):
+        Scored(items, score)

@@ -18,7 +18,7 @@ from dynattn.lab.tune.store import Store
 
 
 def _job(model: Path, texts: Path) -> Job:
-    return Job(str(model), "float32", read(texts), 64, Counts(3, 2, 20, 20, 6), None, 0.2)
+    return Job(str(model), "float32", read(texts), 64, Counts(3, 2, 20, 6), None, 0.2)
 
 
 def test_without_workers_nothing_is_measured_ahead(tiny_decoder, many_texts, tmp_path):

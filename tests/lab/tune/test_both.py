@@ -78,7 +78,7 @@ def found(monkeypatch):
 def _plan():
     from dynattn.lab.tune.plan import Counts, Plan
 
-    return Plan(Counts(2, 1, 20, 20, 6), 2, 0.1, 3)
+    return Plan(Counts(2, 1, 20, 6), 2, 0.1, 3)
 
 
 def _run(model: Path, texts: Path, output: Path) -> tuple[Both, str, Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -57,6 +59,17 @@ def test_a_call_is_not_split_for_less_than_that_costs():
     assert dear.within(0.0).saved == 0
     mixed = dear.priced(-1, {"a": (FASTER, FASTER, SDPA, SDPA), "b": (SDPA,) * 4})
     assert mixed.saved == pytest.approx(2 * 0.6 / 4 - 0.3)
+
+
+def test_no_point_of_a_path_harms_for_nothing_where_splitting_a_call_is_dear():
+    """Heads of unlike harm would be moved one by one over all modules, and none of the calls be faster."""
+    harm = {m: {FAST: [0.1, 0.3, 0.1, 0.3], FASTER: [9.0] * 4} for m in "abc"}
+    choices = Choices(Costs(dict.fromkeys("abc", 0), [SECONDS], [0.15], [4]), harm, (FAST, FASTER))
+    for path in (choices.path, choices.through(FAST)):
+        points = [choices.point(moves, path) for moves in range(len(path.moves) + 1)]
+        assert len(points) > 3
+        assert all(after.saved > before.saved for before, after in pairwise(points))
+    assert choices.point(1).assignment == {"a": (FAST,) * 4, "b": (SDPA,) * 4, "c": (SDPA,) * 4}
 
 
 def test_one_method_everywhere_is_priced_as_the_rest():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from dynattn.lab.figures import Spread
 from dynattn.lab.terminal import console
 from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
+from dynattn.lab.tune.begin import begin, given
 from dynattn.lab.tune.command import run
+from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
 from dynattn.lab.tune.plan import Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
@@ -64,7 +67,7 @@ def make_fast(monkeypatch):
         return [dict.fromkeys(modules, 0), [costs], [0.0], [config.num_attention_heads]]
 
     def plan(seconds, entry, share, second, shorter=0, forward=None):
-        return Plan(Counts(search=2, search_second=1, prove=20, prove_second=20, candidates=6), 2, 0.1, 3)
+        return Plan(Counts(search=2, search_second=1, prove=20, candidates=6), 2, 0.1, 3)
 
     # The models are random: what they lose is told all the same.
     monkeypatch.setattr("dynattn.lab.tune.exams.Exam.says_nothing", lambda *_: False)
@@ -139,10 +142,13 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     settings = _settings(tiny_decoder, many_texts, max_loss=0.9)
     first, _ = _tuned(settings, tmp_path)
 
-    def another(search):
+    sought = stages.Search.run
+
+    def another(search, *given):
+        sought(search, *given)
         return replace(search.measured[0], point=search.choices.most)
 
-    monkeypatch.setattr(stages.Search, "best", another)
+    monkeypatch.setattr(stages.Search, "run", another)
     monkeypatch.setattr(stages.Run, "_in_time", lambda *_: True)
     second, _ = _tuned(settings, tmp_path)
     assert first.verdict == second.verdict == "faster"
@@ -153,6 +159,24 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     ]
     kept = json.loads((tmp_path / f"tune-{tiny_decoder.name}" / "stages.json").read_text())["found"]
     assert [name for name in kept if name.startswith("race")] == [f"race None {sorted(methods(first.heads).items())}"]
+
+
+def test_what_another_version_of_the_code_left_is_not_taken_up(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    settings = _settings(tiny_decoder, many_texts)
+    first, said = _tuned(settings, tmp_path)
+    assert "begun anew" not in said
+    stages_file = tmp_path / f"tune-{tiny_decoder.name}" / "stages.json"
+    there = json.loads(stages_file.read_text())
+    for name in there["found"]:
+        if name.startswith("measured"):  # other items, as an earlier version had them
+            there["found"][name] = [[3.0] * 5, [3.0] * 2]
+    stages_file.write_text(json.dumps(there))
+    monkeypatch.setattr("dynattn.lab.tune.command.fingerprint", lambda: "another")
+    second, said = _tuned(settings, tmp_path)
+    assert "another version of the code: it is begun anew" in said
+    assert second.heads == first.heads
+    _, said = _tuned(settings, tmp_path)
+    assert "going on with" in said
 
 
 KILLED = """
@@ -232,6 +256,18 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
     assert "keep dense attention" in (folder / "tune.html").read_text()
 
 
+def test_where_data_is_too_few_for_any_claim_this_is_the_result(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+    """As with the ten recordings that packages carry: nothing is searched for, and the page says why."""
+    monkeypatch.setattr(
+        "dynattn.lab.tune.command.begin", lambda *given: replace(begin(*given), few="there are 7, and 15 are needed")
+    )
+    monkeypatch.setattr(stages, "clock_candidates", None)
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert found.verdict == "dense"
+    assert "keep dense attention: there are 7, and 15 are needed" in said
+    assert "there are 7" in (tmp_path / f"tune-{tiny_decoder.name}" / "tune.html").read_text()
+
+
 def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(
     fast, tiny_encoder, many_texts, tmp_path, monkeypatch
 ):
@@ -265,7 +301,8 @@ def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_p
     found, said = _tuned(_settings(tiny_encoder, many_texts, max_loss=0.9, length=32), tmp_path)
     assert found.kind == "encoder"
     assert [lost.task for lost in found.tries[0].lost] == ["retrieval"]
-    assert found.tries[0].lost[0].items >= 50
+    assert found.tries[0].lost[0].items >= FEWEST
+    assert "speaking of these alone" in found.tries[0].lost[0].data
     assert "retrieval" in said
 
 
@@ -300,7 +337,7 @@ def test_what_cannot_be_is_refused_before_the_work(given, rule, tiny_decoder, te
 
 def test_a_dense_model_that_guesses_is_refused(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(8, 1, 20, 20, 6), 2, 0.1, 3))
+    monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: Plan(Counts(8, 1, 20, 6), 2, 0.1, 3))
     monkeypatch.setattr(stages, "LEAST_GAIN", 1.0)
     monkeypatch.setattr(stages, "clock_candidates", None)  # before the search
     with pytest.raises(ValueError, match=r"better than guesses: .* perplexity is 4\.1\d+, and 4\.159 is a guess's"):
@@ -321,7 +358,9 @@ def test_texts_of_unknown_words_are_refused(kind, fast, tiny_encoder, tiny_decod
 
 def test_a_run_of_another_text_of_the_task_begins_anew(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     keys = []
-    monkeypatch.setattr("dynattn.lab.tune.command.Store", lambda path, key: keys.append(key))
+    monkeypatch.setattr(
+        "dynattn.lab.tune.command.Store", lambda path, key: keys.append(key) or SimpleNamespace(told=None)
+    )
     monkeypatch.setattr("dynattn.lab.tune.command.begin", None)
     monkeypatch.syspath_prepend(str(tmp_path))
     for text in ("first", "second", "second"):
@@ -329,6 +368,20 @@ def test_a_run_of_another_text_of_the_task_begins_anew(fast, tiny_decoder, many_
         with pytest.raises(TypeError):
             _tuned(_settings(tiny_decoder, many_texts, texts=None, task="own_task_of_a_test:make"), tmp_path)
     assert keys[0] != keys[1] == keys[2]
+
+
+def test_copies_of_a_text_count_once(tiny_decoder, many_texts, tmp_path):
+    first = (many_texts / "0.txt").read_text()
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(first + "\n" * number)
+    (tmp_path / "other.md").write_text((many_texts / "1.txt").read_text())
+    assert len(given(_settings(tiny_decoder, tmp_path)) or ()) == 2
+
+
+def test_what_is_refused_leaves_no_folder(tiny_decoder, tmp_path):
+    with pytest.raises(ValueError, match="must be a file or a folder"):
+        _tuned(_settings(tiny_decoder, tmp_path / "nowhere"), tmp_path / "reports")
+    assert not (tmp_path / "reports" / f"tune-{tiny_decoder.name}").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(tiny_decoder, texts, tmp_path):

@@ -13,7 +13,7 @@ from dynattn.lab.models import load
 from dynattn.lab.tune import harness, own
 from dynattn.lab.tune.plan import Counts
 
-COUNTS = Counts(search=1, search_second=1, prove=1, prove_second=1, candidates=4)
+COUNTS = Counts(search=1, search_second=1, prove=1, candidates=4)
 TASK = """
 task: {name}
 dataset_path: json

@@ -20,7 +20,7 @@ from dynattn.lab.tune.plan import Counts
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 
-COUNTS = Counts(search=1, search_second=1, prove=3, prove_second=1, candidates=4)
+COUNTS = Counts(search=1, search_second=1, prove=3, candidates=4)
 
 
 def _ids(part: int) -> list[torch.Tensor]:
@@ -82,6 +82,16 @@ def test_a_task_for_another_kind_of_model_is_refused(pretrained):
 def test_what_is_no_task_is_refused(pretrained):
     with pytest.raises(ValueError, match=r"must give a dynattn\.lab\.tasks\.Task: got list"):
         own.exam(lambda pretrained, part: [1, 2], pretrained, 0, COUNTS)
+
+
+def test_what_the_users_function_raises_is_told_with_its_line(pretrained):
+    def broken(pretrained, part):
+        return {}["questions"]
+
+    with pytest.raises(
+        ValueError, match=r"the items of part 2: it raised KeyError: 'questions' \(test_own\.py, line \d+"
+    ):
+        own.exam(broken, pretrained, 2, COUNTS)
 
 
 def test_too_few_items_for_any_proof_are_refused_before_the_work(pretrained, named, tmp_path):

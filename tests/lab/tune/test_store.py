@@ -28,6 +28,14 @@ def test_what_was_found_is_not_sought_again(tmp_path):
     assert json.loads(path.read_text())["key"] == "b"
 
 
+def test_what_becomes_of_an_earlier_file_is_told(tmp_path):
+    path = tmp_path / "stages.json"
+    assert Store(path, "a").told is None
+    Store(path, "a").put("x", 1)
+    assert Store(path, "a").told == f"going on with {path}, which holds 1 results"
+    assert "another version of the code: it is begun anew" in str(Store(path, "b").told)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "a", "found": []}', "nonsense"])
 def test_a_damaged_file_is_named(tmp_path, text):
     path = tmp_path / "stages.json"

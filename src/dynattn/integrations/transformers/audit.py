@@ -87,9 +87,9 @@ class Audit:
         name = self._names.get(call.module)
         if name is None:
             return
-        for part in call.by_method():
-            if part.method.keeps_everything or part.query.numel() == 0 or part.key.shape[2] == 0:
-                continue
+        if call.query.numel() == 0 or call.key.shape[2] == 0:
+            return
+        for part in call.by_method(lambda method: not method.keeps_everything):
             if not isinstance(part.method, PairMethod):
                 raise ValueError(
                     f"audit: a method must keep pairs to have a kept mass: got {part.method.name} in {name}; leave "

@@ -37,12 +37,16 @@ class Call(NamedTuple):
     causal: bool
     scale: float | None
 
-    def by_method(self) -> list[Call]:
+    def by_method(self, wanted: Callable[[Method], bool] = lambda _: True) -> list[Call]:
         """The calls of a single method that this call consists of: itself, or a call for each method where heads
-        differ."""
+        differ.
+
+        Args:
+            wanted: the methods whose calls are asked for.
+        """
         if not isinstance(self.method, PerHead):
-            return [self]
-        parts = heads.parts(self.query, self.key, self.value, self.method, self.attn_mask, None)
+            return [self] if wanted(self.method) else []
+        parts = heads.parts(self.query, self.key, self.value, self.method, self.attn_mask, None, wanted)
         return [
             self._replace(
                 method=part.method, query=part.query, key=part.key, value=part.value, attn_mask=part.attn_mask

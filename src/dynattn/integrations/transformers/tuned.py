@@ -253,7 +253,10 @@ def _tuned(told: Any) -> Tuned:
     told = dict(_of(told, dict, "the whole"))
     version = told.pop("format", None)
     if version != FORMAT:
-        raise ValueError(f"format is {version!r}, and this dynattn reads {FORMAT}")
+        later = isinstance(version, int) and not isinstance(version, bool) and version > FORMAT
+        raise ValueError(
+            f"format is {version!r}, and this dynattn reads {FORMAT}" + ("; a later dynattn wrote it" * later)
+        )
     for name in ("cache", "decoding"):  # files of before have none
         told.setdefault(name, None)
     _complete(Tuned, told, "")

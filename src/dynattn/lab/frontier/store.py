@@ -76,9 +76,18 @@ def load(path: Path) -> Frontier:
     """Read a record.
 
     Raises:
-        ValueError: there is no such file, or it is not one.
+        ValueError: there is no such file, it is not one, or a method in it has not a score for each item of its exam.
     """
-    return read_record(Frontier, path, "name a record that dynattn frontier wrote, or give another --output")
+    found = read_record(Frontier, path, "name a record that dynattn frontier wrote, or give another --output")
+    for grade in found.grades.values():
+        sheet = found.sheets.get(grade.cell.exam.key)
+        if sheet is not None and len(grade.scores) != len(sheet.items):
+            raise ValueError(
+                f"frontier: {path} must hold a score for each item: {grade.cell.entry.name} has {len(grade.scores)} in "
+                f"{grade.cell.exam.title}, which has {len(sheet.items)}; another version wrote it, or it was changed: "
+                "give another --output"
+            )
+    return found
 
 
 def merge(records: Sequence[Frontier]) -> Frontier:

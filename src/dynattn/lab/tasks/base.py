@@ -33,11 +33,13 @@ class Outcome(NamedTuple):
         outputs: (items, features) float32, to compare with the dense model's by cosine; None where there is nothing
             that a cosine would describe.
         hits: (items,) float64, 1 where the answer is right; None where the task has no right and wrong.
+        beside: (items of another task,) float64, its scores, where they come along with these; None elsewhere.
     """
 
     scores: np.ndarray | None
     outputs: np.ndarray | None
     hits: np.ndarray | None = None
+    beside: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

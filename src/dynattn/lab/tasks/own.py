@@ -10,15 +10,19 @@ Scored(items, score)
 from __future__ import annotations
 
 import inspect
+import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import nn
 
+import dynattn
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Kind, Pretrained
@@ -27,6 +31,7 @@ from dynattn.lab.tasks.base import Inputs, Outcome, Prepared, Task, first_tensor
 Score = Callable[[Pretrained, Any], float]
 """Runs ``pretrained.model`` on an item, in any number of calls, and says how well that went."""
 
+_HERE = Path(dynattn.__file__).parent
 _LOOKED_AT = 4  # so many items show the model's inputs
 _OF_GENERATING = ("past_key_values", "cache_position", "cache_params")  # what one call hands on to the next
 
@@ -51,6 +56,16 @@ class _Items(Task):
     def refuse(self, score: float, number: int) -> None:
         """Raise a ValueError where a score is out of its range."""
 
+    def __post_init__(self) -> None:
+        for name, value in (("len", "__len__"), ("indices", "__getitem__")):
+            if not hasattr(self.items, value):
+                raise ValueError(
+                    f"{self.name}: items must be a list: got a {type(self.items).__name__}, which has no {name}; pass "
+                    "list(items)"
+                )
+        if not callable(self.score):
+            raise ValueError(f"{self.name}: score must be a function: got a {type(self.score).__name__}")
+
     def prepare(self, pretrained: Pretrained) -> Prepared:
         if not len(self.items):
             raise ValueError(f"{self.name}: items must not be empty: give at least one")
@@ -71,10 +86,13 @@ class _Items(Task):
         return Outcome(np.array(scores, np.float64), None)
 
     def _scored(self, pretrained: Pretrained, number: int, item: Any) -> float:
-        found = self.score(pretrained, item)
+        with told(f"{self.name}: the function must score every item: item {number + 1}"):
+            found = self.score(pretrained, item)
         try:
+            if isinstance(found, (str, bytes)):
+                raise TypeError("text that looks like a number is none")
             score = float(found)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{self.name}: a score must be a number: item {number + 1} gives a {type(found).__name__}; return a "
                 "float"
@@ -143,6 +161,28 @@ class Likelihoods(_Items):
                 f"{self.name}: a negative log-likelihood must be finite and at least 0: item {number + 1} gives "
                 f"{score:g}; nats are −log p, per token"
             )
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """While active, whatever a user's function raises becomes one sentence, with the line in which it was raised.
+
+    Args:
+        what: the beginning of the sentence, up to what raised.
+
+    Raises:
+        ValueError: the body raised something.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        at = next((frame for frame in frames if not Path(frame.filename).is_relative_to(_HERE)), frames[-1])
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} raised {type(error).__name__}{': ' if said else ''}{said} ({Path(at.filename).name}, line "
+            f"{at.lineno})"
+        ) from error
 
 
 def alone(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Inputs:

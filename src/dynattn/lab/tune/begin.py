@@ -24,7 +24,7 @@ from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
 from dynattn.lab.tune.settings import Settings, share_of_prefill
 from dynattn.lab.tune.store import Store
 
-_LENGTHS = (4096, 2048, 1024, 512, 256)
+_LENGTHS = (4096, 3072, 2048, 1536, 1024, 512, 256)
 """The lengths for a decoder where none is asked for: the longest that minutes, model and texts allow is taken."""
 
 _ENCODER_LENGTH = 512
@@ -44,6 +44,7 @@ class Begun:
         parts: the exams.
         entry: seconds that the dense model takes for an entry of an exam.
         asked: the length with which the exams were made; None for inputs of one size.
+        few: why no claim can be made with the data that there is, in words; None where one can.
     """
 
     pretrained: Pretrained
@@ -52,6 +53,7 @@ class Begun:
     parts: Parts
     entry: float
     asked: int | None
+    few: str | None = None
 
 
 def given(settings: Settings) -> tuple[Text, ...] | None:
@@ -72,7 +74,9 @@ def given(settings: Settings) -> tuple[Text, ...] | None:
         ):
             if value is not None:
                 raise ValueError(f"tune: {settings.model} is a {kind} model, whose {why}; leave {option} out")
-    return None if settings.texts is None else read(settings.texts)
+    if settings.texts is None:
+        return None
+    return tuple({text.body: text for text in read(settings.texts)}.values())  # copies of a text tell no more than one
 
 
 def begin(
@@ -103,9 +107,11 @@ def begin(
     length, its, entry = store.once("plan", find)
     chosen = Plan(**{**its, "counts": Counts(*its["counts"])})
     made = parts(pretrained, texts, length, chosen.counts, settings.task)
-    for attempt, exams in enumerate(made.proofs, start=1):
-        _refuse_few(settings, exams, attempt)
-    return Begun(pretrained, made.search[0].data.length if length is None else length, chosen, made, entry, length)
+    found = made.search[0].data.length if length is None else length
+    few = _few(settings, made.proofs[0])
+    if few is not None and (pretrained.kind != "speech" or settings.task is not None):
+        raise ValueError(f"tune: {few}, allow more --minutes, or a larger --max-loss")
+    return Begun(pretrained, found, chosen, made, entry, length, few)
 
 
 def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:
@@ -193,18 +199,23 @@ def _sooner(pretrained: Pretrained, inputs: Inputs) -> Clocked:
     return min((clocked(pretrained, inputs) for _ in range(2)), key=lambda each: each.forward)
 
 
-def _refuse_few(settings: Settings, exams: Exams, attempt: int) -> None:
-    """Refuse a proof that has too few items even if none of them loses anything."""
-    exam = exams[0]
-    nothing = np.zeros(1)
-    fewest = exam.proof(settings.max_loss, attempt, exam.worst(nothing, nothing, settings.max_loss)).fewest
-    if exam.items < fewest:
-        own = "have the task give more" if settings.task else "give more data"
-        raise ValueError(
-            f"tune: a try of the proof must have at least {fewest} items for --max-loss {settings.max_loss:.4g}, even "
-            f"where none of them loses anything: got {exam.items} of {exam.task.name}; {own}, allow more --minutes, or "
-            "a larger --max-loss"
-        )
+def _few(settings: Settings, exams: Exams) -> str | None:
+    """What is wrong where a proof has too few items even if none of them loses anything; None where it has enough.
+
+    Speech is the one kind whose packaged data does not suffice: that its attention is to be kept is what comes out.
+    """
+    exam, nothing = exams[0], np.ones(1)
+    worst = exam.worst(nothing, nothing, settings.max_loss)
+    fewest = max(exam.fewest, exam.proof(settings.max_loss, 1, worst).fewest)
+    if exam.items >= fewest:
+        return None
+    own = "have the task give more" if settings.task else "give more data"
+    if exam.task.kinds == ("speech",):
+        own = "give recordings of your own by --task"
+    return (
+        f"a try of the proof must have at least {fewest} items for --max-loss {settings.max_loss:.4g}, even where none "
+        f"of them loses anything: got {exam.items} of {exam.task.name}; {own}"
+    )
 
 
 def _too_little(settings: Settings, clock: Clock, least: float, length: int) -> ValueError:

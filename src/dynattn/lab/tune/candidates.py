@@ -30,13 +30,14 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
     block = _BLOCK if length >= 16 * _BLOCK else 16
     windows = [w for w in (length // 16, length // 8, length // 4, length // 32) if w >= 4]
     names = [
+        f"nm-1-2-x16-w{_BLOCK}-s{sinks}", "nm-1-2-x16", f"blocktopk-0.25-b{block}-bounds", f"nm-1-2-w{_BLOCK}-s{sinks}",
+        *(f"blocktopk-{ratio}-b{block}-mean" for ratio in (0.25, 0.5)), f"window-{max(4, length // 16)}-s{sinks}",
+        f"blocktopk-0.125-b{block}-bounds", "nm-1-2", "nm-2-4", f"blocktopk-0.25-b{block}-sampled", "topk-0.125",
         *(f"window-{w}-s{sinks}" for w in windows),
         *(f"blocktopk-{ratio}-b{block}-{by}" for by in ("sampled", "mean") for ratio in (0.25, 0.125, 0.5)),
-        "nm-1-2", f"nm-1-2-w{_BLOCK}-s{sinks}", "nm-1-2-x16", "nm-2-4",
         *(f"blockmass-{mass}-b{block}-sampled" for mass in (0.95, 0.9, 0.99)),
-        *(f"blocktopk-{ratio}-b{block}-{by}" for by in ("bounds", "antidiagonal") for ratio in (0.25, 0.125)),
-        "topk-0.125", "topk-0.25", f"threshold-{_threshold(length)}",
-        "mass-0.95",
+        *(f"blocktopk-{ratio}-b{block}-antidiagonal" for ratio in (0.25, 0.125)),
+        "topk-0.25", f"threshold-{_threshold(length)}", "mass-0.95",
     ]  # fmt: skip
     return tuple(dict.fromkeys(parse(name).name for name in names))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from dynattn.lab.tune import solve
 from dynattn.lab.tune.assignment import Assignment
 from dynattn.lab.tune.sensitivity import Harm
-from dynattn.lab.tune.solve import Move
 from dynattn.lab.tune.times import Costs, fastest_dense, sdpa_seconds
+
+Heads = tuple[str, ...]
+"""The method of each head of a module."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Path:
-    """Moves from dense attention on, each of one head.
+    """Moves from dense attention on, each of one module.
 
     Attributes:
         moves: the moves.
+        options: for each module, the methods of its heads that a move may name; the first is dense attention.
         through: the method that all heads have on the way; None where the path is the knapsack's over all candidates.
         single: the moves after which all heads have it; -1 for none.
     """
 
     moves: list[solve.Move]
+    options: list[list[Heads]]
     through: str | None = None
     single: int = -1
 
@@ -73,26 +77,15 @@ class Choices:
     names: tuple[str, ...]
 
     @cached_property
-    def units(self) -> list[tuple[str, int]]:
-        """Each module with each of its heads."""
-        return [
-            (module, head)
-            for module, shape in self.costs.shapes.items()
-            if module in self.harm
-            for head in range(self.costs.heads[shape])
-        ]
-
-    @cached_property
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """(units, options): seconds and harm; the first option is dense."""
-        seconds = [[self._seconds(module, name) for name in self._options(module)] for module, _ in self.units]
-        harm = [[0.0, *(self.harm[module][name][head] for name in self.names)] for module, head in self.units]
-        return np.array(seconds), np.array(harm)
+    def modules(self) -> list[str]:
+        """The modules whose heads are chosen for."""
+        return [module for module in self.costs.shapes if module in self.harm]
 
     @cached_property
     def path(self) -> Path:
         """The knapsack's path over all candidates, from dense attention on."""
-        return Path(solve.path(*self._matrices))
+        options = [self._from(module, self._dense(module), self.names) for module in self.modules]
+        return Path(self._moves(options), options)
 
     @property
     def moves(self) -> list[solve.Move]:
@@ -108,36 +101,26 @@ class Choices:
         Args:
             name: a candidate that is faster than dense attention for some head.
         """
-        seconds, harm = self._matrices
-        option = 1 + self.names.index(name)
-        slower = seconds[:, option] >= seconds[:, 0]
-        there = [
-            Move(move.unit, option, move.saved, move.harm)
-            for move in solve.path(seconds[:, [0, option]], harm[:, [0, option]])
+        there = [self._from(module, self._dense(module), (name,)) for module in self.modules]
+        first = self._moves(there)
+        reached = [its[option] for its, option in zip(there, solve.at(first, len(there), len(first)), strict=True)]
+        on = [self._from(module, its[0], self.names) for module, its in zip(self.modules, reached, strict=True)]
+        options = [list(dict.fromkeys([*a, *b])) for a, b in zip(there, on, strict=True)]
+        second = [
+            replace(move, option=options[move.unit].index(on[move.unit][move.option])) for move in self._moves(on)
         ]
-        base = np.where(slower, 0, option)
-        first = np.arange(len(base)), base
-        on = solve.path(np.column_stack([seconds[first], seconds[:, 1:]]), np.column_stack([harm[first], harm[:, 1:]]))
-        return Path([*there, *on], name, len(there))
+        return Path([*first, *second], options, name, len(first))
 
     def point(self, moves: int, path: Path | None = None) -> Point:
-        """The assignment after so many moves; methods that save less than it costs to split a call are left out."""
+        """The assignment after so many moves."""
         path = self.path if path is None else path
-        chosen = solve.at(path.moves, len(self.units), moves)
-        heads: dict[str, list[str]] = {}
-        for (module, _), option in zip(self.units, chosen, strict=True):
-            heads.setdefault(module, []).append(self._options(module)[option])
-        tidy = {module: self._tidy(module, names) for module, names in heads.items()}
-        return self.priced(moves, tidy, path.through)
+        chosen = solve.at(path.moves, len(self.modules), moves)
+        heads = {module: its[option] for module, its, option in zip(self.modules, path.options, chosen, strict=True)}
+        return self.priced(moves, heads, path.through)
 
     def priced(self, moves: int, assignment: Assignment, through: str | None = None) -> Point:
         """An assignment with its harm and the seconds that it saves."""
-        harm = sum(
-            self.harm[module][name][head]
-            for module, names in assignment.items()
-            for head, name in enumerate(names)
-            if name in self.names
-        )
+        harm = sum(self._harms(module, names) for module, names in assignment.items())
         seconds = {module: self._call(module, names) for module, names in assignment.items()}
         saved = sum(sdpa_seconds(self._of(module)) - took for module, took in seconds.items())
         return Point(moves, assignment, harm, saved, through)
@@ -178,28 +161,42 @@ class Choices:
         """The last point of the path, which is the fastest of all."""
         return self.point(len(self.moves))
 
-    def _tidy(self, module: str, heads: Sequence[str]) -> tuple[str, ...]:
-        dense, costs = self._options(module)[0], self._of(module)
-        split, heads = self.costs.split[self.costs.shapes[module]], list(heads)
-        saved = {
-            name: heads.count(name) * (costs[dense] - costs[name]) / len(heads) for name in set(heads) if name != dense
-        }
-        for name in sorted(saved, key=lambda name: (saved[name], name)):
-            if len(set(heads)) > 1 and saved[name] <= split:
-                heads = [dense if each == name else each for each in heads]
-        return tuple(heads)
+    def _from(self, module: str, base: str, names: Sequence[str]) -> list[Heads]:
+        """What a module's heads may be given, beginning with one method for all of them: others head by head, as harm
+        a second saved tells, and each of the others for all heads. Where a call that is split takes longer than it
+        saves, these are what pays."""
+        many, every = self.costs.heads[self.costs.shapes[module]], (base, *names)
+        costs = self._of(module)
+        seconds = np.tile([costs.get(name, np.inf) / many for name in every], (many, 1))
+        harm = np.array([[self._harm(module, name, head) for name in every] for head in range(many)])
+        steps = solve.path(seconds, harm)
+        mixed = (solve.at(steps, many, taken) for taken in range(len(steps) + 1))
+        found = [tuple(every[option] for option in chosen) for chosen in mixed]
+        return list(dict.fromkeys([*found, *((name,) * many for name in names)]))
+
+    def _moves(self, options: Sequence[Sequence[Heads]]) -> list[solve.Move]:
+        """The knapsack's moves over what each module may be given."""
+        most = max(map(len, options), default=0)
+        seconds, harm = np.full((2, len(options), most), np.inf)
+        for unit, (module, its) in enumerate(zip(self.modules, options, strict=True)):
+            seconds[unit, : len(its)] = [self._call(module, heads) for heads in its]
+            harm[unit, : len(its)] = [self._harms(module, heads) for heads in its]
+        return solve.path(seconds, harm)
 
     def _call(self, module: str, heads: Sequence[str]) -> float:
+        """The seconds of a call."""
         costs = self._of(module)
         split = self.costs.split[self.costs.shapes[module]]
-        return sum(costs[name] for name in heads) / len(heads) + split * (len(set(heads)) - 1)
+        return sum(costs.get(name, np.inf) for name in heads) / len(heads) + split * (len(set(heads)) - 1)
 
-    def _seconds(self, module: str, name: str) -> float:
-        """The seconds of one head."""
-        return self._of(module).get(name, np.inf) / self.costs.heads[self.costs.shapes[module]]
+    def _harms(self, module: str, heads: Sequence[str]) -> float:
+        return sum(self._harm(module, name, head) for head, name in enumerate(heads))
 
-    def _options(self, module: str) -> tuple[str, ...]:
-        return (fastest_dense(self._of(module)), *self.names)
+    def _harm(self, module: str, name: str, head: int) -> float:
+        return self.harm[module][name][head] if name in self.names else 0.0
+
+    def _dense(self, module: str) -> str:
+        return fastest_dense(self._of(module))
 
     def _of(self, module: str) -> Mapping[str, float]:
         return self.costs.seconds[self.costs.shapes[module]]

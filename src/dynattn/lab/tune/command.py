@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import alone, reserve, slug, write_record, write_whole
 from dynattn.lab.reports import shown
+from dynattn.lab.sources import fingerprint
 from dynattn.lab.terminal import quiet_transformers, say, stages
 from dynattn.lab.tune import both, decode, decode_told
 from dynattn.lab.tune.ahead import Ahead, Job
@@ -68,7 +70,7 @@ def run(
     folder = output / f"tune-{slug(Path(settings.model).name or settings.model)}{ending}"
     names = ("model.dynattn.json", "tune.json", "tune.html", "stages.json", "stages-decode.json")
     model, record, report, stages_file, decode_stages = (folder / name for name in names)
-    with alone(folder), reserve(model, record, report, stages_file):
+    with _tidy(folder), alone(folder), reserve(model, record, report, stages_file):
         texts = given(settings)
         quiet_transformers()
         with stages(console) as stage:
@@ -76,8 +78,8 @@ def run(
             pretrained = load(settings.model, settings.dtype)
             weights = Fingerprint.of(pretrained.model, len(attention_modules(pretrained.model))).weights
             task = None if settings.task is None else written(settings.task)
-            key = settings.digest(texts, [weights, torch.get_num_threads(), _here(), task])
-            store = Store(stages_file, key)
+            key = settings.digest(texts, [weights, torch.get_num_threads(), _here(), task, fingerprint()])
+            store = _store(stages_file, key, console)
 
             def ahead(begun: Begun) -> Ahead:
                 job = Job(
@@ -88,7 +90,7 @@ def run(
 
             if settings.phase == "both":
                 advance()
-                stores = store, Store(decode_stages, key)
+                stores = store, _store(decode_stages, key, console)
                 found = both.tune(settings, texts, pretrained, stores, stage, (prefill, clock), ahead)
             elif settings.phase == "decode":
                 advance()
@@ -121,7 +123,25 @@ def _told(
     return partial(show, found), partial(tuned, found), partial(page, found)
 
 
+@contextmanager
+def _tidy(folder: Path) -> Iterator[None]:
+    """Whatever is refused leaves no empty folder."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _store(path: Path, key: str, console: Console) -> Store:
+    """The store in a file, and what became of an earlier one said."""
+    store = Store(path, key)
+    if store.told is not None:
+        say(console, store.told)
+    return store
+
+
 def _here() -> list[str | None]:
     """What times depend on."""
     facts = machine()
-    return [facts["processor"], facts["isa"], facts["torch"], facts["dynattn"], os.environ.get("OMP_NUM_THREADS")]
+    return [facts["processor"], facts["isa"], os.environ.get("OMP_NUM_THREADS")]

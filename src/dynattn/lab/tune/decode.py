@@ -26,7 +26,7 @@ from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
 from dynattn.lab.tune.decoding import AFTER, TASKS, Reading, Task
-from dynattn.lab.tune.exams import widened, worst_nats
+from dynattn.lab.tune.exams import FEWEST, decided, proof_of, widened, worst_item
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.plan import LEAST
@@ -117,8 +117,8 @@ class Run:
     def _held(self, task: Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
         dense, own = (np.array([np.mean(each[way]) for each in scores]) for way in (ways.BASELINE, name))
         limit = self._limit(task)
-        worst = worst_nats(own, dense, limit)
-        verdict = Proof(limit, of="perplexity", attempt=1, worst=worst).foresee(dense, own, self._planned)
+        worst = worst_item(own - dense, math.log1p(limit), mean=True)
+        verdict = proof_of(limit, "perplexity", 1, worst).foresee(dense, own, self._planned)
         silent = task is TASKS[1] and self._guesses(dense)
         return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)
 
@@ -163,17 +163,16 @@ class Run:
         """The tasks take turns, text by text, so that where the time ends both have got as far."""
         advance = self._stage(f"proof of {way}", sum(map(len, self._parts[1])))
         proofs = [
-            Proof(self._limit(task), of="perplexity", attempt=number + 1, worst=most)
-            for task, most in zip(TASKS, worst, strict=True)
+            proof_of(self._limit(task), "perplexity", number + 1, most) for task, most in zip(TASKS, worst, strict=True)
         ]
         scores = [(np.array([]), np.array([])) for _ in TASKS]
         verdicts: list[Verdict | None] = [None] * len(TASKS)
+        known: list[bool | None] = [None] * len(TASKS)
         for looks in range(min(map(len, self._parts[1]))):
-            if (looks and self._clock.left <= 0) or all(each and each.state == "proved" for each in verdicts):
+            if (looks and self._clock.left <= 0) or all(its is True for its in known):
                 break
             for at, task in enumerate(TASKS):
-                before = verdicts[at]
-                if before is not None and before.state != "undecided":
+                if known[at] is not None:
                     continue
                 found = self._scored(
                     f"proof {task.name} {looks} {way}", self._parts[1][at][looks], (ways.BASELINE, way), advance
@@ -182,21 +181,25 @@ class Run:
                     np.append(so_far, np.mean(found[name]))
                     for so_far, name in zip(scores[at], (ways.BASELINE, way), strict=True)
                 )
-                verdicts[at] = proofs[at].look(*scores[at])
-            if any(each and each.state == "refuted" for each in verdicts):
+                verdicts[at] = verdict = proofs[at].look(*scores[at])
+                known[at] = decided(verdict, scores[at][1] - scores[at][0], worst[at], FEWEST)
+            if any(its is False for its in known):
                 break
         return Tried(way=way, lost=[
-            self._lost(task, proof, verdict, *pair)
-            for task, proof, verdict, pair in zip(TASKS, proofs, verdicts, scores, strict=True) if verdict is not None
+            self._lost(task, proof, verdict, *pair, its is True)
+            for task, proof, verdict, pair, its in zip(TASKS, proofs, verdicts, scores, known, strict=True)
+            if verdict is not None
         ])  # fmt: skip
 
-    def _lost(self, task: Task, proof: Proof, verdict: Verdict, dense: np.ndarray, own: np.ndarray) -> Lost:
+    def _lost(
+        self, task: Task, proof: Proof, verdict: Verdict, dense: np.ndarray, own: np.ndarray, proved: bool
+    ) -> Lost:
         return Lost(
             task=task.name, metric=task.metric, items=len(dense),
             data=f"{len(dense)} {self._whose.removesuffix(',')}, after prompts of {self._length} tokens",
             dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
             bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss, level=verdict.level,
-            looks=len(dense), worst=proof.worst, proved=verdict.state == "proved",
+            looks=len(dense), worst=proof.worst, proved=proved,
             silent=task is TASKS[1] and self._guesses(dense),
         )  # fmt: skip
 

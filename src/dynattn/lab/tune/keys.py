@@ -41,10 +41,12 @@ class Hidden(NamedTuple):
     Attributes:
         ids: (1, length).
         answers: where each answer's tokens begin and end.
+        text: (length,) bool, the tokens of the text itself.
     """
 
     ids: Tensor
     answers: tuple[tuple[int, int], ...]
+    text: Tensor
 
 
 @final
@@ -83,7 +85,7 @@ class Keys(Task):
     @torch.inference_mode()
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         scores, hits = [], []
-        for ids, answers in data.payload:
+        for ids, answers, _ in data.payload:
             ids = ids.to(pretrained.model.device)
             kept = ids.shape[1] - answers[0][0] + 1  # logits from the token before the first answer on
             logits = pretrained.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float()
@@ -115,18 +117,21 @@ class Keys(Task):
 
 def _joined(text: list[int], parts: list[tuple[list[int], list[int]]], end: list[int], order: list[int]) -> Hidden:
     """The statements spread evenly over the text, then the questions in another order, each with its answer."""
-    ids, answers, last = [], [], 0
+    ids, answers, own, last = [], [], [], 0
     for i, (said, number) in enumerate(parts):
         at = round(len(text) * (i + 0.5) / len(parts))
         ids += text[last:at] + said + number + end
+        own += [True] * (at - last) + [False] * (len(ids) - len(own) - (at - last))
         last = at
     ids += text[last:]
+    own += [True] * (len(ids) - len(own))
     for i in order:
         said, number = parts[i]
         ids += said
         answers.append((len(ids), len(ids) + len(number)))
         ids += number + end
-    return Hidden(torch.tensor([ids], device="cpu"), tuple(answers))
+    own += [False] * (len(ids) - len(own))
+    return Hidden(torch.tensor([ids], device="cpu"), tuple(answers), torch.tensor(own, device="cpu"))
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

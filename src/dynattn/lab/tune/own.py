@@ -16,6 +16,7 @@ from typing import Any
 
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import Task
+from dynattn.lab.tasks.own import told
 from dynattn.lab.tune.exams import Exam, prepared
 from dynattn.lab.tune.plan import Counts
 
@@ -88,7 +89,8 @@ def exam(make: Make, pretrained: Pretrained, part: int, counts: Counts) -> Exam:
     Raises:
         ValueError: the function gives no task, or one for another kind of model.
     """
-    task = make(pretrained, part)
+    with told(f"tune: --task's function must give the items of part {part}: it"):
+        task = make(pretrained, part)
     if not isinstance(task, Task):
         raise ValueError(f"tune: --task's function must give a dynattn.lab.tasks.Task: got {type(task).__name__}")
     if pretrained.kind not in task.kinds:

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
 from dynattn.lab.tasks import default
-from dynattn.lab.tasks.base import uniform
 from dynattn.lab.tasks.features import Features
-from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
 from dynattn.lab.tasks.texts import Text, wikipedia
-from dynattn.lab.tune import own, pieces
-from dynattn.lab.tune.exams import Exam, of_payload, prepared
+from dynattn.lab.tune import own, pieces, queries
+from dynattn.lab.tune.beside import TextWithKeys
+from dynattn.lab.tune.exams import FEWEST, Exam, prepared
 from dynattn.lab.tune.keys import Keys
 from dynattn.lab.tune.plan import LEAST, MOST, Counts
 from dynattn.lab.tune.queries import Queries
-from dynattn.lab.tune.spoken import Spoken
 
 TRIES = 2
 """How many tries the proof has."""
 
-_BLOCK = 128  # tokens of which a score is the mean; the item is the text
-_BLOCKS = 16  # the fewest blocks of a text
 _PASSAGES = 10  # for each item that the plan counts: many ranks are needed, and an encoder's forwards are short
 _QUERIES_A_PASSAGE = 6
 _QUERY_OF_A_PASSAGE = 1 / 12  # the tokens of a query over those of its passage, about
 _PICTURES = 3  # for each item that the plan counts
 _OF_A_RECORDING = 0.5  # the plan counts more than there are
 _RECORDINGS = 64  # more than there are
+_SEARCHED = 3  # texts of the proof for each of the search, where all passages are asked for at once
+_TEXTS = 1200  # of an encoder, more than there are passages in the largest plan
+_EVERY = 2**20  # passages, more than there are
 
 Exams = tuple[Exam, ...]
 """The exam that decides and, where there is one, an exam of another kind."""
@@ -104,7 +105,7 @@ def _items(counts: Counts, part: int) -> int:
 
 
 def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """One exam takes pieces of text in blocks of tokens; the other hides numbers in these pieces and asks for them.
+    """One exam takes pieces of text in which numbers are hidden; the other asks for these, in the same forwards.
 
     All tries of the proof take the same pieces: which assignments are tried is settled before the first of them. There
     are more of them than the plan counts, since the proof goes on as long as there is time.
@@ -119,44 +120,63 @@ def _language(pretrained: Pretrained, texts: Sequence[Text] | None, length: int,
             "a shorter --length"
         )
     searched = min(counts.search, len(drawn.pieces) - LEAST.prove)
-    block = max(1, -(-length // _BLOCKS)) if length < _BLOCKS * _BLOCK else _BLOCK
-    task = Perplexity(tokens=length, block=block)
 
-    def exams(its: Sequence[pieces.Piece], hidden: int | None, seed: int) -> Exams:
-        labels = [f"{piece.title}, block {i + 1}" for piece in its for i in range(-(-(length - 1) // block))]
-        said = f"{len(its)} {drawn.whose} of {length} tokens, read in blocks of {block}"
-        text = of_payload(task, labels, [piece.ids for piece in its], length, uniform(pretrained), said)
+    def exams(its: Sequence[pieces.Piece], seed: int) -> Exams:
         check_known(pretrained, [given[number].body for number in sorted({piece.text for piece in its})], "tune")
-        hay = tuple(piece.ids for piece in its[:hidden])
-        return text, prepared(Keys(hay, seed=seed, whose=drawn.whose), pretrained, second=True, clustered=True)
+        keys = Keys(tuple(piece.ids for piece in its), seed=seed, whose=drawn.whose)
+        hidden = prepared(keys, pretrained, second=True, clustered=True)
+        task = TextWithKeys(keys, tuple(piece.title for piece in its))
+        text = Exam(task, task.of(hidden.data, pretrained), clustered=True)
+        return text, replace(hidden, beside=True)
 
-    search = exams(drawn.pieces[:searched], counts.search_second, 0)
-    return Parts(search, (exams(drawn.pieces[searched:], None, 1),) * TRIES)
+    search = exams(drawn.pieces[:searched], 0)
+    return Parts(search, (exams(drawn.pieces[searched:], 1),) * TRIES)
 
 
 def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int, counts: Counts) -> Parts:
-    """Passages of texts that no other part has. Where there are fewer texts than parts, each is cut into thirds."""
-    given = pieces.shuffled(wikipedia() if texts is None else texts)
-    many = TRIES + 1
-    if len(given) < many:
-        given = [
-            Text(
-                f"{text.title}, part {i + 1}", text.body[i * len(text.body) // many : (i + 1) * len(text.body) // many]
-            )
-            for i in range(many)
-            for text in given
-        ]
+    """Sentences of texts that the other part has not. The item is the text, since what is of one text hangs together.
 
-    def exams(part: int) -> Exams:
-        task = Queries(_PASSAGES * _items(counts, part), length, tuple(given[part::many]), seed=part)
-        return (prepared(task, pretrained),)
+    Where there are too few texts for that, their passages are dealt by chance, and are the items. Both tries of the
+    proof take the same ones.
+    """
+    given = pieces.shuffled(wikipedia() if texts is None else texts)[:_TEXTS]
+    task = Queries(_EVERY, length, tuple(given))
+    every = prepared(task, pretrained).data
+    items, whose = queries.items(every, FEWEST + max(1, FEWEST // _SEARCHED))
+    searched = max(1, len(items) // (_SEARCHED + 1))
+    if len(items) - searched < FEWEST:
+        raise ValueError(
+            f"tune: texts must hold at least {FEWEST + max(1, FEWEST // _SEARCHED)} passages of {length} tokens: "
+            f"{len(given)} texts hold {len(items)}; pass more or longer texts, or a shorter --length"
+        )
 
-    return _each(exams)
+    def exams(its: Sequence[Sequence[int]], many: int) -> Exams:
+        data, groups = task.of(pretrained, every, its, _PASSAGES * many, whose)
+        return (Exam(task, data, groups=groups),)
+
+    proved = exams(items[searched:], counts.prove)
+    # As many passages of a text as in the proof: what a text can lose depends on how many sentences its mean is of.
+    each = -(-len(proved[0].data.payload[0]) // proved[0].items)
+    seen = np.cumsum([min(len(its), each) for its in items[:searched]])
+    few = max(LEAST.search, 1 + int(np.searchsorted(seen, _PASSAGES * counts.search)))
+    return Parts(exams([its[:each] for its in items[: min(searched, few)]], counts.search), (proved,) * TRIES)
 
 
 def _speech(pretrained: Pretrained) -> Parts:
-    every, many = Speech(items=_RECORDINGS).prepare(pretrained), TRIES + 1
-    if every.steps < many:
-        raise ValueError(f"tune: there must be at least {many} recordings: got {every.steps}")
-    exams = [Exam(task, task.of(every)) for task in (Spoken(part, many) for part in range(many))]
-    return _each(lambda part: (exams[part],))
+    """The item is the recording, since the tokens of one hang together; both tries of the proof take the same ones."""
+    task = Speech(items=_RECORDINGS)
+    every = task.prepare(pretrained)
+    searched = min(LEAST.search, every.steps - 1)
+    if searched < 1:
+        raise ValueError(f"tune: there must be at least 2 recordings: got {every.steps}")
+
+    def exams(part: slice) -> Exams:
+        its, labels = every.payload[part], every.labels[part]
+        data = replace(
+            every, payload=its, labels=labels, steps=len(its),
+            examples=tuple({**inputs, "use_cache": False} for inputs in its[:2]),
+            summary=f"{len(its)} recordings, padded to {every.length} tokens each",
+        )  # fmt: skip
+        return (Exam(task, data),)
+
+    return Parts(exams(slice(searched)), (exams(slice(searched, None)),) * TRIES)

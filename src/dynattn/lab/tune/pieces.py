@@ -45,7 +45,7 @@ def cut(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int) -
     """
     each = -(-most // max(1, len(texts)))
     while True:
-        found = _in_rounds(_pieces(pretrained, texts, length, each, most))
+        found = in_rounds(_pieces(pretrained, texts, length, each, most))
         if len(found) >= most or each >= most:
             return found[:most]
         each = min(most, 4 * each)
@@ -87,7 +87,7 @@ def draw(pretrained: Pretrained, texts: Sequence[Text], length: int, most: int, 
         most: pieces that are of use.
         least: pieces below which there are too few.
     """
-    first = _in_rounds(_pieces(pretrained, texts, length, 1, most))[:most]
+    first = in_rounds(_pieces(pretrained, texts, length, 1, most))[:most]
     if len(first) >= least:
         return Drawn(first, True, len(first))
     every = [parts for parts in _pieces(pretrained, texts, length) if parts]
@@ -109,7 +109,7 @@ def _pieces(
     return found
 
 
-def _in_rounds(found: Sequence[Sequence[Piece]]) -> list[Piece]:
+def in_rounds(found: Sequence[Sequence[T]]) -> list[T]:
     """The first piece of each text, then the second of each, and so on."""
     rounds = max(map(len, found), default=0)
     return [parts[i] for i in range(rounds) for parts in found if i < len(parts)]

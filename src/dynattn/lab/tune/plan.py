@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ROUNDS = 3
-_POINTS = 6  # whole assignments that are measured
 _RACED = 5  # assignments that are raced before the proof where the sequence is shortened
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
-_SHARE_OF_KERNELS = 0.08  # of the time, for timing candidates
+_SHARE_OF_KERNELS = 0.05  # of the time, for timing candidates
 _RESERVE = 0.06  # of the time: the report, what a forward takes longer at times
 _STEPS = 1000  # between the least and the most
 _SOONER = 10  # times as soon as items, all candidates take part
@@ -21,17 +20,28 @@ _FASTER = 0.95  # of a dense forward, that of a method
 
 
 class Counts(NamedTuple):
-    """Forwards of an exam, of the second one, and candidates."""
+    """How much there is of each.
+
+    Attributes:
+        search: entries of the search's exams.
+        search_second: of these, how many are looked at for what heads can spare in the unlike task.
+        prove: entries of the proof's exams.
+        candidates: methods.
+    """
 
     search: int
     search_second: int
     prove: int
-    prove_second: int
     candidates: int
 
+    @property
+    def points(self) -> int:
+        """Whole assignments that are measured: the more texts tell them apart, the more of them."""
+        return self.search + 1
 
-LEAST = Counts(search=3, search_second=2, prove=15, prove_second=15, candidates=8)
-MOST = Counts(search=8, search_second=6, prove=96, prove_second=48, candidates=32)
+
+LEAST = Counts(search=3, search_second=1, prove=15, candidates=10)
+MOST = Counts(search=8, search_second=3, prove=96, candidates=32)
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,15 @@ def cost(
         counts: how many items and candidates there are.
         entry: seconds that the dense model takes for one item that is counted.
         share: the share of attention in it.
-        second: whether there is a second exam.
+        second: whether there is an unlike task, whose scores come along with the others.
         shorter: how often it is measured what is lost where the sequence is shortened.
         forward: seconds of one forward, where an item takes several.
     """
     forward = entry if forward is None else forward
-    search = counts.search + (counts.search_second if second else 0)
-    prove = counts.prove + (counts.prove_second if second else 0)
-    beside = forward * search * share * _SAMPLED * counts.candidates  # every candidate, in a dense forward
-    scored = search * (2 + _FASTER * (_POINTS + shorter))  # that forward, dense scores, whole assignments
-    proof = prove * (1 + _FASTER)
+    looked = counts.search + (counts.search_second if second else 0)
+    beside = forward * looked * (1 + share * _SAMPLED * counts.candidates)  # every candidate, in a dense forward
+    scored = counts.search * (1 + _FASTER * (counts.points + shorter))  # dense scores, whole assignments
+    proof = counts.prove * (1 + _FASTER)
     races = 1 if not shorter else 1 + _RACED
     return entry * (scored + proof) + beside + forward * 2 * (ROUNDS + 1) * races
 
@@ -91,7 +100,7 @@ def plan(
         return None
     steps = range(_STEPS, -1, -1)
     counts = next(each for each in map(_between, steps) if cost(each, entry, share, second, shorter, forward) <= room)
-    return Plan(counts, _POINTS, seconds * _SHARE_OF_KERNELS, ROUNDS)
+    return Plan(counts, counts.points, seconds * _SHARE_OF_KERNELS, ROUNDS)
 
 
 def least_seconds(entry: float, share: float, second: bool, shorter: int = 0, forward: float | None = None) -> float:

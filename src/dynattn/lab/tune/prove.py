@@ -19,7 +19,7 @@ from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import Assignment, methods
-from dynattn.lab.tune.exams import Exam
+from dynattn.lab.tune.exams import Exam, decided
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
@@ -62,18 +62,34 @@ def prove(
     ]
     while True:
         taker = min((each for each in takers if each.goes_on), key=lambda each: each.share, default=None)
-        refuted = any(each.verdict is not None and each.verdict.state == "refuted" for each in takers)
-        if taker is None or refuted or (taker.looks and not in_time()):
+        if taker is None or any(each.decided is False for each in takers) or (taker.looks and not in_time()):
             break
         if ahead is not None and pruning is None and not store.has(taker.own(taker.looks)):
             ahead.ask(_next(takers, assignment, ahead.at_once), advance)
-        scorer = Scorer(taker.exam.portion(taker.looks, taker.looks + 1), pretrained, advance)
-        dense = store.once(taker.dense(taker.looks), scorer.dense)
-        own = store.once(taker.own(taker.looks), lambda scorer=scorer: scorer.own(assignment, pruning))
+        entry = taker.looks
+        scorer = Scorer(taker.exam.portion(entry, entry + 1), pretrained, advance)
+        others = [each for each in takers if each.exam.beside and each is not taker]
+        dense = store.once(taker.dense(entry), scorer.dense)
+        for other in others:
+            _keep(store, other.dense(entry), scorer.along(other.exam.portion(entry, entry + 1)))
+        own = store.once(taker.own(entry), lambda scorer=scorer: scorer.own(assignment, pruning))
+        for other in others:
+            _keep(store, other.own(entry), scorer.along(other.exam.portion(entry, entry + 1)))
         taker.take(dense, own)
     heads = {module: list(heads) for module, heads in assignment.items()}
     lost = [taker.lost for taker in takers if taker.looks]
     return Try(heads=heads, pruning=pruning, lost=lost)
+
+
+def dense_scores(data: int, exam: Exam, entry: int) -> str:
+    """The name in the store of what the dense model scores in an entry of a proof.
+
+    Args:
+        data: number of the first try with these exams.
+        exam: the exam.
+        entry: the number of the entry.
+    """
+    return f"proof dense {data} {exam.task.name} {entry}"
 
 
 class _Taker:
@@ -87,7 +103,7 @@ class _Taker:
 
     def dense(self, entry: int) -> str:
         """The name in the store of the dense model's scores of an entry."""
-        return f"proof dense {self.which[0]} {self.exam.task.name} {entry}"
+        return dense_scores(self.which[0], self.exam, entry)
 
     def own(self, entry: int) -> str:
         """The name of the tuned model's."""
@@ -96,8 +112,14 @@ class _Taker:
     @property
     def goes_on(self) -> bool:
         """Whether there is more to see."""
-        undecided = self.verdict is None or self.verdict.state == "undecided"
-        return self.looks < self.exam.entries and undecided
+        return self.looks < self.exam.entries and self.decided is None
+
+    @property
+    def decided(self) -> bool | None:
+        """Whether the limit is kept for sure, by as many items as that takes; None where further ones may tell."""
+        if self.verdict is None:
+            return None
+        return decided(self.verdict, self.exam.lost(self._own, self._dense), self._proof.worst, self.exam.fewest)
 
     @property
     def share(self) -> float:
@@ -118,9 +140,15 @@ class _Taker:
             task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(self._dense),
             dense=exam.shown(self._dense), tuned=exam.shown(self._own), loss=verdict.loss,
             bound=verdict.high if math.isfinite(verdict.high) else None, limit=self._proof.max_loss,
-            level=verdict.level, looks=self.looks, worst=self._proof.worst, proved=verdict.state == "proved",
+            level=verdict.level, looks=self.looks, worst=self._proof.worst, proved=self.decided is True,
             silent=exam.second and exam.says_nothing(self._dense),
         )  # fmt: skip
+
+
+def _keep(store: Store, name: str, scores: list[float] | None) -> None:
+    """Write what came along with other scores, so that it is not sought again."""
+    if scores is not None:
+        store.once(name, lambda: scores)
 
 
 def _next(takers: Sequence[_Taker], assignment: Assignment, many: int) -> list[Ask]:
@@ -145,10 +173,11 @@ class Scorer:
     def __init__(self, exam: Exam, pretrained: Pretrained, advance: Callable[[], None]) -> None:
         self._exam, self._pretrained, self._advance = exam, pretrained, advance
         self._outcome: Outcome | None = None
+        self._last: Outcome | None = None
 
     def dense(self) -> list[float]:
         """The dense model's scores."""
-        self._outcome = self._exam.outcome(self._pretrained, BASELINE, self._advance)
+        self._outcome = self._last = self._exam.outcome(self._pretrained, BASELINE, self._advance)
         return self._exam.scores(self._outcome, self._outcome).tolist()
 
     def own(self, assignment: Assignment, pruning: str | None) -> list[float]:
@@ -157,5 +186,14 @@ class Scorer:
             self.dense()
         implementation = set_assignment(self._pretrained, assignment)
         with shortening(self._pretrained, pruning):
-            own = self._exam.outcome(self._pretrained, implementation, self._advance)
+            own = self._last = self._exam.outcome(self._pretrained, implementation, self._advance)
         return self._exam.scores(own, self._outcome or own).tolist()
+
+    def along(self, other: Exam) -> list[float] | None:
+        """What forwards since the last call told of another exam of the same entry; None where they told nothing.
+
+        Args:
+            other: with that entry alone.
+        """
+        found, self._last = other.along(self._last), None
+        return None if found is None else other.scores(found, found).tolist()

@@ -1,10 +1,10 @@
-"""Find the passage that a sentence was taken out of: the retrieval task, with each sentence an item of its own."""
+"""Find the passage that a sentence was taken out of: the retrieval task, with texts or passages dealt to parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -13,15 +13,18 @@ from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Outcome, Prepared, Task
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.texts import Text
+from dynattn.lab.tune import pieces
+
+_EXAMPLES = 4  # passages whose forwards are timed and looked at
 
 
 @final
 @dataclass(frozen=True)
 class Queries(Task):
-    """MRR@10; an item is a sentence that has to find its passage among all of them.
+    """MRR@10 of sentences that have to find their passages among all of them.
 
     Args:
-        items: passages.
+        items: the most passages.
         tokens: the number of tokens of a passage.
         texts: that passages are cut from.
         per_text: the most passages of one text.
@@ -41,12 +44,31 @@ class Queries(Task):
 
     def prepare(self, pretrained: Pretrained) -> Prepared:
         data = self._task().prepare(pretrained)
-        labels = [
-            f"{passage.label}, sentence {number + 1}"
-            for passage in data.payload[0]
-            for number in range(len(passage.queries))
-        ]
-        return replace(data, labels=tuple(labels))
+        return replace(data, labels=_labels(data.payload[0]))
+
+    def of(
+        self, pretrained: Pretrained, data: Prepared, items: Sequence[Sequence[int]], most: int, whose: str
+    ) -> tuple[Prepared, tuple[int, ...]]:
+        """Some of the passages, and for each of their sentences the number of its item.
+
+        Args:
+            pretrained: the model.
+            data: of :meth:`prepare`.
+            items: the numbers of the passages of each item, of which the first of each are taken first.
+            most: passages at the most.
+            whose: what the items are, in words that follow their number.
+        """
+        chosen = sorted(pieces.in_rounds([[(i, p) for p in its] for i, its in enumerate(items)])[:most])
+        passages, tokens = [data.payload[0][p] for _, p in chosen], data.payload[1]
+        groups = tuple(i for (i, _), passage in zip(chosen, passages, strict=True) for _ in passage.queries)
+        asked = sum(len(passage.queries) for passage in passages)
+        return replace(
+            data, labels=_labels(passages), payload=(passages, tokens),
+            steps=embedding.steps(len(passages)) + embedding.steps(asked),
+            examples=tuple(embedding.inputs(pretrained, [each.body], tokens) for each in passages[:_EXAMPLES]),
+            chance=embedding.guessed_rank(len(passages)),
+            summary=f"{max(groups) + 1} {whose}, {len(passages)} passages of {tokens} tokens, {asked} queries",
+        ), groups  # fmt: skip
 
     def words(self, data: Prepared) -> Sequence[str]:
         return self._task().words(data)
@@ -61,3 +83,29 @@ class Queries(Task):
 
     def _task(self) -> Retrieval:
         return Retrieval(items=self.items, tokens=self.tokens, texts=self.texts, per_text=self.per_text, seed=self.seed)
+
+
+def items(data: Prepared, least: int) -> tuple[list[list[int]], str]:
+    """The numbers of the passages of each text; where that are too few texts, of each passage, by chance.
+
+    Args:
+        data: of :meth:`Queries.prepare`.
+        least: items below which there are too few.
+
+    Returns:
+        The items, and what they are, in words that follow their number.
+    """
+    of_texts: dict[str, list[int]] = {}
+    for number, passage in enumerate(data.payload[0]):
+        of_texts.setdefault(passage.label.rpartition(" ")[0], []).append(number)
+    if len(of_texts) >= least:
+        return list(of_texts.values()), "texts"
+    these = "1 text, and speaking of it" if len(of_texts) == 1 else f"{len(of_texts)} texts, and speaking of these"
+    apart = pieces.shuffled([[number] for number in range(len(data.payload[0]))])
+    return apart, f"passages, drawn by chance from {these} alone"
+
+
+def _labels(passages: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(
+        f"{passage.label}, sentence {number + 1}" for passage in passages for number in range(len(passage.queries))
+    )

@@ -46,7 +46,8 @@ class Lost(Record):
         limit: what the loss had to stay below.
         level: the level of the bound.
         looks: how often the proof looked at its data.
-        worst: nats that no item is taken to lose more than, on which the bound is conditional; None for scores.
+        worst: nats, or score, that no item is taken to lose more than, on which the bound is conditional; None where it
+            is conditional on nothing.
         proved: whether the loss is at most the limit, with that confidence.
         silent: whether the dense model itself only guesses, so that no loss can be told.
     """
@@ -152,12 +153,18 @@ class Rival(Record):
         speedup: the speed-up of the whole model, measured in a short race.
         loss: relative.
         tuned: the loss of the tuned assignment, on the same items.
+        bound: the loss is below this, by the test that the tuned assignment passed; None where nothing can be said.
+        limit: what the loss had to stay below.
+        proved: whether it passes that test, too.
     """
 
     method: str
     speedup: float
     loss: float
     tuned: float
+    bound: float | None
+    limit: float
+    proved: bool
 
 
 class Tuning(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.choices import Choices, Point
-from dynattn.lab.tune.exams import Exam
+from dynattn.lab.tune.exams import Exam, decided
+from dynattn.lab.tune.prove import dense_scores
 from dynattn.lab.tune.results import Lost, Rival
 from dynattn.lab.tune.search import Measured, set_assignment
 from dynattn.lab.tune.store import Store
@@ -41,9 +43,9 @@ def chosen(choices: Choices, tuned: Point, measured: Sequence[Measured] = ()) ->
 
 def measure(
     name: str, point: Point, speedup: float, lost: Lost, exam: Exam, data: int, pretrained: Pretrained, store: Store,
-    advance: Callable[[], None],
+    advance: Callable[[], None], max_loss: float, attempt: int,
 ) -> Rival:  # fmt: skip
-    """What one method for all heads loses where the tuned assignment was proved.
+    """What one method for all heads loses where the tuned assignment was proved, and whether it would have been, too.
 
     Args:
         name: the name of the method.
@@ -51,18 +53,28 @@ def measure(
         speedup: the speed-up of the whole model, measured.
         lost: what the tuned assignment lost.
         exam: the exam of the proof.
-        data: number of the first try with this exam.
+        data: number of the first try with this exam, under which the dense model's scores are kept.
         pretrained: the model; it is left with the method.
         store: keeps the scores.
         advance: called after each step.
+        max_loss: relative.
+        attempt: the try that proved the tuned assignment, from 1.
     """
     part = exam.portion(0, lost.looks)
 
     def find() -> Any:
-        dense = part.outcome(pretrained, BASELINE, advance)
+        dense = part.outcome(pretrained, BASELINE, lambda: None) if part.by_agreement else None
         own = part.outcome(pretrained, set_assignment(pretrained, point.assignment), advance)
-        return [part.scores(dense, dense).tolist(), part.scores(own, dense).tolist()]
+        return part.scores(own, dense or own).tolist()
 
+    kept = (store.get(dense_scores(data, exam, entry)) for entry in range(lost.looks))
+    dense = np.concatenate([np.array(each) for each in kept])
     key = f"rival {data} {exam.task.name} {lost.looks} {sorted(methods(point.assignment).items())}"
-    dense, own = (np.array(each) for each in store.once(key, find))
-    return Rival(method=name, speedup=speedup, loss=part.loss(own, dense), tuned=lost.loss)
+    own = np.array(store.once(key, find))
+    proof = exam.proof(max_loss, attempt, lost.worst)
+    verdict = proof.look(dense, own)
+    return Rival(
+        method=name, speedup=speedup, loss=part.loss(own, dense), tuned=lost.loss,
+        bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss,
+        proved=decided(verdict, exam.lost(own, dense), proof.worst, exam.fewest) is True,
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from dynattn.lab.tune.chosen import Chosen
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
@@ -35,6 +36,8 @@ LEAST_GAIN = 1.03
 
 _TIGHTER = 0.4  # of the harm, after a proof that failed
 _PAIR = 2  # forwards of an item: dense and tuned
+_MOST_ROUNDS = 15  # of the race
+_OF_THE_REST = 0.8  # of the time that is left after all else, for the race
 
 
 class Run:
@@ -68,6 +71,8 @@ class Run:
     def tune(self) -> Tuning:
         """All of it."""
         spent = self._time()
+        if self._begun.few is not None:
+            return self._dense(spent, self._begun.few)
         shorter = self._shorter = shorten.families(self._pretrained.model, self._begun.length)
         if spent.bound < LEAST_GAIN and not shorter:
             return self._dense(spent, f"attention takes {spent.share:.1%} of a forward: no method could gain more than "
@@ -105,7 +110,7 @@ class Run:
             ValueError: dense attention is at chance in the exam that decides.
         """
         exams = self._begun.parts.search
-        advance = self._stage("score of dense attention", sum(exam.data.steps for exam in exams))
+        advance = self._stage("score of dense attention", _steps(exams))
         outcomes = dense(exams, self._pretrained, advance)
         exams[0].refuse_guesses(exams[0].scores(outcomes[0], outcomes[0]))
         return outcomes
@@ -168,16 +173,13 @@ class Run:
     def _begin_search(self, choices: Choices, outcomes: Sequence[Outcome]) -> Search:
         counts, settings = self._begun.plan.counts, self._settings
         planned = [
-            min(exam.items, counts.prove_second if exam.second else counts.prove) if exam.clustered else exam.items
-            for exam in self._begun.parts.proofs[0]
+            min(exam.items, counts.prove) if exam.clustered else exam.items for exam in self._begun.parts.proofs[0]
         ]
         exams = self._begun.parts.search
         return Search(choices, exams, self._pretrained, settings.max_loss, planned, self._store, outcomes)
 
     def _searched(self, spent: Time, search: Search, points: int) -> Measured | None:
-        advance = self._stage(
-            "loss of whole assignments", sum(exam.data.steps for exam in self._begun.parts.search) * points
-        )
+        advance = self._stage("loss of whole assignments", _steps(self._begun.parts.search) * points)
         if self._ahead is not None and points and self._before is None:
             first = [each.assignment for each in search.foreseen(points)]
             self._ahead.ask([
@@ -193,14 +195,14 @@ class Run:
         """
         if self._before is not None and self._search is not None:
             return self._search.looks < getattr(self._before, until)
-        needed = sum(exam.entries for exam in self._begun.parts.search)
+        needed = sum(exam.entries for exam in self._begun.parts.search if not exam.beside)
         return self._in_time(spent, self._least + needed)
 
     @property
     def _least(self) -> int:
         """Forwards of the shortest proof."""
         exams = self._begun.parts.proofs[0]
-        return _PAIR * sum(LEAST.prove_second if exam.second else LEAST.prove for exam in exams)
+        return _PAIR * LEAST.prove * sum(not exam.beside for exam in exams)
 
     def _quick(self, each: Measured) -> float:
         """The speed-up of the whole model, in a short race."""
@@ -213,8 +215,7 @@ class Run:
     def _proved(self, spent: Time, choices: Choices, best: Measured) -> tuple[Point, str | None] | None:
         point, pruning = best.point, best.pruning
         for number, exams in enumerate(self._begun.parts.proofs):
-            steps = 2 * sum(exam.data.steps for exam in exams)
-            advance = self._stage("proof" if number == 0 else "proof, tightened", steps)
+            advance = self._stage("proof" if number == 0 else "proof, tightened", 2 * _steps(exams))
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
                 advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.data(number),
@@ -240,22 +241,28 @@ class Run:
         return self._clock.left > self._begun.entry * forwards + race
 
     def _raced(self, spent: Time, proved: Point, pruning: str | None) -> Tuning:
+        self._rival = self._held_against(spent, proved)
         advance = self._stage("speed-up of the whole model", 1)
         inputs = self._inputs(self._begun.parts.proofs[0][0])
-        rounds = self._begun.plan.rounds
+        rounds = self._rounds(spent)
         found = self._store.once(
             f"race {pruning} {sorted(methods(proved.assignment).items())}",
             lambda: race(self._pretrained, proved.assignment, inputs, rounds, pruning).model_dump(mode="json"),
         )
         advance()
         speed = Raced(**found)
-        self._rival = self._held_against(spent, proved)
         if speed.speedup.q1 <= 1:
             return self._dense(
                 spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
             )
         gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
         return self._result(spent, "faster", gained, proved, speed, pruning)
+
+    def _rounds(self, spent: Time) -> int:
+        """Of the race: what the plan says at the least, and more where there is time, since a few tell little where
+        something else runs."""
+        fits = int(_OF_THE_REST * self._clock.left / (2 * spent.forward)) - 1
+        return max(self._begun.plan.rounds, min(_MOST_ROUNDS, fits))
 
     def _held_against(self, spent: Time, proved: Point) -> Rival | None:
         """One method for all heads, where there is time for it."""
@@ -266,12 +273,15 @@ class Run:
             if self._choices is None
             else rival.chosen(self._choices, proved, self._search.measured if self._search else ())
         )
-        if other is None or not self._in_time(spent, _PAIR * lost.looks):
+        if other is None or not self._in_time(spent, lost.looks + 2 * (LEAST_ROUNDS + 1)):
             return None
         name, point = other
-        advance = self._stage(f"{name} for all heads", _PAIR * exam.portion(0, lost.looks).data.steps)
+        advance = self._stage(f"{name} for all heads", exam.portion(0, lost.looks).data.steps)
         speedup = self._quick(Measured(point, (), (), 0.0))
-        return rival.measure(name, point, speedup, lost, exam, data, self._pretrained, self._store, advance)
+        return rival.measure(
+            name, point, speedup, lost, exam, data, self._pretrained, self._store, advance, self._settings.max_loss,
+            number + 1,
+        )  # fmt: skip
 
     def _dense(self, spent: Time, reason: str) -> Tuning:
         return self._result(spent, "dense", f"keep dense attention: {reason}", None, None)
@@ -293,6 +303,11 @@ class Run:
 
     def _inputs(self, exam: Exam, index: int = 0) -> Any:
         return exam.inputs_on(self._pretrained.model.device, index)
+
+
+def _steps(exams: Exams) -> int:
+    """How often progress is told where each exam is taken once."""
+    return sum(exam.data.steps for exam in exams if not exam.beside)
 
 
 def _harm(exam: Exam, index: int) -> str:

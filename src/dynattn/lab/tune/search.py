@@ -70,7 +70,27 @@ def set_assignment(pretrained: Pretrained, assignment: Assignment) -> str:
 
 def dense(exams: Exams, pretrained: Pretrained, advance: Callable[[], None]) -> list[Outcome]:
     """The outcomes of PyTorch's dense attention."""
-    return [exam.outcome(pretrained, BASELINE, advance) for exam in exams]
+    return list(outcomes(exams, pretrained, BASELINE, advance))
+
+
+def outcomes(
+    exams: Exams, pretrained: Pretrained, implementation: str, advance: Callable[[], None]
+) -> Iterator[Outcome]:
+    """What the model makes of exams, one after the other; what came along with the first is taken from there.
+
+    Args:
+        exams: the exams.
+        pretrained: the model.
+        implementation: the attention.
+        advance: called after each step.
+    """
+    first: Outcome | None = None
+    for exam in exams:
+        found = exam.along(first)
+        if found is None:
+            found = exam.outcome(pretrained, implementation, advance)
+        first = found if first is None else first
+        yield found
 
 
 class Search:
@@ -168,7 +188,7 @@ class Search:
         yield choices.point(int(np.searchsorted(saved, _FIRST * choices.most.saved)) + 1)
         for family in choices.singles:
             path = choices.through(family[0])
-            if path.moves != choices.moves:
+            if not _alike(path, choices.path):
                 yield choices.point(path.single, path)
 
     def _begin(self) -> Iterator[Point]:
@@ -178,7 +198,7 @@ class Search:
         for family in choices.singles:
             for name in family:
                 path = choices.through(name)
-                if path.moves == choices.moves:
+                if _alike(path, choices.path):
                     continue
                 self._paths[name] = path
                 point = choices.point(path.single, path)
@@ -256,8 +276,9 @@ def scores(
     """
     implementation, found = set_assignment(pretrained, assignment), []
     with shortening(pretrained, pruning):
+        outcome = outcomes(exams, pretrained, implementation, advance)
         for exam, its in zip(exams, dense, strict=True):
-            own = exam.scores(exam.outcome(pretrained, implementation, advance), its)
+            own = exam.scores(next(outcome), its)
             found.append(own.tolist())
             if exam.loss(own, exam.scores(its, its)) > _HOPELESS * exam.limit(max_loss):
                 break
@@ -267,6 +288,11 @@ def scores(
 def key(assignment: Assignment, pruning: str | None) -> str:
     """The name in the store of what an assignment scores."""
     return f"measured {pruning} {sorted(methods(assignment).items())}"
+
+
+def _alike(path: Path, other: Path) -> bool:
+    """Whether two paths go the same way."""
+    return path.moves == other.moves and path.options == other.options
 
 
 def _line(known: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -16,10 +16,12 @@ class Store:
 
     Args:
         path: the path of the file.
-        key: digest of what decides the results; a file of another key is begun anew.
+        key: digest of what decides the results, the code that makes them included; a file of another key is begun
+            anew.
 
     Attributes:
         resumed: whether there was a file of this key.
+        other: whether there was one of another key, which is not taken up.
 
     Raises:
         ValueError: the file is damaged.
@@ -28,13 +30,25 @@ class Store:
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
         self._found: dict[str, Any] = {}
+        self.other = False
         if path.exists():
             there = read_json(path, _REMEDY)
             if not isinstance(there, dict) or not isinstance(there.get("found"), dict):
                 raise ValueError(f"tune: {path} must hold the stages of a run: it holds something else; {_REMEDY}")
-            if there.get("key") == key:
+            self.other = there.get("key") != key
+            if not self.other:
                 self._found = there["found"]
         self.resumed = bool(self._found)
+
+    @property
+    def told(self) -> str | None:
+        """What became of an earlier file, in words; None where there was none."""
+        if self.other:
+            return (
+                f"{self._path} is of other settings, texts, weights or threads, another machine or another version of "
+                "the code: it is begun anew"
+            )
+        return f"going on with {self._path}, which holds {len(self._found)} results" if self.resumed else None
 
     def has(self, name: str) -> bool:
         """Whether something was found under a name."""

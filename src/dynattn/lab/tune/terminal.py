@@ -9,7 +9,9 @@ from rich.text import Text
 
 from dynattn.lab.terminal import Grid, print_grid, say
 from dynattn.lab.tune.assignment import shares, shown
-from dynattn.lab.tune.results import Lost, Tuning
+from dynattn.lab.tune.results import Lost, Rival, Tuning
+
+_MENTIONED = 1.01  # a speed-up that is worth a sentence
 
 
 def show(found: Tuning, console: Console) -> None:
@@ -51,13 +53,53 @@ def sentences(found: Tuning) -> list[str]:
         )
     if found.pruning is not None:
         said.append(f"Besides, {found.pruning} takes tokens out from layer to layer.")
-    other = found.rival
-    if other is not None:
+    own = _own_dense(found)
+    if own is not None:
         said.append(
-            f"The best single method for all heads, {shown(other.method)}, makes the model {other.speedup:.2f} times "
-            f"as fast and loses {other.loss:+.2%} on the data of the proof; the tuned one loses {other.tuned:+.2%}."
+            f"Dense attention by this project's kernel alone would make it {own:.2f} times as fast, by the kernels' "
+            "times, and lose nothing."
         )
+    if found.rival is not None and found.speed is not None:
+        said.append(against(found.rival, found.speed.speedup.median))
     return said
+
+
+def against(other: Rival, speedup: float) -> str:
+    """A tuned assignment beside the best single method for all heads, and which of the two is better, in words.
+
+    Args:
+        other: the method.
+        speedup: of the whole model with the assignment, measured.
+    """
+    said = (
+        f"The best single method for all heads, {shown(other.method)}, makes the model {other.speedup:.2f} times as "
+        f"fast and loses {other.loss:+.2%} on the data of the proof; the tuned one loses {other.tuned:+.2%}: "
+    )
+    faster, milder = speedup >= other.speedup, other.tuned <= other.loss
+    if faster and milder:
+        return said + "the tuned one is at least as fast and loses no more."
+    below = (
+        "and no bound is known" if other.bound is None else f"and the loss is only known to be below {other.bound:.2%}"
+    )
+    if faster:
+        why = "it is faster and loses more, which the limit allows"
+        return said + f"{why}." if other.proved else said + f"{why}; the single method is not proved, {below}."
+    if not other.proved:
+        less = "loses no less" if not milder else "loses less"
+        return said + (
+            f"the single method is faster, but that it keeps the limit of {other.limit:.2%} is not proved by these "
+            f"items, {below}; the tuned one {less}. More minutes give more items."
+        )
+    if milder:
+        return said + "the single method is faster and keeps the limit, too: the search did not foresee that."
+    return said + "the single method is better on these items: what the search saw on its own data was not so here."
+
+
+def _own_dense(found: Tuning) -> float | None:
+    """The speed-up of the whole model, foretold, with dense attention by this project's kernel; None where PyTorch's
+    is as fast."""
+    least = next((each for each in found.considered if each.name == "path" and each.harm == 0), None)
+    return least.speedup if least is not None and least.speedup > _MENTIONED else None
 
 
 def losses(found: Tuning) -> Grid:
