@@ -4,11 +4,14 @@
     model.generate(**prompt, past_key_values=cache)
 
 The first forward, over the prompt, is dense; then the cache is cut, and decoding reads what is left.
+:mod:`dynattn.kv_caches.drafts` has what a draft chooses.
 """
 
+from dynattn.kv_caches.adasnapkv import AdaSnapKVCache
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.named import make
+from dynattn.kv_caches.snapkv import SnapKVCache
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
 
-__all__ = ["FullCache", "SpAttenCache", "WindowCache", "make"]
+__all__ = ["AdaSnapKVCache", "FullCache", "SnapKVCache", "SpAttenCache", "WindowCache", "make"]

@@ -1,12 +1,15 @@
-"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``."""
+"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``, ``snapkv-1024-r64``."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from dynattn.kv_caches.adasnapkv import AdaSnapKVCache
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.layer import LayeredCache
+from dynattn.kv_caches.snapkv import SnapKVCache
+from dynattn.kv_caches.snapkv_options import Options
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
 
@@ -15,6 +18,7 @@ EVERY = 16
 
 _WINDOW = re.compile(r"window-(\d+)-s(\d+)")
 _SPATTEN = re.compile(r"spatten-(0\.\d+)")
+_CUT_ONCE = {"snapkv": SnapKVCache, "adasnapkv": AdaSnapKVCache}
 
 
 def make(name: str, config: Any) -> LayeredCache:
@@ -24,7 +28,8 @@ def make(name: str, config: Any) -> LayeredCache:
         model.generate(**prompt, past_key_values=kv_caches.make(tuned.cache, model.config))
 
     Args:
-        name: ``full``, ``window-TOKENS-sSINKS`` or ``spatten-SHARE``.
+        name: ``full``, ``window-TOKENS-sSINKS``, ``spatten-SHARE``, ``snapkv-TOKENS`` or ``adasnapkv-TOKENS``. Behind
+            the tokens of the last two, ``-qQUERIES-pPOOL-rRECENT-sSINKS`` say what is not as by default.
         config: the configuration of the model.
 
     Raises:
@@ -36,6 +41,10 @@ def make(name: str, config: Any) -> LayeredCache:
         return WindowCache(int(match[1]), int(match[2]), every=EVERY)
     if match := _SPATTEN.fullmatch(name):
         return SpAttenCache(config, float(match[1]), every=EVERY)
+    kind, _, rest = name.partition("-")
+    if kind in _CUT_ONCE and (options := Options.from_name(rest)):
+        return _CUT_ONCE[kind](**vars(options))
     raise ValueError(
-        f"kv_caches.make: name must be full, window-TOKENS-sSINKS or spatten-SHARE: got {name!r}; try window-1024-s4"
+        "kv_caches.make: name must be full, window-TOKENS-sSINKS, spatten-SHARE, snapkv-TOKENS or adasnapkv-TOKENS: "
+        f"got {name!r}; try window-1024-s4"
     )
