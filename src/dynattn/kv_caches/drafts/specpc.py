@@ -125,8 +125,7 @@ class SpecPC:
                 f"SpecPC: skip must leave layers of the draft: got {self.skip}, {type(draft).__name__} has no more; "
                 "pass a smaller one"
             )
-        score = received.most.masked_fill(attention_mask == 0, 0) if attention_mask is not None else received.most
-        return _taken(input_ids, attention_mask, self.chosen(score, attention_mask)), ahead
+        return _taken(input_ids, attention_mask, self.chosen(received.most, attention_mask)), ahead
 
     def chosen(self, received: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The tokens that are kept, by what each received.

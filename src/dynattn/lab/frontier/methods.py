@@ -96,6 +96,15 @@ def _cache_window(place: _Place) -> str:
     return f"cache-window-{max(1, round(place.budget * place.length))}-s{place.sinks}"
 
 
+def _cut_once(kind: str) -> Callable[[_Place], str]:
+    def name(place: _Place) -> str:
+        from dynattn.lab.decode.ways import cut_once
+
+        return cut_once(kind, max(6, round(place.budget * place.length)))
+
+    return name
+
+
 def _ltp(place: _Place) -> str:
     """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
     MiniLM's tokens in the last layer."""
@@ -153,6 +162,8 @@ FAMILIES = {
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
+    "cache: SnapKV": Family(_cut_once("snapkv"), _DECODE),
+    "cache: Ada-SnapKV": Family(_cut_once("adasnapkv"), _DECODE),
 }
 """Every family by its name."""
 
