@@ -91,9 +91,7 @@ def adasnapkv(call: Any, sample: int, first: int = 0, **options: int) -> list[se
     return held
 
 
-def speckv(
-    call: Any, sample: int, ahead: int, capacity: int, window: int, pool: int, first: int = 0
-) -> list[set[int]]:
+def speckv(call: Any, sample: int, ahead: int, capacity: int, window: int, pool: int, first: int = 0) -> list[set[int]]:
     """The tokens of the prompt that each key head holds, of a call that has the lookahead behind it."""
     last = call.key.shape[2] - ahead - 1  # the prompt's last token
     before = last - window

@@ -139,7 +139,9 @@ def test_crop_takes_back_what_came_after_the_prompt(model, ids, make):
     assert cache.get_seq_length() == PROMPT
     assert torch.equal(cache.layers[0].keys, keys)
     assert torch.equal(steps(model, cache, rest, [2, 1], "dynattn:dense"), expected)
-    with pytest.raises(ValueError, match=r"crop: no more tokens than came after the prompt.*got 4, after the prompt ca"):
+    with pytest.raises(
+        ValueError, match=r"crop: no more tokens than came after the prompt.*got 4, after the prompt ca"
+    ):
         cache.crop(-4)
     with pytest.raises(ValueError, match="crop: tokens_to_remove must be 0 or minus"):
         cache.crop(1)
@@ -196,10 +198,9 @@ def test_attention_that_does_not_tell_is_refused_in_the_same_forward(model, ids,
             steps(model, cache, ids[:, PROMPT:], [1], "sdpa")
     else:
         other = copy.deepcopy(cache)
-        torch.testing.assert_close(
-            steps(model, cache, ids[:, PROMPT:], [1], "sdpa"), steps(model, other, ids[:, PROMPT:], [1], "dynattn:dense"),
-            rtol=1e-4, atol=1e-4,
-        )  # fmt: skip
+        found = steps(model, cache, ids[:, PROMPT:], [1], "sdpa")
+        expected = steps(model, other, ids[:, PROMPT:], [1], "dynattn:dense")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", CACHES)

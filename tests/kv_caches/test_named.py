@@ -57,5 +57,7 @@ def test_other_names_are_refused(name):
 
 
 def test_a_name_whose_options_do_not_fit_says_why():
-    with pytest.raises(ValueError, match=r"SnapKVCache: capacity must hold the latest and the first tokens: got 64 for"):
+    with pytest.raises(
+        ValueError, match=r"SnapKVCache: capacity must hold the latest and the first tokens: got 64 for"
+    ):
         make("snapkv-64", None)

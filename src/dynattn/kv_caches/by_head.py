@@ -62,7 +62,7 @@ class HeadLayer(Layer):
             slots are empty, or the mask as it was.
         """
         shown = self._shown
-        if shown is None or not self.ragged and (mask is None or shown.shape[2] == self.seen):
+        if shown is None or (not self.ragged and (mask is None or shown.shape[2] == self.seen)):
             return mask
         index = shown.repeat_interleave(self.groups, 1)  # [batch, heads, slots]
         there = (index >= 0)[:, :, None]

@@ -1,7 +1,7 @@
 """What the last queries of a prompt attend to, and the choice of tokens by it.
 
-    observed_j = Σ over the last queries of the mean over the query heads of a key head      ("sum")
-    observed_j = max over the last queries and the query heads of a key head                 ("max")
+observed_j = Σ over the last queries of the mean over the query heads of a key head      ("sum")
+observed_j = max over the last queries and the query heads of a key head                 ("max")
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynattn.integrations.transformers import Call
 from dynattn.integrations.transformers.masks import visible
-from dynattn.maths.scores import scores
+from dynattn.maths.scores import arithmetic_dtype, scores
 
 _ROWS = 64  # so many queries are computed at once, so that memory stays small beside a prompt's
 
@@ -37,7 +37,7 @@ def observed(call: Call, last: int, reduce: Literal["sum", "max"], weights: Tens
     if mask is not None and mask.shape[2] > 1:
         mask = mask[:, :, -q_len:]
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-    total: Tensor | None = None
+    total = torch.zeros(len(query), kv_heads, kv_len, dtype=arithmetic_dtype(query.dtype), device=query.device)
     for start in range(0, q_len, _ROWS):
         rows = slice(start, min(start + _ROWS, q_len))
         part = mask[:, :, rows] if mask is not None and mask.shape[2] > 1 else mask
@@ -47,11 +47,8 @@ def observed(call: Call, last: int, reduce: Literal["sum", "max"], weights: Tens
             p = p * weights[rows, None]
         p = p.unflatten(1, (kv_heads, -1))  # [batch, kv_heads, group, rows, kv_len]
         found = p.mean(2).sum(2) if reduce == "sum" else p.amax((2, 3))
-        if total is None:
-            total = found
-        else:
-            total = total + found if reduce == "sum" else torch.maximum(total, found)
-    return query.new_zeros(len(query), kv_heads, kv_len) if total is None else total
+        total = total + found if reduce == "sum" else torch.maximum(total, found)
+    return total
 
 
 def text_of(call: Call, tokens: int, owner: str) -> Tensor:

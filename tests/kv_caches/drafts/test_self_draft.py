@@ -60,7 +60,9 @@ def test_what_cannot_be_is_refused(model):
     with pytest.raises(ValueError, match="SelfDraft: layers must be at least 2: got 1"):
         SelfDraft(layers=1)
     model.set_attn_implementation("dynattn:dense")
-    with pytest.raises(ValueError, match=r"must be at most those of the model's decoder\.layers: got 9, LlamaModel has 4"):
+    with pytest.raises(
+        ValueError, match=r"must be at most those of the model's decoder\.layers: got 9, LlamaModel has 4"
+    ):
         SelfDraft(layers=9).of(model).__enter__()
     register()
     gpt = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=30))

@@ -46,7 +46,7 @@ def test_a_name_says_what_is_not_as_by_default(model):
     assert cut_once("snapkv", 1024) == "cache-snapkv-1024"
     assert cut_once("adasnapkv", 256) == "cache-adasnapkv-256-r64"
     assert find(cut_once("snapkv", 6)).cache(model.config).options.capacity == 6
-    with pytest.raises(ValueError, match="kv_caches.make: name must be"):
+    with pytest.raises(ValueError, match=r"kv_caches\.make: name must be"):
         find("cache-snapkv-half")
     with pytest.raises(ValueError, match="nm-1"):
         find("cache-speckv-256-l16-draft-nm-1")

@@ -9,7 +9,7 @@
 Source: arXiv:2506.08373.
 """
 
-from dynattn.kv_caches.drafts.cascade import SpecKVPC, Shortened
+from dynattn.kv_caches.drafts.cascade import Shortened, SpecKVPC
 from dynattn.kv_caches.drafts.greedy import continuation
 from dynattn.kv_caches.drafts.self_draft import SelfDraft
 from dynattn.kv_caches.drafts.speckv import SpecKV, SpecKVCache

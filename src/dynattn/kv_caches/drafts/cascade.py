@@ -1,7 +1,7 @@
 """SpecKV-PC: a prompt that SpecPC has shortened, and a cache of it that SpecKV cuts, by one draft.
 
-The draft reads the whole prompt and goes on with ``lookahead`` tokens, once. All of its steps choose the tokens that the
-target reads; and what it wrote follows them there, and chooses what the cache holds.
+The draft reads the whole prompt and goes on with ``lookahead`` tokens, once. All of its steps choose the tokens that
+the target reads; and what it wrote follows them there, and chooses what the cache holds.
 
 Source: the repository of arXiv:2506.08373, furiosa-ai/draft-based-approx-llm.
 """

@@ -8,12 +8,12 @@ cache-spatten-0.25      dense over a cache pruned after SpAtten, 0.25 of the tok
 cache-snapkv-256        dense over a cache cut once, after the prompt, to 256 tokens a key head; options follow, as in
                         :func:`dynattn.kv_caches.make`
 cache-adasnapkv-256     the same with room shared among the key heads of a layer
-cache-speckv-256-l16    dense over a cache cut to 256 tokens by what the next 16 tokens attend to, of the model's own text
+cache-speckv-256-l16    dense over a cache cut to 256 tokens by what the model's own next 16 tokens attend to
 cache-specpc-256        dense after the 256 tokens of the prompt that the model attends to, numbered anew
 cache-speckvpc-512-256-l16   both, one after the other
 
-The last three take a draft: ``-draft-nm-1-2`` behind the name is the model with that attention, ``-of-20`` with 20 of its
-layers.
+The last three take a draft: ``-draft-nm-1-2`` behind the name is the model with that attention, ``-of-20`` with 20 of
+its layers.
 """
 
 from __future__ import annotations
