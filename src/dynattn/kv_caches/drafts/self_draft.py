@@ -17,9 +17,10 @@ from dynattn.methods import NM, Method
 
 @dataclass(frozen=True)
 class SelfDraft:
-    """The model with cheaper attention and, if so asked, without some of its layers. Nothing is trained.
+    """The model with cheaper attention and, if so asked, without some of its layers.
 
-    The first layers and the last one stay; those before the last go, which arXiv:2403.17887 finds to matter least.
+    The first layers and the last one stay, and those before the last go: arXiv:2403.17887 finds that deep layers matter
+    least. It trains a little afterwards; nothing is trained here.
 
     Args:
         method: what its attention keeps.
