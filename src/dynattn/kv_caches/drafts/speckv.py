@@ -40,8 +40,8 @@ class SpecKV:
         cache = SpecKV(lookahead=64, capacity=256, draft=SelfDraft()).read(model, **prompt)
         model.generate(**prompt, past_key_values=cache, max_new_tokens=64)
 
-    Without a draft, the lookahead is what the target itself writes after the whole prompt: a bound on what any draft
-    can choose, and no gain in time, since the answer is written first.
+    Without a draft, the lookahead is what the target itself writes after the whole prompt. It shows what a perfect
+    draft would give, and gains no time, since the answer is written first.
 
     Args:
         lookahead: how many tokens are drafted; no more than will be generated, since a guess about anything else
