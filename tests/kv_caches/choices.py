@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from dynattn.integrations.transformers import observing
@@ -25,12 +26,11 @@ def calls_of(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) ->
 
 def weights(call: Any, sample: int, head: int, query: int, first: int) -> list[float]:
     """Attention of one query over the tokens from ``first`` on, before which is padding; 0 where it sees nothing."""
-    key = call.key[sample, head // (call.query.shape[1] // call.key.shape[1])]
-    q = call.query[sample, head, query]
-    scale = q.shape[0] ** -0.5 if call.scale is None else call.scale
-    seen = {j: math.exp(scale * float(q.double() @ key[j].double())) for j in range(first, query + 1)}
-    total = sum(seen.values())
-    return [seen[j] / total if j in seen else 0.0 for j in range(len(key))]
+    key = call.key[sample, head // (call.query.shape[1] // call.key.shape[1])].numpy().astype(float)
+    seen = key[first : query + 1] @ call.query[sample, head, query].numpy().astype(float)
+    grown = np.exp(seen * (call.query.shape[3] ** -0.5 if call.scale is None else call.scale))
+    shares = grown / grown.sum() if grown.size else grown
+    return [0.0] * min(first, len(key)) + shares.tolist() + [0.0] * (len(key) - max(first, query + 1))
 
 
 def received(call: Any, sample: int, kv_head: int, queries: range, first: int, how: str) -> list[float]:

@@ -16,8 +16,10 @@ from tests.kv_caches.choices import SNAPKV, held_of
 from tests.kv_caches.oracle import PROMPT, steps
 
 
-@pytest.mark.parametrize("change", [{}, {"pool": 1, "recent": 1, "sinks": 1}, {"recent": 8}, {"capacity": 20}])
-@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize(
+    ("change", "padding"),
+    [({}, 0), ({}, 6), ({"pool": 1, "recent": 1, "sinks": 1}, 0), ({"recent": 8}, 0), ({"capacity": 20}, 6)],
+)
 def test_heads_share_their_room(model, ids, change, padding):
     options = {**SNAPKV, **change}
     cache = AdaSnapKVCache(**options)
@@ -49,7 +51,7 @@ def test_room_is_shared_by_rank_and_some_is_safe():
 
 def test_a_prompt_that_fits_is_not_cut(model, ids):
     prompt = ids[:, :PROMPT]
-    asked = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    asked = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     model.set_attn_implementation("dynattn:dense")
     expected = model.generate(prompt, **asked)
     cache = AdaSnapKVCache(PROMPT, recent=4)

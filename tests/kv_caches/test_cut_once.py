@@ -23,8 +23,7 @@ from tests.kv_caches.oracle import PROMPT, Oracle, steps
 CACHES = {"snapkv": lambda: SnapKVCache(**SNAPKV), "adasnapkv": lambda: AdaSnapKVCache(**SNAPKV)}
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("size", "padded"), [(1, False), (3, True)])
 @pytest.mark.parametrize("make", CACHES)
 def test_what_was_cut_is_as_if_it_were_masked(model, ids, make, size, padded):
     """Logits of every step, in a batch whose samples and heads lose different tokens."""
@@ -32,7 +31,7 @@ def test_what_was_cut_is_as_if_it_were_masked(model, ids, make, size, padded):
     mask = torch.ones_like(ids)
     if padded:
         mask[0, :5] = 0
-    sizes = [PROMPT] + [size] * (9 // size)
+    sizes = [PROMPT] + [size] * (6 // size)
     held = []
 
     def remember():
@@ -41,7 +40,7 @@ def test_what_was_cut_is_as_if_it_were_masked(model, ids, make, size, padded):
     def hide():
         for index, positions in enumerate(held.pop(0)):
             known = torch.zeros(2, 2, full.get_seq_length() + 1, dtype=torch.bool)
-            oracle.visible[index] = known.scatter_(2, positions, True)[..., :-1]  # an empty slot is the one behind
+            oracle.visible[index] = known.scatter_(2, positions + 1, True)[..., 1:]  # the first is for empty slots
 
     ours = steps(model, cache, ids, sizes, "dynattn:dense", mask if padded else None, remember)
     expected = steps(model, full, ids, sizes, "oracle", mask if padded else None, hide)
@@ -49,10 +48,10 @@ def test_what_was_cut_is_as_if_it_were_masked(model, ids, make, size, padded):
     torch.testing.assert_close(ours[:, real], expected[:, real], rtol=1e-4, atol=1e-4)
     assert all(layer.ragged == (make == "adasnapkv") for layer in cache.layers)
     assert cache.layers[0].held < PROMPT
-    assert cache.get_seq_length() == PROMPT + 9
+    assert cache.get_seq_length() == PROMPT + 6
 
 
-@pytest.mark.parametrize("method", ["nm-1-2", "window-6-s1", "topk-0.5"])
+@pytest.mark.parametrize("method", ["nm-1-2", "window-6-s1"])
 @pytest.mark.parametrize("make", CACHES)
 def test_methods_run_over_what_is_left(model, ids, make, method):
     """A step by a method is finite, and differs from the dense one."""
@@ -66,24 +65,23 @@ def test_methods_run_over_what_is_left(model, ids, make, method):
     assert not torch.allclose(sparse, dense, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", CACHES)
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize(("make", "beams"), [("snapkv", 1), ("adasnapkv", 2)])
 def test_generation_runs_over_what_is_left(model, ids, make, beams):
     model.set_attn_implementation("dynattn:dense")
     mask = torch.ones(2, PROMPT, dtype=torch.int64)
     mask[1, :3] = 0
     cache = CACHES[make]()
     found = model.generate(
-        ids[:, :PROMPT], attention_mask=mask, past_key_values=cache, max_new_tokens=6, do_sample=False, num_beams=beams
+        ids[:, :PROMPT], attention_mask=mask, past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=beams
     )
-    assert found.shape == (2, PROMPT + 6)
-    assert cache.get_seq_length() == PROMPT + 5
+    assert found.shape == (2, PROMPT + 3)
+    assert cache.get_seq_length() == PROMPT + 2
     assert cache.layers[0].held < PROMPT
     assert len(cache.layers[0].positions) == 2 * beams
     cache.reset()
     assert (cache.get_seq_length(), cache.bytes) == (0, 0)
     again = model.generate(
-        ids[:, :PROMPT], attention_mask=mask, past_key_values=cache, max_new_tokens=6, do_sample=False, num_beams=beams
+        ids[:, :PROMPT], attention_mask=mask, past_key_values=cache, max_new_tokens=3, do_sample=False, num_beams=beams
     )
     assert again.tolist() == found.tolist()
 
@@ -95,8 +93,14 @@ def _by_torch(cache):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("duplicate", [lambda cache: pickle.loads(pickle.dumps(cache)), copy.deepcopy, _by_torch])
-@pytest.mark.parametrize("make", CACHES)
+@pytest.mark.parametrize(
+    ("make", "duplicate"),
+    [
+        ("adasnapkv", copy.deepcopy),
+        ("snapkv", lambda cache: pickle.loads(pickle.dumps(cache))),
+        ("adasnapkv", _by_torch),
+    ],
+)
 def test_a_copy_goes_on_as_the_cache_does(model, ids, make, duplicate):
     cache = CACHES[make]()
     assert duplicate(cache).get_seq_length() == 0
@@ -151,9 +155,8 @@ def test_crop_takes_back_what_came_after_the_prompt(model, ids, make):
     assert whole.get_seq_length() == 0
 
 
-@pytest.mark.parametrize("make", CACHES)
-def test_memory_of_what_is_cut_is_free_at_once(model, ids, make):
-    cache = CACHES[make]()
+def test_memory_of_what_is_cut_is_free_at_once(model, ids):
+    cache = CACHES["adasnapkv"]()
     old = []
     gc.collect()
     gc.disable()

@@ -86,9 +86,9 @@ def shared(rank: Tensor, capacity: int, safe: int) -> Tensor:
     Returns:
         (batch, kv_heads, tokens) bool; ``kv_heads · capacity`` are held of each sample, or all where there are fewer.
     """
-    order = rank.argsort(-1, descending=True, stable=True)
+    order = rank.argsort(dim=-1, descending=True, stable=True)
     first = torch.zeros_like(rank, dtype=torch.bool).scatter(-1, order[..., :safe], True)
     flat = rank.masked_fill(first, math.inf).flatten(1)
-    chosen = flat.argsort(1, descending=True, stable=True)[:, : rank.shape[1] * capacity]
+    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, : rank.shape[1] * capacity]
     kept = torch.zeros_like(flat, dtype=torch.bool).scatter(1, chosen, True).view_as(rank)
     return kept & (rank > -math.inf)

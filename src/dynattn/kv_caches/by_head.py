@@ -45,7 +45,7 @@ class HeadLayer(Layer):
             kept: (batch, kv_heads, held) bool.
         """
         longest = int(kept.sum(-1).amax())
-        index = kept.to(torch.uint8).argsort(-1, stable=True)[..., self.held - longest :]  # what is kept comes last
+        index = kept.to(torch.uint8).argsort(dim=-1, stable=True)[..., self.held - longest :]  # what is kept comes last
         empty = ~kept.gather(-1, index)
         self.evict(index)
         self.ragged = bool(empty.any())

@@ -104,7 +104,7 @@ def best(rank: Tensor, count: int) -> Tensor:
     Returns:
         (batch, kv_heads, count) int64.
     """
-    return rank.argsort(-1, descending=True, stable=True)[..., :count].sort(-1).values
+    return rank.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
 
 def _forbidding(mask: Tensor | None) -> Tensor | None:

@@ -140,7 +140,7 @@ class SpecPC:
         behind = self.width // 2
         padded = nn.functional.pad(received[:, None], (self.width - 1 - behind, behind))
         score = nn.functional.max_pool1d(padded, self.width, 1)[:, 0]
-        orders = score.argsort(-1, descending=True, stable=True).tolist()
+        orders = score.argsort(dim=-1, descending=True, stable=True).tolist()
         text = torch.ones_like(received, dtype=torch.bool) if attention_mask is None else attention_mask != 0
         kept = [self._of_sample(order, row) for order, row in zip(orders, text.tolist(), strict=True)]
         return torch.tensor(kept, device=received.device)
