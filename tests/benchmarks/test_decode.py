@@ -42,6 +42,8 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     pretrained = SimpleNamespace(name="tiny", description="a tiny model", model=model)
     monkeypatch.setattr(decode, "READ", 64)
     monkeypatch.setattr(decode, "SECONDS", 0.01)
+    monkeypatch.setattr(decode, "PIECE", 4)
+    monkeypatch.setattr(decode, "AHEAD", 2)
     monkeypatch.setattr(decode, "_article", lambda pretrained, index, tokens: ids[:, :tokens])
     decode.speed(pretrained, 128)
     asked = [decode.Question("needle", f"depth {i}", ids.roll(i, 1), tiny.PROMPT, 15) for i in range(5)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 transformers = pytest.importorskip("transformers")
@@ -36,7 +38,7 @@ def test_each_name_makes_its_cache(name, kind):
 )
 def test_a_cache_that_says_its_name_is_made_by_it(cache, name):
     assert cache.name == name
-    made = make(name, None)
+    made: Any = make(name, None)
     assert (type(made), made.name, made.options) == (type(cache), name, cache.options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from tests.kv_caches.oracle import PROMPT
 
 
 @pytest.mark.parametrize(("kind", "padding"), [("llama", 0), ("gpt2", 6)])  # the second one's positions are learned
-def test_it_is_what_generate_writes(model, ids, kind, padding):
+def test_it_is_what_generate_writes(model: Any, ids, kind, padding):
     if kind == "gpt2":
         torch.manual_seed(0)
         config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=97, initializer_range=0.5, eos_token_id=None)

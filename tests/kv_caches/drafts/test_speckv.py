@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.kv_caches import choices
 from tests.kv_caches.choices import held_of
 from tests.kv_caches.oracle import PROMPT, Oracle, steps
 
-SPEC = {"capacity": 10, "window": 4, "pool": 3}
+SPEC: dict[str, Any] = {"capacity": 10, "window": 4, "pool": 3}
 
 
 @pytest.fixture(autouse=True)

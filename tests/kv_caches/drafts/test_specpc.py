@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from dynattn.kv_caches.drafts import SelfDraft, SpecPC, continuation
 from tests.kv_caches import choices
 from tests.kv_caches.oracle import LAYERS, PROMPT
 
-PC = {"capacity": 10, "window": 4, "width": 4, "skip": 1}
+PC: dict[str, Any] = {"capacity": 10, "window": 4, "width": 4, "skip": 1}
 
 
 @pytest.fixture(autouse=True)
