@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_the_first_layers_and_the_last_stay(model, ids):
     model.set_attn_implementation("dynattn:dense")
     small = copy.deepcopy(model)
     small.model.layers = torch.nn.ModuleList([small.model.layers[i] for i in (0, 1, 3)])
-    small.model.layers[2].self_attn.layer_idx = 2
+    attention: Any = small.model.layers[2].self_attn
+    attention.layer_idx = 2
     with SelfDraft(parse("dense"), layers=3).of(model) as draft:
         assert torch.equal(_logits(draft, ids), _logits(small, ids))
         assert continuation(draft, ids, 5).tolist() == continuation(small, ids, 5).tolist()
