@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from dynattn.kv_caches import (  # noqa: E402
     AdaSnapKVCache,
     FullCache,
+    QuestCache,
     SnapKVCache,
     SpAttenCache,
     WindowCache,
@@ -20,8 +21,8 @@ from dynattn.kv_caches import (  # noqa: E402
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("full", FullCache), ("window-64-s4", WindowCache), ("spatten-0.25", SpAttenCache), ("snapkv-256", SnapKVCache),
-     ("adasnapkv-64-q32-r16", AdaSnapKVCache)],
+    [("full", FullCache), ("window-64-s4", WindowCache), ("spatten-0.25", SpAttenCache), ("quest-64", QuestCache),
+     ("snapkv-256", SnapKVCache), ("adasnapkv-64-q32-r16", AdaSnapKVCache)],
 )  # fmt: skip
 def test_each_name_makes_its_cache(name, kind):
     assert isinstance(make(name, transformers.LlamaConfig(num_hidden_layers=2)), kind)
@@ -50,11 +51,11 @@ def test_options_of_a_name_may_stand_in_any_order():
 
 @pytest.mark.parametrize(
     "name",
-    ["", "window", "window-64", "spatten-2", "cache-window-64-s4", "half", "snapkv", "snapkv-", "snapkv-64-x3",
+    ["", "window", "window-64", "spatten-2", "cache-window-64-s4", "quest", "half", "snapkv", "snapkv-", "snapkv-64-x3",
      "snapkv-300-r8-r9", "adasnapkv-r8", "snapkv-1024-"],
 )  # fmt: skip
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match="name must be full, window-TOKENS-sSINKS, spatten-SHARE"):
+    with pytest.raises(ValueError, match="name must be full, window-TOKENS-sSINKS, spatten-SHARE, quest-TOKENS"):
         make(name, transformers.LlamaConfig(num_hidden_layers=2))
 
 

@@ -96,6 +96,11 @@ def _cache_window(place: _Place) -> str:
     return f"cache-window-{max(1, round(place.budget * place.length))}-s{place.sinks}"
 
 
+def _cache_quest(place: _Place) -> str:
+    """Whole pages of 16."""
+    return f"cache-quest-{16 * max(1, round(place.budget * place.length / 16))}"
+
+
 def _cut_once(kind: str) -> Callable[[_Place], str]:
     def name(place: _Place) -> str:
         from dynattn.lab.decode.ways import cut_once
@@ -146,6 +151,7 @@ FAMILIES = {
     "threshold": Family(_threshold),
     "mass": Family(_mass_of("mass")),
     "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
+    "block top-k, low rank": Family(_ratio("blocktopk", "-b16-lowrank"), _PREFILL),
     "block mass": Family(_mass_of("blockmass", "-b16-sampled"), _PREFILL),
     "blocks with a proof": Family(_mass_of("blockbound", "-b16"), _PREFILL),
     "skips": Family(_skip, _PREFILL),
@@ -162,6 +168,7 @@ FAMILIES = {
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
+    "cache: Quest": Family(_cache_quest, _DECODE),
     "cache: SnapKV": Family(_cut_once("snapkv"), _DECODE),
     "cache: Ada-SnapKV": Family(_cut_once("adasnapkv"), _DECODE),
 }

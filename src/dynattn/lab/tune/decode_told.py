@@ -18,7 +18,7 @@ from dynattn.lab.tune.write import evidence_of
 _USE = """tuned = dynattn.integrations.transformers.load(model, "model.dynattn.json")
 model.generate(**prompt, past_key_values=dynattn.kv_caches.make(tuned.cache, model.config))"""
 _CACHE = "cache-"
-_LOOKING = ("spatten", "snapkv", "adasnapkv")  # caches that are raced with this project's dense attention
+_LOOKING = ("spatten", "quest", "snapkv", "adasnapkv")  # caches that look at, or into, this project's attention alone
 
 
 def show(found: Decoding, console: Console) -> None:
