@@ -38,7 +38,7 @@ from dynattn.lab.decode.prompt import (
     step_seconds,
 )
 from dynattn.lab.decode.results import DecodeQuality, DecodeSpeed, ItemScores, WaySpeed
-from dynattn.lab.decode.ways import BASELINE, Way, find
+from dynattn.lab.decode.ways import BASELINE, Way, cut_once, find
 from dynattn.lab.figures import Spread
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
@@ -58,21 +58,32 @@ ALL_UP_TO = 2048  # up to so many tokens all ways are timed
 READ = 512  # so many tokens of the prompt are really read where only time counts
 SECONDS, ROUNDS = 60.0, 3  # the time spent at one length, and the fewest rounds
 ITEMS = 4
+AHEAD = 16  # tokens of a draft
 CONTINUED = 128  # so many tokens of an article follow the prompt
 LATER = 64  # so many tokens before the answer are read after the eviction, where the question comes later
 
 
 def ways(length: int) -> list[Way]:
-    """What is compared; windows, ratios and pages leave a quarter of the tokens, N:M half of them. After long prompts
-    Quest reads its published budget too."""
+    """What is compared; windows, ratios, pages and what is chosen once leave a quarter of the tokens, N:M half of them.
+    After long prompts Quest reads its published budget too. Drafts are of :data:`AHEAD` tokens, by the model itself or
+    by the model with 1:2 attention."""
     quarter = length // 4
     budgets = {quarter // 16 * 16, *({QUEST} if length > QUEST else ())}
+    speckv, specpc = f"cache-speckv-{quarter}-l{AHEAD}", f"cache-specpc-{quarter}"
     names = (
         BASELINE, "dense-in-place", "nm-2-4", "nm-1-2-w64-s4", "topk-0.25", f"window-{quarter}-s4",
         f"cache-window-{quarter}-s4", "cache-spatten-0.25", "cache-spatten-flat-0.25",
-        *(f"cache-quest-{budget}" for budget in sorted(budgets)),
+        *(f"cache-quest-{budget}" for budget in sorted(budgets)), cut_once("snapkv", quarter),
+        cut_once("adasnapkv", quarter), speckv, f"{speckv}-draft-nm-1-2", specpc, f"{specpc}-draft-nm-1-2",
+        f"cache-speckvpc-{length // 2}-{quarter}-l{AHEAD}-draft-nm-1-2",
     )  # fmt: skip
     return [find(name) for name in names]
+
+
+def timed_ways(length: int) -> list[Way]:
+    """What is timed: steps after a draft's choice are as fast as those after SnapKV's, and are not timed again."""
+    fast = [way for way in ways(length) if way.read is None]
+    return [way for way in fast if length <= ALL_UP_TO or way.name.split("-")[0] not in BY_REFERENCE]
 
 
 def speed(pretrained: Pretrained, length: int) -> None:
@@ -80,7 +91,7 @@ def speed(pretrained: Pretrained, length: int) -> None:
     ids = _article(pretrained, 0, READ + PIECE)
     model = pretrained.model
     prompt, after = repeated(read(model, ids[:, :READ]), length // READ), ids[:, READ:]
-    compared = [way for way in ways(length) if length <= ALL_UP_TO or way.name.split("-")[0] not in BY_REFERENCE]
+    compared = timed_ways(length)
     timed: dict[str, Callable[[], float]] = {
         way.name: partial(step_seconds, model, prompt, way, after) for way in compared
     }

@@ -22,7 +22,7 @@ class Oracle:
     """Dense attention in its plainest form; tells what tokens receive, and hides those that are not visible.
 
     Attributes:
-        visible: layer to bool (batch, tokens); tokens beyond are visible.
+        visible: layer to bool (batch, tokens), or (batch, kv_heads, tokens); tokens beyond are visible.
         received: (batch, tokens), over all layers, heads, queries and steps.
     """
 
@@ -42,7 +42,9 @@ class Oracle:
         s = s.masked_fill(~attention_mask, -math.inf)
         hidden = self.visible.get(module.layer_idx)
         if hidden is not None:
-            s[..., : hidden.shape[1]] = s[..., : hidden.shape[1]].masked_fill(~hidden[:, None, None, :], -math.inf)
+            known = hidden.shape[-1]
+            by_head = hidden[:, None] if hidden.dim() == 2 else hidden.repeat_interleave(groups, 1)
+            s[..., :known] = s[..., :known].masked_fill(~by_head[:, :, None], -math.inf)
         p = s.softmax(-1).nan_to_num(0.0)
         self.received[:, : key.shape[2]] += p.sum((1, 2))
         return (p @ value.repeat_interleave(groups, 1)).transpose(1, 2), None

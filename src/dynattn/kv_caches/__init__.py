@@ -4,13 +4,15 @@
     model.generate(**prompt, past_key_values=cache)
 
 The first forward, over the prompt, is dense; then the cache is cut, or pages of it are chosen, and decoding reads what
-is left.
+is left. :mod:`dynattn.kv_caches.drafts` has what a draft chooses.
 """
 
+from dynattn.kv_caches.adasnapkv import AdaSnapKVCache
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.named import make
 from dynattn.kv_caches.quest import QuestCache
+from dynattn.kv_caches.snapkv import SnapKVCache
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
 
-__all__ = ["FullCache", "QuestCache", "SpAttenCache", "WindowCache", "make"]
+__all__ = ["AdaSnapKVCache", "FullCache", "QuestCache", "SnapKVCache", "SpAttenCache", "WindowCache", "make"]

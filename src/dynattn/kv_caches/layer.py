@@ -40,6 +40,7 @@ class Layer(DynamicLayer):
     """
 
     is_croppable = False
+    by_head = False  # whether each key head holds tokens of its own, and so has positions of its own
     keys: Tensor
     values: Tensor
     positions: Tensor
@@ -48,7 +49,7 @@ class Layer(DynamicLayer):
         super().__init__()
         self.room = room
         self.seen = 0
-        self._buffers: list[Tensor] = []  # keys, values, positions (batch, 1, capacity, 1)
+        self._buffers: list[Tensor] = []  # keys, values, positions (batch, 1 or kv_heads, capacity, 1)
         self._shown: Tensor | None = None  # positions of what the last update returned
 
     @property
@@ -76,7 +77,8 @@ class Layer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         batch, _, new, _ = key_states.shape
         positions = torch.arange(self.seen, self.seen + new, device=key_states.device)
-        parts = (key_states, value_states, positions[None, None, :, None].expand(batch, 1, -1, 1))
+        heads = key_states.shape[1] if self.by_head else 1
+        parts = (key_states, value_states, positions[None, None, :, None].expand(batch, heads, -1, 1))
         start = self.held
         if not self._buffers:
             self._hold(parts)
@@ -181,7 +183,7 @@ class Layer(DynamicLayer):
         # Without their room: what is appended next must not be written into the tokens that go, since tensors which an
         # earlier update returned still show them.
         self._buffers = [buffer[:, :, :held] for buffer in self._buffers]
-        self.seen = held
+        self.seen += tokens_to_remove
         self._show(held)
         self._shown = self.positions
 
@@ -251,7 +253,7 @@ class Layer(DynamicLayer):
 
     def _show(self, held: int) -> None:
         self.keys, self.values, positions = (buffer[:, :, :held] for buffer in self._buffers)
-        self.positions = positions[:, 0, :, 0]
+        self.positions = positions[..., 0] if self.by_head else positions[:, 0, :, 0]
 
 
 def _differentiated(tensors: Sequence[Tensor]) -> bool:

@@ -1,13 +1,17 @@
-"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``, ``quest-1024``."""
+"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``, ``quest-1024``,
+``snapkv-1024-r64``."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from dynattn.kv_caches.adasnapkv import AdaSnapKVCache
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.layer import LayeredCache
 from dynattn.kv_caches.quest import QuestCache
+from dynattn.kv_caches.snapkv import SnapKVCache
+from dynattn.kv_caches.snapkv_options import Options
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
 from dynattn.methods import Quest
@@ -17,6 +21,7 @@ EVERY = 16
 
 _WINDOW = re.compile(r"window-(\d+)-s(\d+)")
 _SPATTEN = re.compile(r"spatten-(0\.\d+)")
+_CUT_ONCE = {"snapkv": SnapKVCache, "adasnapkv": AdaSnapKVCache}
 
 
 def make(name: str, config: Any) -> LayeredCache:
@@ -26,8 +31,9 @@ def make(name: str, config: Any) -> LayeredCache:
         model.generate(**prompt, past_key_values=kv_caches.make(tuned.cache, model.config))
 
     Args:
-        name: ``full``, ``window-TOKENS-sSINKS``, ``spatten-SHARE`` or ``quest-TOKENS``, with ``-pPAGE`` for pages of
-            other than 16 keys.
+        name: ``full``, ``window-TOKENS-sSINKS``, ``spatten-SHARE``, ``quest-TOKENS``, with ``-pPAGE`` for pages of
+            other than 16 keys, ``snapkv-TOKENS`` or ``adasnapkv-TOKENS``. Behind the tokens of the last two,
+            ``-qQUERIES-pPOOL-rRECENT-sSINKS`` say what is not as by default.
         config: the configuration of the model.
 
     Raises:
@@ -41,7 +47,10 @@ def make(name: str, config: Any) -> LayeredCache:
         return SpAttenCache(config, float(match[1]), every=EVERY)
     if quest := Quest.from_name(name):
         return QuestCache(quest.budget, quest.page)
+    kind, _, rest = name.partition("-")
+    if kind in _CUT_ONCE and (options := Options.from_name(rest)):
+        return _CUT_ONCE[kind](**vars(options))
     raise ValueError(
-        "kv_caches.make: name must be full, window-TOKENS-sSINKS, spatten-SHARE or quest-TOKENS: got "
-        f"{name!r}; try window-1024-s4"
+        "kv_caches.make: name must be full, window-TOKENS-sSINKS, spatten-SHARE, quest-TOKENS, snapkv-TOKENS or "
+        f"adasnapkv-TOKENS: got {name!r}; try window-1024-s4"
     )

@@ -9,7 +9,8 @@ pytest.importorskip("transformers")
 
 
 from dynattn.integrations.transformers import register
-from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+from dynattn.kv_caches import AdaSnapKVCache, FullCache, SnapKVCache, SpAttenCache, WindowCache
+from dynattn.kv_caches.drafts import SelfDraft, SpecKV, SpecPC
 from dynattn.lab.decode.prompt import cache_bytes, cache_of, score, shortened, step_seconds
 from dynattn.lab.decode.ways import BASELINE, find
 from dynattn.lab.models import load
@@ -50,6 +51,8 @@ def test_methods_score_as_one_pass_in_which_only_the_prompt_is_dense(model, ids,
         ("cache-window-24-s2", WindowCache),
         ("cache-spatten-0.25", SpAttenCache),
         ("cache-spatten-flat-0.5", SpAttenCache),
+        ("cache-snapkv-20-r4", SnapKVCache),
+        ("cache-adasnapkv-20-q8-p5-r4", AdaSnapKVCache),
     ],
 )
 def test_a_cache_made_of_a_prompt_is_the_one_that_reads_it(model, ids, prompt, name, kind):
@@ -63,6 +66,40 @@ def test_a_cache_made_of_a_prompt_is_the_one_that_reads_it(model, ids, prompt, n
         assert a.positions.tolist() == b.positions.tolist()
         torch.testing.assert_close(a.keys, b.keys)
     assert made.layers[-1].held < PROMPT
+
+
+@pytest.mark.parametrize(
+    ("name", "draft"),
+    [("cache-speckv-24-l4", None), ("cache-speckv-24-l4-draft-nm-1-2-of-6", SelfDraft(layers=6))],
+)
+def test_a_way_that_reads_the_prompt_anew_holds_what_it_says(model, ids, prompt, name, draft):
+    made = cache_of(model, prompt, find(name))
+    spec = SpecKV(4, 24, window=6, draft=draft).read(model, ids[:, :PROMPT])
+    assert made.get_seq_length() == PROMPT
+    for a, b in zip(made.layers, spec.layers, strict=True):
+        assert a.positions[..., :-1].tolist() == b.positions.tolist()
+        assert a.positions[..., -1].unique().tolist() == [PROMPT - 1]
+
+
+def test_ways_that_shorten_the_prompt_number_it_anew(model, ids, prompt):
+    short = SpecPC(30, window=7, skip=2).compress(model, ids[:, :PROMPT])
+    made = cache_of(model, prompt, find("cache-specpc-30"))
+    assert [layer.positions.tolist() for layer in made.layers] == [[list(range(30))]] * 8
+    reads = FullCache()
+    with torch.no_grad():
+        model(short.input_ids, past_key_values=reads)
+    torch.testing.assert_close(made.layers[-1].keys, reads.layers[-1].keys)
+    both = cache_of(model, prompt, find("cache-speckvpc-30-10-l2-draft-nm-1-2"))
+    assert both.get_seq_length() == 30
+    assert {layer.held for layer in both.layers} == {11}
+    assert score(model, prompt, find("cache-speckvpc-30-10-l2"), ids, 15)[0] > 0
+    whole = score(model, prompt, find("cache-speckvpc-80-80-l2"), ids, 15)
+    assert whole == pytest.approx(score(model, prompt, find(BASELINE), ids, 15), rel=1e-4)
+
+
+def test_a_prompt_keeps_no_more_queries_than_it_says(model, prompt):
+    with pytest.raises(ValueError, match="cache_of: a window must be at most 256 queries: got 300"):
+        cache_of(model, prompt, find("cache-snapkv-20-q300-r4"))
 
 
 def test_a_prompt_can_be_cut_and_its_bytes_told(model, ids, prompt):

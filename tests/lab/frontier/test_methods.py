@@ -55,6 +55,7 @@ def test_every_family_is_there_at_every_budget_and_so_are_the_baselines():
     assert "SpAtten" not in {entry.family for entry in entries("decoder", "prefill", 128, (0.25,))}
     decoding = {entry.name for entry in entries("decoder", "decode", 1024, (0.25,))}
     assert {"cache-window-256-s4", "cache-spatten-flat-0.25", "cache-quest-256", "nm-1-4"} <= decoding
+    assert {"cache-snapkv-256-r64", "cache-adasnapkv-256-r64"} <= decoding
     assert not any(name.startswith(("scatterbrain", "blocktopk", "spatten")) for name in decoding)
 
 

@@ -64,7 +64,7 @@ def test_a_decoder_has_its_tasks_and_its_allowed_pairs(tiny_decoder: Path, texts
 
 
 def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path: Path):
-    methods = ("nm-1-4", "cache-window-16-s1", "cache-spatten-flat-0.25")
+    methods = ("nm-1-4", "cache-window-16-s1", "cache-spatten-flat-0.25", "cache-adasnapkv-16-r4")
     settings = settings_for(
         tiny_decoder, texts, tasks=("passkey",), tokens=(128,), items=2, methods=methods, phases=("prefill", "decode")
     )
@@ -72,7 +72,7 @@ def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path
     found = sweep(settings, tmp_path / "record.json", silent, lambda job, _: here(job, cells))
     assert found.failures == {}
     (sheet,) = found.sheets.values()
-    dense, nm, window, spatten = (found.grades[cell.key] for cell in cells)
+    dense, nm, window, spatten, shared = (found.grades[cell.key] for cell in cells)
     heads = 2 * 4  # layers, heads
     prompt = dense.work.pairs
     assert prompt is not None
@@ -84,6 +84,7 @@ def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path
     assert window.work.kept_mass is None
     assert spatten.work.pairs is not None
     assert spatten.work.pairs < prompt
+    assert shared.work.pairs == heads * (16 + 1)  # of the prompt, whatever each head's share, and the token itself
     assert nm.scores != dense.scores != window.scores
     assert {time.race.entry.name for time in found.times.values()} == set(methods)
     assert all(0 < time.seconds.median < 1 for time in found.times.values())

@@ -15,18 +15,26 @@ PIECE = EVERY
 """How many tokens are read at once after the prompt. Ways that evict tokens do so at the end of each piece."""
 
 
+QUERIES = 256
+"""So many of a prompt's last queries are kept, by which caches that are cut once choose."""
+
+
 class Prompt(NamedTuple):
     """The result of reading a prompt.
 
     Attributes:
+        ids: (1, length).
         keys: the keys of each layer, (1, kv_heads, length, head_dim).
         values: likewise.
         received: attention that each token received in each layer, (1, length).
+        calls: the attention call of each layer, with the last :data:`QUERIES` queries alone.
     """
 
+    ids: Tensor
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     received: tuple[Tensor, ...]
+    calls: tuple[Call, ...]
 
 
 @torch.inference_mode()
@@ -43,28 +51,44 @@ def read(model: Any, ids: Tensor) -> Prompt:
 
     register()
     weights: dict[int, Tensor] = {}
+    calls: dict[int, Call] = {}
 
     def look(call: Call) -> None:
         weights[call.layer] = received(call)
+        calls[call.layer] = call._replace(query=call.query[:, :, -QUERIES:].clone())
 
     cache: Any = DynamicCache(config=model.config)
     model.set_attn_implementation("dynattn:dense")
     with observing(look):
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
-    return Prompt(keys, values, tuple(weights[index] for index in range(len(keys))))
+    layers = range(len(keys))
+    return Prompt(ids, keys, values, tuple(weights[i] for i in layers), tuple(calls[i] for i in layers))
 
 
 @torch.inference_mode()
 def cache_of(model: Any, prompt: Prompt, way: Way) -> Any:
-    """The cache that reading the prompt with this way's cache leaves; the prompt is not read anew."""
-    from dynattn.kv_caches import SpAttenCache
+    """The cache that reading the prompt with this way's cache leaves. The prompt is not read anew, except by ways that
+    have to.
 
+    Raises:
+        ValueError: the way's cache is cut by more queries than the prompt has kept.
+    """
+    from dynattn.kv_caches import SpAttenCache
+    from dynattn.kv_caches.cut_once import CutOnceCache
+
+    if way.read is not None:
+        return way.read(model, prompt.ids)
     cache = way.cache(model.config)
-    for index, (keys, values, received) in enumerate(zip(*prompt, strict=True)):
+    options = getattr(cache, "options", None)
+    if options is not None and options.window > QUERIES:
+        raise ValueError(f"cache_of: a window must be at most {QUERIES} queries: got {options.window}, of {way.name}")
+    for index, (keys, values, received, call) in enumerate(zip(*prompt[1:], strict=True)):
         cache.update(keys, values, index)
         if isinstance(cache, SpAttenCache):
             cache.layers[index].take(received, first=index == 0)
+        elif isinstance(cache, CutOnceCache):
+            cache.layers[index].attended(call._replace(key=keys, value=values))
     return cache
 
 
@@ -123,16 +147,20 @@ def cache_bytes(cache: Any) -> int:
 def shortened(prompt: Prompt, tokens: int) -> Prompt:
     """The first tokens of the prompt alone. With so few keys, a step shows what everything but attention costs."""
     return Prompt(
+        prompt.ids[:, :tokens],
         tuple(keys[:, :, :tokens] for keys in prompt.keys),
         tuple(values[:, :, :tokens] for values in prompt.values),
         tuple(received[:, :tokens] for received in prompt.received),
+        tuple(call._replace(query=call.query[:, :, -tokens:]) for call in prompt.calls),
     )
 
 
 def repeated(prompt: Prompt, times: int) -> Prompt:
     """The prompt repeated so many times that it is long enough to time; the values of keys do not change the time."""
     return Prompt(
+        prompt.ids.repeat(1, times),
         tuple(keys.repeat(1, 1, times, 1) for keys in prompt.keys),
         tuple(values.repeat(1, 1, times, 1) for values in prompt.values),
         tuple(received.repeat(1, times) for received in prompt.received),
+        prompt.calls,
     )

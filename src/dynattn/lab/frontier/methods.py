@@ -105,6 +105,15 @@ def _cache_quest(place: _Place) -> str:
     return f"cache-quest-{16 * max(1, round(place.budget * place.length / 16))}"
 
 
+def _cut_once(kind: str) -> Callable[[_Place], str]:
+    def name(place: _Place) -> str:
+        from dynattn.lab.decode.ways import cut_once
+
+        return cut_once(kind, max(6, round(place.budget * place.length)))
+
+    return name
+
+
 def _ltp(place: _Place) -> str:
     """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
     MiniLM's tokens in the last layer."""
@@ -168,6 +177,8 @@ FAMILIES = {
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
     "cache: Quest": Family(_cache_quest, _DECODE),
+    "cache: SnapKV": Family(_cut_once("snapkv"), _DECODE),
+    "cache: Ada-SnapKV": Family(_cut_once("adasnapkv"), _DECODE),
 }
 """Every family by its name."""
 

@@ -18,6 +18,7 @@ from dynattn.lab.tune.write import evidence_of
 _USE = """tuned = dynattn.integrations.transformers.load(model, "model.dynattn.json")
 model.generate(**prompt, past_key_values=dynattn.kv_caches.make(tuned.cache, model.config))"""
 _CACHE = "cache-"
+_LOOKING = ("spatten", "quest", "snapkv", "adasnapkv")  # caches that look at, or into, this project's attention alone
 
 
 def show(found: Decoding, console: Console) -> None:
@@ -79,8 +80,7 @@ def attends(found: Decoding) -> tuple[str, str]:
     if found.way is None:
         raise ValueError("tune: a file is written where decoding became faster alone")
     cache = found.way.removeprefix(_CACHE) if found.way.startswith(_CACHE) else "full"
-    own = cache.startswith(("spatten", "quest"))  # these caches look at, or into, this project's attention alone
-    return cache, OWN_DENSE if own else SDPA
+    return cache, OWN_DENSE if cache.startswith(_LOOKING) else SDPA
 
 
 def evidence(found: Decoding) -> tuple[Evidence, ...]:

@@ -1,0 +1,80 @@
+"""A layer of a cache in which each key head holds tokens of its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dynattn.kv_caches.layer import Layer
+
+
+class HeadLayer(Layer):
+    """Keys and values by key head. All heads have as many slots; where one holds fewer tokens than another, its first
+    slots are empty, and :meth:`fit` forbids them.
+
+    Attributes:
+        positions: (batch, kv_heads, held), ascending; -1 for an empty slot.
+        ragged: whether there are empty slots.
+        groups: how many query heads share a key head; told by whoever evicts.
+    """
+
+    by_head = True
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.ragged = False
+        self.groups = 1
+
+    def evict(self, keep: Tensor) -> None:
+        """Hold only these tokens.
+
+        Args:
+            keep: (batch, kv_heads, kept) indices into what is held, ascending.
+        """
+        held = [buffer[:, :, : self.held] for buffer in self._buffers]
+        index = keep[..., None]
+        self._hold([view.gather(2, index.expand(-1, -1, -1, view.shape[3])) for view in held])
+
+    def evict_ragged(self, kept: Tensor) -> None:
+        """Hold only these tokens, of which heads may have different numbers. There are as many slots as the head with
+        the most tokens needs.
+
+        Args:
+            kept: (batch, kv_heads, held) bool.
+        """
+        longest = int(kept.sum(-1).amax())
+        index = kept.to(torch.uint8).argsort(dim=-1, stable=True)[..., self.held - longest :]  # what is kept comes last
+        empty = ~kept.gather(-1, index)
+        self.evict(index)
+        self.ragged = bool(empty.any())
+        self.positions.masked_fill_(empty, -1)  # a view of the buffer
+
+    def fit(self, mask: Tensor | None) -> Tensor | None:
+        """The part of a mask that is about the tokens that the last :meth:`update` returned, head by head.
+
+        Args:
+            mask: (batch or 1, heads or 1, q_len, seen), or None.
+
+        Returns:
+            (batch, heads, q_len, slots returned), or (batch, heads, 1, slots returned) where there was no mask and some
+            slots are empty, or the mask as it was.
+        """
+        shown = self._shown
+        if shown is None or (not self.ragged and (mask is None or shown.shape[2] == self.seen)):
+            return mask
+        index = shown.repeat_interleave(self.groups, 1)  # [batch, heads, slots]
+        there = (index >= 0)[:, :, None]
+        if mask is None:
+            return there
+        index = index.clamp(min=0)[:, :, None].expand(-1, -1, mask.shape[2], -1)
+        fitted = mask.expand(len(index), index.shape[1], -1, -1).gather(-1, index)
+        if not self.ragged:
+            return fitted
+        return fitted & there if fitted.dtype == torch.bool else fitted.masked_fill(~there, -math.inf)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.ragged = False

@@ -1,0 +1,64 @@
+"""Ada-SnapKV's cache: heads of a layer share room, against loops; and the layer with heads of different lengths."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from dynattn.kv_caches import AdaSnapKVCache
+from dynattn.kv_caches.adasnapkv import shared
+from tests.kv_caches import choices
+from tests.kv_caches.choices import SNAPKV, held_of
+from tests.kv_caches.oracle import PROMPT, steps
+
+
+@pytest.mark.parametrize(
+    ("change", "padding"),
+    [({}, 0), ({}, 6), ({"pool": 1, "recent": 1, "sinks": 1}, 0), ({"recent": 8}, 0), ({"capacity": 20}, 6)],
+)
+def test_heads_share_their_room(model, ids, change, padding):
+    options = {**SNAPKV, **change}
+    cache = AdaSnapKVCache(**options)
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    steps(model, cache, ids, [PROMPT], "dynattn:dense", mask if padding else None)
+    given = mask[:, :PROMPT] if padding else None
+    lengths = set()
+    for layer, call in zip(cache.layers, choices.calls_of(model, ids[:, :PROMPT], given), strict=True):
+        expected = [choices.adasnapkv(call, sample, first, **options) for sample, first in ((0, padding), (1, 0))]
+        assert [held_of(layer, sample) for sample in (0, 1)] == expected
+        longest = max(len(held) for sample in expected for held in sample)
+        assert layer.held == longest
+        assert layer.keys.untyped_storage().nbytes() == 2 * 2 * (longest + layer.room) * 8 * 4
+        lengths |= {len(held) for held in expected[1]}
+        assert sum(map(len, expected[1])) == 2 * options["capacity"]
+        assert (layer.positions.diff(dim=-1) >= 0).all()
+    assert len(lengths) > 1 or options["recent"] + options["sinks"] == options["capacity"]
+
+
+def test_room_is_shared_by_rank_and_some_is_safe():
+    """By hand: the second head's scores are all higher, and the first keeps its two best."""
+    rank = torch.tensor([[[1.0, 4.0, 3.0, 2.0], [9.0, 5.0, 8.0, 6.0]]])
+    assert shared(rank, capacity=3, safe=2).tolist() == [[[False, True, True, False], [True, True, True, True]]]
+    assert shared(rank, capacity=2, safe=2).tolist() == [[[False, True, True, False], [True, False, True, False]]]
+    padded = rank.masked_fill(rank < 3, -math.inf)
+    assert shared(padded, capacity=4, safe=3).tolist() == [[[False, True, True, False], [True] * 4]]
+
+
+def test_a_prompt_that_fits_is_not_cut(model, ids):
+    prompt = ids[:, :PROMPT]
+    asked = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    model.set_attn_implementation("dynattn:dense")
+    expected = model.generate(prompt, **asked)
+    cache = AdaSnapKVCache(PROMPT, recent=4)
+    assert model.generate(prompt, past_key_values=cache, **asked).tolist() == expected.tolist()
+    assert not cache.layers[0].ragged
+
+
+def test_its_errors_name_it():
+    with pytest.raises(ValueError, match="AdaSnapKVCache: window must be at least 1"):
+        AdaSnapKVCache(window=0)
