@@ -1,0 +1,271 @@
+"""Tasks whose answers are chosen: of several candidates, the model finds those that it holds to be the likeliest.
+
+A prompt ends with questions, and each question ends where its answer would begin. The model reads the prompt once; at
+the end of each question, candidates are ranked by the probability of their next token.
+
+    score of a question = share of the right answers among the k likeliest candidates, of k right ones
+    score of an item    = mean over the questions of its prompt, from 0 to 1
+
+Small models do not keep to a format when they write freely, and what they write would have to be read by rules. To
+rank candidates asks for the same knowledge, takes one forward for all questions, and it is known what guessing gives.
+Answers do not stand in the prompt, so that a method whose choice looks at the last queries sees questions alone.
+
+Candidates differ in the first token that they do not all begin with, so that one token tells them apart.
+
+Source: the tasks of The Sparse Frontier, arXiv:2504.17768, which lets larger models write their answers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.perplexity import prefill
+from dynattn.lab.tasks.recall import encode
+from dynattn.lab.tasks.texts import Text, wikipedia
+
+_FEWEST, _EACH = 8, 4  # candidates of a question, and of each right answer: guessing finds an eighth, or a quarter
+
+
+class Question(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        text: ends where the answer would begin, without the blank.
+        right: the right answers.
+        wrong: other candidates, the most tempting first.
+    """
+
+    text: str
+    right: Sequence[str]
+    wrong: Sequence[str]
+
+
+class Slot(NamedTuple):
+    """Where an answer would begin.
+
+    Attributes:
+        at: the place in the prompt of the token before it.
+        right: the tokens of the right answers.
+        wrong: the tokens of the other candidates.
+    """
+
+    at: int
+    right: tuple[int, ...]
+    wrong: tuple[int, ...]
+
+    @property
+    def chance(self) -> float:
+        """What guessing gives."""
+        return len(self.right) / (len(self.right) + len(self.wrong))
+
+    def score(self, logits: Tensor) -> float:
+        """The share of the right answers among the likeliest candidates. A tie counts against them.
+
+        Args:
+            logits: (vocabulary,), at the slot.
+
+        Returns:
+            From 0 to 1; NaN where a candidate's logit is.
+        """
+        values = logits[[*self.right, *self.wrong]].float()
+        if values.isnan().any():
+            return math.nan
+        right = values[: len(self.right)]
+        ranks = (values >= right.unsqueeze(1)).sum(1)  # the likeliest has rank 1
+        return (ranks <= len(right)).float().mean().item()
+
+
+class Asked(NamedTuple):
+    """A prompt with its questions.
+
+    Attributes:
+        label: what tells it from the others.
+        ids: token ids, (1, length).
+        tail: how many of them, at the end, are the questions.
+        slots: where the answers would begin.
+    """
+
+    label: str
+    ids: Tensor
+    tail: int
+    slots: tuple[Slot, ...]
+
+    def score(self, logits: Tensor) -> float:
+        """The mean over the questions.
+
+        Args:
+            logits: (slots, vocabulary).
+        """
+        return float(np.mean([slot.score(told) for slot, told in zip(self.slots, logits, strict=True)]))
+
+
+@dataclass(frozen=True)
+class Choosing(Task):
+    """Share of the right answers among the likeliest candidates; an item is a prompt with its questions.
+
+    Args:
+        items: prompts.
+        tokens: the exact number of tokens of a prompt.
+        seed: draws the prompts; each has its own draws, so that more items leave those that there are as they are.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    items: int = 16
+    tokens: int = 2048
+    seed: int = 43
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("decoder",)
+    metric: ClassVar[str] = "share of the right answers among the likeliest candidates"
+    higher_is_better: ClassVar[bool] = True
+    least: ClassVar[float | None] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.items < 1 or self.tokens < 1:
+            raise ValueError(
+                f"{self.name}: items and tokens must be at least 1: got {self.items}, {self.tokens}; leave them out "
+                "for the defaults"
+            )
+
+    def prepare(self, pretrained: Pretrained) -> Prepared:
+        draws = (random.Random(f"{self.name} {self.seed} {index}") for index in range(self.items))
+        built = [self.build(pretrained.processor, index, draw) for index, draw in enumerate(draws)]
+        slots = [slot for asked in built for slot in asked.slots]
+        return Prepared(
+            labels=tuple(asked.label for asked in built),
+            steps=len(built),
+            examples=tuple(prefill(asked.ids) for asked in built[:2]),
+            length=self.tokens,
+            summary=f"{len(built)} prompts of {self.tokens} tokens, each with {self.told()}",
+            payload=built,
+            chance=float(np.mean([slot.chance for slot in slots])),
+        )
+
+    @torch.inference_mode()
+    def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
+        scores = []
+        for asked in data.payload:
+            ids = asked.ids.to(pretrained.model.device)
+            at = torch.tensor([slot.at for slot in asked.slots], device=ids.device)
+            scores.append(asked.score(pretrained.model(input_ids=ids, use_cache=False, logits_to_keep=at).logits[0]))
+            advance()
+        return Outcome(np.array(scores, np.float64), None)
+
+    @abstractmethod
+    def told(self) -> str:
+        """What a prompt holds and asks for, in words."""
+
+    @abstractmethod
+    def build(self, tokenizer: Any, index: int, draw: random.Random) -> Asked:
+        """One item.
+
+        Args:
+            tokenizer: the tokenizer of Transformers.
+            index: the index of the item, from 0.
+            draw: decides everything that is not decided by the index.
+
+        Raises:
+            ValueError: ``tokens`` do not suffice, or the tokenizer does not tell candidates apart.
+        """
+
+
+@dataclass(frozen=True)
+class InTexts(Choosing):
+    """Those whose prompts are made of texts.
+
+    Args:
+        texts: what prompts are filled with; None for Wikipedia articles.
+    """
+
+    texts: tuple[Text, ...] | None = None
+
+    def source(self) -> tuple[Text, ...]:
+        """The texts."""
+        return wikipedia() if self.texts is None else self.texts
+
+    def words(self, data: Prepared) -> Sequence[str]:
+        return [text.body for text in self.source()[: self.items]]
+
+
+def ask(tokenizer: Any, questions: Sequence[Question], start: str = "") -> tuple[list[int], list[Slot]]:
+    """The end of a prompt: what is asked, in tokens.
+
+    Args:
+        tokenizer: the tokenizer of Transformers.
+        questions: in their order.
+        start: stands before the first question.
+
+    Returns:
+        Token ids, and the slots, whose places are counted from the first of these.
+
+    Raises:
+        ValueError: the tokenizer does not tell candidates apart.
+    """
+    ids, slots = encode(tokenizer, start), []
+    for question in questions:
+        shared, telling = _telling(tokenizer, [*question.right, *question.wrong])
+        most = max(_FEWEST, _EACH * len(question.right))
+        right = tuple(telling[word] for word in question.right if word in telling)
+        others = (telling[word] for word in question.wrong if word in telling)
+        wrong = tuple(dict.fromkeys(token for token in others if token not in right))
+        if not wrong or len(set(right)) < len(question.right):
+            raise ValueError(
+                f"ask: candidates must begin with different tokens: {', '.join(question.right)} and others do not; "
+                "take a tokenizer of words or parts of words"
+            )
+        ids += encode(tokenizer, question.text) + shared
+        slots.append(Slot(len(ids) - 1, right, wrong[: most - len(right)]))
+    return ids, slots
+
+
+def asked(label: str, body: list[int], tail: list[int], slots: Iterable[Slot]) -> Asked:
+    """A prompt put together.
+
+    Args:
+        label: what tells it from the others.
+        body: the token ids before the questions.
+        tail: the token ids of the questions, and
+        slots: their slots, as :func:`ask` gives them.
+    """
+    moved = tuple(slot._replace(at=len(body) + slot.at) for slot in slots)
+    return Asked(label, torch.tensor([body + tail], device="cpu"), len(tail), moved)
+
+
+def apart(tokenizer: Any, words: Sequence[str], count: int) -> list[str]:
+    """The first so many words that differ in the token that tells them apart.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    _, telling = _telling(tokenizer, words)
+    first: dict[int, str] = {}
+    for word in words:
+        if word in telling:
+            first.setdefault(telling[word], word)
+    if len(first) < count:
+        raise ValueError(
+            f"apart: {count} words must begin with different tokens: {len(first)} of {len(words)} do; take a tokenizer "
+            "of words or parts of words, or texts of more different words"
+        )
+    return list(first.values())[:count]
+
+
+def _telling(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+    """The tokens that all words begin with, a blank before them, and of each word the token after these."""
+    coded = {word: encode(tokenizer, f" {word}") for word in words}
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*coded.values(), strict=False))
+    shared = [column[0] for column in columns] if len(coded) > 1 else []
+    return shared, {word: ids[len(shared)] for word, ids in coded.items() if len(ids) > len(shared)}
