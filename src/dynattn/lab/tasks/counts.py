@@ -113,9 +113,7 @@ class FrequentWords(Choosing):
     def counts(self, ranked: Sequence[str], count: int) -> dict[str, int]:
         """How often each word comes among about ``count`` words, the most frequent first."""
         weights = [rank**-self.alpha for rank in range(1, len(ranked) + 1)]
-        return {
-            word: int(count * weight / sum(weights)) for word, weight in zip(ranked, weights, strict=True)
-        }
+        return {word: int(count * weight / sum(weights)) for word, weight in zip(ranked, weights, strict=True)}
 
 
 def _most(body: Callable[[int], list[int]], most: int, room: int, task: Choosing) -> int:

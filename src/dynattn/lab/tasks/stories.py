@@ -27,7 +27,9 @@ _ASKED, _HOPS, _NOTHING = 16, 4, 3
 class _OfStory(Choosing):
     """What the three share."""
 
-    def written(self, tokenizer: Any, index: int, draw: random.Random, story: Story, questions: list[Question]) -> Asked:
+    def written(
+        self, tokenizer: Any, index: int, draw: random.Random, story: Story, questions: list[Question]
+    ) -> Asked:
         """The story, and the questions behind it."""
         tail, slots = ask(tokenizer, questions, _START)
         return asked(f"story {index + 1}", write(tokenizer, story, draw, self.tokens - len(tail)), tail, slots)
@@ -89,9 +91,7 @@ class StoryFiltering(_OfStory):
         nothing = apart(tokenizer, draw.sample(PLACES, len(PLACES)), _NOTHING)
         story = invent(draw, length(self.tokens), nothing)
         others = [chapter.place for chapter in story.chapters if chapter.item is not None]
-        text = (
-            f"\nIn which {_NOTHING} places did {story.traveller} buy nothing? {story.traveller} bought nothing in"
-        )
+        text = f"\nIn which {_NOTHING} places did {story.traveller} buy nothing? {story.traveller} bought nothing in"
         question = Question(text, nothing, draw.sample(others, len(others)))
         return self.written(tokenizer, index, draw, story, [question])
 
