@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import string
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +16,7 @@ pytest.importorskip("transformers")
 
 from transformers import ByT5Tokenizer
 
+from dynattn.lab.tasks.choosing import Choosing
 from dynattn.lab.tasks.recall import Recall
 from dynattn.lab.tasks.texts import Text
 
@@ -32,6 +34,11 @@ def made_up(count: int = 3, sentences: int = 300) -> tuple[Text, ...]:
 
 
 TEXTS = made_up()
+CHOSEN = (
+    "ruler-needles", "ruler-variables", "ruler-common-words", "ruler-frequent-words", "story-retrieval",
+    "story-multi-hop", "story-filtering",
+)  # fmt: skip
+"""Tasks whose answers are chosen among candidates."""
 
 
 def read_back(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
@@ -40,4 +47,35 @@ def read_back(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
     return [
         (str(tokenizer.decode(ids[0, :-answer])), str(tokenizer.decode(ids[0, -answer:])))
         for ids, answer in data.payload
+    ]
+
+
+class Told(NamedTuple):
+    """A question, and the letters with which its candidates go on."""
+
+    text: str
+    right: set[str]
+    wrong: set[str]
+
+    def goes_on(self, question: str, word: str) -> str:
+        """The letter with which an answer goes on; behind the question stands what all candidates begin with."""
+        return f" {word}"[len(self.text) - self.text.rindex(question) - len(question)]
+
+
+def asked_of(task: Choosing) -> list[tuple[str, list[Told]]]:
+    """Of each item the whole prompt, and its questions, each with all of the text before its answer."""
+
+    def letters(tokens: tuple[int, ...]) -> set[str]:
+        return {str(BYTES.decode([token])) for token in tokens}
+
+    data = task.prepare(SimpleNamespace(processor=BYTES, kind="decoder"))  # type: ignore[arg-type]
+    return [
+        (
+            str(BYTES.decode(one.ids[0])),
+            [
+                Told(str(BYTES.decode(one.ids[0, : slot.at + 1])), letters(slot.right), letters(slot.wrong))
+                for slot in one.slots
+            ],
+        )
+        for one in data.payload
     ]
