@@ -34,7 +34,7 @@ FORMULAS = {
     "share": lambda share: share,
     "window": lambda share: share * (2 - share),
     "steep": lambda share: share**3,
-    "flat": lambda share: share**0.25,
+    "flat": lambda share: share**0.5,
     "rising late": lambda share: math.exp(-0.1 / share),
 }
 
@@ -115,7 +115,7 @@ def scales(tiny_decoder: Path, texts: Path) -> dict[str, Scale]:
     return {each.phase: Scale(pretrained, each, data) for each in (exam, decode)}
 
 
-@pytest.mark.parametrize("family", ["block top-k", "block mass", "vertical-slash", "N:M", "window"])
+@pytest.mark.parametrize("family", ["block top-k", "block mass", "N:M", "window", "threshold"])
 def test_families_keep_their_budget_of_pairs(scales: dict[str, Scale], family: str):
     found = scales["prefill"].solved(Search(exam=scales["prefill"]._exam, family=family, budget=0.5))
     assert found is not None
@@ -133,7 +133,7 @@ def test_a_method_that_keeps_no_pairs_has_no_budget(scales: dict[str, Scale]):
 def test_while_decoding_bytes_of_the_cache_are_kept(scales: dict[str, Scale]):
     scale = scales["decode"]
     assert scale.kept("dense") == pytest.approx(1.0)
-    assert scale.kept("nm-1-2") == pytest.approx(0.75, abs=0.05)  # all keys, and half of the values at least
+    assert scale.kept("nm-1-2") == pytest.approx(0.875, abs=0.03)  # all keys, and the values that one of two heads kept
     found = scale.solved(Search(exam=scale._exam, family="cache: window", budget=0.5))
     assert found is not None
     assert found.in_reach
@@ -148,7 +148,7 @@ def test_while_decoding_bytes_of_the_cache_are_kept(scales: dict[str, Scale]):
 def test_a_sweep_measures_what_keeps_the_budgets_and_goes_on(tiny_decoder: Path, texts: Path, tmp_path: Path):
     fields = {"families": ("block top-k", "top-k", "Scatterbrain"), "budgets": (0.5, 0.25), "methods": ()}
     settings = settings_for(
-        tiny_decoder, texts, tasks=("passkey",), tokens=(200,), items=2, measured=True, seconds=0, **fields
+        tiny_decoder, texts, tasks=("passkey",), tokens=(120,), items=2, measured=True, seconds=0, **fields
     )
     path = tmp_path / "record.json"
     first = sweep(settings, path, silent, here)
@@ -165,7 +165,7 @@ def test_a_sweep_measures_what_keeps_the_budgets_and_goes_on(tiny_decoder: Path,
         if grade is not None:
             assert grade.cell.entry.name == one.name
             assert grade.work.pairs is not None
-            assert grade.work.pairs / (2 * 4 * 200 * 201 / 2) == pytest.approx(one.search.budget, rel=0.15)
+            assert grade.work.pairs / (2 * 4 * 120 * 121 / 2) == pytest.approx(one.search.budget, rel=0.15)
     again = sweep(settings, path, lambda title, steps: lambda: None, lambda job, cells: pytest.fail("measured again"))
     assert (again.grades, again.solved) == (first.grades, first.solved)
     with pytest.raises(ValueError, match="budgets must be meant alike in a record"):

@@ -16,7 +16,7 @@ from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.work import cache_read
 from dynattn.lab.models import load
 from dynattn.lab.tasks.choosing import Slot, asked
-from dynattn.methods import BlockTopK, Efficient, TopK, Window
+from dynattn.methods import BlockTopK, EfficientAttention, TopK, Window
 
 LENGTH, TAIL = 60, 20
 
@@ -71,7 +71,7 @@ def test_rows_that_heads_share_are_read_once():
     assert chosen is not None
     values = (chosen - 2 * 64 * row) / row  # every key is scored, and the values of both heads' choices are read
     assert 2 * 4 <= values <= 2 * 2 * 4
-    assert read(Efficient()) is None
+    assert read(EfficientAttention()) is None
     assert read(BlockTopK(1.0, 16)) == pytest.approx(2 * 64 * 2 * row, rel=0.2)  # and what the estimate looks at
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -50,6 +51,19 @@ def read_back(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
     ]
 
 
+class Letters:
+    """A tokenizer of letters, much faster than that of bytes."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(token) for token in ids)
+
+
+LETTERS = Letters()
+
+
 class Told(NamedTuple):
     """A question, and the letters with which its candidates go on."""
 
@@ -64,18 +78,10 @@ class Told(NamedTuple):
 
 def asked_of(task: Choosing) -> list[tuple[str, list[Told]]]:
     """Of each item the whole prompt, and its questions, each with all of the text before its answer."""
-
-    def letters(tokens: tuple[int, ...]) -> set[str]:
-        return {str(BYTES.decode([token])) for token in tokens}
-
-    data = task.prepare(SimpleNamespace(processor=BYTES, kind="decoder"))  # type: ignore[arg-type]
-    return [
-        (
-            str(BYTES.decode(one.ids[0])),
-            [
-                Told(str(BYTES.decode(one.ids[0, : slot.at + 1])), letters(slot.right), letters(slot.wrong))
-                for slot in one.slots
-            ],
-        )
-        for one in data.payload
-    ]
+    data = task.prepare(SimpleNamespace(processor=LETTERS, kind="decoder"))  # type: ignore[arg-type]
+    found = []
+    for one in data.payload:
+        text = LETTERS.decode(one.ids[0].tolist())
+        asked = [Told(text[: at + 1], set(map(chr, right)), set(map(chr, wrong))) for at, right, wrong in one.slots]
+        found.append((text, asked))
+    return found

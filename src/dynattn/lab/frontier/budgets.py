@@ -45,7 +45,7 @@ def solve(name: Callable[[float], str], kept: Callable[[str], float | None], bud
     """The method that keeps the share nearest to a budget.
 
     Args:
-        name: names a method that is asked for a share; raises ValueError where there is none.
+        name: names a method that is asked for a share; raises ValueError where there is none for so little.
         kept: the share that a method keeps; None where it keeps no pairs. It is asked once for each name.
         budget: the share that is to be kept.
 
@@ -57,9 +57,8 @@ def solve(name: Callable[[float], str], kept: Callable[[str], float | None], bud
     for _ in range(_STEPS):
         try:
             method = name(share)
-        except ValueError:  # no method is asked for so little or so much
-            low, high = (share, high) if share < budget else (low, share)
-            share = math.sqrt(low * high)
+        except ValueError:  # there is no method for so little, as there is no 1:M for any M
+            low, share = share, math.sqrt(share * high)
             continue
         if method not in found:
             keeps = kept(method)

@@ -29,7 +29,12 @@ class _Place(NamedTuple):
     budget: float
     length: int
     causal: bool
-    digits: int = 2  # significant ones of a threshold, a mass or a margin
+    searched: bool = False  # whether budgets are a knob that is turned, finely and from one end to the other
+
+    @property
+    def digits(self) -> int:
+        """How many digits a threshold, a mass or a margin has."""
+        return _FINE if self.searched else 2
 
     @property
     def sinks(self) -> int:
@@ -68,9 +73,9 @@ def _mass_of(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
 
 def _mass(place: _Place) -> float:
     """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; four tenths of that loss are
-    allowed, since real ones have a heavier tail."""
+    allowed, since real ones have a heavier tail, and all of it where the right mass is searched."""
     loss = 1 - place.budget * (1 - math.log(place.budget))
-    return float(f"{1 - 0.4 * loss:.{place.digits}g}")
+    return float(f"{1 - (1.0 if place.searched else 0.4) * loss:.{place.digits}g}")
 
 
 def _skip(place: _Place) -> str:
@@ -207,7 +212,7 @@ def asked(family: str, share: float, kind: Kind, tokens: int | None) -> str:
         ValueError: the family has no method for this share.
     """
     length = _LENGTHS[kind] if tokens is None else tokens
-    place = _Place(float(f"{share:.{_FINE}g}"), length, kind == "decoder", _FINE)
+    place = _Place(float(f"{share:.{_FINE}g}"), length, kind == "decoder", searched=True)
     return canonical(FAMILIES[family].name(place))
 
 

@@ -131,6 +131,11 @@ def _check_same_model(record: Frontier, other: Frontier) -> None:
             f"frontier: a record must be of one model: got {record.model} ({record.description}) and {other.model} "
             f"({other.description}); give another --output, or merge records of one model"
         )
+    if record.measured != other.measured:
+        raise ValueError(
+            f"frontier: budgets must be meant alike in a record: of {record.model} they are what methods are measured "
+            "to keep in one, and what they are asked to keep in another; give another --output with --measured"
+        )
 
 
 def _check_same_items(there: Sheet, new: Sheet) -> None:
