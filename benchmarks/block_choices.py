@@ -16,7 +16,6 @@ fails where a method beats dense attention beyond chance, which would mean a wro
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from held_out import KINDS, sources, texts
 from marked import difference, markdown, rewritten
-from scipy.stats import t as student
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -37,7 +35,7 @@ from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.machine import describe, machine
 from dynattn.lab.models import load
 from dynattn.lab.records import write_whole
-from dynattn.lab.statistics import interval
+from dynattn.lab.statistics import interval, luck
 from dynattn.lab.tasks.base import Task
 from dynattn.lab.tasks.needle import Needle
 from dynattn.lab.tasks.perplexity import Perplexity, prefill
@@ -161,8 +159,7 @@ def beyond_chance(record: dict[str, Any], higher_is_better: bool = False) -> lis
     found = []
     for name, task in cells:
         gain = differences(record, name, task) * (1 if higher_is_better else -1)
-        error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
-        if gain.mean() > float(student.ppf(1 - ALARM / len(cells), len(gain) - 1)) * error:
+        if luck(gain) < ALARM / len(cells):
             found.append(f"{name} on {task}: better by {gain.mean():.4f}")
     return found
 
