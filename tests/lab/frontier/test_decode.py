@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,22 +24,27 @@ LENGTH, TAIL = 60, 20
 
 @pytest.fixture(scope="module")
 def data():
-    """Two prompts with two questions each."""
-    ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
-    slots = [Slot(4, (3, 9), (4, 5, 6)), Slot(TAIL - 1, (7,), (8, 9, 11))]
-    return SimpleNamespace(payload=[asked("x", each[:-TAIL], each[-TAIL:], slots) for each in ids])
+    """Two texts with two questions each."""
+    draw = torch.Generator().manual_seed(0)
+    built = []
+    for _ in range(2):
+        text, *questions = (torch.randint(0, 64, (1, n), generator=draw) for n in (LENGTH - TAIL, TAIL, TAIL))
+        slots = tuple(Slot(ids, (3, 9), (4, 5, 6)) for ids in questions)
+        built.append(asked("x", text[0].tolist(), slots))
+    return SimpleNamespace(payload=built)
 
 
 def test_a_way_that_loses_nothing_scores_as_one_pass(tiny_decoder: Path, data):
     pretrained = load(str(tiny_decoder))
     prompts = decode.prompts(pretrained, data)
     assert [prompt.keys[0].shape[2] for prompt in prompts] == [LENGTH - TAIL] * 2
-    expected = []
     pretrained.model.set_attn_implementation("sdpa")
-    with torch.no_grad():
-        for item in data.payload:
-            logits = pretrained.model(item.ids).logits[0]
-            expected.append(item.score(logits[[slot.at for slot in item.slots]]))
+
+    @torch.no_grad()
+    def tell(item, ids: torch.Tensor) -> torch.Tensor:
+        return pretrained.model(torch.cat([item.ids, ids], 1)).logits[0, -1]
+
+    expected = [item.score(partial(tell, item)) for item in data.payload]
     for name in ("sdpa", "nm-1-1", "cache-window-99-s4"):
         assert decode.examine(pretrained, name, data, prompts) == expected
 

@@ -77,11 +77,14 @@ class Told(NamedTuple):
 
 
 def asked_of(task: Choosing) -> list[tuple[str, list[Told]]]:
-    """Of each item the whole prompt, and its questions, each with all of the text before its answer."""
+    """Of each item the text, and its questions, each with the text before it."""
     data = task.prepare(SimpleNamespace(processor=LETTERS, kind="decoder"))  # type: ignore[arg-type]
     found = []
     for one in data.payload:
         text = LETTERS.decode(one.ids[0].tolist())
-        asked = [Told(text[: at + 1], set(map(chr, right)), set(map(chr, wrong))) for at, right, wrong in one.slots]
+        asked = [
+            Told(text + LETTERS.decode(ids[0].tolist()), set(map(chr, right)), set(map(chr, wrong)))
+            for ids, right, wrong in one.slots
+        ]
         found.append((text, asked))
     return found

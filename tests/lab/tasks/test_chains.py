@@ -23,7 +23,7 @@ def test_the_assignments_resolve_to_the_names_that_are_right(chains: int, hops: 
             assert name not in held
             held[name] = held[source.removeprefix("VAR ")] if source.startswith("VAR ") else source
         assert Counter(Counter(held.values()).values()) == {hops + 1: chains}
-        (asked,) = re.findall(r"Find all variables that are assigned the value (\d+)", hidden)
+        asked = re.findall(r"Find all variables that are assigned the value (\d+)", question.text)[-1]
         begins = {name: question.goes_on("they are:", name) for name in held}
         assert question.right == {begins[name] for name, value in held.items() if value == asked}
         assert len(question.right) == hops + 1

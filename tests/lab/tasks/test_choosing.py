@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("transformers")
 
+from dynattn.integrations.transformers import register
 from dynattn.lab.models import load
 from dynattn.lab.tasks import find
-from dynattn.lab.tasks.choosing import Question, Slot, apart, ask, asked
-from dynattn.lab.tasks.recall import encode
+from dynattn.lab.tasks.choosing import Question, Slot, apart, ask, asked, width
 from dynattn.lab.tasks.stories import StoryRetrieval
 from tests.lab.tasks.reading import CHOSEN, LETTERS, TEXTS
 
@@ -27,7 +27,7 @@ def logits(**values: float) -> torch.Tensor:
 
 
 def slot(right: str, wrong: str) -> Slot:
-    return Slot(0, *(tuple(map(ord, letters)) for letters in (right, wrong)))
+    return Slot(torch.zeros(1, 1), *(tuple(map(ord, letters)) for letters in (right, wrong)))
 
 
 def test_a_question_scores_the_share_of_its_right_answers_among_the_likeliest():
@@ -46,25 +46,23 @@ def test_a_model_that_holds_all_for_equally_likely_knows_nothing():
 
 
 def test_candidates_are_told_apart_by_the_first_token_that_they_do_not_share():
-    tail, (first, second) = ask(
-        LETTERS, [Question("Who?", ["house"], ["hotel", "hound", "hoax"]), Question("What?", ["sun"], ["moon"])], "So:"
+    first, second = ask(
+        LETTERS, [Question("Who?", ["house"], ["hotel", "hound", "hoax"]), Question("What?", ["sun"], ["moon"])]
     )
-    assert LETTERS.decode(tail) == "So:Who? hoWhat? "
-    assert LETTERS.decode(tail[: first.at + 1]) == "So:Who? ho"
-    assert LETTERS.decode(list(first.right)) == "u"
-    assert LETTERS.decode(list(first.wrong)) == "ta"  # "hound" begins as the right answer does
-    assert (LETTERS.decode(list(second.right)), LETTERS.decode(list(second.wrong))) == ("s", "m")
-    built = asked("x", [1, 2, 3], tail, [first, second])
-    assert built.ids.shape == (1, 3 + len(tail))
-    assert built.ids[0, built.slots[0].at] == encode(LETTERS, "o")[0]
-    assert built.slots[1].at == built.ids.shape[1] - 1
-    assert built.tail == len(tail)
+    assert LETTERS.decode(first.ids[0].tolist()) == "Who? ho"
+    assert LETTERS.decode(first.right) == "u"
+    assert LETTERS.decode(first.wrong) == "ta"  # "hound" begins as the right answer does
+    assert LETTERS.decode(second.ids[0].tolist()) == "\nWhat? "  # as long as the other one
+    assert (LETTERS.decode(second.right), LETTERS.decode(second.wrong)) == ("s", "m")
+    built = asked("x", [1, 2, 3], (first, second))
+    assert width(built.slots) == 7
+    assert built.prompt.tolist() == [[1, 2, 3, *map(ord, "Who? ho")]]
 
 
 def test_there_are_eight_candidates_or_four_for_each_right_answer():
     letters = [f"{letter}x" for letter in "abcdefghijklmnopqrstuvwxyz"]
     for right, candidates in ((1, 8), (2, 8), (3, 12)):
-        _, (found,) = ask(LETTERS, [Question("?", letters[:right], letters[right:])])
+        (found,) = ask(LETTERS, [Question("?", letters[:right], letters[right:])])
         assert (len(found.right), len(found.wrong)) == (right, candidates - right)
 
 
@@ -90,10 +88,11 @@ def test_prompts_are_exactly_as_long_as_asked_for_and_a_seed_decides_them(name: 
     def built(seed: int, items: int, tokens: int):
         data = task(items=items, tokens=tokens, seed=seed, **texts).prepare(SimpleNamespace(processor=LETTERS))  # type: ignore[call-arg, arg-type]
         assert (data.length, data.steps, len(data.labels)) == (tokens, items, items)
-        assert [one.ids.shape for one in data.payload] == [(1, tokens)] * items
+        assert {one.ids.shape[1] + slot.ids.shape[1] for one in data.payload for slot in one.slots} == {tokens}
+        assert [each["input_ids"].shape for each in data.examples] == [(1, tokens)] * items
         assert data.chance is not None
         assert 0 < data.chance <= 0.5  # letters tell few names apart
-        return [one.ids[0].tolist() for one in data.payload]
+        return [one.prompt[0].tolist() for one in data.payload]
 
     once = built(3, 2, 9001)
     assert built(3, 1, 9001) == once[:1]  # more items leave those that there are as they are
@@ -102,19 +101,23 @@ def test_prompts_are_exactly_as_long_as_asked_for_and_a_seed_decides_them(name: 
     assert built(3, 1, 9000) != once[:1]
 
 
-def test_every_answer_is_told_by_the_logits_at_its_question(tiny_decoder):
+@pytest.mark.parametrize("method", ["sdpa", "dynattn:nm-2-4", "dynattn:window-8-s2"])
+def test_every_question_is_read_after_the_text_and_sees_no_other_one(tiny_decoder, method: str):
     pretrained = load(str(tiny_decoder))
-    one, two = (Slot(at, (3, 9), (4, 5, 6)) for at in (10, 19))
-    ids = torch.randint(0, 64, (1, 20), generator=torch.Generator().manual_seed(0))
-    prompt = asked("x", [], ids[0].tolist(), [one, two])
-    steps = []
-    data = SimpleNamespace(payload=[prompt, prompt])
+    if method != "sdpa":
+        register(method.removeprefix("dynattn:"))
+    draw = torch.Generator().manual_seed(0)
+    text, *questions = (torch.randint(0, 64, (1, length), generator=draw) for length in (20, 6, 6, 6))
+    slots = tuple(Slot(ids, (3, 9), (4, 5, 6)) for ids in questions)
+    steps: list[int] = []
+    data = SimpleNamespace(payload=[asked("x", text[0].tolist(), slots)] * 2)
+    pretrained.model.set_attn_implementation(method)
     found = StoryRetrieval().evaluate(pretrained, data, lambda: steps.append(1))  # type: ignore[arg-type]
     with torch.no_grad():
-        told = pretrained.model(ids).logits[0]
-    expected = (one.score(told[10]) + two.score(told[19])) / 2
+        told = [pretrained.model(torch.cat([text, ids], 1)).logits[0, -1] for ids in questions]
+    expected = sum(slot.score(logits) for slot, logits in zip(slots, told, strict=True)) / 3
     assert found.scores is not None
-    assert found.scores.tolist() == [expected] * 2
+    assert found.scores.tolist() == pytest.approx([expected] * 2)
     assert len(steps) == 2
 
 

@@ -20,9 +20,9 @@ def test_rules_derive_the_answers_from_the_text(name: str, count: int, right: in
     for text, questions in asked_of(find(name)(items=3, tokens=tokens)):  # type: ignore[call-arg]
         facts = read(text)
         assert len(questions) == count
-        assert len({question.text.split("\n")[-1] for question in questions}) == count
+        assert len({question.text.split("Question: ")[-1] for question in questions}) == count
         for question in questions:
-            last = question.text.split("\n")[-1]
+            last = question.text.split("Question: ")[-1]
             end, answers = solve(facts, last)
             assert len(answers) == right
             assert question.right == {question.goes_on(end, answer) for answer in answers}
@@ -37,8 +37,7 @@ def test_rules_derive_the_answers_from_the_text(name: str, count: int, right: in
 def test_a_wrong_story_is_noticed_by_the_rules():
     """The rules do not take the generator's word: another item in the text gives another answer."""
     ((text, questions),) = asked_of(find("story-multi-hop")(items=1, tokens=4000))  # type: ignore[call-arg]
-    question = questions[0].text.split("\n")[-1]
+    question = questions[0].text.split("Question: ")[-1]
     _, (answer,) = solve(read(text), question)
-    _, (other,) = solve(read(text.replace(f"bought a {answer}.", "bought a zither.")), question)
-    assert (answer, other) != (answer, answer)
-    assert other == "zither"
+    _, (other,) = solve(read(text.replace(f"was a {answer}.", "was a zither.")), question)
+    assert other == "zither" != answer

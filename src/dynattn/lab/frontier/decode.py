@@ -30,8 +30,8 @@ from dynattn.lab.tasks.recall import Recall
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 QUESTION = 64
-"""How many tokens before the answer are read after the prompt: the question, and some of the text. Where a prompt says
-what its questions are, these are."""
+"""How many tokens before the answer are read after the prompt: the question, and some of the text. Where questions are
+asked one by one after a text, the text is the prompt."""
 
 _LOOKED = 2  # the first step of so many items is counted
 
@@ -62,9 +62,7 @@ def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequ
     way, scores = _way(name), []
     for item, prompt in zip(data.payload, read_before, strict=True):
         if isinstance(item, Asked):
-            start = _start(item)
-            told = tell(pretrained.model, prompt, way, item.ids[:, start:])
-            scores.append(item.score(told[[slot.at - start for slot in item.slots]]))
+            scores.append(item.score(partial(_told, pretrained.model, prompt, way)))
         else:
             ids, answer = item
             scores.append(score(pretrained.model, prompt, way, ids, answer)[0])
@@ -136,14 +134,19 @@ def _way(name: str) -> ways.Way:
     return ways.find(ways.BASELINE if name == BASELINE else name)
 
 
+def _told(model: Any, prompt: Prompt, way: ways.Way, ids: Tensor) -> Tensor:
+    """The logits at the end of a question, by a way that has read no other one."""
+    return tell(model, prompt, way, ids)[-1]
+
+
 def _ids(item: Any) -> Tensor:
-    return item.ids if isinstance(item, Asked) else item[0]
+    return item.prompt if isinstance(item, Asked) else item[0]
 
 
 def _start(item: Any) -> int:
     """How many tokens of an item are read densely."""
     length = _ids(item).shape[1]
-    start = length - (item.tail if isinstance(item, Asked) else item[1] + QUESTION)
+    start = item.ids.shape[1] if isinstance(item, Asked) else length - item[1] - QUESTION
     if start < 1:
         raise ValueError(
             f"decode: contexts must be longer than their last {QUESTION} tokens and the answer: got {length}; give "

@@ -16,7 +16,7 @@ import string
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from dynattn.lab.tasks.choosing import Asked, InTexts, Question, apart, ask, asked
+from dynattn.lab.tasks.choosing import Asked, InTexts, Question, apart, ask, asked, width
 from dynattn.lab.tasks.recall import Puzzle, bury, excerpt, fresh, spread
 from dynattn.lab.tasks.variables import BEFORE, LETTERS, QUESTION, example, said
 
@@ -60,11 +60,11 @@ class Chains(InTexts):
         question = Question(
             QUESTION.format(value=values[0], count=count), right, [name for chain in chains[1:] for name in chain]
         )
-        tail, slots = ask(tokenizer, [question])
+        slots = ask(tokenizer, [question])
         statements = _woven(draw, [said(names, value) for names, value in zip(chains, values, strict=True)])
         depths = spread(draw, len(statements))
-        body = bury(tokenizer, Puzzle(before, statements, depths), text, self.tokens, len(tail))
-        return asked(f"{index + 1}: {values[0]}", body, tail, slots)
+        body = bury(tokenizer, Puzzle(before, statements, depths), text, self.tokens, width(slots))
+        return asked(f"{index + 1}: {values[0]}", body, slots)
 
 
 def _name(draw: random.Random) -> str:

@@ -1,14 +1,14 @@
 """Tasks whose answers are chosen: of several candidates, the model finds those that it holds to be the likeliest.
 
-A prompt ends with questions, and each question ends where its answer would begin. The model reads the prompt once; at
-the end of each question, candidates are ranked by the probability of their next token.
+A text is read once, and then every question by itself, which ends where its answer would begin. There candidates are
+ranked by the probability of their next token.
 
     score of a question = share of the right answers among the k likeliest candidates, of k right ones
-    score of an item    = mean over the questions of its prompt, from 0 to 1
+    score of an item    = mean over the questions about its text, from 0 to 1
 
 Small models do not keep to a format when they write freely, and what they write would have to be read by rules. To
-rank candidates asks for the same knowledge, takes one forward for all questions, and it is known what guessing gives.
-Answers do not stand in the prompt, so that a method whose choice looks at the last queries sees questions alone.
+rank candidates asks for the same knowledge, and it is known what guessing gives. No question sees another one, and none
+sees an answer: a method that chooses by the last queries would use it.
 
 Candidates differ in the first token that they do not all begin with, so that one token tells them apart.
 
@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,15 +54,15 @@ class Question(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where an answer would begin.
+    """A question in tokens, up to where its answer would begin.
 
     Attributes:
-        at: the place in the prompt of the token before it.
+        ids: token ids, (1, length).
         right: the tokens of the right answers.
         wrong: the tokens of the other candidates.
     """
 
-    at: int
+    ids: Tensor
     right: tuple[int, ...]
     wrong: tuple[int, ...]
 
@@ -74,7 +75,7 @@ class Slot(NamedTuple):
         """The share of the right answers among the likeliest candidates. A tie counts against them.
 
         Args:
-            logits: (vocabulary,), at the slot.
+            logits: (vocabulary,), at the end of the question.
 
         Returns:
             From 0 to 1; NaN where a candidate's logit is.
@@ -88,37 +89,40 @@ class Slot(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A prompt with its questions.
+    """A text with its questions.
 
     Attributes:
         label: what tells it from the others.
-        ids: token ids, (1, length).
-        tail: how many of them, at the end, are the questions.
-        slots: where the answers would begin.
+        ids: token ids of the text, (1, length).
+        slots: the questions, all equally long.
     """
 
     label: str
     ids: Tensor
-    tail: int
     slots: tuple[Slot, ...]
 
-    def score(self, logits: Tensor) -> float:
+    @property
+    def prompt(self) -> Tensor:
+        """The text with its first question."""
+        return torch.cat([self.ids, self.slots[0].ids], 1)
+
+    def score(self, tell: Callable[[Tensor], Tensor]) -> float:
         """The mean over the questions.
 
         Args:
-            logits: (slots, vocabulary).
+            tell: gives the logits at the end of a question, which is read after the text.
         """
-        return float(np.mean([slot.score(told) for slot, told in zip(self.slots, logits, strict=True)]))
+        return float(np.mean([slot.score(tell(slot.ids)) for slot in self.slots]))
 
 
 @dataclass(frozen=True)
 class Choosing(Task):
-    """Share of the right answers among the likeliest candidates; an item is a prompt with its questions.
+    """Share of the right answers among the likeliest candidates; an item is a text with its questions.
 
     Args:
-        items: prompts.
-        tokens: the exact number of tokens of a prompt.
-        seed: draws the prompts; each has its own draws, so that more items leave those that there are as they are.
+        items: texts.
+        tokens: the exact number of tokens of a text with one of its questions.
+        seed: draws the texts; each has its own draws, so that more items leave those that there are as they are.
 
     Raises:
         ValueError: a size is not positive.
@@ -147,7 +151,7 @@ class Choosing(Task):
         return Prepared(
             labels=tuple(asked.label for asked in built),
             steps=len(built),
-            examples=tuple(prefill(asked.ids) for asked in built[:2]),
+            examples=tuple(prefill(asked.prompt) for asked in built[:2]),
             length=self.tokens,
             summary=f"{len(built)} prompts of {self.tokens} tokens, each with {self.told()}",
             payload=built,
@@ -158,9 +162,7 @@ class Choosing(Task):
     def evaluate(self, pretrained: Pretrained, data: Prepared, advance: Callable[[], None]) -> Outcome:
         scores = []
         for asked in data.payload:
-            ids = asked.ids.to(pretrained.model.device)
-            at = torch.tensor([slot.at for slot in asked.slots], device=ids.device)
-            scores.append(asked.score(pretrained.model(input_ids=ids, use_cache=False, logits_to_keep=at).logits[0]))
+            scores.append(asked.score(partial(_tell, pretrained.model, _read(pretrained.model, asked.ids))))
             advance()
         return Outcome(np.array(scores, np.float64), None)
 
@@ -200,48 +202,69 @@ class InTexts(Choosing):
         return [text.body for text in self.source()[: self.items]]
 
 
-def ask(tokenizer: Any, questions: Sequence[Question], start: str = "") -> tuple[list[int], list[Slot]]:
-    """The end of a prompt: what is asked, in tokens.
+def ask(tokenizer: Any, questions: Sequence[Question]) -> tuple[Slot, ...]:
+    """The questions in tokens. Shorter ones begin with line breaks, so that all are equally long.
 
     Args:
         tokenizer: the tokenizer of Transformers.
-        questions: in their order.
-        start: stands before the first question.
-
-    Returns:
-        Token ids, and the slots, whose places are counted from the first of these.
+        questions: at least one.
 
     Raises:
         ValueError: the tokenizer does not tell candidates apart.
     """
-    ids, slots = encode(tokenizer, start), []
-    for question in questions:
-        shared, telling = _telling(tokenizer, [*question.right, *question.wrong])
-        most = max(_FEWEST, _EACH * len(question.right))
-        right = tuple(telling[word] for word in question.right if word in telling)
-        others = (telling[word] for word in question.wrong if word in telling)
-        wrong = tuple(dict.fromkeys(token for token in others if token not in right))
-        if not wrong or len(set(right)) < len(question.right):
-            raise ValueError(
-                f"ask: candidates must begin with different tokens: {', '.join(question.right)} and others do not; "
-                "take a tokenizer of words or parts of words"
-            )
-        ids += encode(tokenizer, question.text) + shared
-        slots.append(Slot(len(ids) - 1, right, wrong[: most - len(right)]))
-    return ids, slots
+    found = [_slot(tokenizer, question) for question in questions]
+    longest = max(len(ids) for ids, _, _ in found)
+    (*_, space) = encode(tokenizer, "\n")
+    return tuple(
+        Slot(torch.tensor([[space] * (longest - len(ids)) + ids], device="cpu"), right, wrong)
+        for ids, right, wrong in found
+    )
 
 
-def asked(label: str, body: list[int], tail: list[int], slots: Iterable[Slot]) -> Asked:
-    """A prompt put together.
+def _slot(tokenizer: Any, question: Question) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
+    shared, telling = _telling(tokenizer, [*question.right, *question.wrong])
+    most = max(_FEWEST, _EACH * len(question.right))
+    right = tuple(telling[word] for word in question.right if word in telling)
+    others = (telling[word] for word in question.wrong if word in telling)
+    wrong = tuple(dict.fromkeys(token for token in others if token not in right))
+    if not wrong or len(set(right)) < len(question.right):
+        raise ValueError(
+            f"ask: candidates must begin with different tokens: {', '.join(question.right)} and others do not; take a "
+            "tokenizer of words or parts of words"
+        )
+    return encode(tokenizer, question.text) + shared, right, wrong[: most - len(right)]
+
+
+def asked(label: str, body: Sequence[int], slots: tuple[Slot, ...]) -> Asked:
+    """A text with its questions.
 
     Args:
         label: what tells it from the others.
-        body: the token ids before the questions.
-        tail: the token ids of the questions, and
-        slots: their slots, as :func:`ask` gives them.
+        body: the token ids of the text.
+        slots: the questions.
     """
-    moved = tuple(slot._replace(at=len(body) + slot.at) for slot in slots)
-    return Asked(label, torch.tensor([body + tail], device="cpu"), len(tail), moved)
+    return Asked(label, torch.tensor([body], device="cpu"), slots)
+
+
+def width(slots: Sequence[Slot]) -> int:
+    """How many tokens a question has."""
+    return slots[0].ids.shape[1]
+
+
+def _read(model: Any, ids: Tensor) -> Any:
+    """A cache that holds a text."""
+    from dynattn.kv_caches import FullCache
+
+    cache = FullCache()
+    model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _tell(model: Any, cache: Any, ids: Tensor) -> Tensor:
+    """The logits at the end of a question about a text that is in the cache; the cache is left as it was."""
+    told = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    cache.crop(-ids.shape[1])
+    return told
 
 
 def apart(tokenizer: Any, words: Sequence[str], count: int) -> list[str]:

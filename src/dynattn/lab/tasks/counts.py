@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from dynattn.lab.tasks.choosing import Asked, Choosing, InTexts, Question, apart, ask, asked
+from dynattn.lab.tasks.choosing import Asked, Choosing, InTexts, Question, apart, ask, asked, width
 from dynattn.lab.tasks.common_words import COMMON, QUESTION, listed, opening, rule_of
 from dynattn.lab.tasks.recall import encode, fresh, vocabulary
 
@@ -61,11 +61,11 @@ class CommonWordsChosen(InTexts):
             listing = listed(random.Random(seed), right + others[:count], rule.common, rule.other)
             return before + encode(tokenizer, listing.text)
 
-        room = self.tokens - len(ask(tokenizer, [Question(_LIST, right, others)])[0])
+        room = self.tokens - width(ask(tokenizer, [Question(_LIST, right, others)]))
         count = _most(body, len(others), room, self)
-        tail, slots = ask(tokenizer, [Question(_LIST, right, others[:count])])
+        slots = ask(tokenizer, [Question(_LIST, right, others[:count])])
         filler = encode(tokenizer, source[index % len(source)].body[: 20 * self.tokens])
-        return asked(f"{index + 1}: {', '.join(right)}", _filled([], filler, body(count), room), tail, slots)
+        return asked(f"{index + 1}: {', '.join(right)}", _filled([], filler, body(count), room), slots)
 
 
 @final
@@ -102,13 +102,12 @@ class FrequentWords(Choosing):
             random.Random(seed).shuffle(entries)
             return [token for word in entries for token in coded[word]]
 
-        tail, _ = ask(tokenizer, [Question(_WHICH, right, ranked[1 + _FREQUENT :])])
-        room = self.tokens - len(tail)
+        room = self.tokens - width(ask(tokenizer, [Question(_WHICH, right, ranked[1 + _FREQUENT :])]))
         count = _most(body, room, room - len(before), self)
         there = [word for word, times in self.counts(ranked, count).items() if times]
-        tail, slots = ask(tokenizer, [Question(_WHICH, right, there[1 + _FREQUENT :])])
+        slots = ask(tokenizer, [Question(_WHICH, right, there[1 + _FREQUENT :])])
         noise = encode(tokenizer, f" {_NOISE}" * room)
-        return asked(f"{index + 1}: {', '.join(right)}", _filled(before, noise, body(count), room), tail, slots)
+        return asked(f"{index + 1}: {', '.join(right)}", _filled(before, noise, body(count), room), slots)
 
     def counts(self, ranked: Sequence[str], count: int) -> dict[str, int]:
         """How often each word comes among about ``count`` words, the most frequent first."""

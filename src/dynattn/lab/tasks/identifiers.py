@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from dynattn.lab.tasks.choosing import Asked, InTexts, Question, apart, ask, asked
+from dynattn.lab.tasks.choosing import Asked, InTexts, Question, apart, ask, asked, width
 from dynattn.lab.tasks.recall import Puzzle, bury, excerpt, fresh, spread
 
 _STATEMENT = "One of the special magic uuids for {key} is: {value}."
@@ -24,8 +24,7 @@ _BEFORE = (
     "Some special magic uuids are hidden within the following text. Make sure to memorize them. I will quiz you about "
     "the uuids afterwards.\n"
 )
-_START = "\nWhat are the special magic uuids for the following keys?"
-_QUESTION = "\nOne of the special magic uuids for {key} is:"
+_QUESTION = "\nWhat is the special magic uuid for the following key? One of the special magic uuids for {key} is:"
 _DRAWN = 64  # values, of which those are taken that begin with different tokens
 
 
@@ -65,12 +64,12 @@ class Identifiers(InTexts):
         questions = [
             Question(_QUESTION.format(key=keys[i]), values[i : i + 1], values[:i] + values[i + 1 :]) for i in queried
         ]
-        tail, slots = ask(tokenizer, questions, _START)
+        slots = ask(tokenizer, questions)
         hidden = tuple(_STATEMENT.format(key=key, value=value) for key, value in zip(keys, values, strict=True))
         depths = spread(draw, count)
-        body = bury(tokenizer, Puzzle(_BEFORE, hidden, depths), text, self.tokens, len(tail))
+        body = bury(tokenizer, Puzzle(_BEFORE, hidden, depths), text, self.tokens, width(slots))
         label = f"{index + 1}: depths {', '.join(f'{depths[i]:.0%}' for i in queried)}"
-        return asked(label, body, tail, slots)
+        return asked(label, body, slots)
 
 
 def _identifier(draw: random.Random) -> str:

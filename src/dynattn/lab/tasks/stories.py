@@ -16,10 +16,10 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from dynattn.lab.tasks.choosing import Asked, Choosing, Question, apart, ask, asked
+from dynattn.lab.tasks.choosing import Asked, Choosing, Question, apart, ask, asked, width
 from dynattn.lab.tasks.story import PLACES, Story, invent, length, write
 
-_START = "\n\nQuestions about the story:"
+_START = "\n\nQuestion: "
 _ASKED, _HOPS, _NOTHING = 16, 4, 3
 
 
@@ -31,8 +31,8 @@ class _OfStory(Choosing):
         self, tokenizer: Any, index: int, draw: random.Random, story: Story, questions: list[Question]
     ) -> Asked:
         """The story, and the questions behind it."""
-        tail, slots = ask(tokenizer, questions, _START)
-        return asked(f"story {index + 1}", write(tokenizer, story, draw, self.tokens - len(tail)), tail, slots)
+        slots = ask(tokenizer, questions)
+        return asked(f"story {index + 1}", write(tokenizer, story, draw, self.tokens - width(slots)), slots)
 
 
 @final
@@ -69,11 +69,9 @@ class StoryMultiHop(_OfStory):
         for number in sorted(draw.sample(range(1, len(items)), _HOPS)):
             near = [items[number], *items[number + 1 : number + 2]]  # the item itself, and the one after it
             far = [item for item in items if item not in (*near, items[number - 1])]
-            text = (
-                f"\nWhich item did {who} buy right before the {items[number]}? Right before the {items[number]}, "
-                f"{who} bought a"
-            )
-            questions.append(Question(text, [items[number - 1]], near + draw.sample(far, len(far))))
+            before = f"right before the {items[number]}"
+            text = f"Which thing did {who} buy {before}? The thing that {who} bought {before} was a"
+            questions.append(Question(f"{_START}{text}", [items[number - 1]], near + draw.sample(far, len(far))))
         return self.written(tokenizer, index, draw, story, questions)
 
 
@@ -91,18 +89,20 @@ class StoryFiltering(_OfStory):
         nothing = apart(tokenizer, draw.sample(PLACES, len(PLACES)), _NOTHING)
         story = invent(draw, length(self.tokens), nothing)
         others = [chapter.place for chapter in story.chapters if chapter.item is not None]
-        text = f"\nIn which {_NOTHING} places did {story.traveller} buy nothing? {story.traveller} bought nothing in"
-        question = Question(text, nothing, draw.sample(others, len(others)))
+        who = story.traveller
+        text = f"In which {_NOTHING} places did {who} buy nothing? {who} bought nothing in"
+        question = Question(f"{_START}{text}", nothing, draw.sample(others, len(others)))
         return self.written(tokenizer, index, draw, story, [question])
 
 
 def _about(story: Story, kind: str, number: int, draw: random.Random) -> Question:
     """One question about a chapter; the answers of the other chapters are wrong."""
     who, chapter = story.traveller, story.chapters[number]
+    place = chapter.place
     text, field = {
-        "who": (f"\nWhom did {who} meet in {chapter.place}? In {chapter.place} {who} met", "person"),
-        "where": (f"\nWhere did {who} meet {chapter.person}? {who} met {chapter.person} in", "place"),
-        "what": (f"\nWhat did {who} buy in {chapter.place}? In {chapter.place} {who} bought a", "item"),
+        "who": (f"Whom did {who} meet in {place}? The person whom {who} met in {place} was", "person"),
+        "where": (f"Where was {who} in chapter {number + 1}? Chapter {number + 1}:", "place"),
+        "what": (f"What did {who} buy in {place}? The thing that {who} bought in {place} was a", "item"),
     }[kind]
     wrong = [getattr(other, field) for other in story.chapters if other is not chapter]
-    return Question(text, [getattr(chapter, field)], draw.sample(wrong, len(wrong)))
+    return Question(f"{_START}{text}", [getattr(chapter, field)], draw.sample(wrong, len(wrong)))

@@ -1,8 +1,10 @@
 """A story to be asked about: in every chapter a traveller comes to a place, meets a person there and buys an item.
 
-    Chapter 3. Anna travelled to Lisbon. … In Lisbon Anna met Thomas. … In Lisbon Anna bought a lantern. …
+    Chapter 3: Lisbon. Anna travelled to Lisbon. … The person whom Anna met in Lisbon was Thomas. …
+    The thing that Anna bought in Lisbon was a lantern. …
 
-Names, places and items come once each. Between these sentences stands filler, of which nothing can be asked. All of it
+Names, places and items belong to one chapter each. What is asked for stands next to what it is asked by, since small
+models look no farther. Between these sentences stands filler, of which nothing can be asked. All of it
 is drawn from lists, so that no data is needed.
 
 Source: the story tasks of The Sparse Frontier, arXiv:2504.17768. Words and sentences are this project's own.
@@ -53,7 +55,7 @@ _PER_CHAPTER, _FEWEST = 170, 8  # tokens; chapters
 _BEFORE = (
     "Read the following story. Remember where {traveller} went, whom {traveller} met and what {traveller} bought.\n"
 )
-_HEADING = "\nChapter {number}.\n"
+_HEADING = "\nChapter {number}: {place}.\n"
 _FILLER = (
     (
         "The road went on for miles", "Clouds hung low over the fields", "It rained until the evening",
@@ -140,10 +142,12 @@ def write(tokenizer: Any, story: Story, draw: random.Random, tokens: int) -> lis
 def _sentences(traveller: str, number: int, chapter: Chapter) -> list[str]:
     place = chapter.place
     told = [
-        f"{_HEADING.format(number=number)}{traveller} travelled to {place}.",
-        f" In {place} {traveller} met {chapter.person}.",
+        f"{_HEADING.format(number=number, place=place)}{traveller} travelled to {place}.",
+        f" The person whom {traveller} met in {place} was {chapter.person}.",
     ]
-    return told if chapter.item is None else [*told, f" In {place} {traveller} bought a {chapter.item}."]
+    if chapter.item is None:
+        return told
+    return [*told, f" The thing that {traveller} bought in {place} was a {chapter.item}."]
 
 
 def _with_filler(tokenizer: Any, sentences: list[list[int]], draw: random.Random, tokens: int) -> list[int]:
