@@ -1,10 +1,13 @@
-"""Tests run side by side, one process a core (pytest-xdist), so each keeps to one thread of torch's."""
+"""Tests run side by side, one process a core (pytest-xdist), so each keeps to one thread of torch's, and so do the
+processes that it starts, unless they ask for more."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 

@@ -69,7 +69,7 @@ def test_a_few_scales_in_compiled_code(compiler: str) -> None:
         torch.testing.assert_close(compiled(*call), step(*call))
 
 
-@pytest.mark.parametrize("method", part(NAMES, 2))
+@pytest.mark.parametrize("method", part(NAMES, 4))
 def test_more_keys_than_queries_masks_and_gradients(method: str) -> None:
     its = parse(method)
 

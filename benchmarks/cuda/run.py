@@ -124,13 +124,14 @@ class Run:
         return probe.run()
 
     def tests(self) -> dict:
-        parallel = ["-n", "12"] if find_spec("xdist") and not self.dry else []
+        parallel = ["-n", "0" if self.dry else "12"] if find_spec("xdist") else []
         command = [sys.executable, "-m", "pytest", "-q", "-ra", "--tb=short", "-p", "no:cacheprovider", *parallel]
         command += ["-o", f"faulthandler_timeout={_HANGS_SECONDS}"]  # a kernel that never ends is named
         return _run([*command, str(ROOT / "tests" / "gpu")], min(_TESTS_SECONDS, self.left), self.output / "tests.txt")
 
     def rates(self) -> list[dict]:
-        return [self._rate(rate) for rate in rates.rates() if self.left > 60]
+        tried = itertools.islice(rates.rates(), None, None, 4 if self.dry else None)
+        return [self._rate(rate) for rate in tried if self.left > 60]
 
     def _rate(self, rate: rates.Rate) -> dict:
         arch = _DRY_ARCH if self.dry else driver.device(0).arch

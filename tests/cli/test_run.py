@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from dynattn.cli import app
+from tests.covering import part
 
 PROGRAM = """
 import multiprocessing, pickle, sys
@@ -54,7 +55,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("program", "option"), [("program", "--worker"), ("program.py", "--help")])
+@pytest.mark.parametrize(("program", "option"), part([("program", "--worker"), ("program.py", "--help")], 2))
 def test_a_program_and_its_workers_know_the_methods(program: str, option: str, tmp_path: Path) -> None:
     """The worker is spawned, and gets the model pickled, as sentence-transformers hands it over."""
     (tmp_path / "program.py").write_text(PROGRAM)

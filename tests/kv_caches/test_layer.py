@@ -19,6 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from dynattn.integrations.transformers import register
 from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+from tests.covering import part
 
 LAYERS = 2
 CONFIG = LlamaConfig(
@@ -114,7 +115,7 @@ def _child(cache, ids, answers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", ["full", "spatten"])
+@pytest.mark.parametrize("make", part(["spatten", "full"], 2))
 def test_a_cache_goes_to_another_process(model, ids, make):
     context = torch.multiprocessing.get_context("spawn")
     cache, answers = CACHES[make](), context.Queue()

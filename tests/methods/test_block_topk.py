@@ -11,19 +11,21 @@ from dynattn import BlockMass, BlockTopK
 from dynattn.maths import antidiagonal, bounds, sampled
 from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import Blocks
+from tests.covering import half
 from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, sampled_share
 from tests.methods.oracle import agrees, inputs
 
 """All rows of scores, the queries and the keys of a block: its value."""
 
 
-@pytest.mark.parametrize(("ratio", "exact"), [(0.25, (1, 4)), (0.5, (1, 2)), (0.000001, (1, 10**6)), (1.0, (1, 1))])
-@pytest.mark.parametrize("block", [1, 2, 4, 32])
-@pytest.mark.parametrize("forced", FORCED, ids=str)
-@pytest.mark.parametrize("floor", [0, 5, 32])
-def test_definition(ratio: float, exact: tuple[int, int], block: int, forced: dict[str, Any], floor: int) -> None:
+@pytest.mark.parametrize(
+    ("shares", "block", "forced", "floor"),
+    half([(0.25, 1, 4), (0.5, 1, 2), (0.000001, 1, 10**6), (1.0, 1, 1)], [1, 2, 4, 32], FORCED, [0, 5, 32]),
+)
+def test_definition(shares: tuple[float, int, int], block: int, forced: dict[str, Any], floor: int) -> None:
+    ratio, *exact = shares
     method = BlockTopK(ratio, block, floor=floor, **forced)
-    agrees(method, rule(method, mean, exact), [(13, 13), (5, 13), (13, 5)])
+    agrees(method, rule(method, mean, tuple(exact)), [(13, 13), (5, 13), (13, 5)])
 
 
 @pytest.mark.parametrize("forced", FORCED[:2], ids=str)

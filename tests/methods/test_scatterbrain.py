@@ -43,7 +43,7 @@ def inputs(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: to
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (7, 7), (50, 50), (3, 40), (1, 18), (9, 4)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (7, 7), (30, 30), (3, 40), (1, 18), (9, 4)])
 def test_is_the_definition(q_len: int, kv_len: int, causal: bool) -> None:
     q, k, v = inputs(q_len, kv_len)
     out = dynattn.attention(q, k, v, SMALL, causal=causal)

@@ -19,6 +19,7 @@ from dynattn.methods import Rows, parse
 from dynattn.methods.blocks import ESTIMATES, Blocks
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
+from tests.covering import half
 
 LENGTHS = [(1, 1), (15, 16), (17, 64), (64, 17), (65, 63), (130, 130), (63, 130), (5, 300), (200, 72)]
 SIDES = [8, 16, 48, 64, 100]
@@ -58,10 +59,9 @@ def spread(blocks: Tensor, size: int, query: Tensor, key: Tensor, mask: Tensor |
     return pairs[:, :, : query.shape[2], : key.shape[2]] & allowed
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
+@pytest.mark.parametrize(
+    ("lengths", "kind", "causal", "at_once"), half(LENGTHS, MASKS, [False, True], [estimate.AT_ONCE, 100])
+)
 def test_pooled_sums_choose_what_the_scores_choose(
     lengths: tuple[int, int], kind: str, causal: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,11 +76,10 @@ def test_pooled_sums_choose_what_the_scores_choose(
         assert torch.equal(got, defined(query, key, mask, causal, method)), method
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("at_once", [estimate.AT_ONCE, 100])
-@pytest.mark.parametrize("by", sorted(set(ESTIMATES) - {"mean"}))
+@pytest.mark.parametrize(
+    ("lengths", "kind", "causal", "at_once", "by"),
+    half(LENGTHS, MASKS, [False, True], [estimate.AT_ONCE, 100], sorted(set(ESTIMATES) - {"mean"})),
+)
 def test_estimates_of_inputs_are_those_of_scores(
     lengths: tuple[int, int], kind: str, causal: bool, at_once: int, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,9 +247,7 @@ def test_the_gradient_holds_the_forwards_blocks() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(("masked", "aux", "dropout_p"), half([False, True], [False, True], [0.0, 0.4]))
 def test_opcheck(masked: bool, aux: bool, dropout_p: float) -> None:
     tensors = [x.requires_grad_() for x in inputs(40, 50)]
     seed, mask = torch.tensor(3) if dropout_p else None, padding("padding", 50) if masked else None

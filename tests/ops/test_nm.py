@@ -5,6 +5,7 @@ import torch
 
 from dynattn.backends import backends
 from dynattn.ops.nm import nm_attention
+from tests.covering import half
 
 
 def tensors(layout: str) -> list[torch.Tensor]:
@@ -16,11 +17,10 @@ def tensors(layout: str) -> list[torch.Tensor]:
     return [x.requires_grad_() for x in drawn]
 
 
-@pytest.mark.parametrize("layout", ["bhld", "blhd"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("layout", "masked", "aux", "backend", "dropout_p"),
+    half(["bhld", "blhd"], [False, True], [False, True], ["cpu", "reference"], [0.0, 0.4]),
+)
 def test_opcheck(layout: str, masked: bool, aux: bool, backend: str, dropout_p: float) -> None:
     seed = torch.tensor(3) if dropout_p else None
     mask = torch.zeros(2, 1, 1, 13, requires_grad=True) if masked else None

@@ -13,6 +13,7 @@ import dynattn
 from dynattn import Mass, Threshold, TopK
 from dynattn.kernels import cpu
 from dynattn.ops.rows import row_attention
+from tests.covering import half
 
 LENGTHS = [(1, 1), (17, 64), (64, 17), (130, 130), (63, 130), (5, 300), (200, 72)]
 METHODS = [TopK(k=5), TopK(ratio=0.3), TopK(ratio=0.3, floor=7), Threshold(0.05), Mass(0.81)]
@@ -139,9 +140,7 @@ def test_values_that_nobody_keeps_may_be_garbage(method: TopK | Threshold | Mass
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["none", "added"])
-@pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(("kind", "aux", "dropout_p"), half(["none", "added"], [False, True], [0.0, 0.4]))
 def test_opcheck(kind: str, aux: bool, dropout_p: float) -> None:
     tensors = [x.requires_grad_() for x in inputs(40, 50)]
     seed, mask = torch.tensor(3) if dropout_p else None, masked(kind, 40, 50)

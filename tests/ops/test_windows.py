@@ -12,6 +12,7 @@ import dynattn
 from dynattn import Window
 from dynattn.maths import bands
 from dynattn.ops import nm, windows
+from tests.covering import half
 
 SIZES = [(300, 300), (70, 300), (300, 70), (1, 300), (129, 129), (1, 1), (200, 5), (0, 5), (5, 0)]
 
@@ -41,9 +42,9 @@ def masks(q_len: int, kv_len: int) -> dict[str, Tensor | None]:
     }
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("mask", ["none", "padding", "by head", "bias", "by query"])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("size", "mask", "causal"), half(SIZES, ["none", "padding", "by head", "bias", "by query"], [False, True])
+)
 def test_definition(size: tuple[int, int], mask: str, causal: bool) -> None:
     (query, key, value), attn_mask = inputs(*size), masks(*size)[mask]
     for window, sinks in itertools.product((1, 5, 40, 400), (0, 3, 10)):

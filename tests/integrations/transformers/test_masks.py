@@ -14,7 +14,7 @@ from tests.integrations.transformers.tiny import assert_equal, cache_of, chunks_
 
 @pytest.mark.parametrize(
     ("free", "padding"),
-    part([(0, "left"), (1, None), (0, None), (7, "left"), (1, "left"), (7, None)], 3),
+    part([(0, "left"), (1, None), (0, None), (7, "left"), (1, "left"), (7, None)], 6),
 )
 @torch.no_grad()
 def test_a_window_ends_at_the_query_in_a_compiled_static_cache(free, padding):

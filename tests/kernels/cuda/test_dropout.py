@@ -10,6 +10,7 @@ import torch
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.reference import pairs as reference
+from tests.covering import part
 from tests.kernels.cuda import emulation, emulation_backward
 from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, check, grid, padding, run, simple
 from tests.kernels.cuda.emulation_backward import FEW_BLOCKS, BackwardProblem, backward_problem
@@ -43,7 +44,7 @@ def left(problem: Problem) -> torch.Tensor:
     return reference.attend(p.query, p.key, p.value, p.method, None, p.causal, p.scale).kept & (p.drops > 0)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", part(METHODS, 2, lambda method: method.name))
 def test_the_pairs_are_the_definitions_forward_and_backward(method: NM) -> None:
     problem = shown(method)
     right = left(problem)

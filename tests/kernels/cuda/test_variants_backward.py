@@ -1,4 +1,7 @@
-"""The backward kernels' machine code: it is made, it keeps to its registers, and dQ comes from sparse tensor cores."""
+"""The backward kernels' machine code: it is made, it keeps to its registers, and dQ comes from sparse tensor cores.
+
+Every other case of a cover is compiled always, all of them with ``-m sweep``.
+"""
 
 import re
 from dataclasses import replace
@@ -17,6 +20,7 @@ from dynattn.kernels.cuda.variants_backward import (
     small_variants,
     wgmma_variants,
 )
+from tests.covering import part
 from tests.kernels.cuda.test_variants import cover, disassembled
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs NVRTC: {missing()}")
@@ -58,7 +62,7 @@ def name(case: tuple[AnyBackwardVariant, str]) -> str:
     return f"{case[1]}: {case[0].name_expression}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("case", part(CASES, 2, name))
 def test_it_keeps_to_its_registers_and_multiplies_sparse(case: tuple[AnyBackwardVariant, str]) -> None:
     variant, arch = case
     made = compile_variant(variant, arch, cached=False)

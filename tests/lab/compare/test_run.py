@@ -16,6 +16,7 @@ from dynattn.lab.compare import Comparison, Settings, compare, memory, run
 from dynattn.lab.compare.document import page
 from dynattn.lab.compare.terminal import summary
 from dynattn.lab.models import load
+from tests.covering import part
 from tests.lab.compare.running import METHODS, silent
 
 
@@ -60,7 +61,7 @@ def test_a_decoder_is_judged_by_perplexity_and_passkey(
     assert "too few items" in page(found)  # 2 keys
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", part(["bfloat16", "float16"], 2))
 def test_a_dtype_is_that_of_the_model_and_of_both_attentions(
     dtype: str, tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ):

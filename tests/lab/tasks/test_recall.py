@@ -124,7 +124,7 @@ def test_what_cannot_be_made_is_refused(task, match):
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("name", "tokens"), part([("needle", 512), ("multi-needle", 512), ("variables", 512), ("common-words", 1024)], 3)
+    ("name", "tokens"), part([("needle", 512), ("multi-needle", 512), ("variables", 512), ("common-words", 1024)], 4)
 )
 def test_a_real_model_answers_better_with_the_answer_in_its_context(name, tokens):
     """Against the same question and answer under a context that hides another item's."""
