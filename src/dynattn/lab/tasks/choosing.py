@@ -36,7 +36,7 @@ from dynattn.lab.tasks.perplexity import prefill
 from dynattn.lab.tasks.recall import encode
 from dynattn.lab.tasks.texts import Text, wikipedia
 
-_FEWEST, _EACH = 8, 4  # candidates of a question, and of each right answer: guessing finds an eighth, or a quarter
+_CANDIDATES = 4  # for each right answer, so that guessing finds a quarter
 
 
 class Question(NamedTuple):
@@ -223,7 +223,6 @@ def ask(tokenizer: Any, questions: Sequence[Question]) -> tuple[Slot, ...]:
 
 def _slot(tokenizer: Any, question: Question) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
     shared, telling = _telling(tokenizer, [*question.right, *question.wrong])
-    most = max(_FEWEST, _EACH * len(question.right))
     right = tuple(telling[word] for word in question.right if word in telling)
     others = (telling[word] for word in question.wrong if word in telling)
     wrong = tuple(dict.fromkeys(token for token in others if token not in right))
@@ -232,7 +231,7 @@ def _slot(tokenizer: Any, question: Question) -> tuple[list[int], tuple[int, ...
             f"ask: candidates must begin with different tokens: {', '.join(question.right)} and others do not; take a "
             "tokenizer of words or parts of words"
         )
-    return encode(tokenizer, question.text) + shared, right, wrong[: most - len(right)]
+    return encode(tokenizer, question.text) + shared, right, wrong[: (_CANDIDATES - 1) * len(right)]
 
 
 def asked(label: str, body: Sequence[int], slots: tuple[Slot, ...]) -> Asked:

@@ -3,7 +3,7 @@
     One of the special magic uuids for <key> is: <value>.
 
 Keys and values are random identifiers, so that nothing but the text tells which value belongs to which key. The values
-of the others, that nobody asks for, are candidates as well.
+of the other keys, those that nobody asks for among them, are the wrong answers.
 
 Source: RULER, arXiv:2404.06654 (multi-query NIAH with identifiers for keys and values), with 4 queried keys as in
 The Sparse Frontier, arXiv:2504.17768. There answers are written.
@@ -62,7 +62,8 @@ class Identifiers(InTexts):
         values = apart(tokenizer, fresh(lambda: _identifier(draw), " ".join([*text, *keys]), _DRAWN), count)
         queried = draw.sample(range(count), self.queried)  # asked for in another order than they stand in
         questions = [
-            Question(_QUESTION.format(key=keys[i]), values[i : i + 1], values[:i] + values[i + 1 :]) for i in queried
+            Question(_QUESTION.format(key=keys[i]), [values[i]], draw.sample(values[:i] + values[i + 1 :], count - 1))
+            for i in queried
         ]
         slots = ask(tokenizer, questions)
         hidden = tuple(_STATEMENT.format(key=key, value=value) for key, value in zip(keys, values, strict=True))
