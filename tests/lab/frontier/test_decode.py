@@ -17,7 +17,7 @@ from dynattn.lab.frontier import decode
 from dynattn.lab.frontier.work import cache_read
 from dynattn.lab.models import load
 from dynattn.lab.tasks.choosing import Slot, asked
-from dynattn.methods import BlockTopK, EfficientAttention, TopK, Window
+from dynattn.methods import NM, BlockTopK, EfficientAttention, TopK, Window
 
 LENGTH, TAIL = 60, 20
 
@@ -79,6 +79,13 @@ def test_rows_that_heads_share_are_read_once():
     assert 2 * 4 <= values <= 2 * 2 * 4
     assert read(EfficientAttention()) is None
     assert read(BlockTopK(1.0, 16)) == pytest.approx(2 * 64 * 2 * row, rel=0.2)  # and what the estimate looks at
+
+
+def test_rows_are_read_once_however_many_there_are():
+    """More than a processor's cache of a megabyte holds, which would count them once for every head."""
+    query, key = torch.randn(1, 3, 1, 64), torch.randn(1, 1, 5000, 64)
+    call = Call(0, torch.nn.Identity(), query, key, key, NM(1, 1), None, True, None)
+    assert cache_read(call) == 2 * 5000 * 64 * 4
 
 
 @pytest.mark.parametrize("task", ["ruler-needles", "story-filtering", "needle", "passkey"])
