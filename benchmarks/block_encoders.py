@@ -3,34 +3,30 @@
     python benchmarks/block_encoders.py minilm [METHOD ...]    # benchmarks/results/blocks/minilm.json
     python benchmarks/block_encoders.py dinov2 [METHOD ...]    # benchmarks/results/blocks/dinov2.json
     python benchmarks/block_encoders.py time minilm|dinov2     # adds the times to a record, on an idle machine
-    python benchmarks/block_encoders.py table                  # the tables of docs/dropping-blocks.md
 
 Quality is retrieval's MRR@10 on literature and protocol documents (:mod:`held_out`) with MiniLM, and the area under the
-ROC curve of saliency maps with DINOv2; each less dense attention's, paired by item, with 95% bootstrap intervals. Mass
-and density are means over all heads, each method given the dense model's own queries, keys and values. A run goes on
-after a kill; it fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
+ROC curve of saliency maps with DINOv2, item by item. Mass and density are means over all heads, each method given the
+dense model's own queries, keys and values. A run goes on after a kill, method by method; it fails where a method beats
+dense attention beyond chance, which would mean a wrong baseline. :mod:`block_tables` writes the page.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from block_choices import END, PAGE, Look, beyond_chance, differences, timed, written
+from block_choices import failed, keep, kept, read, timed
 from held_out import sources, texts
-from marked import difference, markdown, rewritten
 
 from dynattn.integrations.transformers import Call, observing, register
-from dynattn.lab.machine import describe, machine
-from dynattn.lab.models import load
-from dynattn.lab.records import write_whole
-from dynattn.lab.statistics import interval
-from dynattn.lab.tasks.base import Task
+from dynattn.lab.machine import machine
+from dynattn.lab.models import Pretrained, load
+from dynattn.lab.tasks.base import Prepared, Task
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.saliency import Saliency
 
@@ -38,8 +34,10 @@ RESULTS = Path(__file__).parent / "results" / "blocks"
 MODELS = {"minilm": "MiniLM", "dinov2": "DINOv2"}
 METHODS = (
     "dense", "nm-1-2-x16", "topk-0.25", "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled",
-    "blocktopk-0.25-b16-sampled-w0-s0", "clustered-blocktopk-0.25-b16-sampled-w0-s0", "blocktopk-0.5-b16-sampled",
-    "blocktopk-0.5-b16-sampled-w0-s0", "clustered-blocktopk-0.5-b16-sampled-w0-s0", "blockmass-0.95-b16-sampled",
+    "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "blocktopk-0.25-b16-sampled-w0-s0",
+    "clustered-blocktopk-0.25-b16-sampled-w0-s0", "blocktopk-0.5-b16-sampled", "blocktopk-0.5-b16-runs",
+    "blocktopk-0.5-b16-lowrank", "blocktopk-0.5-b16-sampled-w0-s0", "clustered-blocktopk-0.5-b16-sampled-w0-s0",
+    "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs",
     "clustered-blockmass-0.95-b16-sampled-w0-s0", "blockskip-2.0", "blockskip-4.0",
 )  # fmt: skip
 _CHARACTERS = 60_000  # of a text
@@ -57,91 +55,58 @@ def task(model: str) -> Task:
 def measure(model: str, names: Sequence[str]) -> int:
     """Measure what the record does not hold; 1 where a method beats dense attention beyond chance."""
     path, made = RESULTS / f"{model}.json", task(model)
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"methods": {}, "kept": {}}
+    record: dict[str, Any] = {"methods": {}, "kept": {}} | read(path)
     pretrained = load(model)
-    register()
     data = made.prepare(pretrained)
     record |= {
         "model": pretrained.description, "sources": sources() if model == "minilm" else {}, "machine": machine(),
-        "metric": made.metric, "tasks": {made.name: data.summary},
+        "metric": made.metric, "higher_is_better": made.higher_is_better, "tasks": {made.name: data.summary},
     }  # fmt: skip
-    missing = [name for name in names if name not in record["kept"]]
-    if missing:
-        look = Look(missing)
-        pretrained.model.set_attn_implementation("dynattn:dense")
-        with observing(look):
-            pretrained.model(**data.examples[0])
-        for name, sums in look.sums.items():
-            record["kept"][name] = [round(total / look.heads, 6) for total in sums]
-        write_whole(path, written(record))
+    calls: list[Call] = []
     for name in names:
-        known = record["methods"].setdefault(name, {})
-        if made.name in known:
-            continue
-        register(name)
-        pretrained.model.set_attn_implementation(f"dynattn:{name}")
-        outcome = made.evaluate(pretrained, data, lambda: None)
-        known[made.name] = [round(float(score), 6) for score in np.asarray(outcome.scores)]
-        write_whole(path, written(record))
-        print(f"{name}: {np.mean(known[made.name]):.4f}", flush=True)
-    better = beyond_chance(record, made.higher_is_better)
-    for line in better:
-        print(f"better than dense attention beyond chance, so the baseline is wrong: {line}")
-    return int(bool(better))
+        start = time.perf_counter()
+        if name not in record["kept"]:
+            calls = calls or calls_of(pretrained, data)
+            record["kept"][name] = kept(calls, name)
+            keep(record, path, name, "kept", start)
+        start, known = time.perf_counter(), record["methods"].setdefault(name, {})
+        if made.name not in known:
+            register(name)
+            pretrained.model.set_attn_implementation(f"dynattn:{name}")
+            outcome = made.evaluate(pretrained, data, lambda: None)
+            known[made.name] = [round(float(score), 6) for score in np.asarray(outcome.scores)]
+            keep(record, path, name, made.name, start)
+    return failed(record, made.higher_is_better)
+
+
+def calls_of(pretrained: Pretrained, data: Prepared) -> list[Call]:
+    """The dense model's calls of attention on the first example."""
+    calls: list[Call] = []
+    register()
+    pretrained.model.set_attn_implementation("dynattn:dense")
+    with observing(calls.append):
+        pretrained.model(**data.examples[0])
+    return calls
 
 
 @torch.inference_mode()
 def clock(model: str) -> None:
     """Add to the record how long its methods take on the middle layer's queries, keys and values."""
-    path = RESULTS / f"{model}.json"
-    record = json.loads(path.read_text())
-    pretrained, calls = load(model), list[Call]()
-    register()
-    pretrained.model.set_attn_implementation("dynattn:dense")
-    with observing(calls.append):
-        pretrained.model(**task(model).prepare(pretrained).examples[0])
+    path, pretrained = RESULTS / f"{model}.json", load(model)
+    record = read(path)
+    calls = calls_of(pretrained, task(model).prepare(pretrained))
     call = calls[len(calls) // 2]
-    record["time"] = {
-        "shape": list(call.query.shape), "machine": machine(), "methods": timed(call, list(record["kept"]), False)
-    }  # fmt: skip
-    write_whole(path, written(record))
-
-
-def table(model: str) -> str:
-    """All figures of a model, in Markdown."""
-    record = json.loads((RESULTS / f"{model}.json").read_text())
-    (name,) = record["tasks"]
-    rows = []
-    for method, scores in record["methods"].items():
-        if name not in scores:
-            continue
-        mass, density = record["kept"][method]
-        lost = difference(interval(differences(record, method, name)))
-        cells = [f"`{method}`", f"{mass:.3f} ({density:.1%})"]
-        cells.append(f"{np.mean(scores[name]):.3f}" if method == "dense" else lost)
-        if "time" in record:
-            taken = record["time"]["methods"].get(method)
-            cells.append(f"{taken['seconds'] * 1e3:.1f} ms, {taken['speedup']:.2f}×" if taken else "")
-        rows.append(cells)
-    heads = ["method", "kept", record["metric"], *(["time"] if "time" in record else [])]
-    return f"{record['tasks'][name]}.\n\n{markdown(heads, rows)}\n\n{describe(record['machine'])}."
-
-
-def tables() -> None:
-    """Write the page's tables from the records that there are."""
-    page = PAGE.read_text()
-    for model in MODELS:
-        if (RESULTS / f"{model}.json").exists():
-            start = f"<!-- {model}: written by benchmarks/block_encoders.py -->"
-            page = rewritten(page, start, table(model), END, "block_encoders")
-    PAGE.write_text(page)
+    times = record.setdefault("time", {"shape": list(call.query.shape), "methods": {}})
+    times["machine"] = machine()
+    for name in record["kept"]:
+        if name not in times["methods"]:
+            start = time.perf_counter()
+            times["methods"][name] = timed(call, name, causal=False)
+            keep(record, path, name, "time", start)
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, or write the page."""
-    if arguments == ["table"]:
-        tables()
-        return 0
+    """Measure quality, or time."""
     if len(arguments) == 2 and arguments[0] == "time" and arguments[1] in MODELS:
         clock(arguments[1])
         return 0

@@ -92,7 +92,8 @@ def record(tokens: int, parts: Sequence[str]) -> int:
     run = partial(workers.run, workers=count, threads=max(1, machine()["cores"] // count))
     quiet_transformers()
     with stages(Console()) as stage:
-        for part, phase in [(part, phase) for part in parts for phase in ALL if part in ("dense", phase)]:
+        steps: list[tuple[str, Phase]] = [(part, phase) for part in parts for phase in ALL if part in ("dense", phase)]
+        for part, phase in steps:
             tasks, budgets = (TASKS, ()) if part == "dense" else (told(load(path), phase), BUDGETS)
             if tasks:  # else dense attention does enough in none, and the table says so
                 failures += len(sweep(settings(tokens, phase, tasks, budgets), path, stage, run).failures)

@@ -29,9 +29,11 @@ RESULTS = Path(__file__).parent / "results"
 START, END = "<!-- {}: written by benchmarks/methods_table.py -->", "<!-- end of {} -->"
 PAGES = {
     "N:M": "nm", "N:M, stride 16": "nm", "N:M, window": "nm", "top-k": "topk", "threshold": "threshold", "mass": "mass",
-    "block top-k": "blocktopk", "window": "window", "DSA": "dsa", "Scatterbrain": "scatterbrain", "random": "random",
-    "fixed": "fixed", "SpAtten": "spatten", "LTP": "ltp", "random tokens": "spatten", "efficient": "efficient",
-    "cache: window": "../decode", "cache: SpAtten": "../decode",
+    "block top-k": "blocktopk", "block top-k, low rank": "blocktopk", "block mass": "blocktopk",
+    "blocks with a proof": "blockbound", "skips": "blockskip", "clustered": "clustered",
+    "vertical-slash": "verticalslash", "FlexPrefill": "verticalslash", "window": "window", "DSA": "dsa",
+    "Scatterbrain": "scatterbrain", "random": "random", "fixed": "fixed", "SpAtten": "spatten", "LTP": "ltp",
+    "random tokens": "spatten", "efficient": "efficient", "cache: window": "../decode", "cache: SpAtten": "../decode",
 }  # fmt: skip
 DYNAMICVIT = 0.7  # keep ratio of a stage that its predictors were trained for
 DROPPED = ("spatten-0.7", "random-tokens-0.7", "spatten-0.5", "random-tokens-0.5", "ltp-0.0002", "first-tokens-0.5")

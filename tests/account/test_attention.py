@@ -157,6 +157,7 @@ def test_mixing_methods_count_the_products_that_they_compute() -> None:
     [("window-5", 0, 0), ("fixed-0.5", 0, 0), ("random-0.5", 0, 0), ("blocktopk-0.5-b4", 8 / 16, 8 * 4 / 4),
      ("blocktopk-0.5-b16-bounds", 2 * 8 / 256, 2 * 8 * 4 / 16), ("blockmass-0.5-b64-sampled", 8 / 16, 8 * 4),
      ("blocktopk-0.5-b16-antidiagonal", 8 / 16, 8 * 4), ("blockmass-0.5-b4-sampled", 8 / 4, 8 * 4),
+     ("blocktopk-0.5-b16-lowrank", 1, 8 * 4), ("blockmass-0.5-b4-runs", 8 / 4, 8 * 4),
      ("blockbound-0.5-b16", 2 * 8 / 16, 2 * 8 * 4 / 16),
      ("dsa-0.5-k0.25-int4", 2, 2 / 2 + 4), ("window-5+blocktopk-0.5-b4", 8 / 16, 8 * 4 / 4)],
 )  # fmt: skip

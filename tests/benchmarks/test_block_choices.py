@@ -66,7 +66,7 @@ def test_quality_goes_on_where_it_stopped_and_a_better_method_fails_it(choices: 
     second = json.loads(path.read_text())["methods"]
     assert second["blocktopk-0.5-b8"] == first["methods"]["blocktopk-0.5-b8"]  # not measured again
     assert len(second["blockskip-1.0"]["code"]) == len(second["dense"]["code"])
-    assert "| `blockskip-1.0` | " in choices.quality_table(64)
+    assert second["blockskip-1.0"].keys() == json.loads(path.read_text())["seconds"]["blockskip-1.0"].keys()
 
 
 def test_mass_goes_on_where_it_stopped(choices: Any, tmp_path: Path) -> None:
@@ -84,10 +84,57 @@ def test_mass_goes_on_where_it_stopped(choices: Any, tmp_path: Path) -> None:
     assert again["blockskip-1.0"]["code"][0] > 0.3
 
 
-def test_the_tables_hold_every_record_of_their_script(choices: Any) -> None:
-    """The page has a place for each table that the scripts may write."""
-    page = choices.PAGE.read_text()
-    for part in ("mass-2048", "quality-2048", "time"):
-        assert f"<!-- {part}: written by benchmarks/block_choices.py -->" in page
-    for model in ("minilm", "dinov2"):
-        assert f"<!-- {model}: written by benchmarks/block_encoders.py -->" in page
+def test_times_go_on_method_by_method(choices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr(choices, "timed", lambda _, name: {"speedup": float(len(timed.append(name) or timed))})
+    choices.timings(64, ["dense", "blockskip-1.0"])
+    choices.timings(64, ["dense", "blockskip-2.0"])
+    choices.timings(32, ["dense"])
+    assert timed == ["dense", "blockskip-1.0", "blockskip-2.0", "dense"]
+    lengths = json.loads((tmp_path / "time.json").read_text())["lengths"]
+    assert {length: list(found) for length, found in lengths.items()} == {
+        "64": ["dense", "blockskip-1.0", "blockskip-2.0"], "32": ["dense"],
+    }  # fmt: skip
+
+
+def test_a_method_is_timed_beside_sdpa(choices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = choices.interleaved
+    monkeypatch.setattr(choices, "interleaved", lambda runs, **_: once(runs, rounds=1, min_sample=None))
+    (call, *_) = choices.calls_of("code", 32, {})
+    found = choices.timed(call, "blocktopk-0.5-b8")
+    assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"])
+    assert found["seconds"] > 0
+
+
+def test_the_plan_counts_what_is_missing_and_tells_its_time_by_what_is_there(
+    choices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "METHODS", {2048: ("dense", "a", "b"), 4096: ("dense", "a"), 8192: ("dense",)})
+    monkeypatch.setattr(choices, "NOT_BY_QUALITY", ("c",))
+    monkeypatch.setattr(choices, "SLOW", ())
+    assert choices.plan()[:2] == [
+        "mass 2048: 3 cells missing; nothing is known of its time",
+        "quality 2048: 6 cells missing; nothing is known of its time",
+    ]
+    done = {"methods": {"dense": {"code": [1.0], "fact": [1.0]}, "other": {"code": [1.0]}},
+            "seconds": {"dense": {"code": 90.0}, "other": {"code": 30.0}}}  # fmt: skip
+    (tmp_path / "quality-2048.json").write_text(json.dumps(done))
+    timed = {"lengths": {"4096": {"dense": {}}}, "seconds": {"dense": {"4096": 60.0}}}
+    (tmp_path / "time.json").write_text(json.dumps(timed))
+    assert choices.plan()[1:] == [
+        "quality 2048: 4 cells missing; about 4 minutes", "quality 4096: 4 cells missing; about 12 minutes",
+        "quality 8192: 2 cells missing; about 18 minutes", "time 2048: 4 cells missing; nothing is known of its time",
+        "time 4096: 2 cells missing; about 2 minutes", "time 8192: 2 cells missing; about 6 minutes",
+    ]  # fmt: skip
+
+
+def test_every_length_has_the_methods_of_the_longer_ones_and_dense_attention_first(script: Any) -> None:
+    choices = script("block_choices")
+    of = choices.METHODS
+    assert set(of[8192]) < set(of[4096]) < set(of[2048])
+    for length in choices.LENGTHS:
+        assert of[length][0] == "dense"
+        assert len(set(of[length])) == len(of[length])
+        for kind in ("mass", "quality", "time"):
+            names = choices.named(kind, length)
+            assert tuple(choices.parse(name).name for name in names) == names

@@ -45,13 +45,14 @@ def test_a_record_goes_on_and_a_better_method_fails_it(encoders: Any, tmp_path: 
     assert len(again["methods"]["blockskip-1.0"]["retrieval"]) == 4
 
 
-def test_times_come_on_top(encoders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_come_on_top_method_by_method(encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoders.measure("minilm", NAMES)
-    assert "| time |" not in encoders.table("minilm")
-    monkeypatch.setattr(
-        encoders, "timed", lambda call, names, causal: {n: {"seconds": 0.001, "speedup": 1.5} for n in names}
-    )
+    timed: list[str] = []
+    monkeypatch.setattr(encoders, "timed", lambda _, name, causal: {"speedup": timed.append(name) or 1.5})
     encoders.clock("minilm")
-    lines = encoders.table("minilm").splitlines()
-    assert lines[2] == "| method | kept | MRR@10 | time |"
-    assert all(line.endswith("| 1.0 ms, 1.50× |") for line in lines[4:6])
+    encoders.measure("minilm", ["blockskip-1.0"])
+    encoders.clock("minilm")
+    assert timed == [*NAMES, "blockskip-1.0"]
+    record = json.loads((tmp_path / "minilm.json").read_text())
+    assert list(record["time"]["methods"]) == timed
+    assert record["time"]["shape"][1:] == [2, 64, 16]

@@ -39,6 +39,14 @@ def test_the_pages_of_quality_show_the_records(monkeypatch: pytest.MonkeyPatch) 
         script.with_table("# Nothing", ("nm-1-2",))
 
 
+def test_every_family_of_the_frontier_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("methods_table")
+    assert script.PAGES.keys() >= script.FAMILIES.keys()
+    for page in script.PAGES.values():
+        assert (ROOT / "docs" / "methods" / f"{page}.md").exists()
+
+
 def test_every_method_has_figures() -> None:
     folder = ROOT / "docs" / "methods"
     linked = set(re.findall(r"\]\((\w+)\.md\)", (folder / "figures.md").read_text()))

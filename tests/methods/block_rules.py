@@ -29,6 +29,17 @@ def sampled_share(s: Scores, queries: range, keys: range) -> float:
     return math.log(total) if total else -math.inf
 
 
+def run_share(s: Scores, queries: range, keys: range) -> float:
+    """The share of weights that the mean scores of each run of 16 give to the keys."""
+    total = 0.0
+    for first in range(queries.start, queries.stop, 16):
+        columns = zip(*s[first : min(first + 16, queries.stop)], strict=True)
+        allowed = [[x for x in column if x != -math.inf] for column in columns]
+        weights = [math.exp(sum(column) / len(column)) if column else 0.0 for column in allowed]
+        total += sum(weights[j] for j in keys) / sum(weights) if sum(weights) else 0.0
+    return math.log(total) if total else -math.inf
+
+
 def antidiagonal_share(s: Scores, queries: range, keys: range) -> float:
     total = 0.0
     for row in range(queries.start, queries.stop, 16):

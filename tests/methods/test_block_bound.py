@@ -135,6 +135,15 @@ def test_the_kernels_keep_it_too(causal: bool) -> None:
     assert aux.density.max() < 0.9  # something was dropped
 
 
+def test_all_of_the_mass_is_all_of_the_pairs() -> None:
+    """Also where other blocks have next to nothing, and their shares round to 0."""
+    query, key, value = inputs(64, 64, run=8)
+    for backend, dtype in (("auto", torch.float32), ("reference", torch.float64)):
+        q, k, v = (x.to(dtype) for x in (1000 * query, key, value))
+        _, aux = dynattn.attention(q, k, v, BlockBound(1.0, 8), return_aux=True, backend=backend)
+        assert (aux.density == 1).all(), backend
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_bounds_do_not_round_to_half_precision(dtype: torch.dtype) -> None:
     query, key, _ = (x.to(dtype) for x in inputs(20, 40))

@@ -7,6 +7,7 @@ import torch
 
 import dynattn
 from dynattn import BlockMass
+from dynattn.methods.blocks import ESTIMATES
 from tests.methods.block_rules import FORCED, Values, holds, mean, rule, sampled_share
 
 
@@ -16,6 +17,17 @@ from tests.methods.block_rules import FORCED, Values, holds, mean, rule, sampled
 def test_mass(mass: float, by: str, values: Values, forced: dict[str, Any]) -> None:
     method = BlockMass(mass, 4, by, **forced)
     holds(method, rule(method, values), [(13, 13), (5, 40), (1, 1), (30, 13)])
+
+
+def test_all_of_the_mass_is_all_of_the_pairs() -> None:
+    """Also where other blocks have next to nothing, and their shares round to 0."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 64, 8)
+    for by in sorted(ESTIMATES):
+        method = BlockMass(1.0, 16, by, window=0, sinks=0)
+        for backend in ("auto", "reference"):
+            _, aux = dynattn.attention(60 * query, key, value, method, return_aux=True, backend=backend)
+            assert aux.density.tolist() == [[1.0, 1.0]], (by, backend)
 
 
 def test_mass_keeps_more_where_attention_is_flat() -> None:

@@ -8,11 +8,11 @@ import torch
 
 import dynattn
 from dynattn import BlockMass, BlockTopK
-from dynattn.maths import antidiagonal, bounds, sampled
+from dynattn.maths import antidiagonal, bounds, runs, sampled
 from dynattn.methods import Rows, parse
-from dynattn.methods.blocks import Blocks
+from dynattn.methods.blocks import ESTIMATES, Blocks
 from tests.covering import half
-from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, sampled_share
+from tests.methods.block_rules import FORCED, Values, antidiagonal_share, holds, mean, rule, run_share, sampled_share
 from tests.methods.oracle import agrees, inputs
 
 """All rows of scores, the queries and the keys of a block: its value."""
@@ -32,7 +32,7 @@ def test_definition(shares: tuple[float, int, int], block: int, forced: dict[str
 @pytest.mark.parametrize(
     ("by", "values", "block"),
     [("sampled", sampled_share, 4), ("sampled", sampled_share, 24), ("antidiagonal", antidiagonal_share, 16),
-     ("antidiagonal", antidiagonal_share, 32)],
+     ("antidiagonal", antidiagonal_share, 32), ("runs", run_share, 24)],
 )  # fmt: skip
 def test_estimates(by: str, values: Values, block: int, forced: dict[str, Any]) -> None:
     method = BlockTopK(0.4, block, by, floor=0, **forced)
@@ -66,7 +66,7 @@ def test_the_choice_by_bounds_is_that_of_its_values() -> None:
 def test_causal_attention_keeps_its_own_blocks_and_the_first_within_the_budget() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 512, 16)
-    for by in ("mean", "sampled", "bounds", "antidiagonal"):
+    for by in sorted(set(ESTIMATES) - {"similar"}):  # which forces others besides
         _, aux = dynattn.attention(query, key, value, BlockTopK(0.25, 16, by), causal=True, return_aux=True)
         kept = BlockTopK(0.25, 16, by).choose_blocks(query, key, None, True, 0.25)
         for row in range(32):
@@ -75,7 +75,7 @@ def test_causal_attention_keeps_its_own_blocks_and_the_first_within_the_budget()
         assert (aux.density < 0.32).all()
 
 
-@pytest.mark.parametrize("by", ["mean", "sampled", "bounds", "antidiagonal"])
+@pytest.mark.parametrize("by", sorted(ESTIMATES))
 @pytest.mark.parametrize("kind", [BlockTopK, BlockMass])
 def test_nan_reaches_the_output(by: str, kind: type[Blocks]) -> None:
     query, key, value = inputs(48, 112)  # whole tiles: antidiagonals of a cut one miss some keys
@@ -87,7 +87,7 @@ def test_nan_reaches_the_output(by: str, kind: type[Blocks]) -> None:
 
 
 def test_steps_are_those_of_the_pages() -> None:
-    assert (sampled.STEP, antidiagonal.STEP) == (16, 16)
+    assert (sampled.STEP, runs.STEP, antidiagonal.STEP) == (16, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_steps_are_those_of_the_pages() -> None:
         ("blocktopk-0.25-b64-sampled-w128-s64-f0", BlockTopK(0.25, 64, "sampled", 128, 64, 0)),
         ("blocktopk-0.25-b64-bounds", BlockTopK(0.25, 64, "bounds")),
         ("blocktopk-0.25-b32-antidiagonal-f8", BlockTopK(0.25, 32, "antidiagonal", floor=8)),
+        ("blocktopk-0.25-b64-lowrank-w0", BlockTopK(0.25, 64, "lowrank", window=0)),
         ("blockmass-0.9-b64-sampled", BlockMass(0.9, 64)),
         ("blockmass-0.9-b16", BlockMass(0.9, 16, "mean")),
         ("blockmass-0.9-b16-bounds-w0-s0", BlockMass(0.9, 16, "bounds", 0, 0)),
@@ -116,7 +117,7 @@ def test_names(name: str, method: Blocks) -> None:
         ((0.5, 0), ValueError, "block must be between 1 and 1024"),
         ((0.5, 1025), ValueError, "block must be between 1 and 1024"),
         ((0.5, 16.0), TypeError, "block must be an int"),
-        ((0.5, 16, "best"), ValueError, "by must be one of mean, similar, bounds, antidiagonal, sampled: got 'best'"),
+        ((0.5, 16, "best"), ValueError, f"by must be one of {', '.join(ESTIMATES)}: got 'best'; try 'sampled'"),
         ((0.5, 16, 3), ValueError, "by must be one of"),
         ((0.5, 24, "antidiagonal"), ValueError, "block must be a multiple of 16 with 'antidiagonal': got 24"),
         ((0.5, 16, "mean", -1), ValueError, "window must be between 0 and"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynattn
 from dynattn import BlockBound, BlockMass, BlockTopK
@@ -96,6 +97,30 @@ def test_estimates_of_inputs_are_those_of_scores(
             torch.testing.assert_close(value.where(its, 0.0), want[:, :, at].where(some[:, :, at], 0.0), equal_nan=True)
             rows = at.stop
         assert rows == want.shape[2]
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            self.found = max(self.found, x.untyped_storage().size() // x.element_size() if torch.is_tensor(x) else 0)
+        return out
+
+
+@pytest.mark.parametrize("name", [*(f"blocktopk-0.25-b16-{by}" for by in sorted(ESTIMATES)), "blockbound-0.9-b16"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_of_the_size_of_all_pairs_is_formed(name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "AT_ONCE", 1 << 13)
+    query, key = torch.randn(1, 2, 256, 8), torch.randn(1, 1, 256, 8)
+    with _Largest() as largest:
+        cast(Blocks, parse(name)).choose_blocks(query, key, None, causal, 0.5)
+    assert 0 < largest.found <= 2 * 256 * 256 / 8
 
 
 @pytest.mark.parametrize("by", sorted(ESTIMATES))

@@ -76,11 +76,11 @@ def frontier(
         else:
             if threads is not None:
                 torch.set_num_threads(threads)
+            asked = tuple(float(budget) for budget in listed(budgets))
             settings = Settings(
                 model=model, methods=listed(methods), tasks=listed(tasks), items=items,
                 phases=cast(Any, listed(phases)), text=text, seconds=seconds, measured=measured,
-                tokens=tuple(int(length) for length in listed(tokens)),
-                **({"budgets": tuple(float(budget) for budget in listed(budgets))} if listed(budgets) else {}),
+                tokens=tuple(int(length) for length in listed(tokens)), budgets=asked or Settings.budgets,
             )  # fmt: skip
             right = command.run(settings, output, workers, ray, console())
         if not right:

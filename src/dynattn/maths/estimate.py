@@ -130,7 +130,18 @@ def log_shares(scores: Tensor) -> Tensor:
     Returns:
         (batch, heads, I, J); +inf for a block with a score that is NaN or +inf, which counts in no other block.
     """
-    of_block = scores.logsumexp(-1)
+    return log_shares_of_blocks(scores.logsumexp(-1))
+
+
+def log_shares_of_blocks(of_block: Tensor) -> Tensor:
+    """``log Σ_i softmax(t_i)_J`` over some queries i of each block I.
+
+    Args:
+        of_block: t, what each query has of each block of keys, (batch, heads, I, i, J), -inf for nothing.
+
+    Returns:
+        As :func:`log_shares`.
+    """
     bad = of_block.isnan() | (of_block == math.inf)
     of_block = of_block.masked_fill(bad, -math.inf)
     whole = of_block.logsumexp(-1, keepdim=True)

@@ -100,6 +100,8 @@ class BlockBound(Blocks):
 
     def best(self, value: Tensor, others: Tensor, forced: Tensor) -> Tensor:
         """All but the least, of which the sum stays within what may be lost."""
+        if self.keeps_everything:
+            return others  # bounds that round to 0 are a part of the mass too
         most = value.exp().masked_fill(~others | value.isnan(), math.inf)
         ranked = most.sort(dim=-1, descending=True, stable=True)
         lost = ranked.values.flip(-1).cumsum(-1).flip(-1)

@@ -77,6 +77,8 @@ class BlockMass(EstimatedBlocks):
 
     def best(self, value: Tensor, others: Tensor, forced: Tensor) -> Tensor:
         """The largest values, until the mass is reached."""
+        if self.keeps_everything:
+            return others  # shares that round to 0 are a part of the mass too
         weights = value.masked_fill(~(others | forced), -math.inf).softmax(-1)
         ranked = weights.masked_fill(~others, -1.0).sort(dim=-1, descending=True, stable=True)
         before = weights.where(forced, 0.0).sum(-1, keepdim=True) + ranked.values.cumsum(-1) - ranked.values

@@ -47,8 +47,9 @@ class BlockTopK(EstimatedBlocks):
         block: queries and keys in a block, between 1 and 1024.
         by: what ranks the blocks that are not forced: ``mean``, the mean score; ``similar``, the same, of blocks whose
             queries and keys are alike, and all others are forced; ``sampled``, the exact attention of
-            every 16th query; ``bounds``, upper bounds of the scores; ``antidiagonal``, scores along antidiagonals, for
-            which the block must be a multiple of 16.
+            every 16th query; ``runs``, the attention of the mean query of every run of 16; ``lowrank``, the scores of
+            all pairs in an eighth of the dimensions; ``bounds``, upper bounds of the scores; ``antidiagonal``, scores
+            along antidiagonals, for which the block must be a multiple of 16.
         window: a block is always kept that holds a key less than so many positions from one of the queries. None stands
             for ``block``, which keeps the queries' own block and its neighbours; 0 for no window.
         sinks: a block is always kept that holds one of the first so many keys; 0 for none.

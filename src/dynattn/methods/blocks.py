@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.maths import antidiagonal, bounds, estimate, pooled, sampled, similar
+from dynattn.maths import antidiagonal, bounds, estimate, lowrank, pooled, runs, sampled, similar
 from dynattn.maths.estimate import Estimated, Input
 from dynattn.methods.base import Glance, PairMethod, Rows
 
@@ -62,6 +62,14 @@ ESTIMATES = {
     "sampled": Estimate(
         lambda scores, _, size: sampled.of_scores(scores, size), sampled.of_input,
         lambda d, b, size: Glance(d / min(size, sampled.STEP), d * b),
+    ),
+    "runs": Estimate(
+        lambda scores, _, size: runs.of_scores(scores, size), runs.of_input,
+        lambda d, b, size: Glance(d / min(size, runs.STEP), d * b),
+    ),
+    "lowrank": Estimate(
+        lambda scores, rows, size: lowrank.of_scores(scores, size, rows.query, rows.key, rows.scale), lowrank.of_input,
+        lambda d, b, _: Glance(lowrank.rank(d), d * b),
     ),
 }  # fmt: skip
 """Every estimate by its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_step_after_the_prompt_tells_what_is_read_of_the_cache(tiny_decoder: P
     found = {name: decode.look(pretrained, name, data, prompts) for name in ("sdpa", "cache-window-16-s4")}
     assert found["sdpa"].read == dense
     assert found["cache-window-16-s4"].read == dense * 21 / keys
-    first = SimpleNamespace(payload=data.payload[:1])
+    first: Any = SimpleNamespace(payload=data.payload[:1])
     assert decode.look(pretrained, "sdpa", first, prompts[:1]).read == dense
 
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("scipy")
 
+from dynattn.lab.frontier.cell import Phase
 from dynattn.lab.frontier.limits import limits
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.summary import contenders
@@ -29,7 +30,7 @@ def _record(retained: dict[float, float], items: int = 40, higher_is_better: boo
     return record([sheet(of, items, higher_is_better)], grades)
 
 
-def _limit(found: Frontier, phase="prefill"):
+def _limit(found: Frontier, phase: Phase = "prefill"):
     ((one,),) = [list(by_exam.values()) for by_exam in limits(contenders(found, phase)).values()]
     return one
 

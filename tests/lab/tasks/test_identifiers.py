@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_four_of_eight_keys_are_asked_for_and_the_text_holds_their_values():
 
 
 def test_counts_that_ask_for_nothing_are_refused():
-    for fields in ({"queried": 0}, {"queried": 1, "others": 0}, {"others": -1}):
+    given: tuple[dict[str, Any], ...] = ({"queried": 0}, {"queried": 1, "others": 0}, {"others": -1})
+    for fields in given:
         with pytest.raises(ValueError, match="ruler-needles: queried must be at least 1"):
             Identifiers(**fields)

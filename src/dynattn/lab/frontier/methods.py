@@ -144,6 +144,7 @@ FAMILIES = {
     "threshold": Family(_threshold),
     "mass": Family(_mass_of("mass")),
     "block top-k": Family(_ratio("blocktopk", "-b16"), _PREFILL),
+    "block top-k, low rank": Family(_ratio("blocktopk", "-b16-lowrank"), _PREFILL),
     "block mass": Family(_mass_of("blockmass", "-b16-sampled"), _PREFILL),
     "blocks with a proof": Family(_mass_of("blockbound", "-b16"), _PREFILL),
     "skips": Family(_skip, _PREFILL),
