@@ -50,6 +50,7 @@ THRESHOLD = {"minilm": "ltp-0.002", "dinov2": "ltp-0.0005"}  # the mean importan
 INSIDE = "nm-1-2"
 DECODE = (
     "dense-in-place", "nm-2-4", "nm-1-2", "topk-0.25", "window-256-s4", "cache-window-256-s4", "cache-spatten-0.25",
+    "cache-quest-256",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Decoding with a key-value cache on SmolLM2: speed and quality of every way, after prompts that are read densely.
 
-    python benchmarks/decode.py speed 1024 4096      # a minute or two each
-    python benchmarks/decode.py quality 1024         # some minutes; goes on after a kill
+    python benchmarks/decode.py speed 1024 4096      # a minute or two each; 16384 for pages, beyond the model's context
+    python benchmarks/decode.py quality 1024         # some minutes; goes on after a kill, and with ways that are new
 
 Writes benchmarks/results/decode/{speed,quality}-<length>.json; benchmarks/decode_table.py puts them into
 docs/decode.md.
@@ -17,7 +17,7 @@ docs/decode.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ MODEL = "smollm2"
 BARE = "bare"
 BARE_TOKENS = 16
 BY_REFERENCE = ("topk", "window")  # these run in plain PyTorch, and are timed only on short prompts
+QUEST = 1024  # tokens that Quest keeps by its source
 ALL_UP_TO = 2048  # up to so many tokens all ways are timed
 READ = 512  # so many tokens of the prompt are really read where only time counts
 SECONDS, ROUNDS = 60.0, 3  # the time spent at one length, and the fewest rounds
@@ -62,11 +63,14 @@ LATER = 64  # so many tokens before the answer are read after the eviction, wher
 
 
 def ways(length: int) -> list[Way]:
-    """What is compared; windows and ratios leave a quarter of the tokens, N:M half of them."""
+    """What is compared; windows, ratios and pages leave a quarter of the tokens, N:M half of them. After long prompts
+    Quest reads its published budget too."""
     quarter = length // 4
+    budgets = {quarter // 16 * 16, *({QUEST} if length > QUEST else ())}
     names = (
         BASELINE, "dense-in-place", "nm-2-4", "nm-1-2-w64-s4", "topk-0.25", f"window-{quarter}-s4",
         f"cache-window-{quarter}-s4", "cache-spatten-0.25", "cache-spatten-flat-0.25",
+        *(f"cache-quest-{budget}" for budget in sorted(budgets)),
     )  # fmt: skip
     return [find(name) for name in names]
 
@@ -111,7 +115,7 @@ def speed(pretrained: Pretrained, length: int) -> None:
 
 
 def quality(pretrained: Pretrained, length: int) -> None:
-    """Score every way on every context that the record lacks, and write it after each."""
+    """Score every way on every context where the record lacks it, and write it after each context."""
     path = RESULTS / f"quality-{length}.json"
     compared = [way for way in ways(length) if way.name != "dense-in-place"]  # the same function as dense
     names = [way.name for way in compared]
@@ -125,21 +129,29 @@ def quality(pretrained: Pretrained, length: int) -> None:
     )
     if path.exists():
         found = DecodeQuality.model_validate_json(path.read_text())
-        if found.ways != names:
-            raise SystemExit(f"decode: a record must have the same ways: {path} has others; move it away")
-    done = {(item.task, item.item) for item in found.items}
+        if not set(found.ways) <= set(names):
+            raise SystemExit(f"decode: a record must have no other ways: {path} has some; move it away")
+    done = {(item.task, item.item): item for item in found.items}
     for question in questions(pretrained, length):
-        if (question.task, question.label) in done:
+        item = done.get((question.task, question.label)) or ItemScores(
+            task=question.task, item=question.label, nll={}, hit={}
+        )
+        missing = [way for way in compared if way.name not in item.nll]
+        if not missing:
             continue
         prompt = read(pretrained.model, question.ids[:, : question.prompt])
-        scores = {way.name: score(pretrained.model, prompt, way, question.ids, question.answer) for way in compared}
-        item = ItemScores(
-            task=question.task, item=question.label, nll={name: nll for name, (nll, _) in scores.items()},
-            hit={name: hit for name, (_, hit) in scores.items()},
-        )  # fmt: skip
-        found = found.model_copy(update={"items": [*found.items, item]})
+        for way in missing:
+            nll, hit = score(pretrained.model, prompt, way, question.ids, question.answer)
+            item.nll[way.name], item.hit[way.name] = nll, hit
+        done[question.task, question.label] = item
+        found = found.model_copy(update={"ways": _in_all(names, done.values()), "items": list(done.values())})
         write_record(found, path)
         print(item.task, item.item, {name: round(nll, 3) for name, nll in item.nll.items()}, flush=True)
+
+
+def _in_all(names: list[str], items: Iterable[ItemScores]) -> list[str]:
+    """The ways that every context was scored by, which are those that a table can show."""
+    return [name for name in names if all(name in item.nll for item in items)]
 
 
 class Question(NamedTuple):

@@ -34,6 +34,7 @@ PAGES = {
     "vertical-slash": "verticalslash", "FlexPrefill": "verticalslash", "window": "window", "DSA": "dsa",
     "Scatterbrain": "scatterbrain", "random": "random", "fixed": "fixed", "SpAtten": "spatten", "LTP": "ltp",
     "random tokens": "spatten", "efficient": "efficient", "cache: window": "../decode", "cache: SpAtten": "../decode",
+    "cache: Quest": "../decode",
 }  # fmt: skip
 DYNAMICVIT = 0.7  # keep ratio of a stage that its predictors were trained for
 DROPPED = ("spatten-0.7", "random-tokens-0.7", "spatten-0.5", "random-tokens-0.5", "ltp-0.0002", "first-tokens-0.5")

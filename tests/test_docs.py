@@ -43,7 +43,9 @@ def _classifier() -> dict[str, Any]:
 def _decoder() -> dict[str, Any]:
     config = AutoConfig.for_model("llama", vocab_size=60, num_hidden_layers=2, num_key_value_heads=2, **SIZES)
     prompt = {"input_ids": torch.arange(10).unsqueeze(0), "max_new_tokens": 2}
-    return {"model": AutoModelForCausalLM.from_config(config).eval(), "prompt": prompt}
+    inputs = {"input_ids": torch.arange(24).reshape(2, 12)}
+    model = AutoModelForCausalLM.from_config(config).eval()
+    return {"model": model, "prompt": prompt, "inputs": inputs, "batches": [inputs]}
 
 
 def _vision() -> dict[str, Any]:
@@ -70,9 +72,12 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/dynamicvit.md": _vision,
     "docs/methods/efficient.md": _tensors,
     "docs/methods/fixed.md": _tensors,
+    "docs/methods/ftp.md": _decoder,
+    "docs/methods/gated.md": dict,
     "docs/methods/ltp.md": _encoder,
     "docs/methods/mass.md": _tensors,
     "docs/methods/nm.md": _tensors,
+    "docs/methods/ponet.md": dict,
     "docs/methods/random.md": _tensors,
     "docs/methods/scatterbrain.md": _tensors,
     "docs/methods/spatten.md": _encoder,

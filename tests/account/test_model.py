@@ -58,3 +58,15 @@ def test_leaves_no_hook_and_needs_dynattn(model: torch.nn.Module) -> None:
     model(**inputs)
     assert account.calls == 0
     assert account.linear.linear == 0
+
+
+def test_counts_poolings_by_their_sizes() -> None:
+    from dynattn.nn import PoNet
+
+    found = of_model(PoNet(16, 2), {"x": torch.randn(3, 40, 16)})
+    assert found.calls == 1
+    assert found.linear.linear == 6 * 3 * 40 * 16 * 16
+    assert found.attention.scores == 3 * 40 * 16
+    assert found.attention.values == 2 * 3 * 40 * 16
+    assert found.attention.exponentials == 3 * 40 * 2
+    assert (found.attention.read, found.attention.written) == (5 * 3 * 40 * 16 * 4, 3 * 40 * 16 * 4)

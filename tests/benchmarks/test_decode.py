@@ -46,7 +46,10 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     decode.speed(pretrained, 128)
     asked = [decode.Question("needle", f"depth {i}", ids.roll(i, 1), tiny.PROMPT, 15) for i in range(5)]
     monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked[:2])
+    every = decode.ways
+    monkeypatch.setattr(decode, "ways", lambda length: every(length)[:-1])  # one is new when the record goes on
     decode.quality(pretrained, 128)
+    monkeypatch.setattr(decode, "ways", every)
     monkeypatch.setattr(decode, "questions", lambda pretrained, length: asked)
     decode.quality(pretrained, 128)
     speed = DecodeSpeed.model_validate_json((tmp_path / "speed-128.json").read_text())
@@ -54,6 +57,9 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     assert [row.way for row in speed.rows] == [way.name for way in decode.ways(128)] + ["bare"]
     assert speed.of("cache-window-32-s4").cache < speed.of("dense").cache < speed.of("dense-in-place").cache
     assert [item.item for item in quality.items] == [f"depth {i}" for i in range(5)]
+    assert quality.ways == [way.name for way in decode.ways(128) if way.name != "dense-in-place"]
+    assert "cache-quest-32" in quality.ways
+    assert all(list(item.nll) == list(item.hit) == quality.ways for item in quality.items)
     assert quality.items[3].nll["dense"] == pytest.approx(
         score(model, read(model, asked[3].ids[:, : tiny.PROMPT]), find("dense"), asked[3].ids, 15)[0]
     )

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from transformers import DynamicCache, LlamaConfig
 
-from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+from dynattn.kv_caches import FullCache, QuestCache, SpAttenCache, WindowCache
 from tests.kv_caches.oracle import CACHES, LAYERS, PROMPT, Oracle, spatten, steps, windowed
 
 
@@ -137,7 +137,7 @@ def test_memory_of_what_is_evicted_is_free_at_once(model, ids, make):
     assert cache.bytes < full.bytes
 
 
-@pytest.mark.parametrize("make", [windowed(2), spatten(2), lambda config: FullCache()])
+@pytest.mark.parametrize("make", [windowed(2), spatten(2), lambda config: FullCache(), lambda config: QuestCache(16)])
 def test_a_cache_that_is_dropped_is_free_at_once(model, ids, make):
     gc.collect()
     gc.disable()

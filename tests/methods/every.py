@@ -21,6 +21,7 @@ NAMES = (
     "clustered-blocktopk-0.5-b8-sampled-w0-s0",
     "verticalslash-8-8-b8-l5",
     "flexprefill-0.5-b8-m8-l5",
+    "quest-8-p4",
     "window-5-s2",
     "fixed-0.5",
     "random-0.5-f2",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import dynattn
 from dynattn import NM, verify
 from dynattn.methods import parse
+from dynattn.nn import Attention
 from dynattn.verify import Box
 from tests.verify.sampling import hold, members
 
@@ -78,6 +79,14 @@ def test_boxes_go_through_dynattns_attention_and_pytorchs():
     square = boxes(0.1, 7, 7)
     full = [square[0], *(x.repeat_interleave(2, 1) for x in square[1:])]
     hold(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), full, count=4)
+
+
+@pytest.mark.parametrize("form", ["headwise", "elementwise"])
+def test_boxes_go_through_an_output_gate(form):
+    torch.manual_seed(0)
+    module = Attention(6, 2, method=NM(1, 2), gate=form, dtype=torch.float64)
+    with torch.no_grad():
+        hold(module, [Box.around(torch.randn(1, 5, 6, dtype=torch.float64), 0.05)], count=20)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from dynattn.account.attention import MEGABYTE, of_call, of_mixing
 from dynattn.account.work import Work
 from dynattn.integrations.transformers import Call, observing
 from dynattn.methods import MixingMethod, PairMethod
+from dynattn.nn import PoNet
 
 
 class Account:
     """The costs of all forward passes in a :func:`counting` context.
 
     Attributes:
-        attention: the costs of attention alone.
+        attention: the costs of attention alone, or of the poolings that take its place.
         linear: the costs of the linear layers. Their weights are read once for each time that a layer runs.
         calls: how many attention calls were counted.
     """
@@ -43,14 +44,26 @@ def _of_part(call: Call, cache_bytes: int, fused: bool) -> Work:
     return of_mixing(*tensors, cast(MixingMethod, call.method), **given)
 
 
+def _of_poolings(layer: PoNet, out: Tensor) -> Work:
+    """Two products of the global aggregation, the fusion's product; five inputs read and their mixture written."""
+    numbers = out.numel()
+    return Work(
+        scores=numbers,
+        values=2 * numbers,
+        exponentials=numbers // out.shape[-1] * layer.heads,
+        read=5 * numbers * out.element_size(),
+        written=numbers * out.element_size(),
+    )
+
+
 @contextmanager
 def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True) -> Iterator[Account]:
     """While active, count what the model's forward passes cost.
 
     A pruning method that shortens the sequence, or a cache that drops keys, is counted as it really runs. Attention
-    must be dynattn's (``dynattn:dense`` for the baseline); otherwise only linear layers are counted, and ``calls``
-    stays 0. Masks, activations between layers, normalisations and embeddings are not counted. The choice of each call
-    is made again in order to count it, which is slow.
+    must be dynattn's (``dynattn:dense`` for the baseline), or :class:`dynattn.nn.PoNet` in its place; otherwise only
+    linear layers are counted, and ``calls`` stays 0. Masks, activations between layers, normalisations and embeddings
+    are not counted. The choice of each call is made again in order to count it, which is slow.
 
     Args:
         model: a Transformers model with ``attn_implementation="dynattn:..."``.
@@ -73,10 +86,15 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
         rows = output.numel() // output.shape[-1]
         account.linear += Work(linear=rows * weights, read=weights * output.element_size())
 
+    def pooled(layer: PoNet, args: tuple[Tensor, ...], output: Tensor) -> None:
+        account.calls += 1
+        account.attention += _of_poolings(layer, output)
+
     with ExitStack() as stack:
         for layer in model.modules():
-            if isinstance(layer, nn.Linear):
-                stack.callback(layer.register_forward_hook(multiplied).remove)
+            if isinstance(layer, (nn.Linear, PoNet)):
+                hook = multiplied if isinstance(layer, nn.Linear) else pooled
+                stack.callback(layer.register_forward_hook(hook).remove)
         stack.enter_context(observing(attended))
         yield account
 

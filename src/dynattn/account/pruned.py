@@ -1,7 +1,7 @@
 """The costs of dense attention in a forward that pruned tokens, heads, values or bits, from the counts of that forward.
 
-    scores    = (rows + rows computed again) · tokens · head_dim
-    values    = values read · head_dim                        (all pairs where the method prunes no values)
+    scores    = (pairs + rows computed again · tokens) · head_dim      (pairs = rows · tokens where nothing is noted)
+    values    = values read · head_dim                                (all pairs where the method prunes no values)
     bytes     = rows of Q, K, V and the output, once, at the share of their bits that was read
 
 A layer whose attention is dynattn's is counted call by call instead, by :func:`dynattn.account.counting`.
@@ -34,14 +34,15 @@ def of_forward(forward: Forward, *, head_dim: int, itemsize: int, bits: tuple[in
         for sample, (tokens, heads) in enumerate(zip(layer.tokens.tolist(), layer.heads.tolist(), strict=True)):
             notes = {name: int(found[sample]) for name, found in layer.notes.items()}
             rows = tokens * heads
-            values = notes["values_read"] if "values_read" in notes else rows * tokens
+            pairs = notes["pairs"] if "pairs" in notes else rows * tokens  # under a causal mask, about half as many
+            values = notes.get("values_read", pairs)
             element, again = float(itemsize), notes.get("rows_again", 0)
             if bits is not None:  # the low bits of all keys are fetched if any row of the layer asks for them
                 element = (bits[0] + (bits[1] if again else 0)) / 8
             total += Work(
-                scores=(rows + again) * tokens * head_dim,
+                scores=(pairs + again * tokens) * head_dim,
                 values=values * head_dim,
-                exponentials=(rows + again) * tokens,
+                exponentials=pairs + again * tokens,
                 read=3 * rows * head_dim * element,
                 written=rows * head_dim * itemsize,
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynattn.integrations.transformers import Call, follow
+from dynattn.methods import Method
 
 try:
     from transformers.cache_utils import Cache, DynamicLayer
@@ -121,6 +122,26 @@ class Layer(DynamicLayer):
         index = self._shown[:, None, None, :].expand(-1, *mask.shape[1:3], -1)
         return mask.expand(len(index), -1, -1, -1).gather(-1, index)
 
+    def method(self, method: Method, q_len: int) -> Method:
+        """What an attention call over what :meth:`update` returned keeps.
+
+        Args:
+            method: what the model's attention implementation, or the module, says.
+            q_len: the number of queries.
+        """
+        return method
+
+    def attend(self, call: Call) -> Tensor | None:
+        """The output of an attention call, where the layer knows a shorter way to it than ``attention()``.
+
+        Args:
+            call: that attention call.
+
+        Returns:
+            (batch, heads, q_len, value_dim), or None.
+        """
+        return None
+
     def attended(self, call: Call) -> None:
         """Called after each attention call over what :meth:`update` returned.
 
@@ -219,10 +240,14 @@ class Layer(DynamicLayer):
         self._buffers = []
         for part in parts:
             with torch.inference_mode(False):  # a buffer made in inference mode could be written to in that mode alone
-                buffer = part.new_empty(*part.shape[:2], held + self.room, part.shape[3])
+                buffer = part.new_empty(*part.shape[:2], self._capacity(held), part.shape[3])
             buffer[:, :, :held] = part
             self._buffers.append(buffer)
         self._show(held)
+
+    def _capacity(self, held: int) -> int:
+        """How many tokens new buffers have room for, those held included."""
+        return held + self.room
 
     def _show(self, held: int) -> None:
         self.keys, self.values, positions = (buffer[:, :, :held] for buffer in self._buffers)

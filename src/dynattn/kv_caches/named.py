@@ -1,4 +1,4 @@
-"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``."""
+"""Caches by name, as tuned files hold them: ``full``, ``window-1024-s4``, ``spatten-0.25``, ``quest-1024``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.layer import LayeredCache
+from dynattn.kv_caches.quest import QuestCache
 from dynattn.kv_caches.spatten import SpAttenCache
 from dynattn.kv_caches.window import WindowCache
+from dynattn.methods import Quest
 
 EVERY = 16
 """So many tokens come between two evictions."""
@@ -24,7 +26,8 @@ def make(name: str, config: Any) -> LayeredCache:
         model.generate(**prompt, past_key_values=kv_caches.make(tuned.cache, model.config))
 
     Args:
-        name: ``full``, ``window-TOKENS-sSINKS`` or ``spatten-SHARE``.
+        name: ``full``, ``window-TOKENS-sSINKS``, ``spatten-SHARE`` or ``quest-TOKENS``, with ``-pPAGE`` for pages of
+            other than 16 keys.
         config: the configuration of the model.
 
     Raises:
@@ -36,6 +39,9 @@ def make(name: str, config: Any) -> LayeredCache:
         return WindowCache(int(match[1]), int(match[2]), every=EVERY)
     if match := _SPATTEN.fullmatch(name):
         return SpAttenCache(config, float(match[1]), every=EVERY)
+    if quest := Quest.from_name(name):
+        return QuestCache(quest.budget, quest.page)
     raise ValueError(
-        f"kv_caches.make: name must be full, window-TOKENS-sSINKS or spatten-SHARE: got {name!r}; try window-1024-s4"
+        "kv_caches.make: name must be full, window-TOKENS-sSINKS, spatten-SHARE or quest-TOKENS: got "
+        f"{name!r}; try window-1024-s4"
     )

@@ -17,6 +17,7 @@ from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
 from dynattn.methods.perhead import PerHead
 from dynattn.methods.perlayer import PerLayer
+from dynattn.methods.quest import Quest
 from dynattn.methods.random_keys import Random
 from dynattn.methods.registry import parse, register
 from dynattn.methods.scatterbrain import Scatterbrain
@@ -43,6 +44,7 @@ __all__ = [
     "PairMethod",
     "PerHead",
     "PerLayer",
+    "Quest",
     "Random",
     "Rows",
     "Scatterbrain",

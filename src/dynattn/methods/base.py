@@ -19,12 +19,14 @@ class Rows(NamedTuple):
         key: (batch, heads, kv_len, head_dim), all keys, each repeated for the query heads that share it.
         offset: the position of the block's first query on the key axis.
         scale: factor of the scores.
+        group: how many query heads, one behind another, share their keys.
     """
 
     query: Tensor
     key: Tensor
     offset: int
     scale: float
+    group: int = 1
 
 
 class Glance(NamedTuple):

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from dynattn.functional import attention
 from dynattn.methods import NM, Method
+from dynattn.nn.gate import Form, OutputGate, split_gated
 
 
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention, with its four projections.
 
         out = W_o · concat_h softmax(scale · Q_h K_hᵀ + bias, over the pairs that ``method`` keeps) V_h
+
+    With a ``gate`` each head's output is multiplied by what :class:`~dynattn.nn.OutputGate` makes of ``x`` before W_o.
 
     The batch comes first. Rotary embeddings, caches and the like belong between the projections and the attention:
     call :func:`dynattn.attention` yourself for those.
@@ -31,13 +34,15 @@ class Attention(nn.Module):
         causal: forbid keys after the query, aligned bottom-right; see :func:`dynattn.attention`.
         dropout: probability with which a kept weight is dropped in ``train()`` mode, drawn from PyTorch's generator.
         bias: whether the projections have biases.
+        gate: ``headwise`` or ``elementwise`` for a model that is trained with a gate from the start; None for no gate.
+            :meth:`add_gate` adds one to a module that is trained already.
         device: the device of the weights.
         dtype: the dtype of the weights.
 
     Raises:
-        ValueError: the sizes do not divide, or ``dropout`` is not a probability below 1.
+        ValueError: the sizes do not divide, ``dropout`` is not a probability below 1, or there is no such gate.
 
-    Source: arXiv:1706.03762; grouped queries, arXiv:2305.13245.
+    Source: arXiv:1706.03762; grouped queries, arXiv:2305.13245; gates, arXiv:2505.06708.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Attention(nn.Module):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
+        gate: Form | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -73,6 +79,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
         self.v_proj = nn.Linear(kv_dim, kv_heads * self.head_dim, bias, device, dtype)
         self.out_proj = nn.Linear(heads * self.head_dim, embed_dim, bias, device, dtype)
+        self.gate: OutputGate | None = None
+        if gate is not None:
+            self.gate = OutputGate(embed_dim, heads, self.head_dim, gate, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, attn_mask: Tensor | None = None) -> Tensor:
         """Attend from ``x`` to ``context``, or to itself.
@@ -93,7 +102,45 @@ class Attention(nn.Module):
         value = self.v_proj(context).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         dropped = self.dropout if self.training else 0.0
         out = attention(query, key, value, self.method, attn_mask=attn_mask, causal=self.causal, dropout_p=dropped)
+        if self.gate is not None:
+            out = (out * self.gate(x)).to(out.dtype)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def add_gate(self, form: Form = "elementwise") -> None:
+        """Give a trained module a gate whose factor is 1 until it is trained, so that the module is what it was.
+
+        The gate's weights are new parameters, all 0: make the optimizer afterwards.
+
+        Args:
+            form: ``headwise`` or ``elementwise``.
+
+        Raises:
+            ValueError: there is no such form, or the module has a gate.
+        """
+        if self.gate is not None:
+            raise ValueError(
+                f"Attention.add_gate: the module must have no gate: it has one that is {self.gate.form}; set gate to "
+                "None first to start anew"
+            )
+        weight = self.q_proj.weight
+        self.gate = OutputGate(
+            weight.shape[1], self.heads, self.head_dim, form, neutral=True, bias=self.q_proj.bias is not None,
+            device=weight.device, dtype=weight.dtype,
+        ).train(self.training)  # fmt: skip
+
+    @torch.no_grad()
+    def fold_gate(self) -> None:
+        """Move a gate's ceiling into the output projection, so that the gate is a plain sigmoid, as published ones are.
+
+        The module computes what it did: twice a sigmoid times W_o is a sigmoid times twice W_o.
+
+        Raises:
+            ValueError: the module has no gate.
+        """
+        if self.gate is None:
+            raise ValueError("Attention.fold_gate: the module must have a gate: it has none; call add_gate() first")
+        self.out_proj.weight *= self.gate.ceiling
+        self.gate.ceiling.fill_(1)
 
     def extra_repr(self) -> str:
         kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
@@ -138,6 +185,61 @@ class Attention(nn.Module):
                 if biases is not None:
                     projection.bias.copy_(biases[i])
         return ours.train(module.training)
+
+    @classmethod
+    def from_gated(
+        cls,
+        q_proj: nn.Linear,
+        k_proj: nn.Linear,
+        v_proj: nn.Linear,
+        o_proj: nn.Linear,
+        heads: int,
+        kv_heads: int,
+        *,
+        groups: int | None = None,
+        method: Method = NM(2, 4),
+        causal: bool = True,
+    ) -> Attention:
+        """An ``Attention`` with copies of projections in the published layout, whose gates are rows of ``q_proj``.
+
+        The projections alone: published models normalise and rotate queries and keys behind them, which this module
+        does not.
+
+        Args:
+            q_proj: queries and gates, as :func:`~dynattn.nn.split_gated` takes them apart.
+            k_proj: of all key heads.
+            v_proj: likewise.
+            o_proj: the output projection.
+            heads: query heads.
+            kv_heads: key and value heads.
+            groups: the groups of heads in ``q_proj``; None for one for each key head, as in the paper's code.
+            method: what to keep.
+            causal: as in :class:`Attention`.
+
+        Raises:
+            ValueError: the rows are not those of queries and gates, or some of the projections alone have biases.
+        """
+        biases = [projection.bias is not None for projection in (q_proj, k_proj, v_proj, o_proj)]
+        if any(biases) != all(biases):
+            raise ValueError(
+                f"Attention.from_gated: all projections must have biases, or none: got {biases} of query, key, value "
+                "and output; give the others biases of 0"
+            )
+        head_dim, groups = o_proj.in_features // heads, kv_heads if groups is None else groups
+        names = ["weight", "bias"] if all(biases) else ["weight"]
+        parts = {name: split_gated(getattr(q_proj, name), heads, head_dim, groups) for name in names}
+        form: Form = "headwise" if parts["weight"].gate.shape[0] == heads else "elementwise"
+        ours = cls(
+            q_proj.in_features, heads, kv_heads=kv_heads, head_dim=head_dim, method=method, causal=causal,
+            bias=all(biases), gate=form, device=q_proj.weight.device, dtype=q_proj.weight.dtype,
+        )  # fmt: skip
+        state = {f"q_proj.{name}": part.query for name, part in parts.items()}
+        state |= {f"gate.projection.{name}": part.gate for name, part in parts.items()}
+        for ours_name, theirs in (("k_proj", k_proj), ("v_proj", v_proj), ("out_proj", o_proj)):
+            state |= {f"{ours_name}.{name}": getattr(theirs, name) for name in names}
+        state["gate.ceiling"] = ours.state_dict()["gate.ceiling"]  # 1, as published
+        ours.load_state_dict(state)
+        return ours.train(q_proj.training)
 
 
 def _projections(module: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor] | None]:

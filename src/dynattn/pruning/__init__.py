@@ -1,4 +1,4 @@
-"""Methods that shorten the sequence across layers: a pruned token is gone, and later layers compute fewer tokens.
+"""Methods by which layers compute fewer tokens: a pruned token is gone for good, or skips single layers.
 
 from dynattn.pruning import SpAtten
 
@@ -8,21 +8,24 @@ with SpAtten(0.5).apply(model) as trace:
 
 from __future__ import annotations
 
-from dynattn.pruning.base import Pruning
+from dynattn.pruning.base import Pruning, TokenMethod
 from dynattn.pruning.baselines import FirstTokens, RandomTokens
 from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.dynamicvit import DynamicViT
 from dynattn.pruning.engine import pruned
+from dynattn.pruning.ftp import FTP
 from dynattn.pruning.ltp import LTP
 from dynattn.pruning.predictor import Predictors
 from dynattn.pruning.registry import find, parse, register
+from dynattn.pruning.router import Router
 from dynattn.pruning.spatten import SpAtten
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
-    "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
-    "Pruning", "RandomTokens", "Seen", "SpAtten", "Start", "Trace", "find", "parse", "pruned", "register",
+    "FTP", "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
+    "Pruning", "RandomTokens", "Router", "Seen", "SpAtten", "Start", "TokenMethod", "Trace", "find", "parse", "pruned",
+    "register",
 ]  # fmt: skip
 
-for _method in (SpAtten, LTP, RandomTokens, FirstTokens):
+for _method in (SpAtten, LTP, RandomTokens, FirstTokens, FTP):
     register(_method)

@@ -1,7 +1,8 @@
-"""The base class of methods that shorten the sequence: frozen dataclasses that make a course for each forward.
+"""The base classes of methods by which layers see fewer tokens: frozen dataclasses.
 
-A method decides after every layer which tokens go on to the next one. The engine (:mod:`dynattn.pruning.engine`) does
-the rest: it gathers the tokens, shortens the mask, keeps the class token, and puts every token back in its place.
+A method that shortens the sequence makes a course for each forward, and decides after every layer which tokens go on to
+the next one. The engine (:mod:`dynattn.pruning.engine`) does the rest: it gathers the tokens, shortens the mask, keeps
+the class token, and puts every token back in its place.
 """
 
 from __future__ import annotations
@@ -19,11 +20,8 @@ NUMBER = r"\d+(?:\.\d+)?"
 """A number in a name, as a regular expression; :func:`dynattn.methods.share.text` writes it."""
 
 
-class Pruning(ABC):
-    """A method that shortens the sequence across layers. Subclasses are frozen dataclasses, one file each."""
-
-    prunes_heads: bool = False
-    """Whether its decisions ever drop heads; such a method needs a model whose projections can be cut by head."""
+class TokenMethod(ABC):
+    """A method by which the layers of a model see fewer tokens. It has a name, and is applied to a model."""
 
     @property
     @abstractmethod
@@ -32,8 +30,30 @@ class Pruning(ABC):
 
     @classmethod
     @abstractmethod
-    def from_name(cls, name: str) -> Pruning | None:
+    def from_name(cls, name: str) -> TokenMethod | None:
         """The method that ``name`` stands for, or None where it is not one of this class."""
+
+    @abstractmethod
+    def apply(self, model: nn.Module, *, zero_pruned: bool = False) -> AbstractContextManager[Trace]:
+        """While active, the model's layers see the tokens alone that this method leaves.
+
+        Args:
+            model: a Transformers model.
+            zero_pruned: put 0 in the place of tokens that are gone for good.
+
+        Returns:
+            A context manager, whose value records what each forward did.
+
+        Raises:
+            ValueError: the model's layers are not of a kind that can be handled, or it is being pruned already.
+        """
+
+
+class Pruning(TokenMethod):
+    """A method that shortens the sequence across layers. Subclasses are frozen dataclasses, one file each."""
+
+    prunes_heads: bool = False
+    """Whether its decisions ever drop heads; such a method needs a model whose projections can be cut by head."""
 
     @abstractmethod
     def course(self, start: Start) -> Course:

@@ -9,7 +9,6 @@ being pruned.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynattn.pruning.calls import accepted, attend, attention_function, refuse
 from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.heads import Heads
 from dynattn.pruning.layout import Layout, find, signature
@@ -135,7 +135,7 @@ class _Session:
                 "pruning: the model is being pruned already, here or in another thread: leave that context first; "
                 "methods do not nest"
             )
-        AttentionInterface.register(IMPLEMENTATION, _attend)
+        AttentionInterface.register(IMPLEMENTATION, attend)
         replace(runner, "forward", ReplacedForward(runner.forward, self._run), undo)
         for index, parts in enumerate(layers):
             forward = ReplacedForward(parts.layer.forward, partial(self._run_layer, index, parts.layer))
@@ -182,7 +182,7 @@ class _Session:
         given = self.signature.bind(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         full, mask = given.pop("hidden_states"), given.pop("attention_mask", None)
-        _refuse(layer, self.layout.config, given)
+        refuse(layer, self.layout.config, given)
         if index == 0:
             self.thread.progress = _Progress(self.layout, self.begin, full, mask)
         progress: _Progress = self.thread.progress
@@ -192,7 +192,7 @@ class _Session:
                 "begin with layer 0"
             )
         try:
-            implementation = _accepted(self.layout.config._attn_implementation)
+            implementation = accepted(self.layout.config._attn_implementation)
             before = progress.tokens.gather(full)
             if not progress.tokens.whole:
                 mask = key_mask(progress.tokens.alive, implementation == "eager", full.dtype)
@@ -229,8 +229,9 @@ class _Session:
         """The attention function that the attention module of a layer finds."""
         progress = self.progress
         if progress is None or progress.implementation is None:  # not called by a layer of a forward in the context
-            return _function(module, self.layout.config._attn_implementation)(module, query, key, value, mask, **kwargs)
-        inner, heads = _function(module, progress.implementation), progress.heads
+            own = attention_function(module, self.layout.config._attn_implementation)
+            return own(module, query, key, value, mask, **kwargs)
+        inner, heads = attention_function(module, progress.implementation), progress.heads
         if heads is not None:
             query, key, value = heads.select(query), heads.select(key), heads.select(value)
         scale = kwargs.get("scaling")
@@ -247,52 +248,7 @@ class _Session:
         return (out if heads is None else heads.spread(out)), None
 
 
-@torch.compiler.disable(reason="dynattn.pruning looks at what tokens receive, and decides who goes on")
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-    """The attention function that Transformers calls for a module whose config is a stand-in."""
-    config = module.config
-    if isinstance(config, StandInConfig):
-        return config.attend(module, query, key, value, mask, **kwargs)
-    # The context ended in another thread after this one had asked for the function.
-    return _function(module, config._attn_implementation)(module, query, key, value, mask, **kwargs)  # type: ignore[union-attr]
-
-
 def _is_dense(module: nn.Module, implementation: str) -> bool:
     """Whether a module's own attention is softmax attention over all keys."""
     given = getattr(module, "dynattn_assigned", None)
     return implementation in _DENSE or (given is not None and given.method.keeps_everything)
-
-
-def _function(module: nn.Module, implementation: str) -> Callable[..., Any]:
-    """The attention function that the module would have found by itself."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-
-
-def _accepted(implementation: str | None) -> str:
-    """The implementation, if it is one that takes masks as this engine makes them."""
-    if implementation is None or implementation.startswith(("flash", "flex", "paged")):
-        raise ValueError(
-            f"pruning: attn_implementation must be 'sdpa', 'eager' or 'dynattn:...': the model has {implementation!r}; "
-            "call model.set_attn_implementation('sdpa')"
-        )
-    return implementation
-
-
-def _refuse(layer: nn.Module, config: Any, given: dict[str, Any]) -> None:
-    """Refuse other tensors that a layer is given: they may belong to its tokens, and nobody would shorten them."""
-    more = [name for name, value in given.items() if value is not None and not isinstance(value, (bool, int, float))]
-    if more:
-        raise ValueError(
-            f"pruning: a layer must take hidden states and a mask alone: {type(layer).__name__} is given "
-            f"{', '.join(more)} too; call the model without"
-        )
-    if given.get("output_attentions") or getattr(config, "output_attentions", False):
-        raise ValueError("pruning: attention weights cannot be returned: call the model without output_attentions")
-    if getattr(layer, "gradient_checkpointing", False) and layer.training:
-        raise ValueError(
-            "pruning: gradient checkpointing would run a layer again without its hooks: call "
-            "model.gradient_checkpointing_disable()"
-        )

@@ -1,15 +1,15 @@
-"""Methods that shorten the sequence, by name."""
+"""Methods by which layers see fewer tokens, by name."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 from dynattn.methods.classes import Classes
-from dynattn.pruning.base import Pruning
+from dynattn.pruning.base import TokenMethod
 
-_Class = TypeVar("_Class", bound=type[Pruning])
+_Class = TypeVar("_Class", bound=type[TokenMethod])
 
-_known: Classes[Pruning] = Classes(Pruning, "dynattn.pruning.Pruning")
+_known: Classes[TokenMethod] = Classes(TokenMethod, "dynattn.pruning.TokenMethod")
 
 
 def register(cls: _Class) -> _Class:
@@ -20,8 +20,8 @@ def register(cls: _Class) -> _Class:
         class Newest(Pruning): ...
 
     Args:
-        cls: a subclass of :class:`~dynattn.pruning.Pruning`. Registering it again, as a notebook does, replaces it. Its
-            names are made of letters, digits, points and hyphens.
+        cls: a subclass of :class:`~dynattn.pruning.TokenMethod`, such as one of ``Pruning``. Registering it again, as a
+            notebook does, replaces it. Its names are made of letters, digits, points and hyphens.
 
     Returns:
         The class.
@@ -33,12 +33,12 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
-def find(name: str) -> Pruning | None:
+def find(name: str) -> TokenMethod | None:
     """The method that a short name stands for, as :func:`parse` gives it, or None where there is none."""
     return _known.find(name)
 
 
-def parse(name: str) -> Pruning:
+def parse(name: str) -> TokenMethod:
     """The method that a short name stands for.
 
     Args:
@@ -55,5 +55,5 @@ def parse(name: str) -> Pruning:
         return found
     raise ValueError(
         f"pruning.parse: name must be a pruning method's short name: got {name!r}; use 'spatten-0.5', 'ltp-0.01', "
-        "'random-tokens-0.5' or 'first-tokens-0.5', and register() for a method of your own"
+        "'random-tokens-0.5', 'first-tokens-0.5' or 'ftp-0.3', and register() for a method of your own"
     )

@@ -57,6 +57,18 @@ class Forward:
         return torch.stack([work.heads for work in self.layers])
 
     @property
+    def skipped(self) -> Tensor:
+        """(batch,): the share of the pairs of token and layer that were skipped, for methods whose tokens skip layers.
+
+        Raises:
+            ValueError: the method's tokens are gone for good.
+        """
+        if any("present" not in work.notes for work in self.layers):
+            raise ValueError("Forward: skipped is of tokens that skip layers: this method's are gone; see keep_ratio")
+        present = torch.stack([work.notes["present"] for work in self.layers]).sum(0)
+        return 1 - self.tokens.sum(0).double() / present.clamp(min=1)
+
+    @property
     def keep_ratio(self) -> Tensor:
         """(batch,): the mean number of tokens that a layer saw, over the number that the first layer saw."""
         tokens = self.tokens.double()

@@ -66,7 +66,9 @@ def select(s: Tensor, method: PairMethod, query: Tensor, key: Tensor, offset: in
     Returns:
         bool (batch, heads, q_len, kv_len).
     """
-    return method.choose(s, Rows(query, per_head(key, query.shape[1]), offset, scale)) & (s != -math.inf)
+    heads = query.shape[1]
+    rows = Rows(query, per_head(key, heads), offset, scale, heads // key.shape[1])
+    return method.choose(s, rows) & (s != -math.inf)
 
 
 def attend(

@@ -16,7 +16,9 @@ from dynattn.lab.models import load
 from tests.lab.decode.tiny import PROMPT
 
 
-@pytest.mark.parametrize("name", [BASELINE, "dense-in-place", "nm-1-1", "cache-window-999-s4", "topk-1.0"])
+@pytest.mark.parametrize(
+    "name", [BASELINE, "dense-in-place", "nm-1-1", "cache-window-999-s4", "topk-1.0", "cache-quest-128"]
+)
 def test_ways_that_lose_nothing_score_as_one_pass(model, ids, prompt, name):
     answer = 15
     found, hit = score(model, prompt, find(name), ids, answer)
@@ -27,7 +29,7 @@ def test_ways_that_lose_nothing_score_as_one_pass(model, ids, prompt, name):
     assert hit == bool((logits.argmax(-1) == ids[0, -answer:]).all())
 
 
-@pytest.mark.parametrize("name", ["nm-2-4", "topk-0.25-f4", "window-16-s2"])
+@pytest.mark.parametrize("name", ["nm-2-4", "topk-0.25-f4", "window-16-s2", "cache-quest-16"])
 def test_methods_score_as_one_pass_in_which_only_the_prompt_is_dense(model, ids, prompt, name):
     """The prompt's keys and values are dense; after it, pieces give what tokens one by one give."""
     way = find(name)

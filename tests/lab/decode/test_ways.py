@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("transformers")
 
 
-from dynattn.kv_caches import FullCache
+from dynattn.kv_caches import FullCache, QuestCache
 from dynattn.lab.decode.prompt import cache_of
 from dynattn.lab.decode.ways import find
 
@@ -27,5 +27,10 @@ def test_ways_by_name(model):
     assert find("nm-2-4").implementation == "dynattn:nm-2-4"
     assert find("cache-spatten-0.25").implementation == "dynattn:dense"
     assert isinstance(find("nm-2-4").cache(model.config), FullCache)
+    quest = find("cache-quest-64-p8")
+    assert isinstance(quest.cache(model.config), QuestCache)
+    assert (quest.implementation, quest.forgets) == ("dynattn:dense", False)
+    assert find("cache-window-8-s1").forgets
+    assert not find("dense").forgets
     with pytest.raises(ValueError, match="nonsense"):
         find("nonsense")

@@ -54,7 +54,7 @@ def test_every_family_is_there_at_every_budget_and_so_are_the_baselines():
         assert is_baseline(name) == (baselines(name) == ())
     assert "SpAtten" not in {entry.family for entry in entries("decoder", "prefill", 128, (0.25,))}
     decoding = {entry.name for entry in entries("decoder", "decode", 1024, (0.25,))}
-    assert {"cache-window-256-s4", "cache-spatten-flat-0.25", "nm-1-4"} <= decoding
+    assert {"cache-window-256-s4", "cache-spatten-flat-0.25", "cache-quest-256", "nm-1-4"} <= decoding
     assert not any(name.startswith(("scatterbrain", "blocktopk", "spatten")) for name in decoding)
 
 

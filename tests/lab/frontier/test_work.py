@@ -79,6 +79,16 @@ def test_the_work_of_a_model_is_its_matrices_and_its_pairs(tiny_encoder: Path):
     assert sparse.total - sparse.attention == matrices
 
 
+def test_tokens_that_skip_layers_save_their_pairs_and_their_matrices(tiny_decoder: Path):
+    pretrained = load(str(tiny_decoder))
+    config, whole, half = pretrained.model.config, *(_looked(pretrained, name, 48) for name in ("ftp-0.0", "ftp-0.5"))
+    heads = config.num_hidden_layers * config.num_attention_heads
+    assert (whole.pairs, half.pairs) == (heads * 48 * 49 / 2, heads * 24 * 25 / 2)
+    assert half.attention == pytest.approx(whole.attention * (24 * 25) / (48 * 49))
+    head = 2 * 48 * config.hidden_size * config.vocab_size  # reads every token
+    assert half.total - half.attention - head == pytest.approx((whole.total - whole.attention - head) / 2)
+
+
 def test_a_model_that_makes_no_call_is_refused(tiny_encoder: Path):
     pretrained = load(str(tiny_encoder))
     pretrained.model.set_attn_implementation = lambda _: None

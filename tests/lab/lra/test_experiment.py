@@ -28,6 +28,15 @@ def test_a_toy_is_learnt(arena, tmp_path, method):
     assert list(again) == found.scores
 
 
+def test_an_encoder_of_poolings_is_saved_and_read_by_its_name(arena, tmp_path):
+    model = arena.model("ponet-4").eval()
+    arena.save(model, tmp_path)
+    batch = arena.held_out(np.arange(4))
+    assert torch.equal(load(tmp_path, "ponet-4")(**batch)["logits"], model(**batch)["logits"])
+    with pytest.raises(ValueError, match="must hold a model's"):  # attention has other weights
+        load(tmp_path, "nm-1-2")
+
+
 class ByFirstToken(torch.nn.Module):
     """Says class 1 where the first token is above 4. Its scores show which item a batch's row belongs to."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.lab.lra.model import Config, Encoder
+from dynattn.lab.lra.model import Config, Encoder, Pools
+from dynattn.lab.training.mixers import Pooling
 from dynattn.methods import NM, parse
+from dynattn.nn import equal_segments
 
 METHODS = [None, parse("dense"), NM(1, 2), NM(2, 4), NM(1, 4, stride=2)]
 
@@ -109,3 +111,19 @@ def test_dropout_only_in_training_and_the_loss_is_the_cross_entropy():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width must be a multiple of heads: got 16, 3"):
         config(heads=3)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_an_encoder_of_poolings_pools_each_sequence_by_its_own_parts(pool):
+    model, (ids, mask) = encoder(Pooling(4), pool), ragged()
+    together = model(ids, mask)["logits"]
+    for row, length in enumerate(mask.sum(1).tolist()):
+        alone = model(ids[row : row + 1, :length])["logits"][0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+    assert model.attentions() == []
+    (layer,) = (module for module in model.blocks[0].modules() if isinstance(module, Pools))
+    x = torch.randn(4, 40, 16)
+    segments = equal_segments(x, 4, mask)
+    torch.testing.assert_close(layer(x, mask[:, None, None, :]), layer.pools(x, segments, mask))
+    assert not torch.allclose(encoder(Pooling(1), pool)(ids, mask)["logits"], together, atol=1e-4)
+    assert not [name for name, _ in layer.named_parameters() if name.endswith("bias")]

@@ -60,6 +60,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
 
 def test_methods_that_keep_no_pairs_are_trained_and_have_no_kept_mass(tmp_path, monkeypatch):
     monkeypatch.setitem(recipes._RECIPES, ("listops", "small"), recipe(steps=2))
-    lra(Settings(task="listops", methods=("efficient", "nm-1-2"), seeds=1), tmp_path, silent)
+    settings = Settings(task="listops", methods=("efficient", "ponet-4", "nm-1-2"), seeds=1)
+    assert lra(settings, tmp_path, silent).methods == ["sdpa", "efficient", "ponet-4", "nm-1-2"]
     looked = json.loads((runs_folder(tmp_path, "listops", "small") / "kept.json").read_text())
     assert [each["method"] for each in looked] == ["nm-1-2"]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dynattn.lab.training.mixers import mixer
 from dynattn.lab.training.settings import check
 
 
@@ -27,6 +28,9 @@ def test_numbers_are_none_or_at_least_one() -> None:
         check("finetune", settings(steps=0), ("steps",))
 
 
-def test_methods_must_be_known() -> None:
+def test_methods_must_be_known_to_the_command() -> None:
+    check("lra", settings(methods=("nm-1-2", "ponet-4")), (), mixer)
+    with pytest.raises(ValueError, match="got 'ponet-4'"):  # pretrained models have no such layers
+        check("finetune", settings(methods=("nm-1-2", "ponet-4")), ())
     with pytest.raises(ValueError, match="got 'nothing'"):
         check("lra", settings(methods=("nm-1-2", "nothing")), ())

@@ -20,7 +20,7 @@ from dynattn.lab.decode import ways
 from dynattn.lab.models import load as load_model
 from dynattn.lab.terminal import console
 from dynattn.lab.timing import Timing
-from dynattn.lab.tune import decode, decoding
+from dynattn.lab.tune import decode, decode_told, decoding
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.decode import Decoding
 from dynattn.lab.tune.settings import Settings
@@ -102,6 +102,15 @@ def test_a_way_that_forgets_nothing_loses_nothing(tiny_decoder, many_texts):
     whole = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
     expected = [whole[a - 1 : b - 1].mean().item() for a, b in reading.spans]
     torch.testing.assert_close(found[ways.BASELINE], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_names_the_cache_and_the_attention_that_it_needs():
+    ways_to = decoding.candidates(4096)
+    assert {"cache-quest-1024", "cache-quest-512"} <= set(ways_to)
+    found = {way: decode_told.attends(Decoding.model_construct(way=way)) for way in ways_to}
+    assert found["cache-quest-512"] == ("quest-512", "dense")
+    assert found["cache-spatten-0.5"] == ("spatten-0.5", "dense")
+    assert found["cache-window-512-s4"] == ("window-512-s4", "topk-1.0")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def forward(
     else:
         note_several(key)
     method = _chosen(module, method)
+    if layer is not None:
+        method = layer.method(method, query.shape[2])
     causal = causal_without_mask(module, query, key, attention_mask, is_causal)
     if layer is not None:
         attention_mask = layer.fit(attention_mask)
@@ -86,9 +88,7 @@ def forward(
             return out.transpose(1, 2).contiguous(), None
         end = int(places.end_of(attn_mask))  # type: ignore[arg-type]
         key, value, attn_mask = key[:, :, :end], value[:, :, :end], attn_mask[..., :end]  # type: ignore[index]
-    out = _attend(module, query, key, value, attn_mask, causal, method, scaling, dropout)
-    if layer is not None:
-        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
+    out = _attend(module, query, key, value, attn_mask, causal, method, scaling, dropout, layer)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -108,13 +108,21 @@ def _paged(
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, causal: bool,
-    method: Method, scaling: float | None, dropout: float,
+    method: Method, scaling: float | None, dropout: float, layer: Any = None,
 ) -> Tensor:  # fmt: skip
     if observers:  # they may try any method on the call
         seen = None if attn_mask is None else _forbidding(attn_mask)
         for observe in observers:
             observe(module, query, key, value, method, seen, causal, scaling)
-    return attention(query, key, value, method, attn_mask=attn_mask, causal=causal, scale=scaling, dropout_p=dropout)
+    options: dict[str, Any] = {"attn_mask": attn_mask, "causal": causal, "scale": scaling, "dropout_p": dropout}
+    if layer is None:
+        return attention(query, key, value, method, **options)
+    call = Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling)  # type: ignore[arg-type]
+    out = None if dropout else layer.attend(call)
+    if out is None:
+        out = attention(query, key, value, method, **options)
+    layer.attended(call)
+    return out
 
 
 def _part(

@@ -5,6 +5,7 @@ dense-in-place          the same over a cache in buffers
 nm-2-4, window-256-s4   a method of this project over the whole cache, in buffers
 cache-window-256-s4     dense over a cache of the first 4 and the latest 256 tokens
 cache-spatten-0.25      dense over a cache pruned after SpAtten, 0.25 of the tokens in the last layer
+cache-quest-1024        dense over the pages of a whole cache that Quest chooses, 1024 tokens of them
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynattn.integrations.transformers import register
+from dynattn.methods import Quest
 
 BASELINE = "dense"
 EVERY = 16
 """So many tokens come between two evictions."""
+_CACHE, _QUEST = "cache-", "cache-quest-"
 _WINDOW = re.compile(r"cache-window-(\d+)-s(\d+)")
 _SPATTEN = re.compile(r"cache-spatten-(flat-)?(0\.\d+)")
 
@@ -43,6 +46,11 @@ class Way:
         """The implementation that reads several tokens at once. SDPA cannot do so where tokens were evicted."""
         return "dynattn:dense" if self.implementation == "sdpa" else self.implementation
 
+    @property
+    def forgets(self) -> bool:
+        """Whether the cache evicts tokens, of which nobody knows the weights that they would have had."""
+        return self.name.startswith(_CACHE) and not self.name.startswith(_QUEST)
+
 
 def find(name: str) -> Way:
     """A way by name.
@@ -52,7 +60,7 @@ def find(name: str) -> Way:
     """
     from transformers import DynamicCache
 
-    from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+    from dynattn.kv_caches import FullCache, QuestCache, SpAttenCache, WindowCache
 
     register()
     if name == BASELINE:
@@ -69,6 +77,8 @@ def find(name: str) -> Way:
             "dynattn:dense",
             lambda config: SpAttenCache(config, _flat(config, keep) if flat else keep, every=EVERY),
         )
+    if name.startswith(_QUEST) and (quest := Quest.from_name(name.removeprefix(_CACHE))):
+        return Way(name, "dynattn:dense", lambda config: QuestCache(quest.budget, quest.page))
     (implementation, *_) = register(name)
     return Way(name, implementation, lambda config: FullCache())
 

@@ -101,7 +101,7 @@ def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequenc
     total = sum(known) / len(chosen) if len(known) == len(bytes_read) else None
     work = tally(seen, linear, len(chosen)).model_copy(update={"read": total})
     # The kept mass of a cache that forgets is not known, since nobody knows the weights of forgotten keys.
-    return work.model_copy(update={"kept_mass": None}) if name.startswith("cache-") else work
+    return work.model_copy(update={"kept_mass": None}) if way.forgets else work
 
 
 def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> tuple[Timing, Timing]:

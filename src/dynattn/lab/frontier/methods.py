@@ -103,6 +103,11 @@ def _cache_window(place: _Place) -> str:
     return f"cache-window-{max(1, round(place.budget * place.length))}-s{place.sinks}"
 
 
+def _cache_quest(place: _Place) -> str:
+    """Whole pages of 16."""
+    return f"cache-quest-{16 * max(1, round(place.budget * place.length / 16))}"
+
+
 def _ltp(place: _Place) -> str:
     """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
     MiniLM's tokens in the last layer."""
@@ -161,6 +166,7 @@ FAMILIES = {
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
+    "cache: Quest": Family(_cache_quest, _DECODE),
 }
 """Every family by its name."""
 

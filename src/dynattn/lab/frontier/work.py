@@ -26,7 +26,7 @@ from dynattn.lab.frontier.results import InputWork
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.methods import MixingMethod, PairMethod
-from dynattn.pruning import Forward, Pruning, find
+from dynattn.pruning import Forward, TokenMethod, find
 
 LOOKED = 2
 """So many examples suffice, since they have full length, and figures are means over all layers and heads."""
@@ -95,8 +95,8 @@ def tally(seen: Sequence[CountedCall], linear: float, inputs: int) -> InputWork:
     )
 
 
-def _shortened(pretrained: Pretrained, method: Pruning, examples: Sequence[Inputs]) -> InputWork:
-    """The work under a method that takes tokens out: dense attention among those that are left, and shorter layers."""
+def _shortened(pretrained: Pretrained, method: TokenMethod, examples: Sequence[Inputs]) -> InputWork:
+    """The work under a method by which layers see fewer tokens: dense attention among these, and shorter layers."""
     forwards: list[Forward] = []
     pretrained.model.set_attn_implementation(BASELINE)
     with method.apply(pretrained.model) as trace, counting(pretrained.model) as account:

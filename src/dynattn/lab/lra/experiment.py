@@ -20,7 +20,7 @@ from dynattn.lab.lra.recipes import Recipe
 from dynattn.lab.records import read_json, write_json
 from dynattn.lab.training import Experiment
 from dynattn.lab.training.kept import AGAIN
-from dynattn.methods import parse
+from dynattn.lab.training.mixers import mixer
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
@@ -75,7 +75,7 @@ class Arena(Experiment):
         }
 
     def model(self, method: str) -> Encoder:
-        return Encoder(self.config, None if method == BASELINE else parse(method))
+        return Encoder(self.config, None if method == BASELINE else mixer(method))
 
     def dataset(self) -> Dataset:
         return Sequences(self.data.train)
@@ -135,7 +135,8 @@ def load(folder: Path, method: str) -> Encoder:
 
     Args:
         folder: it was given.
-        method: what the attention shall keep, whatever it was trained with; ``sdpa`` for dense.
+        method: what the attention shall keep, whatever it was trained with; ``sdpa`` for dense. A model of poolings
+            has other weights, and takes their name.
 
     Returns:
         The model, in eval mode.
@@ -147,7 +148,7 @@ def load(folder: Path, method: str) -> Encoder:
 
     sizes = read_json(folder / _CONFIG, AGAIN)
     try:
-        model = Encoder(Config(**sizes), None if method == BASELINE else parse(method))
+        model = Encoder(Config(**sizes), None if method == BASELINE else mixer(method))
         load_model(model, str(folder / _WEIGHTS))
     except Exception as error:  # damaged files make it raise nearly anything
         said = " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,6 +13,7 @@ from dynattn.functional import attention
 from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.lra.experiment import Arena, load
 from dynattn.lab.lra.model import ObservedCall
+from dynattn.lab.training.mixers import Mixer, Pooling, mixer
 from dynattn.methods import Method, MixingMethod, PerHead, parse
 
 _SEQUENCES = 32  # so many held-out sequences are looked at
@@ -51,13 +52,13 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
     return [
         KeptByTraining(method=method, trained_dense=mean(method, BASELINE), trained_with_it=mean(method, method))
         for method in methods
-        if method != BASELINE and _keeps_pairs(parse(method))
+        if method != BASELINE and _keeps_pairs(mixer(method))
     ]
 
 
-def _keeps_pairs(method: Method) -> bool:
+def _keeps_pairs(method: Mixer) -> bool:
     parts = method.parts if isinstance(method, PerHead) else (method,)
-    return not any(isinstance(part, MixingMethod) for part in parts)
+    return not any(isinstance(part, (MixingMethod, Pooling)) for part in parts)
 
 
 @torch.inference_mode()

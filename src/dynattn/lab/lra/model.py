@@ -2,8 +2,8 @@
 
     x_0 = E[tokens] + P,    y = x + A(LN(x)),    x' = y + W_2 gelu(W_1 LN(y)),    logits = W_4 relu(W_3 pool(LN(x_L)))
 
-A is multi-head attention, dense or by a method of this library; pool is the mean over the tokens, or the place of a
-learnt token put before them.
+A is multi-head attention, dense or by a method of this library, or PoNet; pool is the mean over the tokens, or the
+place of a learnt token put before them.
 
 Source: arXiv:2011.04006 and its published code; arXiv:1706.03762 with the normalisation first, arXiv:2002.04745.
 """
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynattn.functional import attention
+from dynattn.lab.training.mixers import Mixer, Pooling
 from dynattn.methods import Method
+from dynattn.nn import PoNet, equal_segments
 
 # Both tables of embeddings are drawn alike, as in BERT. With PyTorch's 1.0 for tokens and 0.02 for positions the model
 # hardly sees where a token stands: 400 steps on the 8×8 digits then give 37% instead of 93%.
@@ -102,13 +104,29 @@ class SelfAttention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2))
 
 
-class EncoderLayer(nn.Module):
-    """Attention and a feed-forward part, each normalised before and added after."""
+class Pools(nn.Module):
+    """PoNet over equal parts of each sequence, without biases, as attention has none."""
 
-    def __init__(self, config: Config, method: Method | None) -> None:
+    def __init__(self, width: int, heads: int, segments: int) -> None:
+        super().__init__()
+        self.segments = segments
+        self.pools = PoNet(width, heads, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = None if mask is None else mask[:, 0, 0]
+        return self.pools(x, equal_segments(x, self.segments, tokens), tokens)
+
+
+class EncoderLayer(nn.Module):
+    """What mixes the tokens and a feed-forward part, each normalised before and added after."""
+
+    def __init__(self, config: Config, method: Mixer | None) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.attention = SelfAttention(config.width, config.heads, method)
+        if isinstance(method, Pooling):
+            self.attention: nn.Module = Pools(config.width, config.heads, method.segments)
+        else:
+            self.attention = SelfAttention(config.width, config.heads, method)
         self.feed = nn.Sequential(
             nn.Linear(config.width, config.mlp), nn.GELU(), nn.Dropout(config.dropout),
             nn.Linear(config.mlp, config.width),
@@ -125,10 +143,11 @@ class Encoder(nn.Module):
 
     Args:
         config: its sizes.
-        method: what its attention keeps; None for PyTorch's dense attention. Weights do not depend on it.
+        method: what its attention keeps; None for PyTorch's dense attention. Weights do not depend on it. Or pooling,
+            which has other weights and no attention.
     """
 
-    def __init__(self, config: Config, method: Method | None) -> None:
+    def __init__(self, config: Config, method: Mixer | None) -> None:
         super().__init__()
         self.sizes = config  # not "config": Trainer takes that for a Transformers configuration and writes to it
         with_cls = config.pool == "cls"
@@ -172,7 +191,7 @@ class Encoder(nn.Module):
         return found
 
     def attentions(self) -> list[SelfAttention]:
-        """The attention of each block, first block first."""
+        """The attention of each block, first block first; none where blocks pool."""
         return [module for module in self.modules() if isinstance(module, SelfAttention)]
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dynattn.lab.figures import BASELINE
-from dynattn.methods import parse
+from dynattn.lab.training.mixers import mixer
 
 _AT_LEAST_ONE = ("steps", "batch", "evaluate_every", "save_every")
 
@@ -17,7 +17,7 @@ class Job:
     """One run: AdamW, a linear warm-up and a linear decay to zero, gradients clipped to norm 1.
 
     Args:
-        method: what attention keeps, a short name; ``sdpa`` for PyTorch's dense attention.
+        method: what attention keeps, or what takes its place, a short name; ``sdpa`` for PyTorch's dense attention.
         seed: the seed of the order of the data, of dropout, and of the weights where a model starts from scratch.
         steps: the number of steps of the optimizer.
         batch: the number of examples in a step, over all processes.
@@ -40,7 +40,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.method != BASELINE:
-            parse(self.method)
+            mixer(self.method)
         for field in _AT_LEAST_ONE:
             if getattr(self, field) < 1:
                 raise ValueError(f"Job: {field} must be at least 1: got {getattr(self, field)}; leave it out")

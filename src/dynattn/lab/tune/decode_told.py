@@ -79,7 +79,8 @@ def attends(found: Decoding) -> tuple[str, str]:
     if found.way is None:
         raise ValueError("tune: a file is written where decoding became faster alone")
     cache = found.way.removeprefix(_CACHE) if found.way.startswith(_CACHE) else "full"
-    return cache, OWN_DENSE if cache.startswith("spatten") else SDPA  # that cache looks at this project's alone
+    own = cache.startswith(("spatten", "quest"))  # these caches look at, or into, this project's attention alone
+    return cache, OWN_DENSE if own else SDPA
 
 
 def evidence(found: Decoding) -> tuple[Evidence, ...]:

@@ -70,6 +70,7 @@ def candidates(length: int) -> tuple[str, ...]:
     """Ways to decode after so many tokens, the mildest first."""
     return (
         "dense-in-place", *(f"cache-spatten-{keep}" for keep in (0.75, 0.5, 0.25)),
+        *dict.fromkeys(f"cache-quest-{16 * max(1, length // (16 * part))}" for part in (4, 8)),
         *(f"cache-window-{length // part}-s4" for part in (2, 4, 8)),
     )  # fmt: skip
 
