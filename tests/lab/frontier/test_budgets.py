@@ -140,6 +140,9 @@ def test_while_decoding_bytes_of_the_cache_are_kept(scales: dict[str, Scale]):
     start = 224 - scale._data.payload[0][1] - 64 + 1  # the keys of the step, the new one with them
     window = int(found.name.split("-")[2])
     assert found.kept == pytest.approx((window + 4 + 1) / start, abs=1 / start)
+    pages = scale.kept("cache-quest-64")
+    assert pages is not None
+    assert 64 / start + 1 / 16 <= pages <= (64 + 2 * 16) / start + 2 / 16  # pages, and the bounds of all
     keys = scale.solved(Search(exam=scale._exam, family="top-k", budget=0.25))
     assert keys is not None
     assert not keys.in_reach  # it reads every key to choose
