@@ -79,10 +79,12 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/nm.md": _tensors,
     "docs/methods/ponet.md": dict,
     "docs/methods/random.md": _tensors,
+    "docs/methods/removed.md": _encoder,
     "docs/methods/scatterbrain.md": _tensors,
     "docs/methods/spatten.md": _encoder,
     "docs/methods/threshold.md": _tensors,
     "docs/methods/topk.md": _tensors,
+    "docs/methods/weights.md": _encoder,
     "docs/methods/window.md": _tensors,
     "docs/training.md": _tensors,
 }

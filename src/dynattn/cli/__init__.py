@@ -14,6 +14,7 @@ from dynattn.cli.finetune import finetune
 from dynattn.cli.frontier import frontier
 from dynattn.cli.inspect import inspect
 from dynattn.cli.lra import lra
+from dynattn.cli.prune import prune
 from dynattn.cli.run import run
 from dynattn.cli.tune import tune
 from dynattn.cli.warmup import warmup
@@ -43,6 +44,7 @@ app.command()(inspect)
 app.command()(finetune)
 app.command()(frontier)
 app.command()(lra)
+app.command()(prune)
 app.command()(warmup)
 # Options behind the program's name are the program's.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)

@@ -4,6 +4,8 @@ from dynattn.pruning import SpAtten
 
 with SpAtten(0.5).apply(model) as trace:
     output = model(**inputs)
+
+And parts of a model that are removed for all inputs alike: :class:`dynattn.pruning.Removed`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from dynattn.pruning.predictor import Predictors
 from dynattn.pruning.registry import find, parse, register
 from dynattn.pruning.router import Router
 from dynattn.pruning.spatten import SpAtten
+from dynattn.pruning.structure import Element, Removed
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 __all__ = [
-    "FTP", "LTP", "Attended", "Course", "Decision", "DynamicViT", "FirstTokens", "Forward", "LayerWork", "Predictors",
-    "Pruning", "RandomTokens", "Router", "Seen", "SpAtten", "Start", "TokenMethod", "Trace", "find", "parse", "pruned",
+    "FTP", "LTP", "Attended", "Course", "Decision", "DynamicViT", "Element", "FirstTokens", "Forward", "LayerWork",
+    "Predictors", "Pruning", "RandomTokens", "Removed", "Router", "Seen", "SpAtten", "Start", "TokenMethod", "Trace",
+    "find", "parse", "pruned",
     "register",
 ]  # fmt: skip
 

@@ -125,8 +125,9 @@ def test_families_keep_their_budget_of_pairs(scales: dict[str, Scale], family: s
     assert exact == pytest.approx(found.kept * 2 * 4 * 224 * 225 / 2, rel=0.1)  # all heads, with their own errors
 
 
-def test_a_method_that_keeps_no_pairs_has_no_budget(scales: dict[str, Scale]):
-    search = Search(exam=scales["prefill"]._exam, family="Scatterbrain", budget=0.5)
+@pytest.mark.parametrize("family", ["Scatterbrain", "magnitude", "N:M weights"])
+def test_a_method_that_drops_no_pairs_has_no_budget(scales: dict[str, Scale], family: str):
+    search = Search(exam=scales["prefill"]._exam, family=family, budget=0.5)
     assert scales["prefill"].solved(search) is None
 
 

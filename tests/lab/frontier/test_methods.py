@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("pydantic")
 pytest.importorskip("transformers")
 
-from dynattn import attention, pruning
+from dynattn import attention, pruning, sparsity
 from dynattn.lab.frontier.apply import applied, canonical
 from dynattn.lab.frontier.methods import BUDGETS, FAMILIES, baselines, check, entries, is_baseline, named
 from dynattn.lab.models import Kind, load
@@ -33,7 +33,7 @@ def test_every_name_is_a_methods_own_and_keeps_the_budget(kind: Kind, length: in
     query, key = torch.randn(1, 1, length, 16), torch.randn(1, 1, length, 16)
     for entry in entries(kind, "prefill", length, BUDGETS):
         assert canonical(entry.name) == entry.name
-        if pruning.find(entry.name) is not None:
+        if pruning.find(entry.name) is not None or sparsity.find(entry.name) is not None:
             continue
         method = parse(entry.name)
         if not isinstance(method, PairMethod) or entry.budget is None:

@@ -94,3 +94,12 @@ def test_a_model_that_makes_no_call_is_refused(tiny_encoder: Path):
     pretrained.model.set_attn_implementation = lambda _: None
     with pytest.raises(ValueError, match="look: the model must call dynattn"):
         look(pretrained, "nm-1-2", [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])
+
+
+def test_weights_that_are_zero_are_not_counted(tiny_encoder: Path):
+    pretrained, length = load(str(tiny_encoder)), 64
+    dense, sparse = _looked(pretrained, "sdpa", length), _looked(pretrained, "nmweight-1-4", length)
+    inside = LAYERS * 2 * length * 6 * HIDDEN**2  # the pooler stays whole
+    assert dense.total - sparse.total == pytest.approx(inside * 3 / 4)
+    assert (sparse.pairs, sparse.attention) == (dense.pairs, dense.attention)
+    assert _looked(pretrained, "sdpa", length) == dense  # the weights are back

@@ -1,12 +1,13 @@
-"""Puts a method into a model, either as its attention or as a method that shortens the sequence across its layers."""
+"""Puts a method into a model: as its attention, as a method that shortens the sequence across its layers, or as weights
+that are 0."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
-from dynattn import pruning
+from dynattn import pruning, sparsity
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.methods import parse
@@ -19,7 +20,8 @@ def canonical(name: str) -> str:
     """A method's own short name, which may hold more than the one given.
 
     Args:
-        name: the name of a method of :mod:`dynattn.methods`, of :mod:`dynattn.pruning`, or of a way to decode.
+        name: the name of a method of :mod:`dynattn.methods`, of :mod:`dynattn.pruning`, of :mod:`dynattn.sparsity`, or
+            of a way to decode.
 
     Raises:
         ValueError: no method has this name, or the method refuses what the name says.
@@ -28,8 +30,8 @@ def canonical(name: str) -> str:
         from dynattn.lab.decode.ways import find
 
         return find(name).name
-    shortening = pruning.find(name)
-    return parse(name).name if shortening is None else shortening.name
+    found = pruning.find(name) or sparsity.find(name)
+    return parse(name).name if found is None else found.name
 
 
 @contextmanager
@@ -43,15 +45,22 @@ def applied(pretrained: Pretrained, name: str) -> Iterator[str]:
     Yields:
         Transformers' name of the attention.
     """
-    shortening = None if name == BASELINE else pruning.find(name)
-    implementation = BASELINE if name == BASELINE or shortening else _registered(name)
+    around = _around(pretrained, name)
+    implementation = BASELINE if name == BASELINE or around is not None else _registered(name)
     pretrained.model.set_attn_implementation(implementation)
-    if shortening is None:
+    with around or nullcontext():
         yield implementation
-        return
-    # The tasks of encoders average over the tokens, so that pruned ones must be zero.
-    with shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder"):
-        yield implementation
+
+
+def _around(pretrained: Pretrained, name: str) -> AbstractContextManager[object] | None:
+    """The context of a method that goes around the model; None for one that is its attention."""
+    if name == BASELINE:
+        return None
+    if (shortening := pruning.find(name)) is not None:
+        # The tasks of encoders average over the tokens, so that pruned ones must be zero.
+        return shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder")
+    weights = sparsity.find(name)
+    return None if weights is None else weights.apply(pretrained.model)
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dynattn import pruning
+from dynattn import pruning, sparsity
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.decode.prompt import Prompt
@@ -101,6 +101,8 @@ class Scale:
         if self._exam.phase == "decode" or pruning.find(name) is not None:
             own = self._measured(name)
             return own / self._whole if own is not None and self._whole else None
+        if sparsity.find(name) is not None:  # its budget is one of weights
+            return None
         method = parse(name)
         if not isinstance(method, PairMethod):
             return None

@@ -185,8 +185,8 @@ def _table(chosen: Sequence[Contender], several: str) -> Section:
         "alone), and time. Sorted by the worst exam. Colours: the interval leaves 100% out. The mean's bounds are the "
         "means of the exams' bounds, which hold even if all exams err together. Against baselines: whether more is "
         "retained, beyond noise, than by random and by evenly spaced keys of the same budget (by random tokens, for "
-        "methods that take tokens away). On the frontier: no other method is at once cheaper and better in its worst "
-        "exam."
+        "methods that take tokens away, and by random weights, for those that set weights to 0). On the frontier: no "
+        "other method is at once cheaper and better in its worst exam."
     )
     return Section(f"Every method{several}", table(columns, rows), note)
 

@@ -1,9 +1,10 @@
 """The table of the methods that take part, with their names at a budget.
 
 A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
-density. For methods that take tokens away, it is the share of the tokens in the last layer. What methods keep is
-measured. A method whose density follows the data, or that adds a window, keeps somewhat more or less than the budget,
-and the report shows how much; :mod:`dynattn.lab.frontier.budgets` finds what to ask for instead.
+density. For methods that take tokens away, it is the share of the tokens in the last layer; for those that set weights
+to 0, the share of the linear layers' weights that stay. What methods keep is measured. A method whose density follows
+the data, or that adds a window, keeps somewhat more or less than the budget, and the report shows how much;
+:mod:`dynattn.lab.frontier.budgets` finds what to ask for instead.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
     return lambda place: f"{prefix}-{place.budget}{suffix}"
 
 
+def _nm_weights(place: _Place) -> str:
+    return f"nmweight-2-{round(2 / place.budget)}"
+
+
 def _scatterbrain(place: _Place) -> str:
     """One hash with so many buckets that about the budget's share of the pairs is computed exactly, and 64 random
     features for the other pairs."""
@@ -140,6 +145,7 @@ _NOT_CAUSAL: tuple[Kind, ...] = ("encoder", "vision")
 _EVERY_TOKEN = ("perplexity",)  # tasks whose score is one of every token
 _SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
 _TOKENS = ("random tokens",)
+_WEIGHTS = ("random weights",)
 
 FAMILIES = {
     "N:M": Family(_nm("")),
@@ -164,6 +170,9 @@ FAMILIES = {
     "SpAtten": Family(_ratio("spatten"), _PREFILL, _SHORTENED, _TOKENS),
     "LTP": Family(_ltp, _PREFILL, _SHORTENED, _TOKENS),
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
+    "magnitude": Family(_ratio("magnitude"), _PREFILL, baselines=_WEIGHTS),
+    "N:M weights": Family(_nm_weights, _PREFILL, baselines=_WEIGHTS),
+    "random weights": Family(_ratio("randomweight"), _PREFILL, baselines=()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),
     "cache: Quest": Family(_cache_quest, _DECODE),

@@ -6,13 +6,15 @@
     scored = kept                    for a choice by something else, which costs so many multiply-adds a pair; of N:M
                                      inside of kept blocks, the pairs of these blocks
 
-A method that keeps no pairs is counted as it runs, product by product. What a kernel really executes, and how fast, is
+A method that keeps no pairs is counted as it runs, product by product. Of one that sets weights to 0, the weights
+that are left are counted. What a kernel really executes, and how fast, is
 another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,6 +29,8 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.methods import MixingMethod, PairMethod
 from dynattn.pruning import Forward, TokenMethod, find
+from dynattn.sparsity import WeightSparsity
+from dynattn.sparsity import find as find_weights
 
 LOOKED = 2
 """So many examples suffice, since they have full length, and figures are means over all layers and heads."""
@@ -61,6 +65,9 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Input
     shortening = None if name == BASELINE else find(name)
     if shortening is not None:
         return _shortened(pretrained, shortening, examples)
+    weights = None if name == BASELINE else find_weights(name)
+    if weights is not None:
+        return _thinned(pretrained, weights, examples)
     with applied(pretrained, BASELINE), counting(pretrained.model) as account:
         for inputs in examples:
             pretrained.model(**inputs)
@@ -113,6 +120,27 @@ def _shortened(pretrained: Pretrained, method: TokenMethod, examples: Sequence[I
         attention=attention / len(examples),
         total=(attention + 2 * account.linear.linear) / len(examples),
     )
+
+
+def _thinned(pretrained: Pretrained, method: WeightSparsity, examples: Sequence[Inputs]) -> InputWork:
+    """The work without the weights that are 0: what a kernel that skips them would do, though there is none."""
+    dense, spared = look(pretrained, BASELINE, examples), 0
+    pretrained.model.set_attn_implementation(BASELINE)
+    with method.apply(pretrained.model) as kept, ExitStack() as undo:
+
+        def skipped(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            def count(_: torch.nn.Module, args: Any, output: Any) -> None:
+                nonlocal spared
+                spared += output.numel() // output.shape[-1] * (kept.sizes[name] - kept.counts[name])
+
+            return count
+
+        for name, module in pretrained.model.named_modules():
+            if name in kept.counts and isinstance(module, torch.nn.Linear):  # no others are counted at all
+                undo.callback(module.register_forward_hook(skipped(name)).remove)
+        for inputs in examples:
+            pretrained.model(**inputs)
+    return dense.model_copy(update={"total": dense.total - 2 * spared / len(examples)})
 
 
 def pairs(call: Call) -> int:

@@ -1,0 +1,69 @@
+"""Essential sparsity: how many weights can be set to 0 at once before the score falls off.
+
+    knee = the largest sparsity with at least 99% of the whole model's score
+
+Source: "The Emergence of Essential Sparsity in Large Pre-trained Models", arXiv:2306.03805; the knee as a number is
+this project's definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynattn.lab.figures import BASELINE, Interval, Record
+from dynattn.lab.frontier.shares import retained
+from dynattn.lab.prune.run import Exam, scores
+from dynattn.lab.scoring import evaluate
+from dynattn.sparsity import parse
+
+KNEE = 0.99
+
+
+class Thinned(Record):
+    """A model with some weights at 0.
+
+    Attributes:
+        name: the method's.
+        sparsity: the share of the linear layers' weights that are 0.
+        validation: what is retained of the whole model's quality, on the items by which a knee is found.
+        held_out: likewise, on the other items.
+    """
+
+    name: str
+    sparsity: float
+    validation: Interval
+    held_out: Interval
+
+
+def thinned(exam: Exam, name: str) -> Thinned:
+    """Score a model without some of its weights.
+
+    Args:
+        exam: the model and its items.
+        name: of a method of :mod:`dynattn.sparsity`.
+
+    Raises:
+        ValueError: no method has this name.
+    """
+    with parse(name).apply(exam.pretrained.model) as kept:
+        outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
+    own, whole = ([float(x) for x in scores(one, exam.whole)] for one in (outcome, exam.whole))
+    first, second = slice(exam.validation), slice(exam.validation, None)
+    validation, held_out = (
+        retained(own[part], whole[part], exam.task.higher_is_better) for part in (first, second)
+    )  # fmt: skip
+    return Thinned(name=name, sparsity=1 - kept.share, validation=validation, held_out=held_out)
+
+
+def knee(curve: Sequence[Thinned], least: float = KNEE) -> Thinned | None:
+    """The sparsest one whose mean score on validation items is at least a share of the whole model's.
+
+    Args:
+        curve: methods of one family.
+        least: the share.
+
+    Returns:
+        The sparsest; None where all lose more.
+    """
+    enough = [one for one in curve if one.validation.mean >= least]
+    return max(enough, key=lambda one: one.sparsity, default=None)

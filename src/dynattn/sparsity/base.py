@@ -1,0 +1,120 @@
+"""The base class of methods that set weights of linear layers to 0: frozen dataclasses that give a mask for each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dynattn.pruning.structure.find import is_transposed
+from dynattn.sparsity.linears import linears
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many weights of each linear layer are left.
+
+    Attributes:
+        counts: by the layer's name in the model.
+        sizes: how many weights it has.
+    """
+
+    counts: dict[str, int]
+    sizes: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Of all weights of these layers."""
+        return sum(self.counts.values()) / sum(self.sizes.values())
+
+
+class WeightSparsity(ABC):
+    """A method that chooses weights, before any input is seen. Subclasses are frozen dataclasses, one file each."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short form, as in ``magnitude-0.5``; :func:`dynattn.sparsity.parse` turns it back into the method."""
+
+    @classmethod
+    @abstractmethod
+    def from_name(cls, name: str) -> WeightSparsity | None:
+        """The method that ``name`` stands for, or None where it is not one of this class."""
+
+    @abstractmethod
+    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which weights stay.
+
+        Args:
+            weights: the weight of each linear layer, (out, in), by the layer's name.
+
+        Returns:
+            A mask for each, (out, in) bool.
+        """
+
+    @contextmanager
+    def apply(self, model: nn.Module) -> Iterator[Kept]:
+        """While active, the weights that are not kept are 0. All linear layers take part but heads and poolers.
+
+        On exit, also by an exception, the weights are exactly what they were. Nothing gets faster: this library has no
+        kernel for such weights, and zeros are multiplied like other numbers.
+
+        Args:
+            model: a Transformers model, or any other one with linear layers.
+
+        Yields:
+            How many weights are kept.
+
+        Raises:
+            TypeError: it is not a module.
+            ValueError: it has no linear layers.
+        """
+        layers = linears(model)
+        masks = self._masks(layers)
+        before = {name: layer.weight.data for name, layer in layers.items()}
+        try:
+            for name, layer in layers.items():
+                layer.weight.data = before[name].masked_fill(~masks[name], 0)
+            yield _counted(masks)
+        finally:
+            for name, layer in layers.items():
+                layer.weight.data = before[name]
+
+    def fix(self, model: nn.Module) -> Kept:
+        """Set the weights that are not kept to 0 for good; training leaves them there.
+
+        Their gradients are 0 from now on, so optimizers that change a weight by its own gradients and by itself, as
+        SGD and AdamW do, keep them at 0.
+
+        Args:
+            model: see :meth:`apply`.
+
+        Returns:
+            How many weights are kept.
+
+        Raises:
+            TypeError: it is not a module.
+            ValueError: it has no linear layers.
+        """
+        layers = linears(model)
+        masks = self._masks(layers)
+        for name, layer in layers.items():
+            layer.weight.data.masked_fill_(~masks[name], 0)
+            layer.weight.register_hook(lambda gradient, mask=masks[name]: gradient.masked_fill(~mask, 0))
+        return _counted(masks)
+
+    def _masks(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+        """Masks in the shape of the weights, which ``Conv1D`` keeps as (in, out)."""
+        turned = {name for name, layer in layers.items() if is_transposed(layer)}
+        weights = {name: layer.weight.detach() for name, layer in layers.items()}
+        found = self.masks({name: weight.T if name in turned else weight for name, weight in weights.items()})
+        return {name: mask.T if name in turned else mask for name, mask in found.items()}
+
+
+def _counted(masks: Mapping[str, Tensor]) -> Kept:
+    return Kept(
+        {name: int(mask.sum()) for name, mask in masks.items()}, {name: mask.numel() for name, mask in masks.items()}
+    )

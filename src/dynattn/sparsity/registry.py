@@ -1,0 +1,55 @@
+"""Methods that choose weights, by name."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from dynattn.methods.classes import Classes
+from dynattn.sparsity.base import WeightSparsity
+
+_Class = TypeVar("_Class", bound=type[WeightSparsity])
+
+_known: Classes[WeightSparsity] = Classes(WeightSparsity, "dynattn.sparsity.WeightSparsity")
+
+
+def register(cls: _Class) -> _Class:
+    """Make a class of methods known by its names to :func:`parse`. A class decorator.
+
+    Args:
+        cls: a subclass of :class:`~dynattn.sparsity.WeightSparsity`. Registering it again, as a notebook does, replaces
+            it.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: it is no such class.
+    """
+    _known.add(cls)
+    return cls
+
+
+def find(name: str) -> WeightSparsity | None:
+    """The method that a short name stands for, as :func:`parse` gives it, or None where there is none."""
+    return _known.find(name)
+
+
+def parse(name: str) -> WeightSparsity:
+    """The method that a short name stands for.
+
+    Args:
+        name: as a method's ``name`` gives it.
+
+    Returns:
+        The method; ``parse(method.name) == method``.
+
+    Raises:
+        ValueError: no method has this name, or the method refuses what the name says.
+    """
+    found = find(name)
+    if found is not None:
+        return found
+    raise ValueError(
+        f"sparsity.parse: name must be a short name of a method that chooses weights: got {name!r}; use "
+        "'magnitude-0.5', 'nmweight-2-4' or 'randomweight-0.5', and register() for a method of your own"
+    )

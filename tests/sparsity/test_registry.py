@@ -1,0 +1,25 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynattn import pruning, sparsity
+from dynattn.sparsity import Magnitude, NMWeights, RandomWeights, find, parse, register
+
+METHODS = (Magnitude(0.25), NMWeights(2, 4), RandomWeights(0.5), RandomWeights(0.125, 7, "uniform"))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_names_come_back_and_are_no_others(method):
+    assert parse(method.name) == method
+    assert pruning.find(method.name) is None
+
+
+def test_unknown_names_are_refused():
+    assert find("nm-2-4") is None
+    with pytest.raises(ValueError, match=r"sparsity.parse: name must be"):
+        parse("nm-2-4")
+    with pytest.raises(TypeError, match="must be a subclass"):
+        register(int)  # pyright: ignore[reportArgumentType]
+    assert sparsity.parse("magnitude-0.5") == Magnitude(0.5)
