@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("scipy")
 
-from dynattn.lab.statistics import at_chance, interval, quality
+from dynattn.lab.statistics import at_chance, interval, luck, quality
 from dynattn.lab.tasks import Outcome, Prepared
 
 
@@ -103,3 +103,28 @@ def test_scores_are_at_chance_where_their_interval_does_not_leave_it_behind(scor
 def test_an_interval_of_what_is_not_finite_has_no_bounds():
     found = interval(np.array([0.1, np.inf, 0.2, 0.3, 0.1]))
     assert (found.low, found.high) == (None, None)
+
+
+def test_luck_is_students_and_as_likely_as_it_says():
+    from scipy.stats import ttest_1samp
+
+    draw = np.random.default_rng(5)
+    for mean in (0.5, 0.1):
+        gains = draw.normal(0, 1.0, 20)
+        gains += mean - gains.mean()
+        assert luck(gains) == pytest.approx(float(ttest_1samp(gains, 0, alternative="greater").pvalue))
+    found = np.array([luck(draw.normal(0, 1.0, 8)) for _ in range(400)])
+    assert 8 <= (found < 0.05).sum() <= 34  # 20 of 400, give or take three standard deviations
+
+
+def test_a_loss_is_no_luck_and_what_cannot_be_judged_is():
+    for gains in ([-1.0, -1.1, -0.9], [0.0, 0.0, 0.0], [5.0], [1.0, np.nan, 1.0], [1.0, np.inf]):
+        assert luck(np.array(gains)) == 1.0
+
+
+def test_scores_that_move_in_steps_have_some_spread():
+    same = np.full(8, 1 / 16)
+    assert luck(same) == 0.0
+    assert luck(same, 1 / 16) == pytest.approx(3.9e-4, rel=0.02)  # t of 2 · √8 with 7 degrees of freedom
+    spread = np.random.default_rng(6).normal(0.2, 1.0, 30)
+    assert luck(spread, 1e-6) == luck(spread)

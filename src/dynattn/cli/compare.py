@@ -35,8 +35,9 @@ def compare(
         str,
         typer.Option(
             help="Comma-separated: retrieval, manpages (encoders); perplexity, passkey, needle, "
-            "multi-needle, variables, common-words (decoders); saliency, features (vision); speech. Default: those "
-            "that fit the model."
+            "multi-needle, variables, common-words, ruler-needles, ruler-variables, ruler-common-words, "
+            "ruler-frequent-words, story-retrieval, story-multi-hop, story-filtering (decoders); saliency, features "
+            "(vision); speech. Default: those that fit the model."
         ),
     ] = "",
     text: Text = None,

@@ -33,6 +33,9 @@ def frontier(
         str, typer.Option(help="Comma-separated short names. Default: every family, at each budget.")
     ] = "",
     budgets: Annotated[str, typer.Option(help="Shares of the pairs to keep, comma-separated.", callback=shares)] = "",
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Find methods that keep the budgets as measured, not as asked.")
+    ] = False,
     tasks: Annotated[str, typer.Option(help="Comma-separated, as in dynattn compare. Default: those that fit.")] = "",
     tokens: Annotated[
         str,
@@ -56,7 +59,8 @@ def frontier(
 ) -> None:
     """Compare sparse attention methods fairly on one model: quality against pairs kept, FLOPs and time.
 
-    Run it again to go on where it was stopped. Ends with code 1 where something could not be measured.
+    Run it again to go on where it was stopped. Ends with code 1 where something could not be measured, or where a
+    method beats dense attention beyond chance, so that dense attention was measured wrongly.
     """
     if merge != bool(records):
         raise typer.BadParameter("--merge takes records to merge, as in: dynattn frontier --merge a.json b.json")
@@ -72,11 +76,11 @@ def frontier(
         else:
             if threads is not None:
                 torch.set_num_threads(threads)
+            asked = tuple(float(budget) for budget in listed(budgets))
             settings = Settings(
                 model=model, methods=listed(methods), tasks=listed(tasks), items=items,
-                phases=cast(Any, listed(phases)), text=text, seconds=seconds,
-                tokens=tuple(int(length) for length in listed(tokens)),
-                **({"budgets": tuple(float(budget) for budget in listed(budgets))} if listed(budgets) else {}),
+                phases=cast(Any, listed(phases)), text=text, seconds=seconds, measured=measured,
+                tokens=tuple(int(length) for length in listed(tokens)), budgets=asked or Settings.budgets,
             )  # fmt: skip
             right = command.run(settings, output, workers, ray, console())
         if not right:

@@ -1,7 +1,8 @@
-"""Paired differences and their confidence intervals."""
+"""Paired differences, their confidence intervals, and the chance that a gain comes about by luck."""
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -59,6 +60,27 @@ def at_chance(scores: tuple[float, ...], chance: float | None, higher_is_better:
     bound = found.low if higher_is_better else found.high
     gain = found.mean if bound is None else bound
     return not (gain > 0 if higher_is_better else gain < 0)
+
+
+def luck(gains: np.ndarray, step: float = 0.0) -> float:
+    """How likely a mean gain is that is at least as large, where there is nothing to gain: Student's t, one-sided.
+
+    Few scores that move in steps may all gain the same by chance, and then look as if they had no spread. So the
+    variance is taken to be at least that of a coin between two neighbouring scores, step² / 4.
+
+    Args:
+        gains: (items,), positive where it got better.
+        step: the least difference between two scores that differ; 0 where scores move freely.
+
+    Returns:
+        From 0 to 1; 1 where nothing is gained on average, for fewer than 2 items, and where a gain is not finite.
+    """
+    from scipy.stats import t as student
+
+    if len(gains) < 2 or not np.isfinite(gains).all() or np.mean(gains) <= 0:
+        return 1.0
+    error = math.sqrt(max(float(np.var(gains, ddof=1)), step * step / 4) / len(gains))
+    return float(student.sf(float(np.mean(gains)) / error, len(gains) - 1)) if error else 0.0
 
 
 def quality(method: str, outcome: Outcome, baseline: Outcome, data: Prepared, higher_is_better: bool) -> Quality:

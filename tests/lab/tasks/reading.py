@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +17,7 @@ pytest.importorskip("transformers")
 
 from transformers import ByT5Tokenizer
 
+from dynattn.lab.tasks.choosing import Choosing
 from dynattn.lab.tasks.recall import Recall
 from dynattn.lab.tasks.texts import Text
 
@@ -32,6 +35,11 @@ def made_up(count: int = 3, sentences: int = 300) -> tuple[Text, ...]:
 
 
 TEXTS = made_up()
+CHOSEN = (
+    "ruler-needles", "ruler-variables", "ruler-common-words", "ruler-frequent-words", "story-retrieval",
+    "story-multi-hop", "story-filtering",
+)  # fmt: skip
+"""Tasks whose answers are chosen among candidates."""
 
 
 def read_back(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
@@ -41,3 +49,42 @@ def read_back(task: Recall, tokenizer=BYTES) -> list[tuple[str, str]]:
         (str(tokenizer.decode(ids[0, :-answer])), str(tokenizer.decode(ids[0, -answer:])))
         for ids, answer in data.payload
     ]
+
+
+class Letters:
+    """A tokenizer of letters, much faster than that of bytes."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(token) for token in ids)
+
+
+LETTERS = Letters()
+
+
+class Told(NamedTuple):
+    """A question, and the letters with which its candidates go on."""
+
+    text: str
+    right: set[str]
+    wrong: set[str]
+
+    def goes_on(self, question: str, word: str) -> str:
+        """The letter with which an answer goes on; behind the question stands what all candidates begin with."""
+        return f" {word}"[len(self.text) - self.text.rindex(question) - len(question)]
+
+
+def asked_of(task: Choosing) -> list[tuple[str, list[Told]]]:
+    """Of each item the text, and its questions, each with the text before it."""
+    data = task.prepare(SimpleNamespace(processor=LETTERS, kind="decoder"))  # type: ignore[arg-type]
+    found = []
+    for one in data.payload:
+        text = LETTERS.decode(one.ids[0].tolist())
+        asked = [
+            Told(text + LETTERS.decode(ids[0].tolist()), set(map(chr, right)), set(map(chr, wrong)))
+            for ids, right, wrong in one.slots
+        ]
+        found.append((text, asked))
+    return found

@@ -93,6 +93,25 @@ def cache_of(model: Any, prompt: Prompt, way: Way) -> Any:
 
 
 @torch.inference_mode()
+def tell(model: Any, prompt: Prompt, way: Way, ids: Tensor) -> Tensor:
+    """Read on by one way after a prompt that was read densely.
+
+    Args:
+        model: a Transformers decoder.
+        prompt: what was read.
+        way: how to decode.
+        ids: (1, length), what follows.
+
+    Returns:
+        Logits, (length, vocabulary).
+    """
+    cache = cache_of(model, prompt, way)
+    model.set_attn_implementation(way.together)
+    pieces = ids.split(PIECE, 1)
+    return torch.cat([model(input_ids=each, past_key_values=cache, use_cache=True).logits[0] for each in pieces])
+
+
+@torch.inference_mode()
 def score(model: Any, prompt: Prompt, way: Way, ids: Tensor, answer: int) -> tuple[float, bool]:
     """Read on by one way after a prompt that was read densely, and score the end.
 
@@ -112,11 +131,7 @@ def score(model: Any, prompt: Prompt, way: Way, ids: Tensor, answer: int) -> tup
     start = prompt.keys[0].shape[2]
     if start + answer >= ids.shape[1]:
         raise ValueError(f"score: a token must stand between prompt and answer: got {start}, {answer}, {ids.shape[1]}")
-    cache = cache_of(model, prompt, way)
-    model.set_attn_implementation(way.together)
-    rest = ids[:, start:-1]
-    logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest.split(PIECE, 1)]
-    told, target = torch.cat(logits)[-answer:].float(), ids[0, -answer:]
+    told, target = tell(model, prompt, way, ids[:, start:-1])[-answer:].float(), ids[0, -answer:]
     return nn.functional.cross_entropy(told, target).item(), bool((told.argmax(-1) == target).all())
 
 

@@ -89,6 +89,25 @@ class Cell(Record):
         return digest([self.exam.model_dump(), self.entry.name])
 
 
+class Search(Record):
+    """A family whose method is looked for that keeps a budget, as measured, in an exam.
+
+    Attributes:
+        exam: the exam.
+        family: the name of the family.
+        budget: the share that is to be kept.
+    """
+
+    exam: Exam
+    family: str
+    budget: float
+
+    @property
+    def key(self) -> str:
+        """Address of the search."""
+        return digest([self.exam.model_dump(), self.family, self.budget])
+
+
 class Race(Record):
     """A method timed against dense attention, on one machine.
 

@@ -9,9 +9,11 @@ import torch
 from rich.console import Console
 
 from dynattn.lab.frontier import cluster, store, workers
+from dynattn.lab.frontier.alarm import beating
 from dynattn.lab.frontier.document import page
 from dynattn.lab.frontier.results import Frontier
-from dynattn.lab.frontier.sweep import Runner, Settings, sweep
+from dynattn.lab.frontier.stages import Runner
+from dynattn.lab.frontier.sweep import Settings, sweep
 from dynattn.lab.frontier.terminal import show
 from dynattn.lab.records import reserve, write_whole
 from dynattn.lab.reports import files, shown
@@ -32,7 +34,7 @@ def run(settings: Settings, output: Path, processes: int | None, ray: bool, cons
         console: where to print.
 
     Returns:
-        False where something could not be measured.
+        False where something could not be measured, or a method beats dense attention beyond chance.
 
     Raises:
         ValueError, OSError, ImportError, RuntimeError: a name or an option is wrong, data or a package is missing, a
@@ -79,4 +81,4 @@ def _runner(processes: int | None, ray: bool) -> Runner:
 def _present(found: Frontier, report: Path, record: Path, console: Console) -> bool:
     with shown(lambda: show(found, console), console, report, record):
         write_whole(report, page(found))
-    return not found.failures
+    return not found.failures and not beating(found)

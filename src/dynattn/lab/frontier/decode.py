@@ -2,7 +2,8 @@
 cache.
 
 The prompt ends before the question, so that a cache that forgets has to do so before it knows what will be asked. The
-work of a step is counted at the first token after the prompt, and the time is that of one token.
+work of a step, and the bytes that it reads of the cache, are counted at the first token after the prompt; the time is
+that of one token.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ import torch
 from torch import Tensor
 
 from dynattn.account import counting
-from dynattn.integrations.transformers import observing
+from dynattn.integrations.transformers import Call, observing
 from dynattn.lab.decode import ways
-from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds
+from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds, tell
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.results import InputWork
-from dynattn.lab.frontier.work import CountedCall, see, tally
+from dynattn.lab.frontier.work import CountedCall, cache_read, see, tally
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks import TASKS, Prepared
+from dynattn.lab.tasks.choosing import Asked, Choosing
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.recall import Recall
 from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
 
 QUESTION = 64
-"""How many tokens before the answer are read after the prompt: the question, and some of the text."""
+"""How many tokens before the answer are read after the prompt: the question, and some of the text. Where questions are
+asked one by one after a text, the text is the prompt."""
 
 _LOOKED = 2  # the first step of so many items is counted
 
 
 def answers(task: str) -> bool:
     """Whether a task has an answer that could be decoded."""
-    return issubclass(TASKS[task], (Recall, Passkey))
+    return issubclass(TASKS[task], (Recall, Passkey, Choosing))
 
 
 def prompts(pretrained: Pretrained, data: Prepared) -> list[Prompt]:
@@ -44,11 +47,11 @@ def prompts(pretrained: Pretrained, data: Prepared) -> list[Prompt]:
     Raises:
         ValueError: the contexts are too short.
     """
-    return [read(pretrained.model, ids[:, : _start(ids, answer)]) for ids, answer in data.payload]
+    return [read(pretrained.model, _ids(item)[:, : _start(item)]) for item in data.payload]
 
 
 def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> list[float]:
-    """NLL of every item's answer, decoded by a method.
+    """Every item's score, its end decoded by a method: the NLL of the answer, or the share of right answers chosen.
 
     Args:
         pretrained: the model; its attention implementation is set.
@@ -56,11 +59,14 @@ def examine(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequ
         data: the data of a task that :func:`answers`.
         read_before: what :func:`prompts` gave.
     """
-    way = _way(name)
-    return [
-        score(pretrained.model, prompt, way, ids, answer)[0]
-        for (ids, answer), prompt in zip(data.payload, read_before, strict=True)
-    ]
+    way, scores = _way(name), []
+    for item, prompt in zip(data.payload, read_before, strict=True):
+        if isinstance(item, Asked):
+            scores.append(item.score(partial(_told, pretrained.model, prompt, way)))
+        else:
+            ids, answer = item
+            scores.append(score(pretrained.model, prompt, way, ids, answer)[0])
+    return scores
 
 
 @torch.inference_mode()
@@ -68,24 +74,32 @@ def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequenc
     """The work of one step, on average; see :func:`dynattn.lab.frontier.work.look`.
 
     Args:
-        As :func:`examine`.
+        As :func:`examine`; prompts of the first items suffice.
     """
     way = _way(name)
     seen: list[CountedCall] = []
+    bytes_read: list[float | None] = []
     linear = 0.0
-    chosen = list(zip(data.payload, read_before, strict=True))[:_LOOKED]
-    for (ids, answer), prompt in chosen:
-        start = _start(ids, answer)
-        step = {"input_ids": ids[:, start : start + 1], "use_cache": True}
+
+    def note(call: Call) -> None:
+        seen.extend(see(call))
+        bytes_read.append(cache_read(call))
+
+    chosen = list(zip(data.payload, read_before, strict=False))[:_LOOKED]
+    for item, prompt in chosen:
+        start = _start(item)
+        step = {"input_ids": _ids(item)[:, start : start + 1], "use_cache": True}
         pretrained.model.set_attn_implementation(BASELINE)
         with counting(pretrained.model) as account:
             pretrained.model(**step, past_key_values=cache_of(pretrained.model, prompt, ways.find(ways.BASELINE)))
         linear += account.linear.linear
         pretrained.model.set_attn_implementation(way.together)
         cache = cache_of(pretrained.model, prompt, way)
-        with observing(lambda call: seen.extend(see(call))):
+        with observing(note):
             pretrained.model(**step, past_key_values=cache)
-    work = tally(seen, linear, len(chosen))
+    known = [each for each in bytes_read if each is not None]
+    total = sum(known) / len(chosen) if len(known) == len(bytes_read) else None
+    work = tally(seen, linear, len(chosen)).model_copy(update={"read": total})
     # The kept mass of a cache that forgets is not known, since nobody knows the weights of forgotten keys.
     return work.model_copy(update={"kept_mass": None}) if way.forgets else work
 
@@ -102,8 +116,7 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
     Returns:
         The timings of dense attention and of the method.
     """
-    ids, answer = data.payload[0]
-    start = _start(ids, answer)
+    ids, start = _ids(data.payload[0]), _start(data.payload[0])
     prompt = read(pretrained.model, ids[:, :start])
     after = ids[:, start : start + PIECE]
 
@@ -121,11 +134,22 @@ def _way(name: str) -> ways.Way:
     return ways.find(ways.BASELINE if name == BASELINE else name)
 
 
-def _start(ids: Tensor, answer: int) -> int:
-    start = ids.shape[1] - answer - QUESTION
+def _told(model: Any, prompt: Prompt, way: ways.Way, ids: Tensor) -> Tensor:
+    """The logits at the end of a question, by a way that has read no other one."""
+    return tell(model, prompt, way, ids)[-1]
+
+
+def _ids(item: Any) -> Tensor:
+    return item.prompt if isinstance(item, Asked) else item[0]
+
+
+def _start(item: Any) -> int:
+    """How many tokens of an item are read densely."""
+    length = _ids(item).shape[1]
+    start = item.ids.shape[1] if isinstance(item, Asked) else length - item[1] - QUESTION
     if start < 1:
         raise ValueError(
-            f"decode: contexts must be longer than their last {QUESTION} tokens and the answer: got {ids.shape[1]}; "
-            "give more --tokens"
+            f"decode: contexts must be longer than their last {QUESTION} tokens and the answer: got {length}; give "
+            "more --tokens"
         )
     return start

@@ -11,10 +11,10 @@ from dynattn.lab.frontier import plots
 from dynattn.lab.frontier.choice import COSTS, LEAST, picks, undominated
 from dynattn.lab.frontier.methods import is_baseline
 from dynattn.lab.frontier.results import Frontier, Sheet
+from dynattn.lab.frontier.sections import alarm, at_chance, farthest
 from dynattn.lab.frontier.summary import (
     Contender,
     ExamResult,
-    at_chance_in,
     contenders,
     exams,
     phases,
@@ -49,14 +49,15 @@ def page(found: Frontier) -> str:
         if chosen:
             several = f", {phase}" if len(phases(found)) > 1 else ""
             sections += _of_phase(found, chosen, exams(found, phase), several, first=not sections)
-            sections += _at_chance(at_chance_in(found, phase), several)
+            sections += farthest(found, phase, several)
+            sections += at_chance(found, phase, several)
     if not sections:
         raise ValueError(f"page: methods must be measured beside dense attention: none is; {_first_failure(found)}")
     failures = [_failures(found)] if found.failures else []
     return render(
         f"Sparse attention in {found.model}: the frontier",
         f"{found.description}. {len(found.grades)} measurements of quality, {len(found.times)} of time.",
-        [*sections, *failures, _conditions(found)],
+        [*alarm(found), *sections, *failures, _conditions(found)],
     )
 
 
@@ -233,20 +234,6 @@ def _times(chosen: Sequence[Contender], found: Frontier, several: str) -> Sectio
     if others:
         note += f" Of {others + 1} machines that timed, the one that timed most is shown; the record holds all."
     return Section(f"Time{several}", table(columns, rows), note)
-
-
-def _at_chance(sheets: Sequence[Sheet], several: str) -> list[Section]:
-    """Exams that are left out, and why."""
-    if not sheets:
-        return []
-    rows = [
-        [sheet.exam.title, sheet.metric, "–" if sheet.chance is None else f"{sheet.chance:.3f}"] for sheet in sheets
-    ]
-    note = (
-        "In these exams dense attention does no better than guessing, so nothing can be concluded: they have no part "
-        "in the choice."
-    )
-    return [Section(f"Dense at chance{several}", table(["exam", "metric", "guessing gives"], rows), note)]
 
 
 def _failures(found: Frontier) -> Section:

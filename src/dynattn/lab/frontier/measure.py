@@ -93,7 +93,7 @@ def _grade(job: SweepJob, cell: Cell, machine: str) -> tuple[Sheet, Grade]:
     _, task, data = prepare(job, cell.exam)
     scores, work = _decoded(job, cell) if cell.exam.phase == "decode" else _prefilled(job, cell)
     described = task_result(task, data, [], 0.0).model_dump(exclude={"name", "seconds", "results"})
-    sheet = Sheet(exam=cell.exam, **described)
+    sheet = Sheet(exam=cell.exam, least=task.least, **described)
     seconds = time.perf_counter() - start
     if not np.isfinite(scores).all():
         wrong = int(np.flatnonzero(~np.isfinite(scores))[0])

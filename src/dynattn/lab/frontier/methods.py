@@ -3,7 +3,8 @@
 A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
 density. For methods that take tokens away, it is the share of the tokens in the last layer; for those that set weights
 to 0, the share of the linear layers' weights that stay. What methods keep is measured. A method whose density follows
-the data, or that adds a window, keeps somewhat more or less than the budget, and the report shows how much.
+the data, or that adds a window, keeps somewhat more or less than the budget, and the report shows how much;
+:mod:`dynattn.lab.frontier.budgets` finds what to ask for instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dynattn.lab.models import Kind
 BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 """The budgets at which methods are compared by default."""
 
+_FINE = 4  # significant digits of what a family is asked for where its budget is solved
 _LENGTHS: dict[Kind, int] = {"encoder": 512, "decoder": 1024, "vision": 1370, "speech": 1500}  # where none is given
 
 
@@ -28,6 +30,12 @@ class _Place(NamedTuple):
     budget: float
     length: int
     causal: bool
+    searched: bool = False  # whether budgets are a knob that is turned, finely and from one end to the other
+
+    @property
+    def digits(self) -> int:
+        """How many digits a threshold, a mass or a margin has."""
+        return _FINE if self.searched else 2
 
     @property
     def sinks(self) -> int:
@@ -57,7 +65,7 @@ def _threshold(place: _Place) -> str:
     """Half of what exponentially distributed weights would need, ``P(weight > t) = exp(-t · keys)``: real ones have
     a heavier tail, and at half of it MiniLM keeps 0.42, 0.26 and 0.18 of its pairs for budgets of 1/2, 1/4 and 1/8."""
     keys = place.length / 2 if place.causal else place.length  # that a query may attend, on average
-    return f"threshold-{float(f'{-math.log(place.budget) / (2 * keys):.2g}'):.8f}"
+    return f"threshold-{float(f'{-math.log(place.budget) / (2 * keys):.{place.digits}g}'):.8f}"
 
 
 def _mass_of(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
@@ -66,14 +74,14 @@ def _mass_of(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
 
 def _mass(place: _Place) -> float:
     """Exponentially distributed weights lose ``1 - b · (1 - ln b)`` at a budget of b; four tenths of that loss are
-    allowed, since real ones have a heavier tail."""
+    allowed, since real ones have a heavier tail, and all of it where the right mass is searched."""
     loss = 1 - place.budget * (1 - math.log(place.budget))
-    return float(f"{1 - 0.4 * loss:.2g}")
+    return float(f"{1 - (1.0 if place.searched else 0.4) * loss:.{place.digits}g}")
 
 
 def _skip(place: _Place) -> str:
     """Margins of 6, 4.5 and 3 nats for budgets of 1/2, 1/4 and 1/8, about as layers of SmolLM2 keep at 2048 tokens."""
-    return f"blockskip-{max(0.0, float(f'{7.5 + 1.5 * math.log2(place.budget):.3g}'))}"
+    return f"blockskip-{max(0.0, float(f'{7.5 + 1.5 * math.log2(place.budget):.{place.digits + 1}g}'))}"
 
 
 def _vertical_slash(place: _Place) -> str:
@@ -117,7 +125,7 @@ def _cut_once(kind: str) -> Callable[[_Place], str]:
 def _ltp(place: _Place) -> str:
     """Importances are 1 over the length in the mean; 0.7 · ln(1 / budget) of that leaves about the budget's share of
     MiniLM's tokens in the last layer."""
-    return f"ltp-{float(f'{-0.7 * math.log(place.budget) / place.length:.2g}'):.8f}"
+    return f"ltp-{float(f'{-0.7 * math.log(place.budget) / place.length:.{place.digits}g}'):.8f}"
 
 
 class Family(NamedTuple):
@@ -199,9 +207,46 @@ def check(budgets: Sequence[float]) -> None:
             )
 
 
+def taking_part(kind: Kind, phase: Phase, task: str | None = None, families: Sequence[str] = ()) -> list[str]:
+    """The families of the table for one exam.
+
+    Args:
+        kind: the model's.
+        phase: the exam's.
+        task: the exam's; None for all families that fit some.
+        families: those that are asked for; empty for all.
+    """
+    return [
+        label
+        for label, family in FAMILIES.items()
+        if phase in family.phases
+        and kind in family.kinds
+        and not (family.looks_ahead and task in _EVERY_TOKEN)
+        and (not families or label in families)
+    ]
+
+
+def asked(family: str, share: float, kind: Kind, tokens: int | None) -> str:
+    """The name of a family's method that is asked to keep a share, finer than the table writes it: a knob.
+
+    Args:
+        family: a key of :data:`FAMILIES`.
+        share: above 0, below 1.
+        kind: the model's.
+        tokens: the number of tokens of the exam's texts; None where its inputs have one size.
+
+    Raises:
+        ValueError: the family has no method for this share.
+    """
+    length = _LENGTHS[kind] if tokens is None else tokens
+    place = _Place(float(f"{share:.{_FINE}g}"), length, kind == "decoder", searched=True)
+    return canonical(FAMILIES[family].name(place))
+
+
 def entries(
-    kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float], task: str | None = None
-) -> list[Entry]:
+    kind: Kind, phase: Phase, tokens: int | None, budgets: Sequence[float], task: str | None = None,
+    families: Sequence[str] = (),
+) -> list[Entry]:  # fmt: skip
     """The methods of the table for one exam.
 
     Args:
@@ -210,21 +255,20 @@ def entries(
         tokens: the number of tokens of the exam's texts; None where its inputs have one size.
         budgets: shares of the pairs, see :func:`check`.
         task: the exam's; None for all methods that fit some.
+        families: those that are asked for; empty for all, and for the methods without a budget.
 
     Returns:
         One entry a family and budget, and those without a budget.
     """
     length = _LENGTHS[kind] if tokens is None else tokens
-    found = []
-    for label, family in FAMILIES.items():
-        fair = not (family.looks_ahead and task in _EVERY_TOKEN)
-        if phase in family.phases and kind in family.kinds and fair:
-            names = (family.name(_Place(budget, length, kind == "decoder")) for budget in budgets)
-            found += [
-                Entry(name=canonical(name), family=label, budget=budget)
-                for name, budget in zip(names, budgets, strict=True)
-            ]
-    return [*found, *named(WITHOUT_BUDGET)] if phase == "prefill" else found
+    found = [
+        Entry(
+            name=canonical(FAMILIES[label].name(_Place(budget, length, kind == "decoder"))), family=label, budget=budget
+        )
+        for label in taking_part(kind, phase, task, families)
+        for budget in budgets
+    ]
+    return [*found, *named(WITHOUT_BUDGET)] if phase == "prefill" and not families else found
 
 
 def baselines(family: str) -> tuple[str, ...]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dynattn.lab.figures import Record, Spread
-from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Race, digest
+from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Race, Search, digest
+
+_NEAR = 0.1  # a share that is farther from a budget, as a part of it, is another budget
 
 
 class Sheet(Record):
@@ -29,6 +33,7 @@ class Sheet(Record):
     items: list[str]
     length: int
     chance: float | None = None  # the score that guessing gives; older records have none
+    least: float | None = None  # the score below which dense attention does too little for a comparison
 
 
 class InputWork(Record):
@@ -39,12 +44,15 @@ class InputWork(Record):
         kept_mass: the dense softmax weight on them, a mean over the queries; None where the method keeps no pairs.
         attention: the FLOPs of attention, the method's own choosing included.
         total: the FLOPs of the whole forward.
+        read: the bytes of the cache that a step of decoding reads, each row of keys and values once for the heads that
+            share it; None for a forward, where the method keeps no pairs, and in older records.
     """
 
     pairs: float | None
     kept_mass: float | None
     attention: float
     total: float
+    read: float | None = None
 
 
 class Grade(Record):
@@ -95,6 +103,25 @@ class Failure(Record):
     reason: str
 
 
+class Solved(Record):
+    """A family's method that keeps a budget as measured, or comes nearest, see :mod:`dynattn.lab.frontier.budgets`.
+
+    Attributes:
+        search: the exam, on whose first input it was measured, the family and the budget.
+        name: the short name of the method.
+        kept: the share of dense attention's pairs or, while decoding, bytes that it was seen to keep.
+    """
+
+    search: Search
+    name: str
+    kept: float
+
+    @property
+    def in_reach(self) -> bool:
+        """Whether it keeps the budget, but for a tenth of it."""
+        return abs(self.kept / self.search.budget - 1) <= _NEAR
+
+
 class Frontier(Record):
     """The whole record. Everything that was measured stands under its address.
 
@@ -105,6 +132,8 @@ class Frontier(Record):
         times: the results of the races.
         failures: the cells and races that could not be measured.
         seconds: how long all runs took together.
+        measured: whether methods keep their budgets as measured; else they were only asked to.
+        solved: the methods that do.
     """
 
     schema_version: Literal[1] = 1
@@ -117,6 +146,8 @@ class Frontier(Record):
     times: dict[str, Time]
     failures: dict[str, Failure]
     seconds: float
+    measured: bool = False
+    solved: dict[str, Solved] = Field(default_factory=dict)
 
     def grade(self, exam: Exam, entry: Entry = DENSE) -> Grade | None:
         """The grade of a method in an exam; None where it was not measured."""

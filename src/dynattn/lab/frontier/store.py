@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dynattn.lab.figures import BASELINE
-from dynattn.lab.frontier.cell import Cell, Race
-from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Time
+from dynattn.lab.frontier.cell import Cell, Race, Search
+from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Solved, Time
 from dynattn.lab.records import read_record, write_record
 
 _DRIFT = 1e-3  # a larger change in a score of dense attention comes from other data or weights, and not from rounding
@@ -31,7 +31,7 @@ class Store:
             empty: tells the model.
 
         Raises:
-            ValueError: the file is of another model, or not a record.
+            ValueError: the file is of another model, its budgets are meant otherwise, or it is not a record.
         """
         self._path = path
         self.found = load(path) if path.exists() else empty
@@ -41,18 +41,21 @@ class Store:
         """Forget all failures: what failed is tried again, or is not asked for any more."""
         self.found = self.found.model_copy(update={"failures": {}})
 
-    def lacks(self, wanted: Cell | Race) -> bool:
+    def lacks(self, wanted: Cell | Race | Search) -> bool:
         """Whether this has not been measured yet."""
-        return wanted.key not in (self.found.grades if isinstance(wanted, Cell) else self.found.times)
+        there = {Cell: self.found.grades, Race: self.found.times, Search: self.found.solved}
+        return wanted.key not in there[type(wanted)]
 
-    def add(self, wanted: Cell | Race, *, machines: dict[str, dict[str, Any]], seconds: float, **found: Any) -> None:
+    def add(
+        self, wanted: Cell | Race | Search, *, machines: dict[str, dict[str, Any]], seconds: float, **found: Any
+    ) -> None:
         """Add what was measured, and write the file.
 
         Args:
             wanted: what was measured; a failure of it that was recorded before is forgotten.
             machines: that measured it, by address.
             seconds: since the last call.
-            found: sheets, grades, times, failures: each by address.
+            found: sheets, grades, times, failures, solved: each by address.
 
         Raises:
             ValueError: an exam asks other items than it did before.
@@ -60,7 +63,8 @@ class Store:
         failures = {key: failure for key, failure in self.found.failures.items() if key != wanted.key}
         base = self.found.model_copy(update={"failures": failures})
         more = base.model_copy(
-            update={"sheets": {}, "grades": {}, "times": {}, "failures": {}, "machines": machines, "seconds": seconds}
+            update={"sheets": {}, "grades": {}, "times": {}, "failures": {}, "solved": {}}
+            | {"machines": machines, "seconds": seconds}
             | found
         )
         self.found = merge([base, more])
@@ -100,8 +104,8 @@ def merge(records: Sequence[Frontier]) -> Frontier:
         The record. What one could not measure and another could is no failure.
 
     Raises:
-        ValueError: the records are of different models, an exam has other items in one than in another, or dense
-            attention scores otherwise there.
+        ValueError: the records are of different models, budgets are measured in one and asked for in another, an exam
+            has other items in one than in another, or dense attention scores otherwise there.
     """
     if not records:
         raise ValueError("merge: records must not be empty: name at least one file")
@@ -110,6 +114,7 @@ def merge(records: Sequence[Frontier]) -> Frontier:
     grades: dict[str, Grade] = {}
     times: dict[str, Time] = {}
     failures: dict[str, Failure] = {}
+    solved: dict[str, Solved] = {}
     machines: dict[str, dict[str, Any]] = {}
     for record in records:
         _check_same_model(record, first)
@@ -119,12 +124,13 @@ def merge(records: Sequence[Frontier]) -> Frontier:
             _check_same_scores(grades.setdefault(key, grade), grade)
         times = record.times | times
         failures = record.failures | failures
+        solved = record.solved | solved
         machines = record.machines | machines
-    done = grades.keys() | times.keys()
+    done = grades.keys() | times.keys() | solved.keys()
     return Frontier(
         model=first.model, kind=first.kind, description=first.description, machines=machines, sheets=sheets,
         grades=grades, times=times, failures={key: why for key, why in failures.items() if key not in done},
-        seconds=sum(record.seconds for record in records),
+        seconds=sum(record.seconds for record in records), measured=first.measured, solved=solved,
     )  # fmt: skip
 
 
@@ -133,6 +139,11 @@ def _check_same_model(record: Frontier, other: Frontier) -> None:
         raise ValueError(
             f"frontier: a record must be of one model: got {record.model} ({record.description}) and {other.model} "
             f"({other.description}); give another --output, or merge records of one model"
+        )
+    if record.measured != other.measured:
+        raise ValueError(
+            f"frontier: budgets must be meant alike in a record: of {record.model} they are what methods are measured "
+            "to keep in one, and what they are asked to keep in another; give another --output with --measured"
         )
 
 

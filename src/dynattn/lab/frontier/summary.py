@@ -25,11 +25,13 @@ class ExamResult(NamedTuple):
         grade: the grade that was measured.
         retained: the share of dense attention's quality that it retains.
         density: the pairs kept over the pairs of dense attention; None where the method keeps no pairs.
+        kept: what budgets are shares of: as ``density`` or, while decoding, the bytes of the cache that a step reads
+            over those of dense attention; None where it is not known.
         flops: the FLOPs of the model over those with dense attention.
         attention: the FLOPs of attention alone over those of dense attention.
         time: the seconds of the model over those with dense attention in the same run; None where it was not timed.
         faster: whether it is faster in three quarters of the rounds; None where it was not timed.
-        at_chance: whether dense attention does no better than guessing there.
+        at_chance: whether dense attention does no better than guessing there, or less than the task demands.
     """
 
     sheet: Sheet
@@ -41,6 +43,7 @@ class ExamResult(NamedTuple):
     time: float | None
     faster: bool | None = None
     at_chance: bool = False
+    kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,11 @@ def phases(found: Frontier) -> list[Phase]:
 def exams(found: Frontier, phase: Phase) -> list[Sheet]:
     """Exams of a phase in which dense attention was measured and has something to lose, by task and length.
 
-    Those in which it does no better than guessing are left out, unless there are no others.
+    Those in which it does no better than guessing, or less than the task demands, are left out, unless there are no
+    others.
     """
     chosen = [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _can_lose(found, sheet)]
-    chosen = [sheet for sheet in chosen if not _guesses(found, sheet)] or chosen
+    chosen = [sheet for sheet in chosen if not _fails(found, sheet)] or chosen
     return sorted(chosen, key=lambda sheet: (sheet.exam.task, sheet.exam.tokens or 0, len(sheet.items)))
 
 
@@ -179,8 +183,9 @@ def timing_machine(found: Frontier) -> str | None:
 
 
 def at_chance_in(found: Frontier, phase: Phase) -> list[Sheet]:
-    """Exams of a phase in which dense attention does no better than guessing: nothing can be concluded from them."""
-    return [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _guesses(found, sheet)]
+    """Exams of a phase in which dense attention does no better than guessing, or less than the task demands: nothing
+    can be concluded from them."""
+    return [sheet for sheet in found.sheets.values() if sheet.exam.phase == phase and _fails(found, sheet)]
 
 
 def _can_lose(found: Frontier, sheet: Sheet) -> bool:
@@ -188,9 +193,12 @@ def _can_lose(found: Frontier, sheet: Sheet) -> bool:
     return dense is not None and (not sheet.higher_is_better or float(np.mean(dense.scores)) > 0)
 
 
-def _guesses(found: Frontier, sheet: Sheet) -> bool:
+def _fails(found: Frontier, sheet: Sheet) -> bool:
     dense = found.grade(sheet.exam)
-    return dense is not None and at_chance(tuple(dense.scores), sheet.chance, sheet.higher_is_better)
+    if dense is None:
+        return False
+    short = sheet.least is not None and float(np.mean(dense.scores)) < sheet.least
+    return short or at_chance(tuple(dense.scores), sheet.chance, sheet.higher_is_better)
 
 
 def _dense(found: Frontier, exam: Exam) -> Grade:
@@ -200,16 +208,18 @@ def _dense(found: Frontier, exam: Exam) -> Grade:
 def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int | None, str], Time]) -> ExamResult:
     dense = _dense(found, sheet.exam)
     timed = times.get((sheet.exam.tokens, grade.cell.entry.name))
+    density = grade.work.pairs / dense.work.pairs if grade.work.pairs is not None and dense.work.pairs else None
     return ExamResult(
         sheet,
         grade,
         retained(grade.scores, dense.scores, sheet.higher_is_better),
-        grade.work.pairs / dense.work.pairs if grade.work.pairs is not None and dense.work.pairs else None,
+        density,
         grade.work.total / dense.work.total,
         grade.work.attention / dense.work.attention,
         None if timed is None else 1 / timed.speedup.median,
         None if timed is None else timed.speedup.q1 > 1,
-        _guesses(found, sheet),
+        _fails(found, sheet),
+        grade.work.read / dense.work.read if grade.work.read is not None and dense.work.read else density,
     )
 
 

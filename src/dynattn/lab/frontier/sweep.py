@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from dynattn.lab.frontier.apply import CACHE, canonical
-from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, digest
+from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase, Race, Search, digest
 from dynattn.lab.frontier.decode import answers
-from dynattn.lab.frontier.measure import EXPECTED, Answer, SweepJob
-from dynattn.lab.frontier.methods import BUDGETS, check, entries, named
-from dynattn.lab.frontier.race import race
-from dynattn.lab.frontier.results import Failure, Frontier, address
+from dynattn.lab.frontier.measure import SweepJob
+from dynattn.lab.frontier.methods import BUDGETS, FAMILIES, check, entries, named, taking_part
+from dynattn.lab.frontier.results import Frontier, Solved, address
+from dynattn.lab.frontier.stages import Runner, clock, score, solve
 from dynattn.lab.frontier.store import Store
 from dynattn.lab.frontier.store import load as load_record
 from dynattn.lab.machine import machine
@@ -27,9 +23,6 @@ from dynattn.lab.records import reserve
 from dynattn.lab.tasks import default, find, fitting, make, takes_texts
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import read
-
-Runner = Callable[[SweepJob, Sequence[Cell]], Generator[Answer, None, None]]
-"""Measures cells, in processes on this machine or on a cluster."""
 
 _TASKS: dict[tuple[Kind, str], tuple[str, ...]] = {  # else those of dynattn compare
     ("encoder", "prefill"): ("retrieval", "manpages"),
@@ -52,7 +45,10 @@ class Settings:
     Args:
         model: a name that :func:`dynattn.lab.models.load` takes.
         methods: short names; empty for the table of :mod:`dynattn.lab.frontier.methods` at the budgets.
+        families: families of that table; empty for all.
         budgets: shares of the pairs to keep, each 1 over a whole number.
+        measured: look for the methods that keep the budgets as measured, see :mod:`dynattn.lab.frontier.budgets`; else
+            methods are asked to keep them.
         tasks: names; empty for those that fit the model.
         tokens: lengths of the texts; empty for those that fit the model.
         items: the number of items of each task; None for the task's default.
@@ -63,7 +59,9 @@ class Settings:
 
     model: str = "minilm"
     methods: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
     budgets: tuple[float, ...] = BUDGETS
+    measured: bool = False
     tasks: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     items: int | None = None
@@ -82,38 +80,70 @@ class Settings:
             if phase not in get_args(Phase):
                 raise ValueError(f"frontier: phase must be one of {', '.join(get_args(Phase))}: got {phase!r}")
         check(self.budgets)
+        for family in self.families:
+            if family not in FAMILIES:
+                raise ValueError(f"frontier: family must be one of {', '.join(FAMILIES)}: got {family!r}")
+        if self.methods and (self.families or self.measured):
+            raise ValueError(
+                "frontier: methods that are named have no budget to look for and no family: got "
+                f"{', '.join(self.methods)}; leave them out, or --measured"
+            )
         for name in self.methods:
             canonical(name)
         for name in self.tasks:
             find(name)
 
 
-def plan(settings: Settings, kind: Kind) -> tuple[list[Cell], list[tuple[Exam, Entry]]]:
+def plan(
+    settings: Settings, kind: Kind, solved: Mapping[str, Solved] | None = None
+) -> tuple[list[Cell], list[tuple[Exam, Entry]]]:
     """What a whole sweep measures.
 
     Args:
         settings: what was asked for.
         kind: the model's.
+        solved: the methods that keep the budgets, by the address of the search, where they are to be measured.
 
     Returns:
         The cells, dense attention's among them, the longest inputs first, since they take longest; and what is timed:
         every method at every length, with the input of the first task that it takes.
     """
+    cells, timed, clocked = [], [], set[tuple[Phase, int | None, str]]()
+    for exam in _exams(settings, kind):
+        chosen = _asked(settings, exam.phase) or _of_table(settings, kind, exam, solved or {})
+        cells += [Cell(exam=exam, entry=entry) for entry in (DENSE, *chosen)]
+        timed += [(exam, entry) for entry in chosen if (exam.phase, exam.tokens, entry.name) not in clocked]
+        clocked |= {(exam.phase, exam.tokens, entry.name) for entry in chosen}
+    return cells, timed
+
+
+def _exams(settings: Settings, kind: Kind) -> list[Exam]:
     texts = None if settings.text is None else digest([list(text) for text in read(settings.text)])
     lengths = sorted(settings.tokens or _TOKENS[kind], key=lambda tokens: -(tokens or 0))
     items = settings.items or _ITEMS.get(kind)
-    cells, timed = [], []
-    for phase in settings.phases:
-        tasks = _tasks(settings, kind, phase)
-        for tokens in lengths:
-            asked, clocked = _asked(settings, phase), set[str]()
-            for task in tasks:
-                chosen = asked or entries(kind, phase, tokens, settings.budgets, task)
-                exam = Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
-                cells += [Cell(exam=exam, entry=entry) for entry in (DENSE, *chosen)]
-                timed += [(exam, entry) for entry in chosen if entry.name not in clocked]
-                clocked |= {entry.name for entry in chosen}
-    return cells, timed
+    return [
+        Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
+        for phase in settings.phases
+        for tokens in lengths
+        for task in _tasks(settings, kind, phase)
+    ]
+
+
+def _searches(settings: Settings, kind: Kind, exam: Exam) -> list[Search]:
+    families = taking_part(kind, exam.phase, exam.task, settings.families)
+    return [Search(exam=exam, family=family, budget=budget) for family in families for budget in settings.budgets]
+
+
+def _of_table(settings: Settings, kind: Kind, exam: Exam, solved: Mapping[str, Solved]) -> list[Entry]:
+    """The methods of the table: as their budgets name them, or those that keep these."""
+    if not settings.measured:
+        return entries(kind, exam.phase, exam.tokens, settings.budgets, exam.task, settings.families)
+    found = [solved.get(search.key) for search in _searches(settings, kind, exam)]
+    return [
+        Entry(name=each.name, family=each.search.family, budget=each.search.budget)
+        for each in found
+        if each is not None and each.in_reach
+    ]
 
 
 def _asked(settings: Settings, phase: Phase) -> list[Entry]:
@@ -196,51 +226,20 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
 def _measured(
     job: SweepJob, settings: Settings, pretrained: Pretrained, path: Path, stage: Stage, runner: Runner
 ) -> Frontier:
-    cells, timed = plan(settings, pretrained.kind)
-    for task in dict.fromkeys(cell.exam.task for cell in cells):  # a task that cannot be would fail in every cell
+    exams = _exams(settings, pretrained.kind)
+    for task in dict.fromkeys(exam.task for exam in exams):  # a task that cannot be would fail in every cell
         make(task, pretrained, texts=job.texts)
     store = Store(path, Frontier(
         model=settings.model, kind=pretrained.kind, description=pretrained.description, machines={}, sheets={},
-        grades={}, times={}, failures={}, seconds=0.0,
+        grades={}, times={}, failures={}, seconds=0.0, measured=settings.measured,
     ))  # fmt: skip
     store.forget_failures()
-    _score(job, cells, store, stage, runner)
+    if settings.measured:
+        solve(job, [search for exam in exams for search in _searches(settings, pretrained.kind, exam)], store, stage)
+    cells, timed = plan(settings, pretrained.kind, store.found.solved)
+    score(job, cells, store, stage, runner)
     if settings.seconds:
         facts = machine()
         races = [Race(exam=exam, entry=entry, machine=address(facts)) for exam, entry in timed]
-        _time(job, races, store, settings.seconds, facts, stage)
+        clock(job, races, store, settings.seconds, facts, stage)
     return store.found
-
-
-def _score(job: SweepJob, cells: Sequence[Cell], store: Store, stage: Stage, runner: Runner) -> None:
-    advance = stage("quality", len(cells))
-    wanted = [cell for cell in cells if store.lacks(cell)]
-    for _ in range(len(cells) - len(wanted)):
-        advance()
-    began = time.perf_counter()
-    with closing(runner(job, wanted)) if wanted else nullcontext(()) as answers:
-        for answer in answers:
-            took, began = time.perf_counter() - began, time.perf_counter()
-            found = (
-                {"failures": {answer.cell.key: answer.failure}}
-                if answer.sheet is None or answer.grade is None
-                else {"sheets": {answer.cell.exam.key: answer.sheet}, "grades": {answer.cell.key: answer.grade}}
-            )
-            store.add(answer.cell, machines={address(answer.machine): answer.machine}, seconds=took, **found)
-            advance()
-
-
-def _time(job: SweepJob, races: Sequence[Race], store: Store, seconds: float, facts: dict, stage: Stage) -> None:
-    """Races of methods that passed the exam: one that failed it would fail again."""
-    wanted = [race for race in races if store.found.grade(race.exam, race.entry)]
-    advance = stage(f"time, on {torch.get_num_threads()} threads", len(wanted))
-    for each in wanted:
-        if store.lacks(each):
-            start = time.perf_counter()
-            try:
-                found = {"times": {each.key: race(job, each, seconds)}}
-            except EXPECTED as error:
-                found = {"failures": {each.key: Failure(exam=each.exam, entry=each.entry, reason=str(error))}}
-            took = time.perf_counter() - start
-            store.add(each, machines={each.machine: facts}, seconds=took, **found)
-        advance()

@@ -1,13 +1,15 @@
-"""Prints a sweep: a table of methods for each phase, the choice in words, and what could not be measured."""
+"""Prints a sweep: tables of methods and of limits for each phase, the choice in words, and what went wrong."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
 
+from dynattn.lab.frontier.alarm import beating
 from dynattn.lab.frontier.cell import Phase
 from dynattn.lab.frontier.document import against_baselines, judged, sentences, share
 from dynattn.lab.frontier.results import Frontier
+from dynattn.lab.frontier.sections import left_out, limit_rows, unreached
 from dynattn.lab.frontier.summary import contenders, phases
 from dynattn.lab.terminal import Grid, print_grid, say
 
@@ -15,7 +17,7 @@ _STYLES = {"worse": "red", "better": "green"}
 
 
 def show(found: Frontier, console: Console) -> None:
-    """Print the table of each phase, what follows from it, and each failure.
+    """Print the tables of each phase, what follows from them, each alarm and each failure.
 
     Args:
         found: the record.
@@ -25,6 +27,14 @@ def show(found: Frontier, console: Console) -> None:
         print_grid(console, summary(found, phase))
         for line in sentences(contenders(found, phase)):
             say(console, line)
+        columns, rows = limit_rows(found, phase)
+        if rows:
+            title = f"{phase}: largest sparsity not significantly worse than dense: what is retained there [95%]"
+            print_grid(console, Grid(title, columns, rows))
+        for line in [*left_out(found, phase), *unreached(found, phase)]:
+            say(console, line)
+    for wrong in beating(found):
+        say(console, str(wrong), "red")
     for failure in found.failures.values():
         say(console, f"not measured: {failure.entry.name}, {failure.exam.title}: {failure.reason}", "red")
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from dynattn.account import counting, of_forward, of_mixing, of_pairs
+from dynattn.account import counting, of_call, of_forward, of_mixing, of_pairs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
 from dynattn.lab.figures import BASELINE
@@ -34,6 +34,8 @@ from dynattn.sparsity import find as find_weights
 
 LOOKED = 2
 """So many examples suffice, since they have full length, and figures are means over all layers and heads."""
+
+_ENDLESS = 1 << 50  # bytes of a processor's cache that holds every row, so that none is counted twice
 
 
 class CountedCall(NamedTuple):
@@ -157,6 +159,21 @@ def pairs(call: Call) -> int:
 def see(call: Call) -> list[CountedCall]:
     """What an attention call costs and keeps; where heads differ, of each method's heads."""
     return [_seen(part) for part in call.by_method()]
+
+
+def cache_read(call: Call) -> float | None:
+    """Bytes of keys and values that a call reads, each row once for the query heads that share it, and what the method
+    reads besides to choose; None where the method keeps no pairs."""
+    total = 0.0
+    for part in call.by_method():
+        if not isinstance(part.method, PairMethod):
+            return None
+        work = of_call(
+            part.query, part.key, part.value, part.method, attn_mask=part.attn_mask, causal=part.causal,
+            scale=part.scale, cache_bytes=_ENDLESS,
+        )  # fmt: skip
+        total += work.read - part.query.nbytes
+    return total
 
 
 def _seen(call: Call) -> CountedCall:

@@ -9,8 +9,11 @@ from dynattn.lab.data.packages import DataMissingError
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks.base import Outcome, Prepared, Task
+from dynattn.lab.tasks.chains import Chains
 from dynattn.lab.tasks.common_words import CommonWords
+from dynattn.lab.tasks.counts import CommonWordsChosen, FrequentWords
 from dynattn.lab.tasks.features import Features
+from dynattn.lab.tasks.identifiers import Identifiers
 from dynattn.lab.tasks.manpages import Manpages
 from dynattn.lab.tasks.needle import MultiNeedle, Needle
 from dynattn.lab.tasks.passkey import Passkey
@@ -18,6 +21,7 @@ from dynattn.lab.tasks.perplexity import Perplexity
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.saliency import Saliency
 from dynattn.lab.tasks.speech import Speech
+from dynattn.lab.tasks.stories import StoryFiltering, StoryMultiHop, StoryRetrieval
 from dynattn.lab.tasks.variables import Variables
 
 __all__ = [
@@ -44,6 +48,13 @@ TASKS: dict[str, type[Task]] = {
         MultiNeedle,
         Variables,
         CommonWords,
+        Identifiers,
+        Chains,
+        CommonWordsChosen,
+        FrequentWords,
+        StoryRetrieval,
+        StoryMultiHop,
+        StoryFiltering,
         Saliency,
         Features,
         Speech,

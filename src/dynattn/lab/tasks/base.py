@@ -73,12 +73,15 @@ class Task(ABC):
         kinds: models that it fits.
         metric: what a score is.
         higher_is_better: which way is good.
+        least: the score that dense attention has to reach for a comparison to say something; None for any that is
+            better than guessing.
     """
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[Kind, ...]]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    least: ClassVar[float | None] = None
 
     @abstractmethod
     def prepare(self, pretrained: Pretrained) -> Prepared:

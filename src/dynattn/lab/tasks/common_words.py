@@ -22,18 +22,18 @@ import torch
 from dynattn.lab.tasks.recall import Item, Recall, encode, vocabulary
 from dynattn.lab.tasks.texts import Text
 
-_BEFORE = (
+BEFORE = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
     "appear most often.\n"
 )
-_QUESTION = (
+QUESTION = (
     "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear most often "
     "in the list are:"
 )
-_COMMON = 10
+COMMON = 10
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """How often common and other words come, in the list and in the example, and how many others the example has."""
 
     common: int
@@ -43,7 +43,7 @@ class _Rule(NamedTuple):
     example_others: int
 
 
-_SHORT, _LONG = _Rule(6, 1, 3, 1, 10), _Rule(30, 3, 10, 3, 30)
+_SHORT, _LONG = Rule(6, 1, 3, 1, 10), Rule(30, 3, 10, 3, 30)
 _LONG_FROM = 4096  # tokens
 
 
@@ -55,45 +55,63 @@ class CommonWords(Recall):
     name: ClassVar[str] = "common-words"
 
     def asked(self) -> str:
-        return f"{_COMMON} words that come often in it"
+        return f"{COMMON} words that come often in it"
 
     def build(self, tokenizer: Any, texts: Sequence[Text], index: int, draw: random.Random) -> Item:
-        rule = _LONG if self.tokens >= _LONG_FROM else _SHORT
+        rule = rule_of(self.tokens)
         words = list(vocabulary(tuple(texts)))
         draw.shuffle(words)
-        shown, words = words[: _COMMON + rule.example_others], words[_COMMON + rule.example_others :]
-        example = _listing(draw, shown, rule.example_common, rule.example_other)
-        before = encode(tokenizer, f"{_BEFORE}{example.text}{_QUESTION}{example.answer}\n{_BEFORE}")
-        question, seed = encode(tokenizer, _QUESTION), draw.random()
+        shown, words = words[: COMMON + rule.example_others], words[COMMON + rule.example_others :]
+        before = encode(tokenizer, opening(draw, shown, rule))
+        question, seed = encode(tokenizer, QUESTION), draw.random()
 
         def built(others: int) -> tuple[list[int], int]:
-            listing = _listing(random.Random(seed), words[: _COMMON + others], rule.common, rule.other)
+            listing = listed(random.Random(seed), words[: COMMON + others], rule.common, rule.other)
             answer = encode(tokenizer, listing.answer)
             return before + encode(tokenizer, listing.text) + question + answer, len(answer)
 
-        most = len(words) - _COMMON
+        most = len(words) - COMMON
         others = bisect_right(range(most + 1), self.tokens, key=lambda n: len(built(n)[0])) - 1 if most > 0 else -1
         if others < 1:
             raise ValueError(
-                f"common-words: tokens and texts must suffice for {_COMMON} common words and others: got {self.tokens} "
+                f"common-words: tokens and texts must suffice for {COMMON} common words and others: got {self.tokens} "
                 f"tokens, {len(words)} words; pass more tokens, or texts of more different words"
             )
         ids, answer = built(others)
-        guess = math.log(math.perm(_COMMON + others, _COMMON))  # words of the list, whatever their number
-        return Item(f"{index + 1}: {', '.join(words[:_COMMON])}", torch.tensor([ids], device="cpu"), answer, guess)
+        guess = math.log(math.perm(COMMON + others, COMMON))  # words of the list, whatever their number
+        return Item(f"{index + 1}: {', '.join(words[:COMMON])}", torch.tensor([ids], device="cpu"), answer, guess)
 
 
-class _Listing(NamedTuple):
+class Listing(NamedTuple):
+    """A numbered list of words, and its common ones, numbered as they first appear."""
+
     text: str
     answer: str
 
 
-def _listing(draw: random.Random, words: Sequence[str], common: int, other: int) -> _Listing:
+def rule_of(tokens: int) -> Rule:
+    """RULER's, by the length of the context."""
+    return _LONG if tokens >= _LONG_FROM else _SHORT
+
+
+def opening(draw: random.Random, words: Sequence[str], rule: Rule) -> str:
+    """What stands before a list: an example with its answer, and the instruction.
+
+    Args:
+        draw: shuffles the example.
+        words: of the example, its common ones first.
+        rule: how often they come.
+    """
+    example = listed(draw, words, rule.example_common, rule.example_other)
+    return f"{BEFORE}{example.text}{QUESTION}{example.answer}\n{BEFORE}"
+
+
+def listed(draw: random.Random, words: Sequence[str], common: int, other: int) -> Listing:
     """The first ten words ``common`` times and the rest ``other`` times, shuffled and numbered; and the answer."""
-    entries = [*words[:_COMMON]] * common + [*words[_COMMON:]] * other
+    entries = [*words[:COMMON]] * common + [*words[COMMON:]] * other
     draw.shuffle(entries)
-    answer = sorted(words[:_COMMON], key=entries.index)
-    return _Listing(_numbered(entries), " " + _numbered(answer))
+    answer = sorted(words[:COMMON], key=entries.index)
+    return Listing(_numbered(entries), " " + _numbered(answer))
 
 
 def _numbered(words: Sequence[str]) -> str:

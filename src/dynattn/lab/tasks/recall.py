@@ -57,15 +57,15 @@ class Puzzle(NamedTuple):
         before: stands before the text.
         hidden: statements, in the order in which they stand in the text.
         depths: share of the text before each of them, ascending.
-        question: stands behind the text, up to the answer.
-        answer: begins with a blank.
+        question: stands behind the text, up to the answer; empty where others ask.
+        answer: begins with a blank; empty where others ask.
     """
 
     before: str
     hidden: tuple[str, ...]
     depths: tuple[float, ...]
-    question: str
-    answer: str
+    question: str = ""
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def excerpt(texts: Sequence[Text], first: int, tokens: int) -> list[str]:
 
 
 def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tuple[Tensor, int]:
-    """Hide a puzzle's statements between the sentences of a text, each where its depth is nearest.
+    """Hide a puzzle's statements between the sentences of a text, and ask for them at its end.
 
     Args:
         tokenizer: the tokenizer of Transformers.
@@ -212,12 +212,31 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
     Raises:
         ValueError: the puzzle alone is longer, or the text too short.
     """
-    before, question, answer = (encode(tokenizer, part) for part in (puzzle.before, puzzle.question, puzzle.answer))
+    question, answer = encode(tokenizer, puzzle.question), encode(tokenizer, puzzle.answer)
+    ids = bury(tokenizer, puzzle, text, tokens, len(question) + len(answer)) + question + answer
+    return torch.tensor([ids], device="cpu"), len(answer)
+
+
+def bury(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int, asked: int) -> list[int]:
+    """Hide a puzzle's statements between the sentences of a text, each where its depth is nearest.
+
+    Args:
+        tokenizer, puzzle, text, tokens: as :func:`hide`; question and answer are left out.
+        asked: the number of tokens that are left for them at the end.
+
+    Returns:
+        Token ids, ``tokens - asked`` of them.
+
+    Raises:
+        ValueError: as :func:`hide`.
+    """
+    before = encode(tokenizer, puzzle.before)
     hidden = [encode(tokenizer, " " + statement) for statement in puzzle.hidden]
-    room = tokens - sum(map(len, (before, question, answer, *hidden)))
+    room = tokens - asked - sum(map(len, (before, *hidden)))
     if room < 1:
         raise ValueError(
-            f"hide: tokens must leave room for what is hidden and asked, {tokens - room} tokens: got {tokens}"
+            f"hide: tokens must leave room for what is hidden and asked, {tokens - room} tokens: got {tokens}; pass "
+            "more tokens"
         )
     hay: list[list[int]] = []
     for sentence in text:
@@ -235,7 +254,7 @@ def hide(tokenizer: Any, puzzle: Puzzle, text: Iterable[str], tokens: int) -> tu
             if place == index:
                 out += statement
         out += sentence
-    return torch.tensor([out + question + answer], device="cpu"), len(answer)
+    return out
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

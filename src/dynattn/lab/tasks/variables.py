@@ -20,13 +20,13 @@ from typing import Any, ClassVar, final
 from dynattn.lab.tasks.recall import Item, Puzzle, Recall, excerpt, fresh, hide, spread
 from dynattn.lab.tasks.texts import Text
 
-_BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-_QUESTION = (
+BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+QUESTION = (
     "\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: According to the "
     "chain(s) of variable assignment in the text above, {count} variables are assigned the value {value}, they are:"
 )
 _NOISE = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-_LETTERS, _LETTERS_IN_EXAMPLE = 5, 3  # so that the example's names are none of the question's
+LETTERS, _LETTERS_IN_EXAMPLE = 5, 3  # so that the example's names are none of the question's
 
 
 @final
@@ -52,18 +52,18 @@ class Variables(Recall):
 
     def build(self, tokenizer: Any, texts: Sequence[Text], index: int, draw: random.Random) -> Item:
         text = excerpt(texts, index, self.tokens)
-        example = _example(draw, self.hops)
-        names, value = _chain(draw, " ".join(text), self.hops, _LETTERS)
+        shown = example(draw, self.hops)
+        names, value = _chain(draw, " ".join(text), self.hops, LETTERS)
         depths = spread(draw, self.hops + 1)
         puzzle = Puzzle(
-            before=example + _BEFORE,
-            hidden=tuple(_said(names, value)),
+            before=shown + BEFORE,
+            hidden=tuple(said(names, value)),
             depths=depths,
-            question=_QUESTION.format(value=value, count=len(names)),
+            question=QUESTION.format(value=value, count=len(names)),
             answer=" " + " ".join(names),
         )
         label = f"{index + 1}: depths {', '.join(f'{depth:.0%}' for depth in depths)}"
-        guess = (self.hops + 1) * _LETTERS * math.log(len(string.ascii_uppercase))
+        guess = (self.hops + 1) * LETTERS * math.log(len(string.ascii_uppercase))
         return Item(label, *hide(tokenizer, puzzle, text, self.tokens), guess)
 
 
@@ -74,14 +74,14 @@ def _chain(draw: random.Random, text: str, hops: int, letters: int) -> tuple[lis
     return names, value
 
 
-def _said(names: Sequence[str], value: str) -> list[str]:
+def said(names: Sequence[str], value: str) -> list[str]:
     """A chain's assignments, each from the name before."""
     sources = [value, *(f"VAR {name}" for name in names[:-1])]
     return [f"VAR {name} = {source}." for name, source in zip(names, sources, strict=True)]
 
 
-def _example(draw: random.Random, hops: int) -> str:
+def example(draw: random.Random, hops: int) -> str:
     """A short text with its chain, question and answer."""
     names, value = _chain(draw, "", hops, _LETTERS_IN_EXAMPLE)
-    text = "".join(f" {statement}{_NOISE}" for statement in _said(names, value))
-    return f"{_BEFORE}{text}{_QUESTION.format(value=value, count=hops + 1)} {' '.join(names)}\n\n"
+    text = "".join(f" {statement}{_NOISE}" for statement in said(names, value))
+    return f"{BEFORE}{text}{QUESTION.format(value=value, count=hops + 1)} {' '.join(names)}\n\n"
