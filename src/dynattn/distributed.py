@@ -65,8 +65,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, Aux]:
     """:func:`dynattn.attention` for this process's queries, among the keys of all processes.
 
-    Every process of the group has to call it, with the same options; so with ``backward``, where any input of any
-    process requires a gradient. They compare their calls first: where one refuses its inputs, all raise.
+    Every process of the group has to call it, with the same options; so with ``backward``. Keys require a gradient on
+    all processes or on none, and so do values. They compare their calls first: where one refuses its inputs, all raise.
 
     Args:
         query: this process's part, (batch, heads, q_len, head_dim); parts lie in the order of the ranks.
@@ -101,7 +101,8 @@ def attention(
         functional.check(query, key, value, method, None, causal, scale, dropout_p, seed, return_aux)
     except (TypeError, ValueError, NotImplementedError) as error:
         refusal = error
-    options = None if refusal else (method.name, causal, scale, dropout_p, return_aux)
+    grads = torch.is_grad_enabled() and [getattr(x, "requires_grad", False) for x in (key, value)]
+    options = None if refusal else (method.name, causal, scale, dropout_p, return_aux, grads)
     queries, keys = _compare((query, key, value), options, refusal, group)
     start, q_len, all_keys = sum(queries[:rank]), query.shape[2], sum(keys)
     _check_runs(method, queries)

@@ -80,6 +80,14 @@ def test_every_step_is_the_definition(page: int, group: int, dtype: torch.dtype)
 
 
 @torch.no_grad()
+def test_a_query_of_another_dtype_is_refused() -> None:
+    run = Steps(QuestCache(BUDGET), torch.bfloat16)
+    run.fill(60)
+    with pytest.raises((TypeError, ValueError), match="dtype"):
+        run.step(run.draw(6, 1).float())
+
+
+@torch.no_grad()
 def test_dropped_pages_and_old_keys_are_not_read() -> None:
     """Once a page is whole its keys are looked at only where it is kept, and its values too."""
     run = Steps(QuestCache(BUDGET), batch=1)

@@ -115,6 +115,9 @@ class _QuestLayer(Layer):
         return (
             call.query.shape[2] == 1
             and call.attn_mask is None
+            and call.query.dtype
+            == key.dtype
+            == value.dtype  # attention() refuses others; kernels read what they are told
             and call.key is self.keys
             and call.value is self.values
             and key.shape[2] % self.quest.page == 0  # not while buffers have no room, since a graph holds them

@@ -4,10 +4,9 @@
     perplexity:  x_i = log(1 + loss) − (sparse_i − dense_i)      of negative log-likelihoods, nats per token
 
 Someone bets on x, item after item, and sets each bet by the items before: wealth = ∏ (1 + bet_i · x_i). If the loss
-    were
-at least ``loss``, no way to bet would ever bring wealth to 1/alpha with a probability above alpha. So wealth that gets
-there is a proof, whenever one stops. The items need not be normal, and no variance is estimated, so that ties, zeros
-and rare harm do not deceive it.
+were at least ``loss``, no way to bet would ever bring wealth to 1/alpha with a probability above alpha. So wealth that
+gets there is a proof, whenever one stops. The items need not be normal, and no variance is estimated, so that ties,
+zeros and rare harm do not deceive it.
 
 Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", arXiv:2010.09686. The choice
 is docs/decisions/0015-proof-by-betting.md.

@@ -82,5 +82,8 @@ def test_what_is_asked_for_is_what_was_said_and_other_seeds_draw_others():
 
 def test_short_texts_hold_fewer(pretrained, ids):
     assert len(Keys(ids, keys=12).prepare(pretrained).payload[0].answers) < 12
+    uneven = Keys((ids[0], ids[1][:, :150]), keys=12).prepare(pretrained)
+    assert len({len(each.answers) for each in uneven.payload}) == 1
+    assert len(uneven.labels) == 2 * len(uneven.payload[0].answers)
     with pytest.raises(ValueError, match="longer --length"):
         Keys(tuple(each[:, :16] for each in ids)).prepare(pretrained)

@@ -13,7 +13,7 @@ pytest.importorskip("pydantic")
 
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tune import prove as module
-from dynattn.lab.tune.exams import FEWEST, Exam, decided, proof_of
+from dynattn.lab.tune.exams import FEWEST, Exam, bound_of, decided, proof_of
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.store import Store
 
@@ -182,6 +182,7 @@ def test_a_claim_takes_as_many_items_as_that():
     for looks, known in ((FEWEST - 1, None), (FEWEST, True)):
         verdict = proof.look(nothing[:looks], nothing[:looks])
         assert decided(verdict, nothing[:looks], proof.worst, FEWEST) is known
+        assert (bound_of(verdict, nothing[:looks], proof.worst, FEWEST) is None) is (known is None)
     assert decided(verdict, nothing + 1, proof.worst, FEWEST) is False
 
 
@@ -244,6 +245,15 @@ def test_the_unlike_task_has_to_hold_as_well_within_a_wider_limit():
     assert lost.lost[1].loss > lost.lost[1].limit
 
 
+def test_a_task_that_says_nothing_neither_ends_the_try_nor_takes_its_time(monkeypatch):
+    monkeypatch.setattr(Exam, "says_nothing", lambda self, dense: True)
+    draw = np.random.default_rng(13)
+    for loss in (0.9, 0.2):  # more than the bound counts on; undecided
+        found = _try(0, _exam(draw, 0.0, noise=0.001), _exam(draw, loss, second=True, noise=0.5))
+        assert found.holds
+        assert found.lost[1].looks <= found.lost[0].looks < ENTRIES
+
+
 def test_where_the_time_is_over_nothing_is_claimed():
     draw = np.random.default_rng(4)
     found = _try(0, _exam(draw, 0.0, noise=0.001), in_time=lambda: False)
@@ -281,3 +291,4 @@ def test_an_item_that_loses_more_than_the_bound_counts_on_ends_the_try():
     found = prove(0, {"m": ("nm-1-2",)}, [0.2], (exam,), _Model(), LIMIT, _Once(), lambda: None, lambda: True)  # type: ignore[arg-type]
     assert not found.holds
     assert found.lost[0].looks == 4
+    assert found.lost[0].bound is None  # its condition does not hold

@@ -26,7 +26,7 @@ from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
 from dynattn.lab.tune.decoding import AFTER, TASKS, Reading, Task
-from dynattn.lab.tune.exams import FEWEST, decided, proof_of, widened, worst_item
+from dynattn.lab.tune.exams import FEWEST, bound_of, decided, proof_of, widened, worst_item
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.plan import LEAST
@@ -183,7 +183,8 @@ class Run:
                 )
                 verdicts[at] = verdict = proofs[at].look(*scores[at])
                 known[at] = decided(verdict, scores[at][1] - scores[at][0], worst[at], FEWEST)
-            if any(its is False for its in known):
+            silent = len(scores[1][0]) > 0 and self._guesses(scores[1][0])
+            if known[0] is False or (known[1] is False and not silent) or (known[0] and silent):
                 break
         return Tried(way=way, lost=[
             self._lost(task, proof, verdict, *pair, its is True)
@@ -198,7 +199,7 @@ class Run:
             task=task.name, metric=task.metric, items=len(dense),
             data=f"{len(dense)} {self._whose.removesuffix(',')}, after prompts of {self._length} tokens",
             dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
-            bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss, level=verdict.level,
+            bound=bound_of(verdict, own - dense, proof.worst, FEWEST), limit=proof.max_loss, level=verdict.level,
             looks=len(dense), worst=proof.worst, proved=proved,
             silent=task is TASKS[1] and self._guesses(dense),
         )  # fmt: skip

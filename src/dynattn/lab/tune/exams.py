@@ -85,6 +85,16 @@ def decided(verdict: Verdict, lost: np.ndarray, worst: float | None, fewest: int
     return True if verdict.state == "proved" and len(lost) >= fewest else None
 
 
+def bound_of(verdict: Verdict, lost: np.ndarray, worst: float | None, fewest: int) -> float | None:
+    """What the loss is below; None where too few items tell, or one lost more than the bound counts on.
+
+    Args:
+        verdict, lost, worst, fewest: as :func:`decided` takes them.
+    """
+    broken = worst is not None and lost.max() > worst
+    return None if broken or len(lost) < fewest or not math.isfinite(verdict.high) else verdict.high
+
+
 @dataclass(frozen=True)
 class Exam:
     """A task with its items.

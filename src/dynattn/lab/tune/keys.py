@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -74,6 +74,9 @@ class Keys(Task):
     def prepare(self, pretrained: Pretrained) -> Prepared:
         draw = random.Random(self.seed)
         built = [self._hide(pretrained.processor, piece, draw) for piece in self.pieces]
+        fewest = min(len(each.answers) for each in built)
+        if any(len(each.answers) > fewest for each in built):  # as many in each, since a text's mean is the item
+            return replace(self, keys=fewest).prepare(pretrained)
         keys, length = len(built[0].answers), built[0].ids.shape[1]
         return Prepared(
             labels=tuple(f"text {i + 1}, number {k + 1}" for i in range(len(built)) for k in range(keys)),

@@ -8,7 +8,6 @@ by what the proof saw, and tried again; the tries share the 5% that a claim may 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.tasks import Outcome
 from dynattn.lab.tune.ask import Ask, Asked
 from dynattn.lab.tune.assignment import Assignment, methods
-from dynattn.lab.tune.exams import Exam, decided
+from dynattn.lab.tune.exams import Exam, bound_of, decided
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
@@ -62,7 +61,9 @@ def prove(
     ]
     while True:
         taker = min((each for each in takers if each.goes_on), key=lambda each: each.share, default=None)
-        if taker is None or any(each.decided is False for each in takers) or (taker.looks and not in_time()):
+        failed = any(each.decided is False and not each.silent for each in takers)
+        done = all(each.decided or each.silent for each in takers)
+        if taker is None or failed or done or (taker.looks and not in_time()):
             break
         if ahead is not None and pruning is None and not store.has(taker.own(taker.looks)):
             ahead.ask(_next(takers, assignment, ahead.at_once), advance)
@@ -122,6 +123,11 @@ class _Taker:
         return decided(self.verdict, self.exam.lost(self._own, self._dense), self._proof.worst, self.exam.fewest)
 
     @property
+    def silent(self) -> bool:
+        """Whether the dense model itself only guesses, so that nothing can be told."""
+        return self.exam.second and self.looks > 0 and self.exam.says_nothing(self._dense)
+
+    @property
     def share(self) -> float:
         """Of its entries that were seen."""
         return self.looks / self.exam.entries
@@ -139,9 +145,10 @@ class _Taker:
         return Lost(
             task=exam.task.name, metric=exam.task.metric, data=exam.data.summary, items=len(self._dense),
             dense=exam.shown(self._dense), tuned=exam.shown(self._own), loss=verdict.loss,
-            bound=verdict.high if math.isfinite(verdict.high) else None, limit=self._proof.max_loss,
+            bound=bound_of(verdict, exam.lost(self._own, self._dense), self._proof.worst, exam.fewest),
+            limit=self._proof.max_loss,
             level=verdict.level, looks=self.looks, worst=self._proof.worst, proved=self.decided is True,
-            silent=exam.second and exam.says_nothing(self._dense),
+            silent=self.silent,
         )  # fmt: skip
 
 

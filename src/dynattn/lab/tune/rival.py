@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.choices import Choices, Point
-from dynattn.lab.tune.exams import Exam, decided
+from dynattn.lab.tune.exams import Exam, bound_of, decided
 from dynattn.lab.tune.prove import dense_scores
 from dynattn.lab.tune.results import Lost, Rival
 from dynattn.lab.tune.search import Measured, set_assignment
@@ -75,6 +74,6 @@ def measure(
     verdict = proof.look(dense, own)
     return Rival(
         method=name, speedup=speedup, loss=part.loss(own, dense), tuned=lost.loss,
-        bound=verdict.high if math.isfinite(verdict.high) else None, limit=proof.max_loss,
+        bound=bound_of(verdict, exam.lost(own, dense), proof.worst, exam.fewest), limit=proof.max_loss,
         proved=decided(verdict, exam.lost(own, dense), proof.worst, exam.fewest) is True,
     )  # fmt: skip

@@ -231,7 +231,8 @@ class Run:
         return None
 
     def _unproved(self) -> str:
-        last = self._tries[-1].lost[-1]
+        lost = self._tries[-1].lost
+        last = next((each for each in lost if not each.holds), lost[-1])
         how = "on held-out data" if len(self._tries) == 1 else f"on held-out data, in {len(self._tries)} tries"
         return f"that the loss of {last.task} stays below {last.limit:.2%} could not be proved {how}"
 
@@ -273,7 +274,8 @@ class Run:
             if self._choices is None
             else rival.chosen(self._choices, proved, self._search.measured if self._search else ())
         )
-        if other is None or not self._in_time(spent, lost.looks + 2 * (LEAST_ROUNDS + 1)):
+        items = lost.looks if exam.entries > 1 else self._begun.plan.counts.prove  # one entry is scored whole
+        if other is None or not self._in_time(spent, items + 2 * (LEAST_ROUNDS + 1)):
             return None
         name, point = other
         advance = self._stage(f"{name} for all heads", exam.portion(0, lost.looks).data.steps)
