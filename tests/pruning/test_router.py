@@ -119,7 +119,13 @@ def test_a_router_is_saved_and_read(tmp_path: Path) -> None:
     for name, weight in router.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
     assert sum(weight.numel() for weight in router.parameters()) == 4 * 64 + 64 + 64 * 2 + 2
-    with pytest.raises(ValueError, match=r"must hold router.json: it does not"):
+    with pytest.raises(ValueError, match=r"must hold router.json and router.safetensors: it does not"):
         Router.load(tmp_path)
+    (tmp_path / "there" / "router.json").write_text('{"width": 3}')
+    with pytest.raises(ValueError, match="must be what save wrote"):
+        Router.load(tmp_path / "there")
+    (tmp_path / "there" / "router.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"must hold router.json and router.safetensors"):
+        Router.load(tmp_path / "there")
     with pytest.raises(ValueError, match="length must be at least 1: got 0"):
         Router(0)

@@ -187,3 +187,12 @@ def test_a_forward_that_begins_inside_ends_with_the_layers_own_code() -> None:
             held(states, position_embeddings=rotary), model.layers[0](states, position_embeddings=rotary)
         )
         assert model(**given).last_hidden_state.isfinite().all()
+
+
+def test_one_mask_for_all_samples_is_that_of_each() -> None:
+    model, given = decoder("llama"), texts("right")
+    ids = given["input_ids"]
+    with torch.no_grad(), FTP(0.4).apply(model):
+        expected = model(input_ids=ids, use_cache=False).last_hidden_state
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids[:1]), use_cache=False).last_hidden_state
+    assert torch.equal(found, expected)

@@ -76,6 +76,18 @@ def test_training_leaves_fixed_zeros_where_they_are(optimizer):
     assert kept.share == pytest.approx(0.3, abs=1e-3)
 
 
+def test_frozen_weights_are_fixed_as_well_and_stay_so_when_they_are_trained():
+    model, given = make("llama"), inputs("llama")
+    model.requires_grad_(False)
+    Magnitude(0.3).fix(model)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    model.requires_grad_(True)
+    model(**given, labels=given["input_ids"]).loss.backward()
+    for layer in linears(model).values():
+        assert layer.weight.grad is not None
+        assert not layer.weight.grad[layer.weight == 0].any()
+
+
 def test_heads_and_poolers_have_no_part():
     assert not any("lm_head" in name for name in linears(make("llama")))
     names = list(linears(make("bert")))

@@ -149,6 +149,8 @@ def _forward(
         dense = runner(**batch, use_cache=False).last_hidden_state
     with skipped(runner, begin, watches=True):
         hidden = runner(**batch).last_hidden_state
-    tokens = ways[0].alive.unsqueeze(-1).to(dense.dtype)
-    distance = ((hidden - dense) * tokens).square().sum() / (dense * tokens).square().sum()
+    wide = torch.promote_types(dense.dtype, torch.float32)  # a sum of squares overflows in float16
+    tokens = ways[0].alive.unsqueeze(-1)
+    found, wanted = hidden.to(wide) * tokens, dense.to(wide) * tokens
+    distance = (found - wanted).square().sum() / wanted.square().sum()
     return distance, ways[0]

@@ -98,9 +98,14 @@ class Router(nn.Module):
         """
         from safetensors.torch import load_file
 
-        if not (folder / _CONFIG).exists():
-            raise ValueError(f"Router: {folder} must hold {_CONFIG}: it does not; train one, or check the path")
-        found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+        if not all((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
+            raise ValueError(
+                f"Router: {folder} must hold {_CONFIG} and {_WEIGHTS}: it does not; train one, or check the path"
+            )
+        try:
+            found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Router: {folder / _CONFIG} must be what save wrote: {error}; train one again") from error
         found.load_state_dict(load_file(folder / _WEIGHTS))
         return found.eval()
 

@@ -30,6 +30,8 @@ from dynattn.pruning.rows import OfTokens
 from dynattn.pruning.tokens import Tokens
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
+_attaching = threading.Lock()
+
 
 class Ran(NamedTuple):
     """The attention of one layer, which is about to be computed.
@@ -109,7 +111,8 @@ def skipped(model: nn.Module, begin: Begin, *, watches: bool = False) -> Iterato
     """
     session = _Session(find(model), begin)
     with ExitStack() as undo:
-        session.attach(undo, watches)
+        with _attaching:
+            session.attach(undo, watches)
         undo.callback(session.close)
         yield session.trace
 
@@ -196,7 +199,14 @@ class _Session:
         given["use_cache"] = False
         outer, self.thread.forward = self.forward, _Forward(mask)
         try:
-            return forward(**given)
+            output = forward(**given)
+            progress = self.thread.forward.progress
+            if not self.open and (progress is None or progress.layer < len(self.decoder.layers)):
+                raise RuntimeError(
+                    "skipping: the context must outlast the forwards that begin in it: it ended while this one was "
+                    "under way in another thread, and layers were dense; wait for threads before you leave it"
+                )
+            return output
         finally:
             self.thread.forward = outer
 
@@ -211,8 +221,7 @@ class _Session:
         refuse(layer, self.decoder.config, given)
         accepted(self.decoder.config._attn_implementation)
         if state.progress is None:
-            alive = torch.ones(full.shape[:2], dtype=torch.bool, device=full.device)
-            state.progress = _Progress(self.decoder, self.begin, alive if state.mask is None else state.mask.bool())
+            state.progress = _Progress(self.decoder, self.begin, _alive(state.mask, full))
         progress = state.progress
         if progress.layer != index:
             raise RuntimeError(
@@ -262,6 +271,18 @@ def _soft(progress: _Progress, run: Callable[..., Tensor], full: Tensor, its: Of
     # This adds 0, whose gradient is that of ``weight · out + (1 - weight) · full`` for the weight.
     nothing = (choice.weight - choice.weight.detach()).unsqueeze(-1).to(full.dtype)
     return result + nothing * (out - full).detach()
+
+
+def _alive(mask: Tensor | None, full: Tensor) -> Tensor:
+    """(batch, length) bool, False at padding."""
+    if mask is None:
+        return torch.ones(full.shape[:2], dtype=torch.bool, device=full.device)
+    if tuple(mask.shape) not in (tuple(full.shape[:2]), (1, full.shape[1])):
+        raise ValueError(
+            f"skipping: attention_mask must be {tuple(full.shape[:2])}: got {tuple(mask.shape)}; pass an entry for "
+            "each token"
+        )
+    return mask.bool().expand(full.shape[:2])
 
 
 def _check(cache: Any, mask: Any) -> None:

@@ -87,7 +87,8 @@ class WeightSparsity(ABC):
         """Set the weights that are not kept to 0 for good; training leaves them there.
 
         Their gradients are 0 from now on, so optimizers that change a weight by its own gradients and by itself, as
-        SGD and AdamW do, keep them at 0.
+        SGD and AdamW do, keep them at 0. Make the optimizer afterwards, whose momentum would go on otherwise. A copy
+        (``copy.deepcopy``, pickle) has no hooks: ``fix`` it again.
 
         Args:
             model: see :meth:`apply`.
@@ -102,8 +103,13 @@ class WeightSparsity(ABC):
         layers = linears(model)
         masks = self._masks(layers)
         for name, layer in layers.items():
-            layer.weight.data.masked_fill_(~masks[name], 0)
-            layer.weight.register_hook(lambda gradient, mask=masks[name]: gradient.masked_fill(~mask, 0))
+            weight, mask = layer.weight, masks[name]
+            weight.data.masked_fill_(~mask, 0)
+            asked = weight.requires_grad
+            weight.requires_grad_(True).register_hook(
+                lambda gradient, mask=mask: gradient.masked_fill(~mask.to(gradient.device), 0)
+            )
+            weight.requires_grad_(asked)  # the hook stays, for when it is trained
         return _counted(masks)
 
     def _masks(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:

@@ -20,7 +20,10 @@ def _prune(*arguments: str):
     return CliRunner().invoke(app, ["prune", *arguments])
 
 
-def test_the_command_writes_what_it_found(tiny_decoder: Path, many_texts: Path, tmp_path: Path):
+def test_the_command_writes_what_it_found(
+    tiny_decoder: Path, many_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("dynattn.lab.prune.run.at_chance", lambda *_: False)  # an untrained model only guesses
     given = ("--model", str(tiny_decoder), "--text", str(many_texts), "--items", "6", "--tokens", "128")
     result = _prune(*given, "--tolerance", "0.3", "--blocks-only", "--output", str(tmp_path))
     assert result.exit_code == 0, result.output

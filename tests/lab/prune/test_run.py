@@ -26,6 +26,13 @@ def silent(title: str, steps: int):
     return lambda: None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _untrained_models_may_guess():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynattn.lab.prune.run.at_chance", lambda *_: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path, many_texts: Path) -> Settings:
     return Settings(model=str(tiny_encoder), text=many_texts, items=6, tokens=32, tolerance=0.9)
@@ -127,6 +134,29 @@ def test_layers_switch_to_top_k(encoder: Settings):
     assert attention(state) == "dynattn:perlayer(dense_0=topk-0.25-f1)"
     outcome = run.evaluate(exam.task, exam.data, exam.pretrained, attention(state) or "", lambda: None)
     assert not np.array_equal(cast(Any, outcome.outputs), cast(Any, exam.whole.outputs))
+
+
+def test_the_attention_of_what_is_left_counts_the_layers_that_are_left(encoder: Settings, tmp_path: Path):
+    from dynattn.lab.prune import run
+
+    exam = examine(encoder)
+    state = State(Removed.of("attention-0", "mlp-0"), ((1, "topk-0.25"),))
+    begun = run._begun(dataclasses.replace(encoder, hard=True), exam, tmp_path / "record.json")
+    assert run._ended(begun, exam, state, tmp_path / "left").attention == "dynattn:perlayer(dense_0=topk-0.25)"
+
+
+def test_what_can_tell_nothing_is_refused_before_the_search(encoder: Settings, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("dynattn.lab.prune.run.at_chance", lambda *_: True)
+    with pytest.raises(ValueError, match="the whole model must do better than guesses"):
+        _prune(encoder, tmp_path)
+    monkeypatch.setattr("dynattn.lab.prune.run.at_chance", lambda *_: False)
+    exam = examine(encoder)
+    for layer in exam.pretrained.model.encoder.layer:
+        del layer.attention.self.layer_idx
+    monkeypatch.setattr("dynattn.lab.prune.run.examine", lambda _: exam)
+    with pytest.raises(ValueError, match="--hard must have attention modules that know their layer"):
+        _prune(dataclasses.replace(encoder, hard=True), tmp_path)
+    assert not (tmp_path / "record.json").exists()
 
 
 def test_a_setting_of_an_encoder_is_a_setting(encoder: Settings, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -63,6 +64,14 @@ def test_adapters_and_other_things_are_refused():
         find(model)
     with pytest.raises(TypeError, match="model must be a Transformers model"):
         find("llama")  # pyright: ignore[reportArgumentType]
+
+
+def test_weights_of_all_heads_that_look_like_those_of_one_are_refused():
+    model = make("llama")
+    attention = model.model.layers[0].self_attn
+    attention.sinks = nn.Parameter(torch.zeros(attention.head_dim))
+    with pytest.raises(ValueError, match="weights besides the projections must be those of one head"):
+        find(model)
 
 
 def test_an_mlp_with_more_than_linear_layers_is_left_alone():

@@ -35,3 +35,12 @@ def test_an_mlp_that_cannot_be_cut_is_no_block():
     model.model.layers[1].mlp.more = torch.nn.Linear(3, 3)
     assert [element.name for element in blocks(model)][3:] == ["mlp-2", "mlp-0"]
     assert parts(model, Element("mlp", 1)) == ()
+
+
+def test_what_is_no_block_is_refused():
+    model = make("llama")
+    for block, groups in ((Element("mlp", 99), 8), (Element("mlp", 0), 0), (Element("mlp", 0), -1)):
+        with pytest.raises(ValueError, match="parts: groups must be at least 1, and the block one of 3 layers"):
+            parts(model, block, groups)
+    with pytest.raises(ValueError, match="blocks: first must be attention or mlp: got 'attn'"):
+        blocks(model, "attn")  # pyright: ignore[reportArgumentType]

@@ -66,7 +66,7 @@ def sentences(found: Pruning) -> list[str]:
         before, after = found.parameters
         lines.append(f"parameters: {after / 1e6:.1f}M of {before / 1e6:.1f}M ({after / before:.0%})")
     if found.attention is not None:
-        lines.append(f"attention of the whole model, by its layers: {found.attention}")
+        lines.append(f"attention of what is left, by its layers: {found.attention}")
     return lines
 
 

@@ -1,4 +1,5 @@
-"""A loss of a task that can be differentiated, on texts that no item is from: what gradient flow is measured by."""
+"""A loss of a task that can be differentiated, by which gradient flow is measured: on texts that no item is from, or on
+the first validation text where perplexity has no others."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def differentiable(task: Task, data: Prepared, pretrained: Pretrained) -> Callab
         Runs the model, and gives a scalar.
 
     Raises:
-        ValueError: the task has no such loss, or no texts besides its items.
+        ValueError: the task has no such loss, or it is retrieval or manpages and has no texts besides its items.
     """
     model = pretrained.model
     if isinstance(task, Perplexity):

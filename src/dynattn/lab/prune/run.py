@@ -24,11 +24,12 @@ from dynattn.lab.prune.search import Judge, Search, State
 from dynattn.lab.prune.settings import Settings
 from dynattn.lab.records import read_record, write_record
 from dynattn.lab.scoring import evaluate, prepare
-from dynattn.lab.statistics import cosines
+from dynattn.lab.statistics import at_chance, cosines
 from dynattn.lab.tasks import Outcome, Prepared, Task, default, fitting, make
 from dynattn.lab.tasks.texts import read
 from dynattn.methods import PerLayer, parse
 from dynattn.pruning.structure import Element, blocks, gradient_flow, parts
+from dynattn.pruning.structure.find import find
 
 HARD = ("topk-0.25", "topk-0.5")
 """The attention that is tried in place of a layer's own, the cheapest first."""
@@ -124,6 +125,7 @@ def prune(settings: Settings, path: Path, folder: Path, stage: Stage) -> Pruning
     began = time.perf_counter()
     advance = stage(f"load {settings.model}", 1)
     exam = examine(settings)
+    _check(settings, exam)
     advance()
     found = _begun(settings, exam, path)
     if found.written is not None:
@@ -143,6 +145,23 @@ def prune(settings: Settings, path: Path, folder: Path, stage: Stage) -> Pruning
     found = _ended(found, exam, search.state, folder)
     write_record(found, path)
     return found
+
+
+def _check(settings: Settings, exam: Exam) -> None:
+    """Refuse a search that can tell nothing, or not be ended."""
+    whole, chance = scores(exam.whole, exam.whole), exam.data.chance
+    if chance is not None and at_chance(tuple(map(float, whole)), chance, exam.task.higher_is_better):
+        raise ValueError(
+            f"prune: the whole model must do better than guesses: its {exam.task.metric} in {exam.task.name} is "
+            f"{whole.mean():.4g}, and {chance:.4g} is a guess's, so that everything would look useless; take another "
+            "--task, more --items, or texts that the model can read"
+        )
+    layers = find(exam.pretrained.model).layers
+    if settings.hard and any(getattr(layer.attention.module, "layer_idx", None) is None for layer in layers):
+        raise ValueError(
+            f"prune: --hard must have attention modules that know their layer: those of {settings.model} have no "
+            "layer_idx; leave --hard out"
+        )
 
 
 def _run(search: Search, settings: Settings, exam: Exam, flow: dict[str, float], stage: Stage) -> None:
@@ -198,15 +217,19 @@ def _begun(settings: Settings, exam: Exam, path: Path) -> Pruning:
 def _ended(found: Pruning, exam: Exam, state: State, folder: Path) -> Pruning:
     """Look at the held-out items, once, and write what is left of the model."""
     kept = held_out(exam, exam.scores(state))
-    before = _parameters(exam.pretrained.model)
-    written = state.removed.export(exam.pretrained.model, folder)
+    model = exam.pretrained.model
+    before, stack = _parameters(model), find(model).stack
+    numbers = {id(layer): number for number, layer in enumerate(stack)}
+    written = state.removed.export(model, folder)
+    now = {numbers[id(layer)]: number for number, layer in enumerate(stack)}  # empty layers have left the model
+    hard = tuple((now[layer], name) for layer, name in state.hard)
     if written == "model":
         with suppress(AttributeError):  # some models have no tokenizer
             exam.pretrained.processor.save_pretrained(folder)
     return found.model_copy(
         update={
-            "removed": state.removed.names, "attention": attention(state), "held_out": kept, "written": written,
-            "parameters": (before, _parameters(exam.pretrained.model)),
+            "removed": state.removed.names, "attention": attention(state._replace(hard=hard)), "held_out": kept,
+            "written": written, "parameters": (before, _parameters(model)),
         }
     )  # fmt: skip
 

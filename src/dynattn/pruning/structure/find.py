@@ -218,7 +218,10 @@ def _only_per_head(core: nn.Module, dense: set[nn.Module], head_dim: int) -> Non
     """Refuse an attention that has weights for all heads together, which a slice of heads would leave wrong."""
     known = {id(weight) for module in dense for weight in module.parameters()}
     for name, weight in core.named_parameters():
-        if id(weight) not in known and tuple(weight.shape) != (head_dim,):
+        of_one_head = "." in name and tuple(weight.shape) == (
+            head_dim,
+        )  # a norm's: sinks may be as many as heads are wide
+        if id(weight) not in known and not of_one_head:
             raise ValueError(
                 f"structure: weights besides the projections must be those of one head: {type(core).__name__} has "
                 f"{name} of shape {tuple(weight.shape)}; take a model without it"

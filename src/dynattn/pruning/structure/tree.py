@@ -28,8 +28,10 @@ def blocks(model: nn.Module, first: Literal["attention", "mlp"] = "attention") -
 
     Raises:
         TypeError: it is not a module.
-        ValueError: the model is not of a known form.
+        ValueError: the model is not of a known form, or ``first`` is neither kind.
     """
+    if first not in ("attention", "mlp"):
+        raise ValueError(f"blocks: first must be attention or mlp: got {first!r}; attention for speed, mlp for size")
     layers = find(model).layers
     order: tuple[Kind, Kind] = ("attention", "mlp") if first == "attention" else ("mlp", "attention")
     return tuple(
@@ -46,16 +48,22 @@ def parts(model: nn.Module, block: Element, groups: int = PARTS) -> tuple[Elemen
     Args:
         model: the model that it is a block of.
         block: an attention or MLP block; a part has no parts.
-        groups: into how many groups of equal size, up to rounding, the neurons of an MLP are cut.
+        groups: into how many groups of equal size at most, up to rounding, the neurons of an MLP are cut.
 
     Returns:
         Single heads, or groups of heads where those share a key head; or groups of neurons.
 
     Raises:
         TypeError: it is not a module.
-        ValueError: the model is not of a known form.
+        ValueError: the model is not of a known form, or has no such block; there are no groups.
     """
-    layer = find(model).layers[block.layer]
+    layers = find(model).layers
+    if groups < 1 or block.layer >= len(layers):
+        raise ValueError(
+            f"parts: groups must be at least 1, and the block one of {len(layers)} layers: got {groups} and "
+            f"{block.name}; take a block of blocks(model)"
+        )
+    layer = layers[block.layer]
     if block.kind == "attention":
         share = layer.attention.heads // layer.attention.kv_heads
         return tuple(
