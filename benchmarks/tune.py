@@ -53,7 +53,7 @@ def with_table(page: str) -> str:
 
 def _said(found: dict[str, Any]) -> list[str]:
     """Whether what was found beats the best single method, and why it does not where that is so."""
-    if found["verdict"] != "faster":
+    if found["verdict"] != "faster" or found.get("exact"):
         return ["", f"{found['model']}: {found['reason']}."]
     if found["rival"] is None:
         return []
@@ -68,6 +68,8 @@ def _cells(found: dict[str, Any]) -> list[str]:
     if found["verdict"] != "faster":
         return [where, "keep dense attention", "", "", "", ""]
     lost, rival = found["tries"][-1]["lost"], found["rival"]
+    if found.get("exact"):
+        return [where, f"{found['speed']['speedup']['median']:.2f}×", "none: dense attention", "", "", ""]
     proved = "; ".join(f"{each['task']} {each['loss']:+.2%}, {each['bound']:.2%}" for each in lost)
     cells = [where, f"{found['speed']['speedup']['median']:.2f}×", proved]
     if rival is None:

@@ -26,6 +26,7 @@ from dynattn.lab.terminal import console
 from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import begin, given
+from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
@@ -254,6 +255,37 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
     assert "keep dense attention: attention takes 1.0% of a forward" in said
     assert not (folder / "model.dynattn.json").exists()
     assert "keep dense attention" in (folder / "tune.html").read_text()
+
+
+def test_where_nothing_is_proved_dense_attention_of_the_faster_kernel_is_what_is_written(
+    fast, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
+    timed, prove = stages.clock_candidates, stages.prove
+
+    def clock(*given):
+        shapes, (costs,), *more = timed(*given)
+        return [shapes, [{**costs, SDPA: 1.5 * costs["dense"]}], *more]
+
+    def unproved(*given):
+        found = prove(*given)
+        return found.model_copy(update={"lost": [its.model_copy(update={"proved": False}) for its in found.lost]})
+
+    monkeypatch.setattr(stages, "clock_candidates", clock)
+    monkeypatch.setattr(stages, "prove", unproved)
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert found.exact
+    assert found.verdict == "faster"
+    assert {name for heads in found.heads.values() for name in heads} == {"dense"}
+    assert "which loses nothing. Of sparse attention: that the loss of perplexity stays below" in said
+    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    assert "None of these is what is written" in (folder / "tune.html").read_text()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    ids = torch.arange(LENGTH)[None] % 60
+    with torch.no_grad():
+        expected = model(ids).logits
+        what = load(model, folder / "model.dynattn.json")
+        torch.testing.assert_close(model(ids).logits, expected)
+    assert [each.what for each in what.evidence] == ["speed-up of the whole model over SDPA"]
 
 
 def test_where_data_is_too_few_for_any_claim_this_is_the_result(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):

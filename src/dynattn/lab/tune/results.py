@@ -185,8 +185,10 @@ class Tuning(Record):
         gains: at other limits.
         tries: the tries of the proof.
         rival: one method for all heads; None where there was no time to look, or nothing was proved.
-        speed: the speed of what was proved; None where nothing was.
+        speed: the speed of what is written; None where nothing is.
         seconds: that the run took.
+        exact: whether what is written is dense attention by the faster kernel, which needs no proof: the tries are of
+            what was not proved.
         version: the version of the record.
     """
 
@@ -210,4 +212,5 @@ class Tuning(Record):
     rival: Rival | None
     speed: Raced | None
     seconds: float
+    exact: bool = False
     version: Literal[1] = 1

@@ -84,10 +84,10 @@ class Run:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
         best = self._best(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
         if best is None:
-            return self._dense(spent, "every assignment that was measured and gains anything loses more than the limit")
+            return self._exact(spent, "every assignment that was measured and gains anything loses more than the limit")
         proved = self._proved(spent, choices, best)
         if proved is None:
-            return self._dense(spent, self._unproved())
+            return self._exact(spent, self._unproved())
         return self._raced(spent, *proved)
 
     def _time(self) -> Time:
@@ -243,21 +243,39 @@ class Run:
 
     def _raced(self, spent: Time, proved: Point, pruning: str | None) -> Tuning:
         self._rival = self._held_against(spent, proved)
-        advance = self._stage("speed-up of the whole model", 1)
-        inputs = self._inputs(self._begun.parts.proofs[0][0])
-        rounds = self._rounds(spent)
-        found = self._store.once(
-            f"race {pruning} {sorted(methods(proved.assignment).items())}",
-            lambda: race(self._pretrained, proved.assignment, inputs, rounds, pruning).model_dump(mode="json"),
-        )
-        advance()
-        speed = Raced(**found)
+        speed = self._race(spent, proved, pruning)
         if speed.speedup.q1 <= 1:
-            return self._dense(
+            return self._exact(
                 spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
             )
         gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
         return self._result(spent, "faster", gained, proved, speed, pruning)
+
+    def _exact(self, spent: Time, reason: str) -> Tuning:
+        """Dense attention by the faster kernels, which loses nothing, where that alone makes the model faster."""
+        point = None if self._choices is None else self._choices.point(0)
+        if point is None or foretold.speedup(spent, point) < LEAST_GAIN:
+            return self._dense(spent, reason)
+        speed = self._race(spent, point, None)
+        if speed.speedup.q1 <= 1:
+            return self._dense(spent, reason)
+        self._rival = None
+        gained = (
+            f"{speed.speedup.median:.2f} times as fast as with SDPA by dense attention of the faster kernel in each "
+            f"layer, which loses nothing. Of sparse attention: {reason}"
+        )
+        return self._result(spent, "faster", gained, point, speed, exact=True)
+
+    def _race(self, spent: Time, point: Point, pruning: str | None) -> Raced:
+        advance = self._stage("speed-up of the whole model", 1)
+        inputs = self._inputs(self._begun.parts.proofs[0][0])
+        rounds = self._rounds(spent)
+        found = self._store.once(
+            f"race {pruning} {sorted(methods(point.assignment).items())}",
+            lambda: race(self._pretrained, point.assignment, inputs, rounds, pruning).model_dump(mode="json"),
+        )
+        advance()
+        return Raced(**found)
 
     def _rounds(self, spent: Time) -> int:
         """Of the race: what the plan says at the least, and more where there is time, since a few tell little where
@@ -290,7 +308,7 @@ class Run:
 
     def _result(
         self, spent: Time, verdict: Any, reason: str, point: Point | None, speed: Raced | None,
-        pruning: str | None = None,
+        pruning: str | None = None, exact: bool = False,
     ) -> Tuning:  # fmt: skip
         self._pretrained.model.set_attn_implementation("sdpa")
         heads = {} if point is None else {module: list(names) for module, names in point.assignment.items()}
@@ -300,7 +318,7 @@ class Run:
             verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
             heads=heads, pruning=pruning, considered=foretold.considered(spent, self._choices, self._search),
             shortened=self._shortened, gains=foretold.gains(spent, self._choices, self._search), tries=self._tries,
-            rival=self._rival, speed=speed, seconds=time.perf_counter() - self._began,
+            rival=self._rival, speed=speed, seconds=time.perf_counter() - self._began, exact=exact,
         )  # fmt: skip
 
     def _inputs(self, exam: Exam, index: int = 0) -> Any:

@@ -98,6 +98,8 @@ def against(other: Rival, speedup: float) -> str:
 def _own_dense(found: Tuning) -> float | None:
     """The speed-up of the whole model, foretold, with dense attention by this project's kernel; None where PyTorch's
     is as fast."""
+    if found.exact:  # it is what was found
+        return None
     least = next((each for each in found.considered if each.name == "path" and each.harm == 0), None)
     return least.speedup if least is not None and least.speedup > _MENTIONED else None
 

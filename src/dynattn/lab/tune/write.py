@@ -34,7 +34,8 @@ def evidence(found: Tuning) -> tuple[Evidence, ...]:
         details={"interval": "quartiles over rounds", "dense_seconds": speed.dense.median,
                  "tuned_seconds": speed.tuned.median},
     )  # fmt: skip
-    return (*map(evidence_of, found.tries[-1].lost), raced)
+    lost = () if found.exact else found.tries[-1].lost
+    return (*map(evidence_of, lost), raced)
 
 
 def evidence_of(lost: Lost) -> Evidence:
