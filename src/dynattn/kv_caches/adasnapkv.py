@@ -14,19 +14,25 @@ arXiv:2504.17768.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from dynattn.integrations.transformers import Call
-from dynattn.kv_caches.cut_once import CutOnceCache, CutOnceLayer
-from dynattn.kv_caches.snapkv_options import Options
+from dynattn.kv_caches.snapkv_options import SnapCache, SnapLayer
 
 _SAFE = 0.2  # the share of its capacity that no head loses to others; The Sparse Frontier's choice
 
 
-class AdaSnapKVCache(CutOnceCache):
+class _AdaSnapKVLayer(SnapLayer):
+    def cut(self, call: Call) -> None:
+        options = self.options
+        if self.seen > options.capacity:
+            safe = max(int(_SAFE * options.capacity), options.recent + options.sinks)
+            self.evict_ragged(shared(options.rank(call, self.seen, "max", "AdaSnapKVCache"), options.capacity, safe))
+
+
+class AdaSnapKVCache(SnapCache):
     """Holds, of a prompt, the tokens that its last queries attend to, and shares room among the key heads of a layer.
     It needs one of this project's attention implementations, at every step.
 
@@ -54,25 +60,8 @@ class AdaSnapKVCache(CutOnceCache):
             project's, or a batch is padded on the right.
     """
 
-    def __init__(
-        self, capacity: int = 1024, window: int = 256, pool: int = 21, recent: int = 128, sinks: int = 4
-    ) -> None:
-        self.options = Options(capacity, window, pool, recent, sinks)
-        self.options.check("AdaSnapKVCache")
-        self.name = f"adasnapkv-{self.options.name}"
-        super().__init__(layer_class_to_replicate=partial(_AdaSnapKVLayer, self.options))  # type: ignore[arg-type]
-
-
-class _AdaSnapKVLayer(CutOnceLayer):
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-
-    def cut(self, call: Call) -> None:
-        options = self.options
-        if self.seen > options.capacity:
-            safe = max(int(_SAFE * options.capacity), options.recent + options.sinks)
-            self.evict_ragged(shared(options.rank(call, self.seen, "max", "AdaSnapKVCache"), options.capacity, safe))
+    prefix = "adasnapkv"
+    layer = _AdaSnapKVLayer
 
 
 def shared(rank: Tensor, capacity: int, safe: int) -> Tensor:

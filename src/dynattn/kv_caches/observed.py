@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynattn.integrations.transformers import Call
-from dynattn.integrations.transformers.masks import visible
+from dynattn.integrations.transformers.masks import forbidding, visible
 from dynattn.maths.scores import arithmetic_dtype, scores
 
 _ROWS = 64  # so many queries are computed at once, so that memory stays small beside a prompt's
@@ -32,7 +32,8 @@ def observed(call: Call, last: int, reduce: Literal["sum", "max"], weights: Tens
     Returns:
         (batch, kv_heads, kv_len), float32, or float64 for float64 inputs.
     """
-    query, key, mask = call.query[:, :, -last:], call.key, _forbidding(call.attn_mask)
+    query, key = call.query[:, :, -last:], call.key
+    mask = None if call.attn_mask is None else forbidding(call.attn_mask)
     q_len, kv_len, kv_heads = query.shape[2], key.shape[2], key.shape[1]
     if mask is not None and mask.shape[2] > 1:
         mask = mask[:, :, -q_len:]
@@ -105,10 +106,3 @@ def best(rank: Tensor, count: int) -> Tensor:
         (batch, kv_heads, count) int64.
     """
     return rank.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
-
-
-def _forbidding(mask: Tensor | None) -> Tensor | None:
-    """The mask with -inf where it is additive and forbids."""
-    if mask is None or mask.dtype == torch.bool:
-        return mask
-    return mask.masked_fill(~visible(mask), -math.inf)

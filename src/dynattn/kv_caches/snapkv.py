@@ -12,15 +12,18 @@ arXiv:2504.17768.
 
 from __future__ import annotations
 
-from functools import partial
-
 from dynattn.integrations.transformers import Call
-from dynattn.kv_caches.cut_once import CutOnceCache, CutOnceLayer
 from dynattn.kv_caches.observed import best
-from dynattn.kv_caches.snapkv_options import Options
+from dynattn.kv_caches.snapkv_options import SnapCache, SnapLayer
 
 
-class SnapKVCache(CutOnceCache):
+class _SnapKVLayer(SnapLayer):
+    def cut(self, call: Call) -> None:
+        if self.seen > self.options.capacity:
+            self.evict(best(self.options.rank(call, self.seen, "sum", "SnapKVCache"), self.options.capacity))
+
+
+class SnapKVCache(SnapCache):
     """Holds, of a prompt, the tokens that its last queries attend to, each key head its own; and every token after it.
     It needs one of this project's attention implementations.
 
@@ -48,20 +51,5 @@ class SnapKVCache(CutOnceCache):
             project's, or a batch is padded on the right.
     """
 
-    def __init__(
-        self, capacity: int = 1024, window: int = 256, pool: int = 21, recent: int = 128, sinks: int = 4
-    ) -> None:
-        self.options = Options(capacity, window, pool, recent, sinks)
-        self.options.check("SnapKVCache")
-        self.name = f"snapkv-{self.options.name}"
-        super().__init__(layer_class_to_replicate=partial(_SnapKVLayer, self.options))  # type: ignore[arg-type]
-
-
-class _SnapKVLayer(CutOnceLayer):
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.options = options
-
-    def cut(self, call: Call) -> None:
-        if self.seen > self.options.capacity:
-            self.evict(best(self.options.rank(call, self.seen, "sum", "SnapKVCache"), self.options.capacity))
+    prefix = "snapkv"
+    layer = _SnapKVLayer

@@ -1,4 +1,4 @@
-"""The options that SnapKV and Ada-SnapKV share, how names say them, and what tokens are chosen by.
+"""What SnapKV and Ada-SnapKV share: the options, how names say them, what tokens are chosen by, and how they are made.
 
     received_j = what token j receives from the last ``window`` queries, by key head
     score      = mean of received over ``pool`` neighbouring tokens
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from dynattn.integrations.transformers import Call
 from dynattn.kv_caches.counts import check_counts, check_odd
+from dynattn.kv_caches.cut_once import CutOnceCache, CutOnceLayer
 from dynattn.kv_caches.observed import observed, ranked, text_of
 
 _LETTERS = {"q": "window", "p": "pool", "r": "recent", "s": "sinks"}
@@ -85,3 +87,26 @@ class Options:
         text = text_of(call, tokens, owner)
         score = nn.functional.avg_pool1d(observed(call, self.window, reduce), self.pool, 1, self.pool // 2)
         return ranked(score, text, self.recent, self.sinks)
+
+
+class SnapLayer(CutOnceLayer):
+    """A layer that is cut by such options."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+
+
+class SnapCache(CutOnceCache):
+    """A cache of such layers; see :class:`dynattn.kv_caches.SnapKVCache`."""
+
+    prefix: ClassVar[str]
+    layer: ClassVar[type[SnapLayer]]
+
+    def __init__(
+        self, capacity: int = 1024, window: int = 256, pool: int = 21, recent: int = 128, sinks: int = 4
+    ) -> None:
+        self.options = Options(capacity, window, pool, recent, sinks)
+        self.options.check(type(self).__name__)
+        self.name = f"{self.prefix}-{self.options.name}"
+        super().__init__(layer_class_to_replicate=partial(self.layer, self.options))  # type: ignore[arg-type]

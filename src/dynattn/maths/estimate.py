@@ -7,7 +7,7 @@ the attention of I's queries goes to J's keys. ``softmax_J`` of it estimates the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -87,9 +87,44 @@ class Input(NamedTuple):
             allowed = allowed & (position <= queries.unsqueeze(-1) + self.offset)
         return pad(s.masked_fill(~allowed, -math.inf), (0, kv_len - seen), value=-math.inf)
 
+    def columns_seen(self, rows: slice, size: int) -> int:
+        """How many blocks of keys, from the first on, hold what some query of these rows of blocks may attend."""
+        columns = -(-self.key.shape[2] // size)
+        if not self.causal:
+            return columns
+        last = min(rows.stop * size, self.query.shape[2]) + self.offset
+        return min(columns, max(0, -(-last // size)))
+
+    def forbid_later(self, s: Tensor, query: Tensor, start: int) -> None:
+        """Set the scores of keys behind their queries to -inf, in place, where the call is causal.
+
+        Args:
+            s: (..., keys), scores of the first keys.
+            query: the numbers of the queries; broadcasts to (..., 1).
+            start: the least of them.
+        """
+        if self.causal:
+            first = max(0, start + self.offset + 1)  # keys before it all queries may attend
+            behind = torch.arange(first, max(first, s.shape[-1]), device=s.device)
+            s[..., first:].masked_fill_(behind > query + self.offset, -math.inf)
+
     def of_rows(self, rows: slice, size: int) -> Tensor:
         """The numbers of the queries of some rows of blocks."""
         return torch.arange(rows.start * size, min(rows.stop * size, self.query.shape[2]), device=self.query.device)
+
+
+def by_definition(
+    call: Input, size: int, of_scores: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> Iterator[Estimated]:
+    """An estimate of all blocks from the scores of all pairs, some rows of blocks at a time.
+
+    Args:
+        call: queries and keys.
+        size: queries and keys in a block.
+        of_scores: the estimate's definition.
+    """
+    for rows in call.steps(size, call.key.shape[2] * size):
+        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))
 
 
 def by_kv_head(query: Tensor, key: Tensor) -> Tensor:

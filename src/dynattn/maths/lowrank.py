@@ -79,10 +79,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     key = blocks(_marked(call.key.to(dtype)), size, 2).flatten(2, 3).mT.flatten(0, 2).contiguous()
     for at in call.steps(size, call.key.shape[2] * size):
         query = blocks(call.query[:, :, at.start * size : at.stop * size].to(dtype) * call.scale, size, 2)
-        seen = columns
-        if call.causal:
-            last = min(at.stop * size, call.query.shape[2]) + call.offset
-            seen = min(columns, max(0, -(-last // size)))
+        seen = call.columns_seen(at, size)
         t = _probed(query, key[:, : seen * size], call, at.start * size)
         value = log_shares_of_blocks(t.unflatten(4, (seen, size)).amax(-1))
         yield Estimated(at, pad(value, (0, columns - seen), value=-math.inf), some[:, :, at])
@@ -119,10 +116,6 @@ def _probed(query: Tensor, key: Tensor, call: Input, start: int) -> Tensor:
         allowed = pad(call.allowed_keys(), (0, -kv_len % size))[:, :, None, None, : key.shape[1]]
         s.masked_fill_(~allowed, -math.inf)
     s[..., kv_len:] = -math.inf
-    if call.causal:
-        first = max(0, start + call.offset + 1)  # keys before it all queries may attend
-        position = torch.arange(first, max(first, key.shape[1]), device=key.device)
-        of_query = torch.arange(start, start + rows * size, device=key.device).view(rows, size, 1) + call.offset
-        s[..., first:].masked_fill_(position > of_query, -math.inf)
+    call.forbid_later(s, torch.arange(start, start + rows * size, device=key.device).view(rows, size, 1), start)
     s.flatten(2, 3)[:, :, max(0, q_len - start) :] = -math.inf  # filled up
     return s

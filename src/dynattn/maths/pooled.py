@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynattn.maths.estimate import Estimated, Input, blocks, in_blocks
+from dynattn.maths.estimate import Estimated, Input, blocks, by_definition, in_blocks
 from dynattn.maths.scores import arithmetic_dtype
 
 _CUT_AT_ONCE = 1 << 18  # elements of queries in the sums along the diagonal: temporaries that stay in the cache
@@ -77,7 +77,7 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     cut = _call(call, size)
     q, k = cut.query.sum(-2), cut.key.sum(-2)  # [batch, heads, blocks, head_dim]
     if not bool(q.isfinite().all() & k.isfinite().all()):
-        yield from _by_scores(call, size)
+        yield from by_definition(call, size, of_scores)
         return
     shifts = _shifts(cut.offset, size) if call.causal else range(0)
     cuts = [_cut(cut, shift) for shift in shifts]
@@ -146,8 +146,3 @@ def _part(values: Tensor, start: int, cut: _Cut, x: Tensor) -> Tensor:
     """Those of a cut's values that belong to these rows."""
     count = _diagonal(x, start, cut).shape[-1]
     return values.narrow(-1, max(start - cut.first, 0) if count else 0, count)
-
-
-def _by_scores(call: Input, size: int) -> Iterator[Estimated]:
-    for rows in call.steps(size, call.key.shape[2] * size):
-        yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))

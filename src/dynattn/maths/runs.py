@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynattn.maths.estimate import Estimated, Input, blocks, by_kv_head, log_shares, some_allowed, some_scored
+from dynattn.maths.estimate import (
+    Estimated,
+    Input,
+    blocks,
+    by_definition,
+    by_kv_head,
+    log_shares,
+    some_allowed,
+    some_scored,
+)
 from dynattn.maths.scores import arithmetic_dtype
 
 STEP = 16
@@ -58,20 +67,14 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     """
     kv_len, runs = call.key.shape[2], -(-size // STEP)
     if not bool(call.query.isfinite().all() & call.key.isfinite().all()):
-        for rows in call.steps(size, kv_len * size):
-            yield Estimated(rows, *of_scores(call.scores(call.of_rows(rows, size)), size))
+        yield from by_definition(call, size, of_scores)
         return
-    some, parts = (
-        some_allowed(call, size),
-        _PARTS if call.causal else 1,
-    )  # a step looks at no keys behind its last query
+    some = some_allowed(call, size)
+    parts = _PARTS if call.causal else 1  # a step looks at no keys behind its last query
     columns, dtype = -(-kv_len // size), arithmetic_dtype(call.key.dtype)
     key = pad(call.key.to(dtype), (0, 0, 0, columns * size - kv_len + 1))
     for rows in call.steps(size, kv_len * runs, parts):
-        seen = columns
-        if call.causal:
-            last = min(rows.stop * size, call.query.shape[2]) + call.offset
-            seen = min(columns, max(0, -(-last // size)))
+        seen = call.columns_seen(rows, size)
         t = _means(call, key[:, :, : seen * size + 1], rows, size)[..., :-1]
         value = log_shares(t.unflatten(3, (seen, size)).unflatten(2, (rows.stop - rows.start, runs)))
         yield Estimated(rows, pad(value, (0, columns - seen), value=-math.inf), some[:, :, rows])
@@ -89,10 +92,8 @@ def _means(call: Input, key: Tensor, rows: slice, size: int) -> Tensor:
     first = (torch.arange(rows.start, rows.stop, device=key.device).unsqueeze(-1) * size + start).flatten()
     count = (size - start).clamp(max=STEP).repeat(rows.stop - rows.start).minimum(q_len - first).clamp(min=0)
     t = by_kv_head(query.sum(3) / count.clamp(min=1).unsqueeze(-1), key)
+    call.forbid_later(t, first.unsqueeze(-1), rows.start * size)
     if call.causal:
-        behind = max(0, rows.start * size + call.offset + 1)  # all queries may attend the keys before it
-        position = torch.arange(behind, max(behind, key.shape[2]), device=key.device)
-        t[..., behind:].masked_fill_(position > (first + call.offset).unsqueeze(-1), -math.inf)
         _cut(t, query, key, first + call.offset, count)
     if call.attn_mask is not None:
         t[..., :kv_len].masked_fill_(~call.allowed_keys()[:, :, None, : key.shape[2]], -math.inf)

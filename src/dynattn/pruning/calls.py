@@ -39,6 +39,11 @@ def attention_function(module: nn.Module, implementation: str) -> Callable[..., 
     return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a module of the model was compiled, by ``torch.compile`` or in place."""
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
+
+
 def accepted(implementation: str | None) -> str:
     """The implementation, if it is one that takes masks as the engines make them.
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from dynattn.pruning.calls import is_compiled
+
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 """The ``config.model_type`` of every decoder whose layers can be skipped."""
 
@@ -47,7 +49,7 @@ def find(model: nn.Module) -> Decoder:
             f"skipping: the model must be a decoder of type {', '.join(SUPPORTED)}: {type(model).__name__} is a "
             f"{kind}; encoders lose tokens by SpAtten and its like"
         )
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+    if is_compiled(model):
         raise ValueError(
             "skipping: the model must not be compiled: layers whose lengths are decided as they run leave compiled "
             "code at every one of them; pass the model as it was before torch.compile"

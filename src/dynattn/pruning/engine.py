@@ -22,12 +22,11 @@ from dynattn.pruning.calls import accepted, attend, attention_function, refuse
 from dynattn.pruning.course import Attended, Course, Decision, Seen, Start
 from dynattn.pruning.heads import Heads
 from dynattn.pruning.layout import Layout, find, signature
-from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, replace
+from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, attaching, replace
 from dynattn.pruning.tokens import Tokens, key_mask, padding
 from dynattn.pruning.work import Forward, LayerWork, Trace
 
 _DENSE = ("eager", "sdpa")  # dynattn:dense is not among them, so that whoever observes its calls still sees them
-_attaching = threading.Lock()
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def pruned(
     """
     session = _Session(find(model), begin, zero_pruned)
     with ExitStack() as undo:
-        with _attaching:
+        with attaching:
             session.attach(undo, prunes_heads)
         undo.callback(session.close)
         yield session.trace

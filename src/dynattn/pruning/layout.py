@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from dynattn.pruning.calls import is_compiled
+
 _TEXT = (
     "bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl",
@@ -72,7 +74,7 @@ def find(model: nn.Module) -> Layout:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pruning: model must be a Transformers model: got {type(model).__name__}; load one first")
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+    if is_compiled(model):
         raise ValueError(
             "pruning: the model must not be compiled: layers whose lengths are decided as they run leave compiled code "
             "at every one of them; pass the model as it was before torch.compile"

@@ -17,6 +17,9 @@ import torch
 IMPLEMENTATION = "dynattn-pruning"
 """The attention implementation that a :class:`StandInConfig` names."""
 
+attaching = threading.Lock()
+"""Held while a context replaces a model's forwards, whichever engine's it is, so that two never both find it free."""
+
 _ABSENT = object()
 _changing = threading.RLock()  # the end of a context that is collected as garbage may come while another one changes
 _open: dict[tuple[int, str], list[_Replacement]] = {}  # by the object's id and the attribute, in the order they came

@@ -25,12 +25,10 @@ from torch import Tensor, nn
 
 from dynattn.pruning.calls import accepted, attend, attention_function, refuse
 from dynattn.pruning.decoders import Decoder, find
-from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, replace
+from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, attaching, replace
 from dynattn.pruning.rows import OfTokens
 from dynattn.pruning.tokens import Tokens
 from dynattn.pruning.work import Forward, LayerWork, Trace
-
-_attaching = threading.Lock()
 
 
 class Ran(NamedTuple):
@@ -111,7 +109,7 @@ def skipped(model: nn.Module, begin: Begin, *, watches: bool = False) -> Iterato
     """
     session = _Session(find(model), begin)
     with ExitStack() as undo:
-        with _attaching:
+        with attaching:
             session.attach(undo, watches)
         undo.callback(session.close)
         yield session.trace

@@ -11,7 +11,7 @@ from dynattn.functional import attention
 from dynattn.integrations.transformers import contracts, paged, places
 from dynattn.integrations.transformers.caches import following
 from dynattn.integrations.transformers.calls import Call, observers, replacements
-from dynattn.integrations.transformers.masks import narrow
+from dynattn.integrations.transformers.masks import forbidding, narrow
 from dynattn.integrations.transformers.packed import Span, note_several, refuse_lengths, texts
 from dynattn.methods import Method, PerLayer
 
@@ -74,7 +74,7 @@ def forward(
         attention_mask = layer.fit(attention_mask)
     attn_mask = merge(attention_mask, position_bias)
     if attn_mask is not None and not method.keeps_everything:
-        attn_mask = _forbidding(attn_mask)
+        attn_mask = forbidding(attn_mask)
     if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
         query = query.expand(key.shape[0], -1, -1, -1)
     if spans is not None:
@@ -111,7 +111,7 @@ def _attend(
     method: Method, scaling: float | None, dropout: float, layer: Any = None,
 ) -> Tensor:  # fmt: skip
     if observers:  # they may try any method on the call
-        seen = None if attn_mask is None else _forbidding(attn_mask)
+        seen = None if attn_mask is None else forbidding(attn_mask)
         for observe in observers:
             observe(module, query, key, value, method, seen, causal, scaling)
     options: dict[str, Any] = {"attn_mask": attn_mask, "causal": causal, "scale": scaling, "dropout_p": dropout}
@@ -179,13 +179,6 @@ def _has_free_slots(
     if mask is None or not method.looks_at_positions or not _says_causal(module, is_causal):
         return False
     return query.shape[2] < key.shape[2] == mask.shape[-1]
-
-
-def _forbidding(mask: Tensor) -> Tensor:
-    """An additive mask that forbids by -inf, which methods that choose among the allowed keys can tell."""
-    if mask.dtype == torch.bool:
-        return mask
-    return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
 
 
 def _chosen(module: nn.Module, method: Method) -> Method:

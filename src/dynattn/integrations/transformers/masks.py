@@ -57,3 +57,11 @@ def narrow(mask: Tensor) -> Tensor:
 def visible(mask: Tensor) -> Tensor:
     """The pairs that a mask allows, as bool: an additive one forbids by -inf or by its dtype's lowest number."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def forbidding(mask: Tensor) -> Tensor:
+    """An additive mask that forbids by -inf alone, which methods that choose among the allowed keys can tell; a boolean
+    one as it is."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)  # NaN stays, and reaches the output
