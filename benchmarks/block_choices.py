@@ -17,7 +17,6 @@ measured that belong to the length. Every run goes on after a kill, method by me
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from held_out import KINDS, sources, texts
-from scipy.stats import t as student
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
@@ -36,6 +34,7 @@ from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.machine import machine
 from dynattn.lab.models import load
 from dynattn.lab.records import write_whole
+from dynattn.lab.statistics import luck
 from dynattn.lab.tasks.base import Task
 from dynattn.lab.tasks.needle import Needle
 from dynattn.lab.tasks.perplexity import Perplexity, prefill
@@ -163,8 +162,7 @@ def beyond_chance(record: dict[str, Any], higher_is_better: bool = False) -> lis
     found = []
     for name, task in cells:
         gain = differences(record, name, task) * (1 if higher_is_better else -1)
-        error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
-        if gain.mean() > float(student.ppf(1 - ALARM / len(cells), len(gain) - 1)) * error:
+        if luck(gain) <= ALARM / len(cells):
             found.append(f"{name} on {task}: better by {gain.mean():.4f}")
     return found
 

@@ -82,7 +82,7 @@ class Layer(DynamicLayer):
         start = self.held
         if not self._buffers:
             self._hold(parts)
-        elif start + new > self._buffers[0].shape[2] or _differentiated([*self._buffers, *parts]):
+        elif start + new > self._buffers[0].shape[2] or differentiated([*self._buffers, *parts]):
             pairs = zip(self._buffers, parts, strict=True)
             self._hold([torch.cat([buffer[:, :, :start], part], 2) for buffer, part in pairs])
         else:
@@ -235,7 +235,7 @@ class Layer(DynamicLayer):
     def _hold(self, parts: Sequence[Tensor]) -> None:
         """New buffers with these tokens and room behind them, or, where a gradient goes through them, without room."""
         held = parts[0].shape[2]
-        if _differentiated(parts):
+        if differentiated(parts):
             self._buffers = [part.clone() for part in parts]
             self._show(held)
             return
@@ -256,7 +256,7 @@ class Layer(DynamicLayer):
         self.positions = positions[..., 0] if self.by_head else positions[:, 0, :, 0]
 
 
-def _differentiated(tensors: Sequence[Tensor]) -> bool:
+def differentiated(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd records what is done with these, so that it must not be done in place."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

@@ -70,12 +70,25 @@ def text_of(call: Call, tokens: int, owner: str) -> Tensor:
     if call.attn_mask is None:
         return torch.ones(batch, tokens, dtype=torch.bool, device=call.key.device)
     text = visible(call.attn_mask)[:, :, -1].any(1).expand(batch, -1)[:, :tokens]
+    refuse_right_padding(text, owner)
+    return text
+
+
+def refuse_right_padding(text: Tensor, owner: str) -> None:
+    """Raise where the last token of a prompt is padding.
+
+    Args:
+        text: (batch, tokens), 0 or False at padding.
+        owner: who asks, for the error.
+
+    Raises:
+        ValueError: it is.
+    """
     if not text[:, -1].all():
         raise ValueError(
             f"{owner}: samples must be padded on the left: a mask hides the last token of a prompt; tokenize with "
             "padding_side='left'"
         )
-    return text
 
 
 def ranked(received: Tensor, text: Tensor, recent: int, sinks: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynattn.integrations.transformers import Call
-from dynattn.kv_caches.layer import Layer, LayeredCache
+from dynattn.kv_caches.layer import Layer, LayeredCache, differentiated
 from dynattn.maths import pages
 from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods import Method, Quest
@@ -111,7 +111,6 @@ class _QuestLayer(Layer):
     def _is_plain(self, call: Call) -> bool:
         """Whether the pages are read where they lie: a query alone that may attend all tokens held, and no graph."""
         key, value = self._buffers[:2]
-        recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, key, value))
         return (
             call.query.shape[2] == 1
             and call.attn_mask is None
@@ -121,7 +120,7 @@ class _QuestLayer(Layer):
             and call.key is self.keys
             and call.value is self.values
             and key.shape[2] % self.quest.page == 0  # not while buffers have no room, since a graph holds them
-            and not recorded
+            and not differentiated((call.query, key, value))
             and not torch.is_autocast_enabled(key.device.type)
         )
 

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from dynattn.maths.scores import arithmetic_dtype
+
 Form = Literal["headwise", "elementwise"]
 """How many numbers a gate has: one for each head, or one for each number of its output."""
 
@@ -86,7 +88,7 @@ class OutputGate(nn.Module):
             has steps of 1/256 near 1.
         """
         logits = self.projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        wide = arithmetic_dtype(logits.dtype)
         return torch.sigmoid(logits.to(wide)) * self.ceiling.to(wide)
 
     def extra_repr(self) -> str:

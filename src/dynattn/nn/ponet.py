@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynattn.maths.scores import arithmetic_dtype
+
 
 class PoNet(nn.Module):
     """Mixes the tokens of a sequence by a global, a segment and a local pooling, with its six projections.
@@ -112,7 +114,7 @@ def equal_segments(x: Tensor, count: int, mask: Tensor | None = None) -> Tensor:
 
 def _aggregated(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """GA: one vector for each sample, (batch, 1, embed_dim)."""
-    wide = torch.promote_types(query.dtype, torch.float32)
+    wide = arithmetic_dtype(query.dtype)
     q = _filled(query, mask, 0.0).to(wide).unflatten(-1, (heads, -1))  # [batch, length, heads, head_dim]
     k = _filled(key, mask, 0.0).to(wide).unflatten(-1, (heads, -1))
     tokens = q.new_full((1, 1), q.shape[1]) if mask is None else mask.sum(1, keepdim=True)

@@ -100,9 +100,9 @@ def find(model: nn.Module) -> Layout:
     return Layout(layers, runner, config, config.num_attention_heads, leading)
 
 
-def signature(layer: nn.Module) -> inspect.Signature:
-    """The signature of a layer's own forward, even where another function has been put in its place."""
-    return inspect.signature(type(layer).forward.__get__(layer))
+def signature(module: nn.Module) -> inspect.Signature:
+    """The signature of a module's own forward, even where another function has been put in its place."""
+    return inspect.signature(type(module).forward.__get__(module))
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynattn.maths.scores import arithmetic_dtype
 from dynattn.pruning.decoders import find
 from dynattn.pruning.ftp import FTP, Routed
 from dynattn.pruning.router import RUN, SKIP, Router, static
@@ -149,7 +150,7 @@ def _forward(
         dense = runner(**batch, use_cache=False).last_hidden_state
     with skipped(runner, begin, watches=True):
         hidden = runner(**batch).last_hidden_state
-    wide = torch.promote_types(dense.dtype, torch.float32)  # a sum of squares overflows in float16
+    wide = arithmetic_dtype(dense.dtype)  # a sum of squares overflows in float16
     tokens = ways[0].alive.unsqueeze(-1)
     found, wanted = hidden.to(wide) * tokens, dense.to(wide) * tokens
     distance = (found - wanted).square().sum() / wanted.square().sum()

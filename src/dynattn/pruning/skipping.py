@@ -13,7 +13,6 @@ the same, and what a token that skips would have got gives the choice a gradient
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from dynattn.pruning.calls import accepted, attend, attention_function, refuse
 from dynattn.pruning.decoders import Decoder, find
+from dynattn.pruning.layout import signature
 from dynattn.pruning.replaced import IMPLEMENTATION, ReplacedForward, StandInConfig, attaching, replace
 from dynattn.pruning.rows import OfTokens
 from dynattn.pruning.tokens import Tokens
@@ -154,9 +154,7 @@ class _Session:
         self.decoder, self.begin = decoder, begin
         self.trace = Trace()
         self.open = True
-        self.runner, self.signature = (
-            inspect.signature(type(module).forward.__get__(module)) for module in (decoder.runner, decoder.layers[0])
-        )
+        self.runner, self.signature = signature(decoder.runner), signature(decoder.layers[0])
         self.thread = threading.local()  # .forward that this thread runs
 
     def attach(self, undo: ExitStack, watches: bool) -> None:

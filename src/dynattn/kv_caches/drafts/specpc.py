@@ -25,7 +25,7 @@ from dynattn.integrations.transformers import Call, observing
 from dynattn.kv_caches.counts import check_counts
 from dynattn.kv_caches.drafts.greedy import continuation
 from dynattn.kv_caches.drafts.self_draft import SelfDraft, check_ours, drafting
-from dynattn.kv_caches.observed import observed
+from dynattn.kv_caches.observed import observed, refuse_right_padding
 
 
 class Compressed(NamedTuple):
@@ -108,11 +108,8 @@ class SpecPC:
         Returns:
             The shorter prompt, and (batch, at most ``tokens``) int64.
         """
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError(
-                "SpecPC: samples must be padded on the left: a mask hides the last token of a prompt; tokenize with "
-                "padding_side='left'"
-            )
+        if attention_mask is not None:
+            refuse_right_padding(attention_mask, "SpecPC")
         received = _Received(input_ids.shape[1], self.window, self.skip)
         with drafting(self.draft, model) as draft:
             check_ours(draft, "SpecPC")

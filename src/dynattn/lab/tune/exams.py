@@ -71,6 +71,11 @@ def proof_of(limit: float, of: Literal["perplexity", "score"], attempt: int, wor
     return Proof(limit, of=of, worst=worst, attempt=attempt, shares=_SHARES)
 
 
+def _broken(lost: np.ndarray, worst: float | None) -> bool:
+    """Whether an item lost more than the bound counts on."""
+    return worst is not None and bool(lost.max() > worst)
+
+
 def decided(verdict: Verdict, lost: np.ndarray, worst: float | None, fewest: int) -> bool | None:
     """Whether a claim is proved; False where it cannot be any more, None where further items may tell.
 
@@ -80,7 +85,7 @@ def decided(verdict: Verdict, lost: np.ndarray, worst: float | None, fewest: int
         worst: what the bound counts on that none loses more of; None where it counts on nothing.
         fewest: items below which nothing is claimed.
     """
-    if verdict.state == "refuted" or (worst is not None and lost.max() > worst):
+    if verdict.state == "refuted" or _broken(lost, worst):
         return False
     return True if verdict.state == "proved" and len(lost) >= fewest else None
 
@@ -91,8 +96,7 @@ def bound_of(verdict: Verdict, lost: np.ndarray, worst: float | None, fewest: in
     Args:
         verdict, lost, worst, fewest: as :func:`decided` takes them.
     """
-    broken = worst is not None and lost.max() > worst
-    return None if broken or len(lost) < fewest or not math.isfinite(verdict.high) else verdict.high
+    return None if _broken(lost, worst) or len(lost) < fewest or not math.isfinite(verdict.high) else verdict.high
 
 
 @dataclass(frozen=True)

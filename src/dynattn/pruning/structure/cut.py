@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.pruning.structure.elements import Element, Left, left
-from dynattn.pruning.structure.find import MLP, Attention, Layer, Structure, find, is_transposed
+from dynattn.pruning.structure.find import MLP, Attention, Layer, Structure, find, is_transposed, size
 
 _COUNTS = {  # attributes that modules keep of how many heads they have
     "heads": ("num_heads", "num_attention_heads", "n_heads"),
@@ -107,7 +107,7 @@ def _no_attention(layer: Layer, bias: bool) -> None:
     output: Any = attention.output
     owned = any(module is output for module in attention.module.modules())
     kept = output.bias if bias and owned else None
-    width = (output.weight.shape[1] if is_transposed(output) else output.weight.shape[0]) if owned else 0
+    width = size(output)[1] if owned else 0
     _replace(layer.module, attention.module, NoAttention(attention.module, kept, width))
     if not owned:
         _keep_inputs(output, torch.arange(0, device="cpu"))
@@ -205,7 +205,7 @@ def _shorten(config: Any, empty: set[int], layers: int) -> None:
 def _gives_back(layer: Layer) -> bool:
     """Whether a layer gives what it is given: seen on some states."""
     weight: Any = layer.attention.output.weight
-    width = weight.shape[1] if is_transposed(layer.attention.output) else weight.shape[0]
+    width = size(layer.attention.output)[1]
     given = torch.linspace(-3, 3, 3 * width, device=weight.device).view(1, 3, width).to(weight.dtype)
     needed = [
         name
