@@ -14,6 +14,15 @@ DYNATTN_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
 DYNATTN_INLINE Vec broadcast(float x) { return vdupq_n_f32(x); }
 DYNATTN_INLINE Vec load(const float* p) { return vld1q_f32(p); }
 DYNATTN_INLINE Vec load_any(const float* p) { return vld1q_f32(p); }
+// kWidth numbers of fewer bits as floats.
+DYNATTN_INLINE Vec load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+
+DYNATTN_INLINE Vec load_int8(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+
 DYNATTN_INLINE void store(float* p, Vec a) { vst1q_f32(p, a); }
 DYNATTN_INLINE void store_any(float* p, Vec a) { vst1q_f32(p, a); }
 
