@@ -25,7 +25,7 @@ def check(
         TypeError, ValueError: as these say.
     """
     name = "weight_t" if inputs_first else "weight"
-    _check_tensors(function, {"x": x, name: weight, "keep": keep}, {"bias": bias, "scale": scale})
+    _check_tensors(function, ("x", x), (name, weight), ("keep", keep), optional=(("bias", bias), ("scale", scale)))
     if x.dim() != 2 or weight.dim() != 2:
         shape = "(in, out)" if inputs_first else "(out, in)"
         _refuse(
@@ -64,7 +64,7 @@ def check_packed(function: str, x: Tensor, packed: PackedNM, bias: Tensor | None
     if not isinstance(packed, PackedNM):
         kind = type(packed).__name__
         _refuse(function, "packed must be what pack_nm returns", kind, "pack the weight with pack_nm()", TypeError)
-    _check_tensors(function, {"x": x, "packed.values": packed.values}, {"bias": bias})
+    _check_tensors(function, ("x", x), ("packed.values", packed.values), optional=(("bias", bias),))
     if x.dim() != 2 or x.shape[1] != packed.inputs:
         _refuse(
             function, f"x must be (tokens, in) = (tokens, {packed.inputs})", str(tuple(x.shape)),
@@ -76,16 +76,16 @@ def check_packed(function: str, x: Tensor, packed: PackedNM, bias: Tensor | None
         _refuse(function, f"bias must be (out,) = ({outputs},)", str(tuple(bias.shape)), "one number an output")
 
 
-def _check_tensors(function: str, asked: dict[str, Any], optional: dict[str, Any]) -> None:
+def _check_tensors(function: str, *asked: tuple[str, Any], optional: tuple[tuple[str, Any], ...]) -> None:
     """All are tensors, on one device."""
-    given = asked | {name: x for name, x in optional.items() if x is not None}
-    for name, x in given.items():
+    device = getattr(asked[0][1], "device", None)
+    given = (*asked, *(pair for pair in optional if pair[1] is not None))
+    for name, x in given:
         if not isinstance(x, Tensor):
             _refuse(function, f"{name} must be a tensor", type(x).__name__, "convert with torch.as_tensor()", TypeError)
-    devices = {name: x.device for name, x in given.items()}
-    if len(set(devices.values())) > 1:
-        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        _refuse(function, "all tensors must be on one device", found, "move them with .to()")
+        if x.device != device:
+            found = ", ".join(f"{name} on {x.device}" for name, x in given if isinstance(x, Tensor))
+            _refuse(function, "all tensors must be on one device", found, "move them with .to()")
 
 
 def _check_dtypes(
