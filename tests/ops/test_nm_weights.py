@@ -32,8 +32,8 @@ def test_places_by_hand() -> None:
     packed = pack_nm(weight, 2, 4)
     first, second = packed.values.view(2, 16)
     assert (first[0], first[15], second[0], second[15]) == (5, 7, 6, 8)
-    words = [int(word) % 65536 for word in packed.places.flatten()]  # low and high bits, twice
-    assert [word & 0x8001 for word in words] == [0x8000, 0, 0x0001, 0x8001]
+    words = [int(word) % (1 << 32) for word in packed.places.flatten()]  # low bits of all groups below high ones
+    assert [word & 0x80018001 for word in words] == [0x00008000, 0x80010001]
 
 
 def test_nan_is_a_weight() -> None:

@@ -1,9 +1,9 @@
 """N:M weights in packed form: of each M inputs in a row the N that have a weight, and their places, in bits.
 
 A row of weights is stored in blocks of 16 groups of M inputs. A block holds the first weights of its groups, then the
-second ones, up to the N-th: ``values``. ``places`` has a word of 16 bits for each bit of a place, one bit a group. So a
-packed row takes N / M of the dense one and one bit for each pair of inputs (1:2) or for each input (2:4): of float32,
-0.516 and 0.531 of the bytes.
+second ones, up to the N-th: ``values``. ``places`` has 16 bits for each of these, one a group, and for M = 4 another 16,
+the high bits of the places; two of 16 bits share a word. So a packed row takes N / M of the dense one and one bit for
+each pair of inputs (1:2) or for each input (2:4): of float32, 0.516 and 0.531 of the bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from dynattn.kernels.cpu.linear_calls import NM_GROUPS
 
 _MS = (2, 4)
+_WORD = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class PackedNM:
 
     Attributes:
         values: (out, blocks · n · 16), in the weights' dtype.
-        places: int16 (out, blocks · n · log2 m).
+        places: int32 (out, words).
         n: weights of a group that are stored.
         m: inputs of a group.
         inputs: inputs of the layer. The last block is filled up with weights of 0.
@@ -92,8 +93,8 @@ def unpacked(values: Tensor, places: Tensor, n: int, m: int, inputs: int) -> Ten
     outputs = values.shape[0]
     blocks = values.shape[1] // (n * NM_GROUPS)
     planes = m.bit_length() - 1
-    words = places.reshape(outputs, blocks, n, planes, 1).to(torch.int64)
-    bits = words >> torch.arange(NM_GROUPS, device=places.device) & 1
+    bits = places.unsqueeze(-1) >> torch.arange(_WORD, device=places.device, dtype=places.dtype) & 1
+    bits = bits.flatten(1)[:, : blocks * n * planes * NM_GROUPS].reshape(outputs, blocks, n, planes, NM_GROUPS).long()
     place = (bits << torch.arange(planes, device=places.device).unsqueeze(-1)).sum(-2)  # [outputs, blocks, n, 16]
     by_group, at = (
         x.transpose(2, 3).reshape(outputs, blocks * NM_GROUPS, n)
@@ -104,9 +105,11 @@ def unpacked(values: Tensor, places: Tensor, n: int, m: int, inputs: int) -> Ten
 
 
 def _to_words(place: Tensor, m: int) -> Tensor:
-    """Places (outputs, blocks, n, 16) as words of a bit each: int16 (outputs, blocks · n · log2 m)."""
+    """Places (outputs, blocks, n, 16) as bits of words: int32 (outputs, words)."""
     planes = torch.arange(m.bit_length() - 1, device=place.device).unsqueeze(-1)
-    bits = place.unsqueeze(3) >> planes & 1  # [outputs, blocks, n, planes, 16]
-    words = (bits << torch.arange(NM_GROUPS, device=place.device)).sum(-1)
-    signed = words - (words >> (NM_GROUPS - 1) << NM_GROUPS)  # the highest bit is the sign
-    return signed.to(torch.int16).reshape(place.shape[0], -1)
+    bits = (place.unsqueeze(3) >> planes & 1).flatten(1)  # [outputs, blocks · n · planes · 16]
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % _WORD))
+    words = (bits.view(place.shape[0], bits.shape[1] // _WORD, _WORD) << torch.arange(_WORD, device=place.device)).sum(
+        -1
+    )
+    return (words - (words >> (_WORD - 1) << _WORD)).to(torch.int32)  # the highest bit is the sign

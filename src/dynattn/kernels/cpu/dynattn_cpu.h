@@ -160,7 +160,7 @@ DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 typedef struct {
   const void* x;           // [tokens, inputs] contiguous, in dtype
   const void* weight;      // as the functions below have it
-  const uint16_t* places;  // of dynattn_linear_nm_weight, else NULL
+  const uint32_t* places;  // of dynattn_linear_nm_weight, else NULL
   const float* scale;      // [outputs] the factor of each output, where weights are of int8, else NULL
   const void* bias;        // [outputs] contiguous, in dtype, or NULL
   const uint8_t* keep;     // as the functions below have it: 1 where kept
@@ -189,7 +189,8 @@ DYNATTN_API int32_t dynattn_linear_outputs(const LinearArgs* args);
 
 // y[t][j] = Σ over the kept weights of output j, of which each M = 2 or 4 inputs in a row have N < M. Contiguous:
 //   weight [outputs, blocks, N, DYNATTN_NM_GROUPS]: the k-th kept weight of each group of a block, in the inputs' order;
-//   places [outputs, blocks, N, bits of a place]: a bit for each group of the block: the k-th weight's place in its group.
+//   places [outputs, words]: for each of these lines of weights DYNATTN_NM_GROUPS bits, the lowest first: a weight's place
+//   in its group. For M = 4 these are the low bits, and as many high ones follow. The last word is filled up.
 // A block is DYNATTN_NM_GROUPS · M inputs, the last one filled up with weights of 0.
 DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 

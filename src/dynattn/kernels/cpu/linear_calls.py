@@ -63,7 +63,7 @@ def linear_nm_weight(
         x, bias, out, isa: as in :func:`linear_rows`.
         values: (out, ⌈in / (16 · m)⌉ · n · 16), dtype of ``x``: blocks of 16 groups, the first weights of all groups
             of a block before the second ones.
-        places: int16 (out, ⌈in / (16 · m)⌉ · n · log2 m): a bit for each group of a block, for each bit of a place.
+        places: int32 (out, words): a bit for each group of a block, for each bit of a place.
         n, m: of each ``m`` inputs in a row ``n`` have a weight; ``m`` is 2 or 4.
 
     Raises:

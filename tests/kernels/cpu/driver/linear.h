@@ -56,7 +56,7 @@ struct LinearProblem {
   std::vector<double> dense;  // [outputs][inputs]
   std::vector<float> scale;
   std::vector<uint8_t> keep;
-  std::vector<uint16_t> places;
+  std::vector<uint32_t> places;
 
   explicit LinearProblem(const LinearCase& given)
       : c(given), inputs(static_cast<size_t>(c.inputs)), outputs(static_cast<size_t>(c.outputs)),
@@ -97,7 +97,8 @@ struct LinearProblem {
   // The first n inputs of a group from a random one on, cyclically, have weights.
   void pack() {
     const size_t n = static_cast<size_t>(c.n), m = static_cast<size_t>(c.m), planes = m / 2;
-    places.assign(outputs * blocks * n * planes, 0);
+    const size_t words = (blocks * n * planes + 1) / 2;  // of a row
+    places.assign(outputs * words, 0);
     for (size_t j = 0; j < outputs; j++) {
       for (size_t group = 0; group < blocks * 16; group++) {
         const size_t from = static_cast<size_t>(random_int(0, c.m - 1));
@@ -110,7 +111,8 @@ struct LinearProblem {
           const size_t row = (j * blocks + group / 16) * n + slot++;
           weight.set(row * 16 + group % 16, input < inputs ? static_cast<float>(dense[j * inputs + input]) : 0.0f);
           for (size_t plane = 0; plane < planes; plane++) {
-            if (member >> plane & 1) places[row * planes + plane] |= static_cast<uint16_t>(1u << group % 16);
+            const size_t line = (row - j * blocks * n) * planes + plane;
+            if (member >> plane & 1) places[j * words + line / 2] |= 1u << (line % 2 * 16 + group % 16);
           }
         }
       }

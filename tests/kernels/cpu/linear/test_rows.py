@@ -37,11 +37,11 @@ def test_rounding(dtype: torch.dtype, isa: str) -> None:
 
 
 def test_long_sums_do_not_drift(isa: str) -> None:
-    """One input after the other would lose hundreds of units here: the total grows to 2¹⁴, and each term is cut off."""
+    """One input after the other would lose a thousand units here: the total grows to 2¹⁴, and each term is cut off."""
     x, weight_t = torch.full((1, 1 << 14), 0.9999), torch.ones(1 << 14, 40)
     got = rows(x, weight_t, None, torch.ones_like(x, dtype=torch.bool), isa)
     want = (1 << 14) * x[0, 0].double()
-    assert ((got.double() - want) / want).abs().max() < 20 * 2**-24
+    assert ((got.double() - want) / want).abs().max() < 100 * 2**-24
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)

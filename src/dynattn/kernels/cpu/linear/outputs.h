@@ -34,18 +34,21 @@ struct DenseRows {
   const Element* row(int32_t output) const { return weight + output * stride; }
 
   // sums[r][t] = Σ_i row of outputs[r] [i] · x[t][i]: even vectors and odd ones apart, so that two sums are under way.
+  // Meanwhile the rows of `next` are asked for, which begin where no hardware prefetcher expects them.
   template <int kRows, int kTokens>
-  void multiply(const int32_t* outputs, const float* const* x, float sums[kRows][kTokens]) const {
-    const Element* w[kRows];
+  void multiply(const int32_t* outputs, const int32_t* next, const float* const* x, float sums[kRows][kTokens]) const {
+    const Element *w[kRows], *ahead[kRows];
     Vec even[kRows][kTokens], odd[kRows][kTokens];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; r++) {
-      w[r] = row(outputs[r]);
+      w[r] = row(outputs[r]), ahead[r] = row(next[r]);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; t++) even[r][t] = odd[r][t] = zero();
     }
     int64_t i = 0;
     for (; i + 2 * kWidth <= inputs; i += 2 * kWidth) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; r++) __builtin_prefetch(ahead[r] + i);
       accumulate<Weights, kRows, kTokens>(w, x, i, kWidth, even);
       accumulate<Weights, kRows, kTokens>(w, x, i + kWidth, kWidth, odd);
     }
@@ -71,10 +74,10 @@ struct OutputsJob {
 
 // The products of kRows outputs with kTokens tokens from `token` on.
 template <int kRows, int kTokens, class Rows>
-static void run_products(const OutputsJob<Rows>& job, const int32_t* outputs, int64_t token) {
+static void run_products(const OutputsJob<Rows>& job, const int32_t* outputs, const int32_t* next, int64_t token) {
   const LinearArgs& args = *job.args;
   float sums[kRows][kTokens], other;
-  job.rows.template multiply<kRows, kTokens>(outputs, job.x + token, sums);
+  job.rows.template multiply<kRows, kTokens>(outputs, next, job.x + token, sums);
   for (int r = 0; r < kRows; r++) {
     for (int t = 0; t < kTokens; t++) {
       if (args.keep != nullptr && args.keep[(token + t) * args.outputs + outputs[r]] == 0) continue;
@@ -85,23 +88,24 @@ static void run_products(const OutputsJob<Rows>& job, const int32_t* outputs, in
 
 // One output for all tokens; the row is in the first-level cache after the first few.
 template <class Rows>
-static void run_tokens(const OutputsJob<Rows>& job, const int32_t* output) {
+static void run_tokens(const OutputsJob<Rows>& job, const int32_t* output, const int32_t* next) {
   int64_t token = 0;
   for (; token + kTokensAtOnce <= job.args->tokens; token += kTokensAtOnce) {
-    run_products<1, kTokensAtOnce>(job, output, token);
+    run_products<1, kTokensAtOnce>(job, output, next, token);
   }
   const int64_t left = job.args->tokens - token;
-  if (left == 3) run_products<1, 3>(job, output, token);
-  if (left == 2) run_products<1, 2>(job, output, token);
-  if (left == 1) run_products<1, 1>(job, output, token);
+  if (left == 3) run_products<1, 3>(job, output, next, token);
+  if (left == 2) run_products<1, 2>(job, output, next, token);
+  if (left == 1) run_products<1, 1>(job, output, next, token);
 }
 
 template <class Rows>
 static void run_outputs(const OutputsJob<Rows>& job, const int32_t* outputs, int64_t count) {
   int64_t k = 0;
-  for (; job.args->tokens == 1 && k + 4 <= count; k += 4) run_products<4, 1>(job, outputs + k, 0);
-  for (; job.args->tokens == 2 && k + 2 <= count; k += 2) run_products<2, 2>(job, outputs + k, 0);
-  for (; k < count; k++) run_tokens(job, outputs + k);
+  const auto next = [&](int rows) { return outputs + (k + 2 * rows <= count ? k + rows : k); };
+  for (; job.args->tokens == 1 && k + 4 <= count; k += 4) run_products<4, 1>(job, outputs + k, next(4), 0);
+  for (; job.args->tokens == 2 && k + 2 <= count; k += 2) run_products<2, 2>(job, outputs + k, next(2), 0);
+  for (; k < count; k++) run_tokens(job, outputs + k, next(1));
 }
 
 template <class Rows>

@@ -1,20 +1,25 @@
 // y = Σ_i x_i W[i, :] over the inputs that a token keeps, for a few tokens. A row of W is what one input gives to all
 // outputs, so the row of an input that no token keeps is not read.
 //
-// A task is a strip of outputs. Its sums stay in the first-level cache, and eight rows are added to them at a time. An
-// output's sum takes one input after another, in blocks of kBlockPanels · kPanelInputs inputs whose sums are added up.
-// So it is the same to the bit however outputs are cut into strips and whatever other tokens keep.
+// A task is a strip of outputs. An output's sum takes one input after another, in blocks of kBlockPanels · kPanelInputs
+// inputs whose sums are added up. So it is the same to the bit however outputs are cut into strips, whatever other tokens
+// keep, and in both ways of going through a block:
+// - one token adds eight rows at a time to the sums of the whole strip: eight long streams through memory;
+// - several tokens take a panel of inputs and a tile of outputs, which lies in the first-level cache after the first
+//   token has read it. A token's sums of a tile stay in registers.
 #pragma once
 
 #include "linear/call.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-constexpr int64_t kPanelInputs = 32;  // of which several tokens read what lies in the first-level cache: a bit each
+constexpr int64_t kPanelInputs = 32;  // a bit each in a word
 constexpr int64_t kBlockPanels = 8;
-constexpr int64_t kStrip = 512, kSharedStrip = 192;  // outputs, for one token and for several
+constexpr int64_t kStrip = 4096, kSharedStrip = 768;  // outputs at most, for one token and for several
 constexpr int64_t kLeastStrip = 32;
 constexpr int kInputsAtOnce = 8;
+constexpr int kTileVectors = 12;  // and a register for the factor, of 16
+constexpr int64_t kTileOutputs = kTileVectors * kWidth;
 
 // The inputs that a token keeps, in order.
 struct KeptInputs {
@@ -37,14 +42,14 @@ struct RowsJob {
 struct RowsScratch {
   float* totals;  // [token][strip] of the blocks so far
   float* sums;    // [token][strip] of this block
-  float* panel;   // [input][strip] converted weights, where several tokens read them
+  float* tile;    // [input][output] of a panel, as floats
 };
 
 static RowsScratch lay_rows_scratch(const RowsJob& job, Arena& arena) {
   RowsScratch s;
   s.totals = arena.take<float>(job.args->tokens * job.strip);
   s.sums = arena.take<float>(job.args->tokens * job.strip);
-  s.panel = arena.take<float>(job.args->tokens > 1 ? kPanelInputs * job.strip : 0);
+  s.tile = arena.take<float>(job.args->tokens > 1 ? kPanelInputs * kTileOutputs : 0);
   return s;
 }
 
@@ -108,10 +113,10 @@ DYNATTN_INLINE void add_inputs(float* sums, int64_t width, const StripRows<Weigh
 // A row begins where no prefetcher expects it: its first lines are asked for while the rows before it are added.
 template <class Weights>
 DYNATTN_INLINE void prefetch_rows(const StripRows<Weights>& rows, const int32_t* inputs, int64_t count) {
-  constexpr int64_t kLine = 64, kLines = 4;
+  constexpr int64_t kLine = 64, kLines = 16;
   for (int64_t k = 0; k < count; k++) {
     const char* row = reinterpret_cast<const char*>(rows.row(inputs[k]));
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int64_t line = 0; line < kLines; line++) __builtin_prefetch(row + line * kLine);
   }
 }
@@ -130,31 +135,75 @@ static void add_list(float* sums, int64_t width, const StripRows<Weights>& rows,
   if (count - k >= 1) add_inputs<Weights, 1>(sums, width, rows, inputs + k, factors + k);
 }
 
-// What all tokens keep of the panels up to `end`.
+// The rows of a panel that some token asks for, `width` outputs of them, as floats and side by side: rows that lie a power
+// of two apart would put each other out of the cache. The last vector is filled with 0.
 template <class Weights>
-static void add_panels(const RowsJob& job, const RowsScratch& s, int64_t width, const StripRows<Weights>& rows,
-                       int64_t panel, int64_t end) {
-  for (int64_t token = 0; token < job.args->tokens; token++) {
-    const KeptInputs& kept = job.kept[token];
-    const int32_t first = kept.first[panel];
-    add_list(s.sums + token * job.strip, width, rows, kept.input + first, kept.factor + first, kept.first[end] - first);
-  }
-}
-
-// The rows of a panel that some token keeps, as floats.
-template <class Weights>
-static StripRows<Float32Weights> convert_panel(const RowsJob& job, const RowsScratch& s, int64_t width,
-                                               const StripRows<Weights>& rows, int64_t panel) {
-  const int64_t first = panel * kPanelInputs;
-  for (uint32_t left = job.asked[panel]; left != 0; left &= left - 1) {
-    const int32_t at = __builtin_ctz(left);
+static void copy_tile(uint32_t asked, const StripRows<Weights>& rows, int64_t width, int64_t first, float* tile) {
+  for (; asked != 0; asked &= asked - 1) {
+    const int at = __builtin_ctz(asked);
     const typename Weights::Element* row = rows.row(static_cast<int32_t>(first) + at);
-    float* to = s.panel + at * job.strip;
+    float* to = tile + at * kTileOutputs;
     int64_t j = 0;
     for (; j + kWidth <= width; j += kWidth) store(to + j, Weights::load(row + j));
     if (j < width) store(to + j, load_some<Weights>(row + j, width - j));
   }
-  return {s.panel, job.strip, first};
+}
+
+// sums += Σ_k factors[k] · row of inputs[k], one after the other, for kVectors vectors from `j` on.
+template <int kVectors>
+DYNATTN_INLINE void add_tile(float* sums, const float* tile, int64_t first, int64_t j, const int32_t* inputs,
+                             const float* factors, int64_t count) {
+  Vec acc[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v++) acc[v] = load(sums + j + v * kWidth);
+  for (int64_t k = 0; k < count; k++) {
+    const float* row = tile + (inputs[k] - first) * kTileOutputs + j;
+    const Vec factor = broadcast(factors[k]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) acc[v] = fmadd(factor, load(row + v * kWidth), acc[v]);
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; v++) store(sums + j + v * kWidth, acc[v]);
+}
+
+static void add_tile(float* sums, const float* tile, int64_t first, int64_t width, const int32_t* inputs,
+                     const float* factors, int64_t count) {
+  if (width == kTileOutputs) return add_tile<kTileVectors>(sums, tile, first, 0, inputs, factors, count);
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= width; j += 4 * kWidth) add_tile<4>(sums, tile, first, j, inputs, factors, count);
+  for (; j < width; j += kWidth) add_tile<1>(sums, tile, first, j, inputs, factors, count);
+}
+
+// Rows of the next panel come to the second-level cache while this one is added: those of the inputs from `from` to `to`.
+template <class Weights>
+static void prefetch_panel(const StripRows<Weights>& rows, int64_t width, uint32_t asked, int64_t first, int from, int to) {
+  for (int at = from; at < to; at++) {
+    if ((asked >> at & 1) == 0) continue;
+    const char* row = reinterpret_cast<const char*>(rows.row(static_cast<int32_t>(first) + at));
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(typename Weights::Element));
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  }
+}
+
+// What several tokens keep of a panel.
+template <class Weights>
+static void add_panel(const RowsJob& job, const RowsScratch& s, int64_t width, const StripRows<Weights>& rows,
+                      int64_t panel) {
+  const int64_t tokens = job.args->tokens, first = panel * kPanelInputs;
+  const int64_t steps = tokens * ceil_div(width, kTileOutputs);
+  int64_t step = 0;
+  for (int64_t j = 0; j < width; j += kTileOutputs) {
+    const int64_t left = smaller(kTileOutputs, width - j);
+    copy_tile<Weights>(job.asked[panel], {rows.at + j, rows.stride, rows.first}, left, first, s.tile);
+    for (int64_t token = 0; token < tokens; token++, step++) {
+      const KeptInputs& kept = job.kept[token];
+      const int32_t from = kept.first[panel], end = kept.first[panel + 1];
+      add_tile(s.sums + token * job.strip + j, s.tile, first, left, kept.input + from, kept.factor + from, end - from);
+      if (panel + 1 == job.panels) continue;
+      prefetch_panel(rows, width, job.asked[panel + 1], first + kPanelInputs,
+                     static_cast<int>(step * kPanelInputs / steps), static_cast<int>((step + 1) * kPanelInputs / steps));
+    }
+  }
 }
 
 template <class Weights>
@@ -165,19 +214,15 @@ static void run_strip(const RowsJob& job, const RowsScratch& s, int64_t strip) {
   const StripRows<Weights> rows = {static_cast<const typename Weights::Element*>(args.weight) + first,
                                    args.weight_stride, 0};
   for (int64_t j = 0; j < all; j++) s.totals[j] = 0.0f;
-  const int64_t step = args.tokens == 1 ? kBlockPanels : 1;
   for (int64_t block = 0; block < job.panels; block += kBlockPanels) {
-    const int64_t block_end = smaller(block + kBlockPanels, job.panels);
+    const int64_t end = smaller(block + kBlockPanels, job.panels);
     for (int64_t j = 0; j < all; j++) s.sums[j] = 0.0f;
-    for (int64_t panel = block; panel < block_end; panel += step) {
-      const int64_t end = smaller(panel + step, block_end);
-      if constexpr (Weights::kConverted) {
-        if (args.tokens > 1) {
-          add_panels(job, s, width, convert_panel(job, s, width, rows, panel), panel, end);
-          continue;
-        }
-      }
-      add_panels(job, s, width, rows, panel, end);
+    if (args.tokens == 1) {
+      const KeptInputs& kept = job.kept[0];
+      const int32_t from = kept.first[block];
+      add_list(s.sums, width, rows, kept.input + from, kept.factor + from, kept.first[end] - from);
+    } else {
+      for (int64_t panel = block; panel < end; panel++) add_panel(job, s, width, rows, panel);
     }
     for (int64_t j = 0; j < all; j++) s.totals[j] += s.sums[j];
   }

@@ -7,19 +7,16 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 struct Float32Weights {
   using Element = float;
-  static constexpr bool kConverted = false;
   DYNATTN_INLINE Vec load(const Element* p) { return load_any(p); }
 };
 
 struct BFloat16Weights {
   using Element = uint16_t;
-  static constexpr bool kConverted = true;
   DYNATTN_INLINE Vec load(const Element* p) { return load_bfloat16(p); }
 };
 
 struct Int8Weights {
   using Element = int8_t;
-  static constexpr bool kConverted = true;
   DYNATTN_INLINE Vec load(const Element* p) { return load_int8(p); }
 };
 

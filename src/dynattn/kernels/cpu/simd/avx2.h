@@ -56,6 +56,14 @@ DYNATTN_INLINE Mask mask_of(uint32_t bits) {
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
 }
 
+// The same for the bits from `kFirst` on, up to bit 31. The word is broadcast from memory, once for all of its parts.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  const __m256i lane = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), kFirst);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(word)), lane);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
+}
+
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning. Lane numbers of three bits
 // are gathered from a word that holds them all, and spread to a lane each.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {

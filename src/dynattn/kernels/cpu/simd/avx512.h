@@ -52,6 +52,12 @@ DYNATTN_INLINE uint32_t bits(Mask m) { return m; }
 
 DYNATTN_INLINE Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
 
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return static_cast<Mask>(word >> kFirst);
+}
+
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) { return _mm512_maskz_compress_ps(static_cast<Mask>(bits), a); }
 

@@ -57,6 +57,12 @@ DYNATTN_INLINE Mask lane_bits() {
 DYNATTN_INLINE uint32_t bits(Mask m) { return vaddvq_u32(vandq_u32(m, lane_bits())); }
 DYNATTN_INLINE Mask mask_of(uint32_t bits) { return vtstq_u32(vdupq_n_u32(bits), lane_bits()); }
 
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return vtstq_u32(vdupq_n_u32(word), vshlq_n_u32(lane_bits(), kFirst));
+}
+
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning. A table has the bytes of the
 // lanes for each of 16 words of bits; a lane is four bytes, and 0x03020100 the first.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {

@@ -63,6 +63,12 @@ DYNATTN_INLINE Mask mask_of(uint32_t bits) {
   return (Mask{set, set, set, set} & Mask{1, 2, 4, 8}) != 0;
 }
 
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return mask_of(word >> kFirst);
+}
+
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) {
   Vec packed = zero();
