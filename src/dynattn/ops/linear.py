@@ -198,8 +198,9 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
         x.dtype in _DTYPES
         and x.shape[0] <= linear_calls.MAX_TOKENS
         and x.numel() > 0
+        and weight.numel() > 0
         and weight.stride(1) == 1
-        and weight.stride(0) >= weight.shape[1] > 0
+        and weight.stride(0) >= weight.shape[1]
         and cpu.is_available()
     )
 

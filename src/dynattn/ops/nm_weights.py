@@ -1,9 +1,9 @@
 """N:M weights in packed form: of each M inputs in a row the N that have a weight, and their places, in bits.
 
 A row of weights is stored in blocks of 16 groups of M inputs. A block holds the first weights of its groups, then the
-second ones, up to the N-th: ``values``. ``places`` has 16 bits for each of these, one a group, and for M = 4 another 16,
-the high bits of the places; two of 16 bits share a word. So a packed row takes N / M of the dense one and one bit for
-each pair of inputs (1:2) or for each input (2:4): of float32, 0.516 and 0.531 of the bytes.
+second ones, up to the N-th: ``values``. ``places`` has 16 bits for each of these, one a group, and for M = 4 another
+16, the high bits of the places; two of 16 bits share a word. So a packed row takes N / M of the dense one and one bit
+for each pair of inputs (1:2) or for each input (2:4): of float32, 0.516 and 0.531 of the bytes.
 """
 
 from __future__ import annotations

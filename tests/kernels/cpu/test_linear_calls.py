@@ -19,7 +19,7 @@ def test_arguments_out_of_their_range_never_reach_memory() -> None:
     with pytest.raises(RuntimeError, match="linear_outputs: an argument is out of its range"):
         outputs(its.x, its.weight, None, its.keep_outputs, "portable")
     with pytest.raises(RuntimeError, match="linear_rows: an argument is out of its range"):
-        rows(its.x[:1].double(), its.weight, None, its.keep_inputs, "portable")
+        rows(its.x[:1].half(), its.weight, None, its.keep_inputs, "portable")
     with pytest.raises(RuntimeError, match="linear_rows: an argument is out of its range"):  # no scale
         rows(its.x[:1], its.weight.to(torch.int8), None, its.keep_inputs, "portable")
     with pytest.raises(RuntimeError, match="linear_rows: an argument is out of its range"):  # rows overlap

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynattn.kernels.cpu import linear_calls
 
-SIZES = [(1, 1), (3, 17), (17, 3), (31, 32), (63, 65), (257, 31), (70, 200), (300, 520)]
+SIZES = [(1, 1), (3, 17), (17, 3), (63, 65), (257, 31), (300, 520)]
 """Inputs and outputs."""
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -46,19 +46,15 @@ def layer(tokens: int, inputs: int, outputs: int, dtype: torch.dtype, share: flo
 def rows_by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
     """float64: of each token the kept inputs alone, one after the other."""
     y = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.float64)
-    for token in range(x.shape[0]):
-        for i in keep[token].nonzero().flatten().tolist():
-            y[token] += float(x[token, i]) * weight[:, i].double()
+    x, weight = x.double(), weight.double()
+    for i in range(x.shape[1]):
+        y += torch.where(keep[:, i, None], x[:, i, None] * weight[:, i], 0)
     return y if bias is None else y + bias.double()
 
 
 def outputs_by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
-    """float64: of each token the wanted outputs alone."""
-    y = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.float64)
-    for token in range(x.shape[0]):
-        for j in keep[token].nonzero().flatten().tolist():
-            y[token, j] = (x[token].double() * weight[j].double()).sum() + (0 if bias is None else bias[j].double())
-    return y
+    """float64: one input after the other, of each token the wanted outputs alone."""
+    return rows_by_loops(x, weight, bias, torch.ones_like(x, dtype=torch.bool)).masked_fill(~keep, 0)
 
 
 def poisoned(x: Tensor, outputs: int) -> Tensor:

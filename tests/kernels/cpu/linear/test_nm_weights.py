@@ -33,7 +33,7 @@ def run(x: Tensor, packed: PackedNM, bias: Tensor | None, isa: str) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_definition(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None:
-    for number, tokens in enumerate((1, 2, 3, 4, 5, 6, 7, 8)):
+    for number, tokens in enumerate((1, 2, 7, 4)):
         n, m = PATTERNS[number % 4]
         its = layer(tokens, *size, dtype)
         weight, bias = masked(its.weight, n, m), its.bias if number % 3 else None

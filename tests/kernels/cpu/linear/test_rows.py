@@ -22,9 +22,9 @@ def test_definition(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None
         x = its.x.masked_fill(~its.keep_inputs, math.nan)
         unread = ~its.keep_inputs.any(0)
         weight_t = its.weight.t().contiguous().masked_fill(unread.unsqueeze(1), math.nan)
-        for bias in (its.bias, None):
-            want = rows_by_loops(its.x, its.weight, bias, its.keep_inputs).to(dtype)
-            assert torch.equal(rows(x, weight_t, bias, its.keep_inputs, isa), want), (tokens, bias is None)
+        bias = None if tokens == 2 else its.bias
+        want = rows_by_loops(its.x, its.weight, bias, its.keep_inputs).to(dtype)
+        assert torch.equal(rows(x, weight_t, bias, its.keep_inputs, isa), want), tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -112,12 +112,12 @@ DYNATTN_INLINE void add_inputs(float* sums, int64_t width, const StripRows<Weigh
 
 // A row begins where no prefetcher expects it: its first lines are asked for while the rows before it are added.
 template <class Weights>
-DYNATTN_INLINE void prefetch_rows(const StripRows<Weights>& rows, const int32_t* inputs, int64_t count) {
-  constexpr int64_t kLine = 64, kLines = 16;
+DYNATTN_INLINE void prefetch_rows(const StripRows<Weights>& rows, int64_t width, const int32_t* inputs, int64_t count) {
+  constexpr int64_t kLine = 64, kBytes = 16 * kLine;
+  const int64_t bytes = smaller(kBytes, width * static_cast<int64_t>(sizeof(typename Weights::Element)));
   for (int64_t k = 0; k < count; k++) {
     const char* row = reinterpret_cast<const char*>(rows.row(inputs[k]));
-#pragma GCC unroll 16
-    for (int64_t line = 0; line < kLines; line++) __builtin_prefetch(row + line * kLine);
+    for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(row + byte);
   }
 }
 
@@ -127,7 +127,7 @@ static void add_list(float* sums, int64_t width, const StripRows<Weights>& rows,
   int64_t k = 0;
   for (; k + kInputsAtOnce <= count; k += kInputsAtOnce) {
     const int64_t next = k + kInputsAtOnce;
-    prefetch_rows(rows, inputs + next, smaller<int64_t>(kInputsAtOnce, count - next));
+    prefetch_rows(rows, width, inputs + next, smaller<int64_t>(kInputsAtOnce, count - next));
     add_inputs<Weights, kInputsAtOnce>(sums, width, rows, inputs + k, factors + k);
   }
   if (count - k >= 4) add_inputs<Weights, 4>(sums, width, rows, inputs + k, factors + k), k += 4;
@@ -174,34 +174,18 @@ static void add_tile(float* sums, const float* tile, int64_t first, int64_t widt
   for (; j < width; j += kWidth) add_tile<1>(sums, tile, first, j, inputs, factors, count);
 }
 
-// Rows of the next panel come to the second-level cache while this one is added: those of the inputs from `from` to `to`.
-template <class Weights>
-static void prefetch_panel(const StripRows<Weights>& rows, int64_t width, uint32_t asked, int64_t first, int from, int to) {
-  for (int at = from; at < to; at++) {
-    if ((asked >> at & 1) == 0) continue;
-    const char* row = reinterpret_cast<const char*>(rows.row(static_cast<int32_t>(first) + at));
-    const int64_t bytes = width * static_cast<int64_t>(sizeof(typename Weights::Element));
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-  }
-}
-
 // What several tokens keep of a panel.
 template <class Weights>
 static void add_panel(const RowsJob& job, const RowsScratch& s, int64_t width, const StripRows<Weights>& rows,
                       int64_t panel) {
-  const int64_t tokens = job.args->tokens, first = panel * kPanelInputs;
-  const int64_t steps = tokens * ceil_div(width, kTileOutputs);
-  int64_t step = 0;
+  const int64_t first = panel * kPanelInputs;
   for (int64_t j = 0; j < width; j += kTileOutputs) {
     const int64_t left = smaller(kTileOutputs, width - j);
     copy_tile<Weights>(job.asked[panel], {rows.at + j, rows.stride, rows.first}, left, first, s.tile);
-    for (int64_t token = 0; token < tokens; token++, step++) {
+    for (int64_t token = 0; token < job.args->tokens; token++) {
       const KeptInputs& kept = job.kept[token];
       const int32_t from = kept.first[panel], end = kept.first[panel + 1];
       add_tile(s.sums + token * job.strip + j, s.tile, first, left, kept.input + from, kept.factor + from, end - from);
-      if (panel + 1 == job.panels) continue;
-      prefetch_panel(rows, width, job.asked[panel + 1], first + kPanelInputs,
-                     static_cast<int>(step * kPanelInputs / steps), static_cast<int>((step + 1) * kPanelInputs / steps));
     }
   }
 }
