@@ -85,7 +85,8 @@ def pack_nm(weight: Tensor, n: int, m: int) -> PackedNM:
     values, place = (
         x.reshape(outputs, blocks, NM_GROUPS, n).transpose(2, 3) for x in (groups.gather(-1, chosen), chosen)
     )  # [outputs, blocks, n, 16]
-    return PackedNM(values.reshape(outputs, -1).contiguous(), _to_words(place, m), n, m, inputs)
+    values = values.reshape(outputs, blocks * n * NM_GROUPS).contiguous()
+    return PackedNM(values, _to_words(place, m), n, m, inputs)
 
 
 def unpacked(values: Tensor, places: Tensor, n: int, m: int, inputs: int) -> Tensor:

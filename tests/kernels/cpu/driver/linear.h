@@ -158,7 +158,7 @@ inline std::string run_linear(const LinearCase& c) {
   for (size_t t = 0; t < p.tokens; t++) {
     for (size_t j = 0; j < p.outputs; j++) {
       const double got = p.out.get(t * p.outputs + j), want = p.want(t, j);
-      const double rounding = c.dtype == DYNATTN_FLOAT32 ? 0.0 : std::fabs(want) * 0x1p-9;  // half a unit
+      const double rounding = c.dtype == DYNATTN_FLOAT32 ? 0.0 : std::fabs(want) * 0x1p-8;  // half a unit of 8 bits
       if (std::fabs(got - want) <= rounding) continue;
       return "token " + std::to_string(t) + ", output " + std::to_string(j) + ": got " + std::to_string(got) +
              ", want " + std::to_string(want);
