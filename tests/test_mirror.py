@@ -14,6 +14,7 @@ BESIDE = {
     "test_docs.py": "the code of the documentation",
     "test_mirror.py": "this file",
     "test_training.py": "gradients, autocast, checkpoints and transforms through the public call",
+    "forking/test_forking.py": "processes of the tests",
     "methods/test_own_method.py": "the example of CONTRIBUTING, through models and commands",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",

@@ -58,6 +58,7 @@ def forking(program: str | None) -> Iterator[None]:
 @pytest.fixture
 def forked_python(fork_server: str | None) -> Iterator[None]:
     """Processes that a test starts by ``sys.executable``, or that are spawned, are forked from one that has imported
-    libraries already (see server.py). Not for tests of what an import does, or of the memory that a process takes."""
+    libraries already (see server.py). Not for tests of what an import does, of the memory that a process takes, or of
+    what is left at the moment that SIGKILL has ended one: the fork ends a little later."""
     with forking(fork_server):
         yield

@@ -24,7 +24,7 @@ import threading
 import types
 from array import array
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LIBRARIES = (
     "torch", "torch._dynamo", "torch.export", "torch.distributed", "transformers", "transformers.modeling_utils",
@@ -33,7 +33,7 @@ _LIBRARIES = (
     "typer", "rich.table", "pydantic", "jinja2", "pytest",
 )  # fmt: skip
 # What Python and libraries read when they start: whoever has other values gets a Python of its own.
-_READ_AT_THE_START = ("PYTHON", "HOME", "XDG_", "MPL", "HF_", "TRANSFORMERS_", "TORCH_", "TORCHINDUCTOR_")
+_READ_AT_THE_START = ("PYTHON", "HOME", "XDG_", "MPL", "HF_", "TRANSFORMERS_", "TORCHINDUCTOR_")
 _TAKEN_UP = {"PYTHONPATH", "PYTHONSAFEPATH"}
 _FILES_AT_MOST = 250
 
@@ -64,7 +64,7 @@ def _received(client: socket.socket) -> tuple[_Request, list[int]]:
 def _can_be_forked(request: _Request, begun: dict[str, str]) -> bool:
     """Python's own options change how it begins, and so do variables that it and libraries read at their start."""
     first = request.arguments[0] if request.arguments else "-"
-    if first.startswith("-") and first not in ("-c", "-m"):
+    if first not in ("-c", "-m") and (first[:1] == "-" or not os.path.isfile(os.path.join(request.folder, first))):
         return False
     read = {name for name in begun | request.environment if name.startswith(_READ_AT_THE_START)} - _TAKEN_UP
     return all(begun.get(name) == request.environment.get(name) for name in read)
@@ -78,6 +78,17 @@ def _take(here: list[int], files: list[int]) -> None:
     for each, number in zip(moved, files, strict=True):
         os.dup2(each, number)
         os.close(each)
+    # Streams know whether they can seek.
+    sys.stdin = sys.__stdin__ = _stream(0, "r", "strict")
+    sys.stdout = sys.__stdout__ = _stream(1, "w", "strict")
+    sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")
+
+
+def _stream(number: int, mode: str, errors: str) -> Any:
+    """As Python opens it, or None where the file is closed."""
+    with suppress(OSError):
+        return open(number, mode, buffering=1 if number == 2 else -1, errors=errors, closefd=False)
+    return None
 
 
 def _become(request: _Request, here: list[int], base: list[str]) -> None:
@@ -132,12 +143,12 @@ def _status(arguments: list[str]) -> int:
         frames = error.__traceback__
         while frames and frames.tb_frame.f_code.co_filename == __file__:
             frames = frames.tb_next
-        sys.excepthook(type(error), error, frames)
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
         status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     return status
 

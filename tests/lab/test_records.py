@@ -128,7 +128,6 @@ def test_links_and_devices_stay(tmp_path):
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.usefixtures("forked_python")
 @pytest.mark.parametrize("claim", [records.alone, records.reserve])
 def test_one_at_a_time_and_a_kill_frees(tmp_path, claim):
     path = tmp_path / "figures.json"
