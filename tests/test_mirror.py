@@ -12,6 +12,7 @@ BESIDE = {
     "test_compiled.py": "every method under torch.compile and torch.export",
     "test_devices.py": "every factory of tensors, by its source",
     "test_docs.py": "the code of the documentation",
+    "test_examples.py": "the examples, as programs",
     "test_mirror.py": "this file",
     "test_training.py": "gradients, autocast, checkpoints and transforms through the public call",
     "forking/test_forking.py": "processes of the tests",
