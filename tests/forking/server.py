@@ -33,7 +33,7 @@ _LIBRARIES = (
     "typer", "rich.table", "pydantic", "jinja2", "pytest",
 )  # fmt: skip
 # What Python and libraries read when they start: whoever has other values gets a Python of its own.
-_READ_AT_THE_START = ("PYTHON", "HOME", "XDG_", "MPL", "HF_", "TRANSFORMERS_", "TORCHINDUCTOR_")
+_READ_AT_THE_START = ("PYTHON", "HOME", "XDG_", "MPL", "HF_", "TRANSFORMERS_")
 _TAKEN_UP = {"PYTHONPATH", "PYTHONSAFEPATH"}
 _FILES_AT_MOST = 250
 
