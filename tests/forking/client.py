@@ -28,13 +28,15 @@ def _inherited() -> list[int]:
     return found
 
 
-def _ask(server: socket.socket, arguments: list[str]) -> bool:
+def _ask(server: socket.socket, arguments: list[str], unbuffered: bool) -> bool:
     """Whether there is a process now. It has this one's files, environment, folder and ignored signals."""
     files = _inherited()
     ignored = [int(each) for each in _PASSED_ON if signal.getsignal(each) == signal.SIG_IGN]
     os.umask(mask := os.umask(0))
     leads = os.getsid(0) == os.getpid()
-    data = marshal.dumps((sys.argv[0], arguments, dict(os.environ), os.getcwd(), mask, ignored, leads, files))
+    data = marshal.dumps(
+        (sys.argv[0], arguments, unbuffered, dict(os.environ), os.getcwd(), mask, ignored, leads, files)
+    )
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files).tobytes())]
     server.sendmsg([len(data).to_bytes(8, "little")], rights)
     server.sendall(data)
@@ -50,17 +52,16 @@ def _ask(server: socket.socket, arguments: list[str]) -> bool:
 
 def main() -> None:
     """Ask, wait, and end."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["-B"]:  # spawned processes get the options of the one that starts them; this changes nothing
-        del arguments[0]
+    given = sys.argv[1:]
+    first = next((place for place, each in enumerate(given) if each not in ("-B", "-u")), len(given))
     server = socket.socket(socket.AF_UNIX)
     try:
         server.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
-        there = _ask(server, arguments)
+        there = _ask(server, given[first:], "-u" in given[:first])  # to write no bytecode is as good as to write it
     except OSError:
         there = False
     if not there:
-        os.execv(sys.executable, [sys.executable, *arguments])
+        os.execv(sys.executable, [sys.executable, *given])
     status = int.from_bytes(server.recv(4), "little")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)

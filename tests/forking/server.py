@@ -11,6 +11,7 @@ import atexit
 import fcntl
 import gc
 import importlib
+import io
 import marshal
 import multiprocessing.spawn
 import os
@@ -41,6 +42,7 @@ _FILES_AT_MOST = 250
 class _Request(NamedTuple):
     executable: str
     arguments: list[str]
+    unbuffered: bool
     environment: dict[str, str]
     folder: str
     mask: int
@@ -78,22 +80,24 @@ def _take(here: list[int], files: list[int]) -> None:
     for each, number in zip(moved, files, strict=True):
         os.dup2(each, number)
         os.close(each)
-    # Streams know whether they can seek.
-    sys.stdin = sys.__stdin__ = _stream(0, "r", "strict")
-    sys.stdout = sys.__stdout__ = _stream(1, "w", "strict")
-    sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")
 
 
-def _stream(number: int, mode: str, errors: str) -> Any:
+def _stream(number: int, errors: str, unbuffered: bool = False) -> Any:
     """As Python opens it, or None where the file is closed."""
     with suppress(OSError):
-        return open(number, mode, buffering=1 if number == 2 else -1, errors=errors, closefd=False)
+        file: Any = io.FileIO(number, "w" if number else "r", closefd=False)
+        if not unbuffered:
+            file = io.BufferedWriter(file) if number else io.BufferedReader(file)
+        return io.TextIOWrapper(file, errors=errors, line_buffering=number == 2, write_through=unbuffered)
     return None
 
 
 def _become(request: _Request, here: list[int], base: list[str]) -> None:
     """What Python does before the first line of a program."""
     _take(here, request.files)
+    sys.stdin = sys.__stdin__ = _stream(0, "strict")  # anew, as streams know whether they can seek
+    sys.stdout = sys.__stdout__ = _stream(1, "strict", request.unbuffered)
+    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", request.unbuffered)
     if request.leads:
         os.setsid()
     for each in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):

@@ -44,6 +44,7 @@ def fork(fork_server: str | None) -> str:
         ["-c", "raise KeyboardInterrupt"],
         ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
         ["-c", "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import sys; sys.exit(7)']))"],
+        ["-u", "-B", "-c", "import os; print('at once'); os._exit(0)"],
         ["no_such_file.py"],
     ],
 )
