@@ -62,7 +62,10 @@ def main() -> None:
         there = False
     if not there:
         os.execv(sys.executable, [sys.executable, *given])
-    status = int.from_bytes(server.recv(4), "little")
+    answer = server.recv(4)
+    if not answer:
+        sys.exit("the server of forks has ended")
+    status = int.from_bytes(answer, "little")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:

@@ -15,12 +15,22 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
+_LONGEST_FIRST_LINE = 120  # of a program, which every Linux reads; without a space in the interpreter's name
+
+
+def _can_serve() -> bool:
+    """Where children are waited for by files, which is Linux's alone."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return " " not in sys.executable and len(sys.executable) < _LONGEST_FIRST_LINE
 
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[str | None]:
     """The path of a program that stands in for Python while this fixture lives; None where nothing can."""
-    if not hasattr(os, "pidfd_open"):  # Linux's alone
+    if not _can_serve():
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="dynattn-forking-") as folder:

@@ -28,7 +28,7 @@ def _started(program: str, arguments: list[str], folder: Path, **environment: st
 @pytest.fixture
 def fork(fork_server: str | None) -> str:
     if fork_server is None:
-        pytest.skip("only Linux tells when a child ends by a file")
+        pytest.skip("needs Linux, with children that are waited for by files")
     return fork_server
 
 
