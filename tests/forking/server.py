@@ -95,9 +95,10 @@ def _stream(number: int, errors: str, unbuffered: bool = False) -> Any:
 def _become(request: _Request, here: list[int], base: list[str]) -> None:
     """What Python does before the first line of a program."""
     _take(here, request.files)
+    unbuffered = request.unbuffered or bool(request.environment.get("PYTHONUNBUFFERED"))
     sys.stdin = sys.__stdin__ = _stream(0, "strict")  # anew, as streams know whether they can seek
-    sys.stdout = sys.__stdout__ = _stream(1, "strict", request.unbuffered)
-    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", request.unbuffered)
+    sys.stdout = sys.__stdout__ = _stream(1, "strict", unbuffered)
+    sys.stderr = sys.__stderr__ = _stream(2, "backslashreplace", unbuffered)
     if request.leads:
         os.setsid()
     for each in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):

@@ -15,6 +15,19 @@ from tests.signals import default_signals
 PYTHON = sys.executable
 IMPORTED = "import sys; print('torch' in sys.modules)"
 SAID = "import os, sys; print(__name__, sys.argv[1:], sys.path[0], os.getcwd(), os.environ['ASKED'], sys.stdin.read())"
+COMMANDS = [
+    ["-c", SAID, "a b", "-c"],
+    ["-m", "said", "x"],
+    ["said.py", "--x"],
+    ["-c", "import sys; sys.exit('a reason')"],
+    ["-c", "raise SystemExit(300)"],
+    ["-c", "import atexit; atexit.register(print, 'at last'); 1 / 0"],
+    ["-c", "raise KeyboardInterrupt"],
+    ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
+    ["-c", "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import sys; sys.exit(7)']))"],
+    ["-u", "-B", "-c", "import os; print('at once'); os._exit(0)"],
+    ["no_such_file.py"],
+]
 
 
 def _started(program: str, arguments: list[str], folder: Path, **environment: str) -> tuple[int, str, str]:
@@ -33,22 +46,8 @@ def fork(fork_server: str | None) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["-c", SAID, "a b", "-c"],
-        ["-m", "said", "x"],
-        ["said.py", "--x"],
-        ["-c", "import sys; sys.exit('a reason')"],
-        ["-c", "raise SystemExit(300)"],
-        ["-c", "import atexit; atexit.register(print, 'at last'); 1 / 0"],
-        ["-c", "raise KeyboardInterrupt"],
-        ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
-        ["-c", "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import sys; sys.exit(7)']))"],
-        ["-u", "-B", "-c", "import os; print('at once'); os._exit(0)"],
-        ["no_such_file.py"],
-    ],
+    ("arguments", "safe"), [*((each, "") for each in COMMANDS), *((each, "1") for each in COMMANDS[:3])]
 )
-@pytest.mark.parametrize("safe", ["", "1"])
 def test_it_says_the_same_and_ends_alike(fork: str, arguments: list[str], safe: str, tmp_path: Path):
     (tmp_path / "said.py").write_text(SAID)
     given = {"ASKED": "this", "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe}
