@@ -8,7 +8,7 @@ that of one token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from dynattn.lab.tasks import TASKS, Prepared
 from dynattn.lab.tasks.choosing import Asked, Choosing
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.recall import Recall
-from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved, own_seconds
 
 QUESTION = 64
 """How many tokens before the answer are read after the prompt: the question, and some of the text. Where questions are
@@ -120,12 +120,10 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
     prompt = read(pretrained.model, ids[:, :start])
     after = ids[:, start : start + PIECE]
 
-    def elapsed(steps: Callable[[], Any], _: int) -> float:
-        return steps()  # the steps time themselves, so that making the cache does not count
-
     timings = interleaved(
         {way: partial(step_seconds, pretrained.model, prompt, _way(way), after) for way in (BASELINE, name)},
-        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, each=after.shape[1], elapsed=elapsed,
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, each=after.shape[1],
+        elapsed=own_seconds,  # making the cache does not count
     )  # fmt: skip
     return timings[BASELINE], timings[name]
 
