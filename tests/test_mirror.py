@@ -15,6 +15,7 @@ BESIDE = {
     "test_mirror.py": "this file",
     "test_training.py": "gradients, autocast, checkpoints and transforms through the public call",
     "methods/test_own_method.py": "the example of CONTRIBUTING, through models and commands",
+    "verify/test_independent.py": "bounds beside those of another verifier",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cuda/test_planted_bugs.py": "bugs put into the sources",
