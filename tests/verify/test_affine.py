@@ -59,7 +59,7 @@ MOVES = {
 
 @pytest.mark.parametrize("name", MOVES)
 def test_moves_take_the_symbols_along(name: str):
-    found = follow(MOVES[name], affine())
+    found = follow(MOVES[name], affine(), count=6)
     assert isinstance(found, Affine)
 
 

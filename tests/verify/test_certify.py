@@ -72,14 +72,14 @@ def test_a_certified_radius_stands_up_to_attacks_and_a_larger_one_is_not_certifi
 @pytest.mark.parametrize("method", [None, NM(1, 2)], ids=str)
 @torch.no_grad()
 def test_linear_bounds_of_a_model_hold_and_are_tighter(method):
-    model, given = encoder(method, layers=2), ids()[:2]
+    model, given = encoder(method, layers=2), ids()[:1]
     options = {"at": model.tokens, "radius": 0.002, "words": [3]}
     plain = verify.bounds(model, given, **options)["logits"]
     found = verify.bounds(model, given, **options, linear=True)["logits"]
     around = model.tokens(given)
     moves = torch.zeros_like(around)
     moves[:, 3] = 0.002
-    for (moved,) in members([Box.around(around, moves)], 30):
+    for (moved,) in members([Box.around(around, moves)], 15):
         hook = model.tokens.register_forward_hook(lambda *_, moved=moved: moved)
         assert found.holds(model(given)["logits"], 1e-12)
         hook.remove()
@@ -90,16 +90,16 @@ def test_linear_bounds_of_a_model_hold_and_are_tighter(method):
 
 @torch.no_grad()
 def test_linear_bounds_certify_larger_radii_that_stand_up_to_attacks():
-    model, given = encoder(), ids()[:2]
+    model, given = encoder(), ids()[:1]
     labels = model(given)["logits"].argmax(-1)
     options = {"at": model.tokens, "head": model.classifier[-1], "labels": labels, "words": [3], "most": 0.1}
-    plain = verify.radius(model, given, **options, steps=5)
-    linear = verify.radius(model, given, **options, steps=5, linear=True)
+    plain = verify.radius(model, given, **options, steps=4)
+    linear = verify.radius(model, given, **options, steps=4, linear=True)
     assert (linear > 1.2 * plain).all()
     around = model.tokens(given)
     moves = torch.zeros_like(around)
     moves[:, 3] = linear[:, None]
-    for (moved,) in members([Box.around(around, moves)], 30):
+    for (moved,) in members([Box.around(around, moves)], 15):
         hook = model.tokens.register_forward_hook(lambda *_, moved=moved: moved)
         assert torch.equal(model(given)["logits"].argmax(-1), labels)
         hook.remove()

@@ -78,7 +78,7 @@ def ragged_attention(query: Tensor, key: Tensor, value: Tensor, first: Tensor, h
     """
     (batch, kv_heads, room, head_dim), heads = key.shape, query.shape[1]
     rows = query.reshape(batch * kv_heads, heads // kv_heads, head_dim)
-    slots = (x.view(1, 1, -1, x.shape[-1]) for x in (key, value))
+    keys, values = (x.view(1, 1, -1, x.shape[-1]) for x in (key, value))
     before = first.flatten()
     start = torch.arange(batch * kv_heads, device=first.device) * room + before
-    return by_kernel(rows, *slots, scale, used=held - before, first=start).view(batch, heads, 1, value.shape[-1])
+    return by_kernel(rows, keys, values, scale, used=held - before, first=start).view(batch, heads, 1, value.shape[-1])

@@ -107,7 +107,7 @@ def margins(hidden: Box, head: nn.Linear, labels: Tensor) -> Tensor:
         (batch, classes), +inf at the label itself. All above 0: the answer cannot change.
     """
     weight = head.weight[labels].unsqueeze(1) - head.weight  # [batch, classes, width]
-    least = torch.matmul(weight, hidden.unsqueeze(-1)).squeeze(-1).lower
+    least = (weight @ hidden.unsqueeze(-1)).squeeze(-1).lower
     if head.bias is not None:
         least = least + head.bias[labels].unsqueeze(1) - head.bias
     own = F.one_hot(labels, least.shape[-1]).bool()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynattn.verify import rules
 from dynattn.verify.affine import Affine, Form, affine_rule
 from dynattn.verify.box import Box
 
@@ -113,9 +114,9 @@ def sub(x: Any, y: Any) -> Affine:
 def mul(x: Any, y: Any) -> Affine:
     """The mean of McCormick's two planes below, and of the two above."""
     if not isinstance(x, Box):
-        x, y = y, x
+        return mul(y, x)
     if not isinstance(y, Box):
-        return _mapped(x, lambda t: t * y, lambda t: t * abs(y))
+        return _mapped(_of(x, x), lambda t: t * y, lambda t: t * abs(y))
     x, y = _both(x, y)
     found = add(mul(x, y.center), mul(y, x.center))
     both, gap = x.center * y.center, x.radius * y.radius
@@ -141,9 +142,9 @@ def reciprocal(x: Affine) -> Affine:
 def matmul(x: Any, y: Any) -> Affine:
     """Sums of the products' planes."""
     if not isinstance(y, Box):
-        return _mapped(x, lambda t: t @ y, lambda t: t @ y.abs())
+        return _mapped(_of(x, x), lambda t: t @ y, lambda t: t @ y.abs())
     if not isinstance(x, Box):
-        return _mapped(y, lambda t: x @ t, lambda t: x.abs() @ t)
+        return _mapped(_of(y, y), lambda t: x @ t, lambda t: x.abs() @ t)
     x, y = _both(x, y)
     found = add(matmul(x, y.center), matmul(x.center, y))
     both, gap = x.center @ y.center, x.radius @ y.radius
@@ -210,11 +211,11 @@ def cat(parts: Sequence[Any], dim: int = 0) -> Affine:
     like = next(part for part in parts if isinstance(part, Affine))
     own = [_of(part, like) for part in parts]
     place = dim + 1 if dim >= 0 else dim
-    forms = [
+    below, above = (
         Form(torch.cat([form.slopes for form in side], place), torch.cat([form.at for form in side], dim), side[0].of)
         for side in ([part.below for part in own], [part.above for part in own])
-    ]
-    return Affine(*forms)
+    )
+    return Affine(below, above)
 
 
 @affine_rule("masked_fill")
@@ -230,13 +231,13 @@ def layer_norm(
     """Centred by its linear map, times the reciprocal root of the mean square."""
     width = shape[-1]
     center = torch.eye(width, dtype=x.dtype, device=x.device) - 1 / width
-    centred = F.linear(x, center)  # pyright: ignore[reportArgumentType]
+    centred = linear(x, center).meet(rules.linear(x.plain, center))
     mean_square = centred.square().mean(-1, keepdim=True) + eps
     mean_square = mean_square.meet(Box(mean_square.lower.clamp(min=eps), mean_square.upper.clamp(min=eps)))
     spread = _convex(mean_square, torch.rsqrt, lambda t: -0.5 * t.rsqrt() / t)
     normed = centred * spread.meet(Box.spanning(mean_square.lower.rsqrt(), mean_square.upper.rsqrt()))
     normed = normed if weight is None else normed * weight
-    return normed if bias is None else normed + bias
+    return _of(normed if bias is None else normed + bias, x)
 
 
 @affine_rule("softmax")
