@@ -1,5 +1,7 @@
 """Sizes of a model at equal cost, on scores and costs made up so that it is known what is best."""
 
+# pyright: reportUnhashable=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -181,8 +181,10 @@ def envelope(ground: Ground) -> list[Step]:
         if best(ground, setting.cost) != setting:  # beaten by one that costs no more
             continue
         against = _best(ground, [one for one in ground.dense if one.cost <= setting.cost])
-        own = against is None or against == setting
-        steps.append(Step(setting, against, None if own else _difference(setting, against)))
+        if against is None or against == setting:
+            steps.append(Step(setting, against, None))
+        else:
+            steps.append(Step(setting, against, _difference(setting, against)))
     return steps
 
 
