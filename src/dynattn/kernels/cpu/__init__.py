@@ -24,7 +24,7 @@ MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
@@ -464,5 +464,5 @@ def _run(function: str, args: bytes) -> None:
 
 def _refuse(function: str, status: int) -> NoReturn:
     if status == _OUT_OF_MEMORY:
-        raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
+        raise MemoryError(f"{function}: no memory for what is packed; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")
