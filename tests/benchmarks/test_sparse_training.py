@@ -1,38 +1,46 @@
-"""benchmarks/sparse_training.py on a tiny model: what it records, and the tables that it writes."""
+"""benchmarks/sparse_training.py: what it asks for and records, and the tables that it writes."""
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate")
 
-from dynattn.lab.finetune.restore import Restore
-from dynattn.lab.models import load
-from dynattn.lab.tasks.texts import read
 from dynattn.lab.training.named import of_weights
+from dynattn.lab.training.results import Study
+
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "finetune" / "minilm-restore.json"
+"""Some study: nothing is trained here."""
 
 
-def test_a_set_is_trained_recorded_and_told(
-    script: Any, tiny_encoder: Path, many_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    found = script("sparse_training")
-    page = tmp_path / "page.md"
+def test_a_set_is_trained_and_told(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found, page = script("sparse_training"), tmp_path / "page.md"
     marks = [f"{found.START.format(name)}\n{found.END.format(name)}\n" for name in found.SETS]
     page.write_text(f"before\n{''.join(marks)}after\n")
-    for name, value in (("RESULTS", tmp_path), ("PAGE", page)):
+    asked: dict[str, Any] = {}
+
+    def study(trained: Any, names: Any, seeds: Any, job: Any, folder: Path, stage: Any, swap: bool) -> Study:
+        asked.update(names=names, seeds=seeds, jobs=[job(name, 0) for name in ("sdpa", *names)], swap=swap)
+        stage("title", 3)()
+        return Study.model_validate_json(RECORD.read_text())
+
+    for name, value in (("RESULTS", tmp_path), ("PAGE", page), ("study", study), ("experiment", lambda: None)):
         monkeypatch.setattr(found, name, value)
-    monkeypatch.setattr(found, "JOB", partial(found.JOB, steps=2, batch=2, evaluate_every=5, save_every=5))
-    trained = Restore(load(str(tiny_encoder)), 4, 64, read(many_texts))
-    found.measure(["sr-ste-2-4"], tmp_path / "runs", 1, tmp_path / "training-2-4.json", trained)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: asked.update(threads=threads))
+    found.main(["2-4", str(tmp_path), "3"])
+    assert (asked["names"], asked["seeds"], asked["swap"]) == (found.SETS["2-4"], range(3), True)
+    assert asked["threads"] == 1
+    assert {job.steps for job in asked["jobs"]} == {128}
+    assert json.loads((tmp_path / "training-2-4.json").read_text())["name"] == "minilm on restore"
     found.main(["table"])
     text = page.read_text()
-    assert "2 steps of 2, 1 seed." in text
+    assert "64 steps of 4, 3 seeds." in text
     assert "| SDPA (dense) | – | – |" in text
-    assert "| sr-ste-2-4 |" in text
     assert text.count("Not measured yet.") == len(found.SETS) - 1
     assert text.endswith("after\n")
     with pytest.raises(SystemExit, match="usage"):

@@ -20,7 +20,7 @@ from dynattn.sparsity.linears import linears
 
 
 @pytest.fixture
-def texts(many_texts: Path, monkeypatch: pytest.MonkeyPatch):
+def articles(many_texts: Path, monkeypatch: pytest.MonkeyPatch):
     found = read(many_texts)
     monkeypatch.setattr(calibration, "wikipedia", lambda: found)
     monkeypatch.setattr(calibration, "TEXTS", 3)
@@ -29,11 +29,11 @@ def texts(many_texts: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("model", ["tiny_encoder", "tiny_decoder"])
-def test_weights_are_chosen_by_the_last_texts(model: str, texts, request: pytest.FixtureRequest):
+def test_weights_are_chosen_by_the_last_texts(model: str, articles, request: pytest.FixtureRequest):
     pretrained = load(str(request.getfixturevalue(model)))
     batches = [
         pretrained.processor(text.body, truncation=True, max_length=40, return_tensors="pt")["input_ids"]
-        for text in texts[-3:]
+        for text in articles[-3:]
     ]
     expected = NMWeights(2, 8, "wanda").masks(
         {name: layer.weight for name, layer in linears(pretrained.model).items()},
@@ -48,7 +48,7 @@ def test_weights_are_chosen_by_the_last_texts(model: str, texts, request: pytest
     assert calibration.statistics(pretrained) is calibration.statistics(pretrained)
 
 
-def test_the_work_of_such_weights_is_counted(tiny_encoder: Path, texts):
+def test_the_work_of_such_weights_is_counted(tiny_encoder: Path, articles):
     pretrained, inputs = load(str(tiny_encoder)), [{"input_ids": torch.arange(2, 18)[None]}]
     names = ("sdpa", "nmweight-2-8", "nmweight-2-8-wanda-dsnot")
     dense, by_size, by_inputs = (look(pretrained, name, inputs).total for name in names)
