@@ -35,7 +35,7 @@ def test_a_set_is_trained_and_told(script: Any, tmp_path: Path, monkeypatch: pyt
     found.main(["2-4", str(tmp_path), "3"])
     assert (asked["names"], asked["seeds"], asked["swap"]) == (found.SETS["2-4"], range(3), True)
     assert asked["threads"] == 1
-    assert {job.steps for job in asked["jobs"]} == {128}
+    assert {job.steps for job in asked["jobs"]} == {96}
     assert json.loads((tmp_path / "training-2-4.json").read_text())["name"] == "minilm on restore"
     found.main(["table"])
     text = page.read_text()
