@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE, Interval, Record
 from dynattn.lab.frontier.shares import retained
 from dynattn.lab.prune.run import Exam, scores
@@ -45,7 +46,7 @@ def thinned(exam: Exam, name: str) -> Thinned:
     Raises:
         ValueError: no method has this name.
     """
-    with parse(name).apply(exam.pretrained.model) as kept:
+    with thinned_out(exam.pretrained, parse(name)) as kept:
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
     own, whole = ([float(x) for x in scores(one, exam.whole)] for one in (outcome, exam.whole))
     first, second = slice(exam.validation), slice(exam.validation, None)
