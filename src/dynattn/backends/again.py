@@ -2,9 +2,11 @@
 
 A call of one head of 64 tokens takes less time in arithmetic than in Python. All that Python finds out depends only on
 shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor is ever kept, and never
-more than ``_MOST`` plans. A call that is not plain (a mask, dropout, gradients, autocast, a compiler, subclasses of
-tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel gets the same
-arguments.
+more than ``_MOST`` plans. A call that is not plain (a mask, dropout, autocast, a compiler, subclasses of tensors) has
+no key, and goes the way of every other call. The answer is the same, since the same kernel gets the same arguments.
+
+So are the gradients. Where a backward is not plain (it is to be differentiated again, mapped by ``vmap`` or recorded,
+or saved tensors came back otherwise than they went), it goes through the operator.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.ops import buffers
-from dynattn.ops.arguments import nm_isa
+from dynattn.ops.arguments import nm_isa, rows_contiguous
 from dynattn.ops.library import unobserved
+from dynattn.ops.nm import BACKWARD
 
 _MOST = 512
-_plans: dict[Hashable, Prepared] = {}
+_plans: dict[Hashable, Prepared | PreparedTraining] = {}
 
 
 class Prepared(NamedTuple):
@@ -40,11 +43,66 @@ class Prepared(NamedTuple):
     like_query: bool
     arguments: bytes
 
+    def output(self, query: Tensor, value: Tensor) -> Tensor:
+        """The output, to fill."""
+        return torch.empty_like(query) if self.like_query else buffers.output(query, value)
+
     def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Run the kernel, and return the output."""
-        out = torch.empty_like(query) if self.like_query else buffers.output(query, value)
+        out = self.output(query, value)
         cpu.nm_forward_again(query, key, value, out, self.arguments)
         return out
+
+
+class PreparedTraining(NamedTuple):
+    """The same for a call whose gradients will be asked for.
+
+    Attributes:
+        forward: what the forward needs.
+        strides: those of query, key, value and output, which the backward must find again.
+        gradients: the arguments of the backward that follow those of the forward and the strides of the output's
+            gradient, except for the addresses.
+        operator: the arguments of the backward's operator behind the tensors.
+    """
+
+    forward: Prepared
+    strides: tuple[tuple[int, ...], ...]
+    gradients: bytes
+    operator: tuple[Any, ...]
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Run the kernel, and return the output, whose gradient is known."""
+        return cast(Tensor, _Attention.apply(query, key, value, self))
+
+
+class _Attention(torch.autograd.Function):
+    """A call and its backward, without the dispatcher. It saves what the operator's own derivative saves, in the same
+    order, so that a call and its repetition for a checkpoint may take either way."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PreparedTraining) -> Tensor:
+        out = plan.forward.output(query, value)
+        logsumexp = query.new_empty(query.shape[:3], dtype=torch.float32)
+        cpu.nm_forward_again(query, key, value, out, plan.forward.arguments, logsumexp)
+        ctx.save_for_backward(out, logsumexp, query, key, value)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        out, logsumexp, query, key, value = ctx.saved_tensors
+        plan = ctx.plan
+        grad_logsumexp = torch.zeros_like(logsumexp)
+        strides = (query.stride(), key.stride(), value.stride(), out.stride())
+        if torch.is_grad_enabled() or strides != plan.strides or not unobserved(grad_out, query, out):
+            tensors = (grad_out, grad_logsumexp, out, logsumexp, query, key, value, None, None)
+            return *BACKWARD.operator(*tensors, *plan.operator)[:3], None
+        gradients = (buffers.gradient(query), buffers.gradient(key), buffers.gradient(value))
+        cpu.nm_backward_again(
+            rows_contiguous(grad_out), grad_logsumexp, query, key, value, out, logsumexp, gradients,
+            plan.forward.arguments, plan.gradients,
+        )  # fmt: skip
+        return *gradients, None
 
 
 def key_of(
@@ -60,23 +118,23 @@ def key_of(
         special
         or type(method) is not NM
         or not unobserved(query, key, value)
-        or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
         return None
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     try:
         return (
             query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(), query.dtype, key.dtype,
-            value.dtype, method, causal, scale, backend, torch.get_num_threads(),
+            value.dtype, method, causal, scale, backend, torch.get_num_threads(), trains,
         )  # fmt: skip
     except RuntimeError:  # nested and compressed tensors have no such thing
         return None
 
 
-def find(key: Hashable) -> Prepared | None:
+def find(key: Hashable) -> Prepared | PreparedTraining | None:
     """The plan that is kept under ``key``, or None."""
     return _plans.get(key)
 
@@ -90,5 +148,12 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
         _plans.clear()
     pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
     out, isa = buffers.output(query, value), nm_isa(chosen.name, query)
-    arguments = cpu.prepare_nm_forward(query, call.key, value, out, pattern, isa)
-    _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)
+    arguments = cpu.prepare_nm_forward(query, call.key, value, out, pattern, isa, call.needs_grad)
+    forward = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)
+    if not call.needs_grad:
+        _plans[key] = forward
+        return
+    inputs = (query, call.key, value)
+    strides = tuple(x.stride() for x in (*inputs, out))
+    gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
+    _plans[key] = PreparedTraining(forward, strides, gradients, (*pattern, False, chosen.name))

@@ -29,6 +29,8 @@ _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
+_GRADIENT_ADDRESSES = struct.Struct("6P3q")  # likewise the backward's own, and the strides of the output's gradient
+_STRIDES = struct.Struct("9q")  # of the gradients of query, key and value
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -91,25 +93,50 @@ def nm_forward(
     _run("nm_forward", args)
 
 
-def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
+def prepare_nm_forward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, needs_grad: bool = False
+) -> bytes:
     """What :func:`nm_forward` gives the library for such tensors, except for their addresses: for calls made again.
 
     Args:
-        query, key, value, out, pattern, isa: as in :func:`nm_forward`, for the output alone.
+        query, key, value, out, pattern, isa, needs_grad: as in :func:`nm_forward`, for the output alone and, where a
+            backward follows, the logsumexp.
     """
     none = (None, None, None)
-    args = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
+    args = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, needs_grad, None, 0)
     return args[_ADDRESSES.size :]
 
 
-def nm_forward_again(query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: bytes) -> None:
+def nm_forward_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: bytes, logsumexp: Tensor | None = None
+) -> None:
     """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
-    addresses = _ADDRESSES.pack(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), 0, 0, 0, 0, 0, 0, 0
-    )
-    status = loader.library().dynattn_nm_forward(addresses + prepared)
+    status = loader.library().dynattn_nm_forward(_addresses(query, key, value, out, logsumexp) + prepared)
     if status != 0:
         _refuse("nm_forward", status)
+
+
+def prepare_nm_backward(d_query: Tensor, d_key: Tensor, d_value: Tensor) -> bytes:
+    """What :func:`nm_backward` gives the library for gradients of such strides, behind the strides of ``grad_out``."""
+    return _STRIDES.pack(*d_query.stride()[:3], *d_key.stride()[:3], *d_value.stride()[:3])
+
+
+def nm_backward_again(
+    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor,
+    logsumexp: Tensor, gradients: tuple[Tensor, Tensor, Tensor], forward: bytes, backward: bytes,
+) -> None:  # fmt: skip
+    """:func:`nm_backward` for tensors of the shapes and strides that ``forward`` and ``backward`` were prepared for;
+    ``grad_out`` of any strides but the last."""
+    d_query, d_key, d_value = gradients
+    own = _GRADIENT_ADDRESSES.pack(
+        grad_out.data_ptr(), grad_logsumexp.data_ptr(), d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), 0,
+        *grad_out.stride()[:3],
+    )  # fmt: skip
+    status = loader.library().dynattn_nm_backward(
+        _addresses(query, key, value, out, logsumexp) + forward + own + backward
+    )
+    if status != 0:
+        _refuse("nm_backward", status)
 
 
 def nm_texts(
@@ -395,6 +422,13 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor | None) -> bytes:
+    """The addresses with which the arguments of a call begin that asks for these alone."""
+    return _ADDRESSES.pack(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), _address(logsumexp), 0, 0, 0, 0, 0, 0
+    )
 
 
 def _forward_args(

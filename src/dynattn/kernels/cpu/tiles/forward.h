@@ -134,7 +134,7 @@ static bool attend(const Pass& pass) {
   return holds;
 }
 
-// logsumexp and counts of one query, and the factor of its output.
+// logsumexp and counts of one query, and the factor of its output; or its sums alone.
 static float finish_query(const Pass& pass, const LaneState& state, int64_t query, int lane) {
   const TilePlan& plan = pass.at.plan;
   const NMForwardArgs& args = *plan.args;
@@ -147,6 +147,10 @@ static float finish_query(const Pass& pass, const LaneState& state, int64_t quer
   const double total = plan.exact ? sums[3][lane] : sum;
   const bool nan = state.nan >> lane & 1, poisoned = nan || (state.infinite >> lane & 1);
   const int64_t at = (pass.at.batch * args.heads + pass.at.head) * args.q_len + query;
+  if (plan.sums.sum != nullptr) {
+    plan.sums.origin[at] = sums[0][lane], plan.sums.sum[at] = sums[3][lane] * exp2f(sums[1][lane]);
+    return 0.0f;
+  }
   if (args.logsumexp != nullptr) {
     // a float's exponent differs a little from the scale's, and a power of two of the reference likewise from e's
     const double size = plan.biased ? 1.0 : static_cast<double>(fabsf(args.scale));
@@ -190,7 +194,7 @@ static bool finish(const Pass& pass) {
     for (int lane = 0; lane < kLanes && group * kLanes + lane < pass.at.count; lane++) {
       factors[lane] = finish_query(pass, pass.states[group], pass.at.first + group * kLanes + lane, lane);
     }
-    finite &= write_outputs(pass, group, factors);
+    if (pass.at.plan.sums.sum == nullptr) finite &= write_outputs(pass, group, factors);
   }
   return finite;
 }
@@ -210,8 +214,9 @@ static void run_queries(const TilePlan& plan, const TileHead& head, const TileSc
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1] + first * args.query_strides[2];
   const int groups = static_cast<int>(ceil_div(count, kLanes));
   const float query_bound = pack_queries(plan, element(args.query, at, args.dtype), count, groups, scratch.queries);
-  Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, !is_tame(plan, head, query_bound),
-               states};
+  // sums are relative to the largest score itself, which the careful variant follows
+  const bool careful = plan.sums.sum != nullptr || !is_tame(plan, head, query_bound);
+  Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, careful, states};
   if (attend(pass) && (finish(pass) || pass.careful)) return;
   pass.careful = true;
   attend(pass);

@@ -89,6 +89,10 @@ static void prepare_query(const QueryRows& rows, int64_t i) {
     s.origin[i] = plan.biased ? logsumexp : 0.0f;
     s.reference[i] = plan.biased ? 0.0f : static_cast<float>(logsumexp * unit);
   }
+  const RowSums& sums = rows.plan.sums;
+  if (sums.sum != nullptr && is_rough(logsumexp, forward.dtype)) {
+    s.origin[i] = sums.origin[at], s.reference[i] = log2f(sums.sum[at]);
+  }
   s.delta[i] = dot(grad_row(rows, i), own_row(rows, forward.out, forward.out_strides, i), forward.value_dim) -
                args.grad_logsumexp[at];
 }

@@ -7,6 +7,7 @@
 //     O^T = V^T P^T      A: 16 dims of 32 keys         B: pairs of keys of 16 queries
 #pragma once
 
+#include "common/row_sums.h"
 #include "dynattn_cpu.h"
 #include "tiles/engine.h"
 
@@ -30,6 +31,7 @@ constexpr float kReach = 0x1p18f;
 
 struct TilePlan {
   const NMForwardArgs* args;
+  RowSums sums;  // not NULL: these are what is asked for, in place of the output
   int n, m, stride;  // n == m is taken as 1 of 1
   bool window;       // there are entries kept besides the choice
   bool counts;       // kept mass, kept and allowed are asked for
@@ -104,6 +106,7 @@ static void plan_queries(TilePlan& plan) {
 
 static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.args = &args;
+  plan.sums = {};
   const bool dense = args.n == args.m;
   plan.n = dense ? 1 : args.n;
   plan.m = dense ? 1 : args.m;

@@ -86,11 +86,21 @@ int32_t nm_forward(const NMForwardArgs& args) {
   return run_heads<TileWorker>(plan);
 }
 
+int32_t sum_rows(const NMForwardArgs& args, const RowSums& sums) {
+  TilePlan plan;
+  make_tile_plan(plan, args);
+  plan.sums = sums;
+  return run_heads<TileWorker>(plan);
+}
+
 int32_t nm_backward(const NMBackwardArgs& args) {
   const bool by_rows = args.forward.threshold != nullptr;  // which other kernels do
   if (args.forward.dtype != DYNATTN_BFLOAT16 || by_rows) return DYNATTN_BAD_ARGUMENT;
+  RoughRows rough;
+  const int32_t status = rough.find(args.forward);
+  if (status != DYNATTN_OK) return status;
   BackwardPlan plan;
-  make_backward_plan(plan, args);
+  make_backward_plan(plan, args, rough.sums());
   return run_backward(plan);
 }
 
