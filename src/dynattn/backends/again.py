@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynattn.backends.base import Backend
-from dynattn.backends.cpu import CPU
+from dynattn.backends.cpu import CPU, Tiles
 from dynattn.backends.problem import Call
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
@@ -142,7 +142,8 @@ def find(key: Hashable) -> Prepared | PreparedTraining | None:
 def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     """Keep the plan of a call, if a CPU kernel runs it and needs no copies of its tensors."""
     query, value = call.query, call.value
-    if not isinstance(chosen, CPU) or any(x.stride(-1) != 1 for x in call[:3]):
+    by_parts = isinstance(chosen, Tiles) and query.dtype == torch.float32  # how many may change between two calls
+    if not isinstance(chosen, CPU) or by_parts or any(x.stride(-1) != 1 for x in call[:3]):
         return
     if len(_plans) >= _MOST:
         _plans.clear()

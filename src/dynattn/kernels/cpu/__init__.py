@@ -24,6 +24,10 @@ MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
 _ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
+TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
+"""The instruction sets that are engines of the tile kernels."""
+
+_PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
@@ -71,7 +75,8 @@ def nm_forward(
         pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
             ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
-            gradient are asked for.
+            gradient are asked for. Of float32 these compute by as many bfloat16 parts as :func:`float_parts` says,
+            without dropout, and no backward follows.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_queries⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -391,6 +396,13 @@ def tile_isa() -> str | None:
     return engine if engine is not None and tile_disagreement(engine) is None else None
 
 
+def float_parts() -> int:
+    """How many bfloat16 numbers a float32 number is taken as on tiles: what ``torch.set_float32_matmul_precision`` says
+    of PyTorch's own products. 3 for ``highest``, with six products for each of float32's; 2 for ``high``, with three; 1
+    for ``medium``, with one."""
+    return _PARTS[torch.get_float32_matmul_precision()]
+
+
 def nm_isa(dtype: torch.dtype, q_len: int) -> str:
     """The fastest instruction set for N:M attention or whole blocks, forward and backward alike.
 
@@ -487,6 +499,7 @@ def _forward_args(
         keep_factor=1 / (1 - pattern.dropout_p),
         first_batch=first_batch,
         first_head=first_head,
+        parts=float_parts() if isa in TILE_ENGINES and query.dtype == torch.float32 else 0,
     )
 
 

@@ -249,7 +249,9 @@ const char* dynattn_tile_disagreement(int32_t isa) {
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->isa].nm_forward(*args);
+  const int32_t status = kIsas[args->isa].nm_forward(*args);
+  // numbers that bfloat16 parts do not hold
+  return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].nm_forward(*args) : status;
 }
 
 // Texts with the most to do come first, so that the last tasks, for which others may wait, are short.

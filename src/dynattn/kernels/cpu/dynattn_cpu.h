@@ -18,10 +18,11 @@ enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
 enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3 };
 
-enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4 };
+enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4,
+       DYNATTN_NOT_BY_PARTS = 5 };
 
 // Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
-// blocks, forward and backward.
+// blocks, forward and backward; and float32, forward without dropout.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
   DYNATTN_ISA_AVX2 = 1,
@@ -83,6 +84,8 @@ typedef struct {
   float keep_factor;    // the factor of the weights that are not dropped
   // Batch and head of the whole call that these tensors begin with, where a call runs in parts: dropout draws by them.
   int32_t first_batch, first_head;
+  // On tiles, of float32: how many bfloat16 numbers a number is taken as, 1 to 3, of which products are 1, 3 or 6.
+  int32_t parts;
 } NMForwardArgs;
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);

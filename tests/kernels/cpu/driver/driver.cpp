@@ -290,6 +290,28 @@ void check_skips(int isa, Counts& counts) {
   }
 }
 
+// Rows so low, and rows of products so large, that nothing is left of the logarithm of their number of keys.
+void check_low(int isa, Counts& counts) {
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const Pattern patterns[] = {{1, 1, 0, 0}, {1, 2, 0, 0}, {2, 4, 0, 0, 16}, {3, 5, 0, 0}, {1, 2, 5, 3}};
+  const Rule rules[] = {{17}, {kAll, 0, 1, 4}, {1, 0, 1, 1, 0.013f}, {1, 0, 1, 1, -1.0f, 0.413f}};
+  const Shape shapes[] = {{1, 1, 1, 1, 150, 8, 8}, {1, 4, 2, 9, 70, 20, 36}, {1, 2, 1, 65, 600, 16, 24}};
+  int turn = 0;
+  for (const Shape& shape : shapes) {
+    for (int choice = 0; choice < 10; choice++, turn++) {
+      Case c;
+      c.pattern = choice < 5 ? patterns[choice] : Pattern{1, 1, 0, 0};
+      if (choice >= 5 && choice < 9) c.rule = rules[choice - 5];
+      if (choice == 9) c.margin = 1.3f;
+      if (choice >= 5 && is_tiled(isa)) continue;
+      c.shape = shape, c.mask = Mask::kLow, c.isa = isa, c.threads = 1 + turn % 3;
+      c.dtype = turn % 4 == 1 ? DYNATTN_BFLOAT16 : turn % 4 == 3 ? DYNATTN_FLOAT16 : DYNATTN_FLOAT32;
+      c.causal = turn % 2 == 0, c.dropout_p = turn % 3 == 0 ? 0.3 : 0.0, c.seed = static_cast<uint64_t>(turn);
+      counts.check(c);
+    }
+  }
+}
+
 // Texts of different lengths at once.
 void check_texts(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0},     {2, 4, 0, 0},     {3, 5, 0, 0},
@@ -385,6 +407,9 @@ int main(int argc, char** argv) {
     if (which == "all" || which == "few") {
       counts.each = which == "few" ? 17 : 1;  // which divides no number of choices in their loops
       check_isa(isa, counts);
+      counts.each = which == "few" ? 3 : 1;
+      check_low(isa, counts);
+      counts.each = which == "few" ? 17 : 1;
       if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts);
       counts.each = 1;
     }
