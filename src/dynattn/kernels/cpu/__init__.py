@@ -23,8 +23,17 @@ from dynattn.maths import dropout
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
-TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
+_ISAS = {
+    "portable": 0,
+    "avx2": 1,
+    "avx512": 2,
+    "tiles-portable": 3,
+    "avx512bf16": 4,
+    "amx": 5,
+    "neon": 6,
+    "neonbf16": 7,
+}
+TILE_ENGINES = ("amx", "avx512bf16", "neonbf16", "tiles-portable")
 """The instruction sets that are engines of the tile kernels."""
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
@@ -73,8 +82,8 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
-            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also one of
+            :data:`TILE_ENGINES`, which round the logsumexp to that of bfloat16 weights where neither counts nor a
             gradient are asked for. Of float32 these compute by as many bfloat16 parts as :func:`float_parts` says,
             without dropout, and no backward follows.
         seed: the seed of dropout, 64 bits.
@@ -99,24 +108,27 @@ def nm_forward(
 
 
 def prepare_nm_forward(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, needs_grad: bool = False
-) -> bytes:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, pattern: Pattern, isa: str,
+    needs_grad: bool = False,
+) -> bytes:  # fmt: skip
     """What :func:`nm_forward` gives the library for such tensors, except for their addresses: for calls made again.
 
     Args:
-        query, key, value, out, pattern, isa, needs_grad: as in :func:`nm_forward`, for the output alone and, where a
-            backward follows, the logsumexp.
+        query, key, value, mask, out, pattern, isa, needs_grad: as in :func:`nm_forward`, for the output alone and,
+            where a backward follows, the logsumexp.
     """
     none = (None, None, None)
-    args = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, needs_grad, None, 0)
+    args = _forward_args(query, key, value, mask, out, None, none, pattern, isa, 0, needs_grad, None, 0)
     return args[_ADDRESSES.size :]
 
 
 def nm_forward_again(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: bytes, logsumexp: Tensor | None = None
-) -> None:
-    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
-    status = loader.library().dynattn_nm_forward(_addresses(query, key, value, out, logsumexp) + prepared)
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, prepared: bytes,
+    logsumexp: Tensor | None = None,
+) -> None:  # fmt: skip
+    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given; the mask may
+    be one that is yet to be expanded to them."""
+    status = loader.library().dynattn_nm_forward(_addresses(query, key, value, mask, out, logsumexp) + prepared)
     if status != 0:
         _refuse("nm_forward", status)
 
@@ -127,8 +139,8 @@ def prepare_nm_backward(d_query: Tensor, d_key: Tensor, d_value: Tensor) -> byte
 
 
 def nm_backward_again(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor,
-    logsumexp: Tensor, gradients: tuple[Tensor, Tensor, Tensor], forward: bytes, backward: bytes,
+    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    out: Tensor, logsumexp: Tensor, gradients: tuple[Tensor, Tensor, Tensor], forward: bytes, backward: bytes,
 ) -> None:  # fmt: skip
     """:func:`nm_backward` for tensors of the shapes and strides that ``forward`` and ``backward`` were prepared for;
     ``grad_out`` of any strides but the last."""
@@ -138,7 +150,7 @@ def nm_backward_again(
         *grad_out.stride()[:3],
     )  # fmt: skip
     status = loader.library().dynattn_nm_backward(
-        _addresses(query, key, value, out, logsumexp) + forward + own + backward
+        _addresses(query, key, value, mask, out, logsumexp) + forward + own + backward
     )
     if status != 0:
         _refuse("nm_backward", status)
@@ -383,7 +395,7 @@ def tile_disagreement(engine: str) -> str | None:
     instructions have shown that the code follows the manual; this shows that the processor does.
 
     Args:
-        engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+        engine: one of :data:`TILE_ENGINES`.
     """
     found = loader.library().dynattn_tile_disagreement(_ISAS[engine])
     return None if found is None else found.decode()
@@ -436,11 +448,14 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _addresses(query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor | None) -> bytes:
+def _addresses(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None
+) -> bytes:
     """The addresses with which the arguments of a call begin that asks for these alone."""
     return _ADDRESSES.pack(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), _address(logsumexp), 0, 0, 0, 0, 0, 0
-    )
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp),
+        0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
 
 
 def _forward_args(
