@@ -76,6 +76,14 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     assert len(again._plans) == 1
     mask = torch.zeros(1, 1, 1, 23, dtype=torch.bool)
     assert not dynattn.attention(query, key, value, attn_mask=mask).any()
+    bias = torch.zeros(19, 23, requires_grad=True)
+    for _ in range(2):
+        assert torch.autograd.grad(dynattn.attention(query, key, value, attn_mask=bias).sum(), bias)[0].shape == (
+            19,
+            23,
+        )
+    assert len(again._plans) == 2
+    again._plans.popitem()  # of the mask
     assert not torch.equal(dynattn.attention(query, key, value, dropout_p=0.5, seed=1), plain)
     assert len(dynattn.attention(query, key, value, return_aux=True)) == 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -89,6 +97,25 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     doubled = torch.func.vmap(lambda x: dynattn.attention(x, key, value))(torch.stack([query, query]))
     assert torch.equal(doubled[0], plain)
     assert len(again._plans) == 2  # one for all that ask for a gradient, whichever it is
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_masks(gradients: bool) -> None:
+    """Of every shape and dtype that broadcasts; two of one shape and other numbers share a plan."""
+    tensors = inputs()
+    generator = torch.Generator().manual_seed(2)
+    for shape in ((), (23,), (19, 1), (19, 23), (2, 1, 1, 23), (1, 4, 19, 23), (2, 4, 19, 23)):
+        for dtype in (torch.bool, torch.float32, torch.bfloat16):
+            for layout in (torch.clone, lambda x: x.mT.contiguous().mT if x.dim() > 1 else x):
+                masks = [layout(torch.randint(0, 2, shape, generator=generator).to(dtype)) for _ in range(2)]
+                answer = trained if gradients else lambda x, **options: [dynattn.attention(*x, **options)]
+                answer(tensors, attn_mask=masks[0])
+                assert len(again._plans) == 1
+                known = answer(tensors, attn_mask=masks[1])
+                again._plans.clear()
+                for one, other in zip(known, answer(tensors, attn_mask=masks[1]), strict=True):
+                    assert torch.equal(one, other)
+                again._plans.clear()
 
 
 def trained(tensors: Any, grad: Tensor | None = None, **options: Any) -> list[Tensor]:
