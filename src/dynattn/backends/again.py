@@ -60,6 +60,8 @@ class PreparedTraining(NamedTuple):
 
     Attributes:
         forward: what the forward needs.
+        rows: the shape of the logsumexp.
+        contiguous: whether query, key and value are, and so their gradients.
         strides: those of query, key, value, mask and output, which the backward must find again.
         gradients: the arguments of the backward that follow those of the forward and the strides of the output's
             gradient, except for the addresses.
@@ -67,6 +69,8 @@ class PreparedTraining(NamedTuple):
     """
 
     forward: Prepared
+    rows: tuple[int, ...]
+    contiguous: bool
     strides: tuple[tuple[int, ...], ...]
     gradients: bytes
     operator: tuple[Any, ...]
@@ -85,7 +89,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, plan: PreparedTraining
     ) -> Tensor:
         out = plan.forward.output(query, value)
-        logsumexp = query.new_empty(query.shape[:3], dtype=torch.float32)
+        logsumexp = torch.empty(plan.rows, dtype=torch.float32, device="cpu")
         cpu.nm_forward_again(query, key, value, attn_mask, out, plan.forward.arguments, logsumexp)
         ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask)
         ctx.plan = plan
@@ -95,15 +99,20 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         out, logsumexp, query, key, value, attn_mask = ctx.saved_tensors
         plan = ctx.plan
-        grad_logsumexp = torch.zeros_like(logsumexp)
-        strides = _strides(query, key, value, attn_mask, out)
-        if torch.is_grad_enabled() or strides != plan.strides or not unobserved(grad_out, query, out):
-            tensors = (grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, None)
+        plain = (
+            _strides(query, key, value, attn_mask, out) == plan.strides
+            and not torch.is_grad_enabled()
+            and unobserved(grad_out, query, out)
+            and not torch._C._functorch.is_legacy_batchedtensor(grad_out)  # of is_grads_batched
+        )
+        if not plain:
+            tensors = (grad_out, torch.zeros_like(logsumexp), out, logsumexp, query, key, value, attn_mask, None)
             return *BACKWARD.operator(*tensors, *plan.operator)[:3], None, None
-        gradients = (buffers.gradient(query), buffers.gradient(key), buffers.gradient(value))
+        like = torch.empty_like if plan.contiguous else buffers.gradient
+        gradients = (like(query), like(key), like(value))
         cpu.nm_backward_again(
-            rows_contiguous(grad_out), grad_logsumexp, query, key, value, attn_mask, out, logsumexp, gradients,
-            plan.forward.arguments, plan.gradients,
+            rows_contiguous(grad_out), query, key, value, attn_mask, out, logsumexp, gradients, plan.forward.arguments,
+            plan.gradients,
         )  # fmt: skip
         return *gradients, None, None
 
@@ -176,6 +185,11 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     if not call.needs_grad:
         _plans[key] = forward
         return
+    inputs = (query, call.key, value)
+    contiguous = all(x.is_contiguous() for x in inputs)
     strides = _strides(query, call.key, value, call.attn_mask, out)
-    gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in (query, call.key, value)))
-    _plans[key] = PreparedTraining(forward, strides, gradients, (*pattern, False, chosen.name))
+    gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
+    rows = tuple(query.shape[:3])
+    _plans[key] = PreparedTraining(
+        forward, rows, contiguous, strides, gradients, (*pattern, False, chosen.name)
+    )  # fmt: skip

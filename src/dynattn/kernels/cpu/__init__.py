@@ -139,16 +139,15 @@ def prepare_nm_backward(d_query: Tensor, d_key: Tensor, d_value: Tensor) -> byte
 
 
 def nm_backward_again(
-    grad_out: Tensor, grad_logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     out: Tensor, logsumexp: Tensor, gradients: tuple[Tensor, Tensor, Tensor], forward: bytes, backward: bytes,
 ) -> None:  # fmt: skip
     """:func:`nm_backward` for tensors of the shapes and strides that ``forward`` and ``backward`` were prepared for;
-    ``grad_out`` of any strides but the last."""
+    ``grad_out`` of any strides but the last, and no gradient of the logsumexp."""
     d_query, d_key, d_value = gradients
     own = _GRADIENT_ADDRESSES.pack(
-        grad_out.data_ptr(), grad_logsumexp.data_ptr(), d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), 0,
-        *grad_out.stride()[:3],
-    )  # fmt: skip
+        grad_out.data_ptr(), 0, d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), 0, *grad_out.stride()[:3]
+    )
     status = loader.library().dynattn_nm_backward(
         _addresses(query, key, value, mask, out, logsumexp) + forward + own + backward
     )

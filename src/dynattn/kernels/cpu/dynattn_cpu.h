@@ -18,8 +18,8 @@ enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
 enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3 };
 
-enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4,
-       DYNATTN_NOT_BY_PARTS = 5 };
+enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3,
+       DYNATTN_NOT_BY_PARTS = 5, DYNATTN_BAD_PAGE = 4 };
 
 // Numbers 3 to 5 and 7 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
 // blocks, forward and backward; and float32, forward without dropout.
@@ -145,7 +145,7 @@ DYNATTN_API int32_t dynattn_skip_forward(const SkipForwardArgs* args);
 typedef struct {
   NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
   const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
-  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous
+  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous, or NULL where it is 0
   void* d_query;                // [batch, heads, q_len, head_dim], in dtype, as all gradients
   void* d_key;                  // [batch, kv_heads, kv_len, head_dim]
   void* d_value;                // [batch, kv_heads, kv_len, value_dim]

@@ -154,7 +154,7 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
     for (int64_t k = 0; k < forward.value_dim; k += kWidth) {
       sum = fmadd(load_part(grad + k, forward.value_dim - k), load_part(out + k, forward.value_dim - k), sum);
     }
-    scratch.delta[i] = reduce_add(sum) - args.grad_logsumexp[at];
+    scratch.delta[i] = reduce_add(sum) - grad_logsumexp(args, at);
   }
   return poisoned;
 }

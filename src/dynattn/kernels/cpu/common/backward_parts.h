@@ -57,6 +57,10 @@ class RoughRows {
   RowSums sums_;
 };
 
+DYNATTN_INLINE float grad_logsumexp(const NMBackwardArgs& args, int64_t row) {
+  return args.grad_logsumexp == nullptr ? 0.0f : args.grad_logsumexp[row];
+}
+
 // How heads are cut, by shapes alone. Keys come in blocks of whatever a kernel takes at once.
 struct Cut {
   int64_t heads, heads_per_kv;  // key heads of the batch, and query heads of each

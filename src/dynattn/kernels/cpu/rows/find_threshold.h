@@ -229,8 +229,8 @@ static Threshold threshold_by_weight(const Plan& plan, const float* row, int64_t
   const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
   Vec sum = zero();
   for (int64_t at = 0; at < length; at += kWidth) {
-    const Vec x = load(row + at), weight = exp2_scaled(sub(x, reference), exponent, floor);
-    sum = add(sum, select(greater(broadcast(-FLT_MAX), x), zero(), weight));  // with a tiny exponent no weight is 0
+    const Vec x = load(row + at), share = exp2_scaled(sub(x, reference), exponent, floor);
+    sum = add(sum, select(greater(broadcast(-FLT_MAX), x), zero(), share));  // with a tiny exponent no weight is 0
   }
   const float under = -(larger(log2f(weight), kLeastWeight) + log2f(reduce_add(sum))) / plan.exponent;
   if (!(under > 0.0f)) return {largest, key_of_tie(row, largest, 1)};

@@ -94,7 +94,7 @@ static void prepare_query(const QueryRows& rows, int64_t i) {
     s.origin[i] = sums.origin[at], s.reference[i] = log2f(sums.sum[at]);
   }
   s.delta[i] = dot(grad_row(rows, i), own_row(rows, forward.out, forward.out_strides, i), forward.value_dim) -
-               args.grad_logsumexp[at];
+               grad_logsumexp(args, at);
 }
 
 static void prepare_queries(const QueryRows& rows, const KeySection& section) {
