@@ -43,6 +43,7 @@ struct Case {
   Trouble trouble = Trouble::kNone;
   bool causal = false, aux = false;
   bool rounded = false;  // of the tile kernels, the variant that sums weights as rounded
+  int parts = 0;         // of the tile kernels, float32 by so many parts, forward
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none

@@ -13,7 +13,6 @@ from torch import Tensor
 import dynattn
 from dynattn.kernels import cpu
 from dynattn.methods import NM
-from tests.kernels.cpu.tiles import building
 from tests.kernels.cpu.tiles.calling import Problem, Sums, error, grid, reference_of, run
 from tests.kernels.cpu.tiles.test_forward import some_blocks
 
@@ -137,16 +136,6 @@ def test_gradients_and_dropout_are_refused(engine: str):
     for changes, sums in (({}, Sums.EXACT), ({"dropout_p": 0.5}, Sums.ROUNDED)):
         with pytest.raises(RuntimeError, match="out of its range"):
             run(replace(floats(1, 1, 8, 8, 8, 8), **changes), engine, sums)
-
-
-@pytest.mark.skipif(building.unavailable_reason() is not None, reason=str(building.unavailable_reason()))
-def test_amx_gives_the_portable_engines_bits():
-    """On emulated tiles."""
-    amx = building.library(*building.EMULATED)
-    for precision in FLOORS:
-        torch.set_float32_matmul_precision(precision)
-        for got, want in zip(*(run(at_random(40, 150, 40), by) for by in (amx, "tiles-portable")), strict=True):
-            assert torch.equal(got, want)
 
 
 def test_the_precision_is_read_at_each_call(engine: str):
