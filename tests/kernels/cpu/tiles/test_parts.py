@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor
 import dynattn
 from dynattn.kernels import cpu
 from dynattn.methods import NM
+from tests.kernels.cpu.tiles import building
 from tests.kernels.cpu.tiles.calling import Problem, Sums, error, grid, reference_of, run
 from tests.kernels.cpu.tiles.test_forward import some_blocks
 
@@ -44,7 +46,7 @@ def at_random(q_len: int, kv_len: int, head_dim: int, **options: object) -> Prob
     return Problem(query, key, value, scale=head_dim**-0.5, **options)  # type: ignore[arg-type]
 
 
-def check(problem: Problem, engine: str, precision: str = "highest", **changes: object) -> None:
+def check(problem: Problem, engine: str | ctypes.CDLL, precision: str = "highest", **changes: object) -> None:
     """With and without counts against float64: an error of at most twice that of plain PyTorch, and a floor."""
     torch.set_float32_matmul_precision(precision)
     problem = replace(problem, **changes)  # type: ignore[arg-type]
@@ -136,6 +138,24 @@ def test_gradients_and_dropout_are_refused(engine: str):
     for changes, sums in (({}, Sums.EXACT), ({"dropout_p": 0.5}, Sums.ROUNDED)):
         with pytest.raises(RuntimeError, match="out of its range"):
             run(replace(floats(1, 1, 8, 8, 8, 8), **changes), engine, sums)
+
+
+BUGS = [
+    ("tiles/engine.h", "for (int sum = parts - 1; sum >= 0; sum--)", "for (int sum = parts - 2; sum >= 0; sum--)"),
+    ("tiles/parts.h", "rest = sub(rest, low_half(bits)), whole", "whole"),
+    ("tiles/parts.h", "parts[part * part_dims + d] = take_part(rest);", "parts[d] = take_part(rest);"),
+    ("tiles/parts.h", "plan.parts * part_numbers + i % kTileDepth", "part_numbers + i % kTileDepth"),
+]
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(building.unavailable_reason() is not None, reason=str(building.unavailable_reason()))
+@pytest.mark.parametrize("number", range(len(BUGS)))
+def test_a_bug_is_seen(number: int):
+    problem = at_random(20, 90, 40, method=NM(1, 1))
+    check(problem, "tiles-portable")
+    with pytest.raises(AssertionError):
+        check(problem, building.with_bug(*BUGS[number]))  # type: ignore[arg-type]
 
 
 def test_the_precision_is_read_at_each_call(engine: str):
