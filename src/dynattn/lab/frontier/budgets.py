@@ -118,7 +118,7 @@ class Scale:
     def _measured(self, name: str) -> float | None:
         """Bytes of a step, or pairs of a forward."""
         if self._exam.phase == "decode":
-            return decode.look(self._pretrained, name, self._first, self._prompts).read
+            return decode.bytes_read(self._pretrained, name, self._first, self._prompts)
         return work.look(self._pretrained, name, self._data.examples[:1]).pairs
 
     @cached_property
