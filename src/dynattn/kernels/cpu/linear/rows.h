@@ -53,12 +53,12 @@ static RowsScratch lay_rows_scratch(const RowsJob& job, Arena& arena) {
   return s;
 }
 
-// Rows of a strip, from the one of input `first` on.
+// The rows of a strip, or of a part of one.
 template <class Weights>
 struct StripRows {
   const typename Weights::Element* at;
-  int64_t stride, first;
-  const typename Weights::Element* row(int32_t input) const { return at + (input - first) * stride; }
+  int64_t stride;
+  const typename Weights::Element* row(int64_t input) const { return at + input * stride; }
 };
 
 static void list_kept_inputs(const RowsJob& job, int64_t token) {
@@ -141,7 +141,7 @@ template <class Weights>
 static void copy_tile(uint32_t asked, const StripRows<Weights>& rows, int64_t width, int64_t first, float* tile) {
   for (; asked != 0; asked &= asked - 1) {
     const int at = __builtin_ctz(asked);
-    const typename Weights::Element* row = rows.row(static_cast<int32_t>(first) + at);
+    const typename Weights::Element* row = rows.row(first + at);
     float* to = tile + at * kTileOutputs;
     int64_t j = 0;
     for (; j + kWidth <= width; j += kWidth) store(to + j, Weights::load(row + j));
@@ -181,7 +181,7 @@ static void add_panel(const RowsJob& job, const RowsScratch& s, int64_t width, c
   const int64_t first = panel * kPanelInputs;
   for (int64_t j = 0; j < width; j += kTileOutputs) {
     const int64_t left = smaller(kTileOutputs, width - j);
-    copy_tile<Weights>(job.asked[panel], {rows.at + j, rows.stride, rows.first}, left, first, s.tile);
+    copy_tile<Weights>(job.asked[panel], {rows.at + j, rows.stride}, left, first, s.tile);
     for (int64_t token = 0; token < job.args->tokens; token++) {
       const KeptInputs& kept = job.kept[token];
       const int32_t from = kept.first[panel], end = kept.first[panel + 1];
@@ -196,7 +196,7 @@ static void run_strip(const RowsJob& job, const RowsScratch& s, int64_t strip) {
   const int64_t first = strip * job.strip, width = smaller(job.strip, args.outputs - first);
   const int64_t all = args.tokens * job.strip;
   const StripRows<Weights> rows = {static_cast<const typename Weights::Element*>(args.weight) + first,
-                                   args.weight_stride, 0};
+                                   args.weight_stride};
   for (int64_t j = 0; j < all; j++) s.totals[j] = 0.0f;
   for (int64_t block = 0; block < job.panels; block += kBlockPanels) {
     const int64_t end = smaller(block + kBlockPanels, job.panels);
@@ -219,7 +219,7 @@ template <class Weights>
 static void work_rows(void* data) {
   RowsJob& job = *static_cast<RowsJob*>(data);
   const int64_t thread = increment(job.next_thread);
-  if (thread >= job.threads) return;
+  if (thread >= job.threads) return;  // there is memory for no more
   Arena arena = {reinterpret_cast<uintptr_t>(job.scratch + thread * job.scratch_bytes), 0};
   const RowsScratch scratch = lay_rows_scratch(job, arena);
   for (int64_t strip = increment(job.next_strip); strip < job.strips; strip = increment(job.next_strip)) {
