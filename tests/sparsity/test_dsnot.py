@@ -68,7 +68,7 @@ def test_six_features_by_hand():
 
 @pytest.mark.parametrize("m", [None, 4, 8])
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("cycles", [1, 3, 50])
+@pytest.mark.parametrize("cycles", [1, 50])
 @pytest.mark.parametrize("width", [16, 19])
 def test_it_is_the_definition_and_never_leaves_more_missing(m, signed, cycles, width):
     generator = torch.Generator().manual_seed(width + cycles)

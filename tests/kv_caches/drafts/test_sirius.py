@@ -46,9 +46,8 @@ def written(exact, ids) -> dict[int, list[list[int]]]:
 @pytest.mark.parametrize(
     ("name", "kernel", "length"),
     [
-        ("attention", 1, PROMPT), ("attention", 4, PROMPT), ("attention", 16, PROMPT), ("attention", 4, 1),
-        ("fewer layers", 4, PROMPT), ("fewer layers", 4, 1), ("weights", 4, PROMPT), ("neurons", 4, PROMPT),
-        ("itself", 4, PROMPT),
+        ("attention", 1, PROMPT), ("attention", 16, PROMPT), ("attention", 4, 1), ("fewer layers", 4, PROMPT),
+        ("weights", 4, PROMPT), ("neurons", 4, PROMPT), ("itself", 4, PROMPT),
     ],
 )  # fmt: skip
 @torch.no_grad()

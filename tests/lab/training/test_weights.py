@@ -22,7 +22,7 @@ from tests.lab.training.tiny import JOB, Pretend, Tiny, silent
 
 
 def _job(method: str, seed: int = 0, **changes: Any):
-    return replace(JOB(method, seed), steps=4, evaluate_every=10, save_every=2, **changes)
+    return replace(JOB(method, seed), steps=3, evaluate_every=10, save_every=2, **changes)
 
 
 class Watched(Pretend):

@@ -20,7 +20,7 @@ def test_it_is_a_smooth_count():
     assert torch.autograd.gradcheck(DensityLoss(epsilon=0.5).of, (x,))
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_it_looks_at_what_output_projections_read(kind):
     model, given = make(kind).train(), inputs(kind)
     model.config.hidden_dropout_prob = 0.0
@@ -52,10 +52,10 @@ def test_it_looks_at_what_output_projections_read(kind):
 
 def test_training_with_it_brings_activations_to_nothing():
     model, given = make("opt"), inputs("opt")
-    optimizer = torch.optim.Adam([*find(model).layers[0].mlp.into[0].parameters()], lr=0.02)  # type: ignore[union-attr]
+    optimizer = torch.optim.Adam([*find(model).layers[0].mlp.into[0].parameters()], lr=0.04)  # type: ignore[union-attr]
     shares = []
     with DensityLoss(epsilon=1e-2).watch(model) as measured:
-        for _ in range(20):
+        for _ in range(10):
             optimizer.zero_grad()
             model(**given)
             measured.loss().backward()
