@@ -1,8 +1,9 @@
 // The tile engine on 64-bit ARM with BFDOT: a row of an accumulator is four registers, a pair of A is broadcast.
 //
 // Four rows stay in registers for a whole product: 16 accumulators, 4 vectors of B and a pair of A, of 32 registers.
-// BFDOT adds both products of a pair and then the accumulator, and rounds as it likes on the way (to odd, without
-// subnormal numbers), so that its sums differ from the portable engine's by rounding.
+// BFDOT adds both products of a pair and then the accumulator, and rounds to odd on the way, without subnormal numbers,
+// so that its sums differ from the portable engine's by rounding. What is too large for a float becomes the largest
+// float, to odd; it is stored as the infinity that it is everywhere else.
 #pragma once
 
 #include <arm_neon.h>
@@ -63,8 +64,14 @@ class Engine {
 
   template <int kC>
   void store(float* to, int64_t stride) {
+    const float32x4_t largest = vdupq_n_f32(0x1.fffffep127f), infinity = vdupq_n_f32(INFINITY);
     for (int row = 0; row < 16; row++) {
-      memcpy(reinterpret_cast<char*>(to) + row * stride, sums_[kC][row], sizeof sums_[kC][row]);
+      float* const at = reinterpret_cast<float*>(reinterpret_cast<char*>(to) + row * stride);
+      for (int i = 0; i < 16; i += 4) {
+        const float32x4_t x = vld1q_f32(sums_[kC][row] + i);
+        const float32x4_t turned = vbslq_f32(vdupq_n_u32(0x80000000u), x, infinity);  // infinity with the sign of x
+        vst1q_f32(at + i, vbslq_f32(vcageq_f32(x, largest), turned, x));
+      }
     }
   }
 
