@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dynattn import pruning, sparsity
-from dynattn.sparsity import Magnitude, NMWeights, RandomWeights, find, parse, register
+from dynattn.sparsity import DSnoT, Magnitude, NMWeights, RandomWeights, Wanda, find, parse, register
 
-METHODS = (Magnitude(0.25), NMWeights(2, 4), RandomWeights(0.5), RandomWeights(0.125, 7, "uniform"))
+METHODS = (
+    Magnitude(0.25), NMWeights(2, 4), NMWeights(2, 4, "wanda", DSnoT()), Wanda(0.5), RandomWeights(0.5),
+    RandomWeights(0.125, 7, "uniform"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

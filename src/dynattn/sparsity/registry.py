@@ -51,5 +51,5 @@ def parse(name: str) -> WeightSparsity:
         return found
     raise ValueError(
         f"sparsity.parse: name must be a short name of a method that chooses weights: got {name!r}; use "
-        "'magnitude-0.5', 'nmweight-2-4' or 'randomweight-0.5', and register() for a method of your own"
+        "'magnitude-0.5', 'nmweight-2-4', 'wanda-0.5' or 'randomweight-0.5', and register() for a method of your own"
     )

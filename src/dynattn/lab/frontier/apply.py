@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 from dynattn import pruning, sparsity
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.methods import parse
@@ -60,7 +61,7 @@ def _around(pretrained: Pretrained, name: str) -> AbstractContextManager[object]
         # The tasks of encoders average over the tokens, so that pruned ones must be zero.
         return shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder")
     weights = sparsity.find(name)
-    return None if weights is None else weights.apply(pretrained.model)
+    return None if weights is None else thinned_out(pretrained, weights)
 
 
 @cache

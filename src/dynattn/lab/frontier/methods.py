@@ -94,8 +94,8 @@ def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
     return lambda place: f"{prefix}-{place.budget}{suffix}"
 
 
-def _nm_weights(place: _Place) -> str:
-    return f"nmweight-2-{round(2 / place.budget)}"
+def _nm_weights(suffix: str) -> Callable[[_Place], str]:
+    return lambda place: f"nmweight-2-{round(2 / place.budget)}{suffix}"
 
 
 def _scatterbrain(place: _Place) -> str:
@@ -150,6 +150,7 @@ class Family(NamedTuple):
 _PREFILL: tuple[Phase, ...] = ("prefill",)
 _DECODE: tuple[Phase, ...] = ("decode",)
 _DECODERS: tuple[Kind, ...] = ("decoder",)
+_TEXT: tuple[Kind, ...] = ("encoder", "decoder")  # models whose weights are looked at with texts
 _NOT_CAUSAL: tuple[Kind, ...] = ("encoder", "vision")
 _EVERY_TOKEN = ("perplexity",)  # tasks whose score is one of every token
 _SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
@@ -180,7 +181,10 @@ FAMILIES = {
     "LTP": Family(_ltp, _PREFILL, _SHORTENED, _TOKENS),
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
     "magnitude": Family(_ratio("magnitude"), _PREFILL, baselines=_WEIGHTS),
-    "N:M weights": Family(_nm_weights, _PREFILL, baselines=_WEIGHTS),
+    "N:M weights": Family(_nm_weights(""), _PREFILL, baselines=_WEIGHTS),
+    "N:M weights, Wanda": Family(_nm_weights("-wanda"), _PREFILL, _TEXT, _WEIGHTS),
+    "N:M weights, DSnoT": Family(_nm_weights("-wanda-dsnot"), _PREFILL, _TEXT, _WEIGHTS),
+    "Wanda": Family(_ratio("wanda"), _PREFILL, _TEXT, _WEIGHTS),
     "random weights": Family(_ratio("randomweight"), _PREFILL, baselines=()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),

@@ -22,6 +22,7 @@ import torch
 from dynattn.account import counting, of_call, of_forward, of_mixing, of_pairs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.results import InputWork
@@ -126,7 +127,7 @@ def _thinned(pretrained: Pretrained, method: WeightSparsity, examples: Sequence[
     """The work without the weights that are 0: what a kernel that skips them would do, though there is none."""
     dense, spared = look(pretrained, BASELINE, examples), 0
     pretrained.model.set_attn_implementation(BASELINE)
-    with method.apply(pretrained.model) as kept, ExitStack() as undo:
+    with thinned_out(pretrained, method) as kept, ExitStack() as undo:
 
         def skipped(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
             def count(_: torch.nn.Module, args: Any, output: Any) -> None:

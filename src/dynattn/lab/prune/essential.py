@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE, Interval, Record
 from dynattn.lab.prune.run import Exam, held_out, retained_in, scores
 from dynattn.lab.scoring import evaluate
@@ -44,7 +45,7 @@ def thinned(exam: Exam, name: str) -> Thinned:
     Raises:
         ValueError: no method has this name.
     """
-    with parse(name).apply(exam.pretrained.model) as kept:
+    with thinned_out(exam.pretrained, parse(name)) as kept:
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
     found = scores(outcome, exam.whole)
     validation = retained_in(exam, found, slice(exam.validation))
