@@ -270,7 +270,9 @@ def test_rows_of_scores_that_are_large_in_size(method: Any) -> None:
             query[..., :1], query[..., 1:], key[..., 0] = size, 0, 1
             query[:, :, 10:, 0], key[:, :, 40:, 0] = 0, 1 - 2.0**-7
             tensors: Any = [x.to(dtype).requires_grad_() for x in (query, key, value)]
-            out, aux = dynattn.attention(*tensors, method, scale=0.5, backend=name, return_aux=True)
+            out, aux = dynattn.attention(
+                tensors[0], tensors[1], tensors[2], method, scale=0.5, backend=name, return_aux=True
+            )
             gradients = torch.autograd.grad(out.sin().sum(), tensors[1:])
             found.append([x.double() for x in (*gradients, out, aux.kept_mass, aux.density)])
         unit = 1e-4 if backend == "cpu" else 2.0**-6

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from dynattn.backends.base import Backend
 from dynattn.backends.cpu import CPU, Tiles
@@ -103,7 +104,7 @@ class _Attention(torch.autograd.Function):
             _strides(query, key, value, attn_mask, out) == plan.strides
             and not torch.is_grad_enabled()
             and unobserved(grad_out, query, out)
-            and not torch._C._functorch.is_legacy_batchedtensor(grad_out)  # of is_grads_batched
+            and not is_legacy_batchedtensor(grad_out)  # of is_grads_batched
         )
         if not plain:
             tensors = (grad_out, torch.zeros_like(logsumexp), out, logsumexp, query, key, value, attn_mask, None)
