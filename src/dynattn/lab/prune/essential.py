@@ -14,7 +14,7 @@ from dynattn.lab.figures import BASELINE, Interval, Record
 from dynattn.lab.frontier.shares import retained
 from dynattn.lab.prune.run import Exam, scores
 from dynattn.lab.scoring import evaluate
-from dynattn.sparsity import parse
+from dynattn.sparsity import WeightSparsity, parse
 
 KNEE = 0.99
 
@@ -40,12 +40,15 @@ def thinned(exam: Exam, name: str) -> Thinned:
 
     Args:
         exam: the model and its items.
-        name: of a method of :mod:`dynattn.sparsity`.
+        name: of a method of :mod:`dynattn.sparsity` that sets weights to 0.
 
     Raises:
-        ValueError: no method has this name.
+        ValueError: no such method has this name.
     """
-    with parse(name).apply(exam.pretrained.model) as kept:
+    method = parse(name)
+    if not isinstance(method, WeightSparsity):
+        raise ValueError(f"thinned: name must be of a method that sets weights to 0: got {name!r}; try 'magnitude-0.5'")
+    with method.apply(exam.pretrained.model) as kept:
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
     own, whole = ([float(x) for x in scores(one, exam.whole)] for one in (outcome, exam.whole))
     first, second = slice(exam.validation), slice(exam.validation, None)
