@@ -14,7 +14,7 @@ pytest.importorskip("markupsafe")
 ROOT = Path(__file__).parents[2]
 NOT_MEASURED_YET = {"mass", "blockbound", "blockskip", "clustered", "verticalslash"}
 NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations", *NOT_MEASURED_YET}
-OTHER_FIGURES = {"activations", "ftp", "gated", "ponet", "removed", "weights"}  # on their pages, by scripts of their own
+OTHER_FIGURES = {"activations", "ftp", "gated", "ponet", "removed", "weights"}  # on their pages, by their own scripts
 
 
 @pytest.mark.parametrize(

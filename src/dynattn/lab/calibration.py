@@ -1,4 +1,4 @@
-"""Calibrates methods that need thresholds, on texts by which no task judges a model unless it takes all that there are."""
+"""Calibrates methods that need thresholds, on texts by which no task judges a model unless it takes nearly all."""
 
 from __future__ import annotations
 

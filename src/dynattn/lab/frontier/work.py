@@ -7,8 +7,9 @@
                                      inside of kept blocks, the pairs of these blocks
 
 A method that keeps no pairs is counted as it runs, product by product. Of one that sets weights to 0, the weights
-that are left are counted, and of one that leaves inputs of linear layers out the products that are left, and a comparison
-for each input. What a kernel really executes, and how fast, is another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
+that are left are counted; of one that leaves inputs of linear layers out, the products that are left, and a comparison
+for each input. What a kernel really executes, and how fast, is another matter: time is measured beside it.
+:mod:`dynattn.account` counts the same, and bytes too, more slowly.
 """
 
 from __future__ import annotations
