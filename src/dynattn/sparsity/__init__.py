@@ -11,6 +11,7 @@ with NMActivations(8, 16, norm=True).apply(model):
 from __future__ import annotations
 
 from dynattn.sparsity.activations import ActivationPlan, ActivationSparsity
+from dynattn.sparsity.allocate import allocate
 from dynattn.sparsity.base import Kept, WeightSparsity
 from dynattn.sparsity.calibrate import calibrate
 from dynattn.sparsity.calibrated import Calibrated
@@ -32,7 +33,8 @@ from dynattn.sparsity.wina import WINA
 __all__ = [
     "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "Calibrated", "Chosen", "Kept", "Magnitude",
     "NMActivations", "NMWeights", "RandomWeights", "Seen", "Site", "Sparsity", "SparsityMethod", "Thresholded",
-    "WeightSparsity", "bound", "calibrate", "find", "kept_share", "observing", "parse", "register", "watching",
+    "WeightSparsity", "allocate", "bound", "calibrate", "find", "kept_share", "observing", "parse", "register",
+    "watching",
 ]  # fmt: skip
 
 for _method in (Magnitude, NMWeights, RandomWeights, NMActivations, WINA, TEAL, CHESS, Sparsity):

@@ -16,7 +16,7 @@ from dynattn.sparsity.activations import ActivationPlan
 from dynattn.sparsity.calibrated import Calibrated
 from dynattn.sparsity.engine import Taken, activation, taking_part
 from dynattn.sparsity.quantile import Quantile
-from dynattn.sparsity.sites import Gated, Place, magnitudes, norms
+from dynattn.sparsity.sites import Gated, Place, given, magnitudes, norms, rows
 from dynattn.sparsity.thresholded import Thresholded
 
 
@@ -146,7 +146,7 @@ def _run(
     mask: Tensor | None = None
 
     def hook(tap: _Tap) -> Callable[..., None]:
-        return lambda module, args, kwargs: see(tap, _rows(_only(args, kwargs), mask))
+        return lambda module, args, kwargs: see(tap, _unpadded(given(args, kwargs), mask))
 
     with ExitStack() as undo:
         for tap in taps:
@@ -156,13 +156,8 @@ def _run(
             model(**each)
 
 
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+def _unpadded(x: Tensor, mask: Tensor | None) -> Tensor:
     """(tokens, in), without padding."""
     if mask is not None and mask.dim() == 2 and x.dim() == 3 and mask.shape == x.shape[:2]:
         return x[mask.bool().to(x.device)]
-    return x.reshape(-1, x.shape[-1])
-
-
-def _only(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    (x,) = (*args, *kwargs.values())
-    return x
+    return rows(x)

@@ -12,17 +12,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from dynattn.ops.linear import linear_outputs, linear_rows
+from dynattn.ops.linear import linear_outputs
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
 from dynattn.pruning.structure.find import is_transposed
 from dynattn.sparsity.layout import input_major
 from dynattn.sparsity.observe import show
-from dynattn.sparsity.sites import REMEDY, Chooser, Gated, Place, Site, norms, places
+from dynattn.sparsity.sites import REMEDY, Chooser, Gated, Place, Site, given, norms, places, rows
 
 
 class Plan(Protocol):
@@ -138,8 +138,8 @@ class _Choice:
         """(tokens, in) bool, and whether it was made now."""
         if self.readers == 1 or x.is_inference():  # of which nobody can tell whether it was changed meanwhile
             return self._made(x), True
-        given, version, keep, left = getattr(self.thread, "last", (None, 0, None, 0))
-        made = given is None or given() is not x or version != x._version
+        last, version, keep, left = getattr(self.thread, "last", (None, 0, None, 0))
+        made = last is None or last() is not x or version != x._version
         if made:
             keep, left = self._made(x), self.readers
         self.thread.last = (weakref.ref(x), x._version, keep, left - 1) if left > 1 else (None, 0, None, 0)
@@ -160,9 +160,9 @@ class _Inputs:
         """The forward of the layer."""
         if not self.session.open:
             return forward(*args, **kwargs)
-        x = _only(args, kwargs)
+        x = given(args, kwargs)
         keep, made = self.choice.of(x)
-        show(self.module, self.site, keep, _rows(x), self.norms, outputs=False, made=made)
+        show(self.module, self.site, keep, rows(x), self.norms, outputs=False, made=made)
         return _by_rows(self.module, x, keep)
 
 
@@ -180,7 +180,7 @@ class _Neurons:
         """The forward of the MLP."""
         if not self.session.open:
             return forward(*args, **kwargs)
-        x = _only(args, kwargs)
+        x = given(args, kwargs)
         hidden = self.act(self.gated.gate(x))
         self.thread.keep = _kept(self.chooser, hidden, self.site)
         try:
@@ -193,10 +193,10 @@ class _Neurons:
         keep = getattr(self.thread, "keep", None)
         if keep is None:  # not called by the MLP's forward
             return forward(*args, **kwargs)
-        x, up = _only(args, kwargs), self.gated.up
-        show(up, self.of_up, keep, _rows(x), None, outputs=True, made=False)
-        weight: Any = up.weight
-        out = linear_outputs(_rows(x), weight.t().contiguous() if is_transposed(up) else weight, _bias(up), keep=keep)
+        x, up = given(args, kwargs), cast(Any, self.gated.up)
+        show(up, self.of_up, keep, rows(x), None, outputs=True, made=False)
+        weight = up.weight.t().contiguous() if is_transposed(up) else up.weight
+        out = linear_outputs(rows(x), weight, up.bias, keep=keep)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def run_down(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -204,8 +204,8 @@ class _Neurons:
         keep = getattr(self.thread, "keep", None)
         if keep is None:
             return forward(*args, **kwargs)
-        x = _only(args, kwargs)
-        show(self.down, self.site, keep, _rows(x), None, outputs=False, made=True)
+        x = given(args, kwargs)
+        show(self.down, self.site, keep, rows(x), None, outputs=False, made=True)
         return _by_rows(self.down, x, keep)
 
 
@@ -235,12 +235,12 @@ def activation(gated: Gated, down: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _kept(chooser: Chooser, x: Tensor, site: Site) -> Tensor:
-    rows = _rows(x.detach())
+    flat = rows(x.detach())
     with torch.no_grad():
-        keep = chooser.keep(rows, site)
-    if keep.shape != rows.shape or keep.dtype != torch.bool:
+        keep = chooser.keep(flat, site)
+    if keep.shape != flat.shape or keep.dtype != torch.bool:
         raise ValueError(
-            f"{chooser.name}: keep must return bool of shape {tuple(rows.shape)}: got {keep.dtype}, "
+            f"{chooser.name}: keep must return bool of shape {tuple(flat.shape)}: got {keep.dtype}, "
             f"{tuple(keep.shape)}; return one entry for each input of each token"
         )
     return keep
@@ -282,18 +282,5 @@ def _refuse_replaced(taken: Sequence[Taken]) -> None:
 
 def _by_rows(module: Any, x: Tensor, keep: Tensor) -> Tensor:
     weight_t = module.weight if is_transposed(module) else module.weight.t()
-    out = linear_rows(_rows(x), weight_t.contiguous(), _bias(module), keep=keep)
+    out = linear_rows(rows(x), weight_t.contiguous(), module.bias, keep=keep)
     return out.view(*x.shape[:-1], out.shape[-1])
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _bias(module: Any) -> Tensor | None:
-    return module.bias
-
-
-def _only(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    (x,) = (*args, *kwargs.values())
-    return x

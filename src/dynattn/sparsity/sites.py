@@ -7,7 +7,7 @@ in, out                an MLP without one:  y = W_out act(W_in x)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -147,6 +147,17 @@ def named(layer: int, projection: str) -> str:
 def magnitudes(x: Tensor) -> Tensor:
     """``|x|``, in float32 at least, so that products and comparisons add no rounding of their own."""
     return x.abs().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The one input of a module, however its forward is called."""
+    (x,) = (*args, *kwargs.values())
+    return x
+
+
+def rows(x: Tensor) -> Tensor:
+    """(tokens, in)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def norms(module: Any) -> Tensor:
