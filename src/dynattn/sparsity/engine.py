@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dynattn.ops.linear import linear_outputs
+from dynattn.ops.linear import linear_outputs, linear_rows
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
 from dynattn.pruning.structure.find import is_transposed
 from dynattn.sparsity.layout import input_major
