@@ -74,7 +74,7 @@ def point(exam: Exam, name: str) -> dict[str, Any]:
     shares = [one.kept_share for one in seen.values() if one.kept_share is not None]
     return {
         "difference": interval(scores(outcome, exam.whole) - scores(exam.whole, exam.whole)).model_dump(),
-        "density": sum(one.kept for one in seen.values()) / sum(one.entries for one in seen.values()),
+        "density": sum(one.kept for one in seen.values()) / sum(one.entries for one in seen.values()) if seen else 1.0,
         "kept_share": sum(shares) / len(shares) if shares else None,
         "least_kept_share": min(shares, default=None),
     }

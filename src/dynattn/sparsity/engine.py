@@ -127,26 +127,46 @@ class _Session:
             replace(module, "forward", ReplacedForward(module.forward, _Inputs(self, module, site, choice).run), undo)
 
 
+class _Last(NamedTuple):
+    """A choice for which somebody may still ask.
+
+    Attributes:
+        x: the input that it was made for.
+        before: what tells whether that was changed meanwhile: its version, or a copy in inference mode, where tensors
+            have none.
+        keep: the choice.
+        left: how many layers are still to read it.
+    """
+
+    x: weakref.ref[Tensor]
+    before: int | Tensor
+    keep: Tensor
+    left: int
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether it is the choice for an input."""
+        if self.x() is not x:
+            return False
+        return torch.equal(self.before, x) if isinstance(self.before, Tensor) else self.before == x._version
+
+
 class _Choice:
     """The choice for layers that read one input: made once for each input that they read one after another."""
 
     def __init__(self, chooser: Chooser, site: Site, readers: int) -> None:
         self.chooser, self.site, self.readers = chooser, site, readers
-        self.thread = threading.local()  # .last of the choices that this thread made, while someone may ask for it
+        self.thread = threading.local()  # .last of the choices that this thread made
 
     def of(self, x: Tensor) -> tuple[Tensor, bool]:
         """(tokens, in) bool, and whether it was made now."""
-        if self.readers == 1 or x.is_inference():  # of which nobody can tell whether it was changed meanwhile
-            return self._made(x), True
-        last, version, keep, left = getattr(self.thread, "last", (None, 0, None, 0))
-        made = last is None or last() is not x or version != x._version
-        if made:
-            keep, left = self._made(x), self.readers
-        self.thread.last = (weakref.ref(x), x._version, keep, left - 1) if left > 1 else (None, 0, None, 0)
-        return keep, made
-
-    def _made(self, x: Tensor) -> Tensor:
-        return _kept(self.chooser, x, self.site)
+        last: _Last | None = getattr(self.thread, "last", None)
+        if made := last is None or not last.is_of(x):
+            keep = _kept(self.chooser, x, self.site)
+            if self.readers == 1:
+                return keep, True
+            last = _Last(weakref.ref(x), x.clone() if x.is_inference() else x._version, keep, self.readers)
+        self.thread.last = last._replace(left=last.left - 1) if last.left > 1 else None
+        return last.keep, made
 
 
 class _Inputs:

@@ -56,7 +56,7 @@ class NMActivations(ActivationSparsity):
 
     def __post_init__(self) -> None:
         try:
-            _rule(self.n, self.m, self.stride)
+            NM(self.n, self.m, stride=self.stride)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("NM", "NMActivations")) from None
         if not isinstance(self.norm, bool):
