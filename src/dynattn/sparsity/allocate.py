@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dynattn.pruning.structure.find import find
 from dynattn.sparsity.calibrated import Calibrated
-from dynattn.sparsity.sites import Place, given, magnitudes, places
+from dynattn.sparsity.sites import Place, given, places
 from dynattn.sparsity.teal import TEAL
 
 _STEP = 0.05
@@ -69,7 +69,7 @@ class _Block:
         seen: list[list[Tensor]] = [[] for _ in its]
         with ExitStack() as undo:
             for place, into in zip(its, seen, strict=True):
-                undo.callback(_before(place, lambda x, into=into: into.append(magnitudes(x).flatten())))
+                undo.callback(_before(place, lambda x, into=into: into.append(x.abs().flatten())))
             self.dense = self._run()
         self.sizes = [torch.cat(parts).sort().values for parts in seen]
         self.weights = [place.module.weight.numel() for place in its]
@@ -96,7 +96,7 @@ class _Block:
     def _error(self, shares: Sequence[float]) -> float:
         with ExitStack() as undo:
             for place, least in zip(self.places, self._limits(shares), strict=True):
-                undo.callback(_before(place, lambda x, least=least: x.masked_fill(magnitudes(x) <= least, 0)))
+                undo.callback(_before(place, lambda x, least=least: x.masked_fill(x.abs() <= least, 0)))
             found = self._run()
         return sum(float((own - whole).double().square().sum()) for own, whole in zip(found, self.dense, strict=True))
 

@@ -16,7 +16,7 @@ from dynattn.sparsity.activations import ActivationPlan
 from dynattn.sparsity.calibrated import Calibrated
 from dynattn.sparsity.engine import Taken, activation, taking_part
 from dynattn.sparsity.quantile import Quantile
-from dynattn.sparsity.sites import Gated, Place, given, magnitudes, norms, rows
+from dynattn.sparsity.sites import Gated, Place, given, norms, rows
 from dynattn.sparsity.thresholded import Thresholded
 
 
@@ -80,7 +80,7 @@ class _Tap:
     def weigh(self, x: Tensor) -> None:
         """Add up the sizes of what the gate multiplies."""
         if self.gated is not None:
-            sizes = magnitudes(self.gated.up.forward(x)).double().sum(0)
+            sizes = self.gated.up.forward(x).double().abs().sum(0)
             self.sums = sizes if self.sums is None else self.sums + sizes
             self.tokens += len(x)
 
@@ -121,7 +121,7 @@ class _Tap:
     def _sizes(self, x: Tensor) -> Tensor:
         if self.gated is not None and self.act is not None:
             x = self.act(self.gated.gate.forward(x))
-        return magnitudes(x) if self.factors is None else magnitudes(x) * self.factors.to(x.device)
+        return x.abs() if self.factors is None else x.abs() * self.factors.to(x.device)
 
 
 def _taps(taken: Sequence[Taken]) -> list[_Tap]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dynattn.sparsity.sites import magnitudes
-
 
 def kept_share(x: Tensor, keep: Tensor, norms: Tensor) -> Tensor:
     """The share of ``Σ |x_i| ‖W[:, i]‖`` that is kept.
@@ -25,7 +23,7 @@ def kept_share(x: Tensor, keep: Tensor, norms: Tensor) -> Tensor:
     Returns:
         (tokens,), from 0 to 1; 1 for a row that is 0.
     """
-    sizes = magnitudes(x) * norms.to(x.device)
+    sizes = x.abs() * norms.to(x.device)
     whole = sizes.sum(-1)
     return (sizes.masked_fill(~keep, 0).sum(-1) / whole).masked_fill(whole == 0, 1)
 
@@ -39,4 +37,4 @@ def bound(x: Tensor, keep: Tensor, norms: Tensor) -> Tensor:
     Returns:
         (tokens,).
     """
-    return (magnitudes(x) * norms.to(x.device)).masked_fill(keep, 0).sum(-1)
+    return (x.abs() * norms.to(x.device)).masked_fill(keep, 0).sum(-1)

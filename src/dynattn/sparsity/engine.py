@@ -160,13 +160,14 @@ class _Choice:
     def of(self, x: Tensor) -> tuple[Tensor, bool]:
         """(tokens, in) bool, and whether it was made now."""
         last: _Last | None = getattr(self.thread, "last", None)
-        if made := last is None or not last.is_of(x):
-            keep = _kept(self.chooser, x, self.site)
-            if self.readers == 1:
-                return keep, True
-            last = _Last(weakref.ref(x), x.clone() if x.is_inference() else x._version, keep, self.readers)
-        self.thread.last = last._replace(left=last.left - 1) if last.left > 1 else None
-        return last.keep, made
+        if last is not None and last.is_of(x):
+            self.thread.last = last._replace(left=last.left - 1) if last.left > 1 else None
+            return last.keep, False
+        keep = _kept(self.chooser, x, self.site)
+        if self.readers > 1:
+            before = x.clone() if x.is_inference() else x._version
+            self.thread.last = _Last(weakref.ref(x), before, keep, self.readers - 1)
+        return keep, True
 
 
 class _Inputs:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dynattn.methods.nm import NM, choose
 from dynattn.sparsity.activations import ActivationSparsity
-from dynattn.sparsity.sites import Site, magnitudes
+from dynattn.sparsity.sites import Site
 
 _NAME = re.compile(r"nmact-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?P<norm>-norm)?")
 
@@ -82,5 +82,5 @@ class NMActivations(ActivationSparsity):
 
     def keep(self, x: Tensor, site: Site) -> Tensor:
         """The N largest of each group, and every NaN."""
-        scores = site.scores(x) if self.norm else magnitudes(x)
+        scores = site.scores(x) if self.norm else x.abs()
         return choose(scores, _rule(self.n, self.m, self.stride)) | scores.isnan()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +54,12 @@ class Site:
         return named(self.layer, self.projection)
 
     def scores(self, x: Tensor) -> Tensor:
-        """``|x_i| ‖W[:, i]‖``, in float32 at least.
+        """``|x_i| ‖W[:, i]‖``, in float32 at least, as norms are.
 
         Args:
             x: (tokens, in).
         """
-        return magnitudes(x) * self.norms.to(x.device)
+        return x.abs() * self.norms.to(x.device)
 
     def threshold(self, method: str) -> Tensor:
         """The thresholds.
@@ -81,11 +81,8 @@ class Chooser(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def shares_choice(self) -> bool: ...
-
-    @property
-    def chooses_neurons(self) -> bool: ...
+    shares_choice: ClassVar[bool]
+    chooses_neurons: ClassVar[bool]
 
     @property
     def needs_thresholds(self) -> bool: ...
@@ -142,11 +139,6 @@ class Place(NamedTuple):
 def named(layer: int, projection: str) -> str:
     """``3.down``."""
     return f"{layer}.{projection}"
-
-
-def magnitudes(x: Tensor) -> Tensor:
-    """``|x|``, in float32 at least, so that products and comparisons add no rounding of their own."""
-    return x.abs().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -223,7 +215,7 @@ def _of_gated(number: int, layer: nn.Module, mlp: MLP) -> Iterator[Place]:
             "Sparsity(qkv=method, out=method) does"
         )
     owner = next(module for module in layer.modules() if any(child is mlp.output for child in module.children()))
-    act = next((found for name in _ACTIVATIONS if callable(found := getattr(owner, name, None))), None)
+    act: Any = next((found for name in _ACTIVATIONS if callable(found := getattr(owner, name, None))), None)
     yield Place(number, "gate", gates[0])
     yield Place(number, "up", ups[0])
     yield Place(number, "down", mlp.output, Gated(owner, gates[0], ups[0], act))

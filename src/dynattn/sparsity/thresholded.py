@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynattn.methods import share
 from dynattn.sparsity.activations import ActivationSparsity
-from dynattn.sparsity.sites import Site, magnitudes
+from dynattn.sparsity.sites import Site
 
 
 class Thresholded(ActivationSparsity):
@@ -47,7 +47,7 @@ class Thresholded(ActivationSparsity):
 
     def keep(self, x: Tensor, site: Site) -> Tensor:
         """What is above the thresholds, and every NaN."""
-        sizes, least = magnitudes(x), site.threshold(type(self).__name__).to(x.device)
+        sizes, least = x.abs(), site.threshold(type(self).__name__).to(x.device)
         return (sizes > least if self.strict else sizes >= least) | sizes.isnan()
 
     def dropped(self, count: int) -> int:
