@@ -76,16 +76,20 @@ class Input(NamedTuple):
 
     def scores(self, queries: Tensor) -> Tensor:
         """Scores of some queries, given by their numbers: (batch, heads, queries, kv_len), -inf where not allowed."""
-        dtype = arithmetic_dtype(self.query.dtype)
         kv_len = seen = self.key.shape[2]
         if self.causal and len(queries):
             seen = min(kv_len, max(0, int(queries.max()) + self.offset + 1))
-        s = self.scale * by_kv_head(self.query[:, :, queries].to(dtype), self.key[:, :, :seen].to(dtype))
-        allowed = self.allowed_keys()[:, :, None, :seen]
-        if self.causal:
-            position = torch.arange(seen, device=self.key.device)
-            allowed = allowed & (position <= queries.unsqueeze(-1) + self.offset)
-        return pad(s.masked_fill(~allowed, -math.inf), (0, kv_len - seen), value=-math.inf)
+        return pad(self.first_scores(queries, seen), (0, kv_len - seen), value=-math.inf)
+
+    def first_scores(self, queries: Tensor, seen: int) -> Tensor:
+        """The same with the first ``seen`` keys alone."""
+        dtype = arithmetic_dtype(self.query.dtype)
+        s = by_kv_head(self.query[:, :, queries].to(dtype), self.key[:, :, :seen].to(dtype)).mul_(self.scale)
+        if self.attn_mask is not None:
+            s.masked_fill_(~self.allowed_keys()[:, :, None, :seen], -math.inf)
+        if len(queries):
+            self.forbid_later(s, queries.unsqueeze(-1), int(queries.min()))
+        return s
 
     def columns_seen(self, rows: slice, size: int) -> int:
         """How many blocks of keys, from the first on, hold what some query of these rows of blocks may attend."""
@@ -154,6 +158,16 @@ def in_blocks(scores: Tensor, size: int) -> Tensor:
 def some_scored(scores: Tensor, size: int) -> Tensor:
     """Whether a pair of the block is allowed: bool (batch, heads, blocks of queries, blocks of keys)."""
     return (in_blocks(scores, size) != -math.inf).any(-1).any(-2)
+
+
+def log_sums(scores: Tensor) -> Tensor:
+    """``log Σ_j e^{s_j}`` over the last dimension.
+
+    Overwrites the scores: to make temporaries of their size takes longer than the arithmetic.
+    """
+    most = scores.amax(-1)
+    most.masked_fill_(most == -math.inf, 0.0)
+    return scores.sub_(most.unsqueeze(-1)).exp_().sum(-1).log_().add_(most)
 
 
 def log_shares(scores: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from dynattn.maths.estimate import (
     by_definition,
     by_kv_head,
     log_shares,
+    log_shares_of_blocks,
+    log_sums,
     some_allowed,
     some_scored,
 )
@@ -76,7 +78,8 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     for rows in call.steps(size, kv_len * runs, parts):
         seen = call.columns_seen(rows, size)
         t = _means(call, key[:, :, : seen * size + 1], rows, size)[..., :-1]
-        value = log_shares(t.unflatten(3, (seen, size)).unflatten(2, (rows.stop - rows.start, runs)))
+        sums = log_sums(t.unflatten(3, (seen, size)))
+        value = log_shares_of_blocks(sums.unflatten(2, (rows.stop - rows.start, runs)))
         yield Estimated(rows, pad(value, (0, columns - seen), value=-math.inf), some[:, :, rows])
 
 

@@ -16,8 +16,19 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dynattn.maths.estimate import Estimated, Input, blocks, log_shares, some_allowed, some_scored
+from dynattn.maths.estimate import (
+    Estimated,
+    Input,
+    blocks,
+    log_shares,
+    log_shares_of_blocks,
+    log_sums,
+    some_allowed,
+    some_scored,
+)
+from dynattn.maths.scores import arithmetic_dtype
 
 STEP = 16
 _PARTS = 8
@@ -35,7 +46,9 @@ def of_scores(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     length = scores.shape[2]
     numbers, there = _sampled(range(-(-length // size)), length, size)
-    return _value(scores[:, :, numbers.flatten().to(scores.device)], there, size), some_scored(scores, size)
+    s = scores[:, :, numbers.flatten().to(scores.device)].unflatten(2, there.shape)
+    s = s.masked_fill(~there.to(scores.device).unsqueeze(-1), -math.inf)
+    return log_shares(blocks(s, size, 4, -math.inf)), some_scored(scores, size)
 
 
 def of_input(call: Input, size: int) -> Iterator[Estimated]:
@@ -48,12 +61,17 @@ def of_input(call: Input, size: int) -> Iterator[Estimated]:
     Yields:
         :class:`~dynattn.maths.estimate.Estimated`, from the first row of blocks to the last.
     """
-    some = some_allowed(call, size)
+    (q_len, kv_len), some = (x.shape[2] for x in (call.query, call.key)), some_allowed(call, size)
     parts = _PARTS if call.causal else 1  # a step scores no keys that lie behind its last query
-    for rows in call.steps(size, call.key.shape[2] * -(-size // STEP), parts):
-        numbers, there = _sampled(range(rows.start, rows.stop), call.query.shape[2], size)
-        s = call.scores(numbers.flatten().to(call.query.device))
-        yield Estimated(rows, _value(s, there, size), some[:, :, rows])
+    call, columns = call._replace(key=call.key.to(arithmetic_dtype(call.key.dtype))), -(-kv_len // size)
+    for rows in call.steps(size, kv_len * -(-size // STEP), parts):
+        numbers, there = (x.to(call.query.device) for x in _sampled(range(rows.start, rows.stop), q_len, size))
+        seen = call.columns_seen(rows, size)
+        s = call.first_scores(numbers.flatten(), min(kv_len, seen * size)).unflatten(2, there.shape)
+        if not there.all():
+            s.masked_fill_(~there.unsqueeze(-1), -math.inf)
+        value = log_shares_of_blocks(log_sums(blocks(s, size, 4, -math.inf)))
+        yield Estimated(rows, pad(value, (0, columns - seen), value=-math.inf), some[:, :, rows])
 
 
 def _sampled(rows: range, length: int, size: int) -> tuple[Tensor, Tensor]:
@@ -62,9 +80,3 @@ def _sampled(rows: range, length: int, size: int) -> tuple[Tensor, Tensor]:
     first = first + torch.arange(0, size, STEP, device="cpu")
     end = first + torch.tensor([min(STEP, size - start) for start in range(0, size, STEP)], device="cpu")
     return end.clamp(max=length) - 1, first < length
-
-
-def _value(scores: Tensor, there: Tensor, size: int) -> Tensor:
-    """The value of every block, from the scores of the sampled queries, (batch, heads, rows · runs, kv_len)."""
-    s = scores.unflatten(2, there.shape).masked_fill(~there.to(scores.device).unsqueeze(-1), -math.inf)
-    return log_shares(blocks(s, size, 4, -math.inf))

@@ -139,9 +139,10 @@ def audit(
 
     Rows are drawn by position, for all samples and heads at once, anew in every call. Where each query chooses by
     itself and looks at no position (N:M without a window, top-k, thresholds, mass), those rows go once more through
-    :func:`dynattn.attention`, with the certificate: it costs about ``share`` of the call. Other methods are computed by
-    their definition in plain PyTorch: runs of 16 rows, or for methods that choose whole blocks of queries (block top-k,
-    block mass) blocks as the method cuts them.
+    :func:`dynattn.attention`, with the certificate: it costs about ``share`` of the call. Of other methods adjacent
+    rows are drawn together: runs of 16, or for methods that choose whole blocks of queries (block top-k, block mass)
+    blocks as the method cuts them. In causal attention they go through :func:`dynattn.attention` as well; without,
+    they are computed by the definition in plain PyTorch.
 
     What a call computes stays as it is, unless a limit is given: a layer whose mean falls below it attends densely from
     its next call on, until the end of the audit.
@@ -215,29 +216,41 @@ def _kept_masses(call: Call, method: PairMethod, draw: Callable[[int], list[int]
 
 def _of_rows(call: Call, method: PairMethod, rows: Tensor) -> Tensor:
     """The kept masses of rows at any places, for a method whose rows each choose by themselves."""
-    mask, q_len, kv_len = call.attn_mask, call.query.shape[2], call.key.shape[2]
-    if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
-        mask = mask.index_select(-2, rows)
+    mask, q_len, kv_len = _mask_of(call, rows), call.query.shape[2], call.key.shape[2]
     if call.causal:
         open_keys = torch.arange(kv_len, device=rows.device) <= (rows + kv_len - q_len).unsqueeze(-1)
         if mask is None:
             mask = open_keys
         else:
             mask = mask & open_keys if mask.dtype == torch.bool else mask.masked_fill(~open_keys, -torch.inf)
-    query = call.query.index_select(2, rows)
-    _, aux = attention(query, call.key, call.value, method, attn_mask=mask, scale=call.scale, return_aux=True)
-    emptied = (aux.logsumexp == -torch.inf) & (aux.kept_mass == 1)  # nothing was lost where nothing was allowed
-    return aux.kept_mass[~emptied]
+    return _certified(call, method, call.query.index_select(2, rows), kv_len, mask, causal=False)
 
 
 def _of_run(call: Call, method: PairMethod, rows: range) -> Tensor:
     """The kept masses of adjacent rows, which begin where the method may cut."""
-    mask, q_len, kv_len = call.attn_mask, call.query.shape[2], call.key.shape[2]
-    if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
-        mask = mask[..., rows.start : rows.stop, :]
+    offset = call.key.shape[2] - call.query.shape[2] + rows.start
+    mask = _mask_of(call, torch.arange(rows.start, rows.stop, device=call.query.device))
+    query = call.query[:, :, rows.start : rows.stop]
+    if call.causal and offset >= 0:  # the last queries of a shorter text
+        seen = offset + len(rows)
+        return _certified(call, method, query, seen, mask if mask is None else mask[..., :seen], causal=True)
     with torch.autocast(call.query.device.type, enabled=False):
-        found = reference.forward(
-            call.query[:, :, rows.start : rows.stop], call.key, call.value, method, mask, call.causal,
-            call.scale, offset=kv_len - q_len + rows.start,
-        )  # fmt: skip
+        found = reference.forward(query, call.key, call.value, method, mask, call.causal, call.scale, offset=offset)
     return found.kept_mass[found.allowed > 0]
+
+
+def _mask_of(call: Call, rows: Tensor) -> Tensor | None:
+    mask = call.attn_mask
+    return mask.index_select(-2, rows) if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1 else mask
+
+
+def _certified(
+    call: Call, method: PairMethod, query: Tensor, seen: int, mask: Tensor | None, causal: bool
+) -> Tensor:  # fmt: skip
+    """The kept masses of these queries by :func:`dynattn.attention` to the first ``seen`` keys."""
+    value = call.value[:, :, :seen, :1]  # the least that a call multiplies
+    _, aux = attention(
+        query, call.key[:, :, :seen], value, method, attn_mask=mask, causal=causal, scale=call.scale, return_aux=True
+    )
+    emptied = (aux.logsumexp == -torch.inf) & (aux.kept_mass == 1)  # nothing was lost where nothing was allowed
+    return aux.kept_mass[~emptied]
