@@ -198,6 +198,18 @@ def test_the_model_is_as_before_after_an_error():
     assert model.model.layers[0].mlp.up_proj.weight.stride() == strides
 
 
+@pytest.mark.parametrize("method", [WINA(0.2), CHESS(0.5)], ids=lambda one: one.name)
+def test_a_forward_that_is_still_held_afterwards_is_the_modules_own(method):
+    mlp, x = (model := make("llama")).model.layers[0].mlp, torch.randn(3, 32)
+    with torch.no_grad():
+        expected = mlp(x)
+        with _applied(method, model):
+            held, sparse = [module.forward for module in (mlp, mlp.up_proj, mlp.down_proj)], mlp(x)
+        assert not torch.allclose(sparse, expected)
+        close(held[0](x), expected)
+        close(held[2](nn.functional.silu(mlp.gate_proj(x)) * held[1](x)), expected)
+
+
 def test_methods_do_not_nest_on_one_layer_and_may_on_others():
     model, given = make("llama"), inputs("llama")
     dense = output(model, given)
