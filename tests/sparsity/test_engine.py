@@ -171,6 +171,14 @@ def test_a_nan_reaches_the_output_of_its_token():
     assert layer.mlp(x)[0, 2].isnan().all()
 
 
+def test_what_is_left_out_counts_as_nothing_also_where_it_is_infinite():
+    model, x = make("llama"), torch.zeros(1, 1, 32)
+    x[..., 8:10] = torch.inf  # two of one group, of which the first stays
+    query = model.model.layers[0].self_attn.q_proj
+    with NMActivations(1, 8).apply(model), torch.no_grad():
+        assert torch.equal(query(x)[0, 0], torch.inf * query.weight[:, 8])
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_gradients_take_the_choice_as_a_constant(kind):
     model, given = make(kind), inputs(kind)
