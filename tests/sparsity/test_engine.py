@@ -60,10 +60,16 @@ def _applied(method: ActivationSparsity, model: Any):
     return Calibrated(method, THRESHOLDS).apply(model) if method.needs_thresholds else method.apply(model)
 
 
-@pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize(
-    "method", [NMActivations(2, 4), NMActivations(3, 8, 2, True), WINA(0.4), TEAL(0.5)], ids=lambda one: one.name
-)
+    ("kind", "method"),
+    [
+        ("llama", NMActivations(2, 4)), ("vit", NMActivations(2, 4)),
+        ("llama", NMActivations(3, 8, 2, True)), ("gpt2", NMActivations(3, 8, 2, True)),
+        ("bert", NMActivations(3, 8, 2, True)), ("gpt2", WINA(0.4)), ("vit", WINA(0.4)), ("bert", TEAL(0.5)),
+        ("llama", TEAL(0.5)),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_the_model_is_masked_and_then_exactly_as_before(kind, method):
     model, given = make(kind), inputs(kind)
     parameters = dict(model.named_parameters())
