@@ -16,7 +16,7 @@ from typing import Any
 
 from marked import difference, markdown, rewritten
 
-from dynattn.lab import calibration
+from dynattn.lab import thresholds
 from dynattn.lab.figures import BASELINE, Interval
 from dynattn.lab.machine import machine
 from dynattn.lab.prune.run import Exam, examine, scores
@@ -66,7 +66,7 @@ def plans(projections: Sequence[str]) -> list[str]:
 def point(exam: Exam, name: str) -> dict[str, Any]:
     """The score with a method, less the dense model's, and what the sites kept on the first input."""
     method, model = parse(name), exam.pretrained.model
-    setting = calibration.fitted(exam.pretrained, method)  # pyright: ignore[reportArgumentType]
+    setting = thresholds.fitted(exam.pretrained, method)  # pyright: ignore[reportArgumentType]
     with setting.apply(model):
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
         with watching() as seen:
@@ -90,7 +90,7 @@ def measure(model: str) -> None:
         else {
             "machine": machine(), "metric": exam.task.metric, "data": exam.data.summary,
             "dense": float(scores(exam.whole, exam.whole).mean()), "projections": projections,
-            "calibrated_on": f"{calibration.TEXTS} Wikipedia articles, up to {calibration.TOKENS} tokens each",
+            "calibrated_on": f"{thresholds.TEXTS} Wikipedia articles, up to {thresholds.TOKENS} tokens each",
             "points": {},
         }
     )  # fmt: skip

@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from dynattn.sparsity import CHESS, TEAL, Calibrated, Magnitude, Sparsity, calibrate
+from dynattn.sparsity import CHESS, TEAL, Calibrated, Magnitude, Sparsity, calibrate_thresholds
 from tests.pruning.structure.models import inputs, make, output
 
 
 @pytest.mark.parametrize("method", [TEAL(0.5), Sparsity(mlp=CHESS(0.3), qkv=TEAL(0.7))], ids=lambda one: one.name)
 def test_a_setting_is_written_and_read(method, tmp_path):
     model, given = make("llama"), inputs("llama")
-    setting = calibrate(method, model, [given])
+    setting = calibrate_thresholds(method, model, [given])
     setting.save(tmp_path / "folder" / "setting.json")
     read = Calibrated.load(tmp_path / "folder" / "setting.json")
     assert read == setting

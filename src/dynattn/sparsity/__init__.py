@@ -13,7 +13,6 @@ from __future__ import annotations
 from dynattn.sparsity.activations import ActivationPlan, ActivationSparsity
 from dynattn.sparsity.allocate import allocate
 from dynattn.sparsity.base import Kept, WeightSparsity
-from dynattn.sparsity.calibrate import calibrate
 from dynattn.sparsity.calibrated import Calibrated
 from dynattn.sparsity.certificate import bound, kept_share
 from dynattn.sparsity.chess import CHESS
@@ -28,12 +27,13 @@ from dynattn.sparsity.registry import find, parse, register
 from dynattn.sparsity.sites import Site
 from dynattn.sparsity.teal import TEAL
 from dynattn.sparsity.thresholded import Thresholded
+from dynattn.sparsity.thresholds import calibrate_thresholds
 from dynattn.sparsity.wina import WINA
 
 __all__ = [
     "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "Calibrated", "Chosen", "Kept", "Magnitude",
     "NMActivations", "NMWeights", "RandomWeights", "Seen", "Site", "Sparsity", "SparsityMethod", "Thresholded",
-    "WeightSparsity", "allocate", "bound", "calibrate", "find", "kept_share", "observing", "parse", "register",
+    "WeightSparsity", "allocate", "bound", "calibrate_thresholds", "find", "kept_share", "observing", "parse", "register",
     "watching",
 ]  # fmt: skip
 

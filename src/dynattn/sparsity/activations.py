@@ -27,7 +27,7 @@ class ActivationPlan(SparsityMethod):
 
     @property
     def needs_thresholds(self) -> bool:
-        """Whether it must be calibrated before it is applied, see :func:`dynattn.sparsity.calibrate`."""
+        """Whether it must be calibrated before it is applied, see :func:`dynattn.sparsity.calibrate_thresholds`."""
         return False
 
     def apply(self, model: nn.Module) -> AbstractContextManager[tuple[Site, ...]]:

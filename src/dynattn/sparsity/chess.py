@@ -32,7 +32,7 @@ _NAME = re.compile(rf"chess-(?P<keep>{share.NUMBER})")
 class CHESS(Thresholded):
     """Compute the neurons of each MLP that the gate asks for. Attention is left dense.
 
-    It must be calibrated: ``calibrate(CHESS(0.5), model, inputs).apply(model)``.
+    It must be calibrated: ``calibrate_thresholds(CHESS(0.5), model, inputs).apply(model)``.
 
     Args:
         keep_ratio: the share of the neurons that stay on calibration inputs, between 1e-6 and 1.

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 PROJECTIONS = tuple(name for names in PARTS.values() for name in names)
 """All names of projections."""
 
-REMEDY = "take dynattn.sparsity.calibrate(method, model, inputs) for this model, and apply what it gives"
+REMEDY = "take dynattn.sparsity.calibrate_thresholds(method, model, inputs) for this model, and apply what it gives"
 """What to do where a threshold is missing."""
 
 _READ_TOGETHER = (("q", "k", "v"), ("gate", "up"))

@@ -24,7 +24,7 @@ _NAME = re.compile(rf"teal-(?P<keep>{share.NUMBER})")
 class TEAL(Thresholded):
     """Keep the inputs of each linear layer that are larger than a threshold.
 
-    It must be calibrated: ``calibrate(TEAL(0.5), model, inputs).apply(model)``.
+    It must be calibrated: ``calibrate_thresholds(TEAL(0.5), model, inputs).apply(model)``.
 
     Args:
         keep_ratio: the share of the inputs that stay on calibration inputs, between 1e-6 and 1.

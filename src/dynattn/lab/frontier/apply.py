@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 from dynattn import pruning, sparsity
-from dynattn.lab.calibration import fitted
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
+from dynattn.lab.thresholds import fitted
 from dynattn.methods import parse
 
 CACHE = "cache-"

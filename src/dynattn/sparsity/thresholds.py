@@ -20,10 +20,10 @@ from dynattn.sparsity.sites import Gated, Place, given, norms, rows
 from dynattn.sparsity.thresholded import Thresholded
 
 
-def calibrate(method: ActivationPlan, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Calibrated:
+def calibrate_thresholds(method: ActivationPlan, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Calibrated:
     """Find the thresholds of a method for a model.
 
-        setting = calibrate(TEAL(0.5), model, [tokenizer(text, return_tensors="pt") for text in texts])
+        setting = calibrate_thresholds(TEAL(0.5), model, [tokenizer(text, return_tensors="pt") for text in texts])
         with setting.apply(model): ...
 
     Args:
@@ -39,16 +39,20 @@ def calibrate(method: ActivationPlan, model: nn.Module, inputs: Sequence[Mapping
         ValueError: there are no inputs, the method has no thresholds, the model trains, or its layers cannot be named.
     """
     if not isinstance(method, ActivationPlan):
-        raise TypeError(f"calibrate: method must be one that chooses inputs: got {method!r}; try TEAL(0.5)")
+        raise TypeError(f"calibrate_thresholds: method must be one that chooses inputs: got {method!r}; try TEAL(0.5)")
     if not method.needs_thresholds:
-        raise ValueError(f"calibrate: the method must have thresholds: {method.name} has none; apply it as it is")
+        raise ValueError(
+            f"calibrate_thresholds: the method must have thresholds: {method.name} has none; apply it as it is"
+        )
     taps = _taps(taking_part(model, method))
     if not inputs:
         raise ValueError(
-            "calibrate: there must be inputs: got none; give some texts of the kind that the model will read"
+            "calibrate_thresholds: there must be inputs: got none; give some texts of the kind that the model will read"
         )
     if model.training:
-        raise ValueError("calibrate: the model must be in eval mode, since dropout changes it: call model.eval() first")
+        raise ValueError(
+            "calibrate_thresholds: the model must be in eval mode, since dropout changes it: call model.eval() first"
+        )
     if any(tap.gated is not None for tap in taps):
         _run(model, inputs, taps, _Tap.weigh)
     for tap in taps:

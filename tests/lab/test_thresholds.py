@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
-from dynattn.lab import calibration
+from dynattn.lab import thresholds
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.tasks.texts import Text
@@ -24,21 +24,21 @@ def articles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(1)
         return tuple(Text(str(number), f"the words of text {number} " * 9) for number in range(95))
 
-    monkeypatch.setattr(calibration, "wikipedia", texts)
+    monkeypatch.setattr(thresholds, "wikipedia", texts)
     return asked
 
 
 @pytest.mark.parametrize("kind", ["tiny_encoder", "tiny_decoder"])
 def test_a_method_is_calibrated_once_for_a_model(kind: str, request: pytest.FixtureRequest, articles: list[int]):
     pretrained = load(str(request.getfixturevalue(kind)))
-    given = calibration.inputs(pretrained)
-    assert len(given) == calibration.TEXTS
-    assert all(one["input_ids"].shape[1] <= calibration.TOKENS for one in given)
-    first = calibration.fitted(pretrained, TEAL(0.5))
+    given = thresholds.inputs(pretrained)
+    assert len(given) == thresholds.TEXTS
+    assert all(one["input_ids"].shape[1] <= thresholds.TOKENS for one in given)
+    first = thresholds.fitted(pretrained, TEAL(0.5))
     assert isinstance(first, Calibrated)
-    assert calibration.fitted(pretrained, TEAL(0.5)) is first
+    assert thresholds.fitted(pretrained, TEAL(0.5)) is first
     assert len(articles) == 2
-    assert calibration.fitted(pretrained, WINA(0.5)) == WINA(0.5)
+    assert thresholds.fitted(pretrained, WINA(0.5)) == WINA(0.5)
 
     def states(name: str) -> torch.Tensor:
         with applied(pretrained, name), torch.no_grad():
@@ -53,5 +53,5 @@ def test_a_method_is_calibrated_once_for_a_model(kind: str, request: pytest.Fixt
 
 def test_a_model_that_reads_no_texts_is_refused():
     pretrained = Pretrained("dinov2", torch.nn.Identity(), None, "vision", "")
-    with pytest.raises(ValueError, match="calibration: the model must read texts: dinov2 is of kind vision"):
-        calibration.fitted(pretrained, TEAL(0.5))
+    with pytest.raises(ValueError, match="thresholds: the model must read texts: dinov2 is of kind vision"):
+        thresholds.fitted(pretrained, TEAL(0.5))

@@ -11,10 +11,10 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import wikipedia
-from dynattn.sparsity import ActivationPlan, Calibrated, calibrate
+from dynattn.sparsity import ActivationPlan, Calibrated, calibrate_thresholds
 
-FIRST, TEXTS, TOKENS = 60, 8, 512
-"""Tasks take the longest articles first: the 61st to the 68th of 95 are calibrated on, so many tokens of each."""
+TEXTS, TOKENS = 16, 256
+"""So many articles, the shortest ones, since tasks take the longest first; and so many tokens of each."""
 
 _found: WeakKeyDictionary[nn.Module, dict[str, Calibrated]] = WeakKeyDictionary()
 
@@ -31,14 +31,17 @@ def inputs(pretrained: Pretrained) -> list[Inputs]:
     """
     if pretrained.kind not in ("encoder", "decoder"):
         raise ValueError(
-            f"calibration: the model must read texts: {pretrained.name} is of kind {pretrained.kind}; take a method "
+            f"thresholds: the model must read texts: {pretrained.name} is of kind {pretrained.kind}; take a method "
             "without thresholds, such as nmact-8-16-norm or wina-0.5"
         )
     tokens = longest(pretrained, TOKENS)
     beside = {"use_cache": False} if pretrained.kind == "decoder" else {}
     return [
-        {**pretrained.processor(text.body, truncation=True, max_length=tokens, return_tensors="pt"), **beside}
-        for text in wikipedia()[FIRST : FIRST + TEXTS]
+        {
+            **pretrained.processor(text.body[: TOKENS * 20], truncation=True, max_length=tokens, return_tensors="pt"),
+            **beside,
+        }
+        for text in wikipedia()[-TEXTS:]
     ]
 
 
@@ -51,11 +54,11 @@ def fitted(pretrained: Pretrained, method: ActivationPlan) -> ActivationPlan | C
         method: the method.
 
     Raises:
-        As :func:`inputs`, and :func:`dynattn.sparsity.calibrate`.
+        As :func:`inputs`, and :func:`dynattn.sparsity.calibrate_thresholds`.
     """
     if not method.needs_thresholds:
         return method
     known = _found.setdefault(pretrained.model, {})
     if method.name not in known:
-        known[method.name] = calibrate(method, pretrained.model, inputs(pretrained))
+        known[method.name] = calibrate_thresholds(method, pretrained.model, inputs(pretrained))
     return known[method.name]
