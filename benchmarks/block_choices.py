@@ -51,7 +51,7 @@ LONGEST = (
     "dense", "blocktopk-0.25-b64", "blocktopk-0.25-b64-sampled", "blocktopk-0.25-b64-runs",
     "blocktopk-0.25-b64-lowrank", "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-sampled",
     "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs", "nm-1-2-x16-w64-s4",
-    "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-5.0",
+    "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-5.0", "blockskip-4.0", "blockskip-3.0", "blockskip-2.0",
 )  # fmt: skip
 LONGER = (
     *LONGEST, "blockmass-0.9-b64-sampled", "blockmass-0.95-b64-runs", "blockmass-0.95-b64-lowrank",
@@ -63,7 +63,7 @@ METHODS = {
     2048: (
         *LONGER, "blocktopk-0.25-b64-w0-s0", "blocktopk-0.25-b64-similar", "blocktopk-0.25-b64-bounds",
         "blocktopk-0.25-b64-antidiagonal", "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled",
-        "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "topk-0.25-f0", "blockskip-4.0", "blockskip-6.0",
+        "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "topk-0.25-f0", "blockskip-6.0", "blockskip-1.0",
     ),
 }  # fmt: skip
 """Methods by length: the longer the text, the longer a cell takes, and the fewer there are."""

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.forking.python import fork_server, forked_python  # noqa: F401  # fixtures
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that import it anew
 torch.set_num_threads(1)
 
 

@@ -71,6 +71,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.parametrize("ends", ["interrupt", "error"])
 def test_workers_end_at_once_with_what_they_were_started_by(tmp_path, ends: str):
     (tmp_path / "wait.py").write_text(_WAIT)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FACTORIES = frozenset(
     [
@@ -79,6 +81,7 @@ def test_every_factory_names_a_device() -> None:
     assert not {path: calls for path, calls in found.items() if len(calls) > WEIGHTS.get(path.name, 0)}
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_methods_compute_where_their_tensors_are() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     subprocess.run([sys.executable, "-c", ELSEWHERE], check=True, env=environment)

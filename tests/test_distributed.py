@@ -199,6 +199,7 @@ def _process(rank: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_parts_are_the_whole(tmp_path: Path) -> None:
     spawn(_process, (str(tmp_path),), nprocs=4)

@@ -54,6 +54,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 @pytest.mark.parametrize(("program", "option"), part([("program", "--worker"), ("program.py", "--help")], 2))
 def test_a_program_and_its_workers_know_the_methods(program: str, option: str, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_help_and_errors_are_written_in_any_encoding(encoding: str):
         assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_what_ends_a_command_leaves_nothing_half_written(tmp_path, end):
     code = (

@@ -114,6 +114,7 @@ def _child(cache, ids, answers):
         answers.put(_forward(model, cache, ids).numpy())
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 @pytest.mark.parametrize("make", part(["spatten", "full"], 2))
 def test_a_cache_goes_to_another_process(model, ids, make):

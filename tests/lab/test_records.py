@@ -58,6 +58,7 @@ def test_what_is_not_finite_comes_back(tmp_path):
     assert found.q1 == -math.inf
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_disk_that_fills_leaves_the_file_before_and_nothing_else(tmp_path):
     path = tmp_path / "figures.json"
     path.write_text("before")
@@ -67,6 +68,7 @@ def test_a_disk_that_fills_leaves_the_file_before_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["figures.json"]
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_full_disk_is_noticed_before_the_work(tmp_path):
     done = _with_small_files("with records.reserve(Path(sys.argv[1])): print('worked')", tmp_path / "figures.json")
     assert "must be a file that can be written: File too large" in done.stderr

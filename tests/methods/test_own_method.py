@@ -83,6 +83,7 @@ def python(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_in_attention_and_in_a_model(environment: dict[str, str]) -> None:
     pytest.importorskip("transformers", reason="needs dynattn[transformers]")

@@ -100,6 +100,7 @@ def _run(rank: int, port: int, checks: Sequence[Callable[[int, Any], None]]) -> 
     dist.destroy_process_group()
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_two_processes() -> None:
     with socket.socket() as free:

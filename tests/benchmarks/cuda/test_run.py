@@ -15,6 +15,7 @@ from tests.signals import default_signals
 _SCRIPT = Path(__file__).parents[3] / "benchmarks" / "cuda" / "run.py"
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.skipif(loader.missing() is not None, reason=f"needs NVRTC: {loader.missing()}")
 def test_dry_run(tmp_path: Path) -> None:
     environment = os.environ | {"DYNATTN_CACHE": str(tmp_path / "cache")}
@@ -44,6 +45,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_command_that_takes_too_long_may_say_what_it_found(tmp_path: Path) -> None:
     code = "import json, pathlib, run, sys; print(json.dumps(run._run(sys.argv[1:], 1.0, pathlib.Path('log'))))"
     command = [sys.executable, "-c", code, sys.executable, "-c", _STUCK]

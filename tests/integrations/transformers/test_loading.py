@@ -304,6 +304,7 @@ def test_names_that_nobody_registered_are(tmp_path):
         model.set_attn_implementation("dynattn:nm-two")
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_a_process_that_unpickles_a_model_knows_its_method(tmp_path):
     model = with_attention(tiny("llama"), "dynattn:nm-3-5")

@@ -130,6 +130,7 @@ def test_every_way_to_ask_for_it_gives_the_same(folder, tmp_path, monkeypatch):
         assert again.config._attn_implementation == "sdpa", way
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_another_process_loads_and_unpickles(saved, tmp_path):
     model, path = saved

@@ -60,6 +60,7 @@ def test_the_peak_is_measured():
     assert 1e8 < one < 1e13
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_the_peak_of_more_threads_than_any_machine_has():
     """In a process of its own: a team of that size would overrun the stack of the OpenMP runtime."""
     code = "from dynattn.kernels import cpu; print(cpu.fma_peak('portable', 10**6, 0.5) > 0)"

@@ -103,6 +103,7 @@ def test_whatever_changes_the_code_changes_the_entry(tiny: Path, monkeypatch: py
     assert len(entries(tiny)) == 6
 
 
+@pytest.mark.usefixtures("forked_python")
 @needs_nvrtc
 def test_several_processes_at_once(tiny: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
@@ -219,6 +220,7 @@ def test_warmup_refuses_what_no_kernel_takes() -> None:
         warm.chosen(["sm_70"], [], every=False)
 
 
+@pytest.mark.usefixtures("forked_python")
 @needs_nvrtc
 def test_warmup_leaves_the_kernels_on_the_disk(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = [(VARIANT, "sm_80"), (replace(VARIANT, n=2, m=4), "sm_80")]

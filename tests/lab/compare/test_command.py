@@ -60,6 +60,7 @@ def test_an_unknown_model_ends_with_a_reason(tmp_path: Path, monkeypatch: pytest
     assert "error" in result.output
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_a_users_own_method_is_known_to_every_process(
     environment: dict[str, str],  # noqa: F811

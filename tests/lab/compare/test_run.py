@@ -61,6 +61,7 @@ def test_a_decoder_is_judged_by_perplexity_and_passkey(
     assert "too few items" in page(found)  # 2 keys
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.parametrize("dtype", part(["bfloat16", "float16"], 2))
 def test_a_dtype_is_that_of_the_model_and_of_both_attentions(
     dtype: str, tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from dynattn.lab.frontier import Settings, store, sweep, workers
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.sweep import plan
+from tests.forking.python import forking
 from tests.lab.frontier.running import APP, settings_for, silent
 
 
@@ -67,7 +68,9 @@ def test_merging_by_the_command_writes_the_record_and_its_page(measured: tuple[F
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny_encoder: Path, texts: Path, tmp_path: Path):
+def test_a_sweep_that_is_killed_goes_on_where_it_was(
+    tiny_encoder: Path, texts: Path, tmp_path: Path, fork_server: str | None
+):
     """SIGKILL as soon as something is written; the workers end, too; then the same command again."""
     settings = settings_for(tiny_encoder, texts)
     options = ["--methods", "nm-1-2,nm-1-4", "--tasks", "retrieval", "--items", "6", "--tokens", "32,64"]
@@ -92,7 +95,8 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny_encoder: Path, texts: 
         assert time.monotonic() < deadline, "a worker outlived its sweep"
         time.sleep(0.05)
     assert before["grades"].keys() < {cell.key for cell in plan(settings, "encoder")[0]}
-    again = sweep(settings, path, silent, lambda job, cells: workers.run(job, cells, 1, 1)).model_dump(mode="json")
+    with forking(fork_server):
+        again = sweep(settings, path, silent, lambda job, cells: workers.run(job, cells, 1, 1)).model_dump(mode="json")
     assert again["grades"].items() >= before["grades"].items()  # their seconds, too: nothing was done again
     assert again["grades"].keys() == {cell.key for cell in plan(settings, "encoder")[0]}
     assert len(again["times"]) == 4

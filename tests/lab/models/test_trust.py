@@ -123,6 +123,7 @@ def test_it_is_run_where_a_person_says_so(own: Path):
     assert not trusted()
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_other_processes_inherit_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(TRUST, raising=False)
     ask = [sys.executable, "-c", "from dynattn.lab.models.trust import trusted; print(trusted())"]

@@ -18,6 +18,7 @@ from tests.covering import part
 SIZES = ["--items", "6", "--steps", "4", "--batch", "16", "--tokens", "64", "--threads", "1"]
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 @pytest.mark.parametrize("task", part(["retrieval", "restore"], 2))
 def test_two_processes_train_together_and_one_writes(tiny_encoder: Path, many_texts: Path, tmp_path: Path, task: str):

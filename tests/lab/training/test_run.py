@@ -18,6 +18,7 @@ pytest.importorskip("accelerate")
 from dynattn.lab.training import Job, checkpoints
 from dynattn.lab.training.results import Run
 from dynattn.lab.training.run import run, seconds_a_step
+from tests.forking.python import forking
 from tests.lab.training.tiny import EXAMPLES, ITEMS, JOB, Tiny, data, silent, train_and_die
 
 METHOD = "nm-1-2"
@@ -31,9 +32,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(tmp_path_factory: pytest.TempPathFactory, fork_server: str | None) -> Path:
     """A run that ended in its eleventh step of twelve, in the third epoch."""
-    return _killed(tmp_path_factory.mktemp("killed"), batches=11)
+    with forking(fork_server):
+        return _killed(tmp_path_factory.mktemp("killed"), batches=11)
 
 
 def _copy(home: Path, folder: Path) -> Path:
@@ -119,6 +121,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     _resumed_as(undisturbed, tmp_path)
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(undisturbed: tuple[Path, Run], tmp_path: Path):
     home = _killed(tmp_path, in_checkpoint=6)
     assert (home / "checkpoint-6" / "optimizer.pt").exists()  # looks like one

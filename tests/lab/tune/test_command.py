@@ -93,6 +93,7 @@ def _tuned(settings: Settings, output: Path, workers: int = 1) -> tuple[Tuning, 
     return found, screen.getvalue()
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):
     found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
     assert found.verdict == "faster"
@@ -197,6 +198,7 @@ with own.pytest.MonkeyPatch.context() as patch:
 """
 
 
+@pytest.mark.usefixtures("forked_python")
 def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_decoder, many_texts, tmp_path):
     settings, here = _settings(tiny_decoder, many_texts), Path(__file__)
     there = f"import sys; sys.path.insert(0, {str(here.parent)!r})"
@@ -214,6 +216,7 @@ def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_de
     assert (found.verdict, found.heads, found.tries) == (whole.verdict, whole.heads, whole.tries)
 
 
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
 def test_workers_find_what_one_process_finds(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
     settings = _settings(tiny_decoder, many_texts)
