@@ -33,8 +33,8 @@ from dynattn.sparsity.wina import WINA
 __all__ = [
     "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "Calibrated", "Chosen", "Kept", "Magnitude",
     "NMActivations", "NMWeights", "RandomWeights", "Seen", "Site", "Sparsity", "SparsityMethod", "Thresholded",
-    "WeightSparsity", "allocate", "bound", "calibrate_thresholds", "find", "kept_share", "observing", "parse", "register",
-    "watching",
+    "WeightSparsity", "allocate", "bound", "calibrate_thresholds", "find", "kept_share", "observing", "parse",
+    "register", "watching",
 ]  # fmt: skip
 
 for _method in (Magnitude, NMWeights, RandomWeights, NMActivations, WINA, TEAL, CHESS, Sparsity):

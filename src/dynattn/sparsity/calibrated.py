@@ -43,9 +43,7 @@ class Calibrated:
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, ActivationPlan):
-            raise TypeError(
-                f"Calibrated: method must be one that chooses inputs: got {self.method!r}; try TEAL(0.5), and calibrate"
-            )
+            raise TypeError(f"Calibrated: method must be one that chooses inputs: got {self.method!r}; try TEAL(0.5)")
         numbers = {name: tuple(map(float, found)) for name, found in self.thresholds.items()}
         object.__setattr__(self, "thresholds", numbers)
 

@@ -13,7 +13,7 @@ from dynattn.sparsity.sites import Site
 
 
 class Thresholded(ActivationSparsity):
-    """A method that keeps ``|x_i|`` above ``t_i``, or at it: :func:`dynattn.sparsity.calibrate_thresholds` finds the thresholds.
+    """A method that keeps ``|x_i|`` above ``t_i``, or at it: :func:`dynattn.sparsity.calibrate_thresholds` finds it.
 
     Attributes:
         strict: whether what is equal to the threshold is dropped.
