@@ -53,7 +53,8 @@ def at(method: str, projection: str) -> str:
     if not isinstance(chosen, ActivationSparsity):
         raise ValueError(f"activations: method must be one that chooses inputs: got {method!r}; try 'nmact-8-16'")
     others = tuple(name for name in PARTS[part] if name != projection)
-    return Sparsity(skip=others, **{part: chosen}).name
+    fields: dict[str, Any] = {part: chosen, "skip": others}
+    return Sparsity(**fields).name
 
 
 def plans(projections: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_a_gated_mlp_computes_the_neurons_that_the_gate_asks_for():
     model, given = make("llama"), inputs("llama")
     gates: dict[int, torch.Tensor] = {}
 
-    def rule(layer: int, projection: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    def rule(layer: int, projection: str, module: Any, x: torch.Tensor) -> torch.Tensor | None:
         if projection == "gate":
             gates[layer] = nn.functional.silu(x @ module.weight.T)
         return gates[layer].abs() >= 0.1 * (layer + 1) if projection == "down" else None
@@ -49,7 +51,7 @@ def test_an_mlp_without_a_gate_reads_the_neurons_that_are_large(kind):
     model, given = make(kind), inputs(kind)
     limits = {f"{layer}.out": tuple(torch.linspace(0, 0.4, NEURONS).tolist()) for layer in range(LAYERS)}
 
-    def rule(layer: int, projection: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    def rule(layer: int, projection: str, module: Any, x: torch.Tensor) -> torch.Tensor | None:
         return x.abs() >= torch.linspace(0, 0.4, NEURONS) if projection == "out" else None
 
     with masked(model, kind, rule):

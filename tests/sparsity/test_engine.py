@@ -47,7 +47,8 @@ def _rule(model: Any, kind: str, method: ActivationSparsity):
     def rule(layer: int, projection: str, module: nn.Module, x: Tensor) -> Tensor:
         if isinstance(method, NMActivations):
             weights = _norms(model, kind, layer, projection) if method.norm else 1
-            return rows(x.abs() * weights, lambda row: groups(row, method.n, method.m, method.stride))
+            n, m, stride = method.n, method.m, method.stride
+            return rows(x.abs() * weights, lambda row: groups(row, n, m, stride))
         if isinstance(method, WINA):
             scores, count = x.abs() * columns(module).norm(dim=0), round(method.keep_ratio * x.shape[1])
             return rows(scores, lambda row: largest([(size, i) for i, size in enumerate(row)], count))
@@ -134,8 +135,8 @@ def test_layers_that_read_one_input_make_one_choice():
 
     class Counted(ActivationSparsity):
         shares_choice = True
-        name = "counted"
-        keeps_everything = False
+        name = "counted"  # pyright: ignore[reportAssignmentType]
+        keeps_everything = False  # pyright: ignore[reportAssignmentType]
 
         @classmethod
         def from_name(cls, name):
@@ -283,8 +284,8 @@ def test_threads_share_a_model():
 
 def test_a_choice_of_another_form_is_refused():
     class Wrong(ActivationSparsity):
-        name = "wrong"
-        keeps_everything = False
+        name = "wrong"  # pyright: ignore[reportAssignmentType]
+        keeps_everything = False  # pyright: ignore[reportAssignmentType]
 
         @classmethod
         def from_name(cls, name):

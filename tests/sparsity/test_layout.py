@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from dynattn.sparsity.layout import input_major
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_weight_is_stored_by_its_inputs_and_then_as_before(inference):
-    layer, x = nn.Linear(5, 3), torch.randn(2, 5)
+    layer: Any = nn.Linear(5, 3)
+    x = torch.randn(2, 5)
     weight, before, expected = layer.weight, layer.weight.detach().clone(), layer(x)
     undo = ExitStack()
     with torch.inference_mode(inference):
@@ -34,7 +36,7 @@ def test_a_weight_is_stored_by_its_inputs_and_then_as_before(inference):
 
 
 def test_a_weight_of_other_strides_stays_as_it_is():
-    layer = nn.Linear(4, 3)
+    layer: Any = nn.Linear(4, 3)
     layer.weight.data = torch.randn(3, 8)[:, ::2]
     strides = layer.weight.stride()
     with ExitStack() as undo:
