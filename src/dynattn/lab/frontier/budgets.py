@@ -101,7 +101,7 @@ class Scale:
         if self._exam.phase == "decode" or pruning.find(name) is not None:
             own = self._measured(name)
             return own / self._whole if own is not None and self._whole else None
-        if sparsity.find(name) is not None:  # its budget is one of weights
+        if sparsity.find(name) is not None:  # its budget is one of weights or of their inputs
             return None
         method = parse(name)
         if not isinstance(method, PairMethod):

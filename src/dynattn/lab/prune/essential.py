@@ -14,7 +14,7 @@ from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE, Interval, Record
 from dynattn.lab.prune.run import Exam, held_out, retained_in, scores
 from dynattn.lab.scoring import evaluate
-from dynattn.sparsity import parse
+from dynattn.sparsity import WeightSparsity, parse
 
 KNEE = 0.99
 
@@ -40,12 +40,15 @@ def thinned(exam: Exam, name: str) -> Thinned:
 
     Args:
         exam: the model and its items.
-        name: of a method of :mod:`dynattn.sparsity`.
+        name: of a method of :mod:`dynattn.sparsity` that sets weights to 0.
 
     Raises:
-        ValueError: no method has this name.
+        ValueError: no such method has this name.
     """
-    with thinned_out(exam.pretrained, parse(name)) as kept:
+    method = parse(name)
+    if not isinstance(method, WeightSparsity):
+        raise ValueError(f"thinned: name must be of a method that sets weights to 0: got {name!r}; try 'magnitude-0.5'")
+    with thinned_out(exam.pretrained, method) as kept:
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
     found = scores(outcome, exam.whole)
     validation = retained_in(exam, found, slice(exam.validation))
