@@ -18,6 +18,7 @@ BESIDE = {
     "forking/test_forking.py": "processes of the tests",
     "methods/test_own_method.py": "the example of CONTRIBUTING, through models and commands",
     "kernels/cpu/linear/test_planted_bugs.py": "bugs put into the sources",
+    "verify/test_independent.py": "bounds beside those of another verifier",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cuda/test_planted_bugs.py": "bugs put into the sources",

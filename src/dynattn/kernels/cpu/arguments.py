@@ -97,6 +97,7 @@ NM_FORWARD = Structure(
         ("keep_factor", FLOAT, 1),
         ("first_batch", INT32, 1),
         ("first_head", INT32, 1),
+        ("parts", INT32, 1),
     ],
 )
 ROW_FORWARD = Structure(

@@ -64,6 +64,7 @@ const char* refusal(int32_t isa) {
     case DYNATTN_ISA_AMX:
       return dynattn::amx_refusal();
     case DYNATTN_ISA_NEON:
+    case DYNATTN_ISA_NEONBF16:
       return kNotBuilt;
   }
   return "there is no such instruction set";
@@ -71,22 +72,24 @@ const char* refusal(int32_t isa) {
 #else
 constexpr Isa kNone = {};
 #ifdef DYNATTN_NEON_KERNELS
-constexpr Isa kNeon = DYNATTN_ISA(neon);
+constexpr Isa kNeon = DYNATTN_ISA(neon), kNeonTiles = DYNATTN_TILES(tiles_neonbf16);
 #else
-constexpr Isa kNeon = kNone;
+constexpr Isa kNeon = kNone, kNeonTiles = kNone;
 #endif
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon,
+                         kNeonTiles};
 
 const char* refusal(int32_t isa) {
   if (isa < 0 || isa >= static_cast<int32_t>(sizeof kIsas / sizeof kIsas[0])) return "there is no such instruction set";
-  return kIsas[isa].nm_forward != nullptr ? nullptr : kNotBuilt;
+  if (kIsas[isa].nm_forward == nullptr) return kNotBuilt;
+  return isa == DYNATTN_ISA_NEONBF16 ? dynattn::neonbf16_refusal() : nullptr;
 }
 #endif
 
 #define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::multiply}
 constexpr dynattn::TileKernels kPortableTiles = DYNATTN_TILE_KERNELS(tiles_portable);
 
-// VDPBF16PS sums in an order of its own.
+// VDPBF16PS sums in an order of its own, and so does BFDOT.
 const char* disagreement(int32_t isa) {
 #ifdef DYNATTN_X86_KERNELS
   if (isa == DYNATTN_ISA_AMX) return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_amx), kPortableTiles, true);
@@ -94,12 +97,19 @@ const char* disagreement(int32_t isa) {
     return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_avx512bf16), kPortableTiles, false);
   }
 #endif
+#ifdef DYNATTN_NEON_KERNELS
+  if (isa == DYNATTN_ISA_NEONBF16) {
+    return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_neonbf16), kPortableTiles, false);
+  }
+#endif
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
 }
 
 bool runs(int32_t isa) { return refusal(isa) == nullptr; }
 
-bool is_tiled(int32_t isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
+bool is_tiled(int32_t isa) {
+  return (isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX) || isa == DYNATTN_ISA_NEONBF16;
+}
 
 bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
 
@@ -275,7 +285,9 @@ const char* dynattn_tile_disagreement(int32_t isa) {
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->isa].nm_forward(*args);
+  const int32_t status = kIsas[args->isa].nm_forward(*args);
+  // numbers that bfloat16 parts do not hold
+  return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].nm_forward(*args) : status;
 }
 
 // Texts with the most to do come first, so that the last tasks, for which others may wait, are short.

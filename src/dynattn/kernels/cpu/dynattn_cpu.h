@@ -18,10 +18,11 @@ enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
 enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3, DYNATTN_INT8 = 4 };
 
-enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3, DYNATTN_BAD_PAGE = 4 };
+enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3,
+       DYNATTN_NOT_BY_PARTS = 5, DYNATTN_BAD_PAGE = 4 };
 
-// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
-// blocks, forward and backward.
+// Numbers 3 to 5 and 7 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
+// blocks, forward and backward; and float32, forward without dropout.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
   DYNATTN_ISA_AVX2 = 1,
@@ -29,7 +30,8 @@ enum {
   DYNATTN_ISA_TILES_PORTABLE = 3,
   DYNATTN_ISA_AVX512BF16 = 4,
   DYNATTN_ISA_AMX = 5,
-  DYNATTN_ISA_NEON = 6
+  DYNATTN_ISA_NEON = 6,
+  DYNATTN_ISA_NEONBF16 = 7
 };
 
 // GOMP_parallel of the OpenMP runtime that torch has already loaded, so that both share one pool of threads.
@@ -83,6 +85,8 @@ typedef struct {
   float keep_factor;    // the factor of the weights that are not dropped
   // Batch and head of the whole call that these tensors begin with, where a call runs in parts: dropout draws by them.
   int32_t first_batch, first_head;
+  // On tiles, of float32: how many bfloat16 numbers a number is taken as, 1 to 3, of which products are 1, 3 or 6.
+  int32_t parts;
 } NMForwardArgs;
 
 DYNATTN_API int32_t dynattn_nm_forward(const NMForwardArgs* args);
@@ -141,7 +145,7 @@ DYNATTN_API int32_t dynattn_skip_forward(const SkipForwardArgs* args);
 typedef struct {
   NMForwardArgs forward;        // as the forward had it, `out` and `logsumexp` filled; without kept_mass
   const void* grad_out;         // [batch, heads, q_len, value_dim], in dtype
-  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous
+  const float* grad_logsumexp;  // [batch, heads, q_len] contiguous, or NULL where it is 0
   void* d_query;                // [batch, heads, q_len, head_dim], in dtype, as all gradients
   void* d_key;                  // [batch, kv_heads, kv_len, head_dim]
   void* d_value;                // [batch, kv_heads, kv_len, value_dim]
