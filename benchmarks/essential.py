@@ -20,6 +20,7 @@ from dynattn.lab.prune.essential import KNEE, Thinned, knee, thinned
 from dynattn.lab.prune.run import examine
 from dynattn.lab.prune.settings import Settings
 from dynattn.lab.records import write_json
+from dynattn.lab.words import percent
 
 RESULTS = Path(__file__).parent / "results" / "weights"
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "weights.md"
@@ -69,19 +70,13 @@ def _curves(model: str) -> dict[str, list[Thinned]]:
     }
 
 
-def _share(one: Thinned) -> str:
-    share = one.held_out
-    bounds = "" if share.low is None or share.high is None else f" [{share.low:.1%}, {share.high:.1%}]"
-    return f"{share.mean:.1%}{bounds}"
-
-
 def table() -> str:
     """Every point, and the knee of each curve, in Markdown."""
     parts = []
     for model in MODELS:
         curves = {family: points for family, points in _curves(model).items() if points}
         rows = [
-            [family, f"`{one.name}`", f"{one.sparsity:.0%}", _share(one)]
+            [family, f"`{one.name}`", f"{one.sparsity:.0%}", percent(one.held_out)]
             for family, points in curves.items()
             for one in _shown(family, points)
         ]

@@ -71,6 +71,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
+    "docs/methods/activations.md": _encoder,
     "docs/methods/blockskip.md": _tensors,
     "docs/methods/blocktopk.md": _tensors,
     "docs/methods/clustered.md": _tensors,

@@ -107,10 +107,10 @@ def attention(
 
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """
-    special = return_aux or attn_mask is not None or seed is not None or dropout_p != 0
-    known = again.key_of(query, key, value, method, causal, scale, backend, special)
+    special = return_aux or seed is not None or dropout_p != 0
+    known = again.key_of(query, key, value, attn_mask, method, causal, scale, backend, special)
     if known is not None and (plan := again.find(known)) is not None:
-        return plan.run(query, key, value)
+        return plan.run(query, key, value, attn_mask)
     plain = isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
     if not plain and has_torch_function((query, key, value)):
         options = {"attn_mask": attn_mask, "causal": causal, "scale": scale, "dropout_p": dropout_p, "seed": seed}

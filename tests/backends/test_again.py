@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import dynattn
 from dynattn import NM
@@ -75,6 +76,14 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     assert len(again._plans) == 1
     mask = torch.zeros(1, 1, 1, 23, dtype=torch.bool)
     assert not dynattn.attention(query, key, value, attn_mask=mask).any()
+    bias = torch.zeros(19, 23, requires_grad=True)
+    for _ in range(2):
+        assert torch.autograd.grad(dynattn.attention(query, key, value, attn_mask=bias).sum(), bias)[0].shape == (
+            19,
+            23,
+        )
+    assert len(again._plans) == 2
+    again._plans.popitem()  # of the mask
     assert not torch.equal(dynattn.attention(query, key, value, dropout_p=0.5, seed=1), plain)
     assert len(dynattn.attention(query, key, value, return_aux=True)) == 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -87,7 +96,115 @@ def test_what_is_not_the_plain_case_is_looked_at_anew() -> None:
     assert torch.equal(dynattn.attention(nn.Parameter(query), key, value), plain)
     doubled = torch.func.vmap(lambda x: dynattn.attention(x, key, value))(torch.stack([query, query]))
     assert torch.equal(doubled[0], plain)
-    assert len(again._plans) == 1
+    assert len(again._plans) == 2  # one for all that ask for a gradient, whichever it is
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_masks(gradients: bool) -> None:
+    """Of every shape and dtype that broadcasts; two of one shape and other numbers share a plan."""
+    tensors = inputs()
+    generator = torch.Generator().manual_seed(2)
+    for shape in ((), (23,), (19, 1), (19, 23), (2, 1, 1, 23), (1, 4, 19, 23), (2, 4, 19, 23)):
+        for dtype in (torch.bool, torch.float32, torch.bfloat16):
+            for layout in (torch.clone, lambda x: x.mT.contiguous().mT if x.dim() > 1 else x):
+                masks = [layout(torch.randint(0, 2, shape, generator=generator).to(dtype)) for _ in range(2)]
+                answer = trained if gradients else lambda x, **options: [dynattn.attention(*x, **options)]
+                answer(tensors, attn_mask=masks[0])
+                assert len(again._plans) == 1
+                known = answer(tensors, attn_mask=masks[1])
+                again._plans.clear()
+                for one, other in zip(known, answer(tensors, attn_mask=masks[1]), strict=True):
+                    assert torch.equal(one, other)
+                again._plans.clear()
+
+
+def trained(tensors: Any, grad: Tensor | None = None, **options: Any) -> list[Tensor]:
+    """The output and the gradients."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = dynattn.attention(leaves[0], leaves[1], leaves[2], **options)
+    return [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out) if grad is None else grad)]
+
+
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
+def test_the_gradients_are_the_first_ones(method: NM, dtype: torch.dtype, layout, monkeypatch) -> None:
+    tensors = [layout(x) for x in inputs(dtype)]
+    grad = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for upstream in (grad, transposed(grad), grad.mT.contiguous().mT, grad[:, :, :1, :1].expand_as(grad)):
+        first = trained(tensors, upstream, method=method, causal=True)
+        assert len(again._plans) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(again, "BACKWARD", None)  # not called
+            second = trained(tensors, upstream, method=method, causal=True)
+        again._plans.clear()
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+
+
+def test_a_backward_that_is_not_plain_goes_through_the_operator() -> None:
+    tensors = inputs()
+    trained(tensors)
+    want = trained(tensors)
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    query, key, value = leaves
+    out = dynattn.attention(query, key, value)
+    assert "_Attention" in type(out.grad_fn).__name__
+    with Watch():
+        found = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+    assert "dynattn.nm_attention_backward.default" in seen
+    assert all(torch.equal(x, y) for x, y in zip(found, want[1:], strict=True))
+
+    mapped = torch.autograd.grad(
+        out, leaves, torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)]), retain_graph=True,
+        is_grads_batched=True,
+    )  # fmt: skip
+    for x, y in zip(mapped, want[1:], strict=True):
+        torch.testing.assert_close(x, torch.stack([y, 2 * y]))
+
+    first = torch.autograd.grad(out, leaves, torch.ones_like(out), create_graph=True)
+    assert all(torch.equal(x, y) for x, y in zip(first, want[1:], strict=True))
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(first[0].sum(), leaves)
+
+
+def test_saved_tensors_may_come_back_otherwise() -> None:
+    """As from the memory of another device: contiguous; and in a repetition for a checkpoint, which takes the plan
+    where the first call had none."""
+    tensors = [transposed(x) for x in inputs()]
+    want = trained(tensors)
+    saved: list[tuple] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: saved.append((x.shape, x.dtype)) or x, lambda x: x.clone(memory_format=torch.contiguous_format)
+    ):
+        found = trained(tensors)
+        again._plans.clear()
+        other = trained(tensors)
+    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(want, found, other, strict=True))
+    assert saved[: len(saved) // 2] == saved[len(saved) // 2 :]  # the plan saves what the operator saves
+    again._plans.clear()
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    out = checkpoint(dynattn.attention, *leaves, use_reentrant=False)
+    found = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert all(torch.equal(x, y) for x, y in zip(found, want[1:], strict=True))
+
+
+def test_what_was_overwritten_since_has_no_gradient() -> None:
+    query, key, value = inputs()
+    trained((query, key, value))
+    query, scaled = query.requires_grad_(), key.clone()
+    out = dynattn.attention(query, scaled, value)
+    scaled.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("which", ["query", "key", "value"])

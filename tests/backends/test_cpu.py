@@ -49,8 +49,8 @@ def test_asked_for_by_name(method: Method):
 @pytest.mark.parametrize(
     ("inputs", "method", "reason"),
     [
-        (tensors(torch.float32), NM(1, 2), "tiles take bfloat16, not float32"),
-        (tensors(torch.float16), NM(1, 2), "tiles take bfloat16, not float16"),
+        (tensors(torch.float16), NM(1, 2), "tiles take bfloat16 and float32, not float16"),
+        ([x.requires_grad_() for x in tensors(torch.float32)], NM(1, 2), "tiles compute float32 without gradients"),
         (tensors(), TopK(8), "tiles compute N:M attention and large blocks, and topk-8 is another method"),
         (tensors(head_dim=520), NM(1, 2), "head_dim of at most 512, not 520"),
     ],
@@ -60,7 +60,20 @@ def test_what_they_do_not_take_is_said(inputs: Any, method: Method, reason: str)
         attend(inputs, method, backend=TILES)
 
 
-@pytest.mark.parametrize("name", ["amx", "avx512bf16"])
+def test_float32_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch):
+    inputs = tensors(torch.float32)
+    with pytest.raises(RuntimeError, match="tiles compute float32 without dropout"):
+        attend(inputs, NM(1, 2), backend=TILES, dropout_p=0.5)
+    best = attend(inputs, NM(1, 2))
+    for method in (NM(1, 2), parse("blocktopk-0.5-b16")):
+        torch.testing.assert_close(attend(inputs, method, backend=TILES), attend(inputs, method), rtol=0, atol=1e-5)
+    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+    again._plans.clear()
+    assert torch.equal(attend(inputs, NM(1, 2)), best)
+    assert "parts" not in explained(inputs, NM(1, 2))
+
+
+@pytest.mark.parametrize("name", ["amx", "avx512bf16", "neonbf16"])
 def test_a_refusal_is_a_reason(name: str):
     """Where the processor or the system has no such unit: an answer, and no crash."""
     refusal = cpu.isa_refusal(name)
@@ -80,7 +93,7 @@ def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
 
 
 def test_engines_of_this_processor_agree_with_the_portable_one():
-    for engine in ("tiles-portable", "avx512bf16", "amx"):
+    for engine in cpu.TILE_ENGINES:
         if cpu.isa_available(engine):
             assert cpu.tile_disagreement(engine) is None
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynattn
-from dynattn import BlockBound, BlockMass, BlockTopK
+from dynattn import BlockBound, BlockMass, BlockSkip, BlockTopK
 from dynattn.kernels import cpu
 from dynattn.maths import estimate, pooled
 from dynattn.maths.estimate import Input
@@ -254,6 +254,31 @@ def test_gradients(lengths: tuple[int, int], dropout_p: float) -> None:
             loss = out.sin().sum() + aux.logsumexp.clamp(min=-1e3).square().sum() / 100
             found.append([x.double() for x in torch.autograd.grad(loss, (query, key, value))])
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("method", [BlockTopK(0.3, 16), BlockMass(0.6, 16), BlockSkip(6.0)], ids=str)
+def test_rows_of_scores_that_are_large_in_size(method: Any) -> None:
+    """Nothing is left of the logarithm of their number in their logsumexp."""
+    for size, backend in itertools.product((2.0**30, -(2.0**30)), ("cpu", "cpu-tiles-portable")):
+        if backend != "cpu" and isinstance(method, BlockSkip):
+            continue
+        found = []
+        narrow = torch.float32 if backend == "cpu" else torch.bfloat16
+        for name, dtype in ((backend, narrow), ("reference", torch.float64)):
+            query, key, value = inputs(20, 70, narrow)
+            query[..., :1], query[..., 1:], key[..., 0] = size, 0, 1
+            query[:, :, 10:, 0], key[:, :, 40:, 0] = 0, 1 - 2.0**-7
+            tensors: Any = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+            out, aux = dynattn.attention(
+                tensors[0], tensors[1], tensors[2], method, scale=0.5, backend=name, return_aux=True
+            )
+            gradients = torch.autograd.grad(out.sin().sum(), tensors[1:])
+            found.append([x.double() for x in (*gradients, out, aux.kept_mass, aux.density)])
+        unit = 1e-4 if backend == "cpu" else 2.0**-6
+        size_of_dk = found[1][0].abs().max().item()
+        torch.testing.assert_close(found[0][0] / size_of_dk, found[1][0] / size_of_dk, rtol=0, atol=unit)
+        torch.testing.assert_close(found[0][1:], found[1][1:], rtol=unit, atol=unit)
 
 
 @needs_kernels

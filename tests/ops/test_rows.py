@@ -90,6 +90,23 @@ def test_gradients(lengths: tuple[int, int], dropout_p: float) -> None:
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_of_scores_that_are_large_in_size() -> None:
+    """Nothing is left of the logarithm of their number in their logsumexp."""
+    for low, method in itertools.product((torch.finfo(torch.float32).min, -1e9, 1e9), [*METHODS, Threshold(1e-6)]):
+        bias = torch.zeros(20, 70)
+        bias[3], bias[7], bias[7, 50:] = low, low, -math.inf
+        found = []
+        for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+            query, key, value = (x.requires_grad_() for x in inputs(20, 70, dtype))
+            at = torch.ones(20, 1).index_fill(0, torch.tensor([3, 7]), 0.0)  # whose products are 0
+            out, aux = dynattn.attention(
+                query * at.to(dtype), key, value, method, attn_mask=bias, scale=0.5, backend=backend, return_aux=True
+            )
+            gradients = torch.autograd.grad(out.sin().sum(), (query, key, value))
+            found.append([x.double() for x in (*gradients, out, aux.kept_mass, aux.density)])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", [TopK(k=20), TopK(ratio=0.25), Threshold(0.006), Mass(0.5)])
 @pytest.mark.parametrize("q_len", [32, 1])
 def test_the_gradient_holds_the_forwards_choice(method: TopK | Threshold | Mass, q_len: int) -> None:

@@ -77,6 +77,19 @@ def test_fused_kernels_compute_the_blocks(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
 
 
+def test_rows_of_scores_that_are_large_in_size() -> None:
+    """Nothing is left of the logarithm of their number in their logsumexp."""
+    found = []
+    for backend, dtype in (("auto", torch.float32), ("reference", torch.float64)):
+        query, key, value = (x.to(dtype) for x in inputs(70, 70))
+        bias = torch.zeros(70, 70, dtype=dtype)
+        bias[5], bias[40], query[:, :, 5], query[:, :, 40] = torch.finfo(torch.float32).min, 1e9, 0, 0
+        tensors = [x.requires_grad_() for x in (query, key, value)]
+        out = dynattn.attention(query, key, value, Window(9, 3), attn_mask=bias, backend=backend)
+        found.append([x.double() for x in (*torch.autograd.grad(out.sin().sum(), tensors), out)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_nan_reaches_the_queries_whose_windows_hold_it_and_no_other() -> None:
     query, key, value = inputs(200, 200)
     key[0, 0, 50], value[0, 0, 150] = torch.nan, torch.nan

@@ -5,11 +5,26 @@ from __future__ import annotations
 import pytest
 
 from dynattn import pruning, sparsity
-from dynattn.sparsity import DSnoT, Magnitude, NMWeights, RandomWeights, Wanda, find, parse, register
+from dynattn.sparsity import (
+    CHESS,
+    TEAL,
+    WINA,
+    DSnoT,
+    Magnitude,
+    NMActivations,
+    NMWeights,
+    RandomWeights,
+    Sparsity,
+    Wanda,
+    find,
+    parse,
+    register,
+)  # fmt: skip
 
 METHODS = (
     Magnitude(0.25), NMWeights(2, 4), NMWeights(2, 4, "wanda", DSnoT()), Wanda(0.5), RandomWeights(0.5),
-    RandomWeights(0.125, 7, "uniform"),
+    RandomWeights(0.125, 7, "uniform"), NMActivations(8, 16), NMActivations(2, 4, 16, True), WINA(0.7), TEAL(1e-6),
+    CHESS(0.5), Sparsity(mlp=CHESS(0.5), skip=("0.down",)),
 )  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 A call of one head of 64 tokens takes less time in arithmetic than in Python. All that Python finds out depends only on
 shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor is ever kept, and never
-more than ``_MOST`` plans. A call that is not plain (a mask, dropout, gradients, autocast, a compiler, subclasses of
+more than ``_MOST`` plans. A call that is not plain (a mask's gradient, dropout, autocast, a compiler, subclasses of
 tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel gets the same
 arguments.
+
+So are the gradients. Where a backward is not plain (it is to be differentiated again, mapped by ``vmap`` or recorded,
+or saved tensors came back otherwise than they went), it goes through the operator.
 """
 
 from __future__ import annotations
@@ -14,19 +17,21 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from dynattn.backends.base import Backend
-from dynattn.backends.cpu import CPU
+from dynattn.backends.cpu import CPU, Tiles
 from dynattn.backends.problem import Call
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.ops import buffers
-from dynattn.ops.arguments import nm_isa
+from dynattn.ops.arguments import expanded, nm_isa, rows_contiguous
 from dynattn.ops.library import unobserved
+from dynattn.ops.nm import BACKWARD
 
 _MOST = 512
-_plans: dict[Hashable, Prepared] = {}
+_plans: dict[Hashable, Prepared | PreparedTraining] = {}
 
 
 class Prepared(NamedTuple):
@@ -40,43 +45,127 @@ class Prepared(NamedTuple):
     like_query: bool
     arguments: bytes
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def output(self, query: Tensor, value: Tensor) -> Tensor:
+        """The output, to fill."""
+        return torch.empty_like(query) if self.like_query else buffers.output(query, value)
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output."""
-        out = torch.empty_like(query) if self.like_query else buffers.output(query, value)
-        cpu.nm_forward_again(query, key, value, out, self.arguments)
+        out = self.output(query, value)
+        cpu.nm_forward_again(query, key, value, attn_mask, out, self.arguments)
         return out
 
 
+class PreparedTraining(NamedTuple):
+    """The same for a call whose gradients will be asked for.
+
+    Attributes:
+        forward: what the forward needs.
+        rows: the shape of the logsumexp.
+        contiguous: whether query, key and value are, and so their gradients.
+        strides: those of query, key, value, mask and output, which the backward must find again.
+        gradients: the arguments of the backward that follow those of the forward and the strides of the output's
+            gradient, except for the addresses.
+        operator: the arguments of the backward's operator behind the tensors.
+    """
+
+    forward: Prepared
+    rows: tuple[int, ...]
+    contiguous: bool
+    strides: tuple[tuple[int, ...], ...]
+    gradients: bytes
+    operator: tuple[Any, ...]
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """Run the kernel, and return the output, whose gradient is known."""
+        return cast(Tensor, _Attention.apply(query, key, value, attn_mask, self))
+
+
+class _Attention(torch.autograd.Function):
+    """A call and its backward, without the dispatcher. It saves what the operator's own derivative saves, in the same
+    order, so that a call and its repetition for a checkpoint may take either way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, plan: PreparedTraining
+    ) -> Tensor:
+        out = plan.forward.output(query, value)
+        logsumexp = torch.empty(plan.rows, dtype=torch.float32, device="cpu")
+        cpu.nm_forward_again(query, key, value, attn_mask, out, plan.forward.arguments, logsumexp)
+        ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        out, logsumexp, query, key, value, attn_mask = ctx.saved_tensors
+        plan = ctx.plan
+        plain = (
+            _strides(query, key, value, attn_mask, out) == plan.strides
+            and not torch.is_grad_enabled()
+            and unobserved(grad_out, query, out)
+            and not is_legacy_batchedtensor(grad_out)  # of is_grads_batched
+        )
+        if not plain:
+            tensors = (grad_out, torch.zeros_like(logsumexp), out, logsumexp, query, key, value, attn_mask, None)
+            return *BACKWARD.operator(*tensors, *plan.operator)[:3], None, None
+        like = torch.empty_like if plan.contiguous else buffers.gradient
+        gradients = (like(query), like(key), like(value))
+        cpu.nm_backward_again(
+            rows_contiguous(grad_out), query, key, value, attn_mask, out, logsumexp, gradients, plan.forward.arguments,
+            plan.gradients,
+        )  # fmt: skip
+        return *gradients, None, None
+
+
+def _strides(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, out: Tensor
+) -> tuple[tuple[int, ...], ...]:
+    mask = () if attn_mask is None else attn_mask.stride()
+    return query.stride(), key.stride(), value.stride(), mask, out.stride()
+
+
 def key_of(
-    query: Any, key: Any, value: Any, method: Any, causal: Any, scale: Any, backend: Any, special: bool
+    query: Any, key: Any, value: Any, attn_mask: Any, method: Any, causal: Any, scale: Any, backend: Any, special: bool
 ) -> Hashable | None:
     """The key under which the plan of a call is kept; None for a call that is not plain.
 
     Args:
-        query, key, value, method, causal, scale, backend: as :func:`dynattn.attention` is given them, not checked.
+        query, key, value, attn_mask, method, causal, scale, backend: as :func:`dynattn.attention` is given them, not
+            checked.
         special: whether any other argument was given.
     """
     if (
         special
         or type(method) is not NM
         or not unobserved(query, key, value)
-        or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
+        or not (attn_mask is None or _is_plain_mask(attn_mask))
     ):
         return None
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     try:
         return (
             query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride(), query.dtype, key.dtype,
-            value.dtype, method, causal, scale, backend, torch.get_num_threads(),
+            value.dtype, method, causal, scale, backend, torch.get_num_threads(), trains,
+            None if attn_mask is None else (attn_mask.shape, attn_mask.stride(), attn_mask.dtype),
         )  # fmt: skip
     except RuntimeError:  # nested and compressed tensors have no such thing
         return None
 
 
-def find(key: Hashable) -> Prepared | None:
+def _is_plain_mask(attn_mask: Any) -> bool:
+    """Whether a plan may be kept for calls with such a mask."""
+    return (
+        type(attn_mask) is Tensor and attn_mask.is_cpu and not attn_mask.is_neg()
+        and not (attn_mask.requires_grad and torch.is_grad_enabled())
+    )  # fmt: skip
+
+
+def find(key: Hashable) -> Prepared | PreparedTraining | None:
     """The plan that is kept under ``key``, or None."""
     return _plans.get(key)
 
@@ -84,11 +173,24 @@ def find(key: Hashable) -> Prepared | None:
 def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     """Keep the plan of a call, if a CPU kernel runs it and needs no copies of its tensors."""
     query, value = call.query, call.value
-    if not isinstance(chosen, CPU) or any(x.stride(-1) != 1 for x in call[:3]):
+    by_parts = isinstance(chosen, Tiles) and query.dtype == torch.float32  # how many may change between two calls
+    if not isinstance(chosen, CPU) or by_parts or any(x.stride(-1) != 1 for x in call[:3]):
         return
     if len(_plans) >= _MOST:
         _plans.clear()
     pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
     out, isa = buffers.output(query, value), nm_isa(chosen.name, query)
-    arguments = cpu.prepare_nm_forward(query, call.key, value, out, pattern, isa)
-    _plans[key] = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)
+    mask = expanded(call.attn_mask, query, call.key)
+    arguments = cpu.prepare_nm_forward(query, call.key, value, mask, out, pattern, isa, call.needs_grad)
+    forward = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)
+    if not call.needs_grad:
+        _plans[key] = forward
+        return
+    inputs = (query, call.key, value)
+    contiguous = all(x.is_contiguous() for x in inputs)
+    strides = _strides(query, call.key, value, call.attn_mask, out)
+    gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
+    rows = tuple(query.shape[:3])
+    _plans[key] = PreparedTraining(
+        forward, rows, contiguous, strides, gradients, (*pattern, False, chosen.name)
+    )  # fmt: skip

@@ -15,6 +15,7 @@ from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
 from dynattn.ops.rows import row_attention
 
+_PRODUCTS = {3: "six", 2: "three", 1: "one"}  # by the parts of a number
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -52,7 +53,7 @@ class CPU(Backend):
         return cpu.unavailable_reason() if self._isa is None else cpu.isa_refusal(self._isa)
 
     def what(self, problem: Problem) -> str:
-        what = f"fused C++ kernel ({self._named(problem)})"
+        what = f"fused C++ kernel ({self._named(problem)}{self._parts(problem)})"
         if problem.method.choice is Choice.ROWS:
             return f"{what}, all pairs scored, values of the kept ones read"
         if problem.method.choice is Choice.SKIPS:
@@ -74,6 +75,12 @@ class CPU(Backend):
         unit = cpu.tile_engine() or "amx"
         return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit)}"
 
+    def _parts(self, problem: Problem) -> str:
+        """How a tile engine takes float32."""
+        if not isinstance(self, Tiles) or problem.dtype != torch.float32 or torch.compiler.is_compiling():
+            return ""
+        return f"; float32 by bfloat16 parts, {_PRODUCTS[cpu.float_parts()]} products for one"
+
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
             if not call.needs_grad and unobserved(call.query, call.key, call.value):
@@ -89,15 +96,18 @@ class Tiles(CPU):
     """The kernels on one tile engine, which ``cpu`` takes by itself where it is the fastest.
 
     Args:
-        isa: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+        isa: one of :data:`dynattn.kernels.cpu.TILE_ENGINES`.
     """
 
     def __init__(self, isa: str) -> None:
         super().__init__(isa)
 
     def cannot(self, problem: Problem) -> str | None:
-        if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS) and problem.dtype != torch.bfloat16:
-            return f"tiles take bfloat16, not {short(problem.dtype)}"
+        if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS):
+            if problem.dtype not in (torch.bfloat16, torch.float32):
+                return f"tiles take bfloat16 and float32, not {short(problem.dtype)}"
+            if problem.dtype == torch.float32 and (problem.needs_grad or problem.dropout):
+                return f"tiles compute float32 without {'gradients' if problem.needs_grad else 'dropout'}"
         return super().cannot(problem) or _no_tiles(problem)
 
 

@@ -102,6 +102,7 @@ class BlockSkip(PairMethod):
             return scores != -math.inf
         length, kv_len = scores.shape[-2:]
         largest = blocks(scores.masked_fill(scores.isnan(), math.inf), KEYS, 3, -math.inf).amax(-1)
-        asked = (largest >= largest.cummax(-1).values - self.margin) & (largest != -math.inf)
+        below = largest.cummax(-1).values - largest > self.margin  # exact where scores are large; False for inf - inf
+        asked = ~below & (largest != -math.inf)
         kept = blocks(asked, QUERIES, 2, False).any(3)
         return kept.repeat_interleave(QUERIES, -2).repeat_interleave(KEYS, -1)[..., :length, :kv_len]

@@ -8,6 +8,7 @@ checked the inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -23,7 +24,9 @@ from dynattn.ops import buffers
 from dynattn.ops.arguments import expanded, integer, isa_of, nm_isa, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
+from dynattn.reference import in_blocks
 
+_FINE_LOGSUMEXP = 1024.0  # rounded by 6e-5, and e to the power of a difference by as much
 _CHOICE = "Tensor blocks"
 
 FORWARD = define(
@@ -57,7 +60,7 @@ def _forward(
     if aux:
         dense = buffers.outputs(query, value, aux)
         run(dense, aux, pattern=call.dense)
-        _certify(outputs, dense)
+        _certify(outputs, dense, partial(_mass_by_definition, query, key, value, attn_mask, call))
     return *buffers.complete(outputs, query), _roomy(blocks, query, key, sizes)
 
 
@@ -109,14 +112,29 @@ def _run(
     cpu.nm_forward(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, **options)
 
 
-def _certify(outputs: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> None:
+def _certify(
+    outputs: tuple[Tensor, ...], dense: tuple[Tensor, ...], by_definition: Callable[[], Tensor]
+) -> None:  # fmt: skip
     """Fill in kept mass and allowed pairs by comparison with dense attention: the kept mass is
-    ``exp(logsumexp of the kept pairs - logsumexp of all pairs)``."""
+    ``exp(logsumexp of the kept pairs - logsumexp of all pairs)``, or that of the definition where those are rounded by
+    too much."""
     _, logsumexp, kept_mass, _, allowed = outputs
     _, whole, _, _, all_allowed = dense
     mass = (logsumexp - whole).exp().clamp(max=1.0)  # the two sums round differently, so the quotient may exceed 1
+    rough = (whole.abs() > _FINE_LOGSUMEXP) & whole.isfinite()
+    if bool(rough.any()):
+        mass = mass.where(~rough, by_definition())
     kept_mass.copy_(mass.where(all_allowed > 0, 1.0))
     allowed.copy_(all_allowed)
+
+
+def _mass_by_definition(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, call: ByName
+) -> Tensor:  # fmt: skip
+    outputs = buffers.outputs(query, value, True)
+    options = in_blocks.Options(call.pairs, call.causal, call.scale, 0.0)
+    in_blocks.forward(outputs, query, key, value, attn_mask, None, options, True)
+    return outputs[2]
 
 
 def _backward(

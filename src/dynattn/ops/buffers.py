@@ -37,12 +37,17 @@ def packed(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=arithmetic_dtype(query.dtype))
 
 
+def gradient(x: Tensor) -> Tensor:
+    """The gradient of an input to fill, as :func:`gradients` has it."""
+    return _beside(x, x.shape[-1])
+
+
 def gradients(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, mask_needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients to fill. Their dimensions have the order in memory that their inputs' have. Elements of an input
     may share memory (``expand``, ``unfold``) or have gaps between them; those of a gradient do not."""
-    d_query, d_key, d_value = (_beside(x, x.shape[-1]) for x in (query, key, value))
+    d_query, d_key, d_value = gradient(query), gradient(key), gradient(value)
     if attn_mask is None or not mask_needs_grad:
         return d_query, d_key, d_value, query.new_empty(0)
     return d_query, d_key, d_value, attn_mask.new_empty(attn_mask.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynattn.pruning.structure.find import is_transposed
 from dynattn.sparsity.calibration import InputStatistics
 from dynattn.sparsity.linears import linears
+from dynattn.sparsity.method import SparsityMethod
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,8 @@ class Kept:
         return sum(self.counts.values()) / sum(self.sizes.values())
 
 
-class WeightSparsity(ABC):
+class WeightSparsity(SparsityMethod):
     """A method that chooses weights, before any input is seen. Subclasses are frozen dataclasses, one file each."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Short form, as in ``magnitude-0.5``; :func:`dynattn.sparsity.parse` turns it back into the method."""
-
-    @classmethod
-    @abstractmethod
-    def from_name(cls, name: str) -> WeightSparsity | None:
-        """The method that ``name`` stands for, or None where it is not one of this class."""
 
     @property
     def looks_at_inputs(self) -> bool:

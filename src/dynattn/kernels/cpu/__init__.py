@@ -23,12 +23,27 @@ from dynattn.maths import dropout
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
 
-_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "tiles-portable": 3, "avx512bf16": 4, "amx": 5, "neon": 6}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_ISAS = {
+    "portable": 0,
+    "avx2": 1,
+    "avx512": 2,
+    "tiles-portable": 3,
+    "avx512bf16": 4,
+    "amx": 5,
+    "neon": 6,
+    "neonbf16": 7,
+}
+TILE_ENGINES = ("amx", "avx512bf16", "neonbf16", "tiles-portable")
+"""The instruction sets that are engines of the tile kernels."""
+
+_PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
+_GRADIENT_ADDRESSES = struct.Struct("6P3q")  # likewise the backward's own, and the strides of the output's gradient
+_STRIDES = struct.Struct("9q")  # of the gradients of query, key and value
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -67,9 +82,10 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
-            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
-            gradient are asked for.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also one of
+            :data:`TILE_ENGINES`, which round the logsumexp to that of bfloat16 weights where neither counts nor a
+            gradient are asked for. Of float32 these compute by as many bfloat16 parts as :func:`float_parts` says,
+            without dropout, and no backward follows.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_queries⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of
@@ -91,25 +107,52 @@ def nm_forward(
     _run("nm_forward", args)
 
 
-def prepare_nm_forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str) -> bytes:
+def prepare_nm_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, pattern: Pattern, isa: str,
+    needs_grad: bool = False,
+) -> bytes:  # fmt: skip
     """What :func:`nm_forward` gives the library for such tensors, except for their addresses: for calls made again.
 
     Args:
-        query, key, value, out, pattern, isa: as in :func:`nm_forward`, for the output alone.
+        query, key, value, mask, out, pattern, isa, needs_grad: as in :func:`nm_forward`, for the output alone and,
+            where a backward follows, the logsumexp.
     """
     none = (None, None, None)
-    args = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
+    args = _forward_args(query, key, value, mask, out, None, none, pattern, isa, 0, needs_grad, None, 0)
     return args[_ADDRESSES.size :]
 
 
-def nm_forward_again(query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: bytes) -> None:
-    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given."""
-    addresses = _ADDRESSES.pack(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), 0, out.data_ptr(), 0, 0, 0, 0, 0, 0, 0
-    )
-    status = loader.library().dynattn_nm_forward(addresses + prepared)
+def nm_forward_again(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, prepared: bytes,
+    logsumexp: Tensor | None = None,
+) -> None:  # fmt: skip
+    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given; the mask may
+    be one that is yet to be expanded to them."""
+    status = loader.library().dynattn_nm_forward(_addresses(query, key, value, mask, out, logsumexp) + prepared)
     if status != 0:
         _refuse("nm_forward", status)
+
+
+def prepare_nm_backward(d_query: Tensor, d_key: Tensor, d_value: Tensor) -> bytes:
+    """What :func:`nm_backward` gives the library for gradients of such strides, behind the strides of ``grad_out``."""
+    return _STRIDES.pack(*d_query.stride()[:3], *d_key.stride()[:3], *d_value.stride()[:3])
+
+
+def nm_backward_again(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    out: Tensor, logsumexp: Tensor, gradients: tuple[Tensor, Tensor, Tensor], forward: bytes, backward: bytes,
+) -> None:  # fmt: skip
+    """:func:`nm_backward` for tensors of the shapes and strides that ``forward`` and ``backward`` were prepared for;
+    ``grad_out`` of any strides but the last, and no gradient of the logsumexp."""
+    d_query, d_key, d_value = gradients
+    own = _GRADIENT_ADDRESSES.pack(
+        grad_out.data_ptr(), 0, d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), 0, *grad_out.stride()[:3]
+    )
+    status = loader.library().dynattn_nm_backward(
+        _addresses(query, key, value, mask, out, logsumexp) + forward + own + backward
+    )
+    if status != 0:
+        _refuse("nm_backward", status)
 
 
 def nm_texts(
@@ -351,7 +394,7 @@ def tile_disagreement(engine: str) -> str | None:
     instructions have shown that the code follows the manual; this shows that the processor does.
 
     Args:
-        engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
+        engine: one of :data:`TILE_ENGINES`.
     """
     found = loader.library().dynattn_tile_disagreement(_ISAS[engine])
     return None if found is None else found.decode()
@@ -362,6 +405,13 @@ def tile_isa() -> str | None:
     """The tile engine that is taken unasked on this processor: :func:`tile_engine` where its results are right."""
     engine = tile_engine()
     return engine if engine is not None and tile_disagreement(engine) is None else None
+
+
+def float_parts() -> int:
+    """How many bfloat16 numbers a float32 number is taken as on tiles: what ``torch.set_float32_matmul_precision`` says
+    of PyTorch's own products. 3 for ``highest``, with six products for each of float32's; 2 for ``high``, with three; 1
+    for ``medium``, with one."""
+    return _PARTS[torch.get_float32_matmul_precision()]
 
 
 def nm_isa(dtype: torch.dtype, q_len: int) -> str:
@@ -395,6 +445,16 @@ def fma_peak(isa: str, threads: int, seconds: float) -> float:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None
+) -> bytes:
+    """The addresses with which the arguments of a call begin that asks for these alone."""
+    return _ADDRESSES.pack(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp),
+        0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
 
 
 def _forward_args(
@@ -453,6 +513,7 @@ def _forward_args(
         keep_factor=1 / (1 - pattern.dropout_p),
         first_batch=first_batch,
         first_head=first_head,
+        parts=float_parts() if isa in TILE_ENGINES and query.dtype == torch.float32 else 0,
     )
 
 
@@ -464,5 +525,5 @@ def _run(function: str, args: bytes) -> None:
 
 def _refuse(function: str, status: int) -> NoReturn:
     if status == _OUT_OF_MEMORY:
-        raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
+        raise MemoryError(f"{function}: no memory for what is packed; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")

@@ -26,15 +26,20 @@ struct Isa {
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
+  int32_t (*linear_rows)(const LinearArgs& args);
+  int32_t (*linear_outputs)(const LinearArgs& args);
+  int32_t (*linear_nm_weight)(const LinearArgs& args);
   double (*fma_chains)(int64_t rounds);
 };
 
 constexpr char kNotBuilt[] = "this library was built for other processors";
 
-#define DYNATTN_ISA(name) \
-  {dynattn::name::nm_forward,   dynattn::name::nm_texts,    dynattn::name::row_forward, \
-   dynattn::name::skip_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr}
+#define DYNATTN_ISA(name)                                                                                             \
+  {dynattn::name::nm_forward,  dynattn::name::nm_texts,    dynattn::name::row_forward,    dynattn::name::skip_forward, \
+   dynattn::name::nm_backward, dynattn::name::linear_rows, dynattn::name::linear_outputs,                             \
+   dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
+#define DYNATTN_TILES(name) \
+  {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -59,6 +64,7 @@ const char* refusal(int32_t isa) {
     case DYNATTN_ISA_AMX:
       return dynattn::amx_refusal();
     case DYNATTN_ISA_NEON:
+    case DYNATTN_ISA_NEONBF16:
       return kNotBuilt;
   }
   return "there is no such instruction set";
@@ -66,22 +72,24 @@ const char* refusal(int32_t isa) {
 #else
 constexpr Isa kNone = {};
 #ifdef DYNATTN_NEON_KERNELS
-constexpr Isa kNeon = DYNATTN_ISA(neon);
+constexpr Isa kNeon = DYNATTN_ISA(neon), kNeonTiles = DYNATTN_TILES(tiles_neonbf16);
 #else
-constexpr Isa kNeon = kNone;
+constexpr Isa kNeon = kNone, kNeonTiles = kNone;
 #endif
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon,
+                         kNeonTiles};
 
 const char* refusal(int32_t isa) {
   if (isa < 0 || isa >= static_cast<int32_t>(sizeof kIsas / sizeof kIsas[0])) return "there is no such instruction set";
-  return kIsas[isa].nm_forward != nullptr ? nullptr : kNotBuilt;
+  if (kIsas[isa].nm_forward == nullptr) return kNotBuilt;
+  return isa == DYNATTN_ISA_NEONBF16 ? dynattn::neonbf16_refusal() : nullptr;
 }
 #endif
 
 #define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::multiply}
 constexpr dynattn::TileKernels kPortableTiles = DYNATTN_TILE_KERNELS(tiles_portable);
 
-// VDPBF16PS sums in an order of its own.
+// VDPBF16PS sums in an order of its own, and so does BFDOT.
 const char* disagreement(int32_t isa) {
 #ifdef DYNATTN_X86_KERNELS
   if (isa == DYNATTN_ISA_AMX) return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_amx), kPortableTiles, true);
@@ -89,12 +97,19 @@ const char* disagreement(int32_t isa) {
     return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_avx512bf16), kPortableTiles, false);
   }
 #endif
+#ifdef DYNATTN_NEON_KERNELS
+  if (isa == DYNATTN_ISA_NEONBF16) {
+    return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_neonbf16), kPortableTiles, false);
+  }
+#endif
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
 }
 
 bool runs(int32_t isa) { return refusal(isa) == nullptr; }
 
-bool is_tiled(int32_t isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
+bool is_tiled(int32_t isa) {
+  return (isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX) || isa == DYNATTN_ISA_NEONBF16;
+}
 
 bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
 
@@ -164,6 +179,27 @@ bool is_sound(const NMTextsArgs& args) {
   return sound;
 }
 
+// Numbers of inputs and outputs are kept as 32 bits.
+bool is_sound(const LinearArgs& args) {
+  const bool sizes = args.tokens >= 0 && args.tokens <= DYNATTN_LINEAR_TOKENS && args.inputs >= 0 &&
+                     args.inputs <= INT32_MAX && args.outputs >= 0 && args.outputs <= INT32_MAX;
+  const bool dtypes = (args.dtype == DYNATTN_FLOAT32 || args.dtype == DYNATTN_BFLOAT16) &&
+                      (args.weight_dtype == DYNATTN_INT8 ? args.scale != nullptr
+                                                         : args.weight_dtype == args.dtype && args.scale == nullptr);
+  return sizes && dtypes && args.threads >= 1;
+}
+
+bool is_nm(const LinearArgs& args) {
+  return (args.m == 2 || args.m == 4) && args.n >= 1 && args.n < args.m && args.places != nullptr &&
+         args.weight_dtype != DYNATTN_INT8;
+}
+
+int32_t run_linear(const LinearArgs* args, bool sound, int32_t (*Isa::*function)(const LinearArgs& args)) {
+  if (args == nullptr || !sound || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->isa) || kIsas[args->isa].*function == nullptr) return DYNATTN_UNSUPPORTED_ISA;
+  return args->tokens * args->outputs == 0 ? DYNATTN_OK : (kIsas[args->isa].*function)(*args);
+}
+
 // Whether every page that holds a key of a text is one of those that there are.
 bool pages_exist(const NMTextsArgs& args, int64_t text) {
   const int32_t* const row = args.block_table + text * args.table_width;
@@ -223,7 +259,7 @@ extern "C" {
 
 int32_t dynattn_args_bytes(void) {
   return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs) +
-                              sizeof(NMTextsArgs));
+                              sizeof(NMTextsArgs) + sizeof(LinearArgs));
 }
 
 int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
@@ -249,7 +285,9 @@ const char* dynattn_tile_disagreement(int32_t isa) {
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->isa].nm_forward(*args);
+  const int32_t status = kIsas[args->isa].nm_forward(*args);
+  // numbers that bfloat16 parts do not hold
+  return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].nm_forward(*args) : status;
 }
 
 // Texts with the most to do come first, so that the last tasks, for which others may wait, are short.
@@ -289,6 +327,20 @@ int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->forward.isa) || kIsas[args->forward.isa].nm_backward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->forward.isa].nm_backward(*args);
+}
+
+int32_t dynattn_linear_rows(const LinearArgs* args) {
+  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->outputs;
+  return run_linear(args, sound, &Isa::linear_rows);
+}
+
+int32_t dynattn_linear_outputs(const LinearArgs* args) {
+  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->inputs;
+  return run_linear(args, sound, &Isa::linear_outputs);
+}
+
+int32_t dynattn_linear_nm_weight(const LinearArgs* args) {
+  return run_linear(args, args != nullptr && args->keep == nullptr && is_nm(*args), &Isa::linear_nm_weight);
 }
 
 double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {

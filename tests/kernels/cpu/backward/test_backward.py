@@ -70,6 +70,35 @@ def test_scales(pattern: NM, scale: float, isa: str, grid: Callable) -> None:
     check(*grid(2, 1, 60, 130, 16, 16), method=pattern, isa=isa, scale=scale)
 
 
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("pattern", [NM(1, 1), *PATTERNS[:1], *PATTERNS[3:5], NM(3, 8)], ids=lambda m: m.name)
+def test_rows_whose_logsumexp_is_rounded(pattern: NM, isa: str, grid: Callable) -> None:
+    """Scores so large in size that nothing is left of the logarithm of their number, beside others."""
+    for low in (LOWEST, -1e9, -1e4, -300.0, 1e9):
+        query, key, value = grid(2, 1, 20, 150, 16, 24)
+        mask = torch.zeros(20, 150)
+        mask[3], mask[9] = low, low
+        mask[9, :70] = -math.inf
+        query[:, :, [3, 9]] = 0  # so that no bias rounds a score
+        check(query, key, value, method=pattern, isa=isa, mask=mask, dropout_p=0.3 if low == -1e9 else 0.0)
+    mask[5], mask[6, 40:] = LOWEST, LOWEST
+    for dtype in (torch.bfloat16, torch.float16):
+        query[:, :, 5] = 0
+        check(query.to(dtype), key.to(dtype), value.to(dtype), method=pattern, isa=isa, mask=mask)
+
+
+@pytest.mark.parametrize("pattern", [NM(1, 1), *PATTERNS[:2]], ids=lambda method: method.name)
+def test_products_that_are_large(pattern: NM, isa: str, grid: Callable) -> None:
+    """Scores of 2^30 and -2^30, most of them equal, over several sections and parts of the keys."""
+    for size in (2.0**30, -(2.0**30)):
+        query, key, value = grid(2, 1, 7, 1100, 8, 8)
+        query[:], key[..., 0] = 0, 1
+        query[..., 0], key[..., 100:103, 0] = size, 1 + 2.0**-10
+        check(query, key, value, method=pattern, isa=isa, causal=True, scale=1.0)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda method: method.name)
 def test_dropout(pattern: NM, isa: str, grid: Callable) -> None:
     check(*grid(4, 2, 61, 130, 16, 24, batch=2), method=pattern, isa=isa, causal=True, dropout_p=0.3)

@@ -2,7 +2,7 @@
 //
 //     driver portable       prints "portable: N passed, N failed"; exits with 1 when a case fails
 //     driver avx512         likewise; says so and exits with 0 where the processor does not run it
-//     driver tiles-portable the tile kernels likewise, which take bfloat16; so amx, avx512bf16
+//     driver tiles-portable the tile kernels likewise, which take bfloat16; so amx, avx512bf16, neonbf16
 //     driver avx2 random    8 seconds of random cases only
 //     driver neon few       a seventeenth of the cases that are not random, then random ones: in less time
 //     driver avx2 1234      random case 1234 alone
@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "linear.h"
 #include "naive.h"
 #include "random_case.h"
 #include "texts.h"
@@ -19,7 +20,9 @@ using namespace driver;
 
 namespace {
 
-bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
+bool is_tiled(int isa) {
+  return (isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX) || isa == DYNATTN_ISA_NEONBF16;
+}
 
 bool close(double got, double want, double tolerance) {
   if (std::isnan(want)) return std::isnan(got);
@@ -127,6 +130,7 @@ std::string run(const Case& c) {
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
   if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_queries = args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
+  args.parts = c.parts;
   std::unique_ptr<float[]> threshold(new float[rows]);
   std::unique_ptr<int32_t[]> last_tie(new int32_t[rows]);
   if (c.rule.most > 0) args.threshold = threshold.get(), args.last_tie = last_tie.get();
@@ -150,7 +154,8 @@ std::string run(const Case& c) {
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
         const double rounding = args.needs_grad || c.aux || !is_tiled(c.isa)
                                     ? 4e-6 * (1 + std::fabs(row.logsumexp))
-                                    : 0x1p-8;  // that of bfloat16 weights
+                                : c.parts > 0 ? 4e-6 * (1 + std::fabs(row.logsumexp))
+                                              : 0x1p-8;  // that of bfloat16 weights
         if (!close(logsumexp[at], row.logsumexp, rounding)) return "logsumexp" + where;
         if (c.aux && !close(kept_mass[at], row.kept_mass, 4e-6)) return "kept mass" + where;
         if (c.aux && (kept[at] != row.kept || allowed[at] != row.allowed)) return "counts" + where;
@@ -168,7 +173,8 @@ std::string run(const Case& c) {
   return c.aux || c.rounded ? "" : run_backward(p, args);
 }
 
-const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon"};
+const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon",
+                                 "neonbf16"};
 
 struct Counts {
   int passed = 0, failed = 0;
@@ -185,11 +191,22 @@ struct Counts {
     std::printf("causal %d aux %d dtype %d threads %d: %s\n", c.causal, c.aux, c.dtype, c.threads, wrong.c_str());
   }
 
+  void check(const LinearCase& c) {
+    if (seen++ % each != 0) return;
+    const std::string wrong = run_linear(c);
+    wrong.empty() ? passed++ : failed++;
+    if (wrong.empty()) return;
+    std::printf("FAILED %s linear %d tokens %d inputs %d outputs %d gap %d %d:%d dtype %d of weights %d threads %d keep %d: %s\n",
+                kIsaNames[c.isa], static_cast<int>(c.kind), c.tokens, c.inputs, c.outputs, c.gap, c.n, c.m, c.dtype,
+                c.weight_dtype, c.threads, c.keep_percent, wrong.c_str());
+  }
+
   void check(Case c) {
     if (seen++ % each != 0) return;
     if (is_tiled(c.isa)) {
-      c.dtype = DYNATTN_BFLOAT16, c.rule = Rule();
-      c.rounded = !c.aux && c.threads == 2;
+      c.parts = c.dtype == DYNATTN_FLOAT32 && c.threads == 2 && c.dropout_p == 0.0 ? 3 : 0;
+      c.dtype = c.parts > 0 ? DYNATTN_FLOAT32 : DYNATTN_BFLOAT16, c.rule = Rule();
+      c.rounded = !c.aux && (c.threads == 2 || c.parts > 0);
     }
     const std::string wrong = run(c);
     if (wrong.empty()) {
@@ -290,6 +307,28 @@ void check_skips(int isa, Counts& counts) {
   }
 }
 
+// Rows so low, and rows of products so large, that nothing is left of the logarithm of their number of keys.
+void check_low(int isa, Counts& counts) {
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const Pattern patterns[] = {{1, 1, 0, 0}, {1, 2, 0, 0}, {2, 4, 0, 0, 16}, {3, 5, 0, 0}, {1, 2, 5, 3}};
+  const Rule rules[] = {{17}, {kAll, 0, 1, 4}, {1, 0, 1, 1, 0.013f}, {1, 0, 1, 1, -1.0f, 0.413f}};
+  const Shape shapes[] = {{1, 1, 1, 1, 150, 8, 8}, {1, 4, 2, 9, 70, 20, 36}, {1, 2, 1, 65, 600, 16, 24}};
+  int turn = 0;
+  for (const Shape& shape : shapes) {
+    for (int choice = 0; choice < 10; choice++, turn++) {
+      Case c;
+      c.pattern = choice < 5 ? patterns[choice] : Pattern{1, 1, 0, 0};
+      if (choice >= 5 && choice < 9) c.rule = rules[choice - 5];
+      if (choice == 9) c.margin = 1.3f;
+      if (choice >= 5 && is_tiled(isa)) continue;
+      c.shape = shape, c.mask = Mask::kLow, c.isa = isa, c.threads = 1 + turn % 3;
+      c.dtype = turn % 4 == 1 ? DYNATTN_BFLOAT16 : turn % 4 == 3 ? DYNATTN_FLOAT16 : DYNATTN_FLOAT32;
+      c.causal = turn % 2 == 0, c.dropout_p = turn % 3 == 0 ? 0.3 : 0.0, c.seed = static_cast<uint64_t>(turn);
+      counts.check(c);
+    }
+  }
+}
+
 // Texts of different lengths at once.
 void check_texts(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},  {1, 2, 0, 0},     {2, 4, 0, 0},     {3, 5, 0, 0},
@@ -306,6 +345,26 @@ void check_texts(int isa, Counts& counts) {
         turn++;
       }
       turn++;
+    }
+  }
+}
+
+// Linear layers of a few tokens.
+void check_linear(int isa, Counts& counts) {
+  const int sizes[][2] = {{1, 1}, {3, 17}, {17, 3}, {31, 33}, {63, 65}, {64, 64}, {130, 31}, {255, 257}, {513, 70}, {70, 1030}};
+  const int patterns[][2] = {{1, 2}, {2, 4}, {1, 4}, {3, 4}};
+  const int percents[] = {100, 0, 10, 50, 90};
+  int turn = 0;
+  for (const Linear kind : {Linear::kRows, Linear::kOutputs, Linear::kPacked}) {
+    for (const auto& size : sizes) {
+      for (int tokens = 1; tokens <= DYNATTN_LINEAR_TOKENS; tokens++) {
+        for (int types = 0; types < (kind == Linear::kPacked ? 2 : 4); types++, turn++) {
+          const int dtype = types % 2 ? DYNATTN_BFLOAT16 : DYNATTN_FLOAT32;
+          counts.check(LinearCase{kind, tokens, size[0], size[1], turn % 3, patterns[turn % 4][0], patterns[turn % 4][1],
+                                  dtype, types < 2 ? dtype : DYNATTN_INT8, isa, 1 + turn % 3, percents[turn / 2 % 5],
+                                  turn % 5 != 0});
+        }
+      }
     }
   }
 }
@@ -385,7 +444,10 @@ int main(int argc, char** argv) {
     if (which == "all" || which == "few") {
       counts.each = which == "few" ? 17 : 1;  // which divides no number of choices in their loops
       check_isa(isa, counts);
-      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts);
+      counts.each = which == "few" ? 3 : 1;
+      check_low(isa, counts);
+      counts.each = which == "few" ? 17 : 1;
+      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts), check_linear(isa, counts);
       counts.each = 1;
     }
     if (which == "all" || which == "few" || which == "random") {
@@ -396,6 +458,6 @@ int main(int argc, char** argv) {
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512|neon|tiles-portable|avx512bf16|amx [random|few|NUMBER]\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|neon|tiles-portable|avx512bf16|amx|neonbf16 [random|few|NUMBER]\n");
   return 2;
 }

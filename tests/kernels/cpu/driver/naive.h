@@ -82,7 +82,7 @@ std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& scor
   return keep;
 }
 
-// The definition, for one query: a score is a float32 sum, which is exact here unless it overflows.
+// The definition, for one query: a score is a float32 sum, which is exact here unless it overflows or a bias is large.
 inline Row naive_row(const Problem& p, int b, int h, int i) {
   const Shape& s = p.c.shape;
   const Pattern& pattern = p.c.pattern;
@@ -100,7 +100,7 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
       sum += static_cast<float>(p.query.get(p.query.at(b, h, i) + d) * p.key.get(p.key.at(b, group, j) + d));
     }
     const double bias = p.bias(b, h, i, j);
-    score[static_cast<size_t>(j)] = bias == -kInf ? bias : double{sum} * p.c.scale + bias;
+    score[static_cast<size_t>(j)] = bias == -kInf ? bias : static_cast<float>(double{sum} * p.c.scale + bias);
   }
   Row row = {std::vector<double>(static_cast<size_t>(s.value_dim)),
              -kInf,

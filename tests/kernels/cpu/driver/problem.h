@@ -30,7 +30,8 @@ struct Rule {
   float weight = -1.0f, mass = 0.0f;
 };
 
-enum class Mask { kNone, kBool, kKeyPadding, kFloat, kHalf };
+// kLow: small biases, except that one query has the lowest float for all keys, and one has -1e4.
+enum class Mask { kNone, kBool, kKeyPadding, kFloat, kHalf, kLow };
 enum class Order { kHeadsFirst, kLengthFirst, kGaps, kSharedBatch };
 enum class Trouble { kNone, kNanKey, kInfiniteValue, kOverflow, kNanBias };
 
@@ -42,6 +43,7 @@ struct Case {
   Trouble trouble = Trouble::kNone;
   bool causal = false, aux = false;
   bool rounded = false;  // of the tile kernels, the variant that sums weights as rounded
+  int parts = 0;         // of the tile kernels, float32 by so many parts, forward
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none
@@ -153,9 +155,10 @@ struct Problem {
   }
 
   int mask_dtype() const {
-    return c.mask == Mask::kFloat ? DYNATTN_FLOAT32 : c.mask == Mask::kHalf ? DYNATTN_FLOAT16 : DYNATTN_BOOL;
+    return is_float() ? DYNATTN_FLOAT32 : c.mask == Mask::kHalf ? DYNATTN_FLOAT16 : DYNATTN_BOOL;
   }
-  size_t mask_size() const { return c.mask == Mask::kFloat ? 4 : c.mask == Mask::kHalf ? 2 : 1; }
+  bool is_float() const { return c.mask == Mask::kFloat || c.mask == Mask::kLow; }
+  size_t mask_size() const { return is_float() ? 4 : c.mask == Mask::kHalf ? 2 : 1; }
 
   void fill_mask() {
     if (c.mask == Mask::kNone) return;
@@ -174,7 +177,12 @@ struct Problem {
       const float bias = allowed ? static_cast<float>(random_int(-2, 2)) : -INFINITY;
       set_mask(i, allowed, bias);
     }
-    if (count > 0 && rows && s.q_len > 1) {  // a row with nothing allowed
+    if (count > 0 && c.mask == Mask::kLow) {
+      for (int64_t j = 0; j < s.kv_len; j++) {
+        set_mask(s.q_len / 3 * mask_strides[2] + j, true, -1e4f);
+        set_mask(s.q_len / 2 * mask_strides[2] + j, true, -std::numeric_limits<float>::max());
+      }
+    } else if (count > 0 && rows && s.q_len > 1) {  // a row with nothing allowed
       for (int64_t j = 0; j < s.kv_len; j++) set_mask(mask_strides[2] + j, false, -INFINITY);
     }
   }
@@ -199,7 +207,7 @@ struct Problem {
   void set_mask(int64_t i, bool allowed, float bias) {
     unsigned char* at = mask.data() + static_cast<size_t>(i) * mask_size();
     const unsigned short half = to_half(bias, DYNATTN_FLOAT16);
-    if (c.mask == Mask::kFloat)
+    if (is_float())
       std::memcpy(at, &bias, 4);
     else if (c.mask == Mask::kHalf)
       std::memcpy(at, &half, 2);
@@ -214,7 +222,7 @@ struct Problem {
     if (c.mask == Mask::kNone) return 0.0;
     const int64_t index = b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3];
     const unsigned char* at = mask.data() + static_cast<size_t>(index) * mask_size();
-    if (c.mask == Mask::kFloat) {
+    if (is_float()) {
       float x;
       std::memcpy(&x, at, 4);
       return x;

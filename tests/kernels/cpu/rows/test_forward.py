@@ -117,6 +117,23 @@ def test_the_mass_of_any_row(kind: str, isa: str) -> None:
             assert torch.equal(kept, want), mass
 
 
+def test_thresholds_between_neighbouring_floats(isa: str) -> None:
+    """Scores so large that the next lower ones are 64 and 128 below, where a weight still tells them apart."""
+    for size in (2.0**30, -(2.0**30) - 1024):
+        row = torch.cat([torch.full((20,), size - 64 * step * (1 if size > 0 else 2)) for step in range(4)])
+        s = row.double().view(1, 1, 1, -1)
+        for least in (1e-20, 1e-30, 1e-40):
+            want = Threshold(least).choose(s, Rows(s, s, 0, 1.0))[0, 0, 0]
+            assert torch.equal(chosen(row, Threshold(least), isa), want)
+
+
+def test_what_is_not_there_has_no_weight(isa: str, grid: Callable, check: Callable) -> None:
+    """With a tiny scale no score is so low that its weight is 0."""
+    for method in (Threshold(0.3), Threshold(0.02), Mass(0.9137)):
+        check(*grid(1, 1, 5, 3, 8, 8), method, isa, scale=1.2e-38)
+        check(*grid(1, 1, 5, 40, 8, 8), method, isa, scale=1.2e-38, causal=True)
+
+
 def test_equal_weights_are_counted(isa: str) -> None:
     """By division where they are more than a vector, one by one where they are fewer: the lower keys are kept."""
     for length in (1, 4, 8, 16, 20, 64, 1000):

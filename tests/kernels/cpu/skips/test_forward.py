@@ -13,6 +13,7 @@ from torch import Tensor
 import dynattn
 from dynattn import BlockSkip
 from dynattn.kernels import cpu
+from dynattn.methods import Rows
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
 from tests.kernels.cpu.masks import masks
@@ -60,6 +61,22 @@ def test_definition(shape: tuple[int, ...], causal: bool, isa: str, grid: Any) -
         torch.testing.assert_close(logsumexp.double(), exact.logsumexp, rtol=1e-5, atol=1e-5)
         dropped += int((allowed & ~want).sum())
     assert dropped or kv_len < 2 * 16 or q_len > kv_len
+
+
+def test_margins_between_large_scores(isa: str) -> None:
+    """Between neighbouring floats that are 128 apart, a limit of 100 below the largest cannot be written down."""
+    key = -(2.0**30) - 128.0 * torch.tensor([1.0, 0.0, 1.0, 2.0]).repeat_interleave(16).view(1, 1, 64, 1)
+    for margin, want in ((100.0, [1, 1, 0, 0]), (130.0, [1, 1, 1, 0]), (260.0, [1, 1, 1, 1])):
+        method, query, value = BlockSkip(margin), torch.ones(1, 1, 8, 1), torch.randn(1, 1, 64, 4)
+        out, *_, blocks = block_attention(
+            query, key, value, None, None, method.name, False, 1.0, 0.0, False, True, f"cpu-{isa}"
+        )
+        assert blocks[0, 0, 0, :4].tolist() == [bool(x) for x in want]
+        for kind in (torch.float32, torch.float64):
+            s = query.to(kind) @ key.to(kind).mT
+            assert method.choose(s, Rows(s, s, 0, 1.0))[0, 0, 0, ::16].tolist() == [bool(x) for x in want]
+        exact = dynattn.attention(query.double(), key.double(), value.double(), method, scale=1.0, backend="reference")
+        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -64,6 +64,27 @@ def test_scales_and_low_biases(method: NM, engine: str):
     check_gradients(grid(2, 1, 40, 70, 16, 16), engine, method=method, mask=mask)
 
 
+def low_rows(method: NM = NM(1, 2), **options: object) -> Problem:
+    """Scores so large in size that nothing is left of the logarithm of their number, beside others."""
+    problem = grid(2, 1, 40, 150, 16, 24, method=method, **options)
+    mask = torch.zeros(1, 1, 40, 150)
+    mask[..., 3, :], mask[..., 9, :], mask[..., 12, :] = torch.finfo(torch.float32).min, -1e9, 1e9
+    mask[..., 9, :70] = -math.inf
+    problem.query[:, :, [3, 9, 12]] = 0  # so that no bias rounds a score
+    return replace(problem, mask=mask)
+
+
+@pytest.mark.parametrize("method", FEW, ids=identify)
+def test_rows_whose_logsumexp_is_rounded(method: NM, engine: str):
+    check_gradients(low_rows(method), engine)
+    check_gradients(low_rows(method, dropout_p=0.3, causal=True), engine)
+    problem = grid(2, 1, 7, 600, 16, 24, method=method, scale=1.0)
+    problem.query[:], problem.key[..., 0] = 0, 1
+    problem.query[..., 0], problem.key[..., 100:103, 0] = 2.0**30, 1 + 2.0**-7
+    check_gradients(problem, engine)
+    check_gradients(problem, engine, query=-problem.query, causal=True)
+
+
 @pytest.mark.parametrize("method", FEW, ids=identify)
 def test_dropout(method: NM, engine: str):
     check_gradients(grid(4, 2, 61, 130, 16, 24, batch=2), engine, method=method, causal=True, dropout_p=0.3, seed=2**40)
@@ -183,6 +204,7 @@ def test_avx512_is_the_definition():
             check_gradients(grid(2, 1, 50, 90, 24, 40), building.library(*options), method=method, causal=True)
 
 
+_LOW = {name: getattr(low_rows(), name) for name in ("query", "key", "value", "mask")}
 BUGS = [
     ("tiles/gradients.h", "mul(weight, sub(d_weight, delta))", "mul(weight, d_weight)", {}),
     ("tiles/gradients.h", "if (!takes_part) leave_out(rows, t);", "", {"causal": True}),
@@ -190,6 +212,9 @@ BUGS = [
     ("tiles/backward_plan.h", "                 forward.scale);", "1.0f);", {}),
     ("tiles/backward.h", "store(sums + i, add(load_lanes(sums + i),", "store(sums + i, max(load_lanes(sums + i),",
      {"key": grid(1, 1, 1, 1200, 16, 24).key, "value": grid(1, 1, 1, 1200, 16, 24).value}),
+    ("tiles/gradients.h", "s.reference[i] = log2f(sums.sum[at]);", "s.reference[i] = 0.0f;", _LOW),
+    ("tiles/forward.h", "plan.sums.sum[at] = sums[3][lane] * exp2f(sums[1][lane]);",
+     "plan.sums.sum[at] = sums[4][lane];", _LOW),
 ]  # fmt: skip
 
 

@@ -155,6 +155,16 @@ def test_amx_gives_the_portable_engines_bits(number: int, change: Callable):
     assert library.shim_products() > before
 
 
+def test_amx_gives_the_portable_engines_bits_of_float32():
+    """By three parts, of which one has 2 tiles of dims."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 1, n, 40, generator=generator) for n in (19, 40, 40))
+    for sums in (Sums.ROUNDED, Sums.COUNTED):
+        by = ("tiles-portable", building.library(*building.EMULATED))
+        for want, got in zip(*(run(Problem(query, key, value), engine, sums) for engine in by), strict=True):
+            assert same_bits(want, got)
+
+
 @pytest.mark.parametrize("number", range(len(PROBLEMS)))
 def test_avx512_is_the_definition(number: int):
     """Both engines with emulated vectors of AVX-512, which round a multiply-add once."""

@@ -30,8 +30,9 @@ struct BackwardThread {
   float* d_query;  // unless parts have their own
 };
 
-static void plan_backward(BackwardPlan& plan, const NMBackwardArgs& args) {
+static void plan_backward(BackwardPlan& plan, const NMBackwardArgs& args, const RowSums& sums) {
   plan.args = &args;
+  plan.sums = sums;
   name_products(args, plan.upstream_args, plan.product_args);
   make_plan(plan.scores, args.forward);
   make_plan(plan.upstream, plan.upstream_args);
@@ -53,6 +54,7 @@ static BackwardThread lay_thread(const BackwardJob& job, Arena& arena) {
   s.query_rows = arena.take<float>(kBackwardQueryBlock * value_width(plan.product));
   s.grad_rows = arena.take<float>(kBackwardQueryBlock * value_width(plan.scores));
   s.delta = arena.take<float>(rows);
+  s.share = arena.take<float>(rows);
   s.poisoned = arena.take<uint8_t>(rows);
   s.strips = arena.take<Strip>(2);
   s.lists = arena.take<KeyList>(4);
@@ -115,8 +117,8 @@ static void close_section(const BackwardPlan& plan, int64_t head, const Section&
   }
 }
 
-// Computes delta, and the reference that weights are relative to. Rows that keep nothing, and rows of padding, get
-// weights of 0.
+// Computes delta, the reference that weights are relative to, and their factor. Rows that keep nothing, and rows of
+// padding, get weights of 0.
 static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratch, const QueryBlock& block) {
   const NMBackwardArgs& args = *plan.args;
   const NMForwardArgs& forward = args.forward;
@@ -133,6 +135,7 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
     rows.reference[i] = INFINITY;
     rows.ceiling[i] = INFINITY;  // never raised
     scratch.delta[i] = 0.0f;
+    scratch.share[i] = 1.0f;
     scratch.poisoned[i] = 0;
     if (i >= block.count) continue;
     const int64_t row = block.first + i, at = head * forward.q_len + row;
@@ -140,6 +143,9 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
     scratch.poisoned[i] = !(logsumexp < INFINITY);
     poisoned |= scratch.poisoned[i] != 0;
     if (fabsf(logsumexp) < INFINITY) rows.reference[i] = logsumexp / unit;
+    if (plan.sums.sum != nullptr && is_rough(logsumexp, forward.dtype)) {
+      rows.reference[i] = plan.sums.origin[at], scratch.share[i] = 1.0f / plan.sums.sum[at];
+    }
     const float* grad =
         float_row(element(grads, row * grad_strides[2], forward.dtype), forward.dtype, forward.value_dim, grad_room);
     const float* out = float_row(element(outs, row * forward.out_strides[2], forward.dtype), forward.dtype,
@@ -148,7 +154,7 @@ static bool prepare_rows(const BackwardPlan& plan, const BackwardScratch& scratc
     for (int64_t k = 0; k < forward.value_dim; k += kWidth) {
       sum = fmadd(load_part(grad + k, forward.value_dim - k), load_part(out + k, forward.value_dim - k), sum);
     }
-    scratch.delta[i] = reduce_add(sum) - args.grad_logsumexp[at];
+    scratch.delta[i] = reduce_add(sum) - grad_logsumexp(args, at);
   }
   return poisoned;
 }
@@ -257,8 +263,11 @@ static void work_backward(void* data) {
 
 int32_t nm_backward(const NMBackwardArgs& args) {
   const NMForwardArgs& forward = args.forward;
+  RoughRows rough;
+  const int32_t status = rough.find(forward);
+  if (status != DYNATTN_OK) return status;
   BackwardPlan plan;
-  plan_backward(plan, args);
+  plan_backward(plan, args, rough.sums());
   BackwardJob job = {};
   job.plan = &plan;
   job.cut = cut_heads(forward, plan.scores.tiles, plan.scores.tile);

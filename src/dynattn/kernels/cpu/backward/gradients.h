@@ -16,6 +16,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 struct BackwardPlan {
   const NMBackwardArgs* args;
+  RowSums sums;  // NULL where every logsumexp is fine enough
   NMForwardArgs upstream_args, product_args;
   Plan scores;    // of Q Kᵀ
   Plan upstream;  // of dO Vᵀ
@@ -43,6 +44,7 @@ struct BackwardScratch {
   float* query_rows;  // [chunk][kBackwardQueryBlock][chunk vectors · kWidth]
   float* grad_rows;
   float* delta;
+  float* share;       // factor of a row's weights: 1 where they are relative to its logsumexp
   uint8_t* poisoned;  // rows whose forward met NaN or an infinite score
   Strip* strips;      // one for each survivor of a group
   KeyList* lists;     // one for each member of a group
@@ -251,6 +253,18 @@ static void write_d_scores(const BackwardQueryBlock& block, int64_t tile, BandKi
   }
 }
 
+// Weights that are relative to a row's own score become shares of their sum. Marks of what is not kept stay negative.
+static void share_weights(const BackwardQueryBlock& block) {
+  const Plan& plan = block.plan.scores;
+  const Scratch& scratch = block.scratch.scores;
+  for (int64_t i = 0; i < block.scores.count; i++) {
+    const BandKind kind = scratch.kinds[i / plan.rows];
+    if (kind == kSkipped || block.scratch.share[i] == 1.0f) continue;
+    const RowWeights weights = weights_of(plan, kind, i);
+    scale_row(scratch.scores + weights.at, weights.count, block.scratch.share[i]);
+  }
+}
+
 static void poison_rows(const BackwardQueryBlock& block) {
   const Plan& plan = block.plan.scores;
   for (int64_t i = 0; i < block.scores.count; i++) {
@@ -270,6 +284,7 @@ static void backward_tile(BackwardQueryBlock& block, int64_t tile) {
     weigh_tile<kR, kV>(block.scores, tile, &any);
   }
   if (!any) return;
+  if (block.plan.sums.sum != nullptr) share_weights(block);
   if (block.scores.careful) poison_rows(block);
   const bool drops = plan.args->drop_below > 0;
   if (drops) draw_tile(block.scores, tile);

@@ -1,6 +1,10 @@
-// What the backwards have in common: the calls that their products are, and how the keys of a head are cut into tasks.
+// What the backwards have in common: the calls that their products are, how the keys of a head are cut into tasks, and
+// sums of weights where logsumexps are too rough.
 #pragma once
 
+#include <stdlib.h>
+
+#include "common/row_sums.h"
 #include "common/team.h"
 #include "dynattn_cpu.h"
 
@@ -25,6 +29,36 @@ static void name_products(const NMBackwardArgs& args, NMForwardArgs& upstream, N
     upstream.key_strides[i] = args.forward.value_strides[i];
     product.value_strides[i] = args.forward.key_strides[i];
   }
+}
+
+// The sums of a call's rows, where one of its logsumexps is too rough, and else nothing.
+class RoughRows {
+ public:
+  RoughRows() = default;
+  ~RoughRows() { free(sums_.origin); }
+  RoughRows(const RoughRows&) = delete;
+  RoughRows& operator=(const RoughRows&) = delete;
+
+  int32_t find(const NMForwardArgs& forward) {
+    const int64_t rows = forward.batch * forward.heads * forward.q_len;
+    int64_t row = 0;
+    while (row < rows && !is_rough(forward.logsumexp[row], forward.dtype)) row++;
+    if (row == rows) return DYNATTN_OK;
+    sums_.origin = static_cast<float*>(malloc(2 * static_cast<size_t>(rows) * sizeof(float)));
+    if (sums_.origin == nullptr) return DYNATTN_OUT_OF_MEMORY;
+    sums_.sum = sums_.origin + rows;
+    NMForwardArgs again = forward;
+    again.needs_grad = 1, again.drop_below = 0;  // the weights before dropout, as the forward of a gradient makes them
+    return sum_rows(again, sums_);
+  }
+  const RowSums& sums() const { return sums_; }
+
+ private:
+  RowSums sums_;
+};
+
+DYNATTN_INLINE float grad_logsumexp(const NMBackwardArgs& args, int64_t row) {
+  return args.grad_logsumexp == nullptr ? 0.0f : args.grad_logsumexp[row];
 }
 
 // How heads are cut, by shapes alone. Keys come in blocks of whatever a kernel takes at once.

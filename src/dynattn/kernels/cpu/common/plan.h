@@ -10,6 +10,7 @@
 
 #include <float.h>
 
+#include "common/row_sums.h"
 #include "common/team.h"
 #include "common/texts.h"
 #include "dynattn_cpu.h"
@@ -51,6 +52,7 @@ constexpr float kLog2e = 1.44269504088896341f;
 
 struct Plan {
   const NMForwardArgs* args;
+  RowSums sums;  // not NULL: these are what is asked for, in place of the output
   Pages pages;
   Layout layout;
   int n, m, stride;             // n == m is taken as 1 of 1
@@ -140,6 +142,7 @@ static void plan_bands(Plan& plan, bool skips) {
 
 static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages = {nullptr, 0}, bool skips = false) {
   plan.args = &args;
+  plan.sums = {};
   plan.pages = pages;
   plan.dense = args.n == args.m;
   plan.n = plan.dense ? 1 : args.n;

@@ -118,13 +118,19 @@ static void write_row(char* to, float* row, int64_t dim, float factor, int32_t d
   for (int64_t k = whole; k < dim; k++) out[k] = row[k] * factor;
 }
 
-// Output and, where they are asked for, logsumexp and counts of all rows, whose last tile has been added.
+// Output and, where they are asked for, logsumexp and counts of all rows, whose last tile has been added; or their sums
+// alone.
 static inline void finish_rows(const QueryBlock& block) {
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
   const RowStates& rows = block.scratch.rows;
   for (int64_t i = 0; i < block.count; i++) {
     const float sum = reduce_add(load(rows.sum + i * kWidth));
+    const int64_t row = first_row(block) + i;
+    if (plan.sums.sum != nullptr) {
+      plan.sums.origin[row] = rows.reference[i], plan.sums.sum[row] = sum;
+      continue;
+    }
     const bool nan = rows.poisoned[i] != 0;
     // The exponent's unit is log2 of a score: reference · exponent / log2(e) is the score itself.
     const float reference = rows.reference[i] * (plan.exponent == kLog2e ? 1.0f : fabsf(args.scale));
@@ -133,7 +139,6 @@ static inline void finish_rows(const QueryBlock& block) {
     const float factor = nan ? NAN : sum > 0.0f ? 1.0f / sum : 0.0f;
     write_row(static_cast<char*>(args.out) + at * element_size(args.dtype), rows.out + i * rows.out_stride,
               args.value_dim, factor, args.dtype);
-    const int64_t row = first_row(block) + i;
     if (args.logsumexp != nullptr) {
       args.logsumexp[row] = rows.poisoned[i] & kNan ? NAN
                             : nan                   ? INFINITY

@@ -61,6 +61,13 @@ DYNATTN_INLINE void follow_maximum(const Plan& plan, const RowStates& rows, int6
   }
 }
 
+// The largest of `count` scores, at least one vector, lane by lane.
+DYNATTN_INLINE Vec largest_lanes(const float* scores, int count) {
+  Vec largest = load(scores);
+  for (int i = kWidth; i < count; i += kWidth) largest = max(largest, load(scores + i));
+  return largest;
+}
+
 // Scores of `count` rows, kVectors each, `stride` apart, become weights, in place; all of them are kept. The maxima
 // come first: in the second loop nothing is called, so that its constants stay in registers.
 template <int kVectors>

@@ -29,9 +29,7 @@ template <int kM>
 static void choose_row(const Plan& plan, const RowStates& rows, int64_t row, float* scores, const AlwaysKept& always,
                        float dropped_weight) {
   const int m = kM ? kM : plan.m;
-  Vec largest = load(scores);
-  for (int i = kWidth; i < plan.tile; i += kWidth) largest = max(largest, load(scores + i));
-  follow_maximum(plan, rows, row, largest);
+  follow_maximum(plan, rows, row, largest_lanes(scores, plan.tile));
 
   const Vec reference = broadcast(rows.reference[row]), exponent = broadcast(plan.exponent),
             floor = broadcast(plan.floor);

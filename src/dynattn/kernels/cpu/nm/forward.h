@@ -55,21 +55,27 @@ static void weigh_by_position(const QueryBlock& block, int64_t row, float* score
 }
 
 // Computes the weights of a row that chose by its own scores, from the threshold that its forward found. Entries that
-// are not kept become negative.
+// are not kept become negative. A backward gives the reference, unless sums are what is asked for.
 static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scores, const float* bias,
                                int64_t first_key) {
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
   const int64_t at = first_row(block) + row;
   const Threshold threshold = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
-  if (block.careful) clean_row(plan, block.scratch.rows, row, scores, bias);
-  const Vec reference = broadcast(block.scratch.rows.reference[row]);
+  const RowStates& rows = block.scratch.rows;
+  if (block.careful) clean_row(plan, rows, row, scores, bias);
+  if (plan.sums.sum != nullptr) follow_maximum(plan, rows, row, largest_lanes(scores, plan.tile));
+  const Vec reference = broadcast(rows.reference[row]);
   const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor), dropped = broadcast(-1.0f);
+  Vec sum = load(rows.sum + row * kWidth);
   for (int i = 0; i < plan.tile; i += kWidth) {
     const Vec x = load(scores + i);
     const Mask kept = mask_of(kept_lanes(threshold, x, first_key + i));
-    store(scores + i, select(kept, exp2_scaled(sub(x, reference), exponent, floor), dropped));
+    const Vec weight = exp2_scaled(sub(x, reference), exponent, floor);
+    sum = add(sum, select(kept, weight, zero()));
+    store(scores + i, select(kept, weight, dropped));
   }
+  store(rows.sum + row * kWidth, sum);
 }
 
 template <int kR>

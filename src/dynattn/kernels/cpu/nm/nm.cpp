@@ -15,6 +15,13 @@ int32_t nm_forward(const NMForwardArgs& args) {
   return are_few(args) ? run_few(plan) : run_heads<NMWorker>(plan);
 }
 
+int32_t sum_rows(const NMForwardArgs& args, const RowSums& sums) {
+  Plan plan;
+  make_plan(plan, args);
+  plan.sums = sums;
+  return run_heads<NMWorker>(plan);
+}
+
 // Many texts at once: those of many queries first, whose tasks are longer, then those of few.
 struct TextsJob {
   Job<NMWorker> heads = {};

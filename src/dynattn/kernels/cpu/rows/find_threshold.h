@@ -229,13 +229,18 @@ static Threshold threshold_by_weight(const Plan& plan, const float* row, int64_t
   const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
   Vec sum = zero();
   for (int64_t at = 0; at < length; at += kWidth) {
-    sum = add(sum, exp2_scaled(sub(load(row + at), reference), exponent, floor));
+    const Vec x = load(row + at), share = exp2_scaled(sub(x, reference), exponent, floor);
+    sum = add(sum, select(greater(broadcast(-FLT_MAX), x), zero(), share));  // with a tiny exponent no weight is 0
   }
   const float under = -(larger(log2f(weight), kLeastWeight) + log2f(reduce_add(sum))) / plan.exponent;
   if (!(under > 0.0f)) return {largest, key_of_tie(row, largest, 1)};
-  const float score = largest - under;
-  if (!(score < largest)) return {largest, kAllTies};  // by rounding
-  return {larger(nextafterf(score, INFINITY), -FLT_MAX), kAllTies};
+  if (!(under < INFINITY)) return kKeepAllowed;
+  // `largest - under` is rounded to a score, past one or two of its neighbours where scores are so large that they lie
+  // far apart. Differences between such neighbours are exact.
+  float score = largest - under;
+  for (int i = 0; i < 2 && !(largest - score < under); i++) score = nextafterf(score, INFINITY);
+  const float lower = nextafterf(score, -INFINITY);
+  return {larger(largest - lower < under ? lower : score, -FLT_MAX), kAllTies};
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

@@ -45,7 +45,8 @@ static uint32_t asked_runs(const float* scores, int64_t count, float margin, flo
       Vec largest = load(at);
 #pragma GCC unroll 4
       for (int i = kWidth; i < DYNATTN_SKIP_KEYS; i += kWidth) largest = max(largest, load(at + i));
-      const uint32_t below = bits(greater(broadcast(most[r] - margin), largest));
+      // the difference is exact where scores are large and near each other; most - margin would not be
+      const uint32_t below = bits(greater(sub(broadcast(most[r]), largest), broadcast(margin)));
       if ((bits(greater(largest, forbidden)) & ~below) != 0) asked |= uint32_t{1} << run;
       if (bits(greater(largest, broadcast(most[r]))) != 0) most[r] = reduce_max(largest);
     }

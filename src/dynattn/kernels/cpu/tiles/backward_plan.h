@@ -27,14 +27,16 @@ constexpr int kBackwardQueries = kBackwardTiles * kQueries;
 
 struct BackwardPlan {
   const NMBackwardArgs* args;
+  RowSums sums;  // NULL where every logsumexp is fine enough
   NMForwardArgs upstream_args, product_args;
   TilePlan scores;    // of Q Kᵀ, as the forward had it
   TilePlan upstream;  // of dO Vᵀ: values are its keys
   TilePlan product;   // of dS K: keys are its values
 };
 
-static void make_backward_plan(BackwardPlan& plan, const NMBackwardArgs& args) {
+static void make_backward_plan(BackwardPlan& plan, const NMBackwardArgs& args, const RowSums& sums) {
   plan.args = &args;
+  plan.sums = sums;
   name_products(args, plan.upstream_args, plan.product_args);
   make_tile_plan(plan.scores, args.forward);
   make_tile_plan(plan.upstream, plan.upstream_args);

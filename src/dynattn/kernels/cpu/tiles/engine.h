@@ -20,7 +20,7 @@
 //
 // A product is added with one rounding, to the nearest and to even in ties; inputs below 2^-126 count as 0, and so do
 // results. VDPBF16PS has the same operations in another order: it adds each pair's odd product to the accumulator, and
-// then the even one.
+// then the even one. BFDOT adds both at once.
 #pragma once
 
 #include <stdint.h>
@@ -31,6 +31,8 @@
 #include "tiles/engine_amx.h"
 #elif defined(DYNATTN_TILES_AVX512BF16)
 #include "tiles/engine_avx512bf16.h"
+#elif defined(DYNATTN_TILES_NEONBF16)
+#include "tiles/engine_neonbf16.h"
 #else
 #include "tiles/engine_portable.h"
 #endif
@@ -50,10 +52,33 @@ struct Operand {
   int64_t stride;  // between rows of A
 };
 
-// sums[kA · 16][kB · 16] (+)= A · B over `steps` times 32 numbers. `stride`: floats between rows of sums.
+constexpr int kMostParts = 3;
+
+// The products of operands that are sums of parts, of which each has the place and size of an operand: one for a pair
+// of parts, the smallest first. `a` and `b` are the bytes from the first parts to those that are multiplied.
+struct Terms {
+  int count = 1;
+  int64_t a[kMostParts * (kMostParts + 1) / 2] = {}, b[kMostParts * (kMostParts + 1) / 2] = {};
+};
+
+// The pairs of `parts` parts that are not smaller than the last part by itself.
+static Terms terms_of(int parts, int64_t a_bytes, int64_t b_bytes) {
+  Terms terms;
+  terms.count = 0;
+  for (int sum = parts - 1; sum >= 0; sum--) {
+    for (int i = 0; i <= sum; i++) {
+      terms.a[terms.count] = i * a_bytes;
+      terms.b[terms.count++] = (sum - i) * b_bytes;
+    }
+  }
+  return terms;
+}
+
+// sums[kA · 16][kB · 16] (+)= A · B over `steps` times 32 numbers, for each of the terms. `stride`: floats between rows
+// of sums.
 template <int kA, int kB, bool kAdd>
-DYNATTN_INLINE void multiply_tiles(Engine& engine, const Operand& a, const Operand& b, int64_t steps, float* sums,
-                                   int64_t stride) {
+DYNATTN_INLINE void multiply_tiles(Engine& engine, const Operand& a, const Operand& b, const Terms& terms,
+                                   int64_t steps, float* sums, int64_t stride) {
   const int64_t row = stride * static_cast<int64_t>(sizeof(float));
   float* const below = sums + kTileRows * stride;
   if constexpr (kAdd) {
@@ -67,20 +92,22 @@ DYNATTN_INLINE void multiply_tiles(Engine& engine, const Operand& a, const Opera
     if constexpr (kA == 2) engine.zero<2>();
     if constexpr (kA == 2 && kB == 2) engine.zero<3>();
   }
-  const char *left = a.first, *right = b.first;
-  for (int64_t step = 0; step < steps; step++, left += a.step, right += b.step) {
-    engine.load_a<0>(left, a.stride);
-    engine.load_b<0>(right);
-    engine.multiply<0, 0>();
-    if constexpr (kB == 2) {
-      engine.load_b<1>(right + b.second);
-      engine.multiply<0, 1>();
+  for (int term = 0; term < terms.count; term++) {
+    const char *left = a.first + terms.a[term], *right = b.first + terms.b[term];
+    for (int64_t step = 0; step < steps; step++, left += a.step, right += b.step) {
+      engine.load_a<0>(left, a.stride);
+      engine.load_b<0>(right);
+      engine.multiply<0, 0>();
+      if constexpr (kB == 2) {
+        engine.load_b<1>(right + b.second);
+        engine.multiply<0, 1>();
+      }
+      if constexpr (kA == 2) {
+        engine.load_a<1>(left + a.second, a.stride);
+        engine.multiply<1, 0>();
+      }
+      if constexpr (kA == 2 && kB == 2) engine.multiply<1, 1>();
     }
-    if constexpr (kA == 2) {
-      engine.load_a<1>(left + a.second, a.stride);
-      engine.multiply<1, 0>();
-    }
-    if constexpr (kA == 2 && kB == 2) engine.multiply<1, 1>();
   }
   engine.store<0>(sums, row);
   if constexpr (kB == 2) engine.store<1>(sums + kTileRows, row);
@@ -91,19 +118,19 @@ DYNATTN_INLINE void multiply_tiles(Engine& engine, const Operand& a, const Opera
 // The same for any number of tiles of A, two at a time, and one or two of B; `second` is then from each tile of A to
 // the next.
 template <bool kAdd>
-static void multiply_panel(Engine& engine, Operand a, int64_t a_tiles, const Operand& b, int b_tiles, int64_t steps,
-                           float* sums, int64_t stride) {
+static void multiply_panel(Engine& engine, Operand a, int64_t a_tiles, const Operand& b, int b_tiles,
+                           const Terms& terms, int64_t steps, float* sums, int64_t stride) {
   engine.fence();
   for (; a_tiles >= 2; a_tiles -= 2) {
     if (b_tiles == 2) {
-      multiply_tiles<2, 2, kAdd>(engine, a, b, steps, sums, stride);
+      multiply_tiles<2, 2, kAdd>(engine, a, b, terms, steps, sums, stride);
     } else {
-      multiply_tiles<2, 1, kAdd>(engine, a, b, steps, sums, stride);
+      multiply_tiles<2, 1, kAdd>(engine, a, b, terms, steps, sums, stride);
     }
     a.first += 2 * a.second, sums += 2 * kTileRows * stride;
   }
-  if (a_tiles == 1 && b_tiles == 2) multiply_tiles<1, 2, kAdd>(engine, a, b, steps, sums, stride);
-  if (a_tiles == 1 && b_tiles == 1) multiply_tiles<1, 1, kAdd>(engine, a, b, steps, sums, stride);
+  if (a_tiles == 1 && b_tiles == 2) multiply_tiles<1, 2, kAdd>(engine, a, b, terms, steps, sums, stride);
+  if (a_tiles == 1 && b_tiles == 1) multiply_tiles<1, 1, kAdd>(engine, a, b, terms, steps, sums, stride);
   engine.fence();
 }
 

@@ -4,6 +4,7 @@
 #include "common/arena.h"
 #include "tiles/drop.h"
 #include "tiles/pack.h"
+#include "tiles/parts.h"
 #include "tiles/products.h"
 #include "tiles/softmax.h"
 
@@ -13,16 +14,16 @@ namespace dynattn::DYNATTN_NAMESPACE {
 struct TileScratch {
   uint32_t* queries;  // as pack_queries() has them
   float* scores;      // [key][kQueries]
-  uint32_t* weights;  // [group][pair of keys][kLanes]
+  uint32_t* weights;  // [part][group][pair of keys][kLanes]
   float* out;         // [dim][kQueries], of the output
   Allowed* allowed;
 };
 
 static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
   TileScratch s;
-  s.queries = arena.take<uint32_t>(plan.depth * kGroups * kTileWords);
+  s.queries = arena.take<uint32_t>(plan.parts * plan.depth * kGroups * kTileWords);
   s.scores = arena.take<float>(int64_t{plan.padded} * kQueries);
-  s.weights = arena.take<uint32_t>(int64_t{plan.padded} / 2 * kQueries);
+  s.weights = arena.take<uint32_t>(plan.parts * weight_part_words(plan));
   s.out = arena.take<float>(plan.dims * kTileRows * kQueries);
   s.allowed = arena.take<Allowed>(1);
   return s;
@@ -88,6 +89,7 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   } else if (state.open != kAllLanes) {
     open_lanes(plan, tile, state);
   }
+  if (plan.floats) return weigh_parts(plan, tile, allowed, group, state);
   // behind the last key of the block, where tiles of values are padded with zeros
   for (int key = plan.key_block; key < plan.padded; key++) put_weight(tile, key, broadcast_words(0));
   if (pass.careful || allowed.force || !plan.in_order) {
@@ -123,7 +125,7 @@ static bool attend(const Pass& pass) {
       drop_weights(pass.at, block * plan.key_block, pass.groups, pass.careful, pass.scratch.weights);
     }
     add_values(pass, block);
-    if (pass.careful) add_odd_values(pass, block);
+    if (pass.careful && !plan.floats) add_odd_values(pass, block);
   }
   if (pass.careful) return true;
   bool holds = true;
@@ -134,7 +136,7 @@ static bool attend(const Pass& pass) {
   return holds;
 }
 
-// logsumexp and counts of one query, and the factor of its output.
+// logsumexp and counts of one query, and the factor of its output; or its sums alone.
 static float finish_query(const Pass& pass, const LaneState& state, int64_t query, int lane) {
   const TilePlan& plan = pass.at.plan;
   const NMForwardArgs& args = *plan.args;
@@ -147,6 +149,10 @@ static float finish_query(const Pass& pass, const LaneState& state, int64_t quer
   const double total = plan.exact ? sums[3][lane] : sum;
   const bool nan = state.nan >> lane & 1, poisoned = nan || (state.infinite >> lane & 1);
   const int64_t at = (pass.at.batch * args.heads + pass.at.head) * args.q_len + query;
+  if (plan.sums.sum != nullptr) {
+    plan.sums.origin[at] = sums[0][lane], plan.sums.sum[at] = sums[3][lane] * exp2f(sums[1][lane]);
+    return 0.0f;
+  }
   if (args.logsumexp != nullptr) {
     // a float's exponent differs a little from the scale's, and a power of two of the reference likewise from e's
     const double size = plan.biased ? 1.0 : static_cast<double>(fabsf(args.scale));
@@ -169,8 +175,10 @@ static bool write_outputs(const Pass& pass, int group, const float* factors) {
   const NMForwardArgs& args = *plan.args;
   const int64_t first = pass.at.first + group * kLanes;
   const int64_t lanes = smaller<int64_t>(kLanes, pass.at.count - group * kLanes);
-  uint16_t* const out = static_cast<uint16_t*>(args.out) + pass.at.batch * args.out_strides[0] +
-                        pass.at.head * args.out_strides[1] + first * args.out_strides[2];
+  const int64_t at =
+      pass.at.batch * args.out_strides[0] + pass.at.head * args.out_strides[1] + first * args.out_strides[2];
+  uint16_t* const out = static_cast<uint16_t*>(args.out) + (plan.floats ? 0 : at);
+  float* const float_out = static_cast<float*>(args.out) + (plan.floats ? at : 0);
   const Lanes factor = load_lanes(factors);
   LaneMask finite = kAllLanes;
   alignas(64) float row[kLanes];
@@ -178,7 +186,10 @@ static bool write_outputs(const Pass& pass, int group, const float* factors) {
     const Lanes x = mul(load_lanes(pass.scratch.out + d * kQueries + group * kLanes), factor);
     finite &= greater(broadcast_lanes(INFINITY), max(x, sub(broadcast_lanes(0.0f), x)));
     store(row, x);
-    for (int64_t lane = 0; lane < lanes; lane++) out[lane * args.out_strides[2] + d] = to_bfloat16(row[lane]);
+    for (int64_t lane = 0; lane < lanes && plan.floats; lane++) float_out[lane * args.out_strides[2] + d] = row[lane];
+    for (int64_t lane = 0; lane < lanes && !plan.floats; lane++) {
+      out[lane * args.out_strides[2] + d] = to_bfloat16(row[lane]);
+    }
   }
   return (static_cast<unsigned>(~finite) & ((1u << lanes) - 1)) == 0;
 }
@@ -190,7 +201,7 @@ static bool finish(const Pass& pass) {
     for (int lane = 0; lane < kLanes && group * kLanes + lane < pass.at.count; lane++) {
       factors[lane] = finish_query(pass, pass.states[group], pass.at.first + group * kLanes + lane, lane);
     }
-    finite &= write_outputs(pass, group, factors);
+    if (pass.at.plan.sums.sum == nullptr) finite &= write_outputs(pass, group, factors);
   }
   return finite;
 }
@@ -209,9 +220,16 @@ static void run_queries(const TilePlan& plan, const TileHead& head, const TileSc
   LaneState states[kGroups];
   const int64_t at = batch * args.query_strides[0] + index * args.query_strides[1] + first * args.query_strides[2];
   const int groups = static_cast<int>(ceil_div(count, kLanes));
-  const float query_bound = pack_queries(plan, element(args.query, at, args.dtype), count, groups, scratch.queries);
-  Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, !is_tame(plan, head, query_bound),
-               states};
+  const char* const queries = element(args.query, at, args.dtype);
+  const float query_bound = plan.floats ? pack_query_parts(plan, queries, count, groups, scratch.queries)
+                                        : pack_queries(plan, queries, count, groups, scratch.queries);
+  if (plan.floats && !fits(plan, head.key_bound, head.value_bound, query_bound)) {
+    __atomic_store_n(plan.unfit, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  // sums of rows, and weights of float32, are relative to the largest score itself, which the careful variant follows
+  const bool careful = plan.floats || plan.sums.sum != nullptr || !is_tame(plan, head, query_bound);
+  Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, careful, states};
   if (attend(pass) && (finish(pass) || pass.careful)) return;
   pass.careful = true;
   attend(pass);

@@ -89,8 +89,12 @@ static void prepare_query(const QueryRows& rows, int64_t i) {
     s.origin[i] = plan.biased ? logsumexp : 0.0f;
     s.reference[i] = plan.biased ? 0.0f : static_cast<float>(logsumexp * unit);
   }
+  const RowSums& sums = rows.plan.sums;
+  if (sums.sum != nullptr && is_rough(logsumexp, forward.dtype)) {
+    s.origin[i] = sums.origin[at], s.reference[i] = log2f(sums.sum[at]);
+  }
   s.delta[i] = dot(grad_row(rows, i), own_row(rows, forward.out, forward.out_strides, i), forward.value_dim) -
-               args.grad_logsumexp[at];
+               grad_logsumexp(args, at);
 }
 
 static void prepare_queries(const QueryRows& rows, const KeySection& section) {
@@ -129,15 +133,13 @@ static void mark_kept(const QueryRows& rows, int group, bool careful) {
   const Allowed& allowed = *rows.scratch.allowed;
   const ScoreTile tile = {rows.scratch.scores + group * kLanes, rows.scratch.kept + group * (plan.padded / 2) * kLanes,
                           plan.key_block};
-  LaneState unused;
-  clear(unused);
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
-  if (careful) clean_scores(tile, unused);
-  if (careful || allowed.force || !plan.in_order) {
-    weigh_by_rank<Marks>(plan, tile, allowed, group, false, unused);
-  } else {
-    weigh_in_order<Marks>(plan, tile, unused);
+  if (careful) {
+    LaneState unused;
+    clear(unused);
+    clean_scores(tile, unused);
   }
+  mark_chosen(plan, tile, allowed, group, careful);
 }
 
 // Weights and gradients of scores of 16 queries and one key, and what they are rounded to.
@@ -295,7 +297,7 @@ static void add_over_queries(const QueryRows& rows, const uint16_t* keys, const 
   for (int64_t dim = 0; dim < dims; dim += 2) {
     const Operand b = {reinterpret_cast<const char*>(pairs + dim * kTileWords), kTileBytes, dims * kTileBytes, 64};
     multiply_panel<true>(rows.engine, a, ceil_div(rows.plan.scores.key_block, kTileRows), b, dim + 1 < dims ? 2 : 1,
-                         rows.tiles(), sums + dim * kTileRows, dims * kTileRows);
+                         Terms(), rows.tiles(), sums + dim * kTileRows, dims * kTileRows);
   }
 }
 

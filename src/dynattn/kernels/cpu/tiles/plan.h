@@ -7,6 +7,7 @@
 //     O^T = V^T P^T      A: 16 dims of 32 keys         B: pairs of keys of 16 queries
 #pragma once
 
+#include "common/row_sums.h"
 #include "dynattn_cpu.h"
 #include "tiles/engine.h"
 
@@ -30,7 +31,11 @@ constexpr float kReach = 0x1p18f;
 
 struct TilePlan {
   const NMForwardArgs* args;
+  RowSums sums;  // not NULL: these are what is asked for, in place of the output
   int n, m, stride;  // n == m is taken as 1 of 1
+  int parts;         // bfloat16 numbers that a number is taken as: 1 of bfloat16 tensors, 1 to 3 of float32 (parts.h)
+  bool floats;       // tensors are float32
+  int32_t* unfit;    // becomes 1 where parts do not hold such tensors, whose output is then not written in full
   bool window;       // there are entries kept besides the choice
   bool counts;       // kept mass, kept and allowed are asked for
   bool exact;        // weights are summed in float32 before they are rounded, for the logsumexp
@@ -54,13 +59,16 @@ struct TilePlan {
   int64_t step_blocks, pack_steps;  // key blocks that one thread packs at a time
 };
 
-DYNATTN_INLINE int64_t packed_key_bytes(const TilePlan& plan) { return plan.depth * kTileDepth * 2; }
+DYNATTN_INLINE int64_t packed_key_bytes(const TilePlan& plan) { return plan.parts * plan.depth * kTileDepth * 2; }
 
 // Bytes of a key block's keys, and of its values, as packed.
 DYNATTN_INLINE int64_t key_block_bytes(const TilePlan& plan) { return plan.padded * packed_key_bytes(plan); }
 DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
-  return plan.padded / kTileDepth * plan.dims * kTileBytes;
+  return plan.padded / kTileDepth * plan.parts * plan.dims * kTileBytes;
 }
+
+// Words from one part of a block's weights to the next: [part][group][pair of keys][kLanes].
+DYNATTN_INLINE int64_t weight_part_words(const TilePlan& plan) { return int64_t{plan.padded} / 2 * kQueries; }
 
 // Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
 static int choose_key_block(const TilePlan& plan) {
@@ -86,7 +94,7 @@ static void plan_keys(TilePlan& plan) {
   plan.dims = ceil_div(args.value_dim, kTileRows);
   // A tile of A reads whole rows: keys lie well where head_dim fills its tiles, and where no tile reaches over the end.
   const int64_t inside = args.kv_len < plan.padded ? 0 : (args.kv_len - plan.padded) / plan.key_block + 1;
-  plan.packed_from = args.head_dim % kTileDepth == 0 ? inside : 0;
+  plan.packed_from = args.head_dim % kTileDepth == 0 && !plan.floats ? inside : 0;
   plan.step_blocks = ceil_div(kPackedKeys, plan.key_block);
   plan.pack_steps = ceil_div(plan.key_blocks, plan.step_blocks);
 }
@@ -104,13 +112,17 @@ static void plan_queries(TilePlan& plan) {
 
 static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.args = &args;
+  plan.sums = {};
+  plan.unfit = nullptr;
+  plan.floats = args.dtype == DYNATTN_FLOAT32;
+  plan.parts = plan.floats ? args.parts : 1;
   const bool dense = args.n == args.m;
   plan.n = dense ? 1 : args.n;
   plan.m = dense ? 1 : args.m;
   plan.stride = dense ? 1 : args.stride;
   plan.window = !dense && (args.window > 0 || args.sinks > 0);
   plan.counts = args.kept_mass != nullptr;
-  plan.exact = plan.counts || args.needs_grad != 0;
+  plan.exact = plan.counts || plan.floats || args.needs_grad != 0;
   const bool pattern = plan.m == 1 || (plan.n == 1 && plan.m == 2) || (plan.n == 2 && plan.m == 4);
   plan.in_order = pattern && !plan.counts && (plan.stride == 1 || plan.stride % 2 == 0);
 

@@ -23,17 +23,20 @@ static void score_rows(const TilePlan& plan, Engine& engine, const KeyRows& keys
                        float* scores) {
   const Operand a = {keys.first, kTileRows * keys.stride, kTileDepth * 2, keys.stride};
   const Operand b = {reinterpret_cast<const char*>(queries), kTileBytes, groups * kTileBytes, 64};
-  multiply_panel<false>(engine, a, ceil_div(plan.key_block, kTileRows), b, groups, plan.depth, scores, kQueries);
+  const Terms terms = terms_of(plan.parts, plan.depth * kTileDepth * 2, plan.depth * groups * kTileBytes);
+  multiply_panel<false>(engine, a, ceil_div(plan.key_block, kTileRows), b, groups, terms, plan.depth, scores,
+                        kQueries);
 }
 
 // O^T += V^T P^T: out[dim][kQueries], of one block of values as pack_value_blocks() has them, and of weights as
-// [group][pair of keys][kLanes].
+// [part][group][pair of keys][kLanes].
 static void add_columns(const TilePlan& plan, Engine& engine, const char* values, const uint32_t* weights, int groups,
                         float* out) {
   const int64_t steps = plan.padded / kTileDepth;
-  const Operand a = {values, kTileBytes, plan.dims * kTileBytes, 64};
+  const Operand a = {values, kTileBytes, plan.parts * plan.dims * kTileBytes, 64};
   const Operand b = {reinterpret_cast<const char*>(weights), steps * kTileBytes, kTileBytes, 64};
-  multiply_panel<true>(engine, a, plan.dims, b, groups, steps, out, kQueries);
+  const Terms terms = terms_of(plan.parts, plan.dims * kTileBytes, weight_part_words(plan) * int64_t{sizeof(uint32_t)});
+  multiply_panel<true>(engine, a, plan.dims, b, groups, terms, steps, out, kQueries);
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

@@ -301,4 +301,15 @@ static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const All
   weights.finish(state);
 }
 
+// The choice by itself: marks where weights will be. `careful`: scores may have been infinite or NaN.
+static void mark_chosen(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group, bool careful) {
+  LaneState unused;
+  clear(unused);
+  if (careful || allowed.force || !plan.in_order) {
+    weigh_by_rank<Marks>(plan, tile, allowed, group, false, unused);
+  } else {
+    weigh_in_order<Marks>(plan, tile, unused);
+  }
+}
+
 }  // namespace dynattn::DYNATTN_NAMESPACE

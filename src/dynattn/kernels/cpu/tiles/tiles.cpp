@@ -1,4 +1,5 @@
-// N:M attention of bfloat16 tensors on one tile engine, forward and backward. Compiled once for each.
+// N:M attention of bfloat16 tensors on one tile engine, forward and backward, and of float32 tensors forward. Compiled
+// once for each.
 #include "common/builds.h"
 #include "common/tasks.h"
 #include "tiles/backward.h"
@@ -40,6 +41,10 @@ struct TileWorker {
     const char* values = head_of(args, args.value, args.value_strides, head);
     const int64_t first = step * plan.step_blocks, last = smaller(first + plan.step_blocks, plan.key_blocks);
     const int64_t packed = larger<int64_t>(0, first - plan.packed_from);
+    if (plan.floats) {
+      return {pack_key_parts(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
+              pack_value_parts(plan, values, first, last, memory.values + first * value_block_bytes(plan))};
+    }
     return {pack_key_blocks(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
             pack_value_blocks(plan, values, first, last, memory.values + first * value_block_bytes(plan),
                               memory.odd + first * plan.key_block)};
@@ -52,7 +57,7 @@ struct TileWorker {
     packed.key_stride = args.key_strides[2] * 2;
     packed.packed_keys = memory.keys;
     packed.values = memory.values;
-    packed.own_values = row_of(head_of(args, args.value, args.value_strides, head), 0, 0);
+    packed.own_values = plan.floats ? nullptr : row_of(head_of(args, args.value, args.value_strides, head), 0, 0);
     packed.value_stride = args.value_strides[2];
     packed.odd = memory.odd;
     for (int64_t step = 0; step < plan.pack_steps; step++) {
@@ -75,22 +80,37 @@ void multiply(const void* a, const void* b, int64_t steps, float* sums) {
   Engine engine;
   const Operand left = {static_cast<const char*>(a), kTileRows * kRowBytes * steps, kRowBytes, kRowBytes * steps};
   const Operand right = {static_cast<const char*>(b), kTileBytes, 2 * kTileBytes, 64};
-  multiply_panel<true>(engine, left, 2, right, 2, steps, sums, 2 * kTileRows);
+  multiply_panel<true>(engine, left, 2, right, 2, Terms(), steps, sums, 2 * kTileRows);
 }
 
 int32_t nm_forward(const NMForwardArgs& args) {
-  if (args.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
+  const bool floats = args.dtype == DYNATTN_FLOAT32 && args.parts >= 1 && args.parts <= kMostParts &&
+                      args.needs_grad == 0 && args.drop_below == 0;
+  if (args.dtype != DYNATTN_BFLOAT16 && !floats) return DYNATTN_BAD_ARGUMENT;
   if (args.batch * args.q_len == 0) return DYNATTN_OK;
+  int32_t unfit = 0;
   TilePlan plan;
   make_tile_plan(plan, args);
+  plan.unfit = &unfit;
+  const int32_t status = run_heads<TileWorker>(plan);
+  return unfit != 0 ? DYNATTN_NOT_BY_PARTS : status;
+}
+
+int32_t sum_rows(const NMForwardArgs& args, const RowSums& sums) {
+  TilePlan plan;
+  make_tile_plan(plan, args);
+  plan.sums = sums;
   return run_heads<TileWorker>(plan);
 }
 
 int32_t nm_backward(const NMBackwardArgs& args) {
   const bool by_rows = args.forward.threshold != nullptr;  // which other kernels do
   if (args.forward.dtype != DYNATTN_BFLOAT16 || by_rows) return DYNATTN_BAD_ARGUMENT;
+  RoughRows rough;
+  const int32_t status = rough.find(args.forward);
+  if (status != DYNATTN_OK) return status;
   BackwardPlan plan;
-  make_backward_plan(plan, args);
+  make_backward_plan(plan, args, rough.sums());
   return run_backward(plan);
 }
 
