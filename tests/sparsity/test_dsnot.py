@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -80,8 +81,8 @@ def test_it_is_the_definition_and_never_leaves_more_missing(m, signed, cycles, w
     kept = best(weight.abs(), (m or width) // 4, m or width)
     method = DSnoT(cycles, signed, least=0.05)
     found = method.refined(weight, kept, statistics, m)
-    lists = (x.tolist() for x in (mean.double(), variance.double(), statistics.norm))
-    assert found.tolist() == _by_loops(weight, kept, *lists, method, m)
+    means, variances, norms = (x.tolist() for x in (mean.double(), variance.double(), statistics.norm))
+    assert found.tolist() == _by_loops(weight, kept, means, variances, norms, method, m)
     assert not found.equal(kept)
     assert found.sum(1).equal(kept.sum(1))
     if m is not None:
@@ -102,7 +103,8 @@ def test_no_cycles_and_inputs_without_a_mean_leave_the_mask():
 
 
 def test_refusals():
-    for wrong in ({"cycles": -1}, {"least": -0.1}, {"least": math.inf}):
+    wrongs: list[dict[str, Any]] = [{"cycles": -1}, {"least": -0.1}, {"least": math.inf}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="DSnoT: cycles must not be negative"):
             DSnoT(**wrong)
     with pytest.raises(TypeError, match="DSnoT: cycles must be an int"):

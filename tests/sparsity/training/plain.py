@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def network(bias: bool = True) -> nn.Sequential:
+def network(bias: bool = True) -> Any:
     """Two layers, in float64, whose inputs are no multiple of 4."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(10, 8, bias=bias), nn.Tanh(), nn.Linear(8, 6, bias=bias)).double()
