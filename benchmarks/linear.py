@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class Way(NamedTuple):
         bytes: of weights that a call reads.
     """
 
-    calls: list[Callable[[], Tensor]]
+    calls: Sequence[Callable[[], Tensor]]
     want: Tensor
     bytes: float
 
@@ -81,7 +81,7 @@ class Way(NamedTuple):
 def prepacked(x: Tensor, weight: Tensor) -> Callable[[], Tensor] | None:
     """PyTorch's linear layer with a weight in oneDNN's own order; None where this build or processor has none."""
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), x.shape[0])
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
         call = partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
         call()
     except (RuntimeError, AttributeError):

@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def measure(inputs: int, outputs: int, tokens: int, seconds: float) -> dict[str,
     """A case of the record."""
     torch.manual_seed(0)
     x, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs) * inputs**-0.5
-    functions = {TORCH: partial(linear, x, weight), PROTOTYPE: partial(prototype, x, panels(weight), outputs)}
+    functions: dict[str, Callable[[], Tensor]] = {
+        TORCH: partial(linear, x, weight),
+        PROTOTYPE: partial(prototype, x, panels(weight), outputs),
+    }
     ready = prepacked(x, weight)
     if ready is not None:
         functions[PREPACKED] = ready

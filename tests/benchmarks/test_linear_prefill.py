@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("pydantic")
 
 
+@pytest.mark.sweep  # compiles for seconds
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ is on the PATH")
 def test_a_record_goes_on_and_is_written_as_a_table(
     script: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -209,6 +209,7 @@ def test_autocast_does_what_it_does_to_a_linear_layer() -> None:
         assert linear_outputs(its.x, its.weight, its.bias, keep=its.keep_outputs).dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 def test_where_weights_are_not_finite_the_kernel_computes_nothing_of_what_is_left_out() -> None:
     weight_t = torch.tensor([[math.inf, 1.0], [2.0, 3.0]])
     keep = torch.tensor([[False, True]])

@@ -59,7 +59,7 @@ def test_rows() -> None:
 
 def test_packed_weights() -> None:
     packed = pack_nm(torch.tensor([[1.0, 0, 0, 1]]), 1, 2)
-    for kind, text, arguments in (
+    cases: list[tuple[type[Exception], str, tuple[Any, ...]]] = [
         (TypeError, "packed must be what pack_nm returns: got Tensor; pack the weight", (X, WEIGHT)),
         (ValueError, r"x must be \(tokens, in\) = \(tokens, 4\): got \(2, 6\); flatten", (X, packed)),
         (
@@ -68,6 +68,7 @@ def test_packed_weights() -> None:
             (X[:, :4].double(), packed),
         ),
         (ValueError, r"bias must be \(out,\) = \(1,\): got \(5,\); one", (X[:, :4], packed, BIAS)),
-    ):
+    ]
+    for kind, text, arguments in cases:
         with pytest.raises(kind, match=f"linear_nm_weight: {text}"):
             linear_nm_weight(*arguments)

@@ -140,7 +140,7 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
 
 
 def _step(
-    pretrained: Pretrained, way: ways.Way, item: Any, prompt: Prompt, note: Callable[[Call], object] | None = None
+    pretrained: Pretrained, way: ways.Way, item: Any, prompt: Prompt, note: Callable[[Call], None] | None = None
 ) -> None:
     """Decode one token after a prompt. The calls of attention are told where ``note`` is given."""
     start = _start(item)
