@@ -34,6 +34,7 @@ from dynattn.lab.records import write_json
 from dynattn.lab.tasks.texts import wikipedia
 from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
+from dynattn.sparsity import WeightSparsity
 from dynattn.sparsity import parse as weights
 
 RECORD = Path(__file__).parent / "results" / "decode" / "sirius.json"
@@ -43,7 +44,7 @@ PROMPT, NEW, TEXTS, KERNEL = 256, 64, 4, 16
 SECONDS = 20.0
 DENSITIES = {
     "attention nm-1-2": 1.0, "layers 20": 20 / 30, "neurons 0.5": (3 * 0.5 + 1) / 4, "weights wanda-0.7": 0.7,
-    "weights wanda-0.5": 0.5, "weights nmweight-2-4-wanda": 0.5,
+    "weights wanda-0.5": 0.5, "weights nmweight-2-4-wanda": 0.5, "inputs nmact-8-16": 0.5,
 }  # fmt: skip
 """Cheap forwards, and the share of the layers' weights that each reads. SmolLM2 has 30 layers, and MLPs have 3 in 4 of
 their weights."""
@@ -61,6 +62,8 @@ def way(name: str, pretrained: Pretrained, prompt: Tensor) -> Cheap:
     if kind == "neurons":
         return Griffin(float(rest)).of(pretrained.model, prompt)
     method = weights(rest)
+    if not isinstance(method, WeightSparsity):
+        return method.apply  # of activations: chosen anew for each token
     switch = method.prepared(pretrained.model, statistics(pretrained) if method.looks_at_inputs else None)
     pretrained.model.set_attn_implementation("dynattn:dense")
     return lambda _: switch()

@@ -26,7 +26,7 @@ def test_ways_are_recorded_once_timed_and_told(
     texts = read(many_texts)
     monkeypatch.setattr(calibration, "wikipedia", lambda: texts[-2:])
     quick = partial(sirius.interleaved, rounds=2, min_sample=None)
-    densities = {"layers 2": 1.0, "neurons 0.5": 0.6, "weights wanda-0.7": 0.7}
+    densities = {"layers 2": 1.0, "neurons 0.5": 0.6, "weights wanda-0.7": 0.7, "inputs nmact-2-4": 0.5}
     changes = {
         "RECORD": tmp_path / "sirius.json", "PROMPT": 24, "NEW": 4, "KERNEL": 4, "DENSITIES": densities,
         "interleaved": quick, "wikipedia": lambda: texts[:2],
@@ -43,7 +43,7 @@ def test_ways_are_recorded_once_timed_and_told(
     sirius.measure(pretrained, prompts)
     assert sirius.RECORD.read_text() == written
     ways = json.loads(written)["ways"]
-    assert len(ways) == 6
+    assert len(ways) == 8
     whole = ways["layers 2, exact"]  # of a model with two layers, it is the model
     assert (whole["accepted"], whole["gained"], whole["density"]) == (4, 4, pytest.approx((4 + 1) / 4))
     assert "break-even" in sirius.table()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dynattn import sparsity
 from dynattn.lab.training.mixers import Pooling
 from dynattn.lab.training.named import attention_of, known, of_weights
 from dynattn.methods import NM, parse
@@ -27,5 +28,8 @@ def test_wrong_names() -> None:
         known("ponet-4", parse)
     with pytest.raises(ValueError, match="got 'nothing'"):
         known("nothing")
+    assert sparsity.parse("nmact-2-4").name == "nmact-2-4"  # chooses inputs, which no training here goes by
+    with pytest.raises(ValueError, match="got 'nmact-2-4'"):
+        known("nmact-2-4")
     with pytest.raises(ValueError, match="a mask must need no inputs to be trained with by name: nmweight-2-4-wanda"):
         known("nmweight-2-4-wanda")

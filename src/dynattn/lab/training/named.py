@@ -17,8 +17,13 @@ def of_weights(name: str) -> Recipe | WeightSparsity | None:
     Raises:
         ValueError: the mask depends on inputs, which a training that begins has not seen.
     """
-    found = training.find(name) or sparsity.find(name)
-    if isinstance(found, WeightSparsity) and found.looks_at_inputs:
+    recipe = training.find(name)
+    if recipe is not None:
+        return recipe
+    found = sparsity.find(name)
+    if not isinstance(found, WeightSparsity):  # others choose inputs, which no training here goes by
+        return None
+    if found.looks_at_inputs:
         raise ValueError(
             f"training: a mask must need no inputs to be trained with by name: {name} looks at them; use "
             "nmweight-2-4, or fix() it in a training of your own"
