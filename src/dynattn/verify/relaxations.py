@@ -45,7 +45,9 @@ def _each_end(x: Affine, function: Callable[[Tensor], Tensor]) -> Affine:
 
 def _of(x: Any, like: Any) -> Affine:
     """An argument as an affine box that has the symbols of another."""
-    return Affine.constant(x if isinstance(x, Box) else Box.of(torch.as_tensor(x, dtype=like.dtype)), like)
+    if isinstance(x, Box):
+        return Affine.constant(x, like)
+    return Affine.constant(Box.of(torch.as_tensor(x, dtype=like.dtype, device=like.lower.device)), like)
 
 
 def _both(x: Any, y: Any) -> tuple[Affine, Affine]:
