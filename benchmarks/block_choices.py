@@ -32,10 +32,10 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 import dynattn
 from dynattn.integrations.transformers import Call, observing, register
 from dynattn.lab.machine import machine
-from dynattn.lab.models import load
+from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import write_whole
 from dynattn.lab.statistics import luck
-from dynattn.lab.tasks.base import Task
+from dynattn.lab.tasks.base import Inputs, Prepared, Task
 from dynattn.lab.tasks.needle import Needle
 from dynattn.lab.tasks.perplexity import Perplexity, prefill
 from dynattn.lab.timing import interleaved
@@ -116,7 +116,7 @@ def mass(tokens: int, names: Sequence[str]) -> None:
         calls: list[Call] = []
         for name in missing:
             start = time.perf_counter()
-            calls = calls or calls_of(kind, tokens, record)
+            calls = calls or calls_of_text(kind, tokens, record)
             record["methods"][name][kind] = kept(calls, name)
             keep(record, path, name, kind, start)
 
@@ -136,12 +136,17 @@ def quality(tokens: int, names: Sequence[str]) -> int:
             if task in known:
                 continue
             start = time.perf_counter()
-            register(name)
-            pretrained.model.set_attn_implementation(f"dynattn:{name}")
-            outcome = made[task].evaluate(pretrained, prepared, lambda: None)
-            known[task] = [round(float(score), 6) for score in np.asarray(outcome.scores)]
+            known[task] = scores_of(pretrained, made[task], prepared, name)
             keep(record, path, name, task, start)
     return failed(record)
+
+
+def scores_of(pretrained: Pretrained, task: Task, data: Prepared, name: str) -> list[float]:
+    """A method's scores, item by item."""
+    register(name)
+    pretrained.model.set_attn_implementation(f"dynattn:{name}")
+    outcome = task.evaluate(pretrained, data, lambda: None)
+    return [round(float(score), 6) for score in np.asarray(outcome.scores)]
 
 
 def failed(record: dict[str, Any], higher_is_better: bool = False) -> int:
@@ -187,7 +192,7 @@ def timings(tokens: int, names: Sequence[str]) -> None:
         if name in known:
             continue
         start = time.perf_counter()
-        calls = calls or calls_of("literature", tokens, record)
+        calls = calls or calls_of_text("literature", tokens, record)
         known[name] = timed(calls[len(calls) // 2], name)
         keep(record, path, name, str(tokens), start)
 
@@ -213,15 +218,21 @@ def timed(call: Call, name: str, causal: bool = True) -> dict[str, Any]:
             "q3": speedup.q3, "disturbed": taken[name].disturbed}  # fmt: skip
 
 
-def calls_of(kind: str, tokens: int, record: dict[str, Any]) -> list[Call]:
+def calls_of_text(kind: str, tokens: int, record: dict[str, Any]) -> list[Call]:
     """The dense model's calls of attention on the first text of a kind; the record is told of the model."""
-    pretrained, calls = load("smollm2"), list[Call]()
+    pretrained = load("smollm2")
+    ids = pretrained.processor(texts(kind, tokens * 2 * SAID)[0].body, return_tensors="pt")["input_ids"]
+    record["model"] = pretrained.description
+    return calls_of(pretrained, prefill(ids[:, :tokens]))
+
+
+def calls_of(pretrained: Pretrained, inputs: Inputs) -> list[Call]:
+    """The dense model's calls of attention in a forward."""
+    calls: list[Call] = []
     register()
     pretrained.model.set_attn_implementation("dynattn:dense")
-    ids = pretrained.processor(texts(kind, tokens * 2 * SAID)[0].body, return_tensors="pt")["input_ids"]
     with observing(calls.append):
-        pretrained.model(**prefill(ids[:, :tokens]))
-    record["model"] = pretrained.description
+        pretrained.model(**inputs)
     return calls
 
 

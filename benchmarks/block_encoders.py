@@ -18,15 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from block_choices import failed, keep, kept, read, timed
+from block_choices import calls_of, failed, keep, kept, read, scores_of, timed
 from held_out import sources, texts
 
-from dynattn.integrations.transformers import Call, observing, register
+from dynattn.integrations.transformers import Call
 from dynattn.lab.machine import machine
-from dynattn.lab.models import Pretrained, load
-from dynattn.lab.tasks.base import Prepared, Task
+from dynattn.lab.models import load
+from dynattn.lab.tasks.base import Task
 from dynattn.lab.tasks.retrieval import Retrieval
 from dynattn.lab.tasks.saliency import Saliency
 
@@ -66,27 +65,14 @@ def measure(model: str, names: Sequence[str]) -> int:
     for name in names:
         start = time.perf_counter()
         if name not in record["kept"]:
-            calls = calls or calls_of(pretrained, data)
+            calls = calls or calls_of(pretrained, data.examples[0])
             record["kept"][name] = kept(calls, name)
             keep(record, path, name, "kept", start)
         start, known = time.perf_counter(), record["methods"].setdefault(name, {})
         if made.name not in known:
-            register(name)
-            pretrained.model.set_attn_implementation(f"dynattn:{name}")
-            outcome = made.evaluate(pretrained, data, lambda: None)
-            known[made.name] = [round(float(score), 6) for score in np.asarray(outcome.scores)]
+            known[made.name] = scores_of(pretrained, made, data, name)
             keep(record, path, name, made.name, start)
     return failed(record, made.higher_is_better)
-
-
-def calls_of(pretrained: Pretrained, data: Prepared) -> list[Call]:
-    """The dense model's calls of attention on the first example."""
-    calls: list[Call] = []
-    register()
-    pretrained.model.set_attn_implementation("dynattn:dense")
-    with observing(calls.append):
-        pretrained.model(**data.examples[0])
-    return calls
 
 
 @torch.inference_mode()
@@ -94,7 +80,7 @@ def clock(model: str) -> None:
     """Add to the record how long its methods take on the middle layer's queries, keys and values."""
     path, pretrained = RESULTS / f"{model}.json", load(model)
     record = read(path)
-    calls = calls_of(pretrained, task(model).prepare(pretrained))
+    calls = calls_of(pretrained, task(model).prepare(pretrained).examples[0])
     call = calls[len(calls) // 2]
     times = record.setdefault("time", {"shape": list(call.query.shape), "methods": {}})
     times["machine"] = machine()

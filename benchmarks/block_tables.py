@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from block_choices import FACT, LENGTHS, differences, read
+from block_choices import FACT, LENGTHS, differences, named, read
 from held_out import KINDS
 from marked import difference, markdown, rewritten
 
@@ -58,7 +58,10 @@ class Measured(NamedTuple):
 
 def which() -> str:
     """The fastest choices that stay within what may be lost, by length and by model."""
-    lines = [f"- **SmolLM2, {length} tokens**: {verdict(decoder(length))}" for length in LENGTHS]
+    lines = [
+        f"- **SmolLM2, {length} tokens**: {verdict(found)}{still_missing(found, length)}"
+        for length, found in ((length, decoder(length)) for length in LENGTHS)
+    ]
     lines += [
         f"- **{title}**: {verdict(encoder(model))}" for model, title in (("minilm", "MiniLM"), ("dinov2", "DINOv2"))
     ]
@@ -108,13 +111,19 @@ def verdict(found: Iterable[Measured]) -> str:
     best, *others = fits
     text = f"take {best.text}."
     if best.name == "dense":
-        text = f"no choice pays: {best.text} is the fastest that stays within the limits."
+        text = f"none of them pays: {best.text} is the fastest that stays within the limits."
     if others:
         text += f" Next: {', '.join(one.text for one in others[:SHOWN])}."
     faster = [one for one in ranked if not one.fits and one.speedup > best.speedup]
     if faster:
         text += f" Faster, and beyond the limits: {', '.join(one.text for one in faster[:SHOWN])}."
     return text
+
+
+def still_missing(found: list[Measured], length: int) -> str:
+    """The methods of a length that have yet to be measured, where some are, as the end of a line."""
+    missing = [name for name in named("quality", length) if name not in {one.name for one in found}]
+    return f" Not measured yet: {', '.join(f'`{name}`' for name in missing)}." if found and missing else ""
 
 
 def estimates() -> str:
@@ -219,7 +228,13 @@ def _next_to_nothing() -> bool:
     return bool(proved) and all(of[kind][1] >= KEPT for of in proved for kind in of)
 
 
+def _skips_are_the_fastest() -> bool:
+    fits = [one for one in decoder(2048) if one.fits]
+    return bool(fits) and max(fits, key=lambda one: one.speedup).name.startswith("blockskip-")
+
+
 CLAIMS: dict[str, Callable[[], bool]] = {
+    "At 2048 tokens that is the fastest choice that stays within the limits": _skips_are_the_fastest,
     "keeps about half of the mass without them, and four fifths with them": _half_and_four_fifths,
     "On SmolLM2 they prove next to nothing": _next_to_nothing,
 }

@@ -46,7 +46,7 @@ from dynattn.lab.records import write_record
 from dynattn.lab.tasks import make
 from dynattn.lab.tasks.recall import encode, excerpt
 from dynattn.lab.tasks.texts import wikipedia
-from dynattn.lab.timing import interleaved
+from dynattn.lab.timing import interleaved, own_seconds
 
 RESULTS = Path(__file__).parent / "results" / "decode"
 MODEL = "smollm2"
@@ -97,11 +97,8 @@ def speed(pretrained: Pretrained, length: int) -> None:
     }
     timed[BARE] = partial(step_seconds, model, shortened(prompt, BARE_TOKENS), find("dense-in-place"), after)
 
-    def elapsed(function: Callable[[], Any], _: int) -> float:
-        return function()  # it times itself: making its cache does not count
-
     timings = interleaved(
-        timed, seconds=SECONDS, least=ROUNDS, min_sample=None, each=PIECE, elapsed=elapsed, on_round=print
+        timed, seconds=SECONDS, least=ROUNDS, min_sample=None, each=PIECE, elapsed=own_seconds, on_round=print
     )
     rows = []
     for name, timing in timings.items():

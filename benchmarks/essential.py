@@ -1,6 +1,6 @@
-"""How many weights of a pretrained model can be 0 before its score falls off, by magnitude, N:M and chance.
+"""How many weights of a pretrained model can be 0 before its score falls off: by magnitude, inputs, N:M and chance.
 
-    python benchmarks/essential.py minilm     # a few minutes on two cores; smollm2 a quarter of an hour
+    python benchmarks/essential.py minilm     # ten minutes on two cores; smollm2 three quarters of an hour
     python benchmarks/essential.py table      # the table of docs/methods/weights.md
 
 Writes benchmarks/results/weights/<model>.json after every point: a run that was killed goes on where it stopped.
@@ -20,16 +20,24 @@ from dynattn.lab.prune.essential import KNEE, Thinned, knee, thinned
 from dynattn.lab.prune.run import examine
 from dynattn.lab.prune.settings import Settings
 from dynattn.lab.records import write_json
+from dynattn.lab.words import percent
 
 RESULTS = Path(__file__).parent / "results" / "weights"
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "weights.md"
 START, END = "<!-- written by benchmarks/essential.py -->", "<!-- end -->"
 MODELS = ("minilm", "smollm2")
 KEPT = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3, 0.2)
+SPARSE = (0.5, 0.4, 0.3, 0.2)
+PATTERNS = ("1-2", "2-4", "4-8", "1-4")
 RANDOM = (0.95, 0.9, 0.8, 0.7, 0.5)
 FAMILIES = {
     "magnitude": [f"magnitude-{keep}" for keep in KEPT],
-    "N:M": ["nmweight-1-2", "nmweight-2-4", "nmweight-4-8"],
+    "Wanda": [f"wanda-{keep}" for keep in KEPT],
+    "Wanda, DSnoT": [f"wanda-{keep}-dsnot" for keep in SPARSE],
+    "Wanda, DSnoT without signs": [f"wanda-{keep}-dsnot-unsigned" for keep in SPARSE],
+    "N:M": [f"nmweight-{pattern}" for pattern in PATTERNS],
+    "N:M, Wanda": [f"nmweight-{pattern}-wanda" for pattern in PATTERNS],
+    "N:M, DSnoT": [f"nmweight-{pattern}-wanda-dsnot" for pattern in PATTERNS],
     "random, ERK": [f"randomweight-{keep}" for keep in RANDOM],
     "random, uniform": [f"randomweight-{keep}-uniform" for keep in RANDOM],
     "random search": [f"randomweight-0.9-r{seed}" for seed in range(8)],
@@ -62,19 +70,13 @@ def _curves(model: str) -> dict[str, list[Thinned]]:
     }
 
 
-def _share(one: Thinned) -> str:
-    share = one.held_out
-    bounds = "" if share.low is None or share.high is None else f" [{share.low:.1%}, {share.high:.1%}]"
-    return f"{share.mean:.1%}{bounds}"
-
-
 def table() -> str:
     """Every point, and the knee of each curve, in Markdown."""
     parts = []
     for model in MODELS:
         curves = {family: points for family, points in _curves(model).items() if points}
         rows = [
-            [family, f"`{one.name}`", f"{one.sparsity:.0%}", _share(one)]
+            [family, f"`{one.name}`", f"{one.sparsity:.0%}", percent(one.held_out)]
             for family, points in curves.items()
             for one in _shown(family, points)
         ]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from marked import markdown, rewritten, time, times
 
+from dynattn.lab.figures import Interval
 from dynattn.lab.machine import describe, machine
 from dynattn.lab.models import load
 from dynattn.lab.prune.depth import by_chance, least_harmful, whole
@@ -32,6 +33,7 @@ from dynattn.lab.prune.search import State
 from dynattn.lab.prune.settings import Settings
 from dynattn.lab.records import read_record, write_json
 from dynattn.lab.timing import interleaved
+from dynattn.lab.words import percent
 from dynattn.pruning import Element, Removed
 from dynattn.pruning.structure import gradient_flow, lottery
 
@@ -129,11 +131,6 @@ def speed(model: str) -> None:
     write_json(_path(model, "speed"), {"machine": machine(), "rows": times(timings, "whole")})
 
 
-def _percent(share: dict[str, Any]) -> str:
-    bounds = "" if share["low"] is None else f" [{share['low']:.1%}, {share['high']:.1%}]"
-    return f"{share['mean']:.1%}{bounds}"
-
-
 def searched() -> str:
     """The table of the searches."""
     columns = ["model", "tolerance", "tried", "removed", "parameters", "held-out items retain", "best random draw",
@@ -149,8 +146,8 @@ def searched() -> str:
             before, after = found.parameters or (1, 1)
             rows.append([
                 model, f"{tolerance:.0%}", str(len(found.trials)), _kinds(found), f"{after / before:.0%}",
-                "–" if found.held_out is None else _percent(found.held_out.model_dump()),
-                _percent(shares[str(drawn["best"])]) if shares else "–",
+                "–" if found.held_out is None else percent(found.held_out),
+                percent(Interval(**shares[str(drawn["best"])])) if shares else "–",
                 f"{sum(one['mean'] for one in shares.values()) / len(shares):.1%}" if shares else "–",
             ])  # fmt: skip
     return markdown(columns, rows) if rows else "Not measured yet."
@@ -171,7 +168,7 @@ def deep() -> str:
         for layers in DEPTHS[model]:
             drawn = [share["mean"] for way, share in shares.items() if way.startswith(f"{layers} chance")]
             if drawn:
-                chosen = [_percent(shares[f"{layers} {way}"]) for way in ("harm", "flow")]
+                chosen = [percent(Interval(**shares[f"{layers} {way}"])) for way in ("harm", "flow")]
                 rows.append([model, str(layers), *chosen, f"{sum(drawn) / len(drawn):.1%}"])
     return markdown(columns, rows) if rows else "Not measured yet."
 

@@ -34,7 +34,9 @@ PAGES = {
     "vertical-slash": "verticalslash", "FlexPrefill": "verticalslash", "window": "window", "DSA": "dsa",
     "Scatterbrain": "scatterbrain", "random": "random", "fixed": "fixed", "SpAtten": "spatten", "LTP": "ltp",
     "random tokens": "spatten", "efficient": "efficient", "cache: window": "../decode", "cache: SpAtten": "../decode",
-    "magnitude": "weights", "N:M weights": "weights", "random weights": "weights",
+    "magnitude": "weights", "N:M weights": "weights", "random weights": "weights", "Wanda": "weights",
+    "N:M weights, Wanda": "weights", "N:M weights, DSnoT": "weights",
+    "N:M activations": "activations", "WINA": "activations", "TEAL": "activations", "CHESS": "activations",
     "cache: Quest": "../decode", "cache: SnapKV": "../decode", "cache: Ada-SnapKV": "../decode",
 }  # fmt: skip
 DYNAMICVIT = 0.7  # keep ratio of a stage that its predictors were trained for

@@ -31,7 +31,7 @@ from dynattn.integrations.transformers import register
 from dynattn.kv_caches import FullCache, QuestCache
 from dynattn.lab.machine import describe, machine
 from dynattn.lab.records import write_json
-from dynattn.lab.timing import Timing, interleaved
+from dynattn.lab.timing import Timing, interleaved, own_seconds
 
 RECORD = Path(__file__).parent / "results" / "quest.json"
 PAGE = Path(__file__).parent.parent / "docs" / "decode.md"
@@ -141,7 +141,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     tokens = [(torch.randn(1, case.heads, 1, case.head_dim).to(case.dtype), *case.tokens(1)) for _ in range(STEPS + 1)]
     check(ways, case, prompt, tokens[0])
     functions = {name: partial(steps, way, case, prompt, tokens) for name, way in ways.items()}
-    found = interleaved(functions, seconds=seconds, min_sample=None, each=STEPS, elapsed=_own_seconds)
+    found = interleaved(functions, seconds=seconds, min_sample=None, each=STEPS, elapsed=own_seconds)
     fastest = min((SDPA, DENSE), key=lambda name: found[name].median)
     return {
         **case.known_as, "read": case.read(), "rounds": len(found[QUEST].samples), "fastest_dense": fastest,
@@ -152,10 +152,6 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 def _over(found: dict[str, Timing], dense: str) -> Any:
     return found[QUEST].speedup(found[dense])
-
-
-def _own_seconds(function: Callable[[], Any], _: int) -> float:
-    return function()  # making the cache does not count
 
 
 def cases() -> list[Case]:

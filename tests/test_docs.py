@@ -40,6 +40,11 @@ def _classifier() -> dict[str, Any]:
     return {**_tensors(), **given, "model": model, "labels": torch.tensor([0, 1])}
 
 
+def _tagger() -> dict[str, Any]:
+    batches = [{**_encoder()["inputs"], "labels": torch.tensor([0, 1])}] * 2
+    return {"model": _classifier()["model"], "batches": batches}
+
+
 def _decoder() -> dict[str, Any]:
     config = AutoConfig.for_model("llama", vocab_size=60, num_hidden_layers=2, num_key_value_heads=2, **SIZES)
     prompt = {"input_ids": torch.arange(10).unsqueeze(0), "max_new_tokens": 2}
@@ -66,6 +71,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
     "docs/methods/README.md": _encoder,
+    "docs/methods/activations.md": _encoder,
     "docs/methods/blockskip.md": _tensors,
     "docs/methods/blocktopk.md": _tensors,
     "docs/methods/clustered.md": _tensors,
@@ -82,6 +88,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/random.md": _tensors,
     "docs/methods/removed.md": _encoder,
     "docs/methods/scatterbrain.md": _tensors,
+    "docs/methods/sparse-training.md": _tagger,
     "docs/methods/spatten.md": _encoder,
     "docs/methods/threshold.md": _tensors,
     "docs/methods/topk.md": _tensors,

@@ -17,6 +17,8 @@ BESIDE = {
     "test_training.py": "gradients, autocast, checkpoints and transforms through the public call",
     "forking/test_forking.py": "processes of the tests",
     "methods/test_own_method.py": "the example of CONTRIBUTING, through models and commands",
+    "kernels/cpu/linear/test_planted_bugs.py": "bugs put into the sources",
+    "verify/test_independent.py": "bounds beside those of another verifier",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cuda/test_planted_bugs.py": "bugs put into the sources",

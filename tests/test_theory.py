@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -179,3 +180,45 @@ def test_bad_arguments_are_refused():
         theory.kept_mass("nm-2-4", 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="keep_ratio must be between 0 and 1"):
         theory.top_kept_mass(1.5, 1.0)
+
+
+def test_kept_squares_have_closed_forms():
+    assert float(theory.kept_squares(NM(1, 2))) == pytest.approx((1 + 2 / math.pi) / 2, abs=1e-9)
+    assert float(theory.kept_squares(NM(1, 2), "laplace")) == pytest.approx(0.875, abs=1e-9)
+    for entries in ("normal", "laplace"):
+        assert float(theory.kept_squares(NM(4, 4), entries)) == pytest.approx(1, abs=1e-9)
+        assert float(theory.top_kept_squares(1.0, entries)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("entries", ["normal", "laplace"])
+def test_kept_squares_are_those_of_drawn_entries(entries):
+    torch.manual_seed(0)
+    drawn = torch.randn(4096, 64) if entries == "normal" else torch.distributions.Laplace(0.0, 1.0).sample((4096, 64))
+    squares = drawn.double().square()
+    for n, m in ((1, 2), (2, 4), (8, 16), (2, 8)):
+        kept = squares.where(choose(squares, NM(n, m)), 0)
+        share = float(theory.kept_squares(NM(n, m), entries))
+        assert_mean_is((kept - share * squares).mean(1), 0.0, 2e-3)
+    for ratio in (0.25, 0.5):
+        line = squares.flatten().kthvalue(round((1 - ratio) * squares.numel())).values
+        share = float(squares[squares > line].sum() / squares.sum())
+        assert float(theory.top_kept_squares(ratio, entries)) == pytest.approx(share, abs=5e-3)
+        assert float(theory.kept_squares(NM(int(16 * ratio), 16), entries)) < share
+
+
+def test_kept_squares_refuses_what_is_out_of_range():
+    with pytest.raises(ValueError, match="entries must be 'normal' or 'laplace'"):
+        theory.kept_squares(NM(1, 2), "uniform")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="keep_ratio must be above 0"):
+        theory.top_kept_squares(0.0)
+
+
+def test_the_page_of_the_theory_shows_the_kept_squares():
+    page = (Path(__file__).parents[1] / "docs" / "theory.md").read_text(encoding="utf-8")
+    patterns = [(1, 2), (2, 4), (4, 8), (8, 16), (16, 32), 0.5, (1, 4), (2, 8), 0.25]
+    for entries, title in (("normal", "normal"), ("laplace", "Laplace")):
+        shares = [
+            theory.top_kept_squares(one, entries) if isinstance(one, float) else theory.kept_squares(NM(*one), entries)
+            for one in patterns
+        ]
+        assert f"| {title} | {' | '.join(f'{float(share):.3f}' for share in shares)} |" in page

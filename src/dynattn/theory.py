@@ -12,6 +12,12 @@ the only parameter. A row's kept mass is ``ρ = Σ_kept e^s / Σ e^s``. In the l
 
 The worst case of N:M is N/M, whatever the scores: each group keeps at least its share.
 
+Of the inputs of a linear layer, the share of their squares that a choice by size keeps, for independent entries with
+density f and U(x) = P(|X| > x):
+
+    N:M      ∫ x² f(x) P(Binomial(M - 1, U(|x|)) < N) dx / E[X²],    for 1:2 and normal entries  (1 + 2/π) / 2
+    top      ∫ x² f(x) 1{U(|x|) < r} dx / E[X²]
+
 Source: N:M attention and the question are from arXiv:2203.00091; the tilting argument, the finite-length integral and
 the error formula are derived in docs/theory.md.
 """
@@ -19,11 +25,15 @@ the error formula are derived in docs/theory.md.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dynattn.methods.nm import NM
+
+Entries = Literal["normal", "laplace"]
+"""How the inputs of a linear layer are distributed."""
 
 _TAIL = 9.0  # Φ(-9) = 1e-19: nothing lies beyond in float64
 _STEP = 0.05  # trapezoid rule on a smooth function that vanishes at both ends: 1e-15 already at twice this step
@@ -112,6 +122,72 @@ def output_error(method: NM, sigma: float | Tensor) -> Tensor:
     mass = kept_mass(method, sigma)
     squares = kept_mass(method, 2 * torch.as_tensor(sigma, dtype=torch.float64, device="cpu"))
     return (1 - squares + (1 / mass - 1).square() * squares).clamp(min=0).sqrt()
+
+
+def kept_squares(method: NM, entries: Entries = "normal") -> Tensor:
+    """Expected share of ``Σ x_i²`` that N:M activations keep of independent inputs.
+
+        E[Σ_kept x²] / E[Σ x²],  the limit of long rows
+
+    Where the columns of W are orthogonal and of one length, 1 less this is the squared error of the product, as a share
+    of its square.
+
+    Args:
+        method: its n and m count, as those of :class:`dynattn.sparsity.NMActivations` do.
+        entries: how the inputs are distributed, around 0: ``normal`` or ``laplace``.
+
+    Returns:
+        float64, a scalar.
+
+    Raises:
+        ValueError: there is no such distribution.
+    """
+    beyond, squares = _sizes(entries)
+    won = _among_largest(method.n, method.m, beyond, 1 - beyond)
+    return (won * squares).sum().clamp(max=1.0)
+
+
+def top_kept_squares(keep_ratio: float, entries: Entries = "normal") -> Tensor:
+    """Expected share of ``Σ x_i²`` that the largest ``keep_ratio`` of the inputs hold: no choice of so many keeps more.
+
+        normal    r + 2 t φ(t),  t = Φ⁻¹(1 - r/2)            Laplace    r (t² + 2t + 2) / 2,  t = -ln r
+
+    Args:
+        keep_ratio: share of the inputs kept, above 0 and at most 1.
+        entries: as :func:`kept_squares`.
+
+    Returns:
+        float64, a scalar.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"top_kept_squares: keep_ratio must be above 0 and at most 1: got {keep_ratio}")
+    share = torch.tensor(keep_ratio, dtype=torch.float64, device="cpu")
+    if _checked(entries) == "laplace":
+        least = -share.log()
+        return share * (least.square() + 2 * least + 2) / 2
+    least = torch.special.ndtri(1 - share / 2)
+    return share + 2 * least * (-0.5 * least.square()).exp() / math.sqrt(2 * math.pi)
+
+
+def _checked(entries: str) -> str:
+    if entries not in ("normal", "laplace"):
+        raise ValueError(f"kept_squares: entries must be 'normal' or 'laplace': got {entries!r}")
+    return entries
+
+
+def _sizes(entries: str) -> tuple[Tensor, Tensor]:
+    """On a grid of sizes: how many are larger, and the part of the squares that is there."""
+    normal = _checked(entries) == "normal"
+    # sizes on a logarithmic grid, where the integrand vanishes smoothly at both ends
+    x = torch.arange(-_TAIL, _TAIL / 2, _STEP, dtype=torch.float64, device="cpu").exp()
+    if normal:
+        beyond, density = 2 * torch.special.ndtr(-x), 2 * (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
+    else:
+        beyond, density = (-x).exp(), (-x).exp() / 2  # over E[X²] = 2
+    return beyond, _STEP * x * density * x.square()
 
 
 def _check_sigma(function: str, sigma: float | Tensor) -> Tensor:

@@ -70,3 +70,48 @@ def test_counts_poolings_by_their_sizes() -> None:
     assert found.attention.values == 2 * 3 * 40 * 16
     assert found.attention.exponentials == 3 * 40 * 2
     assert (found.attention.read, found.attention.written) == (5 * 3 * 40 * 16 * 4, 3 * 40 * 16 * 4)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_inputs_that_are_left_out_are_not_multiplied_and_their_weights_not_read(
+    model: torch.nn.Module, tokens: int
+) -> None:
+    from dynattn.sparsity import NMActivations, Sparsity, observing
+
+    model.set_attn_implementation("dynattn:dense")  # pyright: ignore[reportCallIssue]
+    inputs, runs = {"input_ids": torch.arange(tokens).view(1, tokens)}, []
+    dense = of_model(model, inputs)
+    with Sparsity(mlp=NMActivations(1, 4), qkv=NMActivations(2, 4)).apply(model), observing(runs.append):
+        found = of_model(model, inputs)
+    mlp, qkv = 3 * 2 * 16 * 32, 3 * 3 * 16 * 16  # weights
+    assert dense.linear.linear - found.linear.linear == tokens * (mlp * 3 / 4 + qkv / 2)
+    assert found.linear.choosing == tokens * 3 * (16 + 16 + 32)  # queries, keys and values share one choice
+    unread = sum(run.module.weight.shape[0] for run in runs for kept in run.keep.T.tolist() if not any(kept))
+    assert dense.linear.read - found.linear.read == 4 * unread
+    assert unread > 0
+    if tokens == 1:
+        assert unread == mlp * 3 / 4 + qkv / 2
+    assert found.attention == dense.attention
+
+
+def test_neurons_that_the_gate_does_not_ask_for_are_not_counted() -> None:
+    from dynattn.integrations.transformers import register
+    from dynattn.sparsity import CHESS, Calibrated, watching
+
+    register()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.set_attn_implementation("dynattn:dense")
+    inputs = {"input_ids": torch.arange(5).view(1, 5)}
+    dense = of_model(model, inputs)
+    limits = {f"{layer}.down": (0.01,) for layer in range(2)}
+    with Calibrated(CHESS(0.5), limits).apply(model), watching() as seen:
+        found = of_model(model, inputs)
+    dropped = sum(one.entries - one.kept for name, one in seen.items() if name.endswith("down"))
+    assert dropped > 0
+    assert dense.linear.linear - found.linear.linear == dropped * 2 * 16  # one row of up, one column of down
+    assert found.linear.choosing == 2 * 5 * 32

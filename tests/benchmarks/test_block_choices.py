@@ -100,7 +100,7 @@ def test_times_go_on_method_by_method(choices: Any, tmp_path: Path, monkeypatch:
 def test_a_method_is_timed_beside_sdpa(choices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     once = choices.interleaved
     monkeypatch.setattr(choices, "interleaved", lambda runs, **_: once(runs, rounds=1, min_sample=None))
-    (call, *_) = choices.calls_of("code", 32, {})
+    (call, *_) = choices.calls_of_text("code", 32, {})
     found = choices.timed(call, "blocktopk-0.5-b8")
     assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"])
     assert found["seconds"] > 0

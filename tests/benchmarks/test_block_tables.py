@@ -40,15 +40,19 @@ def times(**speedups: float) -> dict[str, Any]:
     return {"lengths": {"2048": of}, "machine": MACHINE}
 
 
-def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(tables: Any, tmp_path: Path) -> None:
+def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = quality(good=(0.019, 0.0), better=(0.01, 0.05), code=(0.03, 0.0), fact=(0.0, 0.2), untimed=(0.0, 0.0))
     (tmp_path / "quality-2048.json").write_text(json.dumps(record))
     (tmp_path / "time.json").write_text(json.dumps(times(dense=1.2, good=2.0, better=1.5, code=4.0, fact=3.0)))
+    monkeypatch.setattr(tables, "named", lambda kind, tokens: ("dense", "good", "untimed", "unheard-of"))
     first, second, *_ = tables.which().splitlines()
     assert first == (
         "- **SmolLM2, 2048 tokens**: take `good` (2.00×, code +0.019). "
         "Next: `better` (1.50×, a planted fact +0.050), `dense` (1.20×). "
-        "Faster, and beyond the limits: `code` (4.00×, code +0.030), `fact` (3.00×, a planted fact +0.200)."
+        "Faster, and beyond the limits: `code` (4.00×, code +0.030), `fact` (3.00×, a planted fact +0.200). "
+        "Not measured yet: `untimed`, `unheard-of`."
     )
     assert second == "- **SmolLM2, 4096 tokens**: not recorded yet."
 
@@ -56,7 +60,7 @@ def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(tables: Any, tm
 def test_dense_attention_is_taken_where_no_choice_pays(tables: Any, tmp_path: Path) -> None:
     (tmp_path / "quality-2048.json").write_text(json.dumps(quality(slow=(0.0, 0.0), bad=(1.0, 0.0))))
     (tmp_path / "time.json").write_text(json.dumps(times(dense=1.2, slow=1.1, bad=4.0)))
-    assert "no choice pays: `dense` (1.20×) is the fastest" in tables.which()
+    assert "none of them pays: `dense` (1.20×) is the fastest" in tables.which()
     assert tables.verdict([tables.Measured("bad", 4.0, "code", 1.0, False)]) == (
         "of 1 measured, none stays within the limits."
     )
@@ -104,9 +108,15 @@ def test_a_claim_that_the_records_deny_is_refused(tables: Any, tmp_path: Path) -
     }
     path = tmp_path / "mass-2048.json"
     path.write_text(json.dumps(record))
+    (tmp_path / "quality-2048.json").write_text(json.dumps(quality(**{"blockskip-4.0": (0.004, 0.0), "other": (0, 0)})))
+    (tmp_path / "time.json").write_text(json.dumps(times(**{"dense": 1.2, "blockskip-4.0": 1.8, "other": 1.5})))
     assert "| `blockbound-0.9-b64` | 1.000 (100.0%) |" in tables.page(text)
     for name, denied in (("blocktopk-0.25-b64-w0-s0", 0.7), ("blocktopk-0.25-b64", 0.7), ("blockbound-0.9-b64", 0.9)):
         changed = {**record["methods"], name: {kind: [denied, denied] for kind in KINDS}}
         path.write_text(json.dumps({**record, "methods": changed}))
         with pytest.raises(ValueError, match=r"block_tables: the records must hold that .* they deny it"):
             tables.page(text)
+    path.write_text(json.dumps(record))
+    (tmp_path / "time.json").write_text(json.dumps(times(**{"dense": 1.2, "blockskip-4.0": 1.8, "other": 1.9})))
+    with pytest.raises(ValueError, match=r"block_tables: the records must hold that 'At 2048 tokens .* they deny it"):
+        tables.page(text)

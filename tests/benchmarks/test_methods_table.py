@@ -14,7 +14,8 @@ pytest.importorskip("markupsafe")
 ROOT = Path(__file__).parents[2]
 NOT_MEASURED_YET = {"mass", "blockbound", "blockskip", "clustered", "verticalslash"}
 NO_FIGURES_OF_THEIR_OWN = {"README", "figures", "combinations", *NOT_MEASURED_YET}
-OTHER_FIGURES = {"ftp", "gated", "ponet", "removed", "weights"}  # on their pages, by scripts of their own
+# On their pages, by their own scripts.
+OTHER_FIGURES = {"activations", "factors", "ftp", "gated", "ponet", "removed", "sparse-training", "weights"}
 
 
 @pytest.mark.parametrize(

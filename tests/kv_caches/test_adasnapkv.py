@@ -9,8 +9,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from dynattn.kv_caches import AdaSnapKVCache
+from dynattn.integrations.transformers import register
+from dynattn.kv_caches import AdaSnapKVCache, by_head
 from dynattn.kv_caches.adasnapkv import shared
+from dynattn.ops.one_query import ragged_attention
 from tests.kv_caches import choices
 from tests.kv_caches.choices import SNAPKV, held_of
 from tests.kv_caches.oracle import PROMPT, steps
@@ -57,6 +59,53 @@ def test_a_prompt_that_fits_is_not_cut(model, ids):
     cache = AdaSnapKVCache(PROMPT, recent=4)
     assert model.generate(prompt, past_key_values=cache, **asked).tolist() == expected.tolist()
     assert not cache.layers[0].ragged
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many queries each call of the kernel had."""
+    calls: list[int] = []
+
+    def counted(query, *args):
+        calls.append(query.shape[2])
+        return ragged_attention(query, *args)
+
+    monkeypatch.setattr(by_head, "ragged_attention", counted)
+    return calls
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_a_token_alone_is_read_by_the_kernel_and_gives_what_the_mask_gives(model, ids, padding, monkeypatch):
+    calls, mask = _counted(monkeypatch), torch.ones_like(ids)
+    mask[0, :padding] = 0
+    given = mask if padding else None
+    sizes = [PROMPT, 1, 1, 1]
+    found = steps(model, AdaSnapKVCache(**SNAPKV), ids, sizes, "dynattn:dense", given)
+    assert calls == [1] * 3 * len(model.model.layers)
+    monkeypatch.setattr(by_head.HeadLayer, "attend", lambda self, call: None)
+    expected = steps(model, AdaSnapKVCache(**SNAPKV), ids, sizes, "dynattn:dense", given)
+    assert len(calls) == 3 * len(model.model.layers)
+    torch.testing.assert_close(found[:, padding:], expected[:, padding:], rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_kernel_cannot_tell_is_left_to_the_mask(model, ids, monkeypatch):
+    """Several tokens at once, a mask that forbids a token that is held, a method that keeps less, gradients, a crop."""
+    calls = _counted(monkeypatch)
+    cache = AdaSnapKVCache(**SNAPKV)
+    steps(model, cache, ids, [PROMPT, 3], "dynattn:dense")
+    hidden = torch.ones(2, PROMPT + 4, dtype=torch.int64)
+    hidden[:, PROMPT] = 0
+    after = {"past_key_values": cache, "use_cache": True}
+    with torch.no_grad():
+        model(ids[:, PROMPT + 3 : PROMPT + 4], attention_mask=hidden, **after)
+        model.set_attn_implementation(register("nm-1-2")[0])
+        model(ids[:, PROMPT + 4 : PROMPT + 5], **after)
+    model.set_attn_implementation("dynattn:dense")
+    model(ids[:, PROMPT + 5 : PROMPT + 6], **after)
+    assert calls == []
+    cache = AdaSnapKVCache(**SNAPKV)
+    steps(model, cache, ids, [PROMPT, 2], "dynattn:dense")
+    cache.crop(-1)
+    assert steps(model, cache, ids[:, PROMPT:], [1, 1], "dynattn:dense").isfinite().all()
 
 
 def test_its_errors_name_it():

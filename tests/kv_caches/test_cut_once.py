@@ -23,7 +23,7 @@ from tests.kv_caches.oracle import PROMPT, Oracle, steps
 CACHES = {"snapkv": lambda: SnapKVCache(**SNAPKV), "adasnapkv": lambda: AdaSnapKVCache(**SNAPKV)}
 
 
-@pytest.mark.parametrize(("size", "padded"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("size", "padded"), [(1, False), (1, True), (3, True)])
 @pytest.mark.parametrize("make", CACHES)
 def test_what_was_cut_is_as_if_it_were_masked(model, ids, make, size, padded):
     """Logits of every step, in a batch whose samples and heads lose different tokens."""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dynattn.lab.timing import MIN_ROUNDS, Spread, Timing, interleaved, threads_waited
+from dynattn.lab.timing import MIN_ROUNDS, Spread, Timing, interleaved, own_seconds, threads_waited
 
 
 def _nothing_waited() -> float:
@@ -65,6 +65,20 @@ def test_another_clock_and_functions_of_several_calls(clock):
     assert timing.samples == pytest.approx((0.1,) * 3)
     assert timing.calls == 3 * 4  # three of 0.4 seconds last for at least one
     assert asked[-3:] == [3, 3, 3]
+
+
+def test_a_function_that_times_itself_is_believed(clock):
+    """Two seconds pass in a call, of which it counts one for two steps."""
+
+    def steps() -> float:
+        clock.now += 2.0
+        return 1.0
+
+    timing = interleaved(
+        {"f": steps}, rounds=3, min_sample=None, clock=clock, waited=_nothing_waited, elapsed=own_seconds, each=2
+    )["f"]
+    assert timing.samples == pytest.approx((0.5,) * 3)
+    assert own_seconds(steps, 3) == 3.0
 
 
 def test_seconds_bound_the_rounds_but_not_below_the_least(clock):

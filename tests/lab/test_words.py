@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from dynattn.lab.figures import Interval, Quality, TaskResult
-from dynattn.lab.words import NO_CONCLUSION, NOT_FINITE, interval, label, reading, signed, verdict
+from dynattn.lab.words import NO_CONCLUSION, NOT_FINITE, interval, label, percent, reading, signed, verdict
 
 CLEAR = Interval(mean=-0.2, low=-0.3, high=-0.1)
 
@@ -50,3 +50,5 @@ def test_labels_and_signs():
     assert label("nm-1-2") == "1:2"
     assert (signed(-0.00126), signed(0.5, 1), signed(-0.00001)) == ("−0.0013", "+0.5", "0.0000")
     assert interval(None) == "–"
+    assert percent(Interval(mean=0.9701, low=0.951, high=0.99)) == "97.0% [95.1%, 99.0%]"
+    assert percent(Interval(mean=0.97, low=None, high=None)) == "97.0%"

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from dynattn.sparsity import Magnitude, NMWeights, RandomWeights
+from dynattn.sparsity import DSnoT, Magnitude, NMWeights, RandomWeights, Wanda, calibrate
 from dynattn.sparsity.linears import linears
 from tests.pruning.structure.models import inputs, make, output
 
@@ -53,6 +53,38 @@ def test_keeping_everything_is_dense(method):
         assert torch.equal(output(model, given), expected)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_methods_that_look_at_inputs_are_given_them_by_layer(kind):
+    model, given = make(kind), inputs(kind)
+    statistics = calibrate(model, [given])
+    method = Wanda(0.5)
+    with method.apply(model, statistics) as kept:
+        for name, layer in linears(model).items():
+            turned = layer.weight.T if kind == "gpt2" else layer.weight
+            assert (turned != 0).sum(1).eq(round(0.5 * turned.shape[1])).all(), name
+    assert kept.share == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(ValueError, match="Wanda: statistics must tell"), method.apply(model):
+        pass
+    NMWeights(2, 4, "wanda", DSnoT()).fix(model, statistics)
+    assert all(int((layer.weight == 0).sum()) * 2 >= layer.weight.numel() for layer in linears(model).values())
+
+
+def test_what_is_prepared_changes_back_and_forth():
+    model, given = make("llama"), inputs("llama")
+    dense = output(model, given)
+    with Magnitude(0.3).apply(model) as once:
+        sparse = output(model, given)
+    switched = Magnitude(0.3).prepared(model)
+    for _ in range(2):
+        assert torch.equal(output(model, given), dense)
+        with switched() as kept:
+            assert torch.equal(output(model, given), sparse)
+        assert kept == once
+    with pytest.raises(ZeroDivisionError), switched():
+        _ = 1 / 0
+    assert torch.equal(output(model, given), dense)
+
+
 def test_weights_come_back_after_an_error():
     model = make("llama")
     before = model.model.layers[0].mlp.up_proj.weight.clone()
@@ -95,7 +127,19 @@ def test_heads_and_poolers_have_no_part():
     assert not any("pooler" in name for name in names)
 
 
+def test_a_module_around_a_model_has_the_layers_of_the_model_alone():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.top = make("llama"), nn.Linear(32, 3)
+
+    tagger = Tagger()
+    assert list(linears(tagger)) == [f"model.{name}" for name in linears(tagger.model)]
+
+
 def test_a_plain_module_has_its_linear_layers():
+    parts = {"layer": nn.Linear(3, 4), "classifier": nn.Sequential(nn.Linear(4, 2)), "head": nn.Linear(4, 2)}
+    assert list(linears(nn.ModuleDict(parts))) == ["layer"]
     assert list(linears(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))) == ["0", "2"]
     with pytest.raises(ValueError, match="must have plain linear layers"):
         linears(nn.ReLU())

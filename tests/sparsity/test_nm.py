@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.sparsity import NMWeights
+from dynattn.sparsity import DSnoT, NMWeights
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (3, 5)])
@@ -26,7 +26,14 @@ def test_each_group_keeps_its_largest_and_a_tail_what_it_has(n, m, inputs, grid)
 def test_names_and_refusals():
     assert NMWeights.from_name("nmweight-2-4") == NMWeights(2, 4)
     assert NMWeights.from_name("nm-2-4") is None
+    for method in (NMWeights(2, 4, "wanda"), NMWeights(1, 8, "wanda", DSnoT()), NMWeights(2, 4, refinement=DSnoT(0))):
+        assert NMWeights.from_name(method.name) == method
+        assert method.looks_at_inputs
+    assert NMWeights(2, 4, "wanda", DSnoT()).name == "nmweight-2-4-wanda-dsnot"
+    assert not NMWeights(2, 4).looks_at_inputs
     with pytest.raises(ValueError, match="n must be from 1 to m"):
         NMWeights(3, 2)
     with pytest.raises(TypeError, match="n and m must be ints"):
         NMWeights(1.0, 2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="score must be 'magnitude' or 'wanda': got 'norm'"):
+        NMWeights(2, 4, "norm")  # pyright: ignore[reportArgumentType]

@@ -5,9 +5,27 @@ from __future__ import annotations
 import pytest
 
 from dynattn import pruning, sparsity
-from dynattn.sparsity import Magnitude, NMWeights, RandomWeights, find, parse, register
+from dynattn.sparsity import (
+    CHESS,
+    TEAL,
+    WINA,
+    DSnoT,
+    Magnitude,
+    NMActivations,
+    NMWeights,
+    RandomWeights,
+    Sparsity,
+    Wanda,
+    find,
+    parse,
+    register,
+)  # fmt: skip
 
-METHODS = (Magnitude(0.25), NMWeights(2, 4), RandomWeights(0.5), RandomWeights(0.125, 7, "uniform"))
+METHODS = (
+    Magnitude(0.25), NMWeights(2, 4), NMWeights(2, 4, "wanda", DSnoT()), Wanda(0.5), RandomWeights(0.5),
+    RandomWeights(0.125, 7, "uniform"), NMActivations(8, 16), NMActivations(2, 4, 16, True), WINA(0.7), TEAL(1e-6),
+    CHESS(0.5), Sparsity(mlp=CHESS(0.5), skip=("0.down",)),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -69,6 +69,61 @@ def test_a_certified_radius_stands_up_to_attacks_and_a_larger_one_is_not_certifi
     assert (wrong == 0).all()
 
 
+@pytest.mark.parametrize("method", [None, NM(1, 2)], ids=str)
+@torch.no_grad()
+def test_linear_bounds_of_a_model_hold_and_are_tighter(method):
+    model, given = encoder(method, layers=2), ids()[:1]
+    options = {"at": model.tokens, "radius": 0.002, "words": [3]}
+    plain = verify.bounds(model, given, **options)["logits"]
+    found = verify.bounds(model, given, **options, linear=True)["logits"]
+    around = model.tokens(given)
+    moves = torch.zeros_like(around)
+    moves[:, 3] = 0.002
+    for (moved,) in members([Box.around(around, moves)], 15):
+        hook = model.tokens.register_forward_hook(lambda *_, moved=moved: moved)
+        assert found.holds(model(given)["logits"], 1e-12)
+        hook.remove()
+    assert (found.lower >= plain.lower - 1e-12).all()
+    assert (found.upper <= plain.upper + 1e-12).all()
+    assert found.radius.sum() < 0.5 * plain.radius.sum()
+
+
+@torch.no_grad()
+def test_linear_bounds_certify_larger_radii_that_stand_up_to_attacks():
+    model, given = encoder(), ids()[:1]
+    labels = model(given)["logits"].argmax(-1)
+    options = {"at": model.tokens, "head": model.classifier[-1], "labels": labels, "words": [3], "most": 0.1}
+    plain = verify.radius(model, given, **options, steps=4)
+    linear = verify.radius(model, given, **options, steps=4, linear=True)
+    assert (linear > 1.2 * plain).all()
+    around = model.tokens(given)
+    moves = torch.zeros_like(around)
+    moves[:, 3] = linear[:, None]
+    for (moved,) in members([Box.around(around, moves)], 15):
+        hook = model.tokens.register_forward_hook(lambda *_, moved=moved: moved)
+        assert torch.equal(model(given)["logits"].argmax(-1), labels)
+        hook.remove()
+
+
+@torch.no_grad()
+def test_texts_of_a_batch_move_each_by_itself():
+    """A module that mixes texts: its bounds hold for all that they may do together."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Embedding(12, 4).double()
+
+        def forward(self, given):
+            x = self.tokens(given)
+            return x - x.mean(0, keepdim=True)
+
+    model = Mixed().eval()
+    given = torch.tensor([[1, 2], [1, 2]])
+    found = verify.bounds(model, given, at=model.tokens, radius=0.1, linear=True)
+    torch.testing.assert_close(found.radius, torch.full_like(found.radius, 0.1))
+
+
 @torch.no_grad()
 def test_differences_of_logits_together_are_tighter_than_their_boxes():
     model, given = encoder(), ids()
@@ -103,6 +158,11 @@ def test_the_worst_loss_is_the_loss_where_nothing_moves_and_training_lowers_it()
         losses.append(float(loss.detach()))
     assert losses[0] > float(still.detach())
     assert losses[-1] < losses[0] - 0.1
+    given, options = given[:1], options | {"labels": labels[:1], "radius": 0.01, "words": [2]}
+    linear = verify.worst_loss(model, given, **options, linear=True)
+    assert linear.detach() <= verify.worst_loss(model, given, **options).detach() + 1e-12
+    linear.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_wrong_calls_are_refused_and_leave_nothing_behind():

@@ -14,6 +14,8 @@ from dynattn.account.work import Work
 from dynattn.integrations.transformers import Call, observing
 from dynattn.methods import MixingMethod, PairMethod
 from dynattn.nn import PoNet
+from dynattn.sparsity.observe import Chosen, counts
+from dynattn.sparsity.observe import observing as observing_choices
 
 
 class Account:
@@ -21,7 +23,9 @@ class Account:
 
     Attributes:
         attention: the costs of attention alone, or of the poolings that take its place.
-        linear: the costs of the linear layers. Their weights are read once for each time that a layer runs.
+        linear: the costs of the linear layers. Their weights are read once for each time that a layer runs. Of a layer
+            whose inputs or outputs are left out, by :mod:`dynattn.sparsity`, what is left; the weights that no token
+            needs are not read, and the choice takes a comparison for each entry.
         calls: how many attention calls were counted.
     """
 
@@ -90,12 +94,20 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
         account.calls += 1
         account.attention += _of_poolings(layer, output)
 
+    def chosen(found: Chosen) -> None:
+        if isinstance(found.module, nn.Linear):  # counted in full by the hook
+            spared, unread = counts(found)
+            comparisons = found.keep.numel() if found.made else 0
+            read = -unread * found.module.weight.element_size()
+            account.linear += Work(linear=-spared, choosing=comparisons, read=read)
+
     with ExitStack() as stack:
         for layer in model.modules():
             if isinstance(layer, (nn.Linear, PoNet)):
                 hook = multiplied if isinstance(layer, nn.Linear) else pooled
                 stack.callback(layer.register_forward_hook(hook).remove)
         stack.enter_context(observing(attended))
+        stack.enter_context(observing_choices(chosen))
         yield account
 
 

@@ -20,6 +20,7 @@ from dynattn.cli.options import (
     TrustRemoteCode,
     counted,
     listed,
+    positive,
 )
 from dynattn.cli.running import FAILED_CHECK, running
 from dynattn.lab.models.trust import trusting
@@ -47,6 +48,14 @@ def finetune(
     items: Annotated[int | None, typer.Option(help="Items held out to judge by.", callback=counted())] = None,
     tokens: Tokens = None,
     text: Text = None,
+    density_loss: Annotated[
+        float | None,
+        typer.Option(help="Weight of a penalty on activations of MLPs that are not 0; 1 is usual.", callback=positive),
+    ] = None,
+    density_epsilon: Annotated[
+        float | None,
+        typer.Option(help="What counts as 0 for it: squares well below this. Default: 1e-7.", callback=positive),
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Write the trained models, too.")] = False,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -64,8 +73,8 @@ def finetune(
 
         settings = Settings(
             model=model, task=task, methods=listed(methods), seeds=seeds, steps=steps, batch=batch,
-            learning_rate=learning_rate, items=items, tokens=tokens, text=text, keep_models=keep_models,
-            threads=threads,
+            learning_rate=learning_rate, items=items, tokens=tokens, text=text, density_loss=density_loss,
+            density_epsilon=density_epsilon, keep_models=keep_models, threads=threads,
         )  # fmt: skip
         if not run(settings, output, console()):
             raise typer.Exit(FAILED_CHECK)

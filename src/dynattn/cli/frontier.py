@@ -26,7 +26,7 @@ from dynattn.lab.models.trust import trusting
 
 def frontier(
     records: Annotated[
-        list[Path] | None, typer.Argument(metavar="RECORDS", help="With --merge: records to put together.")
+        list[Path] | None, typer.Argument(metavar="RECORDS", help="Records of --merge or --isoflops.")
     ] = None,
     model: Model = "minilm",
     methods: Annotated[
@@ -54,6 +54,9 @@ def frontier(
     threads: Threads = None,
     ray: Annotated[bool, typer.Option("--ray", help="Measure quality on a Ray cluster.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Put RECORDS of one model together; measure nothing.")] = False,
+    isoflops: Annotated[
+        bool, typer.Option("--isoflops", help="Compare RECORDS of several sizes at equal cost; measure nothing.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     output: Reports = Path("reports"),
 ) -> None:
@@ -62,8 +65,10 @@ def frontier(
     Run it again to go on where it was stopped. Ends with code 1 where something could not be measured, or where a
     method beats dense attention beyond chance, so that dense attention was measured wrongly.
     """
-    if merge != bool(records):
-        raise typer.BadParameter("--merge takes records to merge, as in: dynattn frontier --merge a.json b.json")
+    if (merge and isoflops) or (merge or isoflops) != bool(records):
+        raise typer.BadParameter(
+            "--merge or --isoflops takes records, as in: dynattn frontier --merge a.json b.json; one of the two"
+        )
     with running("frontier", "evals"), trusting(trust_remote_code):
         import torch
 
@@ -71,7 +76,10 @@ def frontier(
         from dynattn.lab.frontier.sweep import Settings
         from dynattn.lab.terminal import console
 
-        if records:
+        if records and isoflops:
+            command.isoflops(records, output, console())
+            right = True
+        elif records:
             right = command.merge(records, output, console())
         else:
             if threads is not None:

@@ -95,7 +95,8 @@ def _threads(param: typer.CallbackParam, value: int | None) -> int | None:
     return counted()(param, value)
 
 
-def _learning_rate(param: typer.CallbackParam, value: float | None) -> float | None:
+def positive(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A check for numbers that must be positive and finite, or are not given."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"{param.name} must be positive and finite: got {value}; leave it out for the default")
     return value
@@ -122,7 +123,11 @@ Text = Annotated[
     Path | None, typer.Option(help="Your own texts: a folder of .txt and .md files, or a file with one a line.")
 ]
 TrainedMethods = Annotated[
-    str, typer.Option(help="Comma-separated, as in nm-1-2,nm-2-4; dense attention is always trained beside them.")
+    str,
+    typer.Option(
+        help="Comma-separated, as in nm-1-2,nm-2-4, or of weights, as in sr-ste-2-4; the dense model is always trained "
+        "beside them."
+    ),
 ]
 Items = Annotated[int | None, _option("Items of each task: passages, pages, texts, keys, pictures.", counted())]
 Tokens = Annotated[int | None, _option("Tokens of each text.", counted())]
@@ -130,7 +135,7 @@ Steps = Annotated[int | None, _option("Steps of the optimizer. Default: the task
 Seeds = Annotated[
     int, _option("Runs of each method; 3 or more for intervals that hold for others.", counted(most=_MOST_SEEDS))
 ]
-LearningRate = Annotated[float | None, _option("The highest learning rate. Default: the task's.", _learning_rate)]
+LearningRate = Annotated[float | None, _option("The highest learning rate. Default: the task's.", positive)]
 Threads = Annotated[int | None, _option("Threads of PyTorch and the kernels. Default: as PyTorch is set.", _threads)]
 Reports = Annotated[Path, _option("Folder for the report and the JSON.", output_file)]
 Runs = Annotated[Path, _option("Folder for the report, the JSON and the runs.", output_file)]

@@ -28,6 +28,7 @@ from dynattn.maths.scores import scores as exact_scores
 from dynattn.methods import NM
 from dynattn.methods.dsa import TOGETHER, top_of_runs
 from dynattn.nn import DSAPredictor, prediction_loss
+from dynattn.nn.parameters import gradients
 
 _NAME = "dynattn:predicted"
 _DENSE = NM(1, 1)
@@ -139,7 +140,7 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     steps = len(batches) if hasattr(batches, "__len__") else None  # pyright: ignore[reportArgumentType]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if steps else None
-    with _frozen(model), predicting(model, predictors, ratio=1.0) as losses, torch.enable_grad():
+    with gradients(model.parameters(), False), predicting(model, predictors, ratio=1.0) as losses, torch.enable_grad():
         for step, inputs in enumerate(batches):
             model(**inputs)
             loss = torch.stack(losses).sum()
@@ -226,16 +227,3 @@ def _layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """While active, the model builds no graph for its own weights."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    for p in learning:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)

@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from dynattn.integrations.transformers import Call
 from dynattn.kv_caches.layer import Layer
+from dynattn.ops.one_query import kernel_runs, ragged_attention
 
 
 class HeadLayer(Layer):
     """Keys and values by key head. All heads have as many slots; where one holds fewer tokens than another, its first
     slots are empty, and :meth:`fit` forbids them.
+
+    One token at a time is attended to by a kernel that reads no empty slot; all else is attention with a mask.
 
     Attributes:
         positions: (batch, kv_heads, held), ascending; -1 for an empty slot.
@@ -26,6 +30,7 @@ class HeadLayer(Layer):
         super().__init__(room)
         self.ragged = False
         self.groups = 1
+        self._forbidden = False  # whether the last mask forbids a token that is held
 
     def evict(self, keep: Tensor) -> None:
         """Hold only these tokens.
@@ -61,7 +66,7 @@ class HeadLayer(Layer):
             (batch, heads, q_len, slots returned), or (batch, heads, 1, slots returned) where there was no mask and some
             slots are empty, or the mask as it was.
         """
-        shown = self._shown
+        shown, self._forbidden = self._shown, mask is not None
         if shown is None or (not self.ragged and (mask is None or shown.shape[2] == self.seen)):
             return mask
         index = shown.repeat_interleave(self.groups, 1)  # [batch, heads, slots]
@@ -72,7 +77,21 @@ class HeadLayer(Layer):
         fitted = mask.expand(len(index), index.shape[1], -1, -1).gather(-1, index)
         if not self.ragged:
             return fitted
-        return fitted & there if fitted.dtype == torch.bool else fitted.masked_fill(~there, -math.inf)
+        if fitted.dtype != torch.bool:
+            return fitted.masked_fill(~there, -math.inf)
+        self._forbidden = not bool((fitted | ~there).all())
+        return fitted & there
+
+    def attend(self, call: Call) -> Tensor | None:
+        if not self.ragged or self._forbidden or not call.method.keeps_everything or not self.is_one_query(call):
+            return None
+        key, value = self._buffers[:2]
+        told = call.attn_mask is None or call.attn_mask.dtype == torch.bool  # else something was added to the scores
+        contiguous = key.is_contiguous() and value.is_contiguous()  # not after a crop
+        if not (told and contiguous and kernel_runs(call.query, key, value)):
+            return None
+        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        return ragged_attention(call.query, key, value, (self.positions < 0).sum(-1), self.held, scale)
 
     def reset(self) -> None:
         """Forget everything."""

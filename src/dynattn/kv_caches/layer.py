@@ -144,6 +144,18 @@ class Layer(DynamicLayer):
         """
         return None
 
+    def is_one_query(self, call: Call) -> bool:
+        """Whether a call is of one query over all that is held, where it lies, and no graph is made of it."""
+        key, value = self._buffers[:2]
+        return (
+            call.query.shape[2] == 1
+            and call.query.dtype == key.dtype == value.dtype  # attention() refuses others; kernels read what is there
+            and call.key is self.keys
+            and call.value is self.values
+            and not differentiated((call.query, key, value))
+            and not torch.is_autocast_enabled(key.device.type)
+        )
+
     def attended(self, call: Call) -> None:
         """Called after each attention call over what :meth:`update` returned.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynattn.integrations.transformers import Call
-from dynattn.kv_caches.layer import Layer, LayeredCache, differentiated
+from dynattn.kv_caches.layer import Layer, LayeredCache
 from dynattn.maths import pages
 from dynattn.maths.scores import arithmetic_dtype
 from dynattn.methods import Method, Quest
@@ -94,9 +94,11 @@ class _QuestLayer(Layer):
         return method if self.seen <= self.quest.budget else self.quest
 
     def attend(self, call: Call) -> Tensor | None:
-        if call.method != self.quest or not self._is_plain(call):
+        page = self.quest.page
+        in_pages = self._buffers[0].shape[2] % page == 0  # not while buffers have no room, since a graph holds them
+        if call.method != self.quest or call.attn_mask is not None or not in_pages or not self.is_one_query(call):
             return None
-        page, scale = self.quest.page, call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         kept = pages.table(call.query, self._box(), self.held, page, self.quest.best, scale)
         return page_attention(call.query, self._buffers[0], self._buffers[1], kept, page, scale)
 
@@ -107,22 +109,6 @@ class _QuestLayer(Layer):
     def reset(self) -> None:
         super().reset()
         self._boxes, self._boxed, self._waiting = None, 0, False
-
-    def _is_plain(self, call: Call) -> bool:
-        """Whether the pages are read where they lie: a query alone that may attend all tokens held, and no graph."""
-        key, value = self._buffers[:2]
-        return (
-            call.query.shape[2] == 1
-            and call.attn_mask is None
-            and call.query.dtype
-            == key.dtype
-            == value.dtype  # attention() refuses others; kernels read what they are told
-            and call.key is self.keys
-            and call.value is self.values
-            and key.shape[2] % self.quest.page == 0  # not while buffers have no room, since a graph holds them
-            and not differentiated((call.query, key, value))
-            and not torch.is_autocast_enabled(key.device.type)
-        )
 
     def _box(self) -> Tensor:
         """The boxes of all pages; those that tokens came to since the last time are made anew."""

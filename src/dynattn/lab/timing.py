@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 DISTURBED = 0.02  # a sample counts as disturbed if threads waited for a core during more than this share of its time
 MIN_ROUNDS = 5
@@ -112,7 +113,7 @@ def interleaved(
     min_sample: float | None = 0.02,
     clock: Callable[[], float] = time.perf_counter,
     waited: Callable[[], float | None] = threads_waited,
-    elapsed: Callable[[Callable[[], object], int], float] | None = None,
+    elapsed: Callable[[Callable[[], Any], int], float] | None = None,
     each: int = 1,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Timing]:
@@ -168,6 +169,20 @@ def interleaved(
     return {name: Timing(tuple(samples[name]), calls[name] * each, tuple(shares[name])) for name in functions}
 
 
+def own_seconds(function: Callable[[], float], calls: int) -> float:
+    """For ``elapsed``: of a function that returns the seconds that it took, since a part of it is not to count, as the
+    making of a cache.
+
+    Args:
+        function: returns seconds.
+        calls: how many are asked for.
+
+    Returns:
+        The sum of what the calls return.
+    """
+    return sum(function() for _ in range(calls))
+
+
 def _host_seconds(function: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
     """Seconds of ``calls`` calls by the host's clock."""
     start = clock()
@@ -179,7 +194,7 @@ def _host_seconds(function: Callable[[], object], calls: int, clock: Callable[[]
 def _sample(
     function: Callable[[], object],
     calls: int,
-    elapsed: Callable[[Callable[[], object], int], float],
+    elapsed: Callable[[Callable[[], Any], int], float],
     waited: Callable[[], float | None],
 ) -> tuple[float, float | None]:
     """Seconds of ``calls`` calls, and the share of them spent waiting for a core."""
@@ -192,7 +207,7 @@ def _sample(
 
 
 def _calibrate(
-    function: Callable[[], object], min_sample: float | None, elapsed: Callable[[Callable[[], object], int], float]
+    function: Callable[[], object], min_sample: float | None, elapsed: Callable[[Callable[[], Any], int], float]
 ) -> int:
     """Calls that fill ``min_sample``; warms the function up on the way."""
     function()  # first call: allocations, thread pools, compiled code

@@ -55,6 +55,12 @@ def interval(found: Interval | None) -> str:
     return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 
+def percent(found: Interval) -> str:
+    """A share with its bounds, where there are any: ``97.0% [95.1%, 99.0%]``."""
+    bounds = "" if found.low is None or found.high is None else f" [{found.low:.1%}, {found.high:.1%}]"
+    return f"{found.mean:.1%}{bounds}"
+
+
 def reading(found: Interval | None, higher_is_better: bool) -> str:
     """``worse``, ``better`` or ``within noise``: whether the interval leaves zero out; ``same`` where nothing moved.
 

@@ -97,6 +97,22 @@ def complete(
         (sharding.split if split else sharding.gather)(schema)
 
 
+def follow(schema: Schema, definition: Callable[..., Any]) -> None:
+    """Give an operator without a backward the derivatives of its definition in plain PyTorch, of any order and mode.
+
+    Args:
+        schema: the operator.
+        definition: takes the operator's arguments; called in its place wherever a derivative is asked for.
+    """
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        if _are_dual(arguments) or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            return definition(*arguments)
+        return _below_autograd(schema, keyset, arguments)
+
+    library.impl(schema.operator.name().removeprefix("dynattn::"), kernel, "Autograd", with_keyset=True)
+
+
 def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether an operator's implementation may be called without the dispatcher, because nobody would see the
     difference.
@@ -196,6 +212,12 @@ def refuse_forward_mode(ctx: Any, *_: Any) -> None:
     )
 
 
+def _are_dual(arguments: tuple) -> bool:
+    return forward_ad._current_level >= 0 and any(
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
+    )
+
+
 def _below_autograd(schema: Schema, keyset: Any, arguments: tuple) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return schema.operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
@@ -244,9 +266,7 @@ def _autograd(schema: Schema, function: type[torch.autograd.Function]) -> Callab
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if type(arguments[0]) is not Tensor and sharding.is_sharded(arguments[0]):
             sharding.register()
-        if forward_ad._current_level >= 0 and any(
-            isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
-        ):
+        if _are_dual(arguments):
             refuse_forward_mode(None)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return function.apply(keyset, *arguments)

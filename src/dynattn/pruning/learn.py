@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dynattn.nn.parameters import gradients
 from dynattn.pruning.course import Course, Decision, Seen, Start
 from dynattn.pruning.engine import pruned
 from dynattn.pruning.layout import find
@@ -137,31 +138,24 @@ def learn(
     soft.logarithms.data = soft.logarithms.data.to(device)
     trained = list(parameters)
     frozen = [weight for weight in model.parameters() if not any(weight is other for other in trained)]
-    wanted = [weight.requires_grad for weight in frozen]
     groups = [
         {"params": [soft.logarithms], "lr": rate},
         *([{"params": trained, "lr": parameters_rate}] if trained else []),
     ]
     optimizer = torch.optim.Adam(groups)
     losses, kept = [], []
-    try:
-        for weight in frozen:
-            weight.requires_grad_(False)
-        with pruned(model, soft.course):
-            for batch in batches:
-                soft.masks.clear()
-                task = loss(batch)
-                if not soft.masks:
-                    raise ValueError("learn: loss must run the model: it made no forward; call model(...) inside of it")
-                share = soft.kept()
-                optimizer.zero_grad()
-                (task + strength * share).backward()
-                optimizer.step()
-                losses.append(task.item())
-                kept.append(share.item())
-    finally:
-        for weight, want in zip(frozen, wanted, strict=True):
-            weight.requires_grad_(want)
+    with gradients(frozen, False), pruned(model, soft.course):
+        for batch in batches:
+            soft.masks.clear()
+            task = loss(batch)
+            if not soft.masks:
+                raise ValueError("learn: loss must run the model: it made no forward; call model(...) inside of it")
+            share = soft.kept()
+            optimizer.zero_grad()
+            (task + strength * share).backward()
+            optimizer.step()
+            losses.append(task.item())
+            kept.append(share.item())
     if not losses:
         raise ValueError("learn: batches must hold at least one: there is none; a generator can be read only once")
     return Learnt(soft.hard(), losses, kept)

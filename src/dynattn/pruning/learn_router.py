@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynattn.maths.scores import arithmetic_dtype
+from dynattn.nn.parameters import gradients
 from dynattn.pruning.decoders import find
 from dynattn.pruning.ftp import FTP, Routed
 from dynattn.pruning.router import RUN, SKIP, Router, static
@@ -112,12 +113,10 @@ def learn_router(
         raise ValueError("learn_router: the model must be in eval mode, as dropout blurs the loss: call model.eval()")
     runner, method = find(model).runner, FTP(sparsity, router.train())
     optimizer = torch.optim.Adam(router.parameters(), lr=rate)
-    wanted = [weight.requires_grad for weight in model.parameters()]
     distances: list[float] = []
     shares: list[float] = []
     guides: list[float] = []
-    try:
-        model.requires_grad_(False)
+    with gradients(model.parameters(), False):
         for step, batch in enumerate(batches):
             distance, way = _forward(runner, batch, method, router)
             guide, share = torch.stack(way.guides).mean(), torch.stack(way.shares).mean()
@@ -127,9 +126,6 @@ def learn_router(
             optimizer.step()
             for noted, value in ((distances, distance), (shares, share), (guides, guide)):
                 noted.append(value.item())
-    finally:
-        for weight, want in zip(model.parameters(), wanted, strict=True):
-            weight.requires_grad_(want)
     if not distances:
         raise ValueError("learn_router: batches must hold at least one: there is none; a generator is read only once")
     router.eval()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dynattn.pruning.structure.find import is_transposed
+from dynattn.sparsity.calibration import InputStatistics
 from dynattn.sparsity.linears import linears
+from dynattn.sparsity.method import SparsityMethod
 
 
 @dataclass(frozen=True)
@@ -31,59 +33,85 @@ class Kept:
         return sum(self.counts.values()) / sum(self.sizes.values())
 
 
-class WeightSparsity(ABC):
+class WeightSparsity(SparsityMethod):
     """A method that chooses weights, before any input is seen. Subclasses are frozen dataclasses, one file each."""
 
     @property
-    @abstractmethod
-    def name(self) -> str:
-        """Short form, as in ``magnitude-0.5``; :func:`dynattn.sparsity.parse` turns it back into the method."""
-
-    @classmethod
-    @abstractmethod
-    def from_name(cls, name: str) -> WeightSparsity | None:
-        """The method that ``name`` stands for, or None where it is not one of this class."""
+    def looks_at_inputs(self) -> bool:
+        """Whether the choice needs :func:`dynattn.sparsity.calibrate`'s statistics."""
+        return False
 
     @abstractmethod
-    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def masks(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics] | None = None
+    ) -> dict[str, Tensor]:
         """Which weights stay.
 
         Args:
             weights: the weight of each linear layer, (out, in), by the layer's name.
+            statistics: of the inputs of each layer, by its name, for methods that look at them.
 
         Returns:
             A mask for each, (out, in) bool.
+
+        Raises:
+            ValueError: the method looks at inputs, and there are no statistics.
         """
 
     @contextmanager
-    def apply(self, model: nn.Module) -> Iterator[Kept]:
+    def apply(self, model: nn.Module, statistics: Mapping[str, InputStatistics] | None = None) -> Iterator[Kept]:
         """While active, the weights that are not kept are 0. All linear layers take part but heads and poolers.
 
-        On exit, also by an exception, the weights are exactly what they were. Nothing gets faster: this library has no
-        kernel for such weights, and zeros are multiplied like other numbers.
+        On exit, also by an exception, the weights are exactly what they were. Nothing gets faster: zeros are multiplied
+        like other numbers here.
 
         Args:
             model: a Transformers model, or any other one with linear layers.
+            statistics: see :meth:`masks`.
 
         Yields:
             How many weights are kept.
 
         Raises:
             TypeError: it is not a module.
-            ValueError: it has no linear layers.
+            ValueError: it has no linear layers, or the method looks at inputs, and there are no statistics.
+        """
+        with self.prepared(model, statistics)() as kept:
+            yield kept
+
+    def prepared(
+        self, model: nn.Module, statistics: Mapping[str, InputStatistics] | None = None
+    ) -> Callable[[], AbstractContextManager[Kept]]:
+        """Choose once, for a model that is to change between all of its weights and those that are kept many times.
+
+        Args:
+            model, statistics: see :meth:`apply`. The weights that are kept are copied: they take as much memory again.
+
+        Returns:
+            What :meth:`apply` does, in no time; the weights must not change meanwhile.
+
+        Raises:
+            TypeError, ValueError: as :meth:`apply`.
         """
         layers = linears(model)
-        masks = self._masks(layers)
-        before = {name: layer.weight.data for name, layer in layers.items()}
-        try:
-            for name, layer in layers.items():
-                layer.weight.data = before[name].masked_fill(~masks[name], 0)
-            yield _counted(masks)
-        finally:
-            for name, layer in layers.items():
-                layer.weight.data = before[name]
+        masks = self._masks(layers, statistics)
+        thin = {name: layer.weight.data.masked_fill(~masks[name], 0) for name, layer in layers.items()}
+        kept = _counted(masks)
 
-    def fix(self, model: nn.Module) -> Kept:
+        @contextmanager
+        def switched() -> Iterator[Kept]:
+            before = {name: layer.weight.data for name, layer in layers.items()}
+            try:
+                for name, layer in layers.items():
+                    layer.weight.data = thin[name]
+                yield kept
+            finally:
+                for name, layer in layers.items():
+                    layer.weight.data = before[name]
+
+        return switched
+
+    def fix(self, model: nn.Module, statistics: Mapping[str, InputStatistics] | None = None) -> Kept:
         """Set the weights that are not kept to 0 for good; training leaves them there.
 
         Their gradients are 0 from now on, so optimizers that change a weight by its own gradients and by itself, as
@@ -91,17 +119,16 @@ class WeightSparsity(ABC):
         (``copy.deepcopy``, pickle) has no hooks: ``fix`` it again.
 
         Args:
-            model: see :meth:`apply`.
+            model, statistics: see :meth:`apply`.
 
         Returns:
             How many weights are kept.
 
         Raises:
-            TypeError: it is not a module.
-            ValueError: it has no linear layers.
+            TypeError, ValueError: as :meth:`apply`.
         """
         layers = linears(model)
-        masks = self._masks(layers)
+        masks = self._masks(layers, statistics)
         for name, layer in layers.items():
             weight, mask = layer.weight, masks[name]
             weight.data.masked_fill_(~mask, 0)
@@ -112,11 +139,15 @@ class WeightSparsity(ABC):
             weight.requires_grad_(asked)  # the hook stays, for when it is trained
         return _counted(masks)
 
-    def _masks(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    def _masks(
+        self, layers: Mapping[str, nn.Linear], statistics: Mapping[str, InputStatistics] | None
+    ) -> dict[str, Tensor]:
         """Masks in the shape of the weights, which ``Conv1D`` keeps as (in, out)."""
         turned = {name for name, layer in layers.items() if is_transposed(layer)}
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        found = self.masks({name: weight.T if name in turned else weight for name, weight in weights.items()})
+        found = self.masks(
+            {name: weight.T if name in turned else weight for name, weight in weights.items()}, statistics
+        )
         return {name: mask.T if name in turned else mask for name, mask in found.items()}
 
 

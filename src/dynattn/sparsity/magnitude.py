@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dynattn.methods import share
 from dynattn.sparsity.base import WeightSparsity
+from dynattn.sparsity.calibration import InputStatistics
 
 _NAME = re.compile(rf"magnitude-(?P<keep>{share.NUMBER})")
 
@@ -50,7 +51,9 @@ class Magnitude(WeightSparsity):
         match = _NAME.fullmatch(name)
         return cls(float(match["keep"])) if match else None
 
-    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def masks(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics] | None = None
+    ) -> dict[str, Tensor]:
         sizes = [weight.abs().flatten() for weight in weights.values()]
         together = torch.cat(sizes)
         count = round(share.exact(self.keep) * len(together))

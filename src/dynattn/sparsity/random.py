@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dynattn.methods import share
 from dynattn.sparsity.base import WeightSparsity
+from dynattn.sparsity.calibration import InputStatistics
 
 _NAME = re.compile(rf"randomweight-(?P<keep>{share.NUMBER})(?P<uniform>-uniform)?(?:-r(?P<seed>\d+))?")
 
@@ -66,7 +67,9 @@ class RandomWeights(WeightSparsity):
             return None
         return cls(float(match["keep"]), int(match["seed"] or 0), "uniform" if match["uniform"] else "erk")
 
-    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def masks(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics] | None = None
+    ) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         counts = self.counts([(weight.shape[1], weight.shape[0]) for weight in weights.values()])
         found = {}

@@ -7,8 +7,10 @@ A bound is sound: no tensor of the box gives anything outside of it, but for rou
 deep models that were not trained for it, it says nothing.
 """
 
+from dynattn.verify import relaxations, rules  # noqa: F401  # rules are registered as they are imported
+from dynattn.verify.affine import Affine, affine_rule
 from dynattn.verify.attention import Bounds, attention
 from dynattn.verify.box import Box, rule
 from dynattn.verify.certify import bounds, margins, radius, worst_loss
 
-__all__ = ["Bounds", "Box", "attention", "bounds", "margins", "radius", "rule", "worst_loss"]
+__all__ = ["Affine", "Bounds", "Box", "affine_rule", "attention", "bounds", "margins", "radius", "rule", "worst_loss"]

@@ -19,9 +19,10 @@ from dynattn.functional import attention as exact_attention
 from dynattn.maths.scores import per_head
 from dynattn.maths.scores import scores as exact_scores
 from dynattn.methods import NM, Method
+from dynattn.verify.affine import Affine
 from dynattn.verify.box import Box, rule
 from dynattn.verify.choices import groups_of, kept
-from dynattn.verify.rules import matmul
+from dynattn.verify.relaxations import mixed, weights
 
 
 class Bounds(NamedTuple):
@@ -74,15 +75,21 @@ def attention(
     # The shapes are those that attention itself takes, and the errors its own.
     exact_attention(boxes[0].lower[:, :, :0], boxes[1].lower, boxes[2].lower, method, scale=scale)
     heads, factor = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = (Box(per_head(x.lower, heads), per_head(x.upper, heads)) for x in boxes)
-    s = matmul(q, k.mT) * factor
+    q, k, v = (x.moved(lambda end: per_head(end, heads)) for x in boxes)
+    s = q @ k.mT * factor
     offset = k.shape[2] - q.shape[2]
     nothing = torch.zeros_like(q.lower[..., :1]), torch.zeros_like(k.lower[..., :1])
     bias = exact_scores(*nothing, attn_mask, causal, 1.0, offset)
     allowed = bias != -torch.inf
     s = s + bias.masked_fill(~allowed, 0.0)
     found = kept(s, allowed, groups_of(method, allowed, offset))
-    return Bounds(_mixed(found.weight, v, allowed.any(-1)), *found[1:])
+    out = _mixed(found.weight, v, allowed.any(-1))
+    like = next((box for box in (s, v) if isinstance(box, Affine)), None)
+    if like is not None:
+        settled = (found.surely == found.possibly).all(-1, keepdim=True)
+        weight = weights(Affine.constant(s, like), found.surely, found.weight, settled)
+        out = mixed(weight, v, allowed.any(-1)).meet(out)
+    return Bounds(out, *found[1:])
 
 
 def _mixed(weight: Box, value: Box, some: Tensor) -> Box:
@@ -103,7 +110,7 @@ def _mixed(weight: Box, value: Box, some: Tensor) -> Box:
     return Box.spanning(*ends)
 
 
-@rule("attention")
+@rule("attention", of_all=True)
 def _attention(query: Box, key: Box, value: Box, method: Method = NM(2, 4), **options: object) -> object:
     """:func:`dynattn.attention` of boxes."""
     refused = {"return_aux": False, "dropout_p": 0.0, "seed": None, "backend": "auto"}
@@ -115,7 +122,7 @@ def _attention(query: Box, key: Box, value: Box, method: Method = NM(2, 4), **op
     return attention(query, key, value, method, **options).out  # pyright: ignore[reportArgumentType]
 
 
-@rule("scaled_dot_product_attention")
+@rule("scaled_dot_product_attention", of_all=True)
 def _dense(
     query: Box, key: Box, value: Box, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,

@@ -19,19 +19,27 @@ from torch import Tensor
 Rule = Callable[..., Any]
 
 _RULES: dict[str, Rule] = {}
+_OF_ALL: set[str] = set()  # rules that look at the kind of a box themselves
 # What moves numbers and changes none: done to both ends alike.
 _MOVES = (
-    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "contiguous",
-    "repeat", "repeat_interleave", "select", "narrow", "to", "float", "double", "clone", "detach", "t",
+    "view", "reshape", "transpose", "movedim", "permute", "flatten", "unflatten", "unsqueeze", "squeeze", "expand",
+    "contiguous", "repeat", "repeat_interleave", "select", "narrow", "to", "float", "double", "clone", "detach", "t",
 )  # fmt: skip
 _SEVERAL = ("chunk", "split", "unbind")
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of PyTorch's functions and methods of these names."""
+def rule(*names: str, of_all: bool = False) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of PyTorch's functions and methods of these names.
+
+    Args:
+        names: the names.
+        of_all: the rule gives what it can to boxes that know more than their ends; else it is given the ends alone.
+    """
 
     def register(found: Rule) -> Rule:
         _RULES.update(dict.fromkeys(names, found))
+        if of_all:
+            _OF_ALL.update(names)
         return found
 
     return register
@@ -102,6 +110,15 @@ class Box:
         """Half of the distance between the ends."""
         return (self.upper - self.lower) / 2
 
+    def moved(self, function: Callable[[Tensor], Tensor]) -> Box:
+        """The box after a function that moves numbers and changes none."""
+        return Box(function(self.lower), function(self.upper))
+
+    @classmethod
+    def ruled(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function or method with a rule gives for boxes of this kind."""
+        return _RULES[name](*args, **kwargs)
+
     def holds(self, x: Tensor, slack: float = 0.0) -> bool:
         """Whether ``x`` lies inside, or outside by no more than ``slack``, as rounding may have it."""
         return bool(((self.lower - slack <= x) & (x <= self.upper + slack)).all())
@@ -143,7 +160,7 @@ class Box:
         return iter(self.unbind(0))
 
     def __getitem__(self, index: Any) -> Box:
-        return Box(self.lower[index], self.upper[index])
+        return self.moved(lambda end: end[index])
 
     def __repr__(self) -> str:
         widest = float(self.radius.detach().max()) if self.lower.numel() else 0.0
@@ -192,13 +209,30 @@ class Box:
 
 def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The rule of a function or method, or the move, with its arguments."""
-    if name in _RULES:
-        return _RULES[name](*args, **kwargs)
     box = args[0] if args else None
-    if name in (*_MOVES, *_SEVERAL) and isinstance(box, Box):
-        lower, upper = (getattr(end, name)(*args[1:], **kwargs) for end in (box.lower, box.upper))
-        return Box(lower, upper) if name in _MOVES else tuple(map(Box, lower, upper))
+    if name in _RULES:
+        return (Box if name in _OF_ALL else _kind(args, kwargs)).ruled(name, args, kwargs)
+    if name in _MOVES and isinstance(box, Box):
+        return box.moved(lambda end: getattr(end, name)(*args[1:], **kwargs))
+    if name in _SEVERAL and isinstance(box, Box):
+        several = lambda end: getattr(end, name)(*args[1:], **kwargs)  # noqa: E731
+        count = len(several(box.lower))
+        return tuple(box.moved(lambda end, part=part: several(end)[part]) for part in range(count))
     raise NotImplementedError(
         f"verify: {name} must be a function that has a rule for boxes, and there is none for it; rules: "
         f"{', '.join(sorted(_RULES))}; dynattn.verify.rule({name!r}) registers one"
     )
+
+
+def _kind(*given: Any) -> type[Box]:
+    """The kind of box among arguments that knows the most."""
+    found: type[Box] = Box
+    for each in given:
+        if isinstance(each, Box):
+            kind = type(each)
+        elif isinstance(each, (tuple, list)):
+            kind = _kind(*each)
+        else:
+            kind = _kind(*each.values()) if isinstance(each, dict) else Box
+        found = kind if issubclass(kind, found) else found
+    return found

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynattn.verify.affine import Affine
 from dynattn.verify.box import Box
-from dynattn.verify.rules import matmul
 
 
 def bounds(
     model: nn.Module, *inputs: Any, at: nn.Module, radius: float | Tensor, words: Sequence[int] | None = None,
-    **options: Any,
+    linear: bool = False, **options: Any,
 ) -> Any:  # fmt: skip
     """Run a model with a box in place of what one of its modules gives.
 
@@ -34,6 +34,9 @@ def bounds(
             several times, each of its outputs becomes one.
         radius: how far each of its numbers may move, at least 0; a number, or a tensor that broadcasts to the output.
         words: the positions that may move; None for all.
+        linear: carry two affine functions of what moves beside the ends of each number
+            (:class:`~dynattn.verify.Affine`): never looser, and slower by as many times as numbers move, those of the
+            whole batch together.
         **options: what else the model takes.
 
     Returns:
@@ -50,7 +53,7 @@ def bounds(
     """
     if model.training:
         raise ValueError("verify: the model must be in eval mode: got one in training; call model.eval() first")
-    with _moved(at, radius, words) as count:
+    with _moved(at, radius, words, Affine if linear else Box) as count:
         found = model(*inputs, **options)
     if not count:
         raise RuntimeError("verify: at must be a module that the model calls: got one that it did not; name another")
@@ -58,19 +61,19 @@ def bounds(
 
 
 @contextmanager
-def _moved(at: nn.Module, radius: float | Tensor, words: Sequence[int] | None) -> Iterator[list[None]]:
+def _moved(at: nn.Module, radius: float | Tensor, words: Sequence[int] | None, kind: type[Box]) -> Iterator[list[None]]:
     """Boxes in place of the outputs of a module, and one entry for each."""
     calls: list[None] = []
 
     def widen(module: nn.Module, args: Any, out: Tensor) -> Box:
         calls.append(None)
         if words is None:
-            return Box.around(out, radius)
+            return kind.around(out, radius)
         if any(not -out.shape[1] <= word < out.shape[1] for word in words):
             raise ValueError(f"verify: words must lie in the text of {out.shape[1]} tokens: got {list(words)}")
         moves = torch.zeros_like(out)
         moves[:, list(words)] = 1.0
-        return Box.around(out, moves * radius)
+        return kind.around(out, moves * radius)
 
     hook = at.register_forward_hook(widen)
     try:
@@ -104,7 +107,7 @@ def margins(hidden: Box, head: nn.Linear, labels: Tensor) -> Tensor:
         (batch, classes), +inf at the label itself. All above 0: the answer cannot change.
     """
     weight = head.weight[labels].unsqueeze(1) - head.weight  # [batch, classes, width]
-    least = matmul(weight, hidden.unsqueeze(-1)).squeeze(-1).lower
+    least = (weight @ hidden.unsqueeze(-1)).squeeze(-1).lower
     if head.bias is not None:
         least = least + head.bias[labels].unsqueeze(1) - head.bias
     own = F.one_hot(labels, least.shape[-1]).bool()
@@ -113,21 +116,22 @@ def margins(hidden: Box, head: nn.Linear, labels: Tensor) -> Tensor:
 
 def worst_loss(
     model: nn.Module, *inputs: Any, at: nn.Module, head: nn.Linear, labels: Tensor, radius: float | Tensor,
-    words: Sequence[int] | None = None, **options: Any,
+    words: Sequence[int] | None = None, linear: bool = False, **options: Any,
 ) -> Tensor:  # fmt: skip
     """The mean cross-entropy of the worst logits of the box: the loss of certified training, which has a gradient.
 
     Its radius grows from 0 in the course of training. Regularisers and schedules are the caller's.
 
     Args:
-        model, *inputs, at, head, labels, radius, words, **options: as :func:`radius` and :func:`bounds` take them.
+        model, *inputs, at, head, labels, radius, words, linear, **options: as :func:`radius` and :func:`bounds` have
+            them.
 
     Returns:
         A scalar.
 
     Source: arXiv:1810.12715.
     """
-    least = _margins_of(model, inputs, options, at, head, labels, words, radius)
+    least = _margins_of(model, inputs, options | {"linear": linear}, at, head, labels, words, radius)
     own = F.one_hot(labels, least.shape[-1]).bool()
     return F.cross_entropy((-least).masked_fill(own, 0.0), labels)
 
@@ -141,6 +145,7 @@ def radius(
     words: Sequence[int] | None = None,
     most: float = 1.0,
     steps: int = 10,
+    linear: bool = False,
     **options: Any,
 ) -> Tensor:
     """The largest radius found for which no answer of the box is another one.
@@ -149,7 +154,7 @@ def radius(
     nothing about whether there is another answer.
 
     Args:
-        model, *inputs, at, words, **options: as :func:`bounds` takes them.
+        model, *inputs, at, words, linear, **options: as :func:`bounds` takes them.
         head: the model's last linear layer, which gives the logits, and is called once.
         labels: int64 (batch,), the answers that must stay.
         most: the largest radius to look at, above 0.
@@ -166,7 +171,8 @@ def radius(
 
     @torch.no_grad()
     def certified(each: Tensor) -> Tensor:
-        return (_margins_of(model, inputs, options, at, head, labels, words, each[:, None, None]) > 0).all(-1)
+        given = options | {"linear": linear}
+        return (_margins_of(model, inputs, given, at, head, labels, words, each[:, None, None]) > 0).all(-1)
 
     low = torch.zeros(len(labels), dtype=head.weight.dtype, device=head.weight.device)
     high = torch.full_like(low, most)

@@ -21,6 +21,7 @@ STRUCTURES = (
     arguments.SKIP_FORWARD,
     arguments.NM_BACKWARD,
     arguments.NM_TEXTS,
+    arguments.LINEAR,
 )
 TYPES = {INT32: "int32_t", UINT32: "uint32_t", INT64: "int64_t", UINT64: "uint64_t", FLOAT: "float"}
 

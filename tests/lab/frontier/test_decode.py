@@ -60,6 +60,22 @@ def test_a_step_after_the_prompt_tells_what_is_read_of_the_cache(tiny_decoder: P
     assert found["cache-window-16-s4"].read == dense * 21 / keys
     first: Any = SimpleNamespace(payload=data.payload[:1])
     assert decode.look(pretrained, "sdpa", first, prompts[:1]).read == dense
+    for name, work in found.items():
+        assert decode.bytes_read(pretrained, name, data, prompts) == work.read
+    layers = [module for module in pretrained.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert found["sdpa"].weights == sum(layer.weight.nbytes for layer in layers)
+
+
+def test_bytes_alone_are_told_by_one_step_of_the_method(tiny_decoder: Path, data):
+    pretrained = load(str(tiny_decoder))
+    prompts = decode.prompts(pretrained, data)
+    steps = []
+    hook = pretrained.model.register_forward_pre_hook(
+        lambda *_: steps.append(pretrained.model.config._attn_implementation)
+    )
+    decode.bytes_read(pretrained, "cache-window-16-s4", data, prompts)
+    hook.remove()
+    assert steps == ["dynattn:dense"] * 2  # of each item, and none of the baseline
 
 
 def test_rows_that_heads_share_are_read_once():

@@ -103,3 +103,13 @@ def test_weights_that_are_zero_are_not_counted(tiny_encoder: Path):
     assert dense.total - sparse.total == pytest.approx(inside * 3 / 4)
     assert (sparse.pairs, sparse.attention) == (dense.pairs, dense.attention)
     assert _looked(pretrained, "sdpa", length) == dense  # the weights are back
+
+
+def test_inputs_that_are_left_out_are_not_counted(tiny_encoder: Path):
+    pretrained, length = load(str(tiny_encoder)), 64
+    dense, sparse = _looked(pretrained, "sdpa", length), _looked(pretrained, "nmact-1-4-norm", length)
+    inside = LAYERS * 2 * length * 6 * HIDDEN**2  # the pooler stays whole
+    comparisons = LAYERS * 2 * length * 4 * HIDDEN  # one for each input; queries, keys and values share theirs
+    assert dense.total - sparse.total == pytest.approx(inside * 3 / 4 - comparisons)
+    assert (sparse.pairs, sparse.attention) == (dense.pairs, dense.attention)
+    assert _looked(pretrained, "sdpa", length) == dense  # the model is as before

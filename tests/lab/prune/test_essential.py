@@ -38,3 +38,5 @@ def test_sparsity_is_what_was_set_to_zero(tiny_decoder: Path, many_texts: Path):
     assert half.validation.mean != 1
     assert half.held_out.mean != 1
     assert thinned(exam, "magnitude-1.0") == whole  # the weights are back
+    with pytest.raises(ValueError, match="thinned: name must be of a method that sets weights to 0: got 'wina-0"):
+        thinned(exam, "wina-0.5")

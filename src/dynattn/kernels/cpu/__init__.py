@@ -36,7 +36,7 @@ TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
 """The instruction sets that are engines of the tile kernels."""
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
@@ -524,5 +524,5 @@ def _run(function: str, args: bytes) -> None:
 
 def _refuse(function: str, status: int) -> NoReturn:
     if status == _OUT_OF_MEMORY:
-        raise MemoryError(f"{function}: no memory for the packed keys and values; use a smaller batch or free memory")
+        raise MemoryError(f"{function}: no memory for what is packed; use a smaller batch or free memory")
     raise RuntimeError(f"{function}: {_ERRORS.get(status, f'the library returned {status}')}; this is a bug in dynattn")

@@ -133,6 +133,29 @@ NM_BACKWARD = Structure(
     ],
     begins_with=("forward", NM_FORWARD),
 )
+LINEAR = Structure(
+    "LinearArgs",
+    [
+        ("x", POINTER, 1),
+        ("weight", POINTER, 1),
+        ("places", POINTER, 1),
+        ("scale", POINTER, 1),
+        ("bias", POINTER, 1),
+        ("keep", POINTER, 1),
+        ("out", POINTER, 1),
+        ("tokens", INT64, 1),
+        ("inputs", INT64, 1),
+        ("outputs", INT64, 1),
+        ("weight_stride", INT64, 1),
+        ("parallel", POINTER, 1),
+        ("dtype", INT32, 1),
+        ("weight_dtype", INT32, 1),
+        ("n", INT32, 1),
+        ("m", INT32, 1),
+        ("isa", INT32, 1),
+        ("threads", INT32, 1),
+    ],
+)
 NM_TEXTS = Structure(
     "NMTextsArgs",
     [

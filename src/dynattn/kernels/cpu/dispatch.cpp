@@ -26,15 +26,20 @@ struct Isa {
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
+  int32_t (*linear_rows)(const LinearArgs& args);
+  int32_t (*linear_outputs)(const LinearArgs& args);
+  int32_t (*linear_nm_weight)(const LinearArgs& args);
   double (*fma_chains)(int64_t rounds);
 };
 
 constexpr char kNotBuilt[] = "this library was built for other processors";
 
-#define DYNATTN_ISA(name) \
-  {dynattn::name::nm_forward,   dynattn::name::nm_texts,    dynattn::name::row_forward, \
-   dynattn::name::skip_forward, dynattn::name::nm_backward, dynattn::name::fma_chains}
-#define DYNATTN_TILES(name) {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr}
+#define DYNATTN_ISA(name)                                                                                             \
+  {dynattn::name::nm_forward,  dynattn::name::nm_texts,    dynattn::name::row_forward,    dynattn::name::skip_forward, \
+   dynattn::name::nm_backward, dynattn::name::linear_rows, dynattn::name::linear_outputs,                             \
+   dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
+#define DYNATTN_TILES(name) \
+  {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -164,6 +169,27 @@ bool is_sound(const NMTextsArgs& args) {
   return sound;
 }
 
+// Numbers of inputs and outputs are kept as 32 bits.
+bool is_sound(const LinearArgs& args) {
+  const bool sizes = args.tokens >= 0 && args.tokens <= DYNATTN_LINEAR_TOKENS && args.inputs >= 0 &&
+                     args.inputs <= INT32_MAX && args.outputs >= 0 && args.outputs <= INT32_MAX;
+  const bool dtypes = (args.dtype == DYNATTN_FLOAT32 || args.dtype == DYNATTN_BFLOAT16) &&
+                      (args.weight_dtype == DYNATTN_INT8 ? args.scale != nullptr
+                                                         : args.weight_dtype == args.dtype && args.scale == nullptr);
+  return sizes && dtypes && args.threads >= 1;
+}
+
+bool is_nm(const LinearArgs& args) {
+  return (args.m == 2 || args.m == 4) && args.n >= 1 && args.n < args.m && args.places != nullptr &&
+         args.weight_dtype != DYNATTN_INT8;
+}
+
+int32_t run_linear(const LinearArgs* args, bool sound, int32_t (*Isa::*function)(const LinearArgs& args)) {
+  if (args == nullptr || !sound || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  if (!runs(args->isa) || kIsas[args->isa].*function == nullptr) return DYNATTN_UNSUPPORTED_ISA;
+  return args->tokens * args->outputs == 0 ? DYNATTN_OK : (kIsas[args->isa].*function)(*args);
+}
+
 // Whether every page that holds a key of a text is one of those that there are.
 bool pages_exist(const NMTextsArgs& args, int64_t text) {
   const int32_t* const row = args.block_table + text * args.table_width;
@@ -223,7 +249,7 @@ extern "C" {
 
 int32_t dynattn_args_bytes(void) {
   return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs) +
-                              sizeof(NMTextsArgs));
+                              sizeof(NMTextsArgs) + sizeof(LinearArgs));
 }
 
 int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
@@ -291,6 +317,20 @@ int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->forward.isa) || kIsas[args->forward.isa].nm_backward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->forward.isa].nm_backward(*args);
+}
+
+int32_t dynattn_linear_rows(const LinearArgs* args) {
+  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->outputs;
+  return run_linear(args, sound, &Isa::linear_rows);
+}
+
+int32_t dynattn_linear_outputs(const LinearArgs* args) {
+  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->inputs;
+  return run_linear(args, sound, &Isa::linear_outputs);
+}
+
+int32_t dynattn_linear_nm_weight(const LinearArgs* args) {
+  return run_linear(args, args != nullptr && args->keep == nullptr && is_nm(*args), &Isa::linear_nm_weight);
 }
 
 double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {

@@ -16,7 +16,7 @@ extern "C" {
 // Largest head_dim and value_dim.
 enum { DYNATTN_MAX_HEAD_DIM = 512 };
 
-enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3 };
+enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_BOOL = 3, DYNATTN_INT8 = 4 };
 
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3,
        DYNATTN_NOT_BY_PARTS = 5, DYNATTN_BAD_PAGE = 4 };
@@ -158,7 +158,46 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// The sizes of NMBackwardArgs, RowForwardArgs, SkipForwardArgs and NMTextsArgs, added up. A caller compares it with its
+// A linear layer of a few tokens, y = x Wᵀ + bias, of which parts are left out. Sums are of float32 and rounded once. An
+// element of y is the same to the bit for any number of threads and whatever the other tokens are.
+typedef struct {
+  const void* x;           // [tokens, inputs] contiguous, in dtype
+  const void* weight;      // as the functions below have it
+  const uint32_t* places;  // of dynattn_linear_nm_weight, else NULL
+  const float* scale;      // [outputs] the factor of each output, where weights are of int8, else NULL
+  const void* bias;        // [outputs] contiguous, in dtype, or NULL
+  const uint8_t* keep;     // as the functions below have it: 1 where kept
+  void* out;               // [tokens, outputs] contiguous, in dtype
+
+  int64_t tokens, inputs, outputs;  // tokens: at most DYNATTN_LINEAR_TOKENS
+  int64_t weight_stride;            // elements from row to row; the elements of a row are contiguous
+
+  dynattn_parallel_fn parallel;
+
+  int32_t dtype;         // float32 or bfloat16
+  int32_t weight_dtype;  // the same, or int8
+  int32_t n, m;          // of dynattn_linear_nm_weight, else 0
+  int32_t isa, threads;
+} LinearArgs;
+
+enum { DYNATTN_LINEAR_TOKENS = 8, DYNATTN_NM_GROUPS = 16 };
+
+// y[t] = Σ_i x[t][i] · weight[i] over the inputs that keep[tokens][inputs] keeps. weight is [inputs, outputs]; rows that no
+// token keeps are not read.
+DYNATTN_API int32_t dynattn_linear_rows(const LinearArgs* args);
+
+// y[t][j] = Σ_i x[t][i] · weight[j][i] where keep[tokens][outputs] keeps the output, else 0. weight is [outputs, inputs]; rows
+// that no token keeps are not read.
+DYNATTN_API int32_t dynattn_linear_outputs(const LinearArgs* args);
+
+// y[t][j] = Σ over the kept weights of output j, of which each M = 2 or 4 inputs in a row have N < M. Contiguous:
+//   weight [outputs, blocks, N, DYNATTN_NM_GROUPS]: the k-th kept weight of each group of a block, in the inputs' order;
+//   places [outputs, words]: for each of these lines of weights DYNATTN_NM_GROUPS bits, the lowest first: a weight's place
+//   in its group. For M = 4 these are the low bits, and as many high ones follow. The last word is filled up.
+// A block is DYNATTN_NM_GROUPS · M inputs, the last one filled up with weights of 0.
+DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
+
+// The sizes of NMBackwardArgs, RowForwardArgs, SkipForwardArgs, NMTextsArgs and LinearArgs, added up. A caller compares it with its
 // own, to learn whether it was built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 

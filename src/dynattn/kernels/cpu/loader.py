@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
+from dynattn.kernels.cpu.arguments import LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
 _INTERFACE = 2
 
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, NM_TEXTS))
+    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, NM_TEXTS, LINEAR))
     if not hasattr(found, "dynattn_interface") or (
         (found.dynattn_interface(), found.dynattn_args_bytes()) != (_INTERFACE, size)
     ):
@@ -46,7 +46,10 @@ def library() -> ctypes.CDLL:
             f"dynattn: the compiled kernels must be of this version: {path} was built from another; install dynattn "
             "again with `pip install .`"
         )
-    functions = ("nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward")
+    functions = (
+        "nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward", "linear_rows", "linear_outputs",
+        "linear_nm_weight",
+    )  # fmt: skip
     for function in (getattr(found, f"dynattn_{name}") for name in functions):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32
     found.dynattn_isa_refusal.argtypes, found.dynattn_isa_refusal.restype = [ctypes.c_int32], ctypes.c_char_p

@@ -24,13 +24,27 @@ def forward(model: Any, input_ids: Tensor, attention_mask: Tensor | None, cache:
     Returns:
         (batch, vocabulary) logits of the token that follows.
     """
+    return logits(model, input_ids, attention_mask, cache, 1)[:, -1]
+
+
+def logits(model: Any, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, count: int) -> Tensor:
+    """The same, behind each of the last tokens.
+
+    Args:
+        model, input_ids, attention_mask, cache: see :func:`forward`.
+        count: behind how many of the new tokens.
+
+    Returns:
+        (batch, count, vocabulary).
+    """
     given: dict[str, Any] = {}
     if attention_mask is not None:
         given["attention_mask"] = attention_mask
         if "position_ids" in inspect.signature(model.forward).parameters:
             positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
             given["position_ids"] = positions[:, -input_ids.shape[1] :]
-    return model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **given).logits[:, -1]
+    found = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=count, **given)
+    return found.logits[:, -count:]
 
 
 @torch.no_grad()
@@ -53,7 +67,7 @@ def continuation(model: Any, input_ids: Tensor, tokens: int, attention_mask: Ten
     check_counts("continuation", least=0, tokens=tokens)
     cache, mask, step = FullCache(), attention_mask, input_ids
     found = [input_ids[:, :0]]
-    ends = _ends(model).to(input_ids.device)
+    ends = end_tokens(model).to(input_ids.device)
     ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     for _ in range(tokens):
         step = forward(model, step, mask, cache).argmax(-1, keepdim=True)
@@ -72,7 +86,7 @@ def extended(attention_mask: Tensor | None, tokens: int) -> Tensor | None:
     return torch.cat([attention_mask, attention_mask.new_ones(len(attention_mask), tokens)], 1)
 
 
-def _ends(model: Any) -> Tensor:
-    """The tokens that end a text; none where the model knows none."""
+def end_tokens(model: Any) -> Tensor:
+    """The tokens that end a text, (any number,) int64; none where the model knows none."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return torch.tensor([] if end is None else end, dtype=torch.int64, device="cpu").reshape(-1)

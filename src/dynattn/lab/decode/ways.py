@@ -174,5 +174,7 @@ def _read_speckvpc(model: Any, ids: Tensor, kept: str, held: str, ahead: str, dr
 
 def _read_on(model: Any, cache: Any, ids: Tensor) -> Any:
     """The cache, with what it has not read yet of a prompt."""
-    model(input_ids=ids[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    from dynattn.kv_caches.drafts.greedy import forward
+
+    forward(model, ids[:, cache.get_seq_length() :], None, cache)
     return cache

@@ -61,7 +61,7 @@ def page(found: Study) -> str:
     """
     subtitle = f"{found.summary}. {briefly(found.machine, found.processes)}."
     sections = [_summary(found), _curves(found), _runs(found), _speed(found), _conditions(found)]
-    return render(f"{found.name}: dense and sparse attention, {trained(found)} alike", subtitle, sections)
+    return render(f"{found.name}: dense and sparse, {trained(found)} alike", subtitle, sections)
 
 
 def _summary(found: Study) -> Section:

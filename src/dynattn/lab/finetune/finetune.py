@@ -18,10 +18,12 @@ from dynattn.lab.tasks import Manpages, Perplexity, Retrieval, fitting, make
 from dynattn.lab.tasks.texts import Text, read
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
+from dynattn.lab.training.named import known
 from dynattn.lab.training.results import Study
 from dynattn.lab.training.run import refuse_another
 from dynattn.lab.training.settings import check
 from dynattn.lab.training.study import jobs_of, study
+from dynattn.methods import parse
 
 
 class FinetuneRecipe(NamedTuple):
@@ -60,7 +62,8 @@ class Settings:
     Args:
         model: a name that :func:`dynattn.lab.models.load` takes: an encoder or a decoder.
         task: one of :data:`RECIPES`; None for the one that fits the model.
-        methods: short names; dense attention is trained beside them.
+        methods: short names, of methods or of what becomes of the weights, see
+            :func:`dynattn.lab.training.named.of_weights`; dense attention with all weights is trained beside them.
         seeds: how many, from 0.
         steps: the number of steps of the optimizer; None, here and below, for the recipe's.
         batch: the number of examples in a step, over all processes.
@@ -68,6 +71,8 @@ class Settings:
         items: held out.
         tokens: the number of tokens of a text.
         text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
+        density_loss: the weight of the penalty on activations that are not 0; None for none.
+        density_epsilon: its ε; None for the published one.
         keep_models: write the trained models too.
         threads: how many threads torch uses; None leaves them.
     """
@@ -82,11 +87,13 @@ class Settings:
     items: int | None = None
     tokens: int | None = None
     text: Path | None = None
+    density_loss: float | None = None
+    density_epsilon: float | None = None
     keep_models: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        check("finetune", self, ("seeds", "steps", "batch", "items", "tokens", "threads"))
+        check("finetune", self, ("seeds", "steps", "batch", "items", "tokens", "threads"), partial(known, other=parse))
         if self.task is not None and self.task not in RECIPES:
             raise ValueError(f"finetune: task must be one of {', '.join(RECIPES)}: got {self.task!r}; see --task")
 
@@ -137,6 +144,8 @@ def _job(settings: Settings, task: str) -> Callable[[str, int], Job]:
         learning_rate=settings.learning_rate or recipe.learning_rate,
         evaluate_every=max(1, steps // 3),
         save_every=max(1, steps // 6),
+        density_loss=settings.density_loss,
+        density_epsilon=settings.density_epsilon,
     )
 
 

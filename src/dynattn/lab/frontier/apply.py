@@ -1,5 +1,5 @@
-"""Puts a method into a model: as its attention, as a method that shortens the sequence across its layers, or as weights
-that are 0."""
+"""Puts a method into a model: as its attention, as a method that shortens the sequence across its layers, as weights
+that are 0, or as inputs of linear layers that are left out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 from dynattn import pruning, sparsity
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
+from dynattn.lab.thresholds import fitted
 from dynattn.methods import parse
 
 CACHE = "cache-"
@@ -59,8 +61,10 @@ def _around(pretrained: Pretrained, name: str) -> AbstractContextManager[object]
     if (shortening := pruning.find(name)) is not None:
         # The tasks of encoders average over the tokens, so that pruned ones must be zero.
         return shortening.apply(pretrained.model, zero_pruned=pretrained.kind == "encoder")
-    weights = sparsity.find(name)
-    return None if weights is None else weights.apply(pretrained.model)
+    of_linears = sparsity.find(name)
+    if isinstance(of_linears, sparsity.ActivationPlan):
+        return fitted(pretrained, of_linears).apply(pretrained.model)
+    return thinned_out(pretrained, of_linears) if isinstance(of_linears, sparsity.WeightSparsity) else None
 
 
 @cache

@@ -101,7 +101,7 @@ class Scale:
         if self._exam.phase == "decode" or pruning.find(name) is not None:
             own = self._measured(name)
             return own / self._whole if own is not None and self._whole else None
-        if sparsity.find(name) is not None:  # its budget is one of weights
+        if sparsity.find(name) is not None:  # its budget is one of weights or of their inputs
             return None
         method = parse(name)
         if not isinstance(method, PairMethod):
@@ -118,7 +118,7 @@ class Scale:
     def _measured(self, name: str) -> float | None:
         """Bytes of a step, or pairs of a forward."""
         if self._exam.phase == "decode":
-            return decode.look(self._pretrained, name, self._first, self._prompts).read
+            return decode.bytes_read(self._pretrained, name, self._first, self._prompts)
         return work.look(self._pretrained, name, self._data.examples[:1]).pairs
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What ``dynattn frontier`` does: sweep with progress, or merge records; write the report, print the frontier."""
+"""What ``dynattn frontier`` does: sweep with progress, merge records, or compare sizes; write the report, and print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dynattn.lab.frontier import cluster, store, workers
+from dynattn.lab.frontier import cluster, sizes, store, workers
 from dynattn.lab.frontier.alarm import beating
 from dynattn.lab.frontier.document import page
 from dynattn.lab.frontier.results import Frontier
@@ -67,6 +67,25 @@ def merge(records: Sequence[Path], output: Path, console: Console) -> bool:
     with reserve(report):
         store.save(found, record)
         return _present(found, report, record, console)
+
+
+def isoflops(records: Sequence[Path], output: Path, console: Console) -> None:
+    """Write and print which size of a model, and how sparse, is best at which budget; measure nothing.
+
+    Args:
+        records: the files of at least two models.
+        output: folder of the page, made if need be.
+        console: where to print.
+
+    Raises:
+        ValueError, OSError: a file is no record, there are fewer than two models, an exam asks them other items, or the
+            page cannot be written.
+    """
+    loaded = [store.load(record) for record in records]
+    found = sizes.compared(loaded)
+    report, _ = files("isoflops", "-".join(sizes.titled(found).values()), output)
+    with reserve(report), shown(lambda: sizes.show(found, console), console, report):
+        write_whole(report, sizes.page(found, loaded))
 
 
 def _runner(processes: int | None, ray: bool) -> Runner:

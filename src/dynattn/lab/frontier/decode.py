@@ -9,13 +9,14 @@ that of one token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynattn.account import counting
+from dynattn.account import Work, counting
 from dynattn.integrations.transformers import Call, observing
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import PIECE, Prompt, cache_of, read, score, step_seconds, tell
@@ -27,7 +28,7 @@ from dynattn.lab.tasks import TASKS, Prepared
 from dynattn.lab.tasks.choosing import Asked, Choosing
 from dynattn.lab.tasks.passkey import Passkey
 from dynattn.lab.tasks.recall import Recall
-from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved, own_seconds
 
 QUESTION = 64
 """How many tokens before the answer are read after the prompt: the question, and some of the text. Where questions are
@@ -76,32 +77,42 @@ def look(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequenc
     Args:
         As :func:`examine`; prompts of the first items suffice.
     """
-    way = _way(name)
+    way, layers = _way(name), Work()
     seen: list[CountedCall] = []
-    bytes_read: list[float | None] = []
-    linear = 0.0
+    read: list[float | None] = []
 
     def note(call: Call) -> None:
         seen.extend(see(call))
-        bytes_read.append(cache_read(call))
+        read.append(cache_read(call))
 
     chosen = list(zip(data.payload, read_before, strict=False))[:_LOOKED]
     for item, prompt in chosen:
-        start = _start(item)
-        step = {"input_ids": _ids(item)[:, start : start + 1], "use_cache": True}
-        pretrained.model.set_attn_implementation(BASELINE)
         with counting(pretrained.model) as account:
-            pretrained.model(**step, past_key_values=cache_of(pretrained.model, prompt, ways.find(ways.BASELINE)))
-        linear += account.linear.linear
-        pretrained.model.set_attn_implementation(way.together)
-        cache = cache_of(pretrained.model, prompt, way)
-        with observing(note):
-            pretrained.model(**step, past_key_values=cache)
-    known = [each for each in bytes_read if each is not None]
-    total = sum(known) / len(chosen) if len(known) == len(bytes_read) else None
-    work = tally(seen, linear, len(chosen)).model_copy(update={"read": total})
+            _step(pretrained, ways.find(ways.BASELINE), item, prompt)
+        layers += account.linear
+        _step(pretrained, way, item, prompt, note)
+    work = tally(seen, layers.linear, len(chosen)).model_copy(
+        update={"read": _each(read, len(chosen)), "weights": layers.read / len(chosen)}
+    )
     # The kept mass of a cache that forgets is not known, since nobody knows the weights of forgotten keys.
     return work.model_copy(update={"kept_mass": None}) if way.forgets else work
+
+
+@torch.inference_mode()
+def bytes_read(pretrained: Pretrained, name: str, data: Prepared, read_before: Sequence[Prompt]) -> float | None:
+    """The bytes of the cache that one step reads, on average, and nothing else of what :func:`look` counts.
+
+    Args:
+        As :func:`look`.
+
+    Returns:
+        The bytes; None where the method keeps no pairs.
+    """
+    read: list[float | None] = []
+    chosen = list(zip(data.payload, read_before, strict=False))[:_LOOKED]
+    for item, prompt in chosen:
+        _step(pretrained, _way(name), item, prompt, lambda call: read.append(cache_read(call)))
+    return _each(read, len(chosen))
 
 
 def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> tuple[Timing, Timing]:
@@ -120,14 +131,29 @@ def race(pretrained: Pretrained, name: str, data: Prepared, seconds: float) -> t
     prompt = read(pretrained.model, ids[:, :start])
     after = ids[:, start : start + PIECE]
 
-    def elapsed(steps: Callable[[], Any], _: int) -> float:
-        return steps()  # the steps time themselves, so that making the cache does not count
-
     timings = interleaved(
         {way: partial(step_seconds, pretrained.model, prompt, _way(way), after) for way in (BASELINE, name)},
-        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, each=after.shape[1], elapsed=elapsed,
+        seconds=seconds, least=LEAST_ROUNDS, min_sample=None, each=after.shape[1],
+        elapsed=own_seconds,  # making the cache does not count
     )  # fmt: skip
     return timings[BASELINE], timings[name]
+
+
+def _step(
+    pretrained: Pretrained, way: ways.Way, item: Any, prompt: Prompt, note: Callable[[Call], None] | None = None
+) -> None:
+    """Decode one token after a prompt. The calls of attention are told where ``note`` is given."""
+    start = _start(item)
+    cache = cache_of(pretrained.model, prompt, way)
+    pretrained.model.set_attn_implementation(way.together)
+    with observing(note) if note is not None else nullcontext():
+        pretrained.model(input_ids=_ids(item)[:, start : start + 1], use_cache=True, past_key_values=cache)
+
+
+def _each(read: Sequence[float | None], items: int) -> float | None:
+    """The sum over all calls, of one item; None where a call is not known."""
+    known = [each for each in read if each is not None]
+    return sum(known) / items if len(known) == len(read) else None
 
 
 def _way(name: str) -> ways.Way:

@@ -2,7 +2,8 @@
 
 A budget is the share of the allowed pairs that a method is asked to keep, so that methods are compared at equal
 density. For methods that take tokens away, it is the share of the tokens in the last layer; for those that set weights
-to 0, the share of the linear layers' weights that stay. What methods keep is measured. A method whose density follows
+to 0, the share of the linear layers' weights that stay; for those that leave inputs of linear layers out, the share of
+the inputs (of an MLP's neurons) that stay. What methods keep is measured. A method whose density follows
 the data, or that adds a window, keeps somewhat more or less than the budget, and the report shows how much;
 :mod:`dynattn.lab.frontier.budgets` finds what to ask for instead.
 """
@@ -94,8 +95,15 @@ def _ratio(prefix: str, suffix: str = "") -> Callable[[_Place], str]:
     return lambda place: f"{prefix}-{place.budget}{suffix}"
 
 
-def _nm_weights(place: _Place) -> str:
-    return f"nmweight-2-{round(2 / place.budget)}"
+def _nm_weights(suffix: str) -> Callable[[_Place], str]:
+    return lambda place: f"nmweight-2-{round(2 / place.budget)}{suffix}"
+
+
+def _nm_activations(place: _Place) -> str:
+    """Groups of 16 or nearly so, of which 8 stay at a budget of 1/2."""
+    every = round(1 / place.budget)
+    n = max(1, 16 // every)
+    return f"nmact-{n}-{n * every}-norm"
 
 
 def _scatterbrain(place: _Place) -> str:
@@ -150,9 +158,11 @@ class Family(NamedTuple):
 _PREFILL: tuple[Phase, ...] = ("prefill",)
 _DECODE: tuple[Phase, ...] = ("decode",)
 _DECODERS: tuple[Kind, ...] = ("decoder",)
+_TEXT: tuple[Kind, ...] = ("encoder", "decoder")  # models whose weights are looked at with texts
 _NOT_CAUSAL: tuple[Kind, ...] = ("encoder", "vision")
 _EVERY_TOKEN = ("perplexity",)  # tasks whose score is one of every token
 _SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens
+_TEXT: tuple[Kind, ...] = ("encoder", "decoder")  # models that can be calibrated on texts
 _TOKENS = ("random tokens",)
 _WEIGHTS = ("random weights",)
 
@@ -180,7 +190,14 @@ FAMILIES = {
     "LTP": Family(_ltp, _PREFILL, _SHORTENED, _TOKENS),
     "random tokens": Family(_ratio("random-tokens"), _PREFILL, _SHORTENED, ()),
     "magnitude": Family(_ratio("magnitude"), _PREFILL, baselines=_WEIGHTS),
-    "N:M weights": Family(_nm_weights, _PREFILL, baselines=_WEIGHTS),
+    "N:M weights": Family(_nm_weights(""), _PREFILL, baselines=_WEIGHTS),
+    "N:M weights, Wanda": Family(_nm_weights("-wanda"), _PREFILL, _TEXT, _WEIGHTS),
+    "N:M weights, DSnoT": Family(_nm_weights("-wanda-dsnot"), _PREFILL, _TEXT, _WEIGHTS),
+    "Wanda": Family(_ratio("wanda"), _PREFILL, _TEXT, _WEIGHTS),
+    "N:M activations": Family(_nm_activations, _PREFILL, baselines=_WEIGHTS),
+    "WINA": Family(_ratio("wina"), _PREFILL, baselines=_WEIGHTS),
+    "TEAL": Family(_ratio("teal"), _PREFILL, _TEXT, _WEIGHTS),
+    "CHESS": Family(_ratio("chess"), _PREFILL, _TEXT, _WEIGHTS),
     "random weights": Family(_ratio("randomweight"), _PREFILL, baselines=()),
     "cache: window": Family(_cache_window, _DECODE),
     "cache: SpAtten": Family(_ratio("cache-spatten-flat"), _DECODE),

@@ -14,6 +14,7 @@ from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.choice import COSTS
 from dynattn.lab.frontier.summary import Contender, ExamResult
 from dynattn.lab.page import COLORS
+from dynattn.lab.words import percent
 
 STYLE = """<style>
 figure.plot { overflow: visible; }
@@ -178,8 +179,8 @@ def _hover(member: Contender) -> str:
     worst = member.worst
     lines = [
         f"<b>{html.escape(member.label)}</b> ({html.escape(', '.join(member.names))})",
-        f"worst, {html.escape(worst.sheet.exam.title)}: {_bounds(worst.retained)}",
-        f"mean: {_bounds(member.retained)}",
+        f"worst, {html.escape(worst.sheet.exam.title)}: {percent(worst.retained)}",
+        f"mean: {percent(member.retained)}",
         *_costs(member),
     ]
     return "<br>".join(lines)
@@ -189,7 +190,7 @@ def _hover_result(member: Contender, result: ExamResult) -> str:
     lines = [
         f"<b>{html.escape(member.label)}</b> ({html.escape(result.grade.cell.entry.name)})",
         f"{html.escape(result.sheet.metric)}: {sum(result.grade.scores) / len(result.grade.scores):.4f}",
-        f"retained {_bounds(result.retained)}",
+        f"retained {percent(result.retained)}",
         *_costs(result),
     ]
     return "<br>".join(lines)
@@ -200,12 +201,6 @@ def _costs(found: Contender | ExamResult) -> list[str]:
     lines += [] if found.density is None else [f"pairs kept {found.density:.1%}"]
     lines += [] if found.time is None else [f"time {found.time:.0%} of dense"]
     return lines
-
-
-def _bounds(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.mean:.1%}"
-    return f"{found.mean:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def _subplots(rows: int, columns: int, titles: Sequence[str], titled: bool = False) -> Any:

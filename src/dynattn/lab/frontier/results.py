@@ -46,6 +46,8 @@ class InputWork(Record):
         total: the FLOPs of the whole forward.
         read: the bytes of the cache that a step of decoding reads, each row of keys and values once for the heads that
             share it; None for a forward, where the method keeps no pairs, and in older records.
+        weights: the bytes of the linear layers' weights that a step of decoding reads; None for a forward and in older
+            records.
     """
 
     pairs: float | None
@@ -53,6 +55,7 @@ class InputWork(Record):
     attention: float
     total: float
     read: float | None = None
+    weights: float | None = None
 
 
 class Grade(Record):

@@ -12,7 +12,7 @@ import numpy as np
 from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.cell import DENSE, Cell, Entry, Exam, Phase
 from dynattn.lab.frontier.methods import baselines
-from dynattn.lab.frontier.results import Frontier, Grade, Sheet, Time
+from dynattn.lab.frontier.results import Frontier, Grade, InputWork, Sheet, Time
 from dynattn.lab.frontier.shares import lead, retained, together
 from dynattn.lab.statistics import at_chance
 
@@ -176,6 +176,20 @@ def contenders(found: Frontier, phase: Phase) -> list[Contender]:
     ]  # fmt: skip
 
 
+def kept(work: InputWork, dense: InputWork) -> float | None:
+    """What budgets are shares of: the bytes of the cache that a step reads or, for a forward, the pairs kept, over
+    those of dense attention.
+
+    Args:
+        work: the method's.
+        dense: dense attention's, in the same exam.
+
+    Returns:
+        The share; None where it is not known.
+    """
+    return work.read / dense.read if work.read is not None and dense.read else _density(work, dense)
+
+
 def timing_machine(found: Frontier) -> str | None:
     """Address of the machine whose times are shown: the one that timed most; None where nothing was timed."""
     machines = [time.race.machine for time in found.times.values()]
@@ -208,19 +222,22 @@ def _dense(found: Frontier, exam: Exam) -> Grade:
 def _result(found: Frontier, sheet: Sheet, grade: Grade, times: dict[tuple[int | None, str], Time]) -> ExamResult:
     dense = _dense(found, sheet.exam)
     timed = times.get((sheet.exam.tokens, grade.cell.entry.name))
-    density = grade.work.pairs / dense.work.pairs if grade.work.pairs is not None and dense.work.pairs else None
     return ExamResult(
         sheet,
         grade,
         retained(grade.scores, dense.scores, sheet.higher_is_better),
-        density,
+        _density(grade.work, dense.work),
         grade.work.total / dense.work.total,
         grade.work.attention / dense.work.attention,
         None if timed is None else 1 / timed.speedup.median,
         None if timed is None else timed.speedup.q1 > 1,
         _fails(found, sheet),
-        grade.work.read / dense.work.read if grade.work.read is not None and dense.work.read else density,
+        kept(grade.work, dense.work),
     )
+
+
+def _density(work: InputWork, dense: InputWork) -> float | None:
+    return work.pairs / dense.pairs if work.pairs is not None and dense.pairs else None
 
 
 def _times(found: Frontier, phase: Phase) -> dict[tuple[int | None, str], Time]:

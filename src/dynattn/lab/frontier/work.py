@@ -7,8 +7,9 @@
                                      inside of kept blocks, the pairs of these blocks
 
 A method that keeps no pairs is counted as it runs, product by product. Of one that sets weights to 0, the weights
-that are left are counted. What a kernel really executes, and how fast, is
-another matter: time is measured beside it. :mod:`dynattn.account` counts the same, and bytes too, more slowly.
+that are left are counted; of one that leaves inputs of linear layers out, the products that are left, and a comparison
+for each input. What a kernel really executes, and how fast, is another matter: time is measured beside it.
+:mod:`dynattn.account` counts the same, and bytes too, more slowly.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from dynattn.account import counting, of_call, of_forward, of_mixing, of_pairs
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.results import InputWork
@@ -29,8 +31,8 @@ from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.methods import MixingMethod, PairMethod
 from dynattn.pruning import Forward, TokenMethod, find
-from dynattn.sparsity import WeightSparsity
-from dynattn.sparsity import find as find_weights
+from dynattn.sparsity import SparsityMethod, WeightSparsity
+from dynattn.sparsity import find as find_sparsity
 
 LOOKED = 2
 """So many examples suffice, since they have full length, and figures are means over all layers and heads."""
@@ -65,9 +67,11 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Input
     shortening = None if name == BASELINE else find(name)
     if shortening is not None:
         return _shortened(pretrained, shortening, examples)
-    weights = None if name == BASELINE else find_weights(name)
-    if weights is not None:
-        return _thinned(pretrained, weights, examples)
+    of_linears = None if name == BASELINE else find_sparsity(name)
+    if isinstance(of_linears, WeightSparsity):
+        return _thinned(pretrained, of_linears, examples)
+    if of_linears is not None:
+        return _left_out(pretrained, of_linears, examples)
     with applied(pretrained, BASELINE), counting(pretrained.model) as account:
         for inputs in examples:
             pretrained.model(**inputs)
@@ -126,7 +130,7 @@ def _thinned(pretrained: Pretrained, method: WeightSparsity, examples: Sequence[
     """The work without the weights that are 0: what a kernel that skips them would do, though there is none."""
     dense, spared = look(pretrained, BASELINE, examples), 0
     pretrained.model.set_attn_implementation(BASELINE)
-    with method.apply(pretrained.model) as kept, ExitStack() as undo:
+    with thinned_out(pretrained, method) as kept, ExitStack() as undo:
 
         def skipped(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
             def count(_: torch.nn.Module, args: Any, output: Any) -> None:
@@ -141,6 +145,15 @@ def _thinned(pretrained: Pretrained, method: WeightSparsity, examples: Sequence[
         for inputs in examples:
             pretrained.model(**inputs)
     return dense.model_copy(update={"total": dense.total - 2 * spared / len(examples)})
+
+
+def _left_out(pretrained: Pretrained, method: SparsityMethod, examples: Sequence[Inputs]) -> InputWork:
+    """The work where linear layers leave inputs out, as they run."""
+    dense = look(pretrained, BASELINE, examples)
+    with applied(pretrained, method.name), counting(pretrained.model) as account:
+        for inputs in examples:
+            pretrained.model(**inputs)
+    return dense.model_copy(update={"total": dense.attention + 2 * account.linear.multiply_adds / len(examples)})
 
 
 def pairs(call: Call) -> int:

@@ -14,6 +14,7 @@ from dynattn.lab.figures import BASELINE, Record
 from dynattn.lab.lra.experiment import Arena, load
 from dynattn.lab.lra.model import ObservedCall
 from dynattn.lab.training.mixers import Mixer, Pooling, mixer
+from dynattn.lab.training.named import attention_of
 from dynattn.methods import Method, MixingMethod, PerHead, parse
 
 _SEQUENCES = 32  # so many held-out sequences are looked at
@@ -52,7 +53,7 @@ def kept(arena: Arena, methods: Sequence[str], seeds: Sequence[int], folder: Pat
     return [
         KeptByTraining(method=method, trained_dense=mean(method, BASELINE), trained_with_it=mean(method, method))
         for method in methods
-        if method != BASELINE and _keeps_pairs(mixer(method))
+        if attention_of(method) != BASELINE and _keeps_pairs(mixer(method))
     ]
 
 

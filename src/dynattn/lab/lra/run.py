@@ -15,7 +15,7 @@ from dynattn.lab.lra.recipes import find
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import write_json
 from dynattn.lab.training.job import Job
-from dynattn.lab.training.mixers import mixer
+from dynattn.lab.training.named import known
 from dynattn.lab.training.results import Study
 from dynattn.lab.training.run import refuse_another
 from dynattn.lab.training.settings import check
@@ -34,7 +34,8 @@ class Settings:
     Args:
         task: a name of :data:`dynattn.lab.lra.recipes.TASKS`.
         size: ``small`` or ``published``.
-        methods: short names, of methods or of pooling, as ``ponet-16``; dense attention is trained beside them.
+        methods: short names, of methods, of pooling, as ``ponet-16``, or of what becomes of the weights, as
+            ``sr-ste-2-4``; dense attention with all weights is trained beside them.
         seeds: how many, from 0.
         steps: the number of steps of the optimizer; None, here and below, for the recipe's.
         batch: the number of sequences in a step, over all processes.
@@ -56,7 +57,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         find(self.task, self.size)
-        check("lra", self, ("seeds", "steps", "batch", "threads"), mixer)
+        check("lra", self, ("seeds", "steps", "batch", "threads"), known)
 
 
 def lra(settings: Settings, output: Path, stage: Stage) -> Study:

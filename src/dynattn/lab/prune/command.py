@@ -12,6 +12,7 @@ from dynattn.lab.prune.run import prune
 from dynattn.lab.prune.settings import Settings
 from dynattn.lab.records import alone, slug
 from dynattn.lab.terminal import Grid, print_grid, quiet_transformers, say, stages
+from dynattn.lab.words import percent
 from dynattn.pruning import Element
 from dynattn.pruning.structure.removed import SETTING
 
@@ -58,10 +59,8 @@ def sentences(found: Pruning) -> list[str]:
     """What follows from a search, in words."""
     lines = []
     if found.held_out is not None:
-        kept = found.held_out
-        bounds = "" if kept.low is None or kept.high is None else f" [{kept.low:.1%}, {kept.high:.1%}]"
         items = len(found.whole) - found.validation
-        lines.append(f"retained on {items} held-out items: {kept.mean:.1%}{bounds} of {found.metric}")
+        lines.append(f"retained on {items} held-out items: {percent(found.held_out)} of {found.metric}")
     if found.parameters is not None:
         before, after = found.parameters
         lines.append(f"parameters: {after / 1e6:.1f}M of {before / 1e6:.1f}M ({after / before:.0%})")

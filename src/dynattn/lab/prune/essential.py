@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynattn.lab.calibration import thinned_out
 from dynattn.lab.figures import BASELINE, Interval, Record
-from dynattn.lab.frontier.shares import retained
-from dynattn.lab.prune.run import Exam, scores
+from dynattn.lab.prune.run import Exam, held_out, retained_in, scores
 from dynattn.lab.scoring import evaluate
-from dynattn.sparsity import parse
+from dynattn.sparsity import WeightSparsity, parse
 
 KNEE = 0.99
 
@@ -40,19 +40,19 @@ def thinned(exam: Exam, name: str) -> Thinned:
 
     Args:
         exam: the model and its items.
-        name: of a method of :mod:`dynattn.sparsity`.
+        name: of a method of :mod:`dynattn.sparsity` that sets weights to 0.
 
     Raises:
-        ValueError: no method has this name.
+        ValueError: no such method has this name.
     """
-    with parse(name).apply(exam.pretrained.model) as kept:
+    method = parse(name)
+    if not isinstance(method, WeightSparsity):
+        raise ValueError(f"thinned: name must be of a method that sets weights to 0: got {name!r}; try 'magnitude-0.5'")
+    with thinned_out(exam.pretrained, method) as kept:
         outcome = evaluate(exam.task, exam.data, exam.pretrained, BASELINE, lambda: None)
-    own, whole = ([float(x) for x in scores(one, exam.whole)] for one in (outcome, exam.whole))
-    first, second = slice(exam.validation), slice(exam.validation, None)
-    validation, held_out = (
-        retained(own[part], whole[part], exam.task.higher_is_better) for part in (first, second)
-    )  # fmt: skip
-    return Thinned(name=name, sparsity=1 - kept.share, validation=validation, held_out=held_out)
+    found = scores(outcome, exam.whole)
+    validation = retained_in(exam, found, slice(exam.validation))
+    return Thinned(name=name, sparsity=1 - kept.share, validation=validation, held_out=held_out(exam, found))
 
 
 def knee(curve: Sequence[Thinned], least: float = KNEE) -> Thinned | None:

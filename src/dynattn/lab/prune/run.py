@@ -244,7 +244,21 @@ def held_out(exam: Exam, found: np.ndarray) -> Interval:
     Returns:
         The interval of the share.
     """
-    own, whole = found[exam.validation :], scores(exam.whole, exam.whole)[exam.validation :]
+    return retained_in(exam, found, slice(exam.validation, None))
+
+
+def retained_in(exam: Exam, found: np.ndarray, part: slice) -> Interval:
+    """What is retained of the whole model's quality on some of the items.
+
+    Args:
+        exam: the model and its items.
+        found: the scores of all items.
+        part: which items.
+
+    Returns:
+        The interval of the share.
+    """
+    own, whole = found[part], scores(exam.whole, exam.whole)[part]
     return retained([float(score) for score in own], [float(score) for score in whole], exam.task.higher_is_better)
 
 

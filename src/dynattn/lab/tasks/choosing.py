@@ -253,15 +253,18 @@ def width(slots: Sequence[Slot]) -> int:
 def _read(model: Any, ids: Tensor) -> Any:
     """A cache that holds a text."""
     from dynattn.kv_caches import FullCache
+    from dynattn.kv_caches.drafts.greedy import forward
 
     cache = FullCache()
-    model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    forward(model, ids.to(model.device), None, cache)
     return cache
 
 
 def _tell(model: Any, cache: Any, ids: Tensor) -> Tensor:
     """The logits at the end of a question about a text that is in the cache; the cache is left as it was."""
-    told = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    from dynattn.kv_caches.drafts.greedy import forward
+
+    told = forward(model, ids.to(model.device), None, cache)[0]
     cache.crop(-ids.shape[1])
     return told
 

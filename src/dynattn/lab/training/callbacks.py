@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,13 @@ class Journal(TrainerCallback):
         path: the file. Lines of steps after ``start`` are of a run that was killed and are cut off: they come again.
         start: the step that training goes on from.
         advance: called after each step.
+        notes: what else a line holds, by name; called when it is written.
     """
 
-    def __init__(self, path: Path, start: int, advance: Callable[[], None]) -> None:
-        self.path, self.start, self.advance = path, start, advance
+    def __init__(
+        self, path: Path, start: int, advance: Callable[[], None], notes: Mapping[str, Callable[[], Any]]
+    ) -> None:
+        self.path, self.start, self.advance, self.notes = path, start, advance, notes
         self.began = self.seconds = 0.0
 
     def on_train_begin(
@@ -106,6 +109,7 @@ class Journal(TrainerCallback):
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         line = {"step": state.global_step, **logs, "seconds": self.seconds}
+        line |= {name: note() for name, note in self.notes.items()}
         for entry in state.log_history:
             if entry["step"] == state.global_step and SCORE in entry:
                 line[SCORE] = entry[SCORE]

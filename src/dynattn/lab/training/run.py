@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dynattn.lab.training import checkpoints
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.kept import AGAIN, keep, read_run
+from dynattn.lab.training.named import attention_of
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Point, Run
 
@@ -74,10 +75,11 @@ def run(
     if (home / _RESULT).exists():
         return _finished(home, experiment, keep_model)
     _refuse_other_processes(home, there.get("processes"), wanted["processes"])
-    trainer, start = _trainer(job, experiment, home, stage)
+    notes: dict[str, Any] = {}
+    trainer, start = _trainer(job, experiment, home, stage, notes)
     if trainer.is_world_process_zero():  # not before: a job that cannot start leaves the folder to other numbers
         write_json(home / _JOB, wanted)
-    _train(trainer, start)
+    _learn(job, trainer, start, notes)
     model = trainer.model.eval()
     scores = experiment.evaluate(model, stage(f"{job.name}: evaluate", experiment.steps()))
     _refuse_diverged(job, scores, trainer, home)
@@ -125,6 +127,14 @@ def _read_job(path: Path) -> dict[str, Any]:
 def _as_json(value: Any) -> Any:
     """As it comes back from a file: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
+
+
+def _learn(job: Job, trainer: Any, start: Path | None, notes: dict[str, Any]) -> None:
+    """Train, with what the job says of weights and activations."""
+    from dynattn.lab.training.weights import thinning
+
+    with thinning(job, trainer, notes):
+        _train(trainer, start)
 
 
 def _train(trainer: Any, start: Path | None) -> None:
@@ -194,7 +204,9 @@ def _refuse_other_processes(home: Path, old: int | None, new: int) -> None:
         )
 
 
-def _trainer(job: Job, experiment: Experiment, home: Path, stage: Stage) -> tuple[Any, Path | None]:
+def _trainer(
+    job: Job, experiment: Experiment, home: Path, stage: Stage, notes: Mapping[str, Callable[[], Any]]
+) -> tuple[Any, Path | None]:
     """A Trainer that is ready to go, and the checkpoint to go on from."""
     from transformers import Trainer, set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -211,7 +223,7 @@ def _trainer(job: Job, experiment: Experiment, home: Path, stage: Stage) -> tupl
     for _ in range(done):
         advance()
     set_seed(job.seed)
-    model: nn.Module = experiment.model(job.method)
+    model: nn.Module = experiment.model(attention_of(job.method))
     trainer = Trainer(
         model=model,
         args=_arguments(job, home, state.num_processes),
@@ -220,7 +232,7 @@ def _trainer(job: Job, experiment: Experiment, home: Path, stage: Stage) -> tupl
         callbacks=[
             Evaluate(experiment, job.evaluate_every),
             Seal(home, state.wait_for_everyone),
-            Journal(home / "metrics.jsonl", done, advance),
+            Journal(home / "metrics.jsonl", done, advance, notes),
         ],
     )
     trainer.remove_callback(PrinterCallback)

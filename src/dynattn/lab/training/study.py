@@ -19,6 +19,7 @@ from dynattn.lab.records import alone, read_json, write_json
 from dynattn.lab.training.experiment import Experiment
 from dynattn.lab.training.job import Job
 from dynattn.lab.training.kept import read_run
+from dynattn.lab.training.named import attention_of
 from dynattn.lab.training.processes import processes
 from dynattn.lab.training.results import Arm, Run, Study
 from dynattn.lab.training.run import DivergedError, refuse_another, run, seconds_a_step
@@ -98,7 +99,7 @@ def study(
         higher_is_better=experiment.higher_is_better,
         items=list(experiment.labels),
         identity=experiment.identity(),
-        job={key: value for key, value in numbers.items() if key not in _VARIES},
+        job={key: value for key, value in numbers.items() if key not in _VARIES and value is not None},
         methods=[method for method in methods if method not in diverged],
         diverged=diverged,
         seeds=seeds,
@@ -125,6 +126,8 @@ def jobs_of(methods: Sequence[str], seeds: Sequence[int], job: Callable[[str, in
 
 def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) -> Run:
     """The model as it came, under a method."""
+    from dynattn.lab.training.weights import judged
+
     wanted = json.loads(json.dumps(experiment.identity()))
     path = folder / f"{method}-untrained.json"
     advance = stage(f"{method}: without training", experiment.steps())
@@ -132,7 +135,9 @@ def _untrained(experiment: Experiment, method: str, folder: Path, stage: Stage) 
         there = read_json(path, _REMEDY)
         if isinstance(there, dict) and there.get("experiment") == wanted:  # else it is written anew; a trained one not
             return read_run(path, experiment, _REMEDY, inside="run")
-    scores = experiment.evaluate(experiment.model(method).eval().to(processes().device), advance)
+    model = experiment.model(attention_of(method)).eval().to(processes().device)
+    with judged(method, model):
+        scores = experiment.evaluate(model, advance)
     found = Run(seed=None, scores=scores.tolist(), curve=[], losses=[])
     write_json(path, {"experiment": wanted, "run": found.model_dump()})
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from dynattn.lab.progress import Stage
 from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.statistics import at_chance
 from dynattn.lab.tasks.texts import Text, wikipedia
-from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved
+from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved, own_seconds
 from dynattn.lab.tune import decoding, pieces
 from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
@@ -157,7 +157,7 @@ class Run:
         functions = {
             name: partial(step_seconds, model, prompt, _loaded(name), after) for name in (ways.BASELINE, *names)
         }
-        return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=_own_seconds)
+        return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=own_seconds)
 
     def _tried(self, number: int, way: str, worst: Sequence[float]) -> Tried:
         """The tasks take turns, text by text, so that where the time ends both have got as far."""
@@ -224,11 +224,6 @@ class Run:
             verdict="dense" if way is None else "faster", reason=reason, way=way, considered=self._considered,
             tries=self._tries, speed=speed, seconds=self._clock.spent,
         )  # fmt: skip
-
-
-def _own_seconds(steps: Callable[[], Any], _: int) -> float:
-    """The steps time themselves, so that making the cache does not count."""
-    return steps()
 
 
 def _loaded(name: str) -> ways.Way:

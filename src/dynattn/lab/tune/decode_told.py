@@ -6,6 +6,8 @@ from markupsafe import Markup
 from rich.console import Console
 
 from dynattn.integrations.transformers import Evidence, Tuned, attention_modules
+from dynattn.lab.decode import ways
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.machine import describe
 from dynattn.lab.models import Pretrained
 from dynattn.lab.page import Section, facts, render, table
@@ -18,7 +20,6 @@ from dynattn.lab.tune.write import evidence_of
 _USE = """tuned = dynattn.integrations.transformers.load(model, "model.dynattn.json")
 model.generate(**prompt, past_key_values=dynattn.kv_caches.make(tuned.cache, model.config))"""
 _CACHE = "cache-"
-_LOOKING = ("spatten", "quest", "snapkv", "adasnapkv")  # caches that look at, or into, this project's attention alone
 
 
 def show(found: Decoding, console: Console) -> None:
@@ -80,7 +81,7 @@ def attends(found: Decoding) -> tuple[str, str]:
     if found.way is None:
         raise ValueError("tune: a file is written where decoding became faster alone")
     cache = found.way.removeprefix(_CACHE) if found.way.startswith(_CACHE) else "full"
-    return cache, OWN_DENSE if cache.startswith(_LOOKING) else SDPA
+    return cache, SDPA if ways.find(found.way).implementation == BASELINE else OWN_DENSE
 
 
 def evidence(found: Decoding) -> tuple[Evidence, ...]:

@@ -142,11 +142,12 @@ def _retrieval(pretrained: Pretrained, texts: Sequence[Text] | None, length: int
     given = pieces.shuffled(wikipedia() if texts is None else texts)[:_TEXTS]
     task = Queries(_EVERY, length, tuple(given))
     every = prepared(task, pretrained).data
-    items, whose = queries.items(every, FEWEST + max(1, FEWEST // _SEARCHED))
+    least = FEWEST + max(1, FEWEST // _SEARCHED)
+    items, whose = queries.items(every, least)
     searched = max(1, len(items) // (_SEARCHED + 1))
     if len(items) - searched < FEWEST:
         raise ValueError(
-            f"tune: texts must hold at least {FEWEST + max(1, FEWEST // _SEARCHED)} passages of {length} tokens: "
+            f"tune: texts must hold at least {least} passages of {length} tokens: "
             f"{len(given)} texts hold {len(items)}; pass more or longer texts, or a shorter --length"
         )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dynattn.nn.parameters import gradients
 from dynattn.pruning.structure.elements import Element
 from dynattn.pruning.structure.find import Structure, find
 
@@ -37,21 +38,15 @@ def gradient_flow(model: nn.Module, loss: Callable[[], Tensor]) -> dict[Element,
     """
     blocks = dict(_blocks(find(model)))
     weights = [weight for block in blocks.values() for weight in block]
-    asked = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels have no second derivative
-            first = torch.autograd.grad(loss(), weights, create_graph=True, allow_unused=True)
-            squared = [(part * part.detach()).sum() for part in first if part is not None]
-            if not squared:
-                raise ValueError(
-                    "gradient_flow: the loss must depend on the model's blocks: it does not; compute it inside of loss"
-                )
-            products = torch.autograd.grad(torch.stack(squared).sum(), weights, allow_unused=True)
-    finally:
-        for weight, was in zip(weights, asked, strict=True):
-            weight.requires_grad_(was)
+    # Fused kernels have no second derivative.
+    with gradients(weights, True), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        first = torch.autograd.grad(loss(), weights, create_graph=True, allow_unused=True)
+        squared = [(part * part.detach()).sum() for part in first if part is not None]
+        if not squared:
+            raise ValueError(
+                "gradient_flow: the loss must depend on the model's blocks: it does not; compute it inside of loss"
+            )
+        products = torch.autograd.grad(torch.stack(squared).sum(), weights, allow_unused=True)
     of = {
         id(weight): 0.0 if product is None else (weight.detach() * product).sum().item()
         for weight, product in zip(weights, products, strict=True)

@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "linear.h"
 #include "naive.h"
 #include "random_case.h"
 #include "texts.h"
@@ -187,6 +188,16 @@ struct Counts {
     std::printf("causal %d aux %d dtype %d threads %d: %s\n", c.causal, c.aux, c.dtype, c.threads, wrong.c_str());
   }
 
+  void check(const LinearCase& c) {
+    if (seen++ % each != 0) return;
+    const std::string wrong = run_linear(c);
+    wrong.empty() ? passed++ : failed++;
+    if (wrong.empty()) return;
+    std::printf("FAILED %s linear %d tokens %d inputs %d outputs %d gap %d %d:%d dtype %d of weights %d threads %d keep %d: %s\n",
+                kIsaNames[c.isa], static_cast<int>(c.kind), c.tokens, c.inputs, c.outputs, c.gap, c.n, c.m, c.dtype,
+                c.weight_dtype, c.threads, c.keep_percent, wrong.c_str());
+  }
+
   void check(Case c) {
     if (seen++ % each != 0) return;
     if (is_tiled(c.isa)) {
@@ -335,6 +346,26 @@ void check_texts(int isa, Counts& counts) {
   }
 }
 
+// Linear layers of a few tokens.
+void check_linear(int isa, Counts& counts) {
+  const int sizes[][2] = {{1, 1}, {3, 17}, {17, 3}, {31, 33}, {63, 65}, {64, 64}, {130, 31}, {255, 257}, {513, 70}, {70, 1030}};
+  const int patterns[][2] = {{1, 2}, {2, 4}, {1, 4}, {3, 4}};
+  const int percents[] = {100, 0, 10, 50, 90};
+  int turn = 0;
+  for (const Linear kind : {Linear::kRows, Linear::kOutputs, Linear::kPacked}) {
+    for (const auto& size : sizes) {
+      for (int tokens = 1; tokens <= DYNATTN_LINEAR_TOKENS; tokens++) {
+        for (int types = 0; types < (kind == Linear::kPacked ? 2 : 4); types++, turn++) {
+          const int dtype = types % 2 ? DYNATTN_BFLOAT16 : DYNATTN_FLOAT32;
+          counts.check(LinearCase{kind, tokens, size[0], size[1], turn % 3, patterns[turn % 4][0], patterns[turn % 4][1],
+                                  dtype, types < 2 ? dtype : DYNATTN_INT8, isa, 1 + turn % 3, percents[turn / 2 % 5],
+                                  turn % 5 != 0});
+        }
+      }
+    }
+  }
+}
+
 void check_isa(int isa, Counts& counts) {
   const Pattern patterns[] = {{1, 1, 0, 0},     {1, 2, 0, 0},     {2, 4, 0, 0},     {1, 4, 0, 0},
                               {3, 5, 0, 0},     {7, 31, 0, 0},    {1, 2, 5, 3},     {2, 4, 20, 1},
@@ -413,7 +444,7 @@ int main(int argc, char** argv) {
       counts.each = which == "few" ? 3 : 1;
       check_low(isa, counts);
       counts.each = which == "few" ? 17 : 1;
-      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts);
+      if (!is_tiled(isa)) check_rows(isa, counts), check_skips(isa, counts), check_texts(isa, counts), check_linear(isa, counts);
       counts.each = 1;
     }
     if (which == "all" || which == "few" || which == "random") {

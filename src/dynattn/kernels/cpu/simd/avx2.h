@@ -14,6 +14,16 @@ DYNATTN_INLINE Vec zero() { return _mm256_setzero_ps(); }
 DYNATTN_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 DYNATTN_INLINE Vec load(const float* p) { return _mm256_load_ps(p); }
 DYNATTN_INLINE Vec load_any(const float* p) { return _mm256_loadu_ps(p); }
+// kWidth numbers of fewer bits as floats.
+DYNATTN_INLINE Vec load_bfloat16(const uint16_t* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+DYNATTN_INLINE Vec load_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
 DYNATTN_INLINE void store(float* p, Vec a) { _mm256_store_ps(p, a); }
 DYNATTN_INLINE void store_any(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 
@@ -43,6 +53,14 @@ DYNATTN_INLINE uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movem
 DYNATTN_INLINE Mask mask_of(uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
+}
+
+// The same for the bits from `kFirst` on, up to bit 31. The word is broadcast from memory, once for all of its parts.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  const __m256i lane = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), kFirst);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(word)), lane);
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
 }
 

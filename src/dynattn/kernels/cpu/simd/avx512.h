@@ -14,6 +14,16 @@ DYNATTN_INLINE Vec zero() { return _mm512_setzero_ps(); }
 DYNATTN_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 DYNATTN_INLINE Vec load(const float* p) { return _mm512_load_ps(p); }
 DYNATTN_INLINE Vec load_any(const float* p) { return _mm512_loadu_ps(p); }
+// kWidth numbers of fewer bits as floats.
+DYNATTN_INLINE Vec load_bfloat16(const uint16_t* p) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+DYNATTN_INLINE Vec load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
 DYNATTN_INLINE void store(float* p, Vec a) { _mm512_store_ps(p, a); }
 DYNATTN_INLINE void store_any(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 
@@ -41,6 +51,12 @@ DYNATTN_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps
 DYNATTN_INLINE uint32_t bits(Mask m) { return m; }
 
 DYNATTN_INLINE Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
+
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return static_cast<Mask>(word >> kFirst);
+}
 
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.
 DYNATTN_INLINE Vec compress(uint32_t bits, Vec a) { return _mm512_maskz_compress_ps(static_cast<Mask>(bits), a); }

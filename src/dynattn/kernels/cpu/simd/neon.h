@@ -14,6 +14,15 @@ DYNATTN_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
 DYNATTN_INLINE Vec broadcast(float x) { return vdupq_n_f32(x); }
 DYNATTN_INLINE Vec load(const float* p) { return vld1q_f32(p); }
 DYNATTN_INLINE Vec load_any(const float* p) { return vld1q_f32(p); }
+// kWidth numbers of fewer bits as floats.
+DYNATTN_INLINE Vec load_bfloat16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+
+DYNATTN_INLINE Vec load_int8(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+
 DYNATTN_INLINE void store(float* p, Vec a) { vst1q_f32(p, a); }
 DYNATTN_INLINE void store_any(float* p, Vec a) { vst1q_f32(p, a); }
 
@@ -47,6 +56,12 @@ DYNATTN_INLINE Mask lane_bits() {
 
 DYNATTN_INLINE uint32_t bits(Mask m) { return vaddvq_u32(vandq_u32(m, lane_bits())); }
 DYNATTN_INLINE Mask mask_of(uint32_t bits) { return vtstq_u32(vdupq_n_u32(bits), lane_bits()); }
+
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return vtstq_u32(vdupq_n_u32(word), vshlq_n_u32(lane_bits(), kFirst));
+}
 
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning. A table has the bytes of the
 // lanes for each of 16 words of bits; a lane is four bytes, and 0x03020100 the first.

@@ -23,6 +23,15 @@ DYNATTN_INLINE Vec load_any(const float* p) {
 
 DYNATTN_INLINE void store_any(float* p, Vec a) { memcpy(p, &a, sizeof a); }
 
+// kWidth numbers of fewer bits as floats.
+DYNATTN_INLINE Vec load_bfloat16(const uint16_t* p) {
+  return reinterpret_cast<Vec>(Unsigned{p[0], p[1], p[2], p[3]} << 16);
+}
+
+DYNATTN_INLINE Vec load_int8(const int8_t* p) {
+  return Vec{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+}
+
 // Four floats, and one of them in every lane: a broadcast that costs a shuffle, not a load.
 DYNATTN_INLINE Vec load_four(const float* p) { return load(p); }
 
@@ -52,6 +61,12 @@ DYNATTN_INLINE uint32_t bits(Mask m) {
 DYNATTN_INLINE Mask mask_of(uint32_t bits) {
   const int32_t set = static_cast<int32_t>(bits);
   return (Mask{set, set, set, set} & Mask{1, 2, 4, 8}) != 0;
+}
+
+// The same for the bits from `kFirst` on.
+template <int kFirst>
+DYNATTN_INLINE Mask mask_at(uint32_t word) {
+  return mask_of(word >> kFirst);
 }
 
 // The lanes of `a` whose bit is set, side by side from lane 0; the rest is of no meaning.

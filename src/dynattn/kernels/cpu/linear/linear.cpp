@@ -1,0 +1,22 @@
+// Linear layers of a few tokens, with inputs, outputs or weights left out, for one instruction set. Compiled once for
+// each.
+#include "common/builds.h"
+#include "linear/nm_weights.h"
+#include "linear/outputs.h"
+#include "linear/rows.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+int32_t linear_rows(const LinearArgs& args) {
+  return with_weights(args.weight_dtype, [&](auto weights) { return run_rows<decltype(weights)>(args); });
+}
+
+int32_t linear_outputs(const LinearArgs& args) {
+  return with_weights(args.weight_dtype, [&](auto weights) { return run_dense_outputs<decltype(weights)>(args); });
+}
+
+int32_t linear_nm_weight(const LinearArgs& args) {
+  return args.weight_dtype == DYNATTN_FLOAT32 ? run_nm<Float32Weights>(args) : run_nm<BFloat16Weights>(args);
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE

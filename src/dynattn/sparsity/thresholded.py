@@ -1,0 +1,55 @@
+"""The base class of methods that compare sizes with thresholds, which calibration finds on some inputs of a model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from dynattn.methods import share
+from dynattn.sparsity.activations import ActivationSparsity
+from dynattn.sparsity.sites import Site
+
+
+class Thresholded(ActivationSparsity):
+    """A method that keeps ``|x_i|`` above ``t_i``, or at it: :func:`dynattn.sparsity.calibrate_thresholds` finds it.
+
+    Attributes:
+        strict: whether what is equal to the threshold is dropped.
+        keep_ratio: the share that is kept of what calibration sees.
+    """
+
+    strict: ClassVar[bool]
+    keep_ratio: float
+
+    @property
+    def needs_thresholds(self) -> bool:
+        """True where it drops anything."""
+        return not self.keeps_everything
+
+    @property
+    def keeps_everything(self) -> bool:
+        """True where the share is 1."""
+        return self.keep_ratio == 1
+
+    @abstractmethod
+    def factors(self, norms: Tensor, means: Tensor | None) -> Tensor | None:
+        """What the sizes are weighed by when their quantile is taken; thresholds are divided by it.
+
+        Args:
+            norms: (in,), ``‖W[:, i]‖``.
+            means: (in,), of an MLP with a gate the mean size of what each neuron's gate multiplies; None elsewhere.
+
+        Returns:
+            (in,), or None where all count alike and one threshold serves all.
+        """
+
+    def keep(self, x: Tensor, site: Site) -> Tensor:
+        """What is above the thresholds, and every NaN."""
+        sizes, least = x.abs(), site.threshold(type(self).__name__).to(x.device)
+        return (sizes > least if self.strict else sizes >= least) | sizes.isnan()
+
+    def dropped(self, count: int) -> int:
+        """How many of so many values are to be dropped."""
+        return count - round(share.exact(self.keep_ratio) * count)

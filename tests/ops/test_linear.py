@@ -1,0 +1,219 @@
+"""Linear layers of which parts are left out, as they are called: kernel and definition, derivatives, the compiler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from dynattn.kernels import cpu
+from dynattn.ops import linear
+from dynattn.ops.linear import linear_nm_weight, linear_outputs, linear_rows, pack_nm
+from tests.kernels.cpu.linear.calling import layer, outputs_by_loops, rows_by_loops
+
+FUNCTIONS = ("rows", "outputs", "nm_weight")
+
+
+def call(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One of the three functions, with a choice that depends on sizes alone."""
+    if function == "rows":
+        return linear_rows(x, weight.t(), bias, keep=some(*x.shape))
+    if function == "outputs":
+        return linear_outputs(x, weight, bias, keep=some(x.shape[0], weight.shape[0]))
+    return linear_nm_weight(x, pack_nm(weight, 1, 2), bias)
+
+
+def some(tokens: int, count: int) -> Tensor:
+    """Three of five, others for each token."""
+    return (torch.arange(count) + 2 * torch.arange(tokens).unsqueeze(1)) % 5 < 3
+
+
+def alternating(weight: Tensor) -> Tensor:
+    """1:2."""
+    i, j = torch.arange(weight.shape[1]), torch.arange(weight.shape[0]).unsqueeze(1)
+    return weight.where((i + j) % 2 == 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 8, 9])
+def test_every_case_gives_the_definition(tokens: int, dtype: torch.dtype) -> None:
+    """Sums of small integers: one answer, by the kernel or not, however the weights lie."""
+    its = layer(tokens, 63, 65, dtype)
+    turned = its.weight.t().contiguous()
+    for bias in (its.bias, None):
+        want = rows_by_loops(its.x, its.weight, bias, its.keep_inputs).to(dtype)
+        for weight_t in (turned, its.weight.t()):
+            assert torch.equal(linear_rows(its.x, weight_t, bias, keep=its.keep_inputs), want)
+        want = outputs_by_loops(its.x, its.weight, bias, its.keep_outputs).to(dtype)
+        for weight in (its.weight, turned.t(), nn.Parameter(its.weight, requires_grad=False)):
+            assert torch.equal(linear_outputs(its.x, weight, bias, keep=its.keep_outputs), want)
+        weight = alternating(its.weight)
+        want = outputs_by_loops(its.x, weight, bias, torch.ones_like(its.keep_outputs)).to(dtype)
+        assert torch.equal(linear_nm_weight(its.x, pack_nm(weight, 1, 2), bias), want)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0)])
+def test_no_inputs_or_no_outputs(sizes: tuple[int, int]) -> None:
+    x, weight, bias = torch.ones(2, sizes[0]), torch.ones(sizes[1], sizes[0]), torch.ones(sizes[1])
+    for function in FUNCTIONS:
+        y = call(function, x, weight, bias)
+        assert y.shape == (2, sizes[1])
+        assert function == "outputs" or (y == 1).all()
+
+
+@pytest.mark.parametrize("tokens", [2, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_int8_weights(tokens: int, dtype: torch.dtype) -> None:
+    its = layer(tokens, 40, 33, dtype)
+    scale = 2.0 ** torch.arange(33).remainder(4)
+    quantised, weight = its.weight.to(torch.int8), its.weight * scale.unsqueeze(1)
+    got = linear_rows(its.x, quantised.t().contiguous(), its.bias, keep=its.keep_inputs, scale=scale)
+    assert torch.equal(got, rows_by_loops(its.x, weight, its.bias, its.keep_inputs).to(dtype))
+    got = linear_outputs(its.x, quantised, None, keep=its.keep_outputs, scale=scale)
+    assert torch.equal(got, outputs_by_loops(its.x, weight, None, its.keep_outputs).to(dtype))
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_kernel_runs_where_it_should_and_past_the_dispatcher(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    monkeypatch.setattr(linear.linear_calls.cpu, "_run", lambda *_: runs.append(1))
+    for name in ("ROWS", "OUTPUTS", "NM_WEIGHT"):
+        monkeypatch.setattr(linear, name, None)
+    its = layer(8, 40, 32, torch.float32)
+    for dtype, tokens, expected in (
+        (torch.float32, 8, 1), (torch.bfloat16, 1, 1), (torch.float32, 9, 0), (torch.float64, 1, 0),
+    ):  # fmt: skip
+        runs.clear()
+        its = layer(tokens, 40, 32, dtype)
+        weight = nn.Parameter(alternating(its.weight), requires_grad=False)
+        with torch.no_grad():
+            if function == "rows":
+                linear_rows(its.x, weight.t().contiguous(), its.bias, keep=its.keep_inputs)
+            else:
+                call(function, its.x, weight, its.bias)
+        if dtype != torch.float64:
+            assert len(runs) == expected
+        assert dtype != torch.float64 or not runs
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_gradients_are_those_of_the_definition(function: str) -> None:
+    """dX = (dY W) ∘ E and dW = dYᵀ (x ∘ E) where inputs are left out; dY ∘ E in place of dY where outputs are."""
+    its = layer(2, 6, 5, torch.float32)
+    x, weight, bias = (y.clone().requires_grad_() for y in (its.x, alternating(its.weight), its.bias))
+    dy = torch.randint(-3, 4, (2, 5), generator=torch.Generator().manual_seed(1)).float()
+    if function == "rows":
+        y, e = linear_rows(x, weight.t(), bias, keep=its.keep_inputs), its.keep_inputs
+        want = ((dy @ weight) * e, dy.t() @ (x * e), dy.sum(0))
+    elif function == "outputs":
+        y, e = linear_outputs(x, weight, bias, keep=its.keep_outputs), its.keep_outputs
+        want = ((dy * e) @ weight, (dy * e).t() @ x, (dy * e).sum(0))
+    else:
+        packed = pack_nm(weight.detach(), 1, 2)
+        y = linear_nm_weight(x, packed, bias)
+        weight = torch.zeros(0, requires_grad=True)
+        want = (dy @ packed.unpack(), weight, dy.sum(0))
+    assert torch.equal(torch.cat([g.flatten() for g in torch.autograd.grad(y, (x, bias), dy, retain_graph=True)]),
+                       torch.cat([want[0].flatten(), want[2].flatten()]))  # fmt: skip
+    if function != "nm_weight":
+        assert torch.equal(torch.autograd.grad(y, weight, dy)[0], want[1])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_transforms_and_forward_mode(function: str) -> None:
+    its = layer(2, 6, 5, torch.float32)
+    weight = alternating(its.weight)
+
+    def run(x: Tensor) -> Tensor:
+        return call(function, x, weight, its.bias)
+
+    tangent = torch.ones_like(its.x)
+    want = torch.autograd.functional.jacobian(run, its.x).flatten(2) @ tangent.flatten()  # pyright: ignore
+    assert torch.equal(torch.func.jvp(run, (its.x,), (tangent,))[1], want)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(run(forward_ad.make_dual(its.x, tangent))).tangent
+    assert found is not None
+    assert torch.equal(found, want)
+    several = torch.stack([its.x, 2 * its.x])
+    assert torch.equal(torch.vmap(run)(several), torch.stack([run(x) for x in several]))
+
+
+def operators() -> list[tuple[Any, tuple]]:
+    its = layer(2, 6, 5, torch.float32)
+    scale = torch.ones(5)
+    packed = pack_nm(alternating(its.weight), 1, 2)
+    return [
+        (linear.ROWS.operator, (its.x, its.weight.t().contiguous(), its.bias, its.keep_inputs, None)),
+        (linear.ROWS.operator, (its.x, its.weight.t().contiguous().to(torch.int8), None, its.keep_inputs, scale)),
+        (linear.OUTPUTS.operator, (its.x, its.weight, its.bias, its.keep_outputs, None)),
+        (linear.NM_WEIGHT.operator, (its.x, packed.values, packed.places, its.bias, 1, 2)),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 3])
+def test_opcheck(which: int) -> None:
+    operator, arguments = operators()[which]
+    torch.library.opcheck(operator, arguments)
+    asked = tuple(
+        x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments
+    )
+    torch.library.opcheck(operator, asked, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+
+
+def test_operators_called_by_themselves_have_derivatives() -> None:
+    for operator, arguments in operators():
+        x = arguments[0].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(operator(x, *arguments[1:]).sum(), x)
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_one_node_for_the_compiler(function: str) -> None:
+    its = layer(2, 6, 8, torch.float32)
+    packed = pack_nm(alternating(its.weight), 1, 2)
+    weight, weight_t = nn.Parameter(its.weight), its.weight.t().contiguous()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    def run(x: Tensor) -> Tensor:
+        if function == "rows":
+            return linear_rows(x, weight_t, its.bias, keep=x > 0)
+        if function == "outputs":
+            return linear_outputs(x, weight, its.bias, keep=torch.cat([x, x[:, :2]], 1) > 0)
+        return linear_nm_weight(x, packed, its.bias)
+
+    with torch.no_grad():
+        got, want = torch.compile(run, backend=backend, fullgraph=True)(its.x), run(its.x)
+    names = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert [name for name in names if "dynattn" in name] == [f"dynattn.linear_{function}.default"]
+    assert not [name for name in names if "linear" in name and "dynattn" not in name]
+    assert torch.equal(got, want)
+
+
+def test_autocast_does_what_it_does_to_a_linear_layer() -> None:
+    its = layer(2, 6, 5, torch.float32, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want = nn.functional.linear(its.x, its.weight, its.bias)
+        assert torch.equal(linear_rows(its.x, its.weight.t(), its.bias, keep=its.keep_inputs), want)
+        assert linear_outputs(its.x, its.weight, its.bias, keep=its.keep_outputs).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
+def test_where_weights_are_not_finite_the_kernel_computes_nothing_of_what_is_left_out() -> None:
+    weight_t = torch.tensor([[math.inf, 1.0], [2.0, 3.0]])
+    keep = torch.tensor([[False, True]])
+    assert torch.equal(linear_rows(torch.ones(1, 2), weight_t, keep=keep), torch.tensor([[2.0, 3.0]]))
+    many = linear_rows(torch.ones(9, 2), weight_t, keep=keep.expand(9, 2))
+    assert many[:, 0].isnan().all()  # 0 · ∞ of the definition
+    assert (many[:, 1] == 3).all()

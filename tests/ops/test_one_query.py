@@ -1,0 +1,40 @@
+"""One query to keys in slots, of which heads hold different numbers: against the products, head by head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dynattn.ops.one_query import kernel_runs, ragged_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("group", "head_dim", "value_dim"), [(1, 16, 16), (3, 20, 12), (8, 64, 80)])
+def test_slots_are_read_from_the_first_to_the_last_and_no_other(
+    dtype: torch.dtype, group: int, head_dim: int, value_dim: int
+) -> None:
+    """Two samples of three key heads, with NaN in all slots that hold nothing; a head may hold a single key."""
+    generator = torch.Generator().manual_seed(group)
+    first, held, room = torch.tensor([[0, 7, 38], [20, 0, 19]]), 39, 50
+    query = torch.randn(2, 3 * group, 1, head_dim, generator=generator).to(dtype)
+    key, value = (torch.randn(2, 3, room, size, generator=generator).to(dtype) for size in (head_dim, value_dim))
+    slots = torch.arange(room)
+    empty = (slots < first.unsqueeze(-1)) | (slots >= held)
+    key, value = (x.masked_fill(empty.unsqueeze(-1), torch.nan) for x in (key, value))
+    assert kernel_runs(query, key, value)
+    out = ragged_attention(query, key, value, first, held, 0.3)
+    assert out.dtype == dtype
+    tolerance = {torch.float32: 1e-5}.get(dtype, 2e-2)
+    for b in range(2):
+        for head in range(3 * group):
+            k, v = (x[b, head // group, first[b, head // group] : held].double() for x in (key, value))
+            weights = (0.3 * k @ query[b, head, 0].double()).softmax(0)
+            torch.testing.assert_close(out[b, head, 0].double(), weights @ v, rtol=tolerance, atol=tolerance)
+
+
+def test_there_is_no_kernel_for_other_dtypes_and_graphs() -> None:
+    x = torch.zeros(1, 1, 1, 8)
+    assert kernel_runs(x, x, x)
+    assert not kernel_runs(x.double(), x.double(), x.double())
+    assert not kernel_runs(x, torch.zeros(1, 1, 1, 4096), x)
+    assert not kernel_runs(x.to("meta"), x, x)
