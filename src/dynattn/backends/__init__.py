@@ -99,7 +99,6 @@ _BACKENDS: dict[str, Backend] = {
         CPU("portable"),
         Tiles("amx"),
         Tiles("avx512bf16"),
-        Tiles("neonbf16"),
         Tiles("tiles-portable"),
         CUDA(),
         Blockwise(_fastest),

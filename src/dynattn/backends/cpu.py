@@ -96,7 +96,7 @@ class Tiles(CPU):
     """The kernels on one tile engine, which ``cpu`` takes by itself where it is the fastest.
 
     Args:
-        isa: one of :data:`dynattn.kernels.cpu.TILE_ENGINES`.
+        isa: ``amx``, ``avx512bf16`` or ``tiles-portable``.
     """
 
     def __init__(self, isa: str) -> None:

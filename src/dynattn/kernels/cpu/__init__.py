@@ -31,9 +31,8 @@ _ISAS = {
     "avx512bf16": 4,
     "amx": 5,
     "neon": 6,
-    "neonbf16": 7,
 }
-TILE_ENGINES = ("amx", "avx512bf16", "neonbf16", "tiles-portable")
+TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
 """The instruction sets that are engines of the tile kernels."""
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
@@ -82,8 +81,8 @@ def nm_forward(
         logsumexp: (batch, heads, q_len), float32, contiguous; or None.
         kept_mass, kept, allowed: (batch, heads, q_len), contiguous, float32, int32 and int32; or all None.
         pattern: what to keep and how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also one of
-            :data:`TILE_ENGINES`, which round the logsumexp to that of bfloat16 weights where neither counts nor a
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
+            ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
             gradient are asked for. Of float32 these compute by as many bfloat16 parts as :func:`float_parts` says,
             without dropout, and no backward follows.
         seed: the seed of dropout, 64 bits.
@@ -394,7 +393,7 @@ def tile_disagreement(engine: str) -> str | None:
     instructions have shown that the code follows the manual; this shows that the processor does.
 
     Args:
-        engine: one of :data:`TILE_ENGINES`.
+        engine: ``amx``, ``avx512bf16`` or ``tiles-portable``.
     """
     found = loader.library().dynattn_tile_disagreement(_ISAS[engine])
     return None if found is None else found.decode()

@@ -64,7 +64,6 @@ const char* refusal(int32_t isa) {
     case DYNATTN_ISA_AMX:
       return dynattn::amx_refusal();
     case DYNATTN_ISA_NEON:
-    case DYNATTN_ISA_NEONBF16:
       return kNotBuilt;
   }
   return "there is no such instruction set";
@@ -72,24 +71,22 @@ const char* refusal(int32_t isa) {
 #else
 constexpr Isa kNone = {};
 #ifdef DYNATTN_NEON_KERNELS
-constexpr Isa kNeon = DYNATTN_ISA(neon), kNeonTiles = DYNATTN_TILES(tiles_neonbf16);
+constexpr Isa kNeon = DYNATTN_ISA(neon);
 #else
-constexpr Isa kNeon = kNone, kNeonTiles = kNone;
+constexpr Isa kNeon = kNone;
 #endif
-constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon,
-                         kNeonTiles};
+constexpr Isa kIsas[] = {DYNATTN_ISA(portable), kNone, kNone, DYNATTN_TILES(tiles_portable), kNone, kNone, kNeon};
 
 const char* refusal(int32_t isa) {
   if (isa < 0 || isa >= static_cast<int32_t>(sizeof kIsas / sizeof kIsas[0])) return "there is no such instruction set";
-  if (kIsas[isa].nm_forward == nullptr) return kNotBuilt;
-  return isa == DYNATTN_ISA_NEONBF16 ? dynattn::neonbf16_refusal() : nullptr;
+  return kIsas[isa].nm_forward != nullptr ? nullptr : kNotBuilt;
 }
 #endif
 
 #define DYNATTN_TILE_KERNELS(name) {dynattn::name::nm_forward, dynattn::name::nm_backward, dynattn::name::multiply}
 constexpr dynattn::TileKernels kPortableTiles = DYNATTN_TILE_KERNELS(tiles_portable);
 
-// VDPBF16PS sums in an order of its own, and so does BFDOT.
+// VDPBF16PS sums in an order of its own.
 const char* disagreement(int32_t isa) {
 #ifdef DYNATTN_X86_KERNELS
   if (isa == DYNATTN_ISA_AMX) return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_amx), kPortableTiles, true);
@@ -97,19 +94,12 @@ const char* disagreement(int32_t isa) {
     return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_avx512bf16), kPortableTiles, false);
   }
 #endif
-#ifdef DYNATTN_NEON_KERNELS
-  if (isa == DYNATTN_ISA_NEONBF16) {
-    return dynattn::tile_disagreement(DYNATTN_TILE_KERNELS(tiles_neonbf16), kPortableTiles, false);
-  }
-#endif
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
 }
 
 bool runs(int32_t isa) { return refusal(isa) == nullptr; }
 
-bool is_tiled(int32_t isa) {
-  return (isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX) || isa == DYNATTN_ISA_NEONBF16;
-}
+bool is_tiled(int32_t isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
 
 bool is_storage(int32_t dtype) { return dtype >= DYNATTN_FLOAT32 && dtype <= DYNATTN_FLOAT16; }
 

@@ -21,7 +21,7 @@ enum { DYNATTN_FLOAT32 = 0, DYNATTN_BFLOAT16 = 1, DYNATTN_FLOAT16 = 2, DYNATTN_B
 enum { DYNATTN_OK = 0, DYNATTN_UNSUPPORTED_ISA = 1, DYNATTN_OUT_OF_MEMORY = 2, DYNATTN_BAD_ARGUMENT = 3,
        DYNATTN_NOT_BY_PARTS = 5, DYNATTN_BAD_PAGE = 4 };
 
-// Numbers 3 to 5 and 7 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
+// Numbers 3 to 5 are engines of the tile kernels, which take bfloat16 and compute N:M attention and whole
 // blocks, forward and backward; and float32, forward without dropout.
 enum {
   DYNATTN_ISA_PORTABLE = 0,
@@ -30,8 +30,7 @@ enum {
   DYNATTN_ISA_TILES_PORTABLE = 3,
   DYNATTN_ISA_AVX512BF16 = 4,
   DYNATTN_ISA_AMX = 5,
-  DYNATTN_ISA_NEON = 6,
-  DYNATTN_ISA_NEONBF16 = 7
+  DYNATTN_ISA_NEON = 6
 };
 
 // GOMP_parallel of the OpenMP runtime that torch has already loaded, so that both share one pool of threads.

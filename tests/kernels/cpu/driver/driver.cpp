@@ -2,7 +2,7 @@
 //
 //     driver portable       prints "portable: N passed, N failed"; exits with 1 when a case fails
 //     driver avx512         likewise; says so and exits with 0 where the processor does not run it
-//     driver tiles-portable the tile kernels likewise, which take bfloat16; so amx, avx512bf16, neonbf16
+//     driver tiles-portable the tile kernels likewise, which take bfloat16; so amx, avx512bf16
 //     driver avx2 random    8 seconds of random cases only
 //     driver neon few       a seventeenth of the cases that are not random, then random ones: in less time
 //     driver avx2 1234      random case 1234 alone
@@ -20,9 +20,7 @@ using namespace driver;
 
 namespace {
 
-bool is_tiled(int isa) {
-  return (isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX) || isa == DYNATTN_ISA_NEONBF16;
-}
+bool is_tiled(int isa) { return isa >= DYNATTN_ISA_TILES_PORTABLE && isa <= DYNATTN_ISA_AMX; }
 
 bool close(double got, double want, double tolerance) {
   if (std::isnan(want)) return std::isnan(got);
@@ -173,8 +171,7 @@ std::string run(const Case& c) {
   return c.aux || c.rounded ? "" : run_backward(p, args);
 }
 
-const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon",
-                                 "neonbf16"};
+const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon"};
 
 struct Counts {
   int passed = 0, failed = 0;
@@ -458,6 +455,6 @@ int main(int argc, char** argv) {
     std::printf("%s: %d passed, %d failed\n", argv[1], counts.passed, counts.failed);
     return counts.failed > 0 || counts.passed == 0;
   }
-  std::fprintf(stderr, "usage: driver portable|avx2|avx512|neon|tiles-portable|avx512bf16|amx|neonbf16 [random|few|NUMBER]\n");
+  std::fprintf(stderr, "usage: driver portable|avx2|avx512|neon|tiles-portable|avx512bf16|amx [random|few|NUMBER]\n");
   return 2;
 }

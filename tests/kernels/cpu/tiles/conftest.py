@@ -6,7 +6,7 @@ import pytest
 
 from dynattn.kernels import cpu
 
-ENGINES = ("tiles-portable", "avx512bf16", "amx", "neonbf16")
+ENGINES = ("tiles-portable", "avx512bf16", "amx")
 
 
 @pytest.fixture(params=[engine for engine in ENGINES if cpu.isa_refusal(engine) is None])

@@ -20,7 +20,7 @@
 //
 // A product is added with one rounding, to the nearest and to even in ties; inputs below 2^-126 count as 0, and so do
 // results. VDPBF16PS has the same operations in another order: it adds each pair's odd product to the accumulator, and
-// then the even one. BFDOT adds both at once.
+// then the even one.
 #pragma once
 
 #include <stdint.h>
@@ -31,8 +31,6 @@
 #include "tiles/engine_amx.h"
 #elif defined(DYNATTN_TILES_AVX512BF16)
 #include "tiles/engine_avx512bf16.h"
-#elif defined(DYNATTN_TILES_NEONBF16)
-#include "tiles/engine_neonbf16.h"
 #else
 #include "tiles/engine_portable.h"
 #endif

@@ -81,30 +81,11 @@ bool avx512bf16_pays() {
 
 #else
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
-
 namespace dynattn {
 
 const char* amx_refusal() { return "AMX is of x86-64"; }
 const char* avx512bf16_refusal() { return "AVX-512 is of x86-64"; }
 bool avx512bf16_pays() { return false; }
-
-const char* neonbf16_refusal() {
-  bool has = false;
-#if defined(__aarch64__) && defined(__linux__)
-  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
-  has = (getauxval(AT_HWCAP2) & kBf16) != 0;
-#elif defined(__aarch64__) && defined(__APPLE__)
-  int found = 0;
-  size_t size = sizeof found;
-  has = sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found != 0;
-#endif
-  return has ? nullptr : "this processor has no NEON products of bfloat16 numbers";
-}
 
 }  // namespace dynattn
 

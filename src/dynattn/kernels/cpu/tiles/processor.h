@@ -10,9 +10,6 @@ const char* amx_refusal();
 // The same of VDPBF16PS.
 const char* avx512bf16_refusal();
 
-// The same of BFDOT; not on x86-64.
-const char* neonbf16_refusal();
-
 // Whether VDPBF16PS is faster than multiply-adds in float32 here. It has twice their rate on AMD's processors from
 // Zen 4 on; on the Xeon that was measured it has half of it.
 bool avx512bf16_pays();
