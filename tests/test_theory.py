@@ -216,7 +216,8 @@ def test_kept_squares_refuses_what_is_out_of_range():
 def test_the_page_of_the_theory_shows_the_kept_squares():
     page = (Path(__file__).parents[1] / "docs" / "theory.md").read_text(encoding="utf-8")
     patterns = [(1, 2), (2, 4), (4, 8), (8, 16), (16, 32), 0.5, (1, 4), (2, 8), 0.25]
-    for entries, title in (("normal", "normal"), ("laplace", "Laplace")):
+    of_entries: tuple[tuple[theory.Entries, str], ...] = (("normal", "normal"), ("laplace", "Laplace"))
+    for entries, title in of_entries:
         shares = [
             theory.top_kept_squares(one, entries) if isinstance(one, float) else theory.kept_squares(NM(*one), entries)
             for one in patterns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_scales_and_low_biases(method: NM, engine: str):
     check_gradients(grid(2, 1, 40, 70, 16, 16), engine, method=method, mask=mask)
 
 
-def low_rows(method: NM = NM(1, 2), **options: object) -> Problem:
+def low_rows(method: NM = NM(1, 2), **options: Any) -> Problem:
     """Scores so large in size that nothing is left of the logarithm of their number, beside others."""
     problem = grid(2, 1, 40, 150, 16, 24, method=method, **options)
     mask = torch.zeros(1, 1, 40, 150)
