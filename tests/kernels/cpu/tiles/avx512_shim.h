@@ -17,6 +17,8 @@ typedef double __m512d __attribute__((vector_size(64)));
 typedef long long __m512i __attribute__((vector_size(64)));
 typedef short __m512bh __attribute__((vector_size(64)));
 typedef float __m128 __attribute__((vector_size(16)));
+typedef long long __m256i __attribute__((vector_size(32)));
+typedef long long __m128i __attribute__((vector_size(16)));
 typedef uint16_t __mmask16;
 
 #define _CMP_GT_OQ 30
@@ -257,6 +259,11 @@ SHIM_ABSENT(__m512d, _mm512_unpackhi_pd)
 SHIM_ABSENT(float, _mm512_reduce_max_ps)
 SHIM_ABSENT(float, _mm512_reduce_add_ps)
 SHIM_ABSENT(__m128, _mm_load_ps)
+SHIM_ABSENT(__m256i, _mm256_loadu_si256)
+SHIM_ABSENT(__m128i, _mm_loadu_si128)
+SHIM_ABSENT(__m512i, _mm512_cvtepu16_epi32)
+SHIM_ABSENT(__m512i, _mm512_cvtepi8_epi32)
+SHIM_ABSENT(__m512, _mm512_cvtepi32_ps)
 
 #undef SHIM_ABSENT
 #undef SHIM
