@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks.embedding import inputs
 from dynattn.lab.tasks.texts import wikipedia
 from dynattn.sparsity import InputStatistics, Kept, WeightSparsity, calibrate
 
@@ -62,5 +63,5 @@ def statistics(pretrained: Pretrained) -> Mapping[str, InputStatistics]:
 
 def _batches(pretrained: Pretrained) -> Iterator[dict[str, Tensor]]:
     for text in wikipedia()[-TEXTS:]:
-        given = pretrained.processor(text.body[: TOKENS * 20], truncation=True, max_length=TOKENS, return_tensors="pt")
+        given = inputs(pretrained, [text.body[: TOKENS * 20]], TOKENS)
         yield {name: given[name].to(pretrained.model.device) for name in ("input_ids", "attention_mask")}

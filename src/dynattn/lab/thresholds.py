@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dynattn.lab.models import Pretrained
+from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Inputs
-from dynattn.lab.tasks.embedding import longest
 from dynattn.lab.tasks.texts import wikipedia
 from dynattn.sparsity import ActivationPlan, Calibrated, calibrate_thresholds
 
@@ -34,14 +34,10 @@ def inputs(pretrained: Pretrained) -> list[Inputs]:
             f"thresholds: the model must read texts: {pretrained.name} is of kind {pretrained.kind}; take a method "
             "without thresholds, such as nmact-8-16-norm or wina-0.5"
         )
-    tokens = longest(pretrained, TOKENS)
+    tokens = embedding.longest(pretrained, TOKENS)
     beside = {"use_cache": False} if pretrained.kind == "decoder" else {}
     return [
-        {
-            **pretrained.processor(text.body[: TOKENS * 20], truncation=True, max_length=tokens, return_tensors="pt"),
-            **beside,
-        }
-        for text in wikipedia()[-TEXTS:]
+        {**embedding.inputs(pretrained, [text.body[: TOKENS * 20]], tokens), **beside} for text in wikipedia()[-TEXTS:]
     ]
 
 

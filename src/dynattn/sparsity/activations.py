@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from dynattn.methods import share
 from dynattn.sparsity.engine import sparse
 from dynattn.sparsity.method import SparsityMethod
 from dynattn.sparsity.sites import Site
@@ -86,3 +89,34 @@ class ActivationSparsity(ActivationPlan):
     def at(self, layer: int, projection: str) -> ActivationSparsity | None:
         """Itself, everywhere."""
         return self
+
+
+class ByShare(ActivationSparsity):
+    """A method that keeps a share, named by it.
+
+    Attributes:
+        word: how its names begin.
+        keep_ratio: the share that stays, between 1e-6 and 1: a field of the dataclass.
+    """
+
+    word: ClassVar[str]
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        share.check(type(self).__name__, self.keep_ratio, "keep_ratio")
+
+    @property
+    def name(self) -> str:
+        """The word and the share, as in ``wina-0.5``."""
+        return f"{self.word}-{share.text(self.keep_ratio)}"
+
+    @classmethod
+    def from_name(cls, name: str) -> Self | None:
+        """The method that ``name`` stands for, or None where it is not a name of this class."""
+        match = re.fullmatch(rf"{cls.word}-({share.NUMBER})", name)
+        return cls(float(match[1])) if match else None  # type: ignore[call-arg]  # the dataclass's field
+
+    @property
+    def keeps_everything(self) -> bool:
+        """True where the share is 1."""
+        return self.keep_ratio == 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dynattn.maths.scores import arithmetic_dtype
 from dynattn.sparsity.linears import linears
+from dynattn.sparsity.sites import given, unpadded
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> dict[st
 
     def looking(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            (inputs,) = (*args, *kwargs.values())
+            inputs = given(args, kwargs)
             nothing = torch.zeros(inputs.shape[-1], dtype=torch.float64, device="cpu")
-            found[name] = found.get(name, InputStatistics(0, nothing, nothing)).and_of(_tokens(inputs, text))
+            found[name] = found.get(name, InputStatistics(0, nothing, nothing)).and_of(unpadded(inputs, text))
 
         return look
 
@@ -119,10 +120,3 @@ def required(statistics: Mapping[str, InputStatistics] | None, name: str, owner:
             "statistics=dynattn.sparsity.calibrate(model, batches)"
         )
     return statistics[name]
-
-
-def _tokens(inputs: Tensor, text: Tensor | None) -> Tensor:
-    """The rows of the tokens that are text, (tokens, in)."""
-    if text is not None and inputs.dim() == 3 and text.shape == inputs.shape[:2]:
-        return inputs[text.to(inputs.device) != 0]
-    return inputs.flatten(0, -2)

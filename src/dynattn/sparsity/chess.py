@@ -14,17 +14,13 @@ Source: arXiv:2409.01366. That is its part for MLPs; what the paper adds for att
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from dynattn.methods import share
 from dynattn.sparsity.activations import ActivationSparsity
 from dynattn.sparsity.thresholded import Thresholded
-
-_NAME = re.compile(rf"chess-(?P<keep>{share.NUMBER})")
 
 
 @final
@@ -44,21 +40,9 @@ class CHESS(Thresholded):
 
     keep_ratio: float
 
+    word: ClassVar[str] = "chess"
     strict: ClassVar[bool] = False
     chooses_neurons: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        share.check("CHESS", self.keep_ratio, "keep_ratio")
-
-    @property
-    def name(self) -> str:
-        """``chess-KEEP``."""
-        return f"chess-{share.text(self.keep_ratio)}"
-
-    @classmethod
-    def from_name(cls, name: str) -> CHESS | None:
-        match = _NAME.fullmatch(name)
-        return cls(float(match["keep"])) if match else None
 
     def at(self, layer: int, projection: str) -> ActivationSparsity | None:
         """Itself, where the neurons are read."""

@@ -152,6 +152,13 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def unpadded(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(tokens, in): the rows that an attention mask (batch, tokens) does not call padding; all where it is not of x."""
+    if mask is not None and mask.dim() == 2 and x.dim() == 3 and mask.shape == x.shape[:2]:
+        return x[mask.to(x.device) != 0]
+    return rows(x)
+
+
 def norms(module: Any) -> Tensor:
     """``‖W[:, i]‖`` of each input of a linear layer, (in,), in float32 at least."""
     weight = module.weight.detach()

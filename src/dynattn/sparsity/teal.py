@@ -7,16 +7,12 @@ Source: arXiv:2408.14690; the quantiles are exact here, over all tokens and inpu
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from dynattn.methods import share
 from dynattn.sparsity.thresholded import Thresholded
-
-_NAME = re.compile(rf"teal-(?P<keep>{share.NUMBER})")
 
 
 @final
@@ -36,20 +32,8 @@ class TEAL(Thresholded):
 
     keep_ratio: float
 
+    word: ClassVar[str] = "teal"
     strict: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        share.check("TEAL", self.keep_ratio, "keep_ratio")
-
-    @property
-    def name(self) -> str:
-        """``teal-KEEP``."""
-        return f"teal-{share.text(self.keep_ratio)}"
-
-    @classmethod
-    def from_name(cls, name: str) -> TEAL | None:
-        match = _NAME.fullmatch(name)
-        return cls(float(match["keep"])) if match else None
 
     def factors(self, norms: Tensor, means: Tensor | None) -> Tensor | None:
         """None: sizes alone count."""

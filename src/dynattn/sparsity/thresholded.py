@@ -8,30 +8,23 @@ from typing import ClassVar
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.sparsity.activations import ActivationSparsity
+from dynattn.sparsity.activations import ByShare
 from dynattn.sparsity.sites import Site
 
 
-class Thresholded(ActivationSparsity):
+class Thresholded(ByShare):
     """A method that keeps ``|x_i|`` above ``t_i``, or at it: :func:`dynattn.sparsity.calibrate_thresholds` finds it.
 
     Attributes:
         strict: whether what is equal to the threshold is dropped.
-        keep_ratio: the share that is kept of what calibration sees.
     """
 
     strict: ClassVar[bool]
-    keep_ratio: float
 
     @property
     def needs_thresholds(self) -> bool:
         """True where it drops anything."""
         return not self.keeps_everything
-
-    @property
-    def keeps_everything(self) -> bool:
-        """True where the share is 1."""
-        return self.keep_ratio == 1
 
     @abstractmethod
     def factors(self, norms: Tensor, means: Tensor | None) -> Tensor | None:

@@ -16,7 +16,7 @@ from dynattn.sparsity.activations import ActivationPlan
 from dynattn.sparsity.calibrated import Calibrated
 from dynattn.sparsity.engine import Taken, activation, taking_part
 from dynattn.sparsity.quantile import Quantile
-from dynattn.sparsity.sites import Gated, Place, given, norms, rows
+from dynattn.sparsity.sites import Gated, Place, given, norms, unpadded
 from dynattn.sparsity.thresholded import Thresholded
 
 
@@ -150,7 +150,7 @@ def _run(
     mask: Tensor | None = None
 
     def hook(tap: _Tap) -> Callable[..., None]:
-        return lambda module, args, kwargs: see(tap, _unpadded(given(args, kwargs), mask))
+        return lambda module, args, kwargs: see(tap, unpadded(given(args, kwargs), mask))
 
     with ExitStack() as undo:
         for tap in taps:
@@ -158,10 +158,3 @@ def _run(
         for each in inputs:
             mask = each.get("attention_mask")
             model(**each)
-
-
-def _unpadded(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(tokens, in), without padding."""
-    if mask is not None and mask.dim() == 2 and x.dim() == 3 and mask.shape == x.shape[:2]:
-        return x[mask.bool().to(x.device)]
-    return rows(x)

@@ -10,23 +10,20 @@ Source: arXiv:2505.19427.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
 from dynattn.maths.selection import largest
 from dynattn.methods import share
-from dynattn.sparsity.activations import ActivationSparsity
+from dynattn.sparsity.activations import ByShare
 from dynattn.sparsity.sites import Site
-
-_NAME = re.compile(rf"wina-(?P<keep>{share.NUMBER})")
 
 
 @final
 @dataclass(frozen=True)
-class WINA(ActivationSparsity):
+class WINA(ByShare):
     """Keep the inputs of the largest weighted size, an exact share of each row.
 
     Args:
@@ -39,23 +36,7 @@ class WINA(ActivationSparsity):
 
     keep_ratio: float
 
-    def __post_init__(self) -> None:
-        share.check("WINA", self.keep_ratio, "keep_ratio")
-
-    @property
-    def name(self) -> str:
-        """``wina-KEEP``."""
-        return f"wina-{share.text(self.keep_ratio)}"
-
-    @classmethod
-    def from_name(cls, name: str) -> WINA | None:
-        match = _NAME.fullmatch(name)
-        return cls(float(match["keep"])) if match else None
-
-    @property
-    def keeps_everything(self) -> bool:
-        """True where the share is 1."""
-        return self.keep_ratio == 1
+    word: ClassVar[str] = "wina"
 
     def keep(self, x: Tensor, site: Site) -> Tensor:
         """The largest of each row, and every NaN."""
