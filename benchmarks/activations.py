@@ -16,7 +16,7 @@ from typing import Any
 
 from marked import difference, markdown, rewritten
 
-from dynattn.lab import thresholds
+from dynattn.lab import calibration, thresholds
 from dynattn.lab.figures import BASELINE, Interval
 from dynattn.lab.machine import machine
 from dynattn.lab.prune.run import Exam, examine, scores
@@ -91,7 +91,7 @@ def measure(model: str) -> None:
         else {
             "machine": machine(), "metric": exam.task.metric, "data": exam.data.summary,
             "dense": float(scores(exam.whole, exam.whole).mean()), "projections": projections,
-            "calibrated_on": f"{thresholds.TEXTS} Wikipedia articles, up to {thresholds.TOKENS} tokens each",
+            "calibrated_on": f"{thresholds.TEXTS} Wikipedia articles, up to {calibration.TOKENS} tokens each",
             "points": {},
         }
     )  # fmt: skip

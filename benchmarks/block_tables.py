@@ -111,7 +111,7 @@ def verdict(found: Iterable[Measured]) -> str:
     best, *others = fits
     text = f"take {best.text}."
     if best.name == "dense":
-        text = f"none of them pays: {best.text} is the fastest that stays within the limits."
+        text = f"none of those measured pays: {best.text} is the fastest that stays within the limits."
     if others:
         text += f" Next: {', '.join(one.text for one in others[:SHOWN])}."
     faster = [one for one in ranked if not one.fits and one.speedup > best.speedup]

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from marked import markdown, rewritten
+from marked import known_as, markdown, measure_missing, rewritten, times
 from torch import Tensor
 from torch.nn.functional import linear
 
 from dynattn.lab.machine import describe, machine
-from dynattn.lab.records import write_json
 from dynattn.lab.timing import interleaved
 from dynattn.ops.linear import linear_nm_weight, linear_outputs, linear_rows, pack_nm
 from dynattn.sparsity import NMWeights
@@ -52,11 +51,6 @@ class Case(NamedTuple):
     outputs: int
     dtype: torch.dtype
     tokens: int
-
-    @property
-    def known_as(self) -> dict[str, Any]:
-        """As the record has it."""
-        return {**self._asdict(), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
 class Way(NamedTuple):
@@ -132,7 +126,7 @@ def check(case: Case, name: str, way: Way) -> None:
     tolerance = 1e-4 if case.dtype == torch.float32 else 3e-2
     for call in way.calls[:: max(len(way.calls) - 1, 1)]:
         if not torch.allclose(call().double(), way.want, rtol=tolerance, atol=tolerance):
-            raise SystemExit(f"linear: a way must compute its definition: {name} differs for {case.known_as}")
+            raise SystemExit(f"linear: a way must compute its definition: {name} differs for {known_as(case)}")
 
 
 @torch.inference_mode()
@@ -145,15 +139,8 @@ def measure(case: Case, seconds: float, rotated: int = ROTATED) -> dict[str, Any
     functions = {name: way.run for name, way in found.items()}
     timings = interleaved(functions, seconds=seconds, min_sample=None, each=layers)
     fastest = min((name for name in (TORCH, PREPACKED) if name in timings), key=lambda name: timings[name].median)
-    rows = {
-        name: {
-            "seconds": vars(timing.seconds),
-            "speedup": vars(timing.speedup(timings[fastest])),
-            "bytes": found[name].bytes,
-        }
-        for name, timing in timings.items()
-    }
-    return {**case.known_as, "layers": layers, "fastest_dense": fastest, "rows": rows}
+    rows = {name: {**row, "bytes": found[name].bytes} for name, row in times(timings, fastest).items()}
+    return {**known_as(case), "layers": layers, "fastest_dense": fastest, "rows": rows}
 
 
 def cases() -> list[Case]:
@@ -164,13 +151,7 @@ def cases() -> list[Case]:
 def record(every: list[Case], seconds: float, rotated: int = ROTATED) -> None:
     """Measure what the record lacks, and write it after each case."""
     torch.set_num_threads(int(machine()["cores"]))
-    found = json.loads(RECORD.read_text()) if RECORD.exists() else {"machine": machine(), "cases": []}
-    done = [{name: row[name] for name in Case._fields} for row in found["cases"]]
-    for case in every:
-        if case.known_as not in done:
-            found["cases"].append(measure(case, seconds, rotated))
-            write_json(RECORD, found)
-            print(case.known_as, flush=True)
+    measure_missing(RECORD, ((known_as(case), partial(measure, case, seconds, rotated)) for case in every))
 
 
 def table(found: dict[str, Any]) -> str:

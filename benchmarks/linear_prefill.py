@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 from linear import PREPACKED, TORCH, prepacked
-from marked import markdown, rewritten
+from marked import markdown, measure_missing, rewritten
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dynattn.lab.machine import describe, machine
-from dynattn.lab.records import write_json
+from dynattn.lab.machine import describe
 from dynattn.lab.timing import interleaved
 
 HERE = Path(__file__).parent
@@ -102,13 +101,8 @@ def measure(inputs: int, outputs: int, tokens: int, seconds: float) -> dict[str,
 def record(cases: list[tuple[int, int, int]], seconds: float) -> None:
     """Measure what the record lacks, and write it after each case."""
     torch.set_num_threads(1)
-    found = json.loads(RECORD.read_text()) if RECORD.exists() else {"machine": machine(), "cases": []}
-    done = [(row["inputs"], row["outputs"], row["tokens"]) for row in found["cases"]]
-    for case in cases:
-        if case not in done:
-            found["cases"].append(measure(*case, seconds))
-            write_json(RECORD, found)
-            print(case, flush=True)
+    known = [{"inputs": inputs, "outputs": outputs, "tokens": tokens} for inputs, outputs, tokens in cases]
+    measure_missing(RECORD, ((one, partial(measure, **one, seconds=seconds)) for one in known))
 
 
 def table(found: dict[str, Any]) -> str:

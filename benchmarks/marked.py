@@ -1,12 +1,16 @@
-"""Text between two marks of a page, which a script writes, tables in Markdown, and times in records and cells."""
+"""Text between two marks of a page, which a script writes, tables in Markdown, and times in records and cells; and
+records that are made case by case."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dynattn.lab.figures import Interval
-from dynattn.lab.machine import describe
+from dynattn.lab.machine import describe, machine
+from dynattn.lab.records import write_json
 from dynattn.lab.timing import Timing
 
 
@@ -43,6 +47,33 @@ def times(timings: Mapping[str, Timing], baseline: str) -> dict[str, dict[str, A
         name: {"seconds": vars(timing.seconds), "speedup": vars(timing.speedup(timings[baseline]))}
         for name, timing in timings.items()
     }
+
+
+def known_as(case: Any) -> dict[str, Any]:
+    """The fields of a case as a record has them.
+
+    Args:
+        case: a named tuple with a ``dtype``.
+    """
+    return {**case._asdict(), "dtype": str(case.dtype).removeprefix("torch.")}
+
+
+def measure_missing(
+    path: Path, cases: Iterable[tuple[Mapping[str, Any], Callable[[], dict[str, Any]]]], **head: Any
+) -> None:
+    """Measure the cases that a record lacks, and write it after each.
+
+    Args:
+        path: the record.
+        cases: the fields by which a case is known, and what measures it: it returns them with what was found.
+        head: what a new record says before the cases, besides the machine.
+    """
+    found = json.loads(path.read_text()) if path.exists() else {"machine": machine(), **head, "cases": []}
+    for known, measure in cases:
+        if not any(all(row[name] == value for name, value in known.items()) for row in found["cases"]):
+            found["cases"].append(measure())
+            write_json(path, found)
+            print(dict(known), flush=True)
 
 
 def cases(found: Mapping[str, Any], heading: str) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from marked import markdown, rewritten
+from marked import known_as, markdown, measure_missing, rewritten
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -30,7 +30,6 @@ from dynattn import Quest
 from dynattn.integrations.transformers import register
 from dynattn.kv_caches import FullCache, QuestCache
 from dynattn.lab.machine import describe, machine
-from dynattn.lab.records import write_json
 from dynattn.lab.timing import Timing, interleaved, own_seconds
 
 RECORD = Path(__file__).parent / "results" / "quest.json"
@@ -54,11 +53,6 @@ class Case(NamedTuple):
     length: int
     dtype: torch.dtype
     budget: int
-
-    @property
-    def known_as(self) -> dict[str, Any]:
-        """As the record has it."""
-        return {**self._asdict(), "dtype": str(self.dtype).removeprefix("torch.")}
 
     def tokens(self, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values."""
@@ -126,7 +120,7 @@ def check(ways: dict[str, Way], case: Case, prompt: tuple[Tensor, Tensor], token
     want = {SDPA: dense, DENSE: dense, QUEST: dynattn.attention(query, keys, values, Quest(case.budget))}
     for name, out in found.items():
         if not torch.allclose(out, want[name], rtol=2e-2, atol=1e-4 if case.dtype == torch.float32 else 2e-2):
-            raise SystemExit(f"quest: a way must compute its definition: {name} differs for {case.known_as}")
+            raise SystemExit(f"quest: a way must compute its definition: {name} differs for {known_as(case)}")
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
@@ -144,7 +138,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     found = interleaved(functions, seconds=seconds, min_sample=None, each=STEPS, elapsed=own_seconds)
     fastest = min((SDPA, DENSE), key=lambda name: found[name].median)
     return {
-        **case.known_as, "read": case.read(), "rounds": len(found[QUEST].samples), "fastest_dense": fastest,
+        **known_as(case), "read": case.read(), "rounds": len(found[QUEST].samples), "fastest_dense": fastest,
         "seconds": {name: vars(timing.seconds) for name, timing in found.items()},
         "speedup": {name: vars(_over(found, name)) for name in (SDPA, DENSE)},
     }  # fmt: skip
@@ -162,13 +156,7 @@ def cases() -> list[Case]:
 def record(every: list[Case], seconds: float) -> None:
     """Measure what the record lacks, and write it after each case."""
     torch.set_num_threads(int(machine()["cores"]))
-    found = json.loads(RECORD.read_text()) if RECORD.exists() else {"machine": machine(), "steps": STEPS, "cases": []}
-    done = [{name: row[name] for name in Case._fields} for row in found["cases"]]
-    for case in every:
-        if case.known_as not in done:
-            found["cases"].append(measure(case, seconds))
-            write_json(RECORD, found)
-            print(case.known_as, flush=True)
+    measure_missing(RECORD, ((known_as(case), partial(measure, case, seconds)) for case in every), steps=STEPS)
 
 
 def table(found: dict[str, Any]) -> str:

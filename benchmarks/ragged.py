@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from marked import cases as in_columns
-from marked import rewritten, times
+from marked import known_as, measure_missing, rewritten, times
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -30,7 +30,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dynattn.integrations.transformers import register
 from dynattn.kv_caches.by_head import HeadLayer
 from dynattn.lab.machine import machine
-from dynattn.lab.records import write_json
 from dynattn.lab.timing import interleaved, own_seconds
 
 RECORD = Path(__file__).parent / "results" / "ragged.json"
@@ -52,11 +51,6 @@ class Case(NamedTuple):
     head_dim: int
     mean: int
     dtype: torch.dtype
-
-    @property
-    def known_as(self) -> dict[str, Any]:
-        """As the record has it."""
-        return {**self._asdict(), "dtype": str(self.dtype).removeprefix("torch.")}
 
     def lengths(self, equal: bool) -> list[int]:
         """How many tokens each key head holds."""
@@ -138,7 +132,7 @@ def check(case: Case, tokens: tuple[Tensor, ...]) -> None:
             found[name] = step(cut(case, equal), case, *tokens).float()
     for name, out in found.items():
         if not torch.allclose(out, found[LOOP], rtol=2e-2, atol=1e-5 if case.dtype == torch.float32 else 2e-2):
-            raise SystemExit(f"ragged: all ways must agree: {name} differs for {case.known_as}")
+            raise SystemExit(f"ragged: all ways must agree: {name} differs for {known_as(case)}")
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
@@ -148,7 +142,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     check(case, tokens[0])
     functions = {name: partial(steps, case, *way, tokens) for name, way in ways(case).items()}
     found = interleaved(functions, seconds=seconds, min_sample=None, each=STEPS, elapsed=own_seconds)
-    return {**case.known_as, "rows": times(found, MASK)}
+    return {**known_as(case), "rows": times(found, MASK)}
 
 
 def every() -> list[Case]:
@@ -159,13 +153,7 @@ def every() -> list[Case]:
 def record(cases: list[Case], seconds: float) -> None:
     """Measure what the record lacks, and write it after each case."""
     torch.set_num_threads(int(machine()["cores"]))
-    found = json.loads(RECORD.read_text()) if RECORD.exists() else {"machine": machine(), "steps": STEPS, "cases": []}
-    done = [{name: row[name] for name in Case._fields} for row in found["cases"]]
-    for case in cases:
-        if case.known_as not in done:
-            found["cases"].append(measure(case, seconds))
-            write_json(RECORD, found)
-            print(case.known_as, flush=True)
+    measure_missing(RECORD, ((known_as(case), partial(measure, case, seconds)) for case in cases), steps=STEPS)
 
 
 def table() -> str:

@@ -165,22 +165,22 @@ def top_kept_squares(keep_ratio: float, entries: Entries = "normal") -> Tensor:
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"top_kept_squares: keep_ratio must be above 0 and at most 1: got {keep_ratio}")
     share = torch.tensor(keep_ratio, dtype=torch.float64, device="cpu")
-    if _checked(entries) == "laplace":
+    if _checked("top_kept_squares", entries) == "laplace":
         least = -share.log()
         return share * (least.square() + 2 * least + 2) / 2
     least = torch.special.ndtri(1 - share / 2)
     return share + 2 * least * (-0.5 * least.square()).exp() / math.sqrt(2 * math.pi)
 
 
-def _checked(entries: str) -> str:
+def _checked(function: str, entries: str) -> str:
     if entries not in ("normal", "laplace"):
-        raise ValueError(f"kept_squares: entries must be 'normal' or 'laplace': got {entries!r}")
+        raise ValueError(f"{function}: entries must be 'normal' or 'laplace': got {entries!r}")
     return entries
 
 
 def _sizes(entries: str) -> tuple[Tensor, Tensor]:
     """On a grid of sizes: how many are larger, and the part of the squares that is there."""
-    normal = _checked(entries) == "normal"
+    normal = _checked("kept_squares", entries) == "normal"
     # sizes on a logarithmic grid, where the integrand vanishes smoothly at both ends
     x = torch.arange(-_TAIL, _TAIL / 2, _STEP, dtype=torch.float64, device="cpu").exp()
     if normal:

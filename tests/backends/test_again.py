@@ -143,6 +143,19 @@ def test_the_gradients_are_the_first_ones(method: NM, dtype: torch.dtype, layout
             assert one.stride() == other.stride()
 
 
+@pytest.mark.parametrize(("heads", "length"), [(1, 19), (4, 1)])
+def test_dimensions_of_one_have_no_order_that_counts(heads: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such tensors are contiguous, and their strides are not those of new ones."""
+    query = torch.randn(2, length, heads, 16).transpose(1, 2).requires_grad_()
+    key, value = (torch.randn(2, 23, heads, 16).transpose(1, 2).requires_grad_() for _ in range(2))
+    outs = [dynattn.attention(query, key, value, NM(1, 2)) for _ in range(2)]
+    assert outs[0].stride() == outs[1].stride()
+    first = torch.autograd.grad(outs[0].sum(), (query, key, value))
+    monkeypatch.setattr(again, "BACKWARD", None)  # which is for what is not plain
+    second = torch.autograd.grad(outs[1].sum(), (query, key, value))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_a_backward_that_is_not_plain_goes_through_the_operator() -> None:
     tensors = inputs()
     trained(tensors)

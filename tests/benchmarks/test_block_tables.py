@@ -60,7 +60,7 @@ def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(
 def test_dense_attention_is_taken_where_no_choice_pays(tables: Any, tmp_path: Path) -> None:
     (tmp_path / "quality-2048.json").write_text(json.dumps(quality(slow=(0.0, 0.0), bad=(1.0, 0.0))))
     (tmp_path / "time.json").write_text(json.dumps(times(dense=1.2, slow=1.1, bad=4.0)))
-    assert "none of them pays: `dense` (1.20×) is the fastest" in tables.which()
+    assert "none of those measured pays: `dense` (1.20×) is the fastest" in tables.which()
     assert tables.verdict([tables.Measured("bad", 4.0, "code", 1.0, False)]) == (
         "of 1 measured, none stays within the limits."
     )

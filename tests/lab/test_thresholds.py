@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
-from dynattn.lab import thresholds
+from dynattn.integrations.transformers import register
+from dynattn.lab import calibration, thresholds
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.tasks.texts import Text
@@ -24,7 +27,7 @@ def articles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(1)
         return tuple(Text(str(number), f"the words of text {number} " * 9) for number in range(95))
 
-    monkeypatch.setattr(thresholds, "wikipedia", texts)
+    monkeypatch.setattr(calibration, "wikipedia", texts)
     return asked
 
 
@@ -33,7 +36,7 @@ def test_a_method_is_calibrated_once_for_a_model(kind: str, request: pytest.Fixt
     pretrained = load(str(request.getfixturevalue(kind)))
     given = thresholds.inputs(pretrained)
     assert len(given) == thresholds.TEXTS
-    assert all(one["input_ids"].shape[1] <= thresholds.TOKENS for one in given)
+    assert all(one["input_ids"].shape[1] <= calibration.TOKENS for one in given)
     first = thresholds.fitted(pretrained, TEAL(0.5))
     assert isinstance(first, Calibrated)
     assert thresholds.fitted(pretrained, TEAL(0.5)) is first
@@ -49,6 +52,18 @@ def test_a_method_is_calibrated_once_for_a_model(kind: str, request: pytest.Fixt
     with first.apply(pretrained.model), torch.no_grad():
         assert torch.equal(pretrained.model(**given[0])[0], sparse)
     assert torch.equal(states("sdpa"), dense)
+
+
+def test_thresholds_are_those_of_the_dense_model(tiny_decoder: Path, articles: list[int]):
+    found = []
+    for attention in ("sdpa", "dynattn:topk-1"):
+        pretrained = load(str(tiny_decoder))
+        register("topk-1")
+        pretrained.model.set_attn_implementation(attention)
+        calibrated = thresholds.fitted(pretrained, TEAL(0.5))
+        assert isinstance(calibrated, Calibrated)
+        found.append(calibrated.thresholds)
+    assert found[0] == found[1]
 
 
 def test_a_model_that_reads_no_texts_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,3 +62,16 @@ def test_refusals() -> None:
     for bad, kind in ((weight.int(), "torch.int32"), ([[1.0]], "list")):
         with pytest.raises(TypeError, match=rf"pack_nm: weight must be a floating-point tensor: got {kind}; convert"):
             pack_nm(bad, 1, 2)  # pyright: ignore[reportArgumentType]
+
+
+def test_tensors_that_do_not_belong_together_are_refused() -> None:
+    packed = pack_nm(torch.zeros(3, 70), 2, 4)
+    changes = (
+        {"inputs": 700}, {"values": packed.values[:2]}, {"values": packed.values[:, :16]}, {"values": packed.values[0]},
+        {"places": packed.places[:, :1]}, {"places": packed.places[:2]}, {"m": 2}, {"n": 1},
+    )  # fmt: skip
+    for change in changes:
+        with pytest.raises(ValueError, match=r"PackedNM: values and places must be \(out, "):
+            replace(packed, **change)
+    with pytest.raises(ValueError, match=r"PackedNM: places must be int32 beside the values: got torch.int64"):
+        replace(packed, places=packed.places.long())

@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 
     def output(self, query: Tensor, value: Tensor) -> Tensor:
         """The output, to fill."""
-        return torch.empty_like(query) if self.like_query else buffers.output(query, value)
+        return buffers.packed_like(query) if self.like_query else buffers.output(query, value)
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output."""
@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
         if not plain:
             tensors = (grad_out, torch.zeros_like(logsumexp), out, logsumexp, query, key, value, attn_mask, None)
             return *BACKWARD.operator(*tensors, *plan.operator)[:3], None, None
-        like = torch.empty_like if plan.contiguous else buffers.gradient
+        like = buffers.packed_like if plan.contiguous else buffers.gradient
         gradients = (like(query), like(key), like(value))
         cpu.nm_backward_again(
             rows_contiguous(grad_out), query, key, value, attn_mask, out, logsumexp, gradients, plan.forward.arguments,

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
-from dynattn.lab.tasks.embedding import inputs
+from dynattn.lab.tasks.base import Inputs
+from dynattn.lab.tasks.embedding import inputs, longest
 from dynattn.lab.tasks.texts import wikipedia
 from dynattn.sparsity import InputStatistics, Kept, WeightSparsity, calibrate
 
 TEXTS, TOKENS = 32, 256
-"""So many articles, the shortest ones, since tasks take the longest first; and so many tokens of each."""
+"""So many articles for statistics, and so many tokens of each article at the most."""
 
 _known: WeakKeyDictionary[nn.Module, Mapping[str, InputStatistics]] = WeakKeyDictionary()
 
@@ -57,11 +58,21 @@ def statistics(pretrained: Pretrained) -> Mapping[str, InputStatistics]:
     model = pretrained.model
     if model not in _known:
         model.set_attn_implementation(BASELINE)
-        _known[model] = calibrate(model, _batches(pretrained))
+        _known[model] = calibrate(model, short_articles(pretrained, TEXTS))
     return _known[model]
 
 
-def _batches(pretrained: Pretrained) -> Iterator[dict[str, Tensor]]:
-    for text in wikipedia()[-TEXTS:]:
-        given = inputs(pretrained, [text.body[: TOKENS * 20]], TOKENS)
-        yield {name: given[name].to(pretrained.model.device) for name in ("input_ids", "attention_mask")}
+def short_articles(pretrained: Pretrained, texts: int) -> list[Inputs]:
+    """Inputs of a model, a text each, on its device.
+
+    Args:
+        pretrained: an encoder or decoder.
+        texts: so many articles, the shortest ones, since tasks take the longest first.
+
+    Raises:
+        dynattn.lab.tasks.DataMissingError: the articles are not on this machine.
+    """
+    tokens = longest(pretrained, TOKENS)
+    beside = {"use_cache": False} if pretrained.kind == "decoder" else {}
+    given = (inputs(pretrained, [text.body[: TOKENS * 20]], tokens) for text in wikipedia()[-texts:])
+    return [{name: x.to(pretrained.model.device) for name, x in one.items()} | beside for one in given]

@@ -7,14 +7,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from dynattn.lab.calibration import short_articles
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
-from dynattn.lab.tasks import embedding
 from dynattn.lab.tasks.base import Inputs
-from dynattn.lab.tasks.texts import wikipedia
 from dynattn.sparsity import ActivationPlan, Calibrated, calibrate_thresholds
 
-TEXTS, TOKENS = 16, 256
-"""So many articles, the shortest ones, since tasks take the longest first; and so many tokens of each."""
+TEXTS = 16
+"""So many of the shortest articles."""
 
 _found: WeakKeyDictionary[nn.Module, dict[str, Calibrated]] = WeakKeyDictionary()
 
@@ -34,11 +34,7 @@ def inputs(pretrained: Pretrained) -> list[Inputs]:
             f"thresholds: the model must read texts: {pretrained.name} is of kind {pretrained.kind}; take a method "
             "without thresholds, such as nmact-8-16-norm or wina-0.5"
         )
-    tokens = embedding.longest(pretrained, TOKENS)
-    beside = {"use_cache": False} if pretrained.kind == "decoder" else {}
-    return [
-        {**embedding.inputs(pretrained, [text.body[: TOKENS * 20]], tokens), **beside} for text in wikipedia()[-TEXTS:]
-    ]
+    return short_articles(pretrained, TEXTS)
 
 
 @torch.inference_mode()
@@ -46,7 +42,7 @@ def fitted(pretrained: Pretrained, method: ActivationPlan) -> ActivationPlan | C
     """A method that can be applied to a model: itself where it needs no thresholds, else with those of this model.
 
     Args:
-        pretrained: the model.
+        pretrained: the model; where it is looked at, its attention is set to dense.
         method: the method.
 
     Raises:
@@ -56,5 +52,7 @@ def fitted(pretrained: Pretrained, method: ActivationPlan) -> ActivationPlan | C
         return method
     known = _found.setdefault(pretrained.model, {})
     if method.name not in known:
-        known[method.name] = calibrate_thresholds(method, pretrained.model, inputs(pretrained))
+        given = inputs(pretrained)
+        pretrained.model.set_attn_implementation(BASELINE)
+        known[method.name] = calibrate_thresholds(method, pretrained.model, given)
     return known[method.name]

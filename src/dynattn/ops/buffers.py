@@ -53,6 +53,11 @@ def gradients(
     return d_query, d_key, d_value, attn_mask.new_empty(attn_mask.shape)
 
 
+def packed_like(x: Tensor) -> Tensor:
+    """A tensor of a contiguous one's shape whose strides are in order, those of dimensions of size 1 too."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _beside(x: Tensor, width: int) -> Tensor:
     """(batch, heads, length, width), packed, with heads and length in the order in which ``x`` has them in memory.
 
@@ -61,7 +66,7 @@ def _beside(x: Tensor, width: int) -> Tensor:
     """
     batch, heads, length, head_dim = x.shape
     if head_dim == width and x.is_contiguous():  # the quickest way, which calls of a few microseconds need
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return packed_like(x)
     if x.stride(1) < x.stride(2):  # (batch, length, heads, width) in memory
         return x.new_empty((batch, length, heads, width)).transpose(1, 2)
     return x.new_empty((batch, heads, length, width))

@@ -13,6 +13,7 @@ left out is 0 in the definition, and 0 · ∞ is NaN; the kernel does not comput
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,30 +159,22 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def _rows(x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
-    if not _has_kernel(x, weight_t):
-        return _define_rows(x, weight_t, bias, keep, scale)
-    out = x.new_empty(x.shape[0], weight_t.shape[1])
-    linear_calls.linear_rows(
-        x.contiguous(), weight_t, _contiguous(bias), keep.contiguous(), out, cpu.best_isa(), _contiguous(scale)
-    )
-    return out
-
-
-def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
+def _kept(
+    kernel: Any, definition: Any, fake: Any,
+    x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The kernel for an output of the shape that ``fake`` has, or the definition."""
     if not _has_kernel(x, weight):
-        return _define_outputs(x, weight, bias, keep, scale)
-    out = x.new_empty(x.shape[0], weight.shape[0])
-    linear_calls.linear_outputs(
-        x.contiguous(), weight, _contiguous(bias), keep.contiguous(), out, cpu.best_isa(), _contiguous(scale)
-    )
+        return definition(x, weight, bias, keep, scale)
+    out = fake(x, weight)
+    kernel(x.contiguous(), weight, _contiguous(bias), keep.contiguous(), out, cpu.best_isa(), _contiguous(scale))
     return out
 
 
 def _nm_weight(x: Tensor, values: Tensor, places: Tensor, bias: Tensor | None, n: int, m: int) -> Tensor:
     if not _has_kernel(x, values):
         return _define_nm_weight(x, values, places, bias, n, m)
-    out = x.new_empty(x.shape[0], values.shape[0])
+    out = _fake_outputs(x, values)
     linear_calls.linear_nm_weight(
         x.contiguous(), values.contiguous(), places.contiguous(), _contiguous(bias), out, n, m, cpu.best_isa()
     )
@@ -212,6 +205,9 @@ def _fake_rows(x: Tensor, weight_t: Tensor, *_: Any) -> Tensor:
 def _fake_outputs(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
+
+_rows = partial(_kept, linear_calls.linear_rows, _define_rows, _fake_rows)
+_outputs = partial(_kept, linear_calls.linear_outputs, _define_outputs, _fake_outputs)
 
 for _schema, _kernel, _definition, _fake in (
     (ROWS, _rows, _define_rows, _fake_rows),

@@ -29,6 +29,9 @@ class PackedNM:
         n: weights of a group that are stored.
         m: inputs of a group.
         inputs: inputs of the layer. The last block is filled up with weights of 0.
+
+    Raises:
+        ValueError: the tensors do not belong together; kernels read what their sizes promise.
     """
 
     values: Tensor
@@ -36,6 +39,22 @@ class PackedNM:
     n: int
     m: int
     inputs: int
+
+    def __post_init__(self) -> None:
+        blocks = -(-self.inputs // (self.m * NM_GROUPS))
+        stored = blocks * self.n * NM_GROUPS
+        rows = self.values.shape[0] if self.values.dim() == 2 else -1
+        words = -(-stored * (self.m.bit_length() - 1) // _WORD)
+        if self.values.shape != (rows, stored) or self.places.shape != (rows, words):
+            raise ValueError(
+                f"PackedNM: values and places must be (out, {stored}) and (out, {words}): got "
+                f"{tuple(self.values.shape)} and {tuple(self.places.shape)}; pack the weight with pack_nm()"
+            )
+        if self.places.dtype != torch.int32 or self.places.device != self.values.device:
+            raise ValueError(
+                f"PackedNM: places must be int32 beside the values: got {self.places.dtype} on {self.places.device}; "
+                "pack the weight with pack_nm()"
+            )
 
     @property
     def bytes(self) -> int:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dynattn.pruning.structure.find import is_transposed
 from dynattn.sparsity.calibration import InputStatistics
-from dynattn.sparsity.linears import linears
+from dynattn.sparsity.linears import linears, turned
 from dynattn.sparsity.method import SparsityMethod
 
 
@@ -143,12 +142,8 @@ class WeightSparsity(SparsityMethod):
         self, layers: Mapping[str, nn.Linear], statistics: Mapping[str, InputStatistics] | None
     ) -> dict[str, Tensor]:
         """Masks in the shape of the weights, which ``Conv1D`` keeps as (in, out)."""
-        turned = {name for name, layer in layers.items() if is_transposed(layer)}
-        weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        found = self.masks(
-            {name: weight.T if name in turned else weight for name, weight in weights.items()}, statistics
-        )
-        return {name: mask.T if name in turned else mask for name, mask in found.items()}
+        weights = {name: turned(layer, layer.weight.detach()) for name, layer in layers.items()}
+        return {name: turned(layers[name], mask) for name, mask in self.masks(weights, statistics).items()}
 
 
 def _counted(masks: Mapping[str, Tensor]) -> Kept:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from dynattn.ops.linear import linear_outputs, linear_rows
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
-from dynattn.pruning.structure.find import is_transposed
+from dynattn.pruning.structure.find import is_transposed, size
 from dynattn.sparsity.layout import input_major
+from dynattn.sparsity.linears import turned
 from dynattn.sparsity.observe import show
 from dynattn.sparsity.sites import REMEDY, Chooser, Gated, Place, Site, given, norms, places, rows
 
@@ -105,15 +106,17 @@ class _Session:
             own = [norms(place.module) for place, _ in together]
             of_these = own[0] if len(own) == 1 else torch.linalg.vector_norm(torch.stack(own), dim=0)
             choice: _Choice | None = None
-            for place, chooser in together:
+            for (place, chooser), its in zip(together, own, strict=True):
                 limits = _limits(place, thresholds.get(place.name)) if chooser.needs_thresholds else None
                 site = Site(place.layer, place.projection, of_these, limits)
                 choice = choice or _Choice(chooser, site, len(together))
-                self._attach(place, chooser, site, choice, undo)
+                self._attach(place, chooser, site, choice, its, undo)
                 sites.append(site)
         return tuple(sites)
 
-    def _attach(self, place: Place, chooser: Chooser, site: Site, choice: _Choice, undo: ExitStack) -> None:
+    def _attach(
+        self, place: Place, chooser: Chooser, site: Site, choice: _Choice, its: Tensor, undo: ExitStack
+    ) -> None:  # fmt: skip
         module = place.module
         if not is_transposed(module):
             input_major(module.weight, undo)
@@ -124,7 +127,8 @@ class _Session:
             ):  # fmt: skip
                 replace(owner, "forward", ReplacedForward(owner.forward, run), undo)
         else:
-            replace(module, "forward", ReplacedForward(module.forward, _Inputs(self, module, site, choice).run), undo)
+            inputs = _Inputs(self, module, site, choice, its)
+            replace(module, "forward", ReplacedForward(module.forward, inputs.run), undo)
 
 
 class _Last(NamedTuple):
@@ -173,9 +177,9 @@ class _Choice:
 class _Inputs:
     """A linear layer that reads the inputs that are kept."""
 
-    def __init__(self, session: _Session, module: Any, site: Site, choice: _Choice) -> None:
+    def __init__(self, session: _Session, module: Any, site: Site, choice: _Choice, its: Tensor) -> None:
         self.session, self.module, self.site, self.choice = session, module, site, choice
-        self.norms = site.norms if choice.readers == 1 else norms(module)
+        self.norms = its  # those of the layer alone, where the site's are of all that share the choice
 
     def run(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the layer."""
@@ -216,8 +220,7 @@ class _Neurons:
             return forward(*args, **kwargs)
         x, up = given(args, kwargs), cast(Any, self.gated.up)
         show(up, self.of_up, keep, rows(x), None, outputs=True, made=False)
-        weight = up.weight.t().contiguous() if is_transposed(up) else up.weight
-        out = linear_outputs(rows(x), weight, up.bias, keep=keep)
+        out = linear_outputs(rows(x), turned(up, up.weight), up.bias, keep=keep)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def run_down(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -243,7 +246,7 @@ def activation(gated: Gated, down: Any) -> Callable[[Tensor], Tensor]:
     own = set(map(id, gated.mlp.children()))
     if gated.act is not None and {id(gated.gate), id(gated.up), id(down)} <= own:
         weight: Any = gated.gate.weight
-        wide = weight.shape[0 if is_transposed(gated.gate) else 1]
+        wide, _ = size(gated.gate)
         with torch.no_grad():
             x = torch.linspace(-1, 1, wide, dtype=torch.float64, device=weight.device).to(weight.dtype).unsqueeze(0)
             expected = down(gated.act(gated.gate(x)) * gated.up(x))
@@ -280,7 +283,7 @@ def _limits(place: Place, found: Sequence[float] | None) -> Tensor:
     weight = place.module.weight
     if found is None:
         raise ValueError(f"sparsity: there must be a threshold for {place.name}: there is none; {REMEDY}")
-    inputs = weight.shape[0 if is_transposed(place.module) else 1]
+    inputs, _ = size(place.module)
     if len(found) not in (1, inputs):
         raise ValueError(
             f"sparsity: thresholds of {place.name} must be 1 or {inputs}: got {len(found)}, of another model; {REMEDY}"
@@ -302,6 +305,5 @@ def _refuse_replaced(taken: Sequence[Taken]) -> None:
 
 
 def _by_rows(module: Any, x: Tensor, keep: Tensor) -> Tensor:
-    weight_t = module.weight if is_transposed(module) else module.weight.t()
-    out = linear_rows(rows(x), weight_t.contiguous(), module.bias, keep=keep)
+    out = linear_rows(rows(x), turned(module, module.weight).t(), module.bias, keep=keep)
     return out.view(*x.shape[:-1], out.shape[-1])

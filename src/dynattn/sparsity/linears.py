@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from dynattn.pruning.structure.find import is_dense
+from dynattn.pruning.structure.find import is_dense, is_transposed
 
 _BESIDE = ("pooler", "embeddings", "embed")
 """Parts of names that say what is no part of a layer: a pooler serves one token, embeddings are tables."""
@@ -49,3 +49,8 @@ def linears(model: nn.Module) -> dict[str, Any]:
             "load it unquantised"
         )
     return found
+
+
+def turned(layer: Any, x: Tensor) -> Tensor:
+    """(out, in) of what a ``Conv1D`` keeps as (in, out), and back again; ``x`` itself for other linear layers."""
+    return x.T if is_transposed(layer) else x

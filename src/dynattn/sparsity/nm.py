@@ -27,20 +27,23 @@ from dynattn.sparsity.dsnot import DSnoT
 _NAME = re.compile(rf"nmweight-(?P<n>\d+)-(?P<m>\d+)(?P<wanda>-wanda)?(?P<refinement>{dsnot.NAME})?")
 
 
-def best(score: Tensor, n: int, m: int) -> Tensor:
-    """The N largest of each run of M along the last axis; ties go to the lower index.
+def best(score: Tensor, n: int, m: int, stride: int = 1) -> Tensor:
+    """The N largest of each group of M along the last axis; ties go to the lower index.
 
     Args:
-        score: (rows, length), none of them negative.
+        score: (rows, length), none of them negative; a NaN counts as the largest.
         n: how many stay of each group.
         m: how many a group has; the last one may have fewer.
+        stride: how far apart they stand.
 
     Returns:
         (rows, length) bool.
     """
     rows, length = score.shape
-    filled = nn.functional.pad(score, (0, -length % m), value=-1.0)  # what is not there comes last
-    return largest(filled.view(rows, -1, m), n).view(rows, -1)[:, :length]
+    tiles = -(-length // (m * stride))
+    filled = nn.functional.pad(score, (0, tiles * m * stride - length), value=-1.0)  # what is not there comes last
+    groups = filled.view(rows, tiles, m, stride).transpose(2, 3)
+    return largest(groups, n).transpose(2, 3).reshape(rows, tiles * m * stride)[:, :length]
 
 
 @final

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from dynattn.methods.nm import NM, choose
+from dynattn.methods.nm import NM
 from dynattn.sparsity.activations import ActivationSparsity
+from dynattn.sparsity.nm import best
 from dynattn.sparsity.sites import Site
 
 _NAME = re.compile(r"nmact-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?P<norm>-norm)?")
-
-
-@cache
-def _rule(n: int, m: int, stride: int) -> NM:
-    return NM(n, m, stride=stride)
 
 
 @final
@@ -83,4 +78,4 @@ class NMActivations(ActivationSparsity):
     def keep(self, x: Tensor, site: Site) -> Tensor:
         """The N largest of each group, and every NaN."""
         scores = site.scores(x) if self.norm else x.abs()
-        return choose(scores, _rule(self.n, self.m, self.stride)) | scores.isnan()
+        return best(scores, self.n, self.m, self.stride) | scores.isnan()

@@ -149,3 +149,7 @@ def test_what_cannot_be_is_refused(exact, ids):
         Sirius(SelfDraft().of, threshold=1.5)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 0: got -1"):
         Sirius(SelfDraft().of).generate(exact, ids, -1)
+    padded = torch.ones_like(ids)
+    padded[0, -1] = 0
+    with pytest.raises(ValueError, match="Sirius: samples must be padded on the left"):
+        Sirius(SelfDraft().of).generate(exact, ids, 2, padded)

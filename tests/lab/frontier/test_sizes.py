@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dynattn.lab.frontier import store
 from dynattn.lab.frontier.sizes import amount, answers, compared, page, show, titled
+from tests.lab.frontier import test_isoflops
 from tests.lab.frontier.running import APP
 from tests.lab.frontier.test_isoflops import LARGE, SMALL, _record
 
@@ -72,6 +73,17 @@ def test_a_larger_model_that_is_dearer_however_sparse_is_said_to_be():
     found = compared([_record("small", SMALL), _record("large", dear)])
     told = _plain(page(found, RECORDS))
     assert re.search(r"small, dense large, top-k 1/8 160% 12% 0\.[45]\d+ 0\.[23]\d+ – dearer however sparse", told)
+
+
+def test_few_items_say_nothing_of_a_larger_model_that_is_cheap_enough(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(test_isoflops, "ITEMS", 3)
+    monkeypatch.setattr(test_isoflops, "BASE", test_isoflops.BASE[:3])
+    records = _record("small", SMALL), _record("large", LARGE)
+    told = _plain(page(compared(records), records))
+    assert re.search(
+        r"small, dense large, top-k 1/4 95% 25% 0\.\d+ 0\.\d+ \+0\.\d+ \(too few items for an interval\) –", told
+    )
+    assert "dearer however sparse" not in told
 
 
 def test_the_command_compares_records_and_measures_nothing(tmp_path: Path):

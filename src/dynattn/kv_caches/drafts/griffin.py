@@ -5,17 +5,16 @@
     kept   = the ⌊keep · neurons⌉ with the largest s, in each layer; ties go to the lower number
 
 It is coarse: the choice is the same for all tokens that follow, and a cheap forward for :class:`Sirius`, whose source
-takes half of the neurons so. Neurons that are left out are multiplied by 0 here, which saves no time.
+takes half of the neurons so. Neurons that are left out are 0 here, which saves no time.
 
 Source: "Prompt-prompted Adaptive Structured Pruning for Efficient LLM Generation", arXiv:2404.01365.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,9 @@ from dynattn.kv_caches.full import FullCache
 from dynattn.maths.scores import arithmetic_dtype
 from dynattn.maths.selection import largest
 from dynattn.methods import share
-from dynattn.pruning.structure.find import find
+from dynattn.pruning.structure.find import mlp_outputs
+from dynattn.pruning.structure.masked import empty
+from dynattn.sparsity.sites import given, unpadded
 
 
 @dataclass(frozen=True)
@@ -66,34 +67,26 @@ class Griffin:
         Raises:
             ValueError: a layer has no such MLP.
         """
-        outputs = [layer.mlp.output if layer.mlp else None for layer in find(model).layers]
-        if None in outputs:
-            raise ValueError(
-                f"Griffin: every layer must have an MLP of plain linear layers: layer {outputs.index(None)} of "
-                f"{type(model).__name__} has none; take another model"
-            )
-        text = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         squares: dict[nn.Module, Tensor] = {}
 
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0][text.to(args[0].device) != 0]  # [tokens, neurons]
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            rows = unpadded(given(args, kwargs), attention_mask)  # [tokens, neurons]
             rows = rows.to(arithmetic_dtype(rows.dtype))
             squares[module] = nn.functional.normalize(rows, dim=-1).square().sum(0)
 
-        with _hooked(dict.fromkeys((one for one in outputs if one is not None), look)):
+        with ExitStack() as undo:
+            for output in mlp_outputs(model, "Griffin"):
+                undo.callback(output.register_forward_pre_hook(look, with_kwargs=True).remove)
             forward(model, input_ids, attention_mask, FullCache())
-        kept = {module: largest(found, round(share.exact(self.keep) * len(found))) for module, found in squares.items()}
-        return lambda _: _hooked({module: partial(_kept, mask) for module, mask in kept.items()})
+        keep = share.exact(self.keep)
+        gone = {module: ~largest(found, round(keep * len(found))) for module, found in squares.items()}
+        return lambda _: _without(gone)
 
 
 @contextmanager
-def _hooked(hooks: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """While active, each module's inputs are shown to a function of it, whose answer they become."""
+def _without(gone: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """While active, neurons are 0."""
     with ExitStack() as undo:
-        for module, hook in hooks.items():
-            undo.callback(module.register_forward_pre_hook(hook).remove)
+        for output, neurons in gone.items():
+            empty(output, neurons, undo)
         yield
-
-
-def _kept(mask: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0] * mask.to(args[0].device), *args[1:])

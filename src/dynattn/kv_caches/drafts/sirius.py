@@ -30,6 +30,7 @@ from dynattn.kv_caches.counts import check_counts
 from dynattn.kv_caches.drafts.greedy import end_tokens, extended, forward, logits
 from dynattn.kv_caches.full import FullCache
 from dynattn.kv_caches.layer import LayeredCache
+from dynattn.kv_caches.observed import refuse_right_padding
 
 Cheap = Callable[[Any], AbstractContextManager[Any]]
 """Makes a model cheaper while its context is active: ``SelfDraft(NM(1, 2)).of``, ``Magnitude(0.5).apply``, …"""
@@ -136,9 +137,11 @@ class Sirius:
             The text and how it came about.
 
         Raises:
-            ValueError: ``max_new_tokens`` is negative.
+            ValueError: ``max_new_tokens`` is negative, or a sample is padded on the right.
         """
         check_counts("Sirius.generate", least=0, max_new_tokens=max_new_tokens)
+        if attention_mask is not None:
+            refuse_right_padding(attention_mask, "Sirius")
         cache, text, mask = FullCache(), input_ids, attention_mask
         start, rounds = input_ids.shape[1], list[Round]()
         if start > 1:

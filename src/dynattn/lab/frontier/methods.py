@@ -158,7 +158,6 @@ class Family(NamedTuple):
 _PREFILL: tuple[Phase, ...] = ("prefill",)
 _DECODE: tuple[Phase, ...] = ("decode",)
 _DECODERS: tuple[Kind, ...] = ("decoder",)
-_TEXT: tuple[Kind, ...] = ("encoder", "decoder")  # models whose weights are looked at with texts
 _NOT_CAUSAL: tuple[Kind, ...] = ("encoder", "vision")
 _EVERY_TOKEN = ("perplexity",)  # tasks whose score is one of every token
 _SHORTENED: tuple[Kind, ...] = ("encoder", "vision")  # models whose layers lose tokens

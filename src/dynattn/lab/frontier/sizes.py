@@ -93,13 +93,11 @@ def duel_grid(found: Sequence[Ground], names: dict[str, str]) -> Grid:
     rows = [
         [
             _exam(ground), _called(duel.small, names), _called(duel.large, names), f"{_over(duel):.0%}",
-            _kept(duel.large), f"{duel.small.score:.4f}", f"{duel.large.score:.4f}", *_told(duel.difference, ground),
+            _kept(duel.large), f"{duel.small.score:.4f}", f"{duel.large.score:.4f}", *_beats(duel.difference, ground),
         ]
         for ground in found
         for duel in duels(ground)
     ]  # fmt: skip
-    for row in rows:
-        row[-1] = "dearer however sparse" if row[-1] == "–" else row[-1]
     columns = [
         "exam", "smaller, dense", "larger, sparse", "cost over\nthe smaller's", "kept", "smaller's\nscore",
         "larger's\nscore", "difference [95%]", "the larger is",
@@ -223,6 +221,10 @@ def _kept(setting: Setting) -> str:
 
 def _over(duel: Duel) -> float:
     return duel.large.cost / duel.small.cost
+
+
+def _beats(difference: Interval | None, ground: Ground) -> list[str]:
+    return ["–", "dearer however sparse"] if difference is None else _told(difference, ground)
 
 
 def _told(difference: Interval | None, ground: Ground) -> list[str]:

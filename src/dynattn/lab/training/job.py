@@ -55,12 +55,18 @@ class Job:
                 "Job: learning_rate must be positive, weight_decay not negative, warmup in [0, 1): got "
                 f"{self.learning_rate}, {self.weight_decay}, {self.warmup}; 3e-5, 0 and 0.1 are usual"
             )
-        if self.density_loss is not None:
-            DensityLoss(self.density_loss, 1.0 if self.density_epsilon is None else self.density_epsilon)
-        elif self.density_epsilon is not None:
+        if self.density is None and self.density_epsilon is not None:
             raise ValueError(
                 f"Job: density_epsilon must come with density_loss: got {self.density_epsilon} alone; give both"
             )
+
+    @property
+    def density(self) -> DensityLoss | None:
+        """The penalty on dense activations, None where none is asked for."""
+        if self.density_loss is None:
+            return None
+        epsilon = {} if self.density_epsilon is None else {"epsilon": self.density_epsilon}
+        return DensityLoss(self.density_loss, **epsilon)
 
     @property
     def name(self) -> str:

@@ -55,16 +55,11 @@ def thinning(job: Job, trainer: Any, notes: Notes) -> Iterator[None]:
             training = undo.enter_context(found.train(model, steps=job.steps))
             trainer.add_callback(_Follow(training))
             notes["changed"] = lambda: training.changed[-1]
-        if job.density_loss is not None:
-            _penalise(model, _density(job), undo, notes)
+        if (asked := job.density) is not None:
+            _penalise(model, asked, undo, notes)
         yield
     if isinstance(found, Recipe):
         found.kept.fix(model)
-
-
-def _density(job: Job) -> DensityLoss:
-    epsilon = {} if job.density_epsilon is None else {"epsilon": job.density_epsilon}
-    return DensityLoss(job.density_loss or 0.0, **epsilon)
 
 
 def _penalise(model: nn.Module, asked: DensityLoss, undo: ExitStack, notes: Notes) -> None:

@@ -127,6 +127,27 @@ def find(model: nn.Module) -> Structure:
     return Structure(tuple(_layer(module, config) for module in stacks[0]), stacks[0], config)
 
 
+def mlp_outputs(model: nn.Module, owner: str) -> list[nn.Module]:
+    """The output projection of every layer's MLP.
+
+    Args:
+        model: a Transformers model.
+        owner: who needs them, for the error.
+
+    Raises:
+        TypeError, ValueError: as :func:`find`; or a layer has no MLP of plain linear layers.
+    """
+    outputs: list[nn.Module] = []
+    for number, layer in enumerate(find(model).layers):
+        if layer.mlp is None:
+            raise ValueError(
+                f"{owner}: every layer must have an MLP of plain linear layers: layer {number} of "
+                f"{type(model).__name__} has none; take another model"
+            )
+        outputs.append(layer.mlp.output)
+    return outputs
+
+
 def is_dense(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer, or GPT-2's ``Conv1D``, whose weight is transposed."""
     return type(module) is nn.Linear or is_transposed(module)

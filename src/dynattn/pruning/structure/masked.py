@@ -42,13 +42,13 @@ def masked(model: nn.Module, elements: Iterable[Element]) -> Iterator[None]:
             if not part.attention:
                 _skip(attention.output, attention.norm, undo)
             elif not part.heads.all():
-                _empty(attention.output, ~part.heads.repeat_interleave(attention.head_dim), undo)
+                empty(attention.output, ~part.heads.repeat_interleave(attention.head_dim), undo)
             if mlp is None or part.neurons is None:
                 continue
             if not part.mlp:
                 _skip(mlp.output, mlp.norm, undo)
             elif not part.neurons.all():
-                _empty(mlp.output, ~part.neurons, undo)
+                empty(mlp.output, ~part.neurons, undo)
         yield
 
 
@@ -59,8 +59,14 @@ def _skip(output: nn.Module, norm: nn.Module | None, undo: ExitStack) -> None:
         undo.callback(norm.register_forward_hook(_given).remove)
 
 
-def _empty(output: nn.Module, gone: Tensor, undo: ExitStack) -> None:
-    """Let a linear layer read 0 at those inputs that are gone."""
+def empty(output: nn.Module, gone: Tensor, undo: ExitStack) -> None:
+    """Let a linear layer read 0 at those inputs that are gone.
+
+    Args:
+        output: the layer.
+        gone: (in,) bool.
+        undo: gives them back when it is closed.
+    """
     undo.callback(output.register_forward_pre_hook(_zeros_at(gone)).remove)
 
 

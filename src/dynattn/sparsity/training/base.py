@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
-from dynattn.pruning.structure.find import is_transposed
-from dynattn.sparsity.linears import linears
+from dynattn.sparsity.linears import linears, turned
 from dynattn.sparsity.nm import NMWeights, best
+from dynattn.sparsity.sites import given
 
 
 class Stage(NamedTuple):
@@ -188,9 +188,9 @@ class Training:
     def _run(self, name: str, inner: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self.stage.rest == 1:
             return inner(*args, **kwargs)
-        (x,) = (*args, *kwargs.values())
         layer = self._layers[name]
-        return self.recipe.multiply(x, _turned(layer), layer.bias, self._kept(name), self.stage.rest)
+        x, weight = given(args, kwargs), turned(layer, layer.weight)
+        return self.recipe.multiply(x, weight, layer.bias, self._kept(name), self.stage.rest)
 
     def _kept(self, name: str) -> Tensor:
         """The mask of a layer, made anew where its weights are others than the last time."""
@@ -199,7 +199,7 @@ class Training:
             made_of = (layer.weight.data_ptr(), layer.weight._version, self.stage.n, self.stage.m)
             if name not in self._masks or self._masks[name][0] != made_of:
                 with torch.no_grad():
-                    self._masks[name] = made_of, self.stage.kept(_turned(layer))
+                    self._masks[name] = made_of, self.stage.kept(turned(layer, layer.weight))
             return self._masks[name][1]
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Training:
         for name, layer in self._layers.items():
             if id(layer.weight) in rates and layer.weight.grad is not None:
                 kept = self._counted[name]
-                self.recipe.adjust(layer.weight, kept.T if is_transposed(layer) else kept, rates[id(layer.weight)])
+                self.recipe.adjust(layer.weight, turned(layer, kept), rates[id(layer.weight)])
 
     def _after(self, *_: Any) -> None:
         self.step += 1
@@ -243,8 +243,3 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return gradient, None, None
-
-
-def _turned(layer: Any) -> Tensor:
-    """The weight as (out, in), which ``Conv1D`` keeps as (in, out)."""
-    return layer.weight.T if is_transposed(layer) else layer.weight

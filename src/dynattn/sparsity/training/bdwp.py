@@ -62,6 +62,8 @@ class BDWP(Recipe):
         return cls(int(match["n"]), int(match["m"]), float(match["decay"] or DECAY)) if match else None
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, rest: float) -> Tensor:
+        if not torch.is_grad_enabled():  # nobody goes back
+            return super().multiply(x, weight, bias, kept, rest)
         back = best(weight.detach().abs().T.contiguous(), self.n, self.m).T
         kind = x.device.type
         if torch.is_autocast_enabled(kind):

@@ -13,7 +13,7 @@ arXiv:2402.01911: α = 1, ε = 1e-7 with adapters and 20 with prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.maths.scores import arithmetic_dtype
-from dynattn.pruning.structure.find import find
+from dynattn.pruning.structure.find import mlp_outputs
+from dynattn.sparsity.sites import given
 
 
 @final
@@ -72,13 +73,8 @@ class DensityLoss:
         """
         measured = Measured(self)
         with ExitStack() as undo:
-            for number, layer in enumerate(find(model).layers):
-                if layer.mlp is None:
-                    raise ValueError(
-                        f"DensityLoss: every layer must have an MLP of plain linear layers: layer {number} of "
-                        f"{type(model).__name__} has none; take another model"
-                    )
-                undo.callback(layer.mlp.output.register_forward_pre_hook(measured.look).remove)
+            for output in mlp_outputs(model, "DensityLoss"):
+                undo.callback(output.register_forward_pre_hook(measured.look, with_kwargs=True).remove)
             yield measured
 
 
@@ -95,9 +91,9 @@ class Measured:
         self._terms: list[Tensor] = []
         self._shares: list[Tensor] = []
 
-    def look(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+    def look(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Measure the activations that a layer's output projection reads."""
-        (x,) = args
+        x = given(args, kwargs)
         if torch.is_grad_enabled() and x.requires_grad:
             self._terms.append(self._asked.of(x))
             self._shares.append((x.detach() != 0).double().mean())
