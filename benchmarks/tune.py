@@ -8,9 +8,9 @@
     python benchmarks/tune.py smollm2 --phase both --minutes 20                        # smollm2-both.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
-the model, and what it loses on the data of the proof, which neither has seen; smollm2-default is what ``dynattn tune smollm2`` wrote
-without options, in whose six minutes there is no time for that. A run that was killed goes on in reports/ when the
-command is given again.
+the model, and what it loses on the data of the proof, which neither has seen; smollm2-default is what ``dynattn tune
+smollm2`` wrote without options, in whose six minutes there is no time for that. A run that was killed goes on in
+reports/ when the command is given again.
 """
 
 from __future__ import annotations
