@@ -14,8 +14,8 @@ from dynattn.account.work import Work
 from dynattn.integrations.transformers import Call, observing
 from dynattn.methods import MixingMethod, PairMethod
 from dynattn.nn import PoNet
-from dynattn.sparsity.observe import Chosen, counts
-from dynattn.sparsity.observe import observing as observing_choices
+from dynattn.sparsity.activations.observe import Chosen, counts
+from dynattn.sparsity.activations.observe import observing as observing_choices
 
 
 class Account:

@@ -14,28 +14,28 @@
 
 from __future__ import annotations
 
-from dynattn.sparsity.activations import ActivationPlan, ActivationSparsity
-from dynattn.sparsity.allocate import allocate
-from dynattn.sparsity.base import Kept, WeightSparsity
-from dynattn.sparsity.calibrated import Calibrated
-from dynattn.sparsity.calibration import InputStatistics, calibrate
-from dynattn.sparsity.certificate import bound, kept_share
-from dynattn.sparsity.chess import CHESS
-from dynattn.sparsity.combined import Sparsity
-from dynattn.sparsity.dsnot import DSnoT
-from dynattn.sparsity.magnitude import Magnitude
+from dynattn.sparsity.activations.allocate import allocate
+from dynattn.sparsity.activations.base import ActivationPlan, ActivationSparsity
+from dynattn.sparsity.activations.calibrated import Calibrated
+from dynattn.sparsity.activations.certificate import bound, kept_share
+from dynattn.sparsity.activations.chess import CHESS
+from dynattn.sparsity.activations.combined import Sparsity
+from dynattn.sparsity.activations.nm import NMActivations
+from dynattn.sparsity.activations.observe import Chosen, Seen, observing, watching
+from dynattn.sparsity.activations.teal import TEAL
+from dynattn.sparsity.activations.thresholded import Thresholded
+from dynattn.sparsity.activations.thresholds import calibrate_thresholds
+from dynattn.sparsity.activations.wina import WINA
 from dynattn.sparsity.method import SparsityMethod
-from dynattn.sparsity.nm import NMWeights
-from dynattn.sparsity.nm_activations import NMActivations
-from dynattn.sparsity.observe import Chosen, Seen, observing, watching
-from dynattn.sparsity.random import RandomWeights
 from dynattn.sparsity.registry import find, parse, register
 from dynattn.sparsity.sites import Site
-from dynattn.sparsity.teal import TEAL
-from dynattn.sparsity.thresholded import Thresholded
-from dynattn.sparsity.thresholds import calibrate_thresholds
-from dynattn.sparsity.wanda import Wanda
-from dynattn.sparsity.wina import WINA
+from dynattn.sparsity.weights.base import Kept, WeightSparsity
+from dynattn.sparsity.weights.calibration import InputStatistics, calibrate
+from dynattn.sparsity.weights.dsnot import DSnoT
+from dynattn.sparsity.weights.magnitude import Magnitude
+from dynattn.sparsity.weights.nm import NMWeights
+from dynattn.sparsity.weights.random import RandomWeights
+from dynattn.sparsity.weights.wanda import Wanda
 
 __all__ = [
     "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "Calibrated", "Chosen", "DSnoT", "InputStatistics",

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
 from dynattn.sparsity.linears import linears, turned
-from dynattn.sparsity.nm import NMWeights, best
 from dynattn.sparsity.sites import given
+from dynattn.sparsity.weights.nm import NMWeights, best
 
 
 class Stage(NamedTuple):

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dynattn.sparsity.nm import NMWeights, best
 from dynattn.sparsity.training.base import Recipe
 from dynattn.sparsity.training.sr_ste import DECAY, DECAY_NAME, add_decay, check_decay, decay_text
+from dynattn.sparsity.weights.nm import NMWeights, best
 
 _NAME = re.compile(rf"bdwp-(?P<n>\d+)-(?P<m>\d+){DECAY_NAME}")
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from dynattn.methods import share
-from dynattn.sparsity.nm import NMWeights
 from dynattn.sparsity.training.base import Recipe, Stage
+from dynattn.sparsity.weights.nm import NMWeights
 
 Schedule = Literal["linear", "exponential", "stepwise", "geometric"]
 

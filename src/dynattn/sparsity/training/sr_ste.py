@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.methods import share
-from dynattn.sparsity.nm import NMWeights
 from dynattn.sparsity.training.base import Recipe
+from dynattn.sparsity.weights.nm import NMWeights
 
 DECAY = 2e-4
 """The published λ."""

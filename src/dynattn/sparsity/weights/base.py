@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dynattn.sparsity.calibration import InputStatistics
 from dynattn.sparsity.linears import linears, turned
 from dynattn.sparsity.method import SparsityMethod
+from dynattn.sparsity.weights.calibration import InputStatistics
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynattn.sparsity import DSnoT, InputStatistics
-from dynattn.sparsity.nm import best
+from dynattn.sparsity.weights.nm import best
 
 
 def _statistics(mean, variance, count: int = 10) -> InputStatistics:

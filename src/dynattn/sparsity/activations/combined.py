@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, final
 
 from dynattn.methods import grammar
-from dynattn.sparsity.activations import ActivationPlan, ActivationSparsity
+from dynattn.sparsity.activations.base import ActivationPlan, ActivationSparsity
 from dynattn.sparsity.registry import find
 from dynattn.sparsity.sites import PARTS, PROJECTIONS, named
 

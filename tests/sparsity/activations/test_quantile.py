@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.sparsity.quantile import Quantile
+from dynattn.sparsity.activations.quantile import Quantile
 
 
 @pytest.mark.parametrize("values", ["normal", "close", "tied", "wide"])

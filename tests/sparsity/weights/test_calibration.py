@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("transformers")
 
 from dynattn.sparsity import InputStatistics, NMWeights, calibrate
-from dynattn.sparsity.calibration import required
 from dynattn.sparsity.linears import linears
+from dynattn.sparsity.weights.calibration import required
 from tests.pruning.structure.models import inputs, make
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from dynattn.sparsity.thresholded import Thresholded
+from dynattn.sparsity.activations.thresholded import Thresholded
 
 
 @final

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from dynattn.pruning.structure.find import find
-from dynattn.sparsity.calibrated import Calibrated
+from dynattn.sparsity.activations.calibrated import Calibrated
+from dynattn.sparsity.activations.teal import TEAL
 from dynattn.sparsity.sites import Place, given, places
-from dynattn.sparsity.teal import TEAL
 
 _STEP = 0.05
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.sparsity.calibration import InputStatistics
+from dynattn.sparsity.weights.calibration import InputStatistics
 
 NAME = rf"(?:-dsnot(?P<unsigned>-unsigned)?(?:-c(?P<cycles>\d+))?(?:-l(?P<least>{share.NUMBER}))?)"
 """The end of the name of a method that refines its masks so, as a regular expression."""

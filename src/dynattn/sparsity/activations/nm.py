@@ -18,9 +18,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from dynattn.methods.nm import NM
-from dynattn.sparsity.activations import ActivationSparsity
-from dynattn.sparsity.nm import best
+from dynattn.sparsity.activations.base import ActivationSparsity
 from dynattn.sparsity.sites import Site
+from dynattn.sparsity.weights.nm import best
 
 _NAME = re.compile(r"nmact-(?P<n>\d+)-(?P<m>\d+)(?:-x(?P<stride>\d+))?(?P<norm>-norm)?")
 

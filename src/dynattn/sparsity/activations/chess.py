@@ -19,8 +19,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from dynattn.sparsity.activations import ActivationSparsity
-from dynattn.sparsity.thresholded import Thresholded
+from dynattn.sparsity.activations.base import ActivationSparsity
+from dynattn.sparsity.activations.thresholded import Thresholded
 
 
 @final

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.sparsity.base import WeightSparsity
-from dynattn.sparsity.calibration import InputStatistics
+from dynattn.sparsity.weights.base import WeightSparsity
+from dynattn.sparsity.weights.calibration import InputStatistics
 
 _NAME = re.compile(rf"randomweight-(?P<keep>{share.NUMBER})(?P<uniform>-uniform)?(?:-r(?P<seed>\d+))?")
 

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 from dynattn.sparsity import CHESS, WINA, Calibrated, Chosen, NMActivations, observing, watching
-from dynattn.sparsity.observe import counts
+from dynattn.sparsity.activations.observe import counts
 from tests.pruning.structure.models import LAYERS, inputs, make, output
 
 

@@ -19,10 +19,10 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from dynattn.maths.selection import largest
-from dynattn.sparsity import dsnot, wanda
-from dynattn.sparsity.base import WeightSparsity
-from dynattn.sparsity.calibration import InputStatistics, required
-from dynattn.sparsity.dsnot import DSnoT
+from dynattn.sparsity.weights import dsnot, wanda
+from dynattn.sparsity.weights.base import WeightSparsity
+from dynattn.sparsity.weights.calibration import InputStatistics, required
+from dynattn.sparsity.weights.dsnot import DSnoT
 
 _NAME = re.compile(rf"nmweight-(?P<n>\d+)-(?P<m>\d+)(?P<wanda>-wanda)?(?P<refinement>{dsnot.NAME})?")
 

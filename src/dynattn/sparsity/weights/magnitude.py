@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.sparsity.base import WeightSparsity
-from dynattn.sparsity.calibration import InputStatistics
+from dynattn.sparsity.weights.base import WeightSparsity
+from dynattn.sparsity.weights.calibration import InputStatistics
 
 _NAME = re.compile(rf"magnitude-(?P<keep>{share.NUMBER})")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynattn.sparsity import DSnoT, InputStatistics, NMWeights, Wanda
-from dynattn.sparsity.wanda import score
+from dynattn.sparsity.weights.wanda import score
 
 INPUTS = 19
 

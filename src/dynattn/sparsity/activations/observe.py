@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dynattn.sparsity.certificate import bound, kept_share
+from dynattn.sparsity.activations.certificate import bound, kept_share
 from dynattn.sparsity.sites import Site
 
 

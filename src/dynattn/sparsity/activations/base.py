@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dynattn.methods import share
-from dynattn.sparsity.engine import sparse
+from dynattn.sparsity.activations.engine import sparse
 from dynattn.sparsity.method import SparsityMethod
 from dynattn.sparsity.sites import Site
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynattn.sparsity.layout import input_major
+from dynattn.sparsity.activations.layout import input_major
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynattn.maths.selection import largest
 from dynattn.methods import share
-from dynattn.sparsity.activations import ByShare
+from dynattn.sparsity.activations.base import ByShare
 from dynattn.sparsity.sites import Site
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from dynattn.maths.scores import arithmetic_dtype
 from dynattn.maths.selection import largest
 from dynattn.methods import share
-from dynattn.sparsity import dsnot
-from dynattn.sparsity.base import WeightSparsity
-from dynattn.sparsity.calibration import InputStatistics, required
-from dynattn.sparsity.dsnot import DSnoT
+from dynattn.sparsity.weights import dsnot
+from dynattn.sparsity.weights.base import WeightSparsity
+from dynattn.sparsity.weights.calibration import InputStatistics, required
+from dynattn.sparsity.weights.dsnot import DSnoT
 
 _NAME = re.compile(rf"wanda-(?P<keep>{share.NUMBER})(?P<refinement>{dsnot.NAME})?")
 

@@ -17,8 +17,8 @@ from typing import final
 from torch import nn
 
 from dynattn.paths import write_text_whole
-from dynattn.sparsity.activations import ActivationPlan
-from dynattn.sparsity.engine import sparse
+from dynattn.sparsity.activations.base import ActivationPlan
+from dynattn.sparsity.activations.engine import sparse
 from dynattn.sparsity.registry import parse
 from dynattn.sparsity.sites import Site
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dynattn.methods import share
-from dynattn.sparsity.activations import ByShare
+from dynattn.sparsity.activations.base import ByShare
 from dynattn.sparsity.sites import Site
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from dynattn.ops.linear import linear_outputs, linear_rows
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
 from dynattn.pruning.structure.find import is_transposed, size
-from dynattn.sparsity.layout import input_major
+from dynattn.sparsity.activations.layout import input_major
+from dynattn.sparsity.activations.observe import show
 from dynattn.sparsity.linears import turned
-from dynattn.sparsity.observe import show
 from dynattn.sparsity.sites import REMEDY, Chooser, Gated, Place, Site, given, norms, places, rows
 
 

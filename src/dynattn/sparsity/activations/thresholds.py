@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dynattn.sparsity.activations import ActivationPlan
-from dynattn.sparsity.calibrated import Calibrated
-from dynattn.sparsity.engine import Taken, activation, taking_part
-from dynattn.sparsity.quantile import Quantile
+from dynattn.sparsity.activations.base import ActivationPlan
+from dynattn.sparsity.activations.calibrated import Calibrated
+from dynattn.sparsity.activations.engine import Taken, activation, taking_part
+from dynattn.sparsity.activations.quantile import Quantile
+from dynattn.sparsity.activations.thresholded import Thresholded
 from dynattn.sparsity.sites import Gated, Place, given, norms, unpadded
-from dynattn.sparsity.thresholded import Thresholded
 
 
 def calibrate_thresholds(method: ActivationPlan, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Calibrated:
