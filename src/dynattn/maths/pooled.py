@@ -119,9 +119,9 @@ def _cut(call: _InBlocks, shift: int) -> _Cut:
     ahead = call.offset - shift * call.size  # query i of the block may attend keys up to i + ahead
     query = call.by_kv_head(call.query[:, :, first:last])
     key = call.key[:, :, first + shift : last + shift]
-    step = max(1, _CUT_AT_ONCE // max(1, query[:, :1].numel()))  # key heads
-    parts = zip(query.split(step, 1), key.split(step, 1), strict=True)
-    sums = torch.cat([_cut_sums(q, k, ahead) for q, k in parts], 1)
+    step = max(1, _CUT_AT_ONCE // max(1, query[:, :, :, :1].numel()))  # blocks
+    parts = zip(query.split(step, 3), key.split(step, 2), strict=True)
+    sums = torch.cat([_cut_sums(q, k, ahead) for q, k in parts], 3)
     position = torch.arange(call.size, device=call.key.device)
     allowed = (position <= position.unsqueeze(-1) + ahead).to(call.key.dtype)  # [i, j]
     counts = ((call.keys[:, :, first + shift : last + shift] @ allowed.mT) * call.queries[first:last]).sum(-1)

@@ -131,7 +131,7 @@ static int tile_keys(const Plan& plan, int wanted) {
 // Chooses the vectors of a panel, the rows of a band and the keys of a tile.
 static void plan_bands(Plan& plan, bool skips) {
   const NMForwardArgs& args = *plan.args;
-  const bool blocks = plan.dense && args.blocks != nullptr && args.q_len > 1;
+  const bool blocks = plan.dense && !skips && args.blocks != nullptr && args.q_len > 1;
   const bool fine = blocks && args.block_size < kTile;
   plan.panel = fine ? 1 : plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = fine ? kRowsFine : blocks ? kRowsBlocks : plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;

@@ -1,6 +1,7 @@
-// Dense attention of one query block that skips what its own scores show to be small. All scores are computed. Of a
-// band of rows and a run of keys, weights and values are left out where the largest score of every row lies a margin
-// below the largest that the row has met so far, this run and those before it.
+// Dense attention of one query block that skips what its own scores show to be small. All scores are computed, or those
+// of given blocks. Of a band of rows and a run of keys, weights and values are left out where the largest score of every
+// row lies a margin below the largest that the row has met so far, this run and those before it. A run is open where the
+// given blocks keep it; the others are not read.
 #pragma once
 
 #include "nm/forward.h"
@@ -8,6 +9,7 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int kSkipRuns = kTile / DYNATTN_SKIP_KEYS;  // of a tile
+constexpr uint32_t kAllRuns = (uint32_t{1} << kSkipRuns) - 1;
 
 struct SkipPlan : Plan {
   const SkipForwardArgs* rule;
@@ -35,12 +37,53 @@ static SkipScratch lay_skip_scratch(const SkipPlan& plan, Arena& arena) {
   return s;
 }
 
-// The runs of a tile that some of `count` rows ask for, a bit for each. Raises the rows' largest scores.
-static uint32_t asked_runs(const float* scores, int64_t count, float margin, float* most) {
+// The open runs of a tile for the band of a query, a bit for each. No block ends within a band or a run.
+static uint32_t open_runs(const BlockColumns& columns, int64_t query, int64_t first_key) {
+  if (columns.kept == nullptr) return kAllRuns;
+  const uint8_t* row = block_row(columns, query);
+  if (columns.count == 1) return row[0] != 0 ? kAllRuns : 0;
+  uint32_t open = 0;
+  for (int run = 0; run < kSkipRuns; run++) {
+    const int64_t column = (first_key % columns.size + run * DYNATTN_SKIP_KEYS) / columns.size;
+    if (column < columns.count && row[column] != 0) open |= uint32_t{1} << run;
+  }
+  return open;
+}
+
+// Scores of a band in the panels that hold an open run.
+template <int kR, int kV, bool kBiased>
+static void score_open(const QueryBlock& block, int64_t band, int64_t tile, const BandBias& bias, uint32_t open) {
+  constexpr int kPanelKeys = kV * kWidth;
+  constexpr uint32_t kPanelRuns = kPanelKeys > DYNATTN_SKIP_KEYS ? (1u << kPanelKeys / DYNATTN_SKIP_KEYS) - 1 : 1;
+  const Plan& plan = block.plan;
+  const float* query = block.scratch.queries + band * kR * plan.args->head_dim;
+  const float* keys = block.head.keys + (tile - block.head.first_tile) * kTile * plan.args->head_dim;
+  const ScoreTile to = {block.scratch.scores + band * kR * kTile, kTile, nullptr, bias.rows, bias.stride};
+  for (int panel = 0; panel < kTile / kPanelKeys; panel++) {
+    const uint32_t runs = kPanelRuns << panel * kPanelKeys / DYNATTN_SKIP_KEYS;
+    if ((open & runs) != 0) score_panel<kR, kV, kBiased, false>(plan, query, keys, to, panel);
+  }
+}
+
+// Makes kR rows of a tile forbidden but for some runs.
+template <int kR>
+static void forbid_others(float* scores, uint32_t runs) {
+  for (int run = 0; run < kSkipRuns; run++) {
+    if (runs >> run & 1) continue;
+    float* first = scores + run * DYNATTN_SKIP_KEYS;
+    for (int r = 0; r < kR; r++) {
+      for (int i = 0; i < DYNATTN_SKIP_KEYS; i += kWidth) store(first + r * kTile + i, broadcast(-INFINITY));
+    }
+  }
+}
+
+// The open runs of a tile that some of `count` rows ask for, a bit for each. Raises the rows' largest scores.
+static uint32_t asked_runs(const float* scores, int64_t count, float margin, float* most, uint32_t open) {
   const Vec forbidden = broadcast(-INFINITY);
   uint32_t asked = 0;
-  for (int64_t r = 0; r < count; r++) {
-    for (int run = 0; run < kSkipRuns; run++) {
+  for (int run = 0; run < kSkipRuns; run++) {
+    if (!(open >> run & 1)) continue;
+    for (int64_t r = 0; r < count; r++) {
       const float* at = scores + r * kTile + run * DYNATTN_SKIP_KEYS;
       Vec largest = load(at);
 #pragma GCC unroll 4
@@ -74,17 +117,16 @@ static void weigh_runs(const QueryBlock& block, int64_t band, int64_t tile, cons
     follow_maximum(plan, block.scratch.rows, band * kR + r, broadcast(most[r]));
   }
   float* scores = block.scratch.scores + band * kR * kTile;
+  if (block.careful) {
+    forbid_others<kR>(scores, kept);
+    return weigh<kR>(block, band, tile, bias, kByPosition);
+  }
   for (int run = 0; run < kSkipRuns; run++) {
     float* first = scores + run * DYNATTN_SKIP_KEYS;
-    if (kept >> run & 1 && !block.careful) {
+    if (kept >> run & 1) {
       weigh_rows<DYNATTN_SKIP_KEYS / kWidth>(plan, block.scratch.rows, band * kR, kR, first, kTile);
-    } else if (block.careful && !(kept >> run & 1)) {
-      for (int r = 0; r < kR; r++) {
-        for (int i = 0; i < DYNATTN_SKIP_KEYS; i += kWidth) store(first + r * kTile + i, broadcast(-INFINITY));
-      }
     }
   }
-  if (block.careful) weigh<kR>(block, band, tile, bias, kByPosition);
 }
 
 // First step of a tile, as weigh_tile() has it: what is asked for of every band, and its weights.
@@ -92,11 +134,13 @@ template <int kR, int kV>
 static bool weigh_asked(const QueryBlock& block, const SkipPlan& plan, const SkipScratch& scratch, int64_t tile,
                         bool* any) {
   TileBias biases(block, tile);
+  const BlockColumns columns = block_columns(*plan.args, block.batch, block.index, biases.first_key, biases.keys);
   for (int64_t band = 0; band * kR < block.count; band++) {
     const int64_t first = block.first + band * kR, count = smaller<int64_t>(kR, block.count - band * kR);
     BandKind& kind = block.scratch.kinds[band];
     kind = kSkipped;
-    if (allowed_keys(plan, first + count - 1, biases.first_key) == 0) continue;
+    const uint32_t open = open_runs(columns, first, biases.first_key);
+    if (open == 0 || allowed_keys(plan, first + count - 1, biases.first_key) == 0) continue;
     const BandBias bias = biases.of_band(first, first + count - 1, nullptr);
     if (bias.unsafe && !block.careful) return false;
     uint32_t& kept = scratch.kept[band];
@@ -104,15 +148,16 @@ static bool weigh_asked(const QueryBlock& block, const SkipPlan& plan, const Ski
     float* scores = block.scratch.scores + band * kR * kTile;
     if (bias.any) {
       if (bias.rows != nullptr) {
-        score<kR, kV, true>(block, band, tile, bias, kByPosition);
+        score_open<kR, kV, true>(block, band, tile, bias, open);
       } else {
-        score<kR, kV, false>(block, band, tile, bias, kByPosition);
+        score_open<kR, kV, false>(block, band, tile, bias, open);
       }
+      if (block.careful) forbid_others<kR>(scores, open);
       for (int64_t r = 0; block.careful && r < kR; r++) {
         const float* row_bias = bias.rows == nullptr ? nullptr : bias.rows + r * bias.stride;
         clean_row(plan, block.scratch.rows, band * kR + r, scores + r * kTile, row_bias);
       }
-      kept = asked_runs(scores, count, plan.margin, scratch.most + band * kR);
+      kept = asked_runs(scores, count, plan.margin, scratch.most + band * kR, open);
     }
     note_runs(block, plan, band, tile, kept);
     if (kept == 0) continue;
