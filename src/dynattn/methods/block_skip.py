@@ -69,7 +69,7 @@ class BlockSkip(PairMethod):
     order of the keys. A NaN counts as +inf, so that it reaches the output. Blocks are counted from the first query of
     the call and from key 0.
 
-        BlockSkip(4.0, BlockMass(0.98, 64, "similar"))   # of the blocks that an estimate keeps, what their scores ask for
+        BlockSkip(4.0, BlockMass(0.98, 64, "similar"))  # what the scores ask for, of blocks that an estimate keeps
 
     By name ``blockskip-4.0-in(blockmass-0.98-b64-similar)`` (quote it in a shell). This keeps other pairs than
     ``blockmass-0.98-b64-similar&blockskip-4.0``, whose maxima are those of all blocks, so that all are scored.
