@@ -49,41 +49,34 @@ DYNATTN_INLINE void choose_two_of_four(const Vec four[4], float* survivors, uint
   choice[1] = interleave((~(a ^ h) & ~s & all) | ((b ^ h) & s), s);
 }
 
-// Scores of one band and panel of a tile. kBiased: a bias is added. kChosen: N:M survivors and choice words are stored,
-// the survivors of a row kTile / 2 behind those of the row before; otherwise all scores are, by position. `keys` are the
-// tile's.
+// Scores of one band and tile. kBiased: a bias is added. kChosen: N:M survivors and choice words are stored, the
+// survivors of a row kTile / 2 behind those of the row before; otherwise all scores are, by position.
 template <int kR, int kV, bool kBiased, bool kChosen>
-DYNATTN_INLINE void score_panel(const Plan& plan, const float* query, const float* keys, const ScoreTile& to,
-                                int panel) {
+static void score_band(const Plan& plan, const float* query, const float* key, const ScoreTile& to) {
   constexpr int kPanelKeys = kV * kWidth;
+  const int panels = plan.tile / kPanelKeys;
   const Vec multiplier = broadcast(plan.multiplier);
-  Vec acc[kR][kV];
-  multiply<kR, kV>(query, keys + int64_t{panel} * kPanelKeys * plan.args->head_dim, plan.args->head_dim, acc);
+  for (int panel = 0; panel < panels; panel++) {
+    Vec acc[kR][kV];
+    multiply<kR, kV>(query, key + int64_t{panel} * kPanelKeys * plan.args->head_dim, plan.args->head_dim, acc);
 #pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-    if (kBiased) {
-      const float* bias = to.bias + r * to.bias_stride + panel * kPanelKeys;
-      for (int v = 0; v < kV; v++) acc[r][v] = fmadd(acc[r][v], multiplier, load(bias + v * kWidth));
+    for (int r = 0; r < kR; r++) {
+      if (kBiased) {
+        const float* bias = to.bias + r * to.bias_stride + panel * kPanelKeys;
+        for (int v = 0; v < kV; v++) acc[r][v] = fmadd(acc[r][v], multiplier, load(bias + v * kWidth));
+      }
+      if constexpr (kChosen && kV == kPanel) {
+        constexpr int kWords = kTile / 2 / kWidth;
+        choose_one_of_two(acc[r], to.scores + r * (kTile / 2) + panel * kWidth, to.choice + r * kWords + panel);
+      } else if constexpr (kChosen && kV == kPanelWide) {
+        constexpr int kWords = kTile / 2 / kWidth;
+        choose_two_of_four(acc[r], to.scores + r * (kTile / 2) + panel * 2 * kWidth,
+                           to.choice + r * kWords + panel * 2);
+      } else {
+        float* scores = to.scores + r * to.stride + panel * kPanelKeys;
+        for (int v = 0; v < kV; v++) store(scores + v * kWidth, acc[r][v]);
+      }
     }
-    if constexpr (kChosen && kV == kPanel) {
-      constexpr int kWords = kTile / 2 / kWidth;
-      choose_one_of_two(acc[r], to.scores + r * (kTile / 2) + panel * kWidth, to.choice + r * kWords + panel);
-    } else if constexpr (kChosen && kV == kPanelWide) {
-      constexpr int kWords = kTile / 2 / kWidth;
-      choose_two_of_four(acc[r], to.scores + r * (kTile / 2) + panel * 2 * kWidth,
-                         to.choice + r * kWords + panel * 2);
-    } else {
-      float* scores = to.scores + r * to.stride + panel * kPanelKeys;
-      for (int v = 0; v < kV; v++) store(scores + v * kWidth, acc[r][v]);
-    }
-  }
-}
-
-// Scores of one band and tile, panel by panel.
-template <int kR, int kV, bool kBiased, bool kChosen>
-static void score_band(const Plan& plan, const float* query, const float* keys, const ScoreTile& to) {
-  for (int panel = 0; panel < plan.tile / (kV * kWidth); panel++) {
-    score_panel<kR, kV, kBiased, kChosen>(plan, query, keys, to, panel);
   }
 }
 
