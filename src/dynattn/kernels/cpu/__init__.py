@@ -271,6 +271,8 @@ def skip_forward(
     isa: str,
     *,
     seed: int = 0,
+    blocks: Tensor | None = None,
+    block_size: int = 0,
 ) -> None:
     """Attention that skips what its scores show to be small, forward, into tensors that the caller gives. Checks
     nothing.
@@ -280,13 +282,18 @@ def skip_forward(
         kept_blocks: bool (batch, heads, ⌈q_len / 8⌉, ⌈kv_len / 16⌉), contiguous, all False; True where kept.
         margin: how far below a query's largest score so far the largest of a block lies that it does not ask for.
         pattern: dense: how to score.
+        blocks: as in :func:`nm_forward`: what they drop is not scored, as if it were forbidden; or None.
+        block_size: queries and keys of these, a multiple of 16.
 
     Raises:
         As :func:`nm_forward`.
 
     Source: arXiv:2512.12087.
     """
-    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, None, 0)
+    none = (None, None, None)
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, none, pattern, isa, seed, True, blocks, block_size
+    )  # fmt: skip
     _run("skip_forward", args + SKIP_FORWARD.pack(kept=kept_blocks.data_ptr(), margin=margin))
 
 

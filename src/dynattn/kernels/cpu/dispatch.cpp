@@ -137,10 +137,11 @@ bool is_sound(const RowForwardArgs& args) {
 
 bool is_sound(const SkipForwardArgs& args) {
   const NMForwardArgs& call = args.call;
-  const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr && call.kept_mass == nullptr &&
-                     call.threshold == nullptr;
+  const bool dense = call.n == 1 && call.m == 1 && call.kept_mass == nullptr && call.threshold == nullptr;
+  const bool blocks = call.blocks == nullptr || (call.block_queries % DYNATTN_SKIP_QUERIES == 0 &&
+                                                 call.block_size % DYNATTN_SKIP_KEYS == 0);
   const bool outputs = call.batch * call.q_len * call.kv_len == 0 || args.kept != nullptr;
-  return is_sound(call) && dense && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
+  return is_sound(call) && dense && blocks && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
 }
 
 bool is_sound(const NMBackwardArgs& args) {

@@ -126,9 +126,12 @@ DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 
 // Dense attention that skips what its scores show to be small, forward. Of DYNATTN_SKIP_QUERIES queries and
 // DYNATTN_SKIP_KEYS keys, counted from query 0 and key 0, the pairs are dropped where every query's largest score among
-// them lies more than `margin` below its largest among the keys up to and including these.
+// them lies more than `margin` below its largest among the keys up to and including these. With call.blocks, all of this
+// is among what these keep: the rest is neither read nor scored.
 typedef struct {
-  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks, counts or thresholds
+  // As for dense attention: n and m are 1, without counts or thresholds. Blocks hold multiples of DYNATTN_SKIP_QUERIES
+  // queries and of DYNATTN_SKIP_KEYS keys.
+  NMForwardArgs call;
   uint8_t* kept;  // [batch, heads, ceil(q_len / DYNATTN_SKIP_QUERIES), ceil(kv_len / DYNATTN_SKIP_KEYS)] contiguous and
                   // zero: 1 where kept
   float margin;   // at least 0, in the unit of scale · QKᵀ
@@ -202,8 +205,8 @@ DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL. 2: dynattn_tile_disagreement.
-enum { DYNATTN_INTERFACE = 2 };
+// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs.
+enum { DYNATTN_INTERFACE = 3 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.

@@ -12,7 +12,7 @@ import torch
 
 from dynattn.kernels.cpu.arguments import LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
-_INTERFACE = 2
+_INTERFACE = 3
 
 
 def _path() -> Path:

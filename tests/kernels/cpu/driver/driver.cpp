@@ -126,7 +126,8 @@ std::string run(const Case& c) {
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
-  if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_queries = args.block_size = c.block_size;
+  const std::vector<unsigned char>& given = c.margin >= 0.0f ? p.among : p.blocks;
+  if (c.block_size > 0) args.blocks = given.data(), args.block_queries = args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
   args.parts = c.parts;
   std::unique_ptr<float[]> threshold(new float[rows]);
@@ -142,6 +143,7 @@ std::string run(const Case& c) {
     args.blocks = p.blocks.data(), args.block_queries = p.block_queries(), args.block_size = p.block_keys();
   }
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
+  if (p.kept_beyond()) return "a dropped block is kept";
 
   size_t at = 0;
   for (int b = 0; b < s.batch; b++) {
@@ -280,8 +282,10 @@ void check_rows(int isa, Counts& counts) {
   }
 }
 
-// Dense attention that skips by running maxima: the arithmetic, of what the kernel says that it kept.
+// Dense attention that skips by running maxima, some of it inside of blocks: the arithmetic, of what the kernel says that
+// it kept.
 void check_skips(int isa, Counts& counts) {
+  const int sizes[] = {16, 48, 64, 128};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {1, 1, 1, 3, 66, 256, 128},
                           {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},     {1, 1, 1, 3, 0, 8, 8},
@@ -298,6 +302,7 @@ void check_skips(int isa, Counts& counts) {
         c.seed = static_cast<uint64_t>(turn);
         c.trouble = static_cast<Trouble>(turn % 9 < 5 ? turn % 9 : 0);
         if (c.trouble == Trouble::kOverflow && c.dtype == DYNATTN_FLOAT16) c.trouble = Trouble::kNone;  // no 2^100
+        c.block_size = turn % 2 == 1 ? sizes[turn / 2 % 4] : 0;
         counts.check(c);
       }
     }
