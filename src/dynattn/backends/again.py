@@ -12,12 +12,12 @@ or saved tensors came back otherwise than they went), it goes through the operat
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from dynattn.backends.base import Backend
 from dynattn.backends.cpu import CPU, Tiles
@@ -63,7 +63,8 @@ class PreparedTraining(NamedTuple):
         forward: what the forward needs.
         rows: the shape of the logsumexp.
         contiguous: whether query, key and value are, and so their gradients.
-        strides: those of query, key, value, mask and output, which the backward must find again.
+        strides: those of query, key, value, mask and output, which the backward must find again; None where there is no
+            mask, and all others are contiguous.
         gradients: the arguments of the backward that follow those of the forward and the strides of the output's
             gradient, except for the addresses.
         operator: the arguments of the backward's operator behind the tensors.
@@ -72,13 +73,13 @@ class PreparedTraining(NamedTuple):
     forward: Prepared
     rows: tuple[int, ...]
     contiguous: bool
-    strides: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...] | None
     gradients: bytes
     operator: tuple[Any, ...]
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output, whose gradient is known."""
-        return cast(Tensor, _Attention.apply(query, key, value, attn_mask, self))
+        return _apply(query, key, value, attn_mask, self)
 
 
 class _Attention(torch.autograd.Function):
@@ -90,7 +91,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, plan: PreparedTraining
     ) -> Tensor:
         out = plan.forward.output(query, value)
-        logsumexp = torch.empty(plan.rows, dtype=torch.float32, device="cpu")
+        logsumexp = out.new_empty(plan.rows, dtype=torch.float32)
         cpu.nm_forward_again(query, key, value, attn_mask, out, plan.forward.arguments, logsumexp)
         ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask)
         ctx.plan = plan
@@ -101,7 +102,7 @@ class _Attention(torch.autograd.Function):
         out, logsumexp, query, key, value, attn_mask = ctx.saved_tensors
         plan = ctx.plan
         plain = (
-            _strides(query, key, value, attn_mask, out) == plan.strides
+            _lie_alike(plan, query, key, value, attn_mask, out)
             and not torch.is_grad_enabled()
             and unobserved(grad_out, query, out)
             and not is_legacy_batchedtensor(grad_out)  # of is_grads_batched
@@ -116,6 +117,20 @@ class _Attention(torch.autograd.Function):
             plan.gradients,
         )  # fmt: skip
         return *gradients, None, None
+
+
+# What Function.apply comes to where no transform is at work or has left its tensors, which a call that has a plan has
+# made sure of.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Attention).apply
+
+
+def _lie_alike(
+    plan: PreparedTraining, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, out: Tensor
+) -> bool:
+    """Whether saved tensors came back as they went."""
+    if plan.strides is None:
+        return query.is_contiguous() and key.is_contiguous() and value.is_contiguous() and out.is_contiguous()
+    return _strides(query, key, value, attn_mask, out) == plan.strides
 
 
 def _strides(
@@ -143,6 +158,9 @@ def key_of(
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
+        or is_functorch_wrapped_tensor(query)  # left over from a transform that has ended
+        or is_functorch_wrapped_tensor(key)
+        or is_functorch_wrapped_tensor(value)
         or not (attn_mask is None or _is_plain_mask(attn_mask))
     ):
         return None
@@ -188,7 +206,8 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
         return
     inputs = (query, call.key, value)
     contiguous = all(x.is_contiguous() for x in inputs)
-    strides = _strides(query, call.key, value, call.attn_mask, out)
+    simple = contiguous and out.is_contiguous() and call.attn_mask is None
+    strides = None if simple else _strides(query, call.key, value, call.attn_mask, out)
     gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
     rows = tuple(query.shape[:3])
     _plans[key] = PreparedTraining(

@@ -25,7 +25,7 @@ struct alignas(8) FourKeys {
 
 // What a thread holds for 16 queries: the terms of rows g and g + 8.
 struct TwoRows {
-  Exponents exponents;
+  float origin[2], shift[2];
   float product[2];  // D
 };
 
@@ -35,8 +35,8 @@ DYNATTN_DEVICE TwoRows load_row_terms(const BackwardParams& p, long long row0, i
   for (int row = 0; row < 2; ++row) {
     RowTerms terms = {0.0f, INFINITY_F, 0.0f};
     if (query + 8 * row < p.forward.q_len) terms = p.row_terms[row0 + (query + 8 * row - first_query)];
-    rows.exponents.origin[row] = terms.origin;
-    rows.exponents.shift[row] = terms.shift;
+    rows.origin[row] = terms.origin;
+    rows.shift[row] = terms.shift;
     rows.product[row] = terms.product;
   }
   return rows;
@@ -47,6 +47,19 @@ struct Kept {
   Survivors s;
   u32 nibbles;  // the nibble of chunk c and row r begins at bit 4 c + 16 r
 };
+
+// Scores become P.
+DYNATTN_DEVICE void weigh(Survivors& s, const TwoRows& terms, float factor) {
+  if (terms.origin[0] != 0.0f || terms.origin[1] != 0.0f) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i >> 2][(i >> 1) & 1][i & 1] -= terms.origin[(i >> 1) & 1];
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    float& x = s[i >> 2][(i >> 1) & 1][i & 1];
+    x = exp2_fast(multiply_add(x, factor, -terms.shift[(i >> 1) & 1]));
+  }
+}
 
 DYNATTN_DEVICE u32 nibble_of(u32 nibbles, int chunk, int row) { return (nibbles >> (4 * chunk + 16 * row)) & 15; }
 

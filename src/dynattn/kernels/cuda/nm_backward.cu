@@ -225,11 +225,11 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
                                                 kept[tile][SETS - 1].s, dropped[0], dropped[1]);
       kept[tile][0].nibbles = LOWER_PAIRS;
       kept[tile][SETS - 1].nibbles = UPPER_PAIRS;
-      exponentiate(kept[tile][SETS - 1].s, terms[tile].exponents, factor);
+      weigh(kept[tile][SETS - 1].s, terms[tile], factor);
     } else {
       kept[tile][0].nibbles = choose<PATTERN>(s[tile][0], kept[tile][0].s);
     }
-    exponentiate(kept[tile][0].s, terms[tile].exponents, factor);
+    weigh(kept[tile][0].s, terms[tile], factor);
   }
 
   Scores products[ROW_TILES][1];

@@ -121,7 +121,7 @@ struct BackwardConsumer {
     metadata[unit] = finish(exchange(kept[0].nibbles, quad), quad);
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
-      if (set == 0 || dense) exponentiate(kept[set].s, terms.exponents, (IS_BIAS<MASK> ? 1.0f : f.scale) * LOG2_E);
+      if (set == 0 || dense) weigh(kept[set].s, terms, (IS_BIAS<MASK> ? 1.0f : f.scale) * LOG2_E);
       pack_survivors<Element>(kept[set].s, weights[set]);
     }
     store_spread(shared.weights(tile), weights, kept[0].nibbles, dense);

@@ -57,37 +57,28 @@ DYNATTN_DEVICE bool move_base(RunningSoftmax& state, float (&largest)[2], float 
   return true;
 }
 
-// How the scores of a thread's two rows become weights: 2^((s - origin) · factor - shift), 0 for -inf.
-struct Exponents {
-  float origin[2], shift[2];
-};
-
-// Weights relative to the base. One fused multiply-add does it, with the base's exponent as the shift. But that is
-// rounded, and a large one by so much that all weights overflow or vanish: there the base is subtracted first, and
-// always where biases are added, so that scores may be of any size up to the largest float.
+// Scores become 2^((s - base) · factor), 0 for -inf. One fused multiply-add does it, with the base's exponent. But that is
+// rounded, and a large one by so much that all weights overflow or vanish: there the base is subtracted first, and always
+// where biases are added, so that scores may be of any size up to the largest float.
 template <bool SUBTRACT_FIRST>
-DYNATTN_DEVICE Exponents exponents_of(const RunningSoftmax& state, float factor) {
-  Exponents exponents;
+DYNATTN_DEVICE void exponentiate(Survivors& s, const RunningSoftmax& state, float factor) {
+  float base[2], exponent[2];
+  bool subtracts = SUBTRACT_FIRST;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    const float base = state.base[row] == -INFINITY_F ? 0.0f : state.base[row];  // nothing kept: s is -inf too, or NaN
-    const float exponent = base * factor, size = maximum(exponent, -exponent);
-    const bool subtracts = SUBTRACT_FIRST || size > FINE_LOG2;
-    exponents.origin[row] = subtracts ? base : 0.0f;
-    exponents.shift[row] = subtracts ? 0.0f : exponent;
+    base[row] = state.base[row] == -INFINITY_F ? 0.0f : state.base[row];  // nothing kept so far: s is -inf too, or NaN
+    exponent[row] = base[row] * factor;
+    subtracts = subtracts || maximum(exponent[row], -exponent[row]) > FINE_LOG2;
   }
-  return exponents;
-}
-
-DYNATTN_DEVICE void exponentiate(Survivors& s, const Exponents& exponents, float factor) {
-  if (exponents.origin[0] != 0.0f || exponents.origin[1] != 0.0f) {
+  if (subtracts) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) s[i >> 2][(i >> 1) & 1][i & 1] -= exponents.origin[(i >> 1) & 1];
+    for (int i = 0; i < 16; ++i) s[i >> 2][(i >> 1) & 1][i & 1] -= base[(i >> 1) & 1];
+    exponent[0] = exponent[1] = 0.0f;
   }
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     float& x = s[i >> 2][(i >> 1) & 1][i & 1];
-    x = exp2_fast(multiply_add(x, factor, -exponents.shift[(i >> 1) & 1]));
+    x = exp2_fast(multiply_add(x, factor, -exponent[(i >> 1) & 1]));
   }
 }
 

@@ -26,18 +26,17 @@ DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& sta
     include_in_maximum(kept[unit], largest);
   }
   const bool moved = move_base(state, largest, factor, correction);
-  const Exponents exponents = exponents_of<SUBTRACT_FIRST>(state, factor);
 #pragma unroll
   for (int unit = 0; unit < UNITS; ++unit) {
     if constexpr (AUX) {
       Survivors dropped;
       dropped_scores<PATTERN>(s[unit], dropped);
-      exponentiate(dropped, exponents, factor);
+      exponentiate<SUBTRACT_FIRST>(dropped, state, factor);
       add_weights(dropped, state.dropped_sum);
       count_allowed(s[unit], state);
       count_kept(kept[unit], state);
     }
-    exponentiate(kept[unit], exponents, factor);
+    exponentiate<SUBTRACT_FIRST>(kept[unit], state, factor);
     add_weights(kept[unit], state.sum);
   }
   return moved;
@@ -59,17 +58,16 @@ DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state
     include_in_maximum(pairs[1][unit], largest);
   }
   const bool moved = move_base(state, largest, factor, correction);
-  const Exponents exponents = exponents_of<SUBTRACT_FIRST>(state, factor);
 #pragma unroll
   for (int i = 0; i < 2 * UNITS; ++i) {
     Survivors& kept = pairs[i / UNITS][i % UNITS];
     if constexpr (AUX) {
       Survivors& others = dropped[i / UNITS][i % UNITS];
-      exponentiate(others, exponents, factor);
+      exponentiate<SUBTRACT_FIRST>(others, state, factor);
       add_weights(others, state.dropped_sum);
       count_kept(kept, state);
     }
-    exponentiate(kept, exponents, factor);
+    exponentiate<SUBTRACT_FIRST>(kept, state, factor);
     add_weights(kept, state.sum);
   }
   return moved;
