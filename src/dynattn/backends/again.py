@@ -125,7 +125,7 @@ class _Attention(torch.autograd.Function):
 
 # What Function.apply comes to where no transform is at work, which a call that has a plan has made sure of. A tensor
 # that an ended transform has left behind has no memory, and is an error here.
-_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Attention).apply
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Attention).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _lie_alike(
