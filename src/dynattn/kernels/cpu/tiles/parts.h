@@ -5,8 +5,8 @@
 //
 // The products are sums over longer rows: those of a score, for one, over the dims of each pair of parts. So keys,
 // values and queries are packed part by part, and the softmax writes weights part by part, in the layouts of bfloat16
-// tensors (pack.h). Numbers so large that a part or a sum may not be finite, or so small that the last part has no bits
-// left, are not for this: fits() says so, and the float32 kernels take the call.
+// tensors (pack.h). Numbers so large that a part or a sum may not be finite, or so small that the last part or its
+// products have no bits left, are not for this: fits() says so, and the float32 kernels take the call.
 #pragma once
 
 #include "common/dtypes.h"
