@@ -7,7 +7,6 @@ run on torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenM
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 from typing import NoReturn
 
@@ -40,9 +39,9 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3,
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
-_ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
-_GRADIENT_ADDRESSES = struct.Struct("6P3q")  # likewise the backward's own, and the strides of the output's gradient
-_STRIDES = struct.Struct("9q")  # of the gradients of query, key and value
+_ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
+_GRADIENT_ADDRESSES = NM_BACKWARD.part("grad_out", "grad_out_strides")  # likewise the backward's own, and those strides
+_STRIDES = NM_BACKWARD.part("d_query_strides", "d_value_strides")  # of the gradients
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -456,11 +455,10 @@ def _address(tensor: Tensor | None) -> int:
 def _addresses(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None
 ) -> bytes:
-    """The addresses with which the arguments of a call begin that asks for these alone."""
+    """The addresses with which the arguments of a plain call begin."""
     return _ADDRESSES.pack(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp),
-        0, 0, 0, 0, 0, 0,
-    )  # fmt: skip
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp)
+    )
 
 
 def _forward_args(

@@ -107,13 +107,19 @@ static void plan_values(Plan& plan) {
                         args.value_strides[1] % kWidth == 0 && reinterpret_cast<uintptr_t>(args.value) % alignment == 0;
 }
 
+// Goes from group to group without a division for each, which would be a short call's longest part.
 static void plan_positions(Plan& plan) {
-  for (int position = 0; position < plan.tile; position++) {
-    const int vector = position / kWidth, lane = position % kWidth;
-    const int group = vector / plan.m * kWidth + lane, slot = vector % plan.m;
-    plan.key_of[position] = (group / plan.stride * plan.m + slot) * plan.stride + group % plan.stride;
-    plan.key_number[position] = static_cast<float>(plan.key_of[position]);
-    plan.value_of[position] = plan.key_of[position] * plan.chunk * kWidth;
+  const int width = plan.chunk * kWidth;
+  for (int vector = 0; vector < plan.tile / kWidth; vector++) {
+    const int group = vector / plan.m * kWidth, slot = vector % plan.m;  // of lane 0
+    int run = group / plan.stride, place = group % plan.stride;
+    for (int position = vector * kWidth; position < (vector + 1) * kWidth; position++) {
+      const int key = (run * plan.m + slot) * plan.stride + place;
+      plan.key_of[position] = key;
+      plan.key_number[position] = static_cast<float>(key);
+      plan.value_of[position] = key * width;
+      if (++place == plan.stride) place = 0, run++;
+    }
   }
 }
 
