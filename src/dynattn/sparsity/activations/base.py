@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -85,6 +86,18 @@ class ActivationSparsity(ActivationPlan):
         Returns:
             (tokens, in) bool.
         """
+
+    def fused(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+        """The linear layer with the choice made inside, where an operator computes both at once; else None.
+
+        Args:
+            site: the linear layer.
+
+        Returns:
+            Gives (tokens, out) of the inputs (tokens, in), the weight (in, out) and the bias, as
+            :func:`dynattn.ops.linear.linear_rows` does with what :meth:`keep` says.
+        """
+        return None
 
     def at(self, layer: int, projection: str) -> ActivationSparsity | None:
         """Itself, everywhere."""
