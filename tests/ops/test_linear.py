@@ -93,6 +93,18 @@ def test_a_choice_may_be_made_once_for_several_layers(n: int, m: int, dtype: tor
             assert torch.equal(linear_rows(its.x, weight_t, its.bias, keep=keep), y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_more_leading_dimensions(dtype: torch.dtype) -> None:
+    its = layer(12, 20, 9, dtype)
+    for function in ("nm_act", "threshold"):
+        want = call(function, its.x, its.weight, its.bias)
+        for shape in ((2, 6), (3, 1, 4), (12, 1)):
+            x = its.x.unflatten(0, shape)
+            for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.clone().requires_grad_()):
+                assert torch.equal(call(function, given, its.weight, its.bias), want.unflatten(0, shape))
+        assert call(function, its.x.new_empty(2, 0, 20), its.weight, its.bias).shape == (2, 0, 9)
+
+
 def test_inputs_and_choices_may_lie_apart() -> None:
     for tokens in (3, 40):
         its = layer(tokens, 70, 33, torch.float32)

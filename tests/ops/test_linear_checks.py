@@ -113,6 +113,7 @@ def test_thresholds() -> None:
         (TypeError, "x and weight_t must share one dtype: got torch.float32 and torch.int8; convert",
          {"weight_t": WEIGHT.t().to(torch.int8)}),
         (ValueError, r"bias must be \(out,\) = \(5,\): got \(6,\); one", {"bias": torch.ones(6)}),
+        (ValueError, r"x must be \(tokens, in\) and weight_t \(in, out\): got \(6,\) and \(6, 5\); flat", {"x": X[0]}),
         (TypeError, "weight_t must be a tensor: got NoneType; convert", {"weight_t": None}),
         (ValueError, "all tensors must be on one device: got x on cpu, weight_t on meta",
          {"weight_t": WEIGHT.t().to("meta")}),

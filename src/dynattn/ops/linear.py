@@ -75,7 +75,7 @@ def linear_rows(
         plan = _planned(key, "linear_rows", x, weight_t, bias, keep, scale)
     if plan is None:
         return _run(ROWS, linear_definitions.rows, x, weight_t, bias, keep, scale)
-    return plan.run(x, weight_t, bias, keep=keep, scale=scale)
+    return plan.run(x, weight_t, bias, keep, None, None, scale)
 
 
 def linear_nm_act(
@@ -88,12 +88,13 @@ def linear_nm_act(
     derivatives. Results are as :func:`linear_rows` promises. There is a kernel for M of 2, 4, 8 and 16.
 
     Args:
-        x, weight_t, bias: as in :func:`linear_rows`, of one dtype.
+        x: (..., in), with at least one leading dimension.
+        weight_t, bias: as in :func:`linear_rows`, in the dtype of ``x``.
         n, m: 1 <= n < m <= 32.
         factors: float32 (in,), at least 0, by which sizes are weighed; None for 1.
 
     Returns:
-        (tokens, out), in the dtype of ``x``.
+        (..., out), in the dtype of ``x``.
 
     Raises:
         TypeError, ValueError: as :func:`linear_rows`, or ``n`` or ``m`` is out of its range.
@@ -101,11 +102,12 @@ def linear_nm_act(
     key = linear_again.key_of("linear_nm_act", (n, m), x, weight_t, bias, factors)
     plan = linear_again.find(key)
     if plan is None:
-        check_chosen("linear_nm_act", x, weight_t, bias, ("factors", factors), (n, m))
-        plan = _planned(key, "linear_rows", x, weight_t, bias, factors, n=n, m=m)
+        flat = _flattened(x)
+        check_chosen("linear_nm_act", flat, weight_t, bias, ("factors", factors), (n, m))
+        plan = _planned(key, "linear_rows", flat, weight_t, bias, factors, n=n, m=m, like=x)
     if plan is None:
-        return _run(NM_ACT, linear_definitions.nm_act, x, weight_t, bias, factors, n, m)
-    return plan.run(x, weight_t, bias, factors=factors)
+        return _as(x, _run(NM_ACT, linear_definitions.nm_act, _flattened(x), weight_t, bias, factors, n, m))
+    return plan.run(x, weight_t, bias, None, None, factors)
 
 
 def linear_threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None = None, *, thresholds: Tensor) -> Tensor:
@@ -115,11 +117,11 @@ def linear_threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None = None, *,
     :func:`linear_rows` promises.
 
     Args:
-        x, weight_t, bias: as in :func:`linear_rows`, of one dtype.
+        x, weight_t, bias: as in :func:`linear_nm_act`.
         thresholds: float32, (1,) for all inputs or (in,).
 
     Returns:
-        (tokens, out), in the dtype of ``x``.
+        (..., out), in the dtype of ``x``.
 
     Raises:
         TypeError, ValueError: as :func:`linear_rows`.
@@ -127,18 +129,20 @@ def linear_threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None = None, *,
     key = linear_again.key_of("linear_threshold", None, x, weight_t, bias, thresholds)
     plan = linear_again.find(key)
     if plan is None:
-        check_chosen("linear_threshold", x, weight_t, bias, ("thresholds", thresholds))
-        plan = _planned(key, "linear_rows", x, weight_t, bias, thresholds, thresholds=thresholds)
+        flat = _flattened(x)
+        check_chosen("linear_threshold", flat, weight_t, bias, ("thresholds", thresholds))
+        plan = _planned(key, "linear_rows", flat, weight_t, bias, thresholds, thresholds=thresholds, like=x)
     if plan is None:
-        return _run(THRESHOLD, linear_definitions.threshold, x, weight_t, bias, thresholds)
-    return plan.run(x, weight_t, bias, thresholds=thresholds)
+        return _as(x, _run(THRESHOLD, linear_definitions.threshold, _flattened(x), weight_t, bias, thresholds))
+    return plan.run(x, weight_t, bias, None, thresholds)
 
 
 def nm_keep(x: Tensor, *, n: int, m: int, factors: Tensor | None = None) -> Tensor:
     """The choice of :func:`linear_nm_act`, for layers that share it: each is :func:`linear_rows` with this ``keep``.
 
     Args:
-        x, n, m, factors: as in :func:`linear_nm_act`.
+        x: (tokens, in).
+        n, m, factors: as in :func:`linear_nm_act`.
 
     Returns:
         bool (tokens, in).
@@ -154,7 +158,7 @@ def nm_keep(x: Tensor, *, n: int, m: int, factors: Tensor | None = None) -> Tens
         if key is None or plan is None:
             return linear_definitions.nm_kept(x, factors, n, m)
         linear_again.remember(key, plan)
-    return plan.run(x, None, factors=factors)
+    return plan.run(x, None, None, None, None, factors)
 
 
 def linear_outputs(
@@ -185,7 +189,7 @@ def linear_outputs(
         plan = _planned(key, "linear_outputs", x, weight, bias, keep, scale)
     if plan is None:
         return _run(OUTPUTS, linear_definitions.outputs, x, weight, bias, keep, scale)
-    return plan.run(x, weight, bias, keep=keep, scale=scale)
+    return plan.run(x, weight, bias, keep, None, None, scale)
 
 
 def linear_nm_weight(x: Tensor, packed: PackedNM, bias: Tensor | None = None) -> Tensor:
@@ -214,7 +218,7 @@ def linear_nm_weight(x: Tensor, packed: PackedNM, bias: Tensor | None = None) ->
         plan = _planned(key, "linear_nm_weight", x, values, bias, places, n=n, m=m)
     if plan is None:
         return _run(NM_WEIGHT, linear_definitions.nm_weight, x, values, places, bias, n, m)
-    return plan.run(x, values, bias, places=places)
+    return plan.run(x, values, bias, None, None, None, None, places)
 
 
 def _run(schema: Schema, definition: Any, *call: Any) -> Tensor:
@@ -239,13 +243,26 @@ def _run(schema: Schema, definition: Any, *call: Any) -> Tensor:
 
 def _planned(
     key: Hashable | None, function: str, x: Tensor, weight: Tensor, *others: Tensor | None,
-    thresholds: Tensor | None = None, n: int = 0, m: int = 0,
+    thresholds: Tensor | None = None, n: int = 0, m: int = 0, like: Tensor | None = None,
 ) -> Plan | None:  # fmt: skip
-    """The plan of a plain, checked call, kept from now on; None where no kernel takes them as they are."""
+    """The plan of a plain, checked call, kept from now on; None where no kernel takes the tensors as they are. The
+    output has the leading dimensions of ``like``."""
     if key is None or not all(one is None or one.is_contiguous() for one in (x, *others)):
         return None
     plan = linear_again.plan(function, x, weight, thresholds, n, m)
-    return None if plan is None else linear_again.remember(key, plan)
+    if plan is None:
+        return None
+    return linear_again.remember(key, plan if like is None else plan._replace(shape=(*like.shape[:-1], plan.shape[-1])))
+
+
+def _flattened(x: Tensor) -> Tensor:
+    """(tokens, in) of more leading dimensions."""
+    return x.flatten(0, -2) if isinstance(x, Tensor) and x.dim() > 2 else x
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """An output with the leading dimensions of the input."""
+    return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
 def _by_kernel(

@@ -34,20 +34,26 @@ class Plan(NamedTuple):
 
     Attributes:
         function: the kernel's name.
-        shape: the output's.
+        shape: the output's; the kernel knows its last dimension and the number of its rows.
         dtype: likewise.
         arguments: the arguments of the kernel, except for the addresses.
     """
 
     function: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: torch.dtype
     arguments: bytes
 
-    def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None = None, **others: Tensor | None) -> Tensor:
+    def run(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, keep: Tensor | None = None,
+        thresholds: Tensor | None = None, factors: Tensor | None = None, scale: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Run the kernel, and return what it gives. All tensors but the weight are contiguous."""
         out = torch.empty(self.shape, dtype=self.dtype, device=_CPU)
-        linear_calls.run(self.function, self.arguments, x, weight, bias, out, **others)
+        linear_calls.run(
+            self.function, self.arguments, x, weight, bias, out, keep, thresholds, factors, scale, places
+        )  # fmt: skip
         return out
 
 

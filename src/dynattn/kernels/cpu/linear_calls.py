@@ -135,7 +135,7 @@ def prepare(
 
 
 def run(
-    function: str, prepared: bytes, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, *,
+    function: str, prepared: bytes, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor,
     keep: Tensor | None = None, thresholds: Tensor | None = None, factors: Tensor | None = None,
     scale: Tensor | None = None, places: Tensor | None = None,
 ) -> None:  # fmt: skip

@@ -94,8 +94,8 @@ class ActivationSparsity(ActivationPlan):
             site: the linear layer.
 
         Returns:
-            Gives (tokens, out) of the inputs (tokens, in), the weight (in, out) and the bias, as
-            :func:`dynattn.ops.linear.linear_rows` does with what :meth:`keep` says.
+            Gives (..., out) of the inputs (..., in), the weight (in, out) and the bias: what
+            :func:`dynattn.ops.linear.linear_rows` gives with :meth:`keep`.
         """
         return None
 

@@ -183,6 +183,7 @@ class _Inputs:
         self.session, self.module, self.site, self.choice = session, module, site, choice
         self.norms = its  # those of the layer alone, where the site's are of all that share the choice
         self.fused = choice.chooser.fused(site) if its.is_cpu else None
+        self.transposed = is_transposed(module)
 
     def run(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the layer."""
@@ -190,8 +191,8 @@ class _Inputs:
             return forward(*args, **kwargs)
         x = given(args, kwargs)
         if self.fused is not None and self._chooses_inside(x):
-            out = self.fused(rows(x), turned(self.module, self.module.weight).t(), self.module.bias)
-            return out.view(*x.shape[:-1], out.shape[-1])
+            weight = self.module.weight
+            return self.fused(x, weight if self.transposed else weight.t(), self.module.bias)
         keep, made = self.choice.of(x)
         show(self.module, self.site, keep, rows(x), self.norms, outputs=False, made=made)
         return _by_rows(self.module, x, keep)
@@ -205,6 +206,7 @@ class _Inputs:
             and has_kernel(tokens, x.dtype)
             and (tokens <= MAX_TOKENS or self.choice.readers == 1)
             and x.is_cpu
+            and x.dim() > 1
             and not observed()
         )
 
