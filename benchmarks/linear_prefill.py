@@ -33,7 +33,7 @@ RECORD = Path(__file__).parent / "results" / "linear-prefill.json"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels" / "cpu-linear.md"
 START, END = "<!-- written by benchmarks/linear_prefill.py -->", "<!-- end of prefill -->"
 SHAPES = ((384, 1536), (1536, 384), (576, 1536), (1536, 576), (576, 192))  # the last is SmolLM2's key layer
-TOKENS = (32, 128, 512, 2048)
+TOKENS = (16, 128, 512, 2048)
 PATTERNS = ((1, 2), (2, 4), (4, 8), (8, 16))
 SECONDS = 6.0
 CHOSEN = "rows, 1:2"
@@ -74,8 +74,10 @@ def measure(threads: int, inputs: int, outputs: int, tokens: int, seconds: float
 
 def record(cases: list[tuple[int, int, int, int]], seconds: float) -> None:
     """Measure what the record lacks, and write it after each case."""
-    known = [dict(zip(("threads", "inputs", "outputs", "tokens"), case, strict=True)) for case in cases]
-    measure_missing(RECORD, ((one, partial(measure, **one, seconds=seconds)) for one in known))
+    names = ("threads", "inputs", "outputs", "tokens")
+    measure_missing(
+        RECORD, ((dict(zip(names, case, strict=True)), partial(measure, *case, seconds)) for case in cases)
+    )  # fmt: skip
 
 
 def cases() -> list[tuple[int, int, int, int]]:

@@ -60,7 +60,7 @@ def alternating(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("tokens", [0, 1, 8, 9, 32])
+@pytest.mark.parametrize("tokens", [0, 1, 8, 9])
 def test_every_case_gives_the_definition(tokens: int, dtype: torch.dtype) -> None:
     """Sums of small integers: one answer, by the kernel or not, however the weights lie."""
     its = layer(tokens, 63, 65, dtype)
@@ -153,8 +153,8 @@ def test_the_kernel_runs_where_it_should_and_past_the_dispatcher(
         monkeypatch.setattr(linear, name, name)  # no operator
     its = layer(8, 40, 32, torch.float32)
     for dtype, tokens, expected in (
-        (torch.float32, 8, 1), (torch.bfloat16, 1, 1), (torch.float32, 9, 0), (torch.float64, 1, 0),
-        (torch.float32, 32, int(function in OF_INPUTS)), (torch.float32, 31, 0), (torch.bfloat16, 32, 0),
+        (torch.float32, 8, 1), (torch.bfloat16, 1, 1), (torch.float32, 9, int(function in OF_INPUTS)),
+        (torch.float64, 1, 0), (torch.bfloat16, 9, 0),
     ):  # fmt: skip
         runs.clear()
         its = layer(tokens, 40, 32, dtype)
@@ -282,6 +282,7 @@ def test_where_weights_are_not_finite_the_kernel_computes_nothing_of_what_is_lef
     weight_t = torch.tensor([[math.inf, 1.0], [2.0, 3.0]])
     keep = torch.tensor([[False, True]])
     assert torch.equal(linear_rows(torch.ones(1, 2), weight_t, keep=keep), torch.tensor([[2.0, 3.0]]))
-    many = linear_rows(torch.ones(9, 2), weight_t, keep=keep.expand(9, 2))
-    assert many[:, 0].isnan().all()  # 0 · ∞ of the definition
-    assert (many[:, 1] == 3).all()
+    assert torch.equal(linear_rows(torch.ones(9, 2), weight_t, keep=keep.expand(9, 2)), torch.tensor([[2.0, 3.0]] * 9))
+    wide = linear_rows(torch.ones(9, 2).double(), weight_t.double(), keep=keep.expand(9, 2))
+    assert wide[:, 0].isnan().all()  # 0 · ∞ of the definition
+    assert (wide[:, 1] == 3).all()

@@ -60,11 +60,12 @@ def test_a_call_that_is_not_plain_has_no_key(plans: dict[Any, Any]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert key() is None
     assert key(x=its.x.as_subclass(Own)) is None
-    assert key(x=torch._neg_view(its.x)) is None
+    negative = torch._neg_view(its.x)  # pyright: ignore[reportPrivateImportUsage]
+    assert key(x=negative) is None
     assert key(x=its.x.to("meta")) is None
     assert key(x=its.x.to_sparse()) is None
     assert key(x=[1.0]) is None
-    assert torch.equal(linear_rows(torch._neg_view(its.x), weight_t, keep=its.keep_inputs), -want)
+    assert torch.equal(linear_rows(negative, weight_t, keep=its.keep_inputs), -want)
     turned = its.x.t().contiguous().t()
     for _ in range(2):
         assert torch.equal(linear_rows(turned, weight_t, keep=its.keep_inputs), want)
@@ -92,8 +93,8 @@ def test_no_tensor_is_kept_and_no_more_plans_than_a_few(plans: dict[Any, Any], m
 
 
 def test_for_which_tokens_there_is_a_kernel() -> None:
-    counts = (1, 8, 9, 31, 32, 1000)
-    assert [n for n in counts if linear_again.has_kernel(n, torch.float32)] == [1, 8, 32, 1000]
+    counts = (1, 8, 9, 1000)
+    assert [n for n in counts if linear_again.has_kernel(n, torch.float32)] == [1, 8, 9, 1000]
     assert [n for n in counts if linear_again.has_kernel(n, torch.bfloat16)] == [1, 8]
     assert [n for n in counts if linear_again.has_kernel(n, torch.float32, inputs_kept=False)] == [1, 8]
     assert not any(linear_again.has_kernel(n, torch.float64) for n in counts)

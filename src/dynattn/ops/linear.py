@@ -7,12 +7,12 @@
     linear_nm_weight    y = x W̃ᵀ + b            W̃: N:M weights in packed form
 
 With one token, or a few, a linear layer takes as long as its weights take to come from memory. For up to 8 tokens in
-float32 or bfloat16 the CPU kernels read the weights that are asked for, and no others. With many tokens it takes as
-long as its products: from 32 tokens on in float32 the kernel of the first three computes those of the inputs that are
-kept, and no others. Everything else is computed by the definitions in plain PyTorch, which autograd follows: other
-numbers of tokens, other dtypes and devices, and whatever has a derivative. The answers are the same to rounding. One
-difference shows where weights are not finite: an input that is left out is 0 in the definition, and 0 · ∞ is NaN; the
-kernel does not compute it.
+float32 or bfloat16 the CPU kernels read the weights that are asked for, and no others. With more it takes as long as
+its products: in float32 the kernel of the first three computes those of the inputs that are kept, and no others.
+Everything else is computed by the definitions in plain PyTorch, which autograd follows: more tokens of the last two or
+in other dtypes, other devices, and whatever has a derivative. The answers are the same to rounding. One difference
+shows where weights are not finite: an input that is left out is 0 in the definition, and 0 · ∞ is NaN; the kernel does
+not compute it.
 """
 
 from __future__ import annotations

@@ -19,10 +19,6 @@ from dynattn.kernels.cpu import linear_calls
 from dynattn.kernels.cpu.linear_calls import CHOICE_MS, MAX_TOKENS
 from dynattn.ops.library import unwatched
 
-MANY_TOKENS = 32
-"""From so many tokens on there is a kernel for many. It copies weights to the first-level cache, tile by tile, which
-fewer tokens do not pay for."""
-
 _DTYPES = (torch.float32, torch.bfloat16)
 _MOST = 512
 _CPU = torch.device("cpu")
@@ -87,7 +83,8 @@ def key_of(function: str, options: Hashable, *tensors: Any) -> Hashable | None:
 
 
 def has_kernel(tokens: int, dtype: torch.dtype, inputs_kept: bool = True) -> bool:
-    """Whether there is a kernel for so many tokens of a dtype.
+    """Whether there is a kernel for so many tokens of a dtype: few of float32 and bfloat16; more of float32 where it is
+    inputs that are kept.
 
     Args:
         tokens, dtype: those of the input.
@@ -95,7 +92,7 @@ def has_kernel(tokens: int, dtype: torch.dtype, inputs_kept: bool = True) -> boo
     """
     if tokens <= MAX_TOKENS:
         return dtype in _DTYPES
-    return inputs_kept and tokens >= MANY_TOKENS and dtype == torch.float32
+    return inputs_kept and dtype == torch.float32
 
 
 def plan(function: str, x: Tensor, weight: Tensor, thresholds: Tensor | None, n: int, m: int) -> Plan | None:

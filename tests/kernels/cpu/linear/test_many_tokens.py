@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -48,14 +49,15 @@ def test_the_kernel_chooses_by_itself(size: tuple[int, int], isa: str) -> None:
     its = layer(20, *size, torch.float32)
     factors = torch.arange(size[0]).remainder(3) + 1.0
     thresholds = torch.arange(size[0]).remainder(4).float()
-    for keep, by in (
+    cases: list[tuple[torch.Tensor, dict[str, Any]]] = [
         (largest_by_loops(its.x, 1, 2, None), {"n": 1, "m": 2}),
         (largest_by_loops(its.x, 2, 4, factors), {"n": 2, "m": 4, "factors": factors}),
         (largest_by_loops(its.x, 5, 8, None), {"n": 5, "m": 8}),
         (largest_by_loops(its.x, 8, 16, factors), {"n": 8, "m": 16, "factors": factors}),
         (above_by_loops(its.x, thresholds), {"thresholds": thresholds}),
         (above_by_loops(its.x, torch.ones(1)), {"thresholds": torch.ones(1)}),
-    ):
+    ]
+    for keep, by in cases:
         want = rows_by_loops(its.x, its.weight, its.bias, keep).float()
         assert torch.equal(rows(its.x, turned(its), its.bias, None, isa, **by), want), by
 

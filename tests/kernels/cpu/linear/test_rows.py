@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +42,13 @@ def test_the_kernel_chooses_by_itself(dtype: torch.dtype, isa: str) -> None:
     for tokens, size in ((1, (300, 40)), (3, (63, 65)), (8, (130, 17))):
         its = layer(tokens, *size, dtype)
         factors, thresholds = torch.arange(size[0]).remainder(3) + 1.0, torch.arange(size[0]).remainder(4).float()
-        for keep, by in (
+        cases: list[tuple[torch.Tensor, dict[str, Any]]] = [
             (largest_by_loops(its.x, 1, 2, None), {"n": 1, "m": 2}),
             (largest_by_loops(its.x, 8, 16, factors), {"n": 8, "m": 16, "factors": factors}),
             (above_by_loops(its.x, thresholds), {"thresholds": thresholds}),
             (above_by_loops(its.x, torch.ones(1)), {"thresholds": torch.ones(1)}),
-        ):
+        ]
+        for keep, by in cases:
             want = rows_by_loops(its.x, its.weight, its.bias, keep).to(dtype)
             assert torch.equal(rows(its.x, its.weight.t().contiguous(), its.bias, None, isa, **by), want), by
 
