@@ -62,6 +62,16 @@ def test_the_kernel_chooses_by_itself(size: tuple[int, int], isa: str) -> None:
         assert torch.equal(rows(its.x, turned(its), its.bias, None, isa, **by), want), by
 
 
+def test_a_truth_value_is_any_byte_but_0(isa: str) -> None:
+    its = layer(10, 70, 5, torch.float32)
+    keep = its.keep_inputs.to(torch.uint8)
+    keep *= torch.arange(1, 71).to(torch.uint8)  # the lowest bit of every other one is 0
+    want = rows_by_loops(its.x, its.weight, None, its.keep_inputs).float()
+    for tokens in (3, 10):
+        got = rows(its.x[:tokens], turned(its), None, keep.view(torch.bool)[:tokens], isa)
+        assert torch.equal(got, want[:tokens])
+
+
 def test_rounding(isa: str) -> None:
     its = layer(40, 4096, 70, torch.float32, whole=False)
     kept = its.x.masked_fill(~its.keep_inputs, 0)

@@ -94,6 +94,7 @@ TESTS = [
     (test_choice.test_a_nan_is_kept_and_counts_as_infinity, {"m": 8}),
     (test_choice.test_what_is_above_thresholds, {"inputs": 17, "dtype": torch.float32}),
     (test_many_tokens.test_definition, {"size": (128, 65)}),
+    (test_many_tokens.test_a_truth_value_is_any_byte_but_0, {}),
     (test_many_tokens.test_the_kernel_chooses_by_itself, {"size": (63, 65)}),
     *((test_rows.test_definition, {"size": size, "dtype": dtype}) for size in ((63, 65), (300, 520))
       for dtype in (torch.float32, torch.bfloat16)),
