@@ -93,6 +93,20 @@ def test_a_choice_may_be_made_once_for_several_layers(n: int, m: int, dtype: tor
             assert torch.equal(linear_rows(its.x, weight_t, its.bias, keep=keep), y)
 
 
+@pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
+def test_a_choice_is_the_kernels_whatever_becomes_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    its = layer(40, 70, 3, torch.float32)
+    want = largest_by_loops(its.x, 2, 4, None)
+    monkeypatch.setattr(linear.linear_definitions, "nm_kept", None)
+    assert torch.equal(nm_keep(its.x.clone().requires_grad_(), n=2, m=4), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nm_keep(its.x, n=2, m=4), want)
+    with torch.profiler.profile():
+        assert torch.equal(nm_keep(its.x, n=2, m=4), want)
+    with forward_ad.dual_level():
+        assert torch.equal(nm_keep(forward_ad.make_dual(its.x, its.x), n=2, m=4), want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_more_leading_dimensions(dtype: torch.dtype) -> None:
     its = layer(12, 20, 9, dtype)

@@ -150,7 +150,7 @@ def nm_keep(x: Tensor, *, n: int, m: int, factors: Tensor | None = None) -> Tens
     Raises:
         TypeError, ValueError: as :func:`linear_nm_act`.
     """
-    key = linear_again.key_of("nm_keep", (n, m), x, factors)
+    key = linear_again.key_of("nm_keep", (n, m), x, factors, constant=True)
     plan = linear_again.find(key)
     if plan is None:
         check_chosen("nm_keep", x, None, None, ("factors", factors), (n, m))

@@ -53,15 +53,26 @@ class Plan(NamedTuple):
         return out
 
 
-def key_of(function: str, options: Hashable, *tensors: Any) -> Hashable | None:
+def key_of(function: str, options: Hashable, *tensors: Any, constant: bool = False) -> Hashable | None:
     """The key under which the plan of a call is kept; None for a call that is not plain.
 
     Args:
         function: the kernel's name.
         options: whatever else the call depends on.
         tensors: what the call is given, not checked; None where an argument is left out.
+        constant: whether the result has no derivative and the dtype of products does not matter to it, so that it may
+            be computed where these are asked for.
     """
-    if not unwatched() or torch.is_autocast_enabled("cpu"):
+    if constant:
+        plain = not (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+        )
+    else:
+        plain = unwatched() and not torch.is_autocast_enabled("cpu")
+    if not plain:
         return None
     found: list[Any] = [function, options, torch.get_num_threads()]
     try:
@@ -75,7 +86,7 @@ def key_of(function: str, options: Hashable, *tensors: Any) -> Hashable | None:
             if x.layout is not torch.strided:
                 return None
             found.append((x.dtype, x.shape, x.stride()))
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+        if not constant and torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
             return None
     except RuntimeError:  # nested tensors have no such thing
         return None

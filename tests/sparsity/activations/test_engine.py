@@ -156,6 +156,19 @@ def test_kernels_choose_what_the_method_says(kind, method, tokens):
     close(found.flatten(0, -2), torch.nn.functional.linear(kept, columns(linear), linear.bias))
 
 
+def test_autocast_changes_the_product_and_not_the_choice():
+    model, x, keeps = make("llama"), torch.randn(40, 48), []
+    linear = model.get_submodule(PATHS["llama"]["down"].format(0))
+    with torch.no_grad(), NMActivations(2, 4).apply(model):
+        with observing(lambda one: keeps.append(one.keep)):
+            linear(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = linear(x)
+    assert found.dtype == torch.bfloat16
+    want = torch.nn.functional.linear(x.where(keeps[0], 0), linear.weight, linear.bias)
+    torch.testing.assert_close(found.float(), want, rtol=0.05, atol=0.05)
+
+
 def test_a_state_dict_holds_the_same_weights_meanwhile():
     model = make("gpt2")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

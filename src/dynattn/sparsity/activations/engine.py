@@ -199,10 +199,12 @@ class _Inputs:
 
     def _chooses_inside(self, x: Tensor) -> bool:
         """Whether a kernel is to choose as it multiplies. Where many tokens go to several layers, the choice is made
-        once for all of these; it is made apart too where somebody looks at it, and where there may be a derivative."""
+        once for all of these. It is made apart too where somebody looks at it, and where the product is PyTorch's own,
+        for a derivative or in another dtype."""
         tokens = x.numel() // max(1, x.shape[-1])
         return (
             not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
             and has_kernel(tokens, x.dtype)
             and (tokens <= MAX_TOKENS or self.choice.readers == 1)
             and x.is_cpu
