@@ -351,7 +351,7 @@ void check_texts(int isa, Counts& counts) {
   }
 }
 
-// Linear layers of a few tokens.
+// Linear layers.
 void check_linear(int isa, Counts& counts) {
   const int sizes[][2] = {{1, 1}, {3, 17}, {17, 3}, {31, 33}, {63, 65}, {64, 64}, {130, 31}, {255, 257}, {513, 70}, {70, 1030}};
   const int patterns[][2] = {{1, 2}, {2, 4}, {1, 4}, {3, 4}};
@@ -366,6 +366,16 @@ void check_linear(int isa, Counts& counts) {
                                   dtype, types < 2 ? dtype : DYNATTN_INT8, isa, 1 + turn % 3, percents[turn / 2 % 5],
                                   turn % 5 != 0});
         }
+      }
+    }
+  }
+  const int groups[][2] = {{1, 2}, {2, 4}, {5, 8}, {8, 16}};
+  for (const auto& size : sizes) {
+    for (const Linear kind : {Linear::kRows, Linear::kAbove, Linear::kGroups}) {
+      for (const int tokens : {3, 9, 40, 200}) {
+        const int* const group = groups[++turn % 4];
+        counts.check(LinearCase{kind, tokens, size[0], size[1], turn % 3, group[0], group[1], DYNATTN_FLOAT32, DYNATTN_FLOAT32,
+                                isa, 1 + turn % 3, percents[turn / 2 % 5], turn % 5 != 0});
       }
     }
   }
