@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from dynattn.integrations.transformers import register
-from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+from dynattn.kv_caches import FullCache, QuestCache, SpAttenCache, WindowCache
 from tests.covering import part
 
 LAYERS = 2
@@ -227,6 +227,26 @@ def test_crop_does_what_transformers_cache_does(model, ids, size):
         for each in (cache, other):
             with pytest.raises(ValueError, match="crop"):
                 each.crop(3)
+
+
+@pytest.mark.parametrize("size", [-1, -3, -5])
+@pytest.mark.parametrize("make", [lambda: FullCache(room=8), lambda: QuestCache(budget=16, page=16, room=8)])
+def test_crop_may_keep_the_room(model, ids, make, size):
+    """Then nothing is copied, and the next tokens are those of a cache that never had the others."""
+    cache, fresh = make(), make()
+    with torch.no_grad():
+        for each, first in ((cache, ids[:, :5]), (fresh, ids[:, : 5 + size])):
+            if first.shape[1]:
+                _forward(model, each, first)
+        before = [layer.keys.data_ptr() for layer in cache.layers]
+        for layer in cache.layers:
+            layer.crop(size, keep_room=True)
+        expected = _forward(model, fresh, ids[:, 9:12])
+        torch.testing.assert_close(_forward(model, cache, ids[:, 9:12]), expected)
+    assert size == -5 or [layer.keys.data_ptr() for layer in cache.layers] == before
+    for layer, new in zip(cache.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(layer.keys, new.keys)
+        assert layer.positions.tolist() == new.positions.tolist()
 
 
 def test_generation_with_an_assistant(model, ids):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "a
 _ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
 _GRADIENT_ADDRESSES = struct.Struct("6P3q")  # likewise the backward's own, and the strides of the output's gradient
 _STRIDES = struct.Struct("9q")  # of the gradients of query, key and value
+_TEXT_ADDRESSES = struct.Struct("4P")  # where the texts lie, with which the texts' own arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -214,6 +215,43 @@ def nm_texts(
     if status not in (0, _BAD_PAGE):
         _refuse("nm_texts", status)
     return status == 0
+
+
+class PreparedTexts(NamedTuple):
+    """What :func:`nm_texts` gives the library besides addresses: of the tensors, and of where texts lie in them."""
+
+    call: bytes
+    texts: bytes
+
+
+def prepare_nm_texts(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, texts: int
+) -> PreparedTexts:
+    """What :func:`nm_texts` gives the library for such tensors without pages: for calls made again.
+
+    Args:
+        query, key, value, out, pattern, isa: as in :func:`nm_texts`, for the output alone.
+        texts: how many there are.
+    """
+    none = (None, None, None)
+    call = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
+    own = NM_TEXTS.pack(
+        query_start=0, key_start=0, key_count=0, block_table=0, texts=texts, table_width=0, pages=0, page_size=0
+    )
+    return PreparedTexts(call[_ADDRESSES.size :], own[_TEXT_ADDRESSES.size :])
+
+
+def nm_texts_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: PreparedTexts, *, query_start: Tensor,
+    key_start: Tensor, key_count: Tensor,
+) -> None:  # fmt: skip
+    """:func:`nm_texts` for tensors that lie in memory as those of :func:`prepare_nm_texts` do."""
+    places = _TEXT_ADDRESSES.pack(query_start.data_ptr(), key_start.data_ptr(), key_count.data_ptr(), 0)
+    status = loader.library().dynattn_nm_texts(
+        _addresses(query, key, value, None, out, None) + prepared.call + places + prepared.texts
+    )
+    if status != 0:
+        _refuse("nm_texts", status)
 
 
 def row_forward(

@@ -11,6 +11,8 @@ namespace dynattn::DYNATTN_NAMESPACE {
 constexpr int kFewAtOnce = 4;
 constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
 
+constexpr int kValuesAhead = 8;  // a value row is prefetched so many kept keys before it is read
+
 // A row converted to floats and padded with zeros.
 static void copy_row(float* to, const char* row, int32_t dtype, int64_t dim, int64_t width) {
   to_floats(to, row, dtype, dim);
@@ -77,26 +79,28 @@ struct EvenRows {
   const float* row(int key) const { return first + key * stride; }
 };
 
-// Value rows in pages.
-struct PagedRows {
+// Value rows that lie where `places` says, `shift` bytes on.
+struct PlacedRows {
   const RowPlaces& places;
-  const float* row(int key) const { return reinterpret_cast<const float*>(places.row(key)); }
+  int64_t shift;
+  const char* bytes(int64_t key) const { return places.row(key) + shift; }
+  const float* row(int key) const { return reinterpret_cast<const float*>(bytes(key)); }
 };
 
 // out += Σ weight · value over the kept keys, for kChunk vectors of the row, from its float `at` on.
 template <int kChunk, class Rows>
 static void add_kept(float* out, const Rows& values, int64_t at, const KeptKeys& kept) {
-  constexpr int kAhead = 8;
+  constexpr int kLineFloats = 64 / sizeof(float);
   Vec acc[kChunk];
 #pragma GCC unroll 16
   for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
   for (int i = 0; i < kept.count; i++) {
-    const float* next = values.row(kept.key[smaller(i + kAhead, kept.count - 1)]) + at;
+    const float* next = values.row(kept.key[smaller(i + kValuesAhead, kept.count - 1)]) + at;
     const float* row = values.row(kept.key[i]) + at;
     const Vec weight = broadcast(kept.weight[i]);
 #pragma GCC unroll 16
     for (int c = 0; c < kChunk; c++) {
-      __builtin_prefetch(next + c * kWidth);
+      if (c * kWidth % kLineFloats == 0) __builtin_prefetch(next + c * kWidth);
       acc[c] = fmadd(weight, load_any(row + c * kWidth), acc[c]);
     }
   }
