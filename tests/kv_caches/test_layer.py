@@ -229,21 +229,24 @@ def test_crop_does_what_transformers_cache_does(model, ids, size):
                 each.crop(3)
 
 
-@pytest.mark.parametrize("size", [-1, -3, -5])
-@pytest.mark.parametrize("make", [lambda: FullCache(room=8), lambda: QuestCache(budget=16, page=16, room=8)])
+@pytest.mark.parametrize("size", [-1, -2, -22])
+@pytest.mark.parametrize("make", [lambda: FullCache(room=8), lambda: QuestCache(budget=4, page=4, room=8)])
 def test_crop_may_keep_the_room(model, ids, make, size):
     """Then nothing is copied, and the next tokens are those of a cache that never had the others."""
     cache, fresh = make(), make()
     with torch.no_grad():
-        for each, first in ((cache, ids[:, :5]), (fresh, ids[:, : 5 + size])):
-            if first.shape[1]:
-                _forward(model, each, first)
+        for each, end in ((cache, 22), (fresh, 22 + size)):
+            if end:
+                _forward(model, each, ids[:, :20])
+            for at in range(20, end):
+                _forward(model, each, ids[:, at : at + 1])
         before = [layer.keys.data_ptr() for layer in cache.layers]
         for layer in cache.layers:
             layer.crop(size, keep_room=True)
-        expected = _forward(model, fresh, ids[:, 9:12])
-        torch.testing.assert_close(_forward(model, cache, ids[:, 9:12]), expected)
-    assert size == -5 or [layer.keys.data_ptr() for layer in cache.layers] == before
+        for at in (9, 10, 11):
+            found, expected = (_forward(model, each, ids[:, at : at + 1]) for each in (cache, fresh))
+            torch.testing.assert_close(found, expected)
+    assert size == -22 or [layer.keys.data_ptr() for layer in cache.layers] == before
     for layer, new in zip(cache.layers, fresh.layers, strict=True):
         torch.testing.assert_close(layer.keys, new.keys)
         assert layer.positions.tolist() == new.positions.tolist()

@@ -88,11 +88,14 @@ def test_few_queries(q_len: int, dtype: torch.dtype) -> None:
     query, key, value = inputs(q_len, 300, dtype)
     for window, sinks in ((1, 1), (20, 4), (64, 0), (290, 3), (296, 8)):
         method = Window(window, sinks)
-        exact = dynattn.attention(query.double(), key.double(), value.double(), method, backend="reference")
+        wide = [x.double() for x in (query, key, value)]
+        exact, aux = dynattn.attention(*wide, method, backend="reference", return_aux=True)
         plain, out = (dynattn.attention(query, key, value, method, backend=one) for one in ("reference", "auto"))
         assert out.dtype == dtype
         errors = [(x.double() - exact).abs().max().item() for x in (out, plain)]
         assert errors[0] <= 2 * errors[1] + 2 * torch.finfo(dtype).eps
+        _, logsumexp = windows.window_attention(query, key, value, None, window, sinks, False, 8**-0.5, False, "cpu")
+        torch.testing.assert_close(logsumexp.double(), aux.logsumexp, rtol=1e-5, atol=1e-5)
 
 
 def test_few_queries_read_keys_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
