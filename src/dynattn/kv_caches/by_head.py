@@ -18,11 +18,11 @@ class _Begins(NamedTuple):
     """Where what is held begins.
 
     Attributes:
-        slot: (batch, kv_heads) int64, the first slot of each head that is not empty.
+        slots: the first slot that is not empty, of each key head of each sample.
         position: (batch, 1, 1, 1) int64, a position before which no head of a sample holds a token.
     """
 
-    slot: Tensor
+    slots: tuple[int, ...]
     position: Tensor
 
 
@@ -107,7 +107,7 @@ class HeadLayer(Layer):
         if not _allows(call.attn_mask, begins.position):
             return None
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        return ragged_attention(call.query, key, value, begins.slot, self.held, scale)
+        return ragged_attention(call.query, key, value, begins.slots, self.held, scale)
 
     def crop(self, tokens_to_remove: int, *, keep_room: bool = False) -> None:
         """Remove the latest tokens; see :meth:`Layer.crop`."""
@@ -122,7 +122,7 @@ class HeadLayer(Layer):
     def _find_begins(self) -> _Begins:
         slot = (self.positions < 0).sum(-1)
         position = self.positions.gather(-1, slot.unsqueeze(-1)).amin(1)
-        return _Begins(slot, position[:, None, None])
+        return _Begins(tuple(slot.flatten().tolist()), position[:, None, None])
 
     def _samples(self, change: Callable[[Tensor], Tensor]) -> None:
         super()._samples(change)

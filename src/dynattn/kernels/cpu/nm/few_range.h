@@ -227,7 +227,9 @@ static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates
   }
 }
 
-// Where the rows of a tile and of the next one lie, for the head whose row 0 is at `head`.
+// Where the rows of a tile and of the next one lie, for the head whose row 0 is at `head`. Those of the next one are
+// touched, run by run: where pages lie in random order, to find out where a page is in memory takes longer than to read
+// from it, and is then done while this tile is computed.
 static void list_rows(const Plan& plan, const char* head, const int64_t strides[3], int64_t tile, const char** rows) {
   RowPlaces places;
   find_rows(plan, head, strides, tile * plan.tile, places);
@@ -235,6 +237,7 @@ static void list_rows(const Plan& plan, const char* head, const int64_t strides[
   for (int64_t key = 0, at = places.ahead; key < count;) {
     const char* const run = places.runs[at / kRunKeys];
     const int64_t first = at % kRunKeys, some = smaller(count - key, kRunKeys - first);
+    if (key >= plan.tile) __builtin_prefetch(run);
     for (int64_t i = 0; i < some; i++) rows[key + i] = run + (first + i) * places.stride;
     key += some, at += some;
   }
