@@ -84,9 +84,7 @@ def ragged_attention(
     return out
 
 
-def _prepare(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, first: tuple[int, ...], scale: float
-) -> _Prepared:
+def _prepare(query: Tensor, key: Tensor, value: Tensor, out: Tensor, first: tuple[int, ...], scale: float) -> _Prepared:
     (batch, kv_heads, room, _), heads = key.shape, query.shape[1]
     texts, group = batch * kv_heads, heads // kv_heads
     rows, into = (x.view(1, texts, group, x.shape[3]).transpose(1, 2) for x in (query, out))
