@@ -66,7 +66,8 @@ def _few(
         if near is not None:
             allowed = near if allowed is None else joined(near, allowed)
         tensors = (query, key[:, :, keys], value[:, :, keys], allowed, None)
-        return run(*tensors, *_DENSE, scale, 0.0, False, needs_grad, backend)[:2]
+        out, logsumexp, *_ = run(*tensors, *_DENSE, scale, 0.0, False, needs_grad, backend)
+        return out, logsumexp
 
     # one query keeps all keys of both runs, and every query all sinks that lie apart
     near = None if q_len == 1 else _near(query, kv_len, spans.near.start, window, sinks, causal)
