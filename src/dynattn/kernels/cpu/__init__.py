@@ -7,8 +7,9 @@ run on torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenM
 
 from __future__ import annotations
 
+from array import array
 from functools import cache
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "a
 _ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
 _GRADIENT_ADDRESSES = NM_BACKWARD.part("grad_out", "grad_out_strides")  # likewise the backward's own, and those strides
 _STRIDES = NM_BACKWARD.part("d_query_strides", "d_value_strides")  # of the gradients
+_TEXT_ADDRESSES = NM_TEXTS.part("query_start", "block_table")  # with which the texts' own arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -213,6 +215,44 @@ def nm_texts(
     if status not in (0, _BAD_PAGE):
         _refuse("nm_texts", status)
     return status == 0
+
+
+class PreparedTexts(NamedTuple):
+    """What :func:`nm_texts` gives the library besides addresses: of the tensors, and of where texts lie in them."""
+
+    call: bytes
+    texts: bytes
+
+
+def prepare_nm_texts(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, texts: int
+) -> PreparedTexts:
+    """What :func:`nm_texts` gives the library for such tensors without pages: for calls made again.
+
+    Args:
+        query, key, value, out, pattern, isa: as in :func:`nm_texts`, for the output alone.
+        texts: how many there are.
+    """
+    none = (None, None, None)
+    call = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
+    own = NM_TEXTS.pack(
+        query_start=0, key_start=0, key_count=0, block_table=0, texts=texts, table_width=0, pages=0, page_size=0
+    )
+    return PreparedTexts(call[_ADDRESSES.size :], own[_TEXT_ADDRESSES.size :])
+
+
+def nm_texts_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: PreparedTexts, *, query_start: array[int],
+    key_start: array[int], key_count: array[int],
+) -> None:  # fmt: skip
+    """:func:`nm_texts` for tensors that lie in memory as those of :func:`prepare_nm_texts` do, and where texts lie in
+    arrays of 64-bit numbers, which are made faster than tensors."""
+    places = _TEXT_ADDRESSES.pack(*(numbers.buffer_info()[0] for numbers in (query_start, key_start, key_count)), 0)
+    status = loader.library().dynattn_nm_texts(
+        _addresses(query, key, value, None, out, None) + prepared.call + places + prepared.texts
+    )
+    if status != 0:
+        _refuse("nm_texts", status)
 
 
 def row_forward(
