@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,16 +94,25 @@ def _tuned(settings: Settings, output: Path, workers: int = 1) -> tuple[Tuning, 
     return found, screen.getvalue()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_decoder, many_texts, tmp_path_factory) -> tuple[Tuning, str, Path]:
+    """What a run from the first stage to the last finds, what it says, and the folder that it writes to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        return *_tuned(_settings(tiny_decoder, many_texts), output), output
+
+
 @pytest.mark.usefixtures("forked_python")
-def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):
-    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+def test_a_faster_model_is_written_and_another_process_loads_it(undisturbed, tiny_decoder, tmp_path):
+    found, said, output = undisturbed
     assert found.verdict == "faster"
     assert found.tries[-1].holds
     assert {lost.task for lost in found.tries[-1].lost} == {"perplexity", "keys"}
     assert found.rival is not None
     assert found.rival.tuned == found.tries[-1].lost[0].loss
     assert "best single method for all heads" in said
-    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    folder = output / f"tune-{tiny_decoder.name}"
     file = folder / "model.dynattn.json"
     assert f"model   {file}" in said
     assert (folder / "tune.html").read_text().startswith("<!doctype html>")
@@ -163,10 +173,13 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     assert [name for name in kept if name.startswith("race")] == [f"race None {sorted(methods(first.heads).items())}"]
 
 
-def test_what_another_version_of_the_code_left_is_not_taken_up(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+def test_what_another_version_of_the_code_left_is_not_taken_up(
+    fast, undisturbed, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
     settings = _settings(tiny_decoder, many_texts)
-    first, said = _tuned(settings, tmp_path)
+    first, said, output = undisturbed
     assert "begun anew" not in said
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     stages_file = tmp_path / f"tune-{tiny_decoder.name}" / "stages.json"
     there = json.loads(stages_file.read_text())
     for name in there["found"]:
@@ -199,7 +212,9 @@ with own.pytest.MonkeyPatch.context() as patch:
 
 
 @pytest.mark.usefixtures("forked_python")
-def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_decoder, many_texts, tmp_path):
+def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(
+    fast, undisturbed, tiny_decoder, many_texts, tmp_path
+):
     settings, here = _settings(tiny_decoder, many_texts), Path(__file__)
     there = f"import sys; sys.path.insert(0, {str(here.parent)!r})"
     folders = [str(each) for each in (tiny_decoder, many_texts, tmp_path)]
@@ -212,22 +227,22 @@ def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_de
     after = json.loads(stages_file.read_text())["found"]
     assert {name: after[name] for name in before} == before
     assert len(after) > len(before)
-    whole, _ = _tuned(settings, tmp_path / "anew")
+    whole, _, _ = undisturbed
     assert (found.verdict, found.heads, found.tries) == (whole.verdict, whole.heads, whole.tries)
 
 
 @pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
-def test_workers_find_what_one_process_finds(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+def test_workers_find_what_one_process_finds(fast, undisturbed, tiny_decoder, many_texts, tmp_path, monkeypatch):
     settings = _settings(tiny_decoder, many_texts)
-    alone, _ = _tuned(settings, tmp_path / "alone")
+    alone, _, _ = undisturbed
     for name in (
         "sensitivity.look",
         "prove.Scorer.own",
         "prove.Scorer.dense",
     ):  # of this process; workers have their own
         monkeypatch.setattr(f"dynattn.lab.tune.{name}", None)
-    together, _ = _tuned(settings, tmp_path / "together", workers=2)
+    together, _ = _tuned(settings, tmp_path, workers=2)
     assert together.verdict == alone.verdict == "faster"
     assert together.heads == alone.heads
     assert [lost.items for lost in together.tries[-1].lost] == [lost.items for lost in alone.tries[-1].lost]

@@ -57,8 +57,9 @@ std::string compare(const char* name, const Tensor& got, const Sums& want, const
   return "";
 }
 
-// The backward of a case whose forward has run; with trouble in its inputs it only has to stay within its memory.
-std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
+// The backward of a case whose forward has run, and has these rows; with trouble in its inputs it only has to stay within
+// its memory.
+std::string run_backward(const Problem& p, const std::vector<Row>& rows, const NMForwardArgs& forward) {
   const Case& c = p.c;
   const Shape& s = c.shape;
   const Order order = c.order == Order::kSharedBatch ? Order::kHeadsFirst : c.order;
@@ -66,8 +67,7 @@ std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
   Tensor d_query(s, s.heads, s.q_len, s.head_dim, c.dtype, order);
   Tensor d_key(s, s.kv_heads, s.kv_len, s.head_dim, c.dtype, order);
   Tensor d_value(s, s.kv_heads, s.kv_len, s.value_dim, c.dtype, order);
-  const size_t rows = static_cast<size_t>(s.batch) * static_cast<size_t>(s.heads * s.q_len);
-  std::vector<float> grad_logsumexp(rows), d_scores(rows * static_cast<size_t>(s.kv_len));
+  std::vector<float> grad_logsumexp(rows.size()), d_scores(rows.size() * static_cast<size_t>(s.kv_len));
   for (size_t i = 0; i < grad_out.count; i++) {
     grad_out.set(static_cast<int64_t>(i), static_cast<float>(random_int(-32, 32)) / 16.0f);
   }
@@ -88,7 +88,7 @@ std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
   if (status != DYNATTN_OK) return "status " + std::to_string(status) + " of the backward";
   if (c.trouble != Trouble::kNone) return "";
 
-  const Gradients want = naive_gradients(p, grad_out, grad_logsumexp);
+  const Gradients want = naive_gradients(p, rows, grad_out, grad_logsumexp);
   // A row's sum of grad_out * out is over value_dim products, each with the rounding of its output: a random walk, whose
   // length the case of 64 products is the measure of.
   const double size = std::sqrt(std::max(s.value_dim, 64) / 64.0) / (1.0 - c.dropout_p);
@@ -145,11 +145,13 @@ std::string run(const Case& c) {
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
   if (p.kept_beyond()) return "a dropped block is kept";
 
-  size_t at = 0;
+  std::vector<Row> naive;
   for (int b = 0; b < s.batch; b++) {
     for (int h = 0; h < s.heads; h++) {
-      for (int i = 0; i < s.q_len; i++, at++) {
-        const Row row = naive_row(p, b, h, i);
+      for (int i = 0; i < s.q_len; i++) {
+        const size_t at = naive.size();
+        naive.push_back(naive_row(p, b, h, i));
+        const Row& row = naive.back();
         if (!row.certain) return "";
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
         const double rounding = args.needs_grad || c.aux || !is_tiled(c.isa)
@@ -170,7 +172,7 @@ std::string run(const Case& c) {
       }
     }
   }
-  return c.aux || c.rounded ? "" : run_backward(p, args);
+  return c.aux || c.rounded ? "" : run_backward(p, naive, args);
 }
 
 const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon"};

@@ -118,6 +118,12 @@ struct Tensor {
       std::memcpy(&data[static_cast<size_t>(index) * 2], &half, 2);
     }
   }
+  // All of it, as the naive loops read it, many times.
+  std::vector<double> numbers() const {
+    std::vector<double> all(count);
+    for (size_t i = 0; i < count; i++) all[i] = get(static_cast<int64_t>(i));
+    return all;
+  }
   double get(int64_t index) const {
     if (dtype == DYNATTN_FLOAT32) {
       float x;
@@ -133,6 +139,7 @@ struct Tensor {
 struct Problem {
   Case c;
   Tensor query, key, value, out;
+  std::vector<double> queries, keys, values;  // the numbers of the inputs
   std::vector<unsigned char> mask;
   int64_t mask_strides[4] = {0, 0, 0, 0};
   std::vector<unsigned char> blocks;
@@ -154,7 +161,13 @@ struct Problem {
     fill_mask();
     fill_blocks();
     make_trouble();
+    queries = query.numbers(), keys = key.numbers(), values = value.numbers();
   }
+
+  // A row of an input.
+  const double* query_row(int b, int h, int i) const { return queries.data() + query.at(b, h, i); }
+  const double* key_row(int b, int h, int j) const { return keys.data() + key.at(b, h, j); }
+  const double* value_row(int b, int h, int j) const { return values.data() + value.at(b, h, j); }
 
   int mask_dtype() const {
     return is_float() ? DYNATTN_FLOAT32 : c.mask == Mask::kHalf ? DYNATTN_FLOAT16 : DYNATTN_BOOL;
