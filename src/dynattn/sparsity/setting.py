@@ -1,9 +1,9 @@
 """What each linear layer of a model leaves out, as a search found it: methods by site, and what calibration found.
 
-    setting = LinearSetting({"0.gate": "teal-0.6", "0.up": "teal-0.6", "3.o": "nmweight-2-4"},
-                            thresholds={"0.gate": (0.03,), "0.up": (0.03,)})
-    with setting.apply(model):
-        output = model(**inputs)
+setting = LinearSetting({"0.gate": "teal-0.6", "0.up": "teal-0.6", "3.o": "nmweight-2-4"},
+                        thresholds={"0.gate": (0.03,), "0.up": (0.03,)})
+with setting.apply(model):
+    output = model(**inputs)
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from dynattn.lab.tune.exams import Exam, bound_of, decided
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
-from dynattn.lab.tune.whole import applied, split
 from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.whole import applied, split
 
 
 def prove(

@@ -155,9 +155,7 @@ class Run:
         exam = self._begun.parts.search[0]
         advance = self._stage("what each linear layer can spare", 1)
         inputs = [self._inputs(exam, index) for index in range(min(exam.forwards, prefill.LOOKED))]
-        names = self._store.once(
-            "linears", lambda: list(prefill.family(self._pretrained, self._begun.linears, inputs))
-        )
+        names = self._store.once("linears", lambda: list(prefill.family(self._pretrained, self._begun.linears, inputs)))
         advance()
         return (tuple(names),) if names else ()
 

@@ -23,8 +23,8 @@ from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.choices import Choices, Path, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
-from dynattn.lab.tune.whole import applied
 from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.whole import applied
 
 ASSIGNED = "dynattn:assigned"
 _REFINED = 2  # points that are kept for what was found to be best

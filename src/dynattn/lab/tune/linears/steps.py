@@ -85,7 +85,9 @@ class Linears:
             if name != DENSE
             for kind in self._kinds(seconds, name)
         }
-        harm = look(self._model, self._inputs[:_LOOKED], {key: self.context(methods) for key, methods in wanted.items()})
+        harm = look(
+            self._model, self._inputs[:_LOOKED], {key: self.context(methods) for key, methods in wanted.items()}
+        )
         found = {"inputs": self._of_inputs(seconds, harm), "neurons": self._of_neurons(seconds, harm)}
         return {family: settings for family, settings in found.items() if settings}
 
