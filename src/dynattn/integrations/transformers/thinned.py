@@ -2,8 +2,8 @@
 
 What :class:`dynattn.sparsity.LinearSetting` does in all calls of a context is done here in the calls of a phase alone:
 ``decode`` is calls of at most :data:`dynattn.sparsity.weights.packed.FEW` tokens, which is what kernels for steps take,
-and ``prefill`` all others but steps of larger batches, which stay dense. The contexts are entered when a file is loaded,
-and left when the model is given another attention.
+and ``prefill`` all others but steps of larger batches, which stay dense. The contexts are entered when a file is
+loaded, and left when the model is given another attention.
 """
 
 from __future__ import annotations

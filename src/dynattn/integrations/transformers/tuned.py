@@ -3,8 +3,8 @@
     load(model, "model.dynattn.json")        # or attn_implementation="dynattn:model.dynattn.json", after register()
 
 It holds a method for each attention module, what linear layers leave out, a fingerprint of the model, and how the claim
-about its loss was proved: dtype, phase, lengths, machine, evidence, versions. Loading it into another model is an error.
-The first call outside of the lengths or the dtype gives a warning.
+about its loss was proved: dtype, phase, lengths, machine, evidence, versions. Loading it into another model is an
+error. The first call outside of the lengths or the dtype gives a warning.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def page(found: Tuning) -> str:
 def sections(found: Tuning) -> list[Section]:
     """What the page is made of."""
     return [
-        _verdict(found), *_proof(found), *_assignment(found), *_linears(found), *_whole(found), _time(found), *_considered(found),
-        _run(found),
+        _verdict(found), *_proof(found), *_assignment(found), *_linears(found), *_whole(found), _time(found),
+        *_considered(found), _run(found),
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ def strongest(
 
     Args:
         families: the settings of each, the mildest first.
-        keeps: measures a setting of each family that is not settled yet, all in one go, and tells which keep the limits.
+        keeps: measures a setting of each family that is not settled yet, all together, and tells which keep the limits.
         in_time: whether there is time for that once more.
 
     Returns:

@@ -1,7 +1,7 @@
 """How much each layer is harmed where linear layers of one kind leave something out, a method and kind a forward.
 
-Every layer reads what it reads in the dense model, with a method in its linear layers of one kind. The harm is the energy
-of the error of what it adds to the residual stream x, as for heads (:mod:`dynattn.lab.tune.sensitivity`):
+Every layer reads what it reads in the dense model, with a method in its linear layers of one kind. The harm is the
+energy of the error of what it adds to the residual stream x, as for heads (:mod:`dynattn.lab.tune.sensitivity`):
 
     harm(layer, kind, method) = mean over tokens i of  ‖(layer_method(x) − layer_dense(x))_i‖² / ‖x_i‖²
 

@@ -1,7 +1,8 @@
 """Linear layers in the decode phase: thresholds of their inputs, and packed N:M weights, where they make steps faster.
 
-Two families of settings: ``inputs`` spreads TEAL, WINA and 2:4 weights over all linear layers, ``neurons`` has CHESS choose
-the neurons of MLPs in their place. Thresholds and what weights are scored by are found on the beginnings of some prompts.
+Two families of settings: ``inputs`` spreads TEAL, WINA and 2:4 weights over all linear layers, ``neurons`` has CHESS
+choose the neurons of MLPs in their place. Thresholds and what weights are scored by are found on the beginnings of some
+prompts.
 """
 
 from __future__ import annotations
