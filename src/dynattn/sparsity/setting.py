@@ -66,8 +66,8 @@ class LinearSetting:
         lacking += [site for site, method in weights.items() if method.looks_at_inputs and site not in self.norms]
         if lacking:
             raise ValueError(
-                f"LinearSetting: {lacking[0]} must have thresholds or norms, which its method needs: there are none for "
-                f"{self.methods[lacking[0]]}; take them from calibrate_thresholds or calibrate"
+                f"LinearSetting: {lacking[0]} must have thresholds or norms, which its method needs: there are none "
+                f"for {self.methods[lacking[0]]}; take them from calibrate_thresholds or calibrate"
             )
 
     def apply(self, model: nn.Module) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """What ``--phase decode`` looks at: ways to decode, then settings of linear layers, then both together.
 
 All that forgets or leaves something out is measured on the texts of the search, by both tasks; what keeps the limits is
-timed by real steps. Settings of linear layers come in families, whose strongest that keeps the limits is looked for over
-a cache that loses nothing, and then, of the fastest family, over the fastest cache that keeps the limits by itself.
+timed by real steps. Settings of linear layers come in families. Of each the strongest that keeps the limits is looked
+for over a cache that loses nothing, and then, of the fastest family, over the fastest cache that keeps them by itself.
 """
 
 from __future__ import annotations
