@@ -68,13 +68,13 @@ def test_a_file_holds_all_of_it():
         (
             {"methods": {"0.q": "teal-0.5"}},
             ValueError,
-            "0.q must have thresholds or norms.* there are none for teal-0.5",
+            "0.q must have thresholds or norms.* for teal-0.5",
         ),
         ({"methods": {"0.q": WEIGHTS}}, ValueError, "0.q must have thresholds or norms"),
         (
             {"methods": {"0.q": "magnitude-0.5"}},
             TypeError,
-            "0.q must have a method that chooses inputs, or N:M weights",
+            "0.q must have a method that chooses inputs, or N:M",
         ),
         ({"methods": {"0.q": "nmweight-4-8"}}, TypeError, "N:M weights of 1:2, 1:4, 2:4 or 3:4"),
         ({"methods": {"0.q": "nmweight-2-4-wanda-dsnot"}}, TypeError, "without a refinement"),
@@ -87,7 +87,7 @@ def test_what_makes_no_sense_is_refused(fields, error, reason):
 
 
 def test_unknown_methods_and_sites_are_refused():
-    with pytest.raises(ValueError, match="sparsity.parse: name must be"):
+    with pytest.raises(ValueError, match=r"sparsity\.parse: name must be"):
         LinearSetting({"0.q": "nm-1-2"})
     with pytest.raises(ValueError, match="BySite: a site must be"):
         LinearSetting({"q": "wina-0.5"})

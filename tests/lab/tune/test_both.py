@@ -53,7 +53,7 @@ def found(monkeypatch):
             model="m", kind="decoder", description="d", dtype="float32", phase="prefill", settings={}, machine={},
             verdict=verdicts["prefill"], reason="r",  # type: ignore[arg-type]
             time=Time(forward=1.0, modules=dict.fromkeys(modules, 0.1), length=LENGTH, bound=1.3), candidates=[],
-            heads=heads, pruning=None, considered=[], shortened=[], gains=[],
+            heads=heads, pruning=None, considered=[], whole_model=[], gains=[],
             tries=[Try(heads=heads, pruning=None, lost=[_lost("perplexity")])], rival=None, speed=SPEED, seconds=1.0,
         )  # fmt: skip
 

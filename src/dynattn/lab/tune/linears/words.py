@@ -17,7 +17,7 @@ def sentence(methods: Mapping[str, str]) -> str:
         methods: by site.
     """
     counts = Counter(methods.values())
-    return ", ".join(f"{name} in {count} linear layers" for name, count in counts.most_common())
+    return ", ".join(f"{name} in {count} linear layer{'s' * (count > 1)}" for name, count in counts.most_common())
 
 
 def grid(methods: Mapping[str, str]) -> Grid:
