@@ -32,6 +32,7 @@ from dynattn.lab.tune.store import Store
 
 _SHARE_OF_TWO = 0.5  # of the time for all ways, what two of them take after one prompt
 _FOR_LINEARS = 0.5  # of the time that is left after all ways, for settings of linear layers
+_SPARE = 1.25  # times the shortest proof, the time that is left for it in any case
 
 Scored = Callable[[str, Reading, Sequence[str], Callable[[], None]], dict[str, list[float]]]
 """Nats by name; takes a name in the store, a text, names of ways, and what is called after it."""
@@ -126,7 +127,10 @@ class Search:
 
     def _with_linears(self, costs: Seconds) -> None:
         """Settings of linear layers over a cache that loses nothing; of the fastest family over the fastest cache."""
-        until = self._clock.left * (1 - _FOR_LINEARS)
+        shortest = LEAST.prove * len(TASKS) * self._pace * _SHARE_OF_TWO
+        until = max(self._clock.left * (1 - _FOR_LINEARS), _SPARE * shortest)
+        if self._clock.left <= until:
+            return
         advance = self._stage("what each linear layer can spare", 1)
         families = self._store.once("linear families", lambda: self._linears.families(costs))
         advance()

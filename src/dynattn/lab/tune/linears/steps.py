@@ -116,16 +116,15 @@ class Linears:
         return self.setting(methods).prepared(self._model, self._packs)
 
     def _everywhere(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-        """Each method in all linear layers where it chooses; those that this model does not take are left out."""
-        found = {}
-        for name in (*_INPUTS, *_WEIGHTS, *_NEURONS):
-            methods = of_kinds(self._units, name, *(_OUT if name in _NEURONS else ()))
+        """Each method in all linear layers where it chooses; CHESS, where it is none for this model's MLPs, is left out."""
+        found = {name: self.context(of_kinds(self._units, name)) for name in (*_INPUTS, *_WEIGHTS)}
+        for name in _NEURONS:
             try:
-                found[name] = self.context(methods)
-                with found[name]():
-                    pass
-            except ValueError:  # an MLP that is not of the form that CHESS is for
-                found.pop(name, None)
+                context = self.context(of_kinds(self._units, name, *_OUT))
+                with context():
+                    found[name] = context
+            except ValueError:
+                pass
         return found
 
     def _run(self) -> None:
