@@ -27,6 +27,7 @@ from dynattn.lab.tune.command import run
 from dynattn.lab.tune.decode import Decoding, Tried
 from dynattn.lab.tune.results import Lost, Raced, Time, Try, Tuning
 from dynattn.lab.tune.settings import Settings
+from dynattn.sparsity import LinearSetting
 
 LENGTH = 64
 EVEN = Spread(median=1.3, q1=1.2, q3=1.4)
@@ -43,7 +44,7 @@ def _lost(task: str) -> Lost:
 @pytest.fixture
 def found(monkeypatch):
     """What each phase finds, without the work."""
-    verdicts = {"prefill": "faster", "decode": "faster"}
+    verdicts: dict[str, Any] = {"prefill": "faster", "decode": "faster"}
 
     def prefill(self) -> Tuning:
         assert self._settings.phase == "prefill"
@@ -55,6 +56,7 @@ def found(monkeypatch):
             time=Time(forward=1.0, modules=dict.fromkeys(modules, 0.1), length=LENGTH, bound=1.3), candidates=[],
             heads=heads, pruning=None, considered=[], whole_model=[], gains=[],
             tries=[Try(heads=heads, pruning=None, lost=[_lost("perplexity")])], rival=None, speed=SPEED, seconds=1.0,
+            linears=verdicts.get("in prompts"),
         )  # fmt: skip
 
     def decoded(self) -> Decoding:
@@ -63,6 +65,7 @@ def found(monkeypatch):
             model="m", description="d", dtype="float32", length=self._length, settings={}, machine={},
             verdict=verdicts["decode"], reason="r", way=way, considered=[],  # type: ignore[arg-type]
             tries=[Tried(way=str(way), lost=[_lost("decoding")])], speed=SPEED, seconds=1.0,
+            linears=verdicts.get("in steps"),
         )  # fmt: skip
 
     monkeypatch.setattr(decode, "AFTER", 49)
@@ -110,6 +113,19 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
     assert {name for queries, name in attended if queries > 1} == {"nm-1-2"}
     assert {name for queries, name in attended if queries == 1} == {"topk-1.0"}
     assert cache.layers[0].held < 80
+
+
+def test_linear_layers_leave_out_in_each_phase_what_was_found_for_it(found, tiny_decoder, many_texts, tmp_path):
+    setting = LinearSetting({"0.down": "wina-0.5", "1.o": "nmweight-1-2"})
+    found.update({"in prompts": "bysite(nmact-1-2=0.gate+0.up)", "in steps": setting.plain()})
+    _, said, folder = _run(tiny_decoder, many_texts, tmp_path)
+    assert "inputs are left out anew for each token: nmact-1-2 in 2 linear layers" in said
+    assert "left out by linear layers: wina-0.5 in 1 linear layer, nmweight-1-2 in 1 linear layer" in said
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    tuned = load(model, folder / "model.dynattn.json")
+    assert tuned.linears == {
+        "prefill": LinearSetting({"0.gate": "nmact-1-2", "0.up": "nmact-1-2"}), "decode": setting,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("phase", "kept"), [("prefill", "prefill"), ("decode", "both")])

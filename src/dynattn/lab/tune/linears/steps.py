@@ -116,7 +116,7 @@ class Linears:
         return self.setting(methods).prepared(self._model, self._packs)
 
     def _everywhere(self) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-        """Each method in all linear layers where it chooses; CHESS, where it is none for this model's MLPs, is left out."""
+        """Each method in all linear layers where it chooses; CHESS is left out where it is not for these MLPs."""
         found = {name: self.context(of_kinds(self._units, name)) for name in (*_INPUTS, *_WEIGHTS)}
         for name in _NEURONS:
             try:
