@@ -17,12 +17,14 @@ class Considered(Record):
         losses: relative, of the text that goes on and of the hidden numbers.
         keeps: whether the proof would find that both limits are kept, were its items like these.
         speedup: of a step, over Transformers' default; None where it keeps no limit.
+        linears: what linear layers leave out, in words; None where they are dense.
     """
 
     way: str
     losses: list[float]
     keeps: bool
     speedup: float | None
+    linears: str | None = None
 
 
 class Tried(Record):

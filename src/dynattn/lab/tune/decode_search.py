@@ -26,6 +26,7 @@ from dynattn.lab.tune.halving import strongest
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.linears.clock import Seconds
 from dynattn.lab.tune.linears.steps import Linears, Methods
+from dynattn.lab.tune.linears.words import sentence
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.search import GOOD
 from dynattn.lab.tune.store import Store
@@ -108,10 +109,11 @@ class Search:
         faster = sorted((name for name, ratio in self._speedups.items() if ratio > 1), key=lambda n: -self._speedups[n])
         considered = [
             Considered(
-                way=name, losses=[its.loss for its in each], keeps=_keeps(each), speedup=self._speedups.get(name)
+                way=name, losses=[its.loss for its in each], keeps=_keeps(each), speedup=self._speedups.get(name),
+                linears=None if (label := parted(name)[1]) is None else sentence(self.methods[label]),
             )
             for name, each in self._held.items()
-        ]
+        ]  # fmt: skip
         return {
             "kept": [[name, [its.worst for its in self._held[name]]] for name in faster],
             "considered": [each.model_dump() for each in considered],
@@ -143,6 +145,8 @@ class Search:
         if not found or not caches:
             return
         cache = max(caches, key=lambda name: self._speedups[name])
+        if self._speedups[cache] <= self._speedups.get(IN_PLACE, 0.0):
+            return
         label = parted(max(found, key=lambda name: self._speedups[name]))[1]
         milder = next(its[: its.index(label) + 1] for its in labels if label in its)
         self._strongest([[joined(cache, each) for each in milder]], until)

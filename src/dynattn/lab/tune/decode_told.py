@@ -139,4 +139,7 @@ def _considered(found: Decoding) -> Grid:
         for each in found.considered
     ]  # fmt: skip
     columns = ["way to decode", "loss", "loss of hidden numbers", "keeps the limits", "a step"]
+    if any(each.linears is not None for each in found.considered):
+        columns.append("left out by linear layers")
+        rows = [[*row, each.linears or "nothing"] for row, each in zip(rows, found.considered, strict=True)]
     return Grid("What was considered, on the texts of the search", columns, rows)

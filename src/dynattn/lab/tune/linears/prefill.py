@@ -21,12 +21,13 @@ from dynattn.lab.tune.linears.clock import DENSE, Seconds, clock, faster
 from dynattn.lab.tune.linears.harm import look
 from dynattn.lab.tune.linears.spread import spread
 from dynattn.lab.tune.linears.units import of_kinds, units
-from dynattn.sparsity import BySite, NMActivations, parse
+from dynattn.sparsity import BySite, NMActivations
 
 LOOKED = 3
 """Texts whose beginnings show what layers can spare."""
 
-_METHODS = tuple(NMActivations(n, m, norm=norm).name for n, m in ((1, 2), (2, 4)) for norm in (False, True))
+_EACH = [NMActivations(n, m, norm=norm) for n, m in ((1, 2), (2, 4)) for norm in (False, True)]
+_METHODS = {method.name: method for method in _EACH}
 _CLOCKED = 512  # tokens: what a token takes is the same for more of them
 _SEEN = 256  # tokens of a text by which harm is seen
 
@@ -87,4 +88,4 @@ def beginning(inputs: Inputs, tokens: int) -> dict[str, Any]:
 
 
 def _plan(methods: Mapping[str, str]) -> BySite:
-    return BySite(tuple((site, parse(name)) for site, name in methods.items()))  # type: ignore[misc]  # N:M by name
+    return BySite(tuple((site, _METHODS[name]) for site, name in methods.items()))
