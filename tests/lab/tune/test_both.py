@@ -68,9 +68,11 @@ def found(monkeypatch):
             linears=verdicts.get("in steps"),
         )  # fmt: skip
 
+    monkeypatch.setattr(decode, "_PROVE", 24)
     monkeypatch.setattr(decode, "AFTER", 49)
     monkeypatch.setattr(decoding, "AFTER", 49)
     monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: _plan())
+    monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: {})
     monkeypatch.setattr(both.Run, "tune", prefill)
     monkeypatch.setattr(decode.Run, "tune", decoded)
     for module in ("both", "document", "decode_told"):
@@ -93,9 +95,13 @@ def _run(model: Path, texts: Path, output: Path) -> tuple[Both, str, Path]:
 
 
 def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_texts, tmp_path):
+    setting = LinearSetting({"0.down": "wina-0.5", "1.o": "nmweight-1-2"})
+    found.update({"in prompts": "bysite(nmact-1-2=0.gate+0.up)", "in steps": setting.plain()})
     result, said, folder = _run(tiny_decoder, many_texts, tmp_path)
     assert result.verdict == "faster"
     assert said.index("Prefill") < said.index("Decoding")
+    assert "inputs are left out anew for each token: nmact-1-2 in 2 linear layers" in said
+    assert "left out by linear layers: wina-0.5 in 1 linear layer, nmweight-1-2 in 1 linear layer" in said
     page = (folder / "tune.html").read_text()
     assert "Prefill: What was found" in page
     assert "Decoding: What was found" in page
@@ -105,6 +111,8 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
     assert (tuned.phase, tuned.cache, tuned.decoding) == ("prefill", "window-32-s4", "topk-1.0")
     assert [each.details["task"] for each in tuned.evidence if "task" in each.details] == ["perplexity", "decoding"]
     assert set(tuned.methods.values()) == {"nm-1-2"}
+    in_prompts = LinearSetting({"0.gate": "nmact-1-2", "0.up": "nmact-1-2"})
+    assert tuned.linears == {"prefill": in_prompts, "decode": setting}
     cache = kv_caches.make(str(tuned.cache), model.config)
     attended = []
     with observing(lambda call: attended.append((call.query.shape[2], call.method.name))):
@@ -113,19 +121,6 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
     assert {name for queries, name in attended if queries > 1} == {"nm-1-2"}
     assert {name for queries, name in attended if queries == 1} == {"topk-1.0"}
     assert cache.layers[0].held < 80
-
-
-def test_linear_layers_leave_out_in_each_phase_what_was_found_for_it(found, tiny_decoder, many_texts, tmp_path):
-    setting = LinearSetting({"0.down": "wina-0.5", "1.o": "nmweight-1-2"})
-    found.update({"in prompts": "bysite(nmact-1-2=0.gate+0.up)", "in steps": setting.plain()})
-    _, said, folder = _run(tiny_decoder, many_texts, tmp_path)
-    assert "inputs are left out anew for each token: nmact-1-2 in 2 linear layers" in said
-    assert "left out by linear layers: wina-0.5 in 1 linear layer, nmweight-1-2 in 1 linear layer" in said
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
-    tuned = load(model, folder / "model.dynattn.json")
-    assert tuned.linears == {
-        "prefill": LinearSetting({"0.gate": "nmact-1-2", "0.up": "nmact-1-2"}), "decode": setting,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("phase", "kept"), [("prefill", "prefill"), ("decode", "both")])
