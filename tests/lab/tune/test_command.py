@@ -30,7 +30,7 @@ from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
-from dynattn.lab.tune.plan import Counts, Plan
+from dynattn.lab.tune.plan import MOST, Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
 from dynattn.lab.tune.search import Measured
 from dynattn.lab.tune.settings import Settings
@@ -76,6 +76,7 @@ def make_fast(monkeypatch):
     monkeypatch.setattr(stages, "clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.plan", plan)
+    monkeypatch.setattr("dynattn.lab.tune.parts.MOST", MOST._replace(prove=32))  # hiding numbers takes time
     monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: {})  # linear layers that leave something out do not
     monkeypatch.setattr(stages, "clock_candidates", clock)
     monkeypatch.setattr(
@@ -344,6 +345,7 @@ def test_linear_layers_may_leave_inputs_out_and_the_file_does_so_in_prompts(
         return Raced(**dict.fromkeys(("dense", "tuned", "speedup"), Spread(median=speed, q1=speed, q3=speed)),
                      rounds=3, disturbed=None)  # fmt: skip
 
+    monkeypatch.setattr("dynattn.lab.tune.parts.MOST", MOST._replace(prove=32))  # hiding numbers takes time
     monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: seconds)
     monkeypatch.setattr(stages, "race", race)
     monkeypatch.setattr(stages, "clocked", lambda *_: Clocked(0.01, {"m": 0.0001}))  # attention alone is not worth it
