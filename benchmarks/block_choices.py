@@ -48,22 +48,24 @@ BLOCK = 128  # how many tokens an item has
 ALARM = 0.01  # the chance that a correct run fails
 LENGTHS = (2048, 4096, 8192)
 LONGEST = (
-    "dense", "blocktopk-0.25-b64", "blocktopk-0.25-b64-sampled", "blocktopk-0.25-b64-runs",
-    "blocktopk-0.25-b64-lowrank", "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-sampled",
-    "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs", "nm-1-2-x16-w64-s4",
-    "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-5.0", "blockskip-4.0", "blockskip-3.0", "blockskip-2.0",
+    "dense", "blocktopk-0.25-b64-sampled", "blockmass-0.95-b64-sampled", "blockmass-0.98-b64-similar",
+    "blockmass-0.99-b64-similar", "nm-1-2-x16-w64-s4", "blockskip-5.0", "blockskip-4.0", "blockskip-3.0",
 )  # fmt: skip
 LONGER = (
-    *LONGEST, "blockmass-0.9-b64-sampled", "blockmass-0.95-b64-runs", "blockmass-0.95-b64-lowrank",
-    "blockmass-0.9-b16-sampled", "topk-0.25", "window-256-s4",
+    *LONGEST, "blocktopk-0.25-b64", "blocktopk-0.25-b64-runs", "blocktopk-0.25-b64-lowrank",
+    "blocktopk-0.25-b64-similar", "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-similar",
+    "blockmass-0.95-b16-sampled", "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-2.0", "topk-0.25",
+    "window-256-s4",
 )  # fmt: skip
 METHODS = {
     8192: LONGEST,
     4096: LONGER,
     2048: (
-        *LONGER, "blocktopk-0.25-b64-w0-s0", "blocktopk-0.25-b64-similar", "blocktopk-0.25-b64-bounds",
-        "blocktopk-0.25-b64-antidiagonal", "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled",
-        "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank", "topk-0.25-f0", "blockskip-6.0", "blockskip-1.0",
+        *LONGER, "blocktopk-0.25-b64-w0-s0", "blocktopk-0.25-b64-bounds", "blocktopk-0.25-b64-antidiagonal",
+        "blocktopk-0.25-b16", "blocktopk-0.25-b16-sampled", "blocktopk-0.25-b16-runs", "blocktopk-0.25-b16-lowrank",
+        "blocktopk-0.5-b64-similar", "blockmass-0.9-b64-sampled", "blockmass-0.95-b64-runs",
+        "blockmass-0.95-b64-lowrank", "blockmass-0.9-b16-sampled", "blockmass-0.95-b16-runs", "topk-0.25-f0",
+        "blockskip-6.0", "blockskip-1.0",
     ),
 }  # fmt: skip
 """Methods by length: the longer the text, the longer a cell takes, and the fewer there are."""

@@ -37,7 +37,8 @@ METHODS = (
     "clustered-blocktopk-0.25-b16-sampled-w0-s0", "blocktopk-0.5-b16-sampled", "blocktopk-0.5-b16-runs",
     "blocktopk-0.5-b16-lowrank", "blocktopk-0.5-b16-sampled-w0-s0", "clustered-blocktopk-0.5-b16-sampled-w0-s0",
     "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs",
-    "clustered-blockmass-0.95-b16-sampled-w0-s0", "blockskip-2.0", "blockskip-4.0",
+    "clustered-blockmass-0.95-b16-sampled-w0-s0", "blocktopk-0.25-b16-similar", "blockmass-0.98-b16-similar",
+    "blockskip-2.0", "blockskip-3.0", "blockskip-4.0",
 )  # fmt: skip
 _CHARACTERS = 60_000  # of a text
 _SEED = 1  # the pictures of the default, 0, have been looked at
