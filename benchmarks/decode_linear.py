@@ -195,7 +195,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["table"]:
         PAGE.write_text(rewritten(PAGE.read_text(), START, table(), END, "decode_linear"))
     elif sys.argv[1:] == ["small"]:
-        TEXTS, AFTER = 1, 32
+        CALIBRATED, TEXTS, AFTER = 2, 1, 32
         for each in ("speed", "loss"):
             print(measure(Case(each, torch.float32, 64), 0.1))
     elif not sys.argv[1:]:
