@@ -27,7 +27,7 @@ from dynattn.sparsity.linears import linears
 from dynattn.sparsity.setting import Packs
 from dynattn.sparsity.sites import places
 
-_INPUTS = tuple(method.name for method in (*map(TEAL, (0.8, 0.65, 0.5, 0.35)), *map(WINA, (0.65, 0.5))))
+_INPUTS = tuple(method.name for method in (*map(TEAL, (0.8, 0.7, 0.6, 0.5)), *map(WINA, (0.7, 0.5))))
 _WEIGHTS = (NMWeights(2, 4, score="wanda").name,)
 _NEURONS = tuple(CHESS(keep).name for keep in (0.7, 0.5, 0.3))
 _OUT = ("down", "out")
