@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_file_is_in_force_until_the_model_attends_in_another_way(tmp_path):
         assert_equal(_logits(model, ids, 1), expected)
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(RuntimeError, match="must not be copied or pickled"):
-        __import__("copy").deepcopy(model)
+        copy.deepcopy(model)
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", attn_implementation=f"dynattn:{path}", dtype=torch.float64
     )

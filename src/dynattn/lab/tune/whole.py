@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypedDict
 
 from dynattn.integrations.transformers.shortened import shortening
 from dynattn.lab.models import Pretrained
@@ -29,7 +30,14 @@ def applied(pretrained: Pretrained, name: str | None) -> Iterator[None]:
         yield
 
 
-def split(name: str | None) -> dict[str, str | None]:
+class Named(TypedDict):
+    """A name as one of the two kinds; the other is None, as both are where there is no name."""
+
+    pruning: str | None
+    linears: str | None
+
+
+def split(name: str | None) -> Named:
     """The name as one of a method that shortens the sequence, ``pruning``, or of a plan for ``linears``."""
     of_linears = name is not None and _plan(name) is not None
     return {"pruning": None if of_linears else name, "linears": name if of_linears else None}

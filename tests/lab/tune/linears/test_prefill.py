@@ -37,8 +37,8 @@ def test_settings_of_what_is_faster_come_from_the_mildest_to_the_strongest(tiny_
     seconds = prefill.costs(pretrained, _inputs())
     assert seen == ["nmact-1-2", "nmact-1-2-norm", "nmact-2-4", "nmact-2-4-norm"]
     family = prefill.family(pretrained, seconds, [_inputs(), _inputs(20)])
-    plans = [parse(name) for name in family]
-    assert all(isinstance(plan, BySite) for plan in plans)
+    plans = [plan for name in family if isinstance(plan := parse(name), BySite)]
+    assert len(plans) == len(family) > 0
     strongest = {site: method.name for site, method in plans[-1].methods}
     assert strongest == {
         **{f"{layer}.{name}": "nmact-1-2" for layer in (0, 1) for name in ("gate", "up")},
