@@ -124,8 +124,8 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """
     return (
         type(query) is type(key) is type(value) is Tensor
+        and unwatched()  # first: a compiler cannot trace what follows
         and not (query.is_neg() or key.is_neg() or value.is_neg())
-        and unwatched()
     )
 
 
