@@ -50,6 +50,8 @@ LENGTHS = (2048, 4096, 8192)
 LONGEST = (
     "dense", "blocktopk-0.25-b64-sampled", "blockmass-0.95-b64-sampled", "blockmass-0.98-b64-similar",
     "blockmass-0.99-b64-similar", "nm-1-2-x16-w64-s4", "blockskip-5.0", "blockskip-4.0", "blockskip-3.0",
+    "blockskip-4.0-in(blockmass-0.98-b64-similar)", "blockskip-3.0-in(blockmass-0.98-b64-similar)",
+    "blockskip-3.0-in(blockmass-0.99-b64-similar)",
 )  # fmt: skip
 LONGER = (
     *LONGEST, "blocktopk-0.25-b64", "blocktopk-0.25-b64-runs", "blocktopk-0.25-b64-lowrank",

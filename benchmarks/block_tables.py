@@ -228,13 +228,7 @@ def _next_to_nothing() -> bool:
     return bool(proved) and all(of[kind][1] >= KEPT for of in proved for kind in of)
 
 
-def _skips_are_the_fastest() -> bool:
-    fits = [one for one in decoder(2048) if one.fits]
-    return bool(fits) and max(fits, key=lambda one: one.speedup).name.startswith("blockskip-")
-
-
 CLAIMS: dict[str, Callable[[], bool]] = {
-    "At 2048 tokens that is the fastest choice that stays within the limits": _skips_are_the_fastest,
     "keeps about half of the mass without them, and four fifths with them": _half_and_four_fifths,
     "On SmolLM2 they prove next to nothing": _next_to_nothing,
 }

@@ -1,120 +1,109 @@
-"""Times a prototype of linear layers whose inputs are kept 1:2, for many tokens, against PyTorch's own.
+"""Times linear layers of many tokens whose inputs are kept N:M against PyTorch's own.
 
-    python benchmarks/linear_prefill.py          # two minutes: benchmarks/results/linear-prefill.json; needs an idle
-                                                 # machine and g++; goes on after a kill
+    python benchmarks/linear_prefill.py          # five minutes: benchmarks/results/linear-prefill.json; needs an idle
+                                                 # machine; goes on after a kill
     python benchmarks/linear_prefill.py table    # the table of docs/kernels/cpu-linear.md from the record
     python benchmarks/linear_prefill.py small    # few tokens, nothing written
 
-float32, one thread. The prototype chooses, packs what is kept, and multiplies by the code of N:M attention's product
-with values. PyTorch is given its weights as they are, and packed before for oneDNN. Results are checked before they are
-timed.
+float32, by one thread and by as many as there are cores. Ours is ``linear_nm_act``, which chooses, and packs what it
+reads, at every call. PyTorch is given its weights as they are, and packed before for oneDNN. ``rows, 1:2`` is the
+product alone, with the choice made before. Results are checked before they are timed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from linear import PREPACKED, TORCH, prepacked
-from marked import markdown, measure_missing, rewritten
+from marked import markdown, measure_missing, rewritten, times
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dynattn.lab.machine import describe
+from dynattn.lab.machine import describe, machine
 from dynattn.lab.timing import interleaved
+from dynattn.ops.linear import linear_nm_act, linear_rows, nm_keep
 
-HERE = Path(__file__).parent
-RECORD = HERE / "results" / "linear-prefill.json"
-SOURCES = HERE.parent / "src" / "dynattn" / "kernels" / "cpu"
-PAGE = HERE.parent / "docs" / "kernels" / "cpu-linear.md"
+RECORD = Path(__file__).parent / "results" / "linear-prefill.json"
+PAGE = Path(__file__).parent.parent / "docs" / "kernels" / "cpu-linear.md"
 START, END = "<!-- written by benchmarks/linear_prefill.py -->", "<!-- end of prefill -->"
-SHAPES = ((384, 1536), (1536, 384), (576, 1536), (1536, 576))
-TOKENS = (128, 512, 2048)
-SECONDS = 8.0
-TILE = 64
-PROTOTYPE = "prototype, 1:2"
+SHAPES = ((384, 1536), (1536, 384), (576, 1536), (1536, 576), (576, 192))  # the last is SmolLM2's key layer
+TOKENS = (16, 128, 512, 2048)
+PATTERNS = ((1, 2), (2, 4), (4, 8), (8, 16))
+SECONDS = 6.0
+CHOSEN = "rows, 1:2"
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The prototype, compiled for this processor."""
-    path = Path(tempfile.mkdtemp(prefix="dynattn-prefill-")) / "prefill.so"
-    options = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w", f"-I{SOURCES}"]
-    subprocess.run(["g++", *options, str(HERE / "linear_prefill.cpp"), "-o", str(path)], check=True)
-    return ctypes.CDLL(str(path))
-
-
-def panels(weight: Tensor) -> Tensor:
-    """A weight (out, in) as the prototype reads it, on a cache line of its own."""
-    width = int(library().panel_outputs())
-    outputs, inputs = weight.shape
-    packed = weight.view(outputs // width, width, inputs // TILE, TILE).permute(0, 2, 3, 1).contiguous()
-    if packed.data_ptr() % 64:
-        raise SystemExit("linear_prefill: weights must begin on a cache line: PyTorch has put them elsewhere")
-    return packed
-
-
-def prototype(x: Tensor, packed: Tensor, outputs: int) -> Tensor:
-    """``NM(x) Wᵀ``, 1:2 by magnitude."""
-    y = x.new_empty(x.shape[0], outputs)
-    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (x, packed, y))
-    library().prefill(*pointers, *(ctypes.c_int64(size) for size in (*x.shape, outputs)))
-    return y
+def ways(x: Tensor, weight: Tensor) -> dict[str, tuple[Callable[[], Tensor], Tensor]]:
+    """What is held against each other, by name, each with what it must give in float64."""
+    weight_t, exact = weight.t().contiguous(), weight.double().t()
+    found: dict[str, tuple[Callable[[], Tensor], Tensor]] = {TORCH: (partial(linear, x, weight), x.double() @ exact)}
+    ready = prepacked(x, weight)
+    if ready is not None:
+        found[PREPACKED] = (ready, found[TORCH][1])
+    for n, m in PATTERNS:
+        groups = x.view(len(x), -1, m)
+        largest = groups.abs().topk(n, dim=-1).indices
+        kept = torch.zeros_like(groups).scatter(-1, largest, groups.gather(-1, largest)).view_as(x)
+        found[f"{n}:{m}"] = (partial(linear_nm_act, x, weight_t, n=n, m=m), kept.double() @ exact)
+    found[CHOSEN] = (partial(linear_rows, x, weight_t, keep=nm_keep(x, n=1, m=2)), found["1:2"][1])
+    return found
 
 
 @torch.inference_mode()
-def measure(inputs: int, outputs: int, tokens: int, seconds: float) -> dict[str, Any]:
+def measure(threads: int, inputs: int, outputs: int, tokens: int, seconds: float) -> dict[str, Any]:
     """A case of the record."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    x, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs) * inputs**-0.5
-    functions: dict[str, Callable[[], Tensor]] = {
-        TORCH: partial(linear, x, weight),
-        PROTOTYPE: partial(prototype, x, panels(weight), outputs),
-    }
-    ready = prepacked(x, weight)
-    if ready is not None:
-        functions[PREPACKED] = ready
-    pairs = x.view(tokens, -1, 2).abs()
-    second = (pairs[..., 1] > pairs[..., 0]).unsqueeze(-1)
-    kept = x.masked_fill(torch.cat([second, ~second], -1).view_as(x), 0)
-    for name, function in functions.items():
-        want = (kept if name == PROTOTYPE else x).double() @ weight.double().t()
-        if not torch.allclose(function().double(), want, rtol=1e-4, atol=1e-4):
+    found = ways(torch.randn(tokens, inputs), torch.randn(outputs, inputs) * inputs**-0.5)
+    for name, (call, want) in found.items():
+        if not torch.allclose(call().double(), want, rtol=1e-4, atol=1e-4):
             raise SystemExit(f"linear_prefill: a way must compute its definition: {name} differs")
-    timings = interleaved(functions, seconds=seconds)
-    fastest = min((name for name in timings if name != PROTOTYPE), key=lambda name: timings[name].median)
+    timings = interleaved({name: call for name, (call, _) in found.items()}, seconds=seconds)
+    fastest = min((name for name in (TORCH, PREPACKED) if name in timings), key=lambda name: timings[name].median)
     return {
-        "inputs": inputs, "outputs": outputs, "tokens": tokens, "fastest_dense": fastest,
-        "seconds": {name: vars(timing.seconds) for name, timing in timings.items()},
-        "speedup": vars(timings[PROTOTYPE].speedup(timings[fastest])),
+        "threads": threads, "inputs": inputs, "outputs": outputs, "tokens": tokens, "fastest_dense": fastest,
+        "rows": times(timings, fastest),
     }  # fmt: skip
 
 
-def record(cases: list[tuple[int, int, int]], seconds: float) -> None:
+def record(cases: list[tuple[int, int, int, int]], seconds: float) -> None:
     """Measure what the record lacks, and write it after each case."""
-    torch.set_num_threads(1)
-    known = [{"inputs": inputs, "outputs": outputs, "tokens": tokens} for inputs, outputs, tokens in cases]
-    measure_missing(RECORD, ((one, partial(measure, **one, seconds=seconds)) for one in known))
+    names = ("threads", "inputs", "outputs", "tokens")
+    measure_missing(
+        RECORD, ((dict(zip(names, case, strict=True)), partial(measure, *case, seconds)) for case in cases)
+    )  # fmt: skip
+
+
+def cases() -> list[tuple[int, int, int, int]]:
+    """All of the record."""
+    threads = dict.fromkeys((1, int(machine()["cores"])))
+    return [(number, *shape, tokens) for number in threads for shape in SHAPES for tokens in TOKENS]
 
 
 def table(found: dict[str, Any]) -> str:
     """The record in Markdown."""
-    names = [name for name in (TORCH, PREPACKED, PROTOTYPE) if name in found["cases"][0]["seconds"]]
-    rows = []
-    for row in found["cases"]:
-        times = [f"{1e3 * row['seconds'][name]['median']:.2f} ms" for name in names]
-        over = row["speedup"]
-        ratio = f"{over['median']:.2f}× [{over['q1']:.2f}, {over['q3']:.2f}]"
-        rows.append([f"{row['inputs']} → {row['outputs']}", str(row["tokens"]), *times, ratio])
-    return f"{describe(found['machine'])}:\n\n{markdown(('', 'tokens', *names, 'over the faster dense'), rows)}"
+    names = list(found["cases"][0]["rows"])
+    rows = [
+        [str(row["threads"]), f"{row['inputs']} → {row['outputs']}", str(row["tokens"]),
+         *(_cell(row, name) for name in names)]
+        for row in found["cases"]
+    ]  # fmt: skip
+    return f"{describe(found['machine'])}:\n\n{markdown(('threads', '', 'tokens', *names), rows)}"
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    """``1.40 ms, 1.55× [1.47, 1.68]``: time, and the faster of PyTorch's over it with its quartiles."""
+    its = row["rows"][name]
+    time, over = f"{1e3 * its['seconds']['median']:.2f} ms", its["speedup"]
+    if name in (TORCH, PREPACKED):
+        return time
+    return f"{time}, {over['median']:.2f}× [{over['q1']:.2f}, {over['q3']:.2f}]"
 
 
 def with_table(page: str) -> str:
@@ -130,6 +119,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["table"]:
         PAGE.write_text(with_table(PAGE.read_text()))
     elif sys.argv[1:] == ["small"]:
-        print(measure(128, 192, 7, 0.1))
+        print(measure(1, 128, 192, 40, 0.1))
     else:
-        record([(*shape, tokens) for shape in SHAPES for tokens in TOKENS], SECONDS)
+        record(cases(), SECONDS)

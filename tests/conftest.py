@@ -1,8 +1,9 @@
 """Tests run side by side, one process a core (pytest-xdist), so each keeps to one thread of torch's, and so do the
 processes that it starts, unless they ask for more."""
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -12,6 +13,19 @@ from tests.forking.python import fork_server, forked_python  # noqa: F401  # fix
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that import it anew
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Half a million objects are made here, which live to the end: the garbage collector would go through them again
+    and again, now and in each test that makes many objects. Those it may leave a little longer, too."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000)
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

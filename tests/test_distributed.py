@@ -42,6 +42,8 @@ CASES: list[dict[str, Any]] = [
     *({"method": f"blocktopk-0.3-b8-{by}w0-s0", **CUT} for by in ("", "similar-")),
     {"method": "blocktopk-0.3-b4-similar-w0-s0", **CUT},
     {"method": "blocktopk-0.3-b8-similar-w0-s0&nm-1-2", **CUT},
+    {"method": "blockskip-0.5", "causal": True},
+    {"method": "blockskip-2.0-in(blocktopk-0.3-b16-similar-w0-s0-f0)", **CUT},
     {"method": "clustered-blocktopk-0.5-b8-w0-s0", **CUT},
     {"method": "clustered-blocktopk-0.5-b8-w0-s0", "mask": "rows", "causal": True},
     {"method": "clustered-blocktopk-0.5-b8-w0-s0", "keys": (3, 2, 4, 1), "causal": True},

@@ -10,7 +10,7 @@ lengths, groups of N:M that lie on two processes too. Memory is linear in the wh
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -236,7 +236,8 @@ def _check_runs(method: Method, queries: list[int]) -> None:
 def _seen(method: Method, end: int, all_keys: int) -> int:
     """How many keys the choice for queries may look at, of which the last sees the first ``end``."""
     if method.choice in _BY_SCORES:
-        return end
+        among = cast("PairMethod | None", cast(PairMethod, method).scored)
+        return end if among is None else _seen(among, end, all_keys)
     if isinstance(method, Blocks):  # what lies in a block may count, whether or not it is seen
         return min(all_keys, -(-end // method.block) * method.block)
     return all_keys

@@ -66,6 +66,27 @@ def test_nm_inside_of_blocks_pays_for_the_scores_of_the_kept_blocks(others: str,
     assert joined.exponentials < 0.7 * blocks.exponentials
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_skips_inside_of_blocks_pay_for_the_scores_of_the_kept_blocks(causal: bool) -> None:
+    query, key, value = (3 * x for x in tensors(96, 96))
+    inside, blocks, alone = (
+        of_call(query, key, value, cast(PairMethod, parse(name)), causal=causal)
+        for name in ("blockskip-0.5-in(blocktopk-0.5-b16-bounds)", "blocktopk-0.5-b16-bounds", "blockskip-0.5")
+    )
+    assert (inside.scores, inside.choosing) == (blocks.scores, blocks.choosing)
+    assert inside.exponentials < blocks.exponentials
+    assert alone.scores == 2 * 2 * (96 * 97 // 2 if causal else 96 * 96) * 8
+    assert alone.choosing == 0
+
+
+def test_a_combination_that_asks_for_scores_inside_of_blocks_asks_for_all() -> None:
+    """The account knows one set of scored pairs, and would take the kept ones for it."""
+    for inside in ("blockskip-0.5-in(blocktopk-0.5-b16)", "(nm-1-2-x8&blocktopk-0.5-b16)"):
+        joined = cast(PairMethod, parse(f"{inside}+blocktopk-0.5-b16"))
+        assert joined.glance(8, 4) is None
+        assert joined.scored is None
+
+
 @pytest.mark.parametrize("block", [5, 48, 64, 100])
 def test_choices_for_rows_together_are_not_cut(block: int) -> None:
     query, key, value = tensors(200, 200)

@@ -210,6 +210,17 @@ def test_saved_tensors_may_come_back_otherwise() -> None:
     assert all(torch.equal(x, y) for x, y in zip(found, want[1:], strict=True))
 
 
+def test_a_tensor_that_a_transform_has_left_behind() -> None:
+    query, key, value = inputs()
+    left: list[Tensor] = []
+    torch.func.grad(lambda x: left.append(x) or x.sum())(query)
+    want = trained((query, key, value))[2:]
+    key, value = key.requires_grad_(), value.requires_grad_()
+    for _ in range(2):
+        found = torch.autograd.grad(dynattn.attention(left[0], key, value).sum(), (key, value))
+        assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
+
+
 def test_what_was_overwritten_since_has_no_gradient() -> None:
     query, key, value = inputs()
     trained((query, key, value))

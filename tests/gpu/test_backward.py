@@ -64,13 +64,13 @@ def by_kernels(
 
 def plain(
     tensors: tuple[Tensor, Tensor, Tensor], incoming: tuple[Tensor, Tensor], kept: Tensor, s: Tensor, out: Tensor,
-    logsumexp: Tensor, scale: float, drops: Tensor | float,
+    scale: float, drops: Tensor | float,
 ) -> list[Tensor]:  # fmt: skip
     """The same computation by plain PyTorch: P and dS rounded to the element type, sums in float32."""
     query, key, value = tensors
     grad_out, grad_logsumexp = incoming
     heads, kv_heads, dtype = query.shape[1], key.shape[1], query.dtype
-    weights = (s.float() - logsumexp.unsqueeze(-1)).exp().where(kept, 0.0)
+    weights = s.float().masked_fill(~kept, -math.inf).softmax(-1).where(kept, 0.0)
     k, v = (x.float().repeat_interleave(heads // kv_heads, 1) for x in (key, value))
     row = (grad_out.float() * out.float()).sum(-1) - grad_logsumexp
     d_scores = (weights * (drops * (grad_out.float() @ v.mT) - row.unsqueeze(-1))).where(kept, 0.0)
@@ -87,7 +87,7 @@ def check(
     query, key, value = tensors
     shape = (*query.shape[:3], value.shape[3])
     incoming = normal(*shape, seed=5, dtype=query.dtype), normal(*shape[:3], seed=6, dtype=torch.float32)
-    out, logsumexp, got = by_kernels(tensors, incoming, method, mask, causal, scale, mask_gradient, dropout_p)
+    out, _, got = by_kernels(tensors, incoming, method, mask, causal, scale, mask_gradient, dropout_p)
     drops = factors(query, key, dropout_p)
     exact_mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
     exact = query.double(), key.double(), value.double()
@@ -96,7 +96,7 @@ def check(
     offset = key.shape[2] - query.shape[2]
     s = reference.scores(exact[0], exact[1], exact_mask, causal, scale, offset)
     kept = choose(s, method, offset)
-    near = plain(tensors, incoming, kept, s, out, logsumexp, scale, 1.0 if drops is None else drops)
+    near = plain(tensors, incoming, kept, s, out, scale, 1.0 if drops is None else drops)
     for name, mine, right, of_plain in zip(("query", "key", "value", "mask"), got, want, near, strict=False):
         bound = 2 * largest(of_plain.double() - right) + torch.finfo(mine.dtype).eps / 2 * largest(right)
         assert largest(mine.double() - right) <= bound, name
@@ -148,6 +148,20 @@ def test_masks(method: NM, kind: str, causal: bool) -> None:
         mask[torch.rand(mask.shape, generator=generator) < 0.2] = -math.inf
         mask = mask.to(torch.float32 if kind == "float32" else torch.bfloat16)
     check(inputs(100, 164, batch=3), method, mask.cuda(), causal, mask_gradient=mask.is_floating_point())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_rows_whose_logsumexp_is_rounded(method: NM, head_dim: int, dropout_p: float) -> None:
+    """By their products, and by a bias: nothing is left in it of the logarithm of their number."""
+    query, key, value = inputs(130, 192, head_dim)
+    query[..., 0], query[:, :, 3::7], key[..., 0], key[:, :, 2::23, 0] = 0, 0, 181 << 7, 182 << 7
+    mask = torch.zeros(130, 192, device="cuda")
+    mask[10::14], mask[17::14] = torch.finfo(torch.float32).min, -1e9
+    check((query, key, value), method, mask, dropout_p=dropout_p, mask_gradient=True)
+    query[:, :, 3::14, 0], query[:, :, 10::14, 0] = 45 << 10, -(61 << 10)
+    check((query, key, value), method, causal=True, scale=1.0, dropout_p=dropout_p)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])

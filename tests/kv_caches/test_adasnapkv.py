@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -61,6 +62,19 @@ def test_a_prompt_that_fits_is_not_cut(model, ids):
     assert not cache.layers[0].ragged
 
 
+def _fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens had been seen when masks were fitted."""
+    seen: list[int] = []
+    fit = by_head.HeadLayer.fit
+
+    def noted(self, mask):
+        seen.append(self.seen)
+        return fit(self, mask)
+
+    monkeypatch.setattr(by_head.HeadLayer, "fit", noted)
+    return seen
+
+
 def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many queries each call of the kernel had."""
     calls: list[int] = []
@@ -79,12 +93,49 @@ def test_a_token_alone_is_read_by_the_kernel_and_gives_what_the_mask_gives(model
     mask[0, :padding] = 0
     given = mask if padding else None
     sizes = [PROMPT, 1, 1, 1]
+    fits = _fits(monkeypatch)
     found = steps(model, AdaSnapKVCache(**SNAPKV), ids, sizes, "dynattn:dense", given)
     assert calls == [1] * 3 * len(model.model.layers)
+    assert fits == [PROMPT] * len(model.model.layers)  # no mask is made for the kernel
     monkeypatch.setattr(by_head.HeadLayer, "attend", lambda self, call: None)
     expected = steps(model, AdaSnapKVCache(**SNAPKV), ids, sizes, "dynattn:dense", given)
     assert len(calls) == 3 * len(model.model.layers)
     torch.testing.assert_close(found[:, padding:], expected[:, padding:], rtol=1e-4, atol=1e-4)
+
+
+def _swapped(cache: AdaSnapKVCache) -> AdaSnapKVCache:
+    cache.reorder_cache(torch.tensor([1, 0]))
+    return cache
+
+
+def _cropped_and_on(cache: AdaSnapKVCache) -> AdaSnapKVCache:
+    for layer in cache.layers:
+        layer.crop(-1, keep_room=True)
+    return cache
+
+
+@pytest.mark.parametrize("change", [_swapped, copy.deepcopy, _cropped_and_on])
+def test_where_heads_begin_follows_what_becomes_of_the_cache(model, ids, change, monkeypatch):
+    """A step by the kernel before and after it, against steps by the mask."""
+    calls, found = _counted(monkeypatch), []
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(by_head.HeadLayer, "attend", lambda self, call: None)
+        cache = AdaSnapKVCache(**SNAPKV)
+        steps(model, cache, ids, [PROMPT, 1], "dynattn:dense")
+        cache = change(cache)
+        with torch.no_grad():
+            found.append(model(ids[:, PROMPT + 2 : PROMPT + 3], past_key_values=cache, use_cache=True).logits)
+    assert len(calls) == 2 * len(model.model.layers)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_where_heads_begin_is_counted_once(model, ids, monkeypatch):
+    counted = []
+    find = by_head.HeadLayer._find_begins
+    monkeypatch.setattr(by_head.HeadLayer, "_find_begins", lambda self: counted.append(self) or find(self))
+    steps(model, AdaSnapKVCache(**SNAPKV), ids, [PROMPT, 1, 1, 1], "dynattn:dense")
+    assert len(counted) == len(model.model.layers)
 
 
 def test_what_the_kernel_cannot_tell_is_left_to_the_mask(model, ids, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from dynattn.integrations.transformers import register
-from dynattn.kv_caches import FullCache, SpAttenCache, WindowCache
+from dynattn.kv_caches import FullCache, QuestCache, SpAttenCache, WindowCache
 from tests.covering import part
 
 LAYERS = 2
@@ -227,6 +227,29 @@ def test_crop_does_what_transformers_cache_does(model, ids, size):
         for each in (cache, other):
             with pytest.raises(ValueError, match="crop"):
                 each.crop(3)
+
+
+@pytest.mark.parametrize("size", [-1, -2, -22])
+@pytest.mark.parametrize("make", [lambda: FullCache(room=8), lambda: QuestCache(budget=4, page=4, room=8)])
+def test_crop_may_keep_the_room(model, ids, make, size):
+    """Then nothing is copied, and the next tokens are those of a cache that never had the others."""
+    cache, fresh = make(), make()
+    with torch.no_grad():
+        for each, end in ((cache, 22), (fresh, 22 + size)):
+            if end:
+                _forward(model, each, ids[:, :20])
+            for at in range(20, end):
+                _forward(model, each, ids[:, at : at + 1])
+        before = [layer.keys.data_ptr() for layer in cache.layers]
+        for layer in cache.layers:
+            layer.crop(size, keep_room=True)
+        for at in (9, 10, 11):
+            found, expected = (_forward(model, each, ids[:, at : at + 1]) for each in (cache, fresh))
+            torch.testing.assert_close(found, expected)
+    assert size == -22 or [layer.keys.data_ptr() for layer in cache.layers] == before
+    for layer, new in zip(cache.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(layer.keys, new.keys)
+        assert layer.positions.tolist() == new.positions.tolist()
 
 
 def test_generation_with_an_assistant(model, ids):

@@ -14,7 +14,7 @@ from dynattn.lab import calibration
 from dynattn.lab.frontier.apply import applied
 from dynattn.lab.frontier.work import look
 from dynattn.lab.models import Pretrained, load
-from dynattn.lab.tasks.texts import read
+from dynattn.lab.tasks.texts import Text, read
 from dynattn.sparsity import Magnitude, NMWeights, calibrate
 from dynattn.sparsity.linears import linears
 
@@ -22,7 +22,9 @@ from dynattn.sparsity.linears import linears
 @pytest.fixture
 def articles(many_texts: Path, monkeypatch: pytest.MonkeyPatch):
     found = read(many_texts)
-    monkeypatch.setattr(calibration, "wikipedia", lambda: found)
+    monkeypatch.setattr(
+        calibration, "wikipedia", lambda: (*found, Text("nothing", "\n"))
+    )  # as Wikipedia's last ones are
     monkeypatch.setattr(calibration, "TEXTS", 3)
     monkeypatch.setattr(calibration, "TOKENS", 40)
     return found

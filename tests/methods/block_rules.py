@@ -8,6 +8,7 @@ import torch
 
 import dynattn
 from dynattn import BlockMass, BlockTopK
+from dynattn.methods import PairMethod
 from dynattn.methods.blocks import Blocks
 from tests.methods.oracle import Rule, Scores, expected, padding
 
@@ -100,7 +101,7 @@ def rule(method: Blocks, values: Values, exact: tuple[int, int] = (1, 1), sure: 
 FORCED: list[dict[str, Any]] = [{}, {"window": 0, "sinks": 0}, {"window": 1}, {"window": 5, "sinks": 3}]
 
 
-def holds(method: Blocks, want: Rule, shapes: list[tuple[int, int]]) -> None:
+def holds(method: PairMethod, want: Rule, shapes: list[tuple[int, int]]) -> None:
     """The method gives what its rule gives, on numbers that do not tie, where rounding would decide."""
     for q_len, kv_len in shapes:
         generator = torch.Generator().manual_seed(q_len)

@@ -18,6 +18,7 @@ NAMES = (
     "blockmass-0.5-b8-bounds",
     "blockbound-0.9-b8",
     "blockskip-1.5",
+    "blockskip-1.5-in(blocktopk-0.5-b16)",
     "clustered-blocktopk-0.5-b8-sampled-w0-s0",
     "verticalslash-8-8-b8-l5",
     "flexprefill-0.5-b8-m8-l5",

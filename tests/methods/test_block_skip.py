@@ -1,4 +1,5 @@
-"""Blocks skipped by running maxima, against the rule by loops; and what every query keeps at least."""
+"""Blocks skipped by running maxima, of all or of those that another method keeps, against the rule by loops; and what
+every query keeps at least."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 import dynattn
-from dynattn import BlockSkip
-from dynattn.methods import Rows, parse
+from dynattn import NM, BlockMass, BlockSkip, BlockTopK, Intersection, PerHead, TopK, Union, Window
+from dynattn.methods import PairMethod, Rows, parse
+from dynattn.methods.blocks import Blocks
 from dynattn.reference import pairs as reference
+from tests.methods import block_rules
 from tests.methods.oracle import Rule, Scores, agrees, inputs
 
 
@@ -36,9 +39,49 @@ def rule(margin: float) -> Rule:
     return choose
 
 
+def inside(among: Rule, margin: float) -> Rule:
+    """By loops: what ``among`` drops is as if it were not there."""
+
+    def choose(s: Scores, offset: int) -> list[set[int]]:
+        seen = among(s, offset)
+        left = [[x if j in keys else -math.inf for j, x in enumerate(row)] for row, keys in zip(s, seen, strict=True)]
+        return [kept & keys for kept, keys in zip(rule(margin)(left, offset), seen, strict=True)]
+
+    return choose
+
+
 @pytest.mark.parametrize("margin", [0.0, 1.7, 3.2])
 def test_the_rule_by_loops(margin: float) -> None:
     agrees(BlockSkip(margin), rule(margin), [(13, 70), (5, 40), (1, 1), (40, 20), (1, 50)])
+
+
+@pytest.mark.parametrize(
+    ("margin", "among"),
+    [
+        (0.3, BlockTopK(0.4, 16, floor=0)), (1.7, BlockTopK(0.4, 32, window=1, sinks=0)),
+        (1.2, BlockMass(0.6, 16, "mean", 0, 0)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_rule_inside_of_kept_blocks_by_loops(margin: float, among: Blocks) -> None:
+    want = inside(block_rules.rule(among, block_rules.mean, (2, 5)), margin)
+    block_rules.holds(BlockSkip(margin, among), want, [(23, 70), (1, 50), (20, 17)])
+
+
+def test_maxima_inside_of_kept_blocks_are_those_of_the_kept_blocks() -> None:
+    """A block with the largest score is dropped for its mean. Alone that score drops all others, and so it does for
+    what both keep; inside of the kept blocks nothing is known of it."""
+    scores = torch.zeros(1, 1, 16, 64)
+    scores[..., :16], scores[..., 5], scores[..., 32:48] = -5.0, 5.0, 2.5
+    among, margin = BlockTopK(0.75, 16, window=0, sinks=0), 2.0
+
+    def kept(method: PairMethod) -> list[bool]:
+        return method.choose(scores, Rows(scores, scores, 48, 1.0))[0, 0, 0, ::16].tolist()
+
+    assert kept(among) == [False, True, True, True]
+    assert kept(BlockSkip(margin)) == [True, False, False, False]
+    assert kept(Intersection((among, BlockSkip(margin)))) == [False] * 4
+    assert kept(BlockSkip(margin, among)) == [False, True, True, False]
 
 
 def test_something_is_dropped_there() -> None:
@@ -66,6 +109,25 @@ def test_every_query_keeps_what_is_promised(margin: float, dtype: torch.dtype, k
     dropped = (allowed & ~kept).sum(-1)
     least = torch.tensor([method.least_mass(int(d)) for d in dropped.flatten()]).view_as(dropped)
     assert (aux.kept_mass >= least - 1e-5).all()
+    assert dropped.any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+def test_inside_of_kept_blocks_the_promise_is_of_their_weights(margin: float, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (3 * torch.randn(2, 2, n, 8, generator=generator).double() for n in (90, 150, 150))
+    among = BlockTopK(0.5, 16)
+    masses, counts = [], []
+    for method in (BlockSkip(margin, among), among):
+        _, aux = dynattn.attention(query, key, value, method, causal=causal, return_aux=True)
+        s = reference.scores(query, key, None, causal, 8**-0.5, 60)
+        masses.append(aux.kept_mass)
+        counts.append(reference.select(s, method, query, key, 60, 8**-0.5).sum(-1))
+    dropped = counts[1] - counts[0]
+    least = torch.tensor([BlockSkip(margin, among).least_mass(int(d)) for d in dropped.flatten()]).view_as(dropped)
+    assert (masses[0] >= masses[1] * least - 1e-9).all()
+    assert (masses[0] < least).any()  # of all weights nothing is promised
     assert dropped.any()
 
 
@@ -107,3 +169,46 @@ def test_names_and_refusals() -> None:
             BlockSkip(margin)
     with pytest.raises(ValueError, match="short name"):
         parse("blockskip-6")
+
+
+def test_names_with_a_method_of_blocks() -> None:
+    similar = BlockSkip(4.0, BlockMass(0.98, 64, "similar"))
+    assert similar.name == "blockskip-4.0-in(blockmass-0.98-b64-similar)"
+    assert parse(similar.name) == similar
+    joined = BlockSkip(4.0, Intersection((BlockTopK(0.5, 32), BlockMass(0.9, 32))))
+    for method in (
+        joined, Union((similar, Window(3))), Intersection((joined, similar)),
+        PerHead((similar, similar, joined, NM(1, 2))), Intersection((BlockTopK(0.5, 32), similar)),
+    ):  # fmt: skip
+        assert parse(method.name) == method
+    assert BlockSkip(4.0, BlockTopK(0.5, 48, window=0)).rows_together == 48
+    assert not BlockSkip(4.0).looks_at_positions
+    assert similar.looks_at_positions
+    assert not BlockSkip(4.0, BlockTopK(0.5, 48, window=0)).looks_at_positions
+
+
+@pytest.mark.parametrize(
+    "among",
+    [
+        BlockTopK(0.5, 8), BlockTopK(0.5, 24), BlockTopK(0.5, 4), TopK(ratio=0.5), BlockSkip(2.0),
+        BlockSkip(2.0, BlockTopK(0.5, 16)), Intersection((NM(1, 2), BlockTopK(0.5, 16))),
+        PerHead((BlockTopK(0.5, 16),)), Union((BlockTopK(0.5, 16), BlockTopK(0.5, 32))),
+        Union((BlockTopK(0.5, 16), NM(1, 2))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_methods_than_those_of_whole_blocks_are_refused(among: PairMethod) -> None:
+    with pytest.raises(
+        ValueError, match="BlockSkip: among must keep whole blocks, of a multiple of 16 queries and keys"
+    ):
+        BlockSkip(4.0, among)
+    with pytest.raises(ValueError, match="BlockSkip: among must keep whole blocks"):
+        parse(f"blockskip-4.0-in({among.name})")
+
+
+def test_what_is_no_method_is_refused() -> None:
+    with pytest.raises(TypeError, match="BlockSkip: among must be a method of whole blocks, or None: got 'topk-3'"):
+        BlockSkip(4.0, "topk-3")  # pyright: ignore[reportArgumentType]
+    for name in ("blockskip-4.0-in()", "blockskip-4.0-in(nothing)", "blockskip-4.0-in", "blockskip-4.0-in(dense"):
+        with pytest.raises(ValueError, match="short name"):
+            parse(name)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import dynattn
 from dynattn.methods import EfficientAttention, parse
+from tests import gradients
 from tests.methods.mixing import looped
 
 EFFICIENT = EfficientAttention()
@@ -108,7 +109,7 @@ def test_gradients(causal: bool) -> None:
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return dynattn.attention(query, key, value, EFFICIENT, attn_mask=mask, causal=causal)
 
-    assert torch.autograd.gradcheck(call, (q, k, v), fast_mode=True)
+    gradients.check(call, (q, k, v))
 
 
 def test_name_and_nature() -> None:

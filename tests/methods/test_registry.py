@@ -16,6 +16,7 @@ from dynattn import (
     NM,
     BlockBound,
     BlockMass,
+    BlockSkip,
     BlockTopK,
     Fixed,
     FlexPrefill,
@@ -41,15 +42,19 @@ floors = st.one_of(st.just(32), st.integers(0, 2**31 - 1))
 windows = st.one_of(st.none(), st.integers(0, 2**31 - 1))
 estimates = st.sampled_from(sorted(ESTIMATES))
 
+whole_blocks = st.one_of(
+    st.builds(BlockTopK, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors, floors),
+    st.builds(BlockMass, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors),
+)
 pairs = st.one_of(
     st.builds(NM, st.just(1), st.integers(1, 32), window=st.integers(0, 99), sinks=st.integers(0, 9)),
     st.builds(lambda k: TopK(k=k), counts),
     st.builds(lambda ratio, floor: TopK(ratio=ratio, floor=floor), shares, floors),
     st.builds(Threshold, st.floats(0.0, 1.0, exclude_max=True).map(abs)),
     st.builds(Mass, shares),
-    st.builds(BlockTopK, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors, floors),
+    whole_blocks,
     st.builds(BlockTopK, shares, st.integers(1, 1024)),
-    st.builds(BlockMass, shares, st.integers(1, 64).map(lambda x: 16 * x), estimates, windows, floors),
+    st.builds(BlockSkip, st.floats(0.0, 1000.0).map(abs), st.one_of(st.none(), whole_blocks)),
     st.builds(BlockBound, shares, st.integers(1, 1024), st.one_of(st.none(), counts), floors),
     st.builds(FlexPrefill, shares, st.integers(1, 1024), floors, counts),
     st.builds(VerticalSlash, floors, st.integers(0, 99), st.integers(1, 1024), counts),

@@ -9,6 +9,7 @@ from torch import Tensor
 import dynattn
 from dynattn.maths.random_features import log_features
 from dynattn.methods import Scatterbrain, parse
+from tests import gradients
 from tests.methods.mixing import looped
 
 SMALL = Scatterbrain(features=7, buckets=4, rounds=2)
@@ -155,7 +156,7 @@ def test_gradients(causal: bool, rounds: int) -> None:
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return dynattn.attention(query, key, value, Scatterbrain(7, 4, rounds), attn_mask=mask, causal=causal)
 
-    assert torch.autograd.gradcheck(call, (q, k, v), fast_mode=True)
+    gradients.check(call, (q, k, v))
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,29 @@ from torch.autograd import forward_ad
 
 from dynattn.kernels import cpu
 from dynattn.ops import linear
-from dynattn.ops.linear import linear_nm_weight, linear_outputs, linear_rows, pack_nm
-from tests.kernels.cpu.linear.calling import layer, outputs_by_loops, rows_by_loops
+from dynattn.ops.linear import (
+    linear_nm_act,
+    linear_nm_weight,
+    linear_outputs,
+    linear_rows,
+    linear_threshold,
+    nm_keep,
+    pack_nm,
+)
+from tests.kernels.cpu.linear.calling import above_by_loops, largest_by_loops, layer, outputs_by_loops, rows_by_loops
 
-FUNCTIONS = ("rows", "outputs", "nm_weight")
+OF_INPUTS = ("rows", "nm_act", "threshold")
+FUNCTIONS = (*OF_INPUTS, "outputs", "nm_weight")
 
 
 def call(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One of the three functions, with a choice that depends on sizes alone."""
+    """One of the functions; a choice that is not made by the numbers depends on sizes alone."""
     if function == "rows":
         return linear_rows(x, weight.t(), bias, keep=some(*x.shape))
+    if function == "nm_act":
+        return linear_nm_act(x, weight.t(), bias, n=1, m=2)
+    if function == "threshold":
+        return linear_threshold(x, weight.t(), bias, thresholds=torch.ones(1))
     if function == "outputs":
         return linear_outputs(x, weight, bias, keep=some(x.shape[0], weight.shape[0]))
     return linear_nm_weight(x, pack_nm(weight, 1, 2), bias)
@@ -31,6 +44,13 @@ def call(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 def some(tokens: int, count: int) -> Tensor:
     """Three of five, others for each token."""
     return (torch.arange(count) + 2 * torch.arange(tokens).unsqueeze(1)) % 5 < 3
+
+
+def kept(function: str, x: Tensor) -> Tensor:
+    """The inputs that :func:`call` keeps."""
+    if function == "rows":
+        return some(*x.shape)
+    return largest_by_loops(x, 1, 2, None) if function == "nm_act" else above_by_loops(x, torch.ones(1))
 
 
 def alternating(weight: Tensor) -> Tensor:
@@ -49,12 +69,69 @@ def test_every_case_gives_the_definition(tokens: int, dtype: torch.dtype) -> Non
         want = rows_by_loops(its.x, its.weight, bias, its.keep_inputs).to(dtype)
         for weight_t in (turned, its.weight.t()):
             assert torch.equal(linear_rows(its.x, weight_t, bias, keep=its.keep_inputs), want)
+            for function in OF_INPUTS:
+                own = rows_by_loops(its.x, its.weight, bias, kept(function, its.x)).to(dtype)
+                assert torch.equal(call(function, its.x, weight_t.t(), bias), own), function
         want = outputs_by_loops(its.x, its.weight, bias, its.keep_outputs).to(dtype)
         for weight in (its.weight, turned.t(), nn.Parameter(its.weight, requires_grad=False)):
             assert torch.equal(linear_outputs(its.x, weight, bias, keep=its.keep_outputs), want)
         weight = alternating(its.weight)
         want = outputs_by_loops(its.x, weight, bias, torch.ones_like(its.keep_outputs)).to(dtype)
         assert torch.equal(linear_nm_weight(its.x, pack_nm(weight, 1, 2), bias), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (8, 16), (2, 5), (31, 32)])
+def test_a_choice_may_be_made_once_for_several_layers(n: int, m: int, dtype: torch.dtype) -> None:
+    for tokens in (0, 3, 40):
+        its = layer(tokens, 70, 33, dtype)
+        weight_t, factors = its.weight.t().contiguous(), torch.arange(70).remainder(4) + 0.5
+        for weights in (None, factors):
+            keep = nm_keep(its.x, n=n, m=m, factors=weights)
+            assert torch.equal(keep, largest_by_loops(its.x, n, m, weights))
+            y = linear_nm_act(its.x, weight_t, its.bias, n=n, m=m, factors=weights)
+            assert torch.equal(linear_rows(its.x, weight_t, its.bias, keep=keep), y)
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
+def test_a_choice_is_the_kernels_whatever_becomes_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    its = layer(40, 70, 3, torch.float32)
+    want = largest_by_loops(its.x, 2, 4, None)
+    monkeypatch.setattr(linear.linear_definitions, "nm_kept", None)
+    assert torch.equal(nm_keep(its.x.clone().requires_grad_(), n=2, m=4), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nm_keep(its.x, n=2, m=4), want)
+    with torch.profiler.profile():
+        assert torch.equal(nm_keep(its.x, n=2, m=4), want)
+    with forward_ad.dual_level():
+        assert torch.equal(nm_keep(forward_ad.make_dual(its.x, its.x), n=2, m=4), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_more_leading_dimensions(dtype: torch.dtype) -> None:
+    its = layer(12, 20, 9, dtype)
+    for function in ("nm_act", "threshold"):
+        want = call(function, its.x, its.weight, its.bias)
+        for shape in ((2, 6), (3, 1, 4), (12, 1)):
+            x = its.x.unflatten(0, shape)
+            for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.clone().requires_grad_()):
+                assert torch.equal(call(function, given, its.weight, its.bias), want.unflatten(0, shape))
+        assert call(function, its.x.new_empty(2, 0, 20), its.weight, its.bias).shape == (2, 0, 9)
+
+
+def test_inputs_and_choices_may_lie_apart() -> None:
+    for tokens in (3, 40):
+        its = layer(tokens, 70, 33, torch.float32)
+        x, factors = its.x.t().contiguous().t(), torch.ones(140)[::2]
+        weight_t = its.weight.t().contiguous()
+        keep = its.keep_inputs.t().contiguous().t()
+        assert torch.equal(nm_keep(x, n=2, m=4, factors=factors), largest_by_loops(x, 2, 4, None))
+        for y, e in (
+            (linear_rows(x, weight_t, its.bias, keep=keep), keep),
+            (linear_nm_act(x, weight_t, its.bias, n=2, m=4, factors=factors), largest_by_loops(x, 2, 4, None)),
+            (linear_threshold(x, weight_t, its.bias, thresholds=factors), above_by_loops(x, factors)),
+        ):
+            assert torch.equal(y, rows_by_loops(x, its.weight, its.bias, e).float())
 
 
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0)])
@@ -64,6 +141,7 @@ def test_no_inputs_or_no_outputs(sizes: tuple[int, int]) -> None:
         y = call(function, x, weight, bias)
         assert y.shape == (2, sizes[1])
         assert function == "outputs" or (y == 1).all()
+    assert nm_keep(x, n=1, m=2).shape == x.shape
 
 
 @pytest.mark.parametrize("tokens", [2, 9])
@@ -84,24 +162,24 @@ def test_the_kernel_runs_where_it_should_and_past_the_dispatcher(
     function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    monkeypatch.setattr(linear.linear_calls.cpu, "_run", lambda *_: runs.append(1))
-    for name in ("ROWS", "OUTPUTS", "NM_WEIGHT"):
-        monkeypatch.setattr(linear, name, None)
+    monkeypatch.setattr(cpu, "_run", lambda *_: runs.append(1))
+    for name in ("ROWS", "NM_ACT", "THRESHOLD", "OUTPUTS", "NM_WEIGHT"):
+        monkeypatch.setattr(linear, name, name)  # no operator
     its = layer(8, 40, 32, torch.float32)
     for dtype, tokens, expected in (
-        (torch.float32, 8, 1), (torch.bfloat16, 1, 1), (torch.float32, 9, 0), (torch.float64, 1, 0),
+        (torch.float32, 8, 1), (torch.bfloat16, 1, 1), (torch.float32, 9, int(function in OF_INPUTS)),
+        (torch.float64, 1, 0), (torch.bfloat16, 9, 0),
     ):  # fmt: skip
         runs.clear()
         its = layer(tokens, 40, 32, dtype)
         weight = nn.Parameter(alternating(its.weight), requires_grad=False)
         with torch.no_grad():
-            if function == "rows":
-                linear_rows(its.x, weight.t().contiguous(), its.bias, keep=its.keep_inputs)
-            else:
-                call(function, its.x, weight, its.bias)
-        if dtype != torch.float64:
-            assert len(runs) == expected
-        assert dtype != torch.float64 or not runs
+            for _ in range(2):
+                if function in OF_INPUTS:
+                    call(function, its.x, weight.t().contiguous().t(), its.bias)
+                else:
+                    call(function, its.x, weight, its.bias)
+        assert len(runs) == 2 * expected
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -110,8 +188,8 @@ def test_gradients_are_those_of_the_definition(function: str) -> None:
     its = layer(2, 6, 5, torch.float32)
     x, weight, bias = (y.clone().requires_grad_() for y in (its.x, alternating(its.weight), its.bias))
     dy = torch.randint(-3, 4, (2, 5), generator=torch.Generator().manual_seed(1)).float()
-    if function == "rows":
-        y, e = linear_rows(x, weight.t(), bias, keep=its.keep_inputs), its.keep_inputs
+    if function in OF_INPUTS:
+        y, e = call(function, x, weight, bias), kept(function, its.x)
         want = ((dy @ weight) * e, dy.t() @ (x * e), dy.sum(0))
     elif function == "outputs":
         y, e = linear_outputs(x, weight, bias, keep=its.keep_outputs), its.keep_outputs
@@ -155,10 +233,12 @@ def operators() -> list[tuple[Any, tuple]]:
         (linear.ROWS.operator, (its.x, its.weight.t().contiguous().to(torch.int8), None, its.keep_inputs, scale)),
         (linear.OUTPUTS.operator, (its.x, its.weight, its.bias, its.keep_outputs, None)),
         (linear.NM_WEIGHT.operator, (its.x, packed.values, packed.places, its.bias, 1, 2)),
+        (linear.NM_ACT.operator, (its.x, its.weight.t().contiguous(), its.bias, torch.ones(6), 2, 4)),
+        (linear.THRESHOLD.operator, (its.x, its.weight.t().contiguous(), None, torch.ones(1))),
     ]
 
 
-@pytest.mark.parametrize("which", [0, 3])
+@pytest.mark.parametrize("which", [0, 3, 4])
 def test_opcheck(which: int) -> None:
     operator, arguments = operators()[which]
     torch.library.opcheck(operator, arguments)
@@ -189,6 +269,8 @@ def test_one_node_for_the_compiler(function: str) -> None:
     def run(x: Tensor) -> Tensor:
         if function == "rows":
             return linear_rows(x, weight_t, its.bias, keep=x > 0)
+        if function in OF_INPUTS:
+            return call(function, x, weight, its.bias)
         if function == "outputs":
             return linear_outputs(x, weight, its.bias, keep=torch.cat([x, x[:, :2]], 1) > 0)
         return linear_nm_weight(x, packed, its.bias)
@@ -214,6 +296,7 @@ def test_where_weights_are_not_finite_the_kernel_computes_nothing_of_what_is_lef
     weight_t = torch.tensor([[math.inf, 1.0], [2.0, 3.0]])
     keep = torch.tensor([[False, True]])
     assert torch.equal(linear_rows(torch.ones(1, 2), weight_t, keep=keep), torch.tensor([[2.0, 3.0]]))
-    many = linear_rows(torch.ones(9, 2), weight_t, keep=keep.expand(9, 2))
-    assert many[:, 0].isnan().all()  # 0 · ∞ of the definition
-    assert (many[:, 1] == 3).all()
+    assert torch.equal(linear_rows(torch.ones(9, 2), weight_t, keep=keep.expand(9, 2)), torch.tensor([[2.0, 3.0]] * 9))
+    wide = linear_rows(torch.ones(9, 2).double(), weight_t.double(), keep=keep.expand(9, 2))
+    assert wide[:, 0].isnan().all()  # 0 · ∞ of the definition
+    assert (wide[:, 1] == 3).all()

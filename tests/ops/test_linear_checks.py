@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from dynattn.ops.linear import linear_nm_weight, linear_outputs, linear_rows, pack_nm
+from dynattn.ops.linear import (
+    linear_nm_act,
+    linear_nm_weight,
+    linear_outputs,
+    linear_rows,
+    linear_threshold,
+    nm_keep,
+    pack_nm,
+)
 
 X, WEIGHT, BIAS = torch.ones(2, 6), torch.ones(5, 6), torch.ones(5)
 INPUTS, OUTPUTS = torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
@@ -72,3 +80,45 @@ def test_packed_weights() -> None:
     for kind, text, arguments in cases:
         with pytest.raises(kind, match=f"linear_nm_weight: {text}"):
             linear_nm_weight(*arguments)
+
+
+def test_chosen_inputs() -> None:
+    groups: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "n must be at least 1 and below m, and m at most 32: got 2 of 2; try", {"n": 2}),
+        (ValueError, "n must be at least 1 and below m, and m at most 32: got 0 of 2; try", {"n": 0}),
+        (ValueError, "n must be at least 1 and below m, and m at most 32: got 1 of 33; try", {"m": 33}),
+        (TypeError, "n and m must be ints: got 1.0 and 2; try", {"n": 1.0}),
+        (TypeError, "factors must be float32: got torch.float64; convert", {"factors": torch.ones(6).double()}),
+        (ValueError, r"factors must be \(in,\) = \(6,\): got \(1,\); one", {"factors": torch.ones(1)}),
+        (TypeError, "factors must be a tensor: got float; convert", {"factors": 1.0}),
+        (TypeError, "x must be floating point: got torch.int64; convert", {"x": X.long()}),
+    ]
+    for kind, text, wrong in groups:
+        given: dict[str, Any] = {"x": X, "n": 1, "m": 2} | wrong
+        with pytest.raises(kind, match=f"linear_nm_act: {text}"):
+            linear_nm_act(weight_t=WEIGHT.t(), bias=BIAS, **given)
+        with pytest.raises(kind, match=f"nm_keep: {text}"):
+            nm_keep(**given)
+    with pytest.raises(ValueError, match=r"nm_keep: x must be \(tokens, in\): got \(6,\); flatten"):
+        nm_keep(X[0], n=1, m=2)
+
+
+def test_thresholds() -> None:
+    ones = torch.ones(1)
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (TypeError, "thresholds must be a tensor: got NoneType; convert", {"thresholds": None}),
+        (TypeError, "thresholds must be float32: got torch.float64; convert", {"thresholds": ones.double()}),
+        (ValueError, r"thresholds must be \(1,\) or \(in,\) = \(6,\): got \(5,\); one", {"thresholds": BIAS}),
+        (ValueError, r"x and weight_t must have as many inputs: got 6 and 5; pass", {"weight_t": WEIGHT}),
+        (TypeError, "x and weight_t must share one dtype: got torch.float32 and torch.int8; convert",
+         {"weight_t": WEIGHT.t().to(torch.int8)}),
+        (ValueError, r"bias must be \(out,\) = \(5,\): got \(6,\); one", {"bias": torch.ones(6)}),
+        (ValueError, r"x must be \(tokens, in\) and weight_t \(in, out\): got \(6,\) and \(6, 5\); flat", {"x": X[0]}),
+        (TypeError, "weight_t must be a tensor: got NoneType; convert", {"weight_t": None}),
+        (ValueError, "all tensors must be on one device: got x on cpu, weight_t on meta",
+         {"weight_t": WEIGHT.t().to("meta")}),
+    ]  # fmt: skip
+    for kind, text, wrong in cases:
+        given: dict[str, Any] = {"x": X, "weight_t": WEIGHT.t(), "bias": BIAS, "thresholds": ones} | wrong
+        with pytest.raises(kind, match=f"linear_threshold: {text}"):
+            linear_threshold(**given)

@@ -14,6 +14,7 @@ from dynattn import NM, TopK, metrics
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import PairMethod, Rows, parse, register
 from dynattn.reference import in_blocks
+from tests import gradients
 
 
 @register
@@ -123,7 +124,7 @@ def test_gradient(dropout_p: float) -> None:
         )
 
     bias = torch.randn(1, 1, 7, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(call, (*(x[:1] for x in inputs(q_len=7, kv_len=8)), bias))
+    gradients.check(call, (*(x[:1] for x in inputs(q_len=7, kv_len=8)), bias))
 
 
 def test_dropout_is_that_of_nm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from dynattn.maths import bands
 from dynattn.ops import nm, windows
 from tests.covering import half
 
-SIZES = [(300, 300), (70, 300), (300, 70), (1, 300), (129, 129), (1, 1), (200, 5), (0, 5), (5, 0)]
+SIZES = [
+    (300, 300), (70, 300), (300, 70), (1, 300), (129, 129), (1, 1), (200, 5), (0, 5), (5, 0), (3, 300), (6, 50), (6, 5),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +60,12 @@ def test_definition(size: tuple[int, int], mask: str, causal: bool) -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_gradients_also_of_a_bias() -> None:
-    bias = torch.randn(100, 100, dtype=torch.float64)
+@pytest.mark.parametrize("q_len", [1, 4, 100])
+def test_gradients_also_of_a_bias(q_len: int) -> None:
+    bias = torch.randn(q_len, 100, dtype=torch.float64)
     found = []
     for backend in ("blockwise", "reference"):
-        tensors = [x.clone().requires_grad_() for x in (*inputs(100, 100), bias)]
+        tensors = [x.clone().requires_grad_() for x in (*inputs(q_len, 100), bias)]
         query, key, value, mask = tensors
         out = dynattn.attention(query, key, value, Window(7, 2), attn_mask=mask, causal=True, backend=backend)
         found.append(torch.autograd.grad(out.square().sum(), tensors))
@@ -75,6 +79,63 @@ def test_fused_kernels_compute_the_blocks(dtype: torch.dtype) -> None:
     out = dynattn.attention(query, key, value, Window(20, 4))
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("q_len", [1, 4, 6, 7])
+def test_few_queries(q_len: int, dtype: torch.dtype) -> None:
+    """Errors are at most twice those of plain PyTorch, though windows and sinks are merged in this dtype."""
+    query, key, value = inputs(q_len, 300, dtype)
+    for window, sinks in ((1, 1), (20, 4), (64, 0), (290, 3), (296, 8)):
+        method = Window(window, sinks)
+        wide = [x.double() for x in (query, key, value)]
+        exact, aux = dynattn.attention(*wide, method, backend="reference", return_aux=True)
+        plain, out = (dynattn.attention(query, key, value, method, backend=one) for one in ("reference", "auto"))
+        assert out.dtype == dtype
+        errors = [(x.double() - exact).abs().max().item() for x in (out, plain)]
+        assert errors[0] <= 2 * errors[1] + 2 * torch.finfo(dtype).eps
+        _, logsumexp = windows.window_attention(query, key, value, None, window, sinks, False, 8**-0.5, False, "cpu")
+        torch.testing.assert_close(logsumexp.double(), aux.logsumexp, rtol=1e-5, atol=1e-5)
+
+
+def test_few_queries_read_keys_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of windows and sinks alone: at most two runs of the cache, and all keys at once where the runs join."""
+    lengths, storages = [], set()
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        lengths.append(key.shape[2])
+        storages.update(x.untyped_storage().data_ptr() for x in (key, value))
+        return nm.forward_cpu(query, key, value, *rest)
+
+    monkeypatch.setattr(windows, "forward_cpu", noted)
+    for q_len, window, sinks, expected in (
+        (1, 20, 4, [20, 4]), (1, 20, 0, [20]), (1, 296, 4, [300]), (1, 400, 0, [300]), (3, 20, 4, [22, 4]),
+        (6, 290, 5, [300]),
+    ):  # fmt: skip
+        query, key, value = inputs(q_len, 300, torch.float32)
+        lengths.clear(), storages.clear()
+        dynattn.attention(query, key, value, Window(window, sinks), causal=True)
+        assert lengths == expected
+        assert storages == {x.untyped_storage().data_ptr() for x in (key, value)}
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_few_queries_whose_mask_leaves_one_run_or_none(added: bool) -> None:
+    query, key, value = inputs(1, 300, torch.float32)
+    allowed = torch.ones(2, 4, 1, 300, dtype=torch.bool)
+    allowed[0, 0, :, :5] = False  # the sinks
+    allowed[0, 1, :, 280:] = False  # the window
+    allowed[0, 2] = False
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf) if added else allowed
+    if added:
+        mask[1, 0, :, 2], mask[1, 1, :, 290], mask[1, 2, :, 100] = torch.nan, torch.inf, torch.nan
+    got, want = (
+        dynattn.attention(query, key, value, Window(20, 5), attn_mask=mask, causal=True, backend=backend)
+        for backend in ("auto", "reference")
+    )
+    torch.testing.assert_close(got, want, equal_nan=True)
+    assert not got[0, 2].any()
+    assert got.isnan().any(-1).flatten().tolist() == [False] * 4 + [added, added, False, False]
 
 
 def test_rows_of_scores_that_are_large_in_size() -> None:

@@ -9,6 +9,7 @@ from dynattn.sparsity import (
     CHESS,
     TEAL,
     WINA,
+    BySite,
     DSnoT,
     Magnitude,
     NMActivations,
@@ -25,6 +26,7 @@ METHODS = (
     Magnitude(0.25), NMWeights(2, 4), NMWeights(2, 4, "wanda", DSnoT()), Wanda(0.5), RandomWeights(0.5),
     RandomWeights(0.125, 7, "uniform"), NMActivations(8, 16), NMActivations(2, 4, 16, True), WINA(0.7), TEAL(1e-6),
     CHESS(0.5), Sparsity(mlp=CHESS(0.5), skip=("0.down",)),
+    BySite((("11.o", WINA(0.7)), ("2.q", TEAL(0.5)), ("0.up", NMActivations(1, 2)), ("0.gate", NMActivations(1, 2)))),
 )  # fmt: skip
 
 

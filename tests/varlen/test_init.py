@@ -17,7 +17,7 @@ from dynattn.methods import parse
 LENGTHS = [7, 0, 64, 1, 33]
 METHODS = [
     "dense", "nm-1-2", "nm-2-4-x16-w4-s2", "topk-0.25", "threshold-0.01", "mass-0.9", "window-8-s2",
-    "blocktopk-0.5-b16", "perhead(2*nm-1-2_2*dense)",
+    "blocktopk-0.5-b16", "perhead(2*nm-1-2_2*dense)", "perhead(2*blockskip-0.5-in(blocktopk-0.5-b16)_2*blockskip-0.5)",
 ]  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Short calls that are repeated: N:M attention on a CPU whose checks, route and arguments an earlier call has settled.
 
 A call of one head of 64 tokens takes less time in arithmetic than in Python. All that Python finds out depends only on
-shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor is ever kept, and never
-more than ``_MOST`` plans. A call that is not plain (a mask's gradient, dropout, autocast, a compiler, subclasses of
-tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel gets the same
-arguments.
+shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor of a call is ever kept,
+and never more than ``_MOST`` plans. A call that is not plain (a mask's gradient, dropout, autocast, a compiler,
+subclasses of tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel
+gets the same arguments.
 
 So are the gradients. Where a backward is not plain (it is to be differentiated again, mapped by ``vmap`` or recorded,
 or saved tensors came back otherwise than they went), it goes through the operator.
@@ -12,12 +12,12 @@ or saved tensors came back otherwise than they went), it goes through the operat
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from dynattn.backends.base import Backend
 from dynattn.backends.cpu import CPU, Tiles
@@ -38,16 +38,16 @@ class Prepared(NamedTuple):
     """What a call needs besides its tensors.
 
     Attributes:
-        like_query: whether the output has the query's shape and is contiguous.
+        make: gives the output to fill for the query; None where the output has another shape, or is not contiguous.
         arguments: the arguments of the kernel, except for the addresses.
     """
 
-    like_query: bool
+    make: Callable[[Tensor], Tensor] | None
     arguments: bytes
 
     def output(self, query: Tensor, value: Tensor) -> Tensor:
         """The output, to fill."""
-        return buffers.packed_like(query) if self.like_query else buffers.output(query, value)
+        return buffers.output(query, value) if self.make is None else self.make(query)
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output."""
@@ -61,24 +61,30 @@ class PreparedTraining(NamedTuple):
 
     Attributes:
         forward: what the forward needs.
-        rows: the shape of the logsumexp.
-        contiguous: whether query, key and value are, and so their gradients.
-        strides: those of query, key, value, mask and output, which the backward must find again.
+        rows: one element in the shape of the logsumexp, to make that from.
+        make: gives the gradient to fill for query, key or value.
+        strides: those of query, key, value, mask and output, which the backward must find again; None where there is no
+            mask, and all others are contiguous.
         gradients: the arguments of the backward that follow those of the forward and the strides of the output's
             gradient, except for the addresses.
         operator: the arguments of the backward's operator behind the tensors.
     """
 
     forward: Prepared
-    rows: tuple[int, ...]
-    contiguous: bool
-    strides: tuple[tuple[int, ...], ...]
+    rows: Tensor
+    make: Callable[[Tensor], Tensor]
+    strides: tuple[tuple[int, ...], ...] | None
     gradients: bytes
     operator: tuple[Any, ...]
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output, whose gradient is known."""
-        return cast(Tensor, _Attention.apply(query, key, value, attn_mask, self))
+        try:
+            return _apply(query, key, value, attn_mask, self)
+        except RuntimeError:
+            if not any(map(is_functorch_wrapped_tensor, (query, key, value))):
+                raise
+            return cast(Tensor, _Attention.apply(query, key, value, attn_mask, self))  # which unwraps them
 
 
 class _Attention(torch.autograd.Function):
@@ -90,7 +96,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, plan: PreparedTraining
     ) -> Tensor:
         out = plan.forward.output(query, value)
-        logsumexp = torch.empty(plan.rows, dtype=torch.float32, device="cpu")
+        logsumexp = buffers.packed_like(plan.rows)
         cpu.nm_forward_again(query, key, value, attn_mask, out, plan.forward.arguments, logsumexp)
         ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask)
         ctx.plan = plan
@@ -101,7 +107,7 @@ class _Attention(torch.autograd.Function):
         out, logsumexp, query, key, value, attn_mask = ctx.saved_tensors
         plan = ctx.plan
         plain = (
-            _strides(query, key, value, attn_mask, out) == plan.strides
+            _lie_alike(plan, query, key, value, attn_mask, out)
             and not torch.is_grad_enabled()
             and unobserved(grad_out, query, out)
             and not is_legacy_batchedtensor(grad_out)  # of is_grads_batched
@@ -109,13 +115,26 @@ class _Attention(torch.autograd.Function):
         if not plain:
             tensors = (grad_out, torch.zeros_like(logsumexp), out, logsumexp, query, key, value, attn_mask, None)
             return *BACKWARD.operator(*tensors, *plan.operator)[:3], None, None
-        like = buffers.packed_like if plan.contiguous else buffers.gradient
-        gradients = (like(query), like(key), like(value))
+        gradients = (plan.make(query), plan.make(key), plan.make(value))
         cpu.nm_backward_again(
             rows_contiguous(grad_out), query, key, value, attn_mask, out, logsumexp, gradients, plan.forward.arguments,
             plan.gradients,
         )  # fmt: skip
         return *gradients, None, None
+
+
+# What Function.apply comes to where no transform is at work, which a call that has a plan has made sure of. A tensor
+# that an ended transform has left behind has no memory, and is an error here.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Attention).apply  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _lie_alike(
+    plan: PreparedTraining, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, out: Tensor
+) -> bool:
+    """Whether saved tensors came back as they went."""
+    if plan.strides is None:
+        return query.is_contiguous() and key.is_contiguous() and value.is_contiguous() and out.is_contiguous()
+    return _strides(query, key, value, attn_mask, out) == plan.strides
 
 
 def _strides(
@@ -182,15 +201,16 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     out, isa = buffers.output(query, value), nm_isa(chosen.name, query)
     mask = expanded(call.attn_mask, query, call.key)
     arguments = cpu.prepare_nm_forward(query, call.key, value, mask, out, pattern, isa, call.needs_grad)
-    forward = Prepared(query.is_contiguous() and out.shape == query.shape, arguments)
+    alike = query.is_contiguous() and out.shape == query.shape
+    forward = Prepared(buffers.maker(query) if alike else None, arguments)
     if not call.needs_grad:
         _plans[key] = forward
         return
     inputs = (query, call.key, value)
     contiguous = all(x.is_contiguous() for x in inputs)
-    strides = _strides(query, call.key, value, call.attn_mask, out)
+    simple = contiguous and out.is_contiguous() and call.attn_mask is None
+    strides = None if simple else _strides(query, call.key, value, call.attn_mask, out)
     gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
-    rows = tuple(query.shape[:3])
-    _plans[key] = PreparedTraining(
-        forward, rows, contiguous, strides, gradients, (*pattern, False, chosen.name)
-    )  # fmt: skip
+    rows = torch.empty((), dtype=torch.float32, device="cpu").expand(query.shape[:3])
+    make = buffers.maker(*inputs) if contiguous else buffers.gradient
+    _plans[key] = PreparedTraining(forward, rows, make, strides, gradients, (*pattern, False, chosen.name))

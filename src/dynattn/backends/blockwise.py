@@ -10,7 +10,8 @@ from dynattn.backends.problem import Call, Problem, Result
 from dynattn.methods.base import Choice
 from dynattn.methods.nm import NM
 from dynattn.methods.window import Window
-from dynattn.ops.windows import window_attention
+from dynattn.ops.library import unobserved
+from dynattn.ops.windows import forward, window_attention
 
 
 class Blockwise(Backend):
@@ -40,7 +41,8 @@ class Blockwise(Backend):
     def run(self, call: Call) -> Result:
         method = cast(Window, call.method)
         blocks = call.problem._replace(method=NM(1, 1), causal=False, masked=True, mask_by_query=True)
-        out, _ = window_attention(
+        run = forward if not call.needs_grad and unobserved(call.query, call.key, call.value) else window_attention
+        out, _ = run(
             call.query, call.key, call.value, call.attn_mask, method.window, method.sinks, call.causal, call.scale,
             call.needs_grad, self._fastest(blocks).name,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from dynattn.backends.base import Backend, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
-from dynattn.methods.base import Choice, PairMethod
+from dynattn.methods.base import Choice, Method, PairMethod
 from dynattn.ops.blocks import block_attention
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
@@ -37,7 +37,7 @@ class CPU(Backend):
                 "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
-        if method.choice is Choice.BLOCKS and problem.mask_by_query:
+        if (method.choice is Choice.BLOCKS or _skips_in_blocks(method)) and problem.mask_by_query:
             return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
         if method.choice in (Choice.ROWS, Choice.SKIPS) and problem.mask_needs_grad:
             return "the gradient of a mask is not made where rows choose by their scores"
@@ -57,7 +57,10 @@ class CPU(Backend):
         if problem.method.choice is Choice.ROWS:
             return f"{what}, all pairs scored, values of the kept ones read"
         if problem.method.choice is Choice.SKIPS:
-            return f"{what}, all pairs scored, the rest of what is small skipped"
+            scored = (
+                "dropped blocks skipped, the others scored" if _skips_in_blocks(problem.method) else "all pairs scored"
+            )
+            return f"{what}, {scored}, the rest of what is small skipped"
         if problem.method.choice is Choice.BLOCKS:
             inside = cast(PairMethod, problem.method).inside_blocks
             return f"{what}, dropped blocks skipped" + (f", {inside.known_as} in the kept ones" if inside else "")
@@ -109,6 +112,11 @@ class Tiles(CPU):
             if problem.dtype == torch.float32 and (problem.needs_grad or problem.dropout):
                 return f"tiles compute float32 without {'gradients' if problem.needs_grad else 'dropout'}"
         return super().cannot(problem) or _no_tiles(problem)
+
+
+def _skips_in_blocks(method: Method) -> bool:
+    """Whether another method chooses the blocks that are scored, and maxima skip some of these."""
+    return method.choice is Choice.SKIPS and cast(PairMethod, method).scored is not None
 
 
 def _doubt(engine: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +12,18 @@ from torch import Tensor
 from dynattn.integrations.transformers import Call
 from dynattn.kv_caches.layer import Layer
 from dynattn.ops.one_query import kernel_runs, ragged_attention
+
+
+class _Begins(NamedTuple):
+    """Where what is held begins.
+
+    Attributes:
+        slots: the first slot that is not empty, of each key head of each sample.
+        position: (batch, 1, 1, 1) int64, a position before which no head of a sample holds a token.
+    """
+
+    slots: tuple[int, ...]
+    position: Tensor
 
 
 class HeadLayer(Layer):
@@ -30,7 +44,7 @@ class HeadLayer(Layer):
         super().__init__(room)
         self.ragged = False
         self.groups = 1
-        self._forbidden = False  # whether the last mask forbids a token that is held
+        self._begins: _Begins | None = None  # found out when it is asked for
 
     def evict(self, keep: Tensor) -> None:
         """Hold only these tokens.
@@ -41,6 +55,7 @@ class HeadLayer(Layer):
         held = [buffer[:, :, : self.held] for buffer in self._buffers]
         index = keep[..., None]
         self._hold([view.gather(2, index.expand(-1, -1, -1, view.shape[3])) for view in held])
+        self._begins = None
 
     def evict_ragged(self, kept: Tensor) -> None:
         """Hold only these tokens, of which heads may have different numbers. There are as many slots as the head with
@@ -66,7 +81,7 @@ class HeadLayer(Layer):
             (batch, heads, q_len, slots returned), or (batch, heads, 1, slots returned) where there was no mask and some
             slots are empty, or the mask as it was.
         """
-        shown, self._forbidden = self._shown, mask is not None
+        shown = self._shown
         if shown is None or (not self.ragged and (mask is None or shown.shape[2] == self.seen)):
             return mask
         index = shown.repeat_interleave(self.groups, 1)  # [batch, heads, slots]
@@ -79,21 +94,50 @@ class HeadLayer(Layer):
             return fitted
         if fitted.dtype != torch.bool:
             return fitted.masked_fill(~there, -math.inf)
-        self._forbidden = not bool((fitted | ~there).all())
         return fitted & there
 
     def attend(self, call: Call) -> Tensor | None:
-        if not self.ragged or self._forbidden or not call.method.keeps_everything or not self.is_one_query(call):
+        if not self.ragged or not call.method.keeps_everything or not self.is_one_query(call):
             return None
         key, value = self._buffers[:2]
-        told = call.attn_mask is None or call.attn_mask.dtype == torch.bool  # else something was added to the scores
         contiguous = key.is_contiguous() and value.is_contiguous()  # not after a crop
-        if not (told and contiguous and kernel_runs(call.query, key, value)):
+        if not (contiguous and kernel_runs(call.query, key, value)):
+            return None
+        begins = self._begins = self._begins or self._find_begins()
+        if not _allows(call.attn_mask, begins.position):
             return None
         scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        return ragged_attention(call.query, key, value, (self.positions < 0).sum(-1), self.held, scale)
+        return ragged_attention(call.query, key, value, begins.slots, self.held, scale)
+
+    def crop(self, tokens_to_remove: int, *, keep_room: bool = False) -> None:
+        """Remove the latest tokens; see :meth:`Layer.crop`."""
+        super().crop(tokens_to_remove, keep_room=keep_room)
+        self._begins = None
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.ragged = False
+        self.ragged, self._begins = False, None
+
+    def _find_begins(self) -> _Begins:
+        slot = (self.positions < 0).sum(-1)
+        position = self.positions.gather(-1, slot.unsqueeze(-1)).amin(1)
+        return _Begins(tuple(slot.flatten().tolist()), position[:, None, None])
+
+    def _samples(self, change: Callable[[Tensor], Tensor]) -> None:
+        super()._samples(change)
+        self._begins = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_begins": None}
+
+
+def _allows(mask: Tensor | None, position: Tensor) -> bool:
+    """Whether a mask of the whole text allows every token from a position on; each sample has its own. One that is
+    added to the scores is taken not to, since it may be anything."""
+    if mask is None:
+        return True
+    if mask.dtype != torch.bool:
+        return False
+    before = torch.arange(mask.shape[-1], device=mask.device) < position
+    return bool((mask | before).all())

@@ -46,11 +46,12 @@ class CutOnceLayer(HeadLayer):
             self.cut(call)
             self.prompt = self.seen
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int, *, keep_room: bool = False) -> None:
         """Remove the latest tokens, down to the prompt once something of it was evicted.
 
         Args:
             tokens_to_remove: minus their number.
+            keep_room: as :meth:`Layer.crop` takes it.
 
         Raises:
             ValueError: it is above 0, or evicted tokens would have to come back.
@@ -62,7 +63,7 @@ class CutOnceLayer(HeadLayer):
                 f"prompt came {self.seen - self.prompt}; the prompt was cut when it had been read: remove fewer, use "
                 "FullCache, or generate without an assistant model"
             )
-        super().crop(tokens_to_remove)
+        super().crop(tokens_to_remove, keep_room=keep_room)
 
     def reset(self) -> None:
         """Forget everything; the next forward is a prompt again."""

@@ -134,10 +134,11 @@ class Layer(DynamicLayer):
         return method
 
     def attend(self, call: Call) -> Tensor | None:
-        """The output of an attention call, where the layer knows a shorter way to it than ``attention()``.
+        """The output of an attention call, where the layer knows a shorter way to it than ``attention()``. It is asked
+        before :meth:`fit`, so that no mask is made for nothing.
 
         Args:
-            call: that attention call.
+            call: that attention call, with the mask of the whole text.
 
         Returns:
             (batch, heads, q_len, value_dim), or None.
@@ -160,7 +161,8 @@ class Layer(DynamicLayer):
         """Called after each attention call over what :meth:`update` returned.
 
         Args:
-            call: that attention call.
+            call: that attention call; its mask is that of the whole text where :meth:`attend` gave the output, and else
+                what :meth:`fit` made of it.
         """
 
     def get_seq_length(self) -> int:
@@ -171,11 +173,13 @@ class Layer(DynamicLayer):
         """Length and offset of masks: the whole text's."""
         return self.seen + query_length, 0
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int, *, keep_room: bool = False) -> None:
         """Remove the latest tokens, as Transformers' dynamic cache does.
 
         Args:
             tokens_to_remove: minus their number; 0 removes nothing, and more than there are removes all.
+            keep_room: whether the next tokens may be written over them. Nothing is copied then, but what an earlier
+                :meth:`update` returned no longer shows what went: only for a caller that holds no such tensor.
 
         Raises:
             ValueError: it is above 0, or what the cache held before these tokens came cannot be had any more.
@@ -192,9 +196,10 @@ class Layer(DynamicLayer):
             self.reset()
             return
         held = self.held + tokens_to_remove
-        # Without their room: what is appended next must not be written into the tokens that go, since tensors which an
-        # earlier update returned still show them.
-        self._buffers = [buffer[:, :, :held] for buffer in self._buffers]
+        if not keep_room:
+            # What is appended next must not be written into the tokens that go, since tensors which an earlier update
+            # returned still show them.
+            self._buffers = [buffer[:, :, :held] for buffer in self._buffers]
         self.seen += tokens_to_remove
         self._show(held)
         self._shown = self.positions

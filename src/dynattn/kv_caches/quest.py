@@ -102,8 +102,8 @@ class _QuestLayer(Layer):
         kept = pages.table(call.query, self._box(), self.held, page, self.quest.best, scale)
         return page_attention(call.query, self._buffers[0], self._buffers[1], kept, page, scale)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
+    def crop(self, tokens_to_remove: int, *, keep_room: bool = False) -> None:
+        super().crop(tokens_to_remove, keep_room=keep_room)
         self._boxed = min(self._boxed, self.held // self.quest.page * self.quest.page)
 
     def reset(self) -> None:

@@ -67,12 +67,13 @@ def short_articles(pretrained: Pretrained, texts: int) -> list[Inputs]:
 
     Args:
         pretrained: an encoder or decoder.
-        texts: so many articles, the shortest ones, since tasks take the longest first.
+        texts: so many articles, the shortest ones that say anything, since tasks take the longest first.
 
     Raises:
         dynattn.lab.tasks.DataMissingError: the articles are not on this machine.
     """
     tokens = longest(pretrained, TOKENS)
     beside = {"use_cache": False} if pretrained.kind == "decoder" else {}
-    given = (inputs(pretrained, [text.body[: TOKENS * 20]], tokens) for text in wikipedia()[-texts:])
+    articles = [text for text in wikipedia() if text.body.strip()]
+    given = (inputs(pretrained, [text.body[: TOKENS * 20]], tokens) for text in articles[-texts:])
     return [{name: x.to(pretrained.model.device) for name, x in one.items()} | beside for one in given]

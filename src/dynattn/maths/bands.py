@@ -5,6 +5,8 @@
 
 All blocks are one batch of dense attention, in which a mask cuts the windows out of the slices. What lies outside of a
 slice is neither scored nor read, which leaves (size + sinks) / kv_len of the work of dense attention.
+
+A few queries, as in decoding, are one block, whose slice and sinks are read where they lie: :class:`Spans`.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Bands(NamedTuple):
         """
         mask = self._kept(device)
         if attn_mask is not None:
-            mask = _joined(mask, self._in_blocks(attn_mask))
+            mask = joined(mask, self._in_blocks(attn_mask))
         return mask.expand(batch, *mask.shape[1:]).flatten(0, 1)
 
     def joined(self, x: Tensor) -> Tensor:
@@ -125,6 +127,31 @@ class Bands(NamedTuple):
         return torch.cat([sinks, slices], 3).movedim(-1, 1)
 
 
-def _joined(band: Tensor, mask: Tensor) -> Tensor:
-    """A mask that allows what both allow."""
+class Spans(NamedTuple):
+    """The keys that a few queries meet, which are not more than the keys, as one run or two.
+
+    Attributes:
+        near: the first key that a window reaches, and the key behind the last: all keys where the sinks join them.
+        sinks: the same of the sinks that lie apart; None where none do.
+    """
+
+    near: slice
+    sinks: slice | None
+
+    @classmethod
+    def of(cls, window: int, sinks: int, q_len: int, kv_len: int) -> Spans:
+        """The runs of a call."""
+        first = max(0, kv_len - q_len - (window - 1))
+        if first <= sinks:
+            return cls(slice(0, kv_len), None)
+        return cls(slice(first, kv_len), slice(0, sinks) if sinks else None)
+
+
+def joined(band: Tensor, mask: Tensor) -> Tensor:
+    """A mask that allows what both allow.
+
+    Args:
+        band: bool.
+        mask: bool, or added to the scores.
+    """
     return band & mask if mask.dtype == torch.bool else torch.where(band, mask, -torch.inf)

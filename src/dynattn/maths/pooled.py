@@ -119,9 +119,9 @@ def _cut(call: _InBlocks, shift: int) -> _Cut:
     ahead = call.offset - shift * call.size  # query i of the block may attend keys up to i + ahead
     query = call.by_kv_head(call.query[:, :, first:last])
     key = call.key[:, :, first + shift : last + shift]
-    step = max(1, _CUT_AT_ONCE // max(1, query[:, :1].numel()))  # key heads
-    parts = zip(query.split(step, 1), key.split(step, 1), strict=True)
-    sums = torch.cat([_cut_sums(q, k, ahead) for q, k in parts], 1)
+    step = max(1, _CUT_AT_ONCE // max(1, query[:, :, :, :1].numel()))  # blocks
+    parts = zip(query.split(step, 3), key.split(step, 2), strict=True)
+    sums = torch.cat([_cut_sums(q, k, ahead) for q, k in parts], 3)
     position = torch.arange(call.size, device=call.key.device)
     allowed = (position <= position.unsqueeze(-1) + ahead).to(call.key.dtype)  # [i, j]
     counts = ((call.keys[:, :, first + shift : last + shift] @ allowed.mT) * call.queries[first:last]).sum(-1)
@@ -133,7 +133,8 @@ def _cut_sums(query: Tensor, key: Tensor, ahead: int) -> Tensor:
     size = key.shape[-2]
     upto = key.cumsum(-2).unsqueeze(2)  # a cumulative sum; a product with a triangular matrix takes three times as long
     low, high = max(0, -ahead), min(size, size - ahead)
-    sums = (query[..., low:high, :] * upto[..., low + ahead : high + ahead, :]).sum((-2, -1))
+    # one dimension after another: both at once take three times as long
+    sums = (query[..., low:high, :] * upto[..., low + ahead : high + ahead, :]).sum(-2).sum(-1)
     return sums + (query[..., high:, :].sum(-2) * upto[..., -1, :]).sum(-1)  # these queries may attend all keys
 
 

@@ -30,7 +30,7 @@ def scores(query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, s
         (batch, heads, q_len, kv_len), float32, or float64 for float64 inputs.
     """
     dtype = arithmetic_dtype(query.dtype)
-    s = scale * (query.to(dtype) @ per_head(key, query.shape[1]).to(dtype).mT)
+    s = scale * (query.to(dtype) @ per_head(key.to(dtype), query.shape[1]).mT)
     if attn_mask is not None:
         s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(dtype)
         forbidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -math.inf
@@ -41,5 +41,6 @@ def scores(query: Tensor, key: Tensor, attn_mask: Tensor | None, causal: bool, s
 
 
 def per_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat each key or value head for the query heads that share it: (batch, heads, kv_len, ...)."""
+    """Repeat each key or value head for the query heads that share it: (batch, heads, kv_len, ...). A dtype is best
+    changed before, while there are fewer of them."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

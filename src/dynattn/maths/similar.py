@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from dynattn.maths.estimate import blocks
 from dynattn.maths.scores import arithmetic_dtype
 
 ALIKE = 0.6
 """A block is judged by its mean where its similarity is at least so large: SpargeAttention's own."""
+
+_SHORTEST = 1e-12  # what a shorter vector is divided by, as torch.nn.functional.normalize has it
 
 
 def sure(query: Tensor, key: Tensor, size: int) -> Tensor:
@@ -42,4 +43,14 @@ def _similarity(x: Tensor, size: int) -> Tensor:
     """Of every block, (batch, heads, blocks)."""
     x = x.detach().to(arithmetic_dtype(x.dtype))
     count = blocks(torch.ones(x.shape[2], dtype=x.dtype, device=x.device), size, 0).sum(-1, keepdim=True)
-    return (blocks(normalize(x, dim=-1), size, 2).sum(3) / count).square().sum(-1)
+    inverse = torch.linalg.vector_norm(x, dim=-1).clamp_(min=_SHORTEST).reciprocal_()
+    return (_weighted_sums(blocks(x, size, 2), blocks(inverse, size, 2)) / count).square().sum(-1)
+
+
+def _weighted_sums(x: Tensor, weights: Tensor) -> Tensor:
+    """``Σ_i w_i x_i`` of every block, (batch, heads, blocks, head_dim), without a copy of all vectors.
+
+    A product of all heads at once would copy them where their memory is that of a model, token by token.
+    """
+    parts = zip(weights.unsqueeze(-2).split(1, 1), x.split(1, 1), strict=True)
+    return torch.cat([weight @ vectors for weight, vectors in parts], 1).squeeze(-2)

@@ -48,8 +48,8 @@ class Choice(Enum):
         GROUPS: the keys of a group compete with each other. :class:`dynattn.NM` is the one method that chooses so.
         ROWS: each query chooses by its own scores alone, as ``row_rule`` says.
         BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores.
-        SKIPS: blocks of pairs are dropped by running maxima of the scores. :class:`dynattn.BlockSkip` is the one method
-            that chooses so.
+        SKIPS: blocks of pairs are dropped by running maxima of the scores, of all pairs or of those that ``scored``
+            keeps. :class:`dynattn.BlockSkip` is the one method that chooses so.
         WINDOW: positions alone decide. :class:`dynattn.Window` is the one method that chooses so.
         PAIRS: anything else that :meth:`PairMethod.choose` says.
         NONE: nothing is chosen; the method is not a softmax over kept pairs.

@@ -105,12 +105,13 @@ class _Combination(PairMethod):
         return reduce(type(self).joined, chosen)
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
-        """The sum of what the parts' choices cost; None where one of them needs the exact scores.
+        """The sum of what the parts' choices cost; None where one of them needs exact scores.
 
         N:M inside of kept blocks needs those of the kept blocks alone, and costs nothing besides.
         """
-        parts = [part.glance(head_dim, itemsize) for part in self.parts if part is not self.inside_blocks]
-        glances = [part for part in parts if part is not None]
+        parts = [part for part in self.parts if part is not self.inside_blocks]
+        found = [None if part.scored is not None else part.glance(head_dim, itemsize) for part in parts]
+        glances = [glance for glance in found if glance is not None]
         if len(glances) < len(parts):
             return None
         return Glance(sum(each.multiply_adds for each in glances), sum(each.key_bytes for each in glances))

@@ -73,7 +73,7 @@ class EfficientAttention(MixingMethod):
         dtype, heads = arithmetic_dtype(query.dtype), query.shape[1]
         factor = scale * math.sqrt(query.shape[-1])
         log_query = (factor * query.to(dtype)).log_softmax(-1)
-        key, value = per_head(key, heads).to(dtype), per_head(value, heads).to(dtype)
+        key, value = per_head(key.to(dtype), heads), per_head(value.to(dtype), heads)
         key, value = forbid(key, value, key_bias("efficient", attn_mask, dtype))
         if not causal:
             weights = (key - _finite(key.logsumexp(-2, keepdim=True))).exp()

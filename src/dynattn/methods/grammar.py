@@ -3,6 +3,7 @@
     a+b   union          a&b   intersection, which binds closer          (a+b)&c   grouping
     perhead(3*a_b)       heads 0 to 2 by a, head 3 by b
     perlayer(a_0-2=b)    layers 0 to 2 by b, the others by a
+    blockskip-4.0-in(a)  skips inside of the blocks that a keeps
 
 The name of a method by itself holds none of these signs, and no name holds a comma, so that names can be listed.
 """

@@ -120,10 +120,10 @@ class Scatterbrain(MixingMethod):
         """
         dtype, heads = arithmetic_dtype(query.dtype), query.shape[1]
         q = math.copysign(math.sqrt(abs(scale)), scale) * query.to(dtype)
-        k = math.sqrt(abs(scale)) * per_head(key, heads).to(dtype)
+        k = math.sqrt(abs(scale)) * per_head(key.to(dtype), heads)
         bias = key_bias("scatterbrain", attn_mask, dtype)
         w, turns = (x.to(q) for x in self.draw(query.shape[-1]))
-        log_key, v = forbid(log_features(k, w), per_head(value, heads).to(dtype), bias)
+        log_key, v = forbid(log_features(k, w), per_head(value.to(dtype), heads), bias)
         v = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)  # the last column sums the weights
         log_query = log_features(q, w)
         everything, scale_all = mix(log_query, log_key, v, causal)

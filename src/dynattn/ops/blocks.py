@@ -1,9 +1,9 @@
 """``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
 
 The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense or N:M attention
-skips what they drop. The blocks of :class:`dynattn.BlockSkip` are found by the kernel on its way. The blocks are a
-result of the operator, so that the gradient gets them back and does not choose again. :func:`dynattn.attention` has
-checked the inputs.
+skips what they drop. The blocks of :class:`dynattn.BlockSkip` are found by the kernel on its way, among all or among
+those of another method. The blocks are a result of the operator, so that the gradient gets them back and does not
+choose again. :func:`dynattn.attention` has checked the inputs.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def _forward(
     outputs = buffers.outputs(query, value, aux)
     isa = _isa(method, backend, query)
     if skips:
-        blocks = _skipped(tensors, outputs, call, isa, integer(seed))
+        among = cast("PairMethod | None", method.scored)
+        seen = None if among is None else _chosen(among, query, key, attn_mask, call)
+        blocks = _skipped(tensors, outputs, call, isa, integer(seed), seen)
     else:
-        with torch.autocast(query.device.type, enabled=False):  # float32 means float32
-            blocks = method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
+        blocks = _chosen(method, query, key, attn_mask, call)
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
     sizes = _sizes(method)
     if aux or not skips:
@@ -62,6 +63,12 @@ def _forward(
         run(dense, aux, pattern=call.dense)
         _certify(outputs, dense, partial(_mass_by_definition, query, key, value, attn_mask, call))
     return *buffers.complete(outputs, query), _roomy(blocks, query, key, sizes)
+
+
+def _chosen(method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | None, call: ByName) -> Tensor:
+    """The blocks that a method of whole blocks keeps."""
+    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+        return method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
 
 
 def _isa(method: PairMethod, backend: str, query: Tensor) -> str:
@@ -78,15 +85,19 @@ def _sizes(method: PairMethod) -> tuple[int, int]:
 
 def _skipped(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], outputs: tuple[Tensor, ...], call: ByName, isa: str,
-    seed: int,
+    seed: int, seen: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Fill in the output and the logsumexp, and find the blocks on the way."""
+    """Fill in the output and the logsumexp, and find the blocks on the way; ``seen`` are those of another method."""
     query, key, value, mask = tensors
     out, logsumexp, *_ = outputs
     rows, columns = -(-query.shape[2] // block_skip.QUERIES), -(-key.shape[2] // block_skip.KEYS)
     kept = query.new_zeros((*query.shape[:2], rows, columns), dtype=torch.bool)
-    margin = cast(block_skip.BlockSkip, call.pairs).margin
-    cpu.skip_forward(query, key, value, mask, out, logsumexp, kept, margin, call.pattern, isa, seed=seed)
+    method = cast(block_skip.BlockSkip, call.pairs)
+    size = 0 if method.among is None else int(method.among.whole_blocks)
+    cpu.skip_forward(
+        query, key, value, mask, out, logsumexp, kept, method.margin, call.pattern, isa, seed=seed, blocks=seen,
+        block_size=size,
+    )  # fmt: skip
     return kept
 
 

@@ -124,8 +124,16 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """
     return (
         type(query) is type(key) is type(value) is Tensor
-        and not torch.compiler.is_compiling()
+        and unwatched()  # first: a compiler cannot trace what follows
         and not (query.is_neg() or key.is_neg() or value.is_neg())
+    )
+
+
+def unwatched() -> bool:
+    """Whether no compiler, tracer, transform, mode or profiler is at work, and there are no dual numbers: what
+    :func:`unobserved` asks for besides plain tensors."""
+    return (
+        not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()

@@ -1,38 +1,42 @@
-"""Linear layers of a few tokens of which inputs, outputs or weights are left out: what is left out is not read.
+"""Linear layers of which inputs, outputs or weights are left out.
 
     linear_rows         y = (x ∘ E) Wᵀ + b      E: the inputs that each token keeps
+    linear_nm_act       likewise                E: of every M inputs in a row the N largest |x_i| c_i
+    linear_threshold    likewise                E: |x_i| > t_i
     linear_outputs      y = (x Wᵀ + b) ∘ E      E: the outputs that each token wants
     linear_nm_weight    y = x W̃ᵀ + b            W̃: N:M weights in packed form
 
 With one token, or a few, a linear layer takes as long as its weights take to come from memory. For up to 8 tokens in
-float32 or bfloat16 the CPU kernels read the weights that are asked for, and no others. Everything else is computed by
-the definitions in plain PyTorch, which autograd follows: more tokens, other dtypes and devices, and whatever has a
-derivative. The answers are the same to rounding. One difference shows where weights are not finite: an input that is
-left out is 0 in the definition, and 0 · ∞ is NaN; the kernel does not compute it.
+float32 or bfloat16 the CPU kernels read the weights that are asked for, and no others. With more it takes as long as
+its products: in float32 the kernel of the first three computes those of the inputs that are kept, and no others.
+Everything else is computed by the definitions in plain PyTorch, which autograd follows: more tokens of the last two or
+in other dtypes, other devices, and whatever has a derivative. The answers are the same to rounding. One difference
+shows where weights are not finite: an input that is left out is 0 in the definition, and 0 · ∞ is NaN; the kernel does
+not compute it.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynattn.kernels import cpu
-from dynattn.kernels.cpu import linear_calls
-from dynattn.maths.scores import arithmetic_dtype
-from dynattn.ops import sharding, transforms
-from dynattn.ops.library import Schema, define, follow, library, unobserved
-from dynattn.ops.linear_checks import check, check_packed
-from dynattn.ops.nm_weights import PackedNM, pack_nm, unpacked
+from dynattn.ops import linear_again, linear_definitions, sharding, transforms
+from dynattn.ops.library import Schema, define, follow, library
+from dynattn.ops.linear_again import Plan
+from dynattn.ops.linear_checks import check, check_chosen, check_packed
+from dynattn.ops.nm_weights import PackedNM, pack_nm
 
-__all__ = ["PackedNM", "linear_nm_weight", "linear_outputs", "linear_rows", "pack_nm"]
-
-_DTYPES = (torch.float32, torch.bfloat16)
-_PLAIN = (Tensor, nn.Parameter)
+__all__ = [
+    "PackedNM", "linear_nm_act", "linear_nm_weight", "linear_outputs", "linear_rows", "linear_threshold", "nm_keep",
+    "pack_nm",
+]  # fmt: skip
 
 ROWS = define("linear_rows", "Tensor x, Tensor weight_t, Tensor? bias, Tensor keep, Tensor? scale", "Tensor out")
+NM_ACT = define("linear_nm_act", "Tensor x, Tensor weight_t, Tensor? bias, Tensor? factors, int n, int m", "Tensor out")
+THRESHOLD = define("linear_threshold", "Tensor x, Tensor weight_t, Tensor? bias, Tensor thresholds", "Tensor out")
 OUTPUTS = define("linear_outputs", "Tensor x, Tensor weight, Tensor? bias, Tensor keep, Tensor? scale", "Tensor out")
 NM_WEIGHT = define(
     "linear_nm_weight", "Tensor x, Tensor values, Tensor places, Tensor? bias, int n, int m", "Tensor out"
@@ -44,8 +48,9 @@ def linear_rows(
 ) -> Tensor:
     """A linear layer to which each token gives some of its inputs: ``(x ∘ keep) Wᵀ + bias``.
 
-    A token's result is the same to the bit for any number of threads, and whatever the other tokens of the call are.
-    What an input that is left out holds does not matter, NaN included; NaN in one that is kept reaches all outputs.
+    A token's result is the same to the bit for any number of threads, and whatever the other tokens of the call are, as
+    long as their number asks for the same kernel. What an input that is left out holds does not matter, NaN included;
+    NaN in one that is kept reaches all outputs.
 
     Args:
         x: (tokens, in).
@@ -63,8 +68,97 @@ def linear_rows(
         TypeError: an argument is no tensor, or the dtypes do not fit.
         ValueError: shapes or devices do not fit.
     """
-    check("linear_rows", x, weight_t, bias, keep, scale, inputs_first=True)
-    return _run(ROWS, _rows, _define_rows, x, weight_t, bias, keep, scale)
+    key = linear_again.key_of("linear_rows", None, x, weight_t, bias, keep, scale)
+    plan = linear_again.find(key)
+    if plan is None:
+        check("linear_rows", x, weight_t, bias, keep, scale, inputs_first=True)
+        plan = _planned(key, "linear_rows", x, weight_t, bias, keep, scale)
+    if plan is None:
+        return _run(ROWS, linear_definitions.rows, x, weight_t, bias, keep, scale)
+    return plan.run(x, weight_t, bias, keep, None, None, scale)
+
+
+def linear_nm_act(
+    x: Tensor, weight_t: Tensor, bias: Tensor | None = None, *, n: int, m: int, factors: Tensor | None = None
+) -> Tensor:
+    """A linear layer to which each token gives N of every M inputs in a row: ``(x ∘ NM(|x| ∘ factors)) Wᵀ + bias``.
+
+    Of the M inputs those with the ``n`` largest ``|x_i| · factors_i`` stay; ties go to the first. A NaN always stays,
+    and so it reaches all outputs. A last group of fewer keeps as many of them as there are. The choice is a constant to
+    derivatives. Results are as :func:`linear_rows` promises. There is a kernel for M of 2, 4, 8 and 16.
+
+    Args:
+        x: (..., in), with at least one leading dimension.
+        weight_t, bias: as in :func:`linear_rows`, in the dtype of ``x``.
+        n, m: 1 <= n < m <= 32.
+        factors: float32 (in,), at least 0, by which sizes are weighed; None for 1.
+
+    Returns:
+        (..., out), in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_rows`, or ``n`` or ``m`` is out of its range.
+    """
+    key = linear_again.key_of("linear_nm_act", (n, m), x, weight_t, bias, factors)
+    plan = linear_again.find(key)
+    if plan is None:
+        flat = _flattened(x)
+        check_chosen("linear_nm_act", flat, weight_t, bias, ("factors", factors), (n, m))
+        plan = _planned(key, "linear_rows", flat, weight_t, bias, factors, n=n, m=m, like=x)
+    if plan is None:
+        return _as(x, _run(NM_ACT, linear_definitions.nm_act, _flattened(x), weight_t, bias, factors, n, m))
+    return plan.run(x, weight_t, bias, None, None, factors)
+
+
+def linear_threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None = None, *, thresholds: Tensor) -> Tensor:
+    """A linear layer to which each token gives its large inputs: ``(x ∘ (|x| > thresholds)) Wᵀ + bias``.
+
+    A NaN always stays, and so it reaches all outputs. The choice is a constant to derivatives. Results are as
+    :func:`linear_rows` promises.
+
+    Args:
+        x, weight_t, bias: as in :func:`linear_nm_act`.
+        thresholds: float32, (1,) for all inputs or (in,).
+
+    Returns:
+        (..., out), in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_rows`.
+    """
+    key = linear_again.key_of("linear_threshold", None, x, weight_t, bias, thresholds)
+    plan = linear_again.find(key)
+    if plan is None:
+        flat = _flattened(x)
+        check_chosen("linear_threshold", flat, weight_t, bias, ("thresholds", thresholds))
+        plan = _planned(key, "linear_rows", flat, weight_t, bias, thresholds, thresholds=thresholds, like=x)
+    if plan is None:
+        return _as(x, _run(THRESHOLD, linear_definitions.threshold, _flattened(x), weight_t, bias, thresholds))
+    return plan.run(x, weight_t, bias, None, thresholds)
+
+
+def nm_keep(x: Tensor, *, n: int, m: int, factors: Tensor | None = None) -> Tensor:
+    """The choice of :func:`linear_nm_act`, for layers that share it: each is :func:`linear_rows` with this ``keep``.
+
+    Args:
+        x: (tokens, in).
+        n, m, factors: as in :func:`linear_nm_act`.
+
+    Returns:
+        bool (tokens, in).
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_nm_act`.
+    """
+    key = linear_again.key_of("nm_keep", (n, m), x, factors, constant=True)
+    plan = linear_again.find(key)
+    if plan is None:
+        check_chosen("nm_keep", x, None, None, ("factors", factors), (n, m))
+        plan = None if key is None else linear_again.plan_choice(x, factors, n, m)
+        if key is None or plan is None:
+            return linear_definitions.nm_kept(x, factors, n, m)
+        linear_again.remember(key, plan)
+    return plan.run(x, None, None, None, None, factors)
 
 
 def linear_outputs(
@@ -88,8 +182,14 @@ def linear_outputs(
     Raises:
         As :func:`linear_rows`.
     """
-    check("linear_outputs", x, weight, bias, keep, scale, inputs_first=False)
-    return _run(OUTPUTS, _outputs, _define_outputs, x, weight, bias, keep, scale)
+    key = linear_again.key_of("linear_outputs", None, x, weight, bias, keep, scale)
+    plan = linear_again.find(key)
+    if plan is None:
+        check("linear_outputs", x, weight, bias, keep, scale, inputs_first=False)
+        plan = _planned(key, "linear_outputs", x, weight, bias, keep, scale)
+    if plan is None:
+        return _run(OUTPUTS, linear_definitions.outputs, x, weight, bias, keep, scale)
+    return plan.run(x, weight, bias, keep, None, None, scale)
 
 
 def linear_nm_weight(x: Tensor, packed: PackedNM, bias: Tensor | None = None) -> Tensor:
@@ -108,94 +208,97 @@ def linear_nm_weight(x: Tensor, packed: PackedNM, bias: Tensor | None = None) ->
     Raises:
         TypeError, ValueError: as :func:`linear_rows`.
     """
-    check_packed("linear_nm_weight", x, packed, bias)
-    call = (x, packed.values, packed.places, bias, packed.n, packed.m)
-    return _run(NM_WEIGHT, _nm_weight, _define_nm_weight, *call)
+    if type(packed) is not PackedNM:
+        check_packed("linear_nm_weight", x, packed, bias)
+    values, places, n, m = packed.values, packed.places, packed.n, packed.m
+    key = linear_again.key_of("linear_nm_weight", (n, m, packed.inputs), x, values, bias, places)
+    plan = linear_again.find(key)
+    if plan is None:
+        check_packed("linear_nm_weight", x, packed, bias)
+        plan = _planned(key, "linear_nm_weight", x, values, bias, places, n=n, m=m)
+    if plan is None:
+        return _run(NM_WEIGHT, linear_definitions.nm_weight, x, values, places, bias, n, m)
+    return plan.run(x, values, bias, None, None, None, None, places)
 
 
-def _run(schema: Schema, kernel: Any, definition: Any, *call: Any) -> Tensor:
-    """The kernel, without the dispatcher where nobody would see the difference; or the definition.
+def _run(schema: Schema, definition: Any, *call: Any) -> Tensor:
+    """A call that is not plain, by its operator, or by its definition where nobody needs to know of an operator.
 
     Args:
-        schema, kernel, definition: the operator, what it does on the CPU, and what it stands for.
+        schema, definition: the operator and what it stands for.
         call: its arguments, the input and the weight first.
     """
     x, weight = call[:2]
     if (
         x.device.type != "cpu"
-        or x.shape[0] > linear_calls.MAX_TOKENS
+        or not linear_again.has_kernel(x.shape[0], x.dtype, schema in (ROWS, NM_ACT, THRESHOLD))
         or transforms.active()
         or torch.is_autocast_enabled("cpu")
         or sharding.is_sharded(x)
         or sharding.is_sharded(weight)
     ):
         return definition(*call)
-    if (
-        unobserved(x, x, x)
-        and all(y is None or type(y) is int or (type(y) in _PLAIN and not y.is_neg()) for y in call)
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*call))
-    ):
-        return kernel(*call)
     return schema.operator(*call)
 
 
-def _define_rows(x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
-    return _linear(x.masked_fill(~keep, 0), weight_t.t(), bias, scale)
+def _planned(
+    key: Hashable | None, function: str, x: Tensor, weight: Tensor, *others: Tensor | None,
+    thresholds: Tensor | None = None, n: int = 0, m: int = 0, like: Tensor | None = None,
+) -> Plan | None:  # fmt: skip
+    """The plan of a plain, checked call, kept from now on; None where no kernel takes the tensors as they are. The
+    output has the leading dimensions of ``like``."""
+    if key is None or not all(one is None or one.is_contiguous() for one in (x, *others)):
+        return None
+    plan = linear_again.plan(function, x, weight, thresholds, n, m)
+    if plan is None:
+        return None
+    return linear_again.remember(key, plan if like is None else plan._replace(shape=(*like.shape[:-1], plan.shape[-1])))
 
 
-def _define_outputs(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
-    return _linear(x, weight, bias, scale).masked_fill(~keep, 0)
+def _flattened(x: Tensor) -> Tensor:
+    """(tokens, in) of more leading dimensions."""
+    return x.flatten(0, -2) if isinstance(x, Tensor) and x.dim() > 2 else x
 
 
-def _define_nm_weight(x: Tensor, values: Tensor, places: Tensor, bias: Tensor | None, n: int, m: int) -> Tensor:
-    return nn.functional.linear(x, unpacked(values, places, n, m, x.shape[1]), bias)
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """An output with the leading dimensions of the input."""
+    return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    if scale is None:
-        return nn.functional.linear(x, weight, bias)
-    wide = arithmetic_dtype(x.dtype)  # weights of int8 are exact there, and the result is rounded once
-    y = nn.functional.linear(x.to(wide), weight.to(wide)) * scale
-    return (y if bias is None else y + bias).to(x.dtype)
+def _by_kernel(
+    function: str, x: Tensor, weight: Tensor, bias: Tensor | None, n: int = 0, m: int = 0, **others: Tensor | None
+) -> Tensor | None:
+    """What an operator's kernel gives on the CPU; None where there is none for such tensors."""
+    plan = linear_again.plan(function, x, weight, others.get("thresholds"), n, m)
+    if plan is None:
+        return None
+    packed = {name: None if tensor is None else tensor.contiguous() for name, tensor in others.items()}
+    return plan.run(x.contiguous(), weight, None if bias is None else bias.contiguous(), **packed)
 
 
-def _kept(
-    kernel: Any, definition: Any, fake: Any,
-    x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The kernel for an output of the shape that ``fake`` has, or the definition."""
-    if not _has_kernel(x, weight):
-        return definition(x, weight, bias, keep, scale)
-    out = fake(x, weight)
-    kernel(x.contiguous(), weight, _contiguous(bias), keep.contiguous(), out, cpu.best_isa(), _contiguous(scale))
-    return out
+def _rows(x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
+    out = _by_kernel("linear_rows", x, weight_t, bias, keep=keep, scale=scale)
+    return linear_definitions.rows(x, weight_t, bias, keep, scale) if out is None else out
+
+
+def _nm_act(x: Tensor, weight_t: Tensor, bias: Tensor | None, factors: Tensor | None, n: int, m: int) -> Tensor:
+    out = _by_kernel("linear_rows", x, weight_t, bias, n, m, factors=factors)
+    return linear_definitions.nm_act(x, weight_t, bias, factors, n, m) if out is None else out
+
+
+def _threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None, thresholds: Tensor) -> Tensor:
+    out = _by_kernel("linear_rows", x, weight_t, bias, thresholds=thresholds)
+    return linear_definitions.threshold(x, weight_t, bias, thresholds) if out is None else out
+
+
+def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
+    out = _by_kernel("linear_outputs", x, weight, bias, keep=keep, scale=scale)
+    return linear_definitions.outputs(x, weight, bias, keep, scale) if out is None else out
 
 
 def _nm_weight(x: Tensor, values: Tensor, places: Tensor, bias: Tensor | None, n: int, m: int) -> Tensor:
-    if not _has_kernel(x, values):
-        return _define_nm_weight(x, values, places, bias, n, m)
-    out = _fake_outputs(x, values)
-    linear_calls.linear_nm_weight(
-        x.contiguous(), values.contiguous(), places.contiguous(), _contiguous(bias), out, n, m, cpu.best_isa()
-    )
-    return out
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _has_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels take such tensors; they are on the CPU."""
-    return (
-        x.dtype in _DTYPES
-        and x.shape[0] <= linear_calls.MAX_TOKENS
-        and x.numel() > 0
-        and weight.numel() > 0
-        and weight.stride(1) == 1
-        and weight.stride(0) >= weight.shape[1]
-        and cpu.is_available()
-    )
+    out = _by_kernel("linear_nm_weight", x, values, bias, n, m, places=places)
+    return linear_definitions.nm_weight(x, values, places, bias, n, m) if out is None else out
 
 
 def _fake_rows(x: Tensor, weight_t: Tensor, *_: Any) -> Tensor:
@@ -206,13 +309,12 @@ def _fake_outputs(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-_rows = partial(_kept, linear_calls.linear_rows, _define_rows, _fake_rows)
-_outputs = partial(_kept, linear_calls.linear_outputs, _define_outputs, _fake_outputs)
-
 for _schema, _kernel, _definition, _fake in (
-    (ROWS, _rows, _define_rows, _fake_rows),
-    (OUTPUTS, _outputs, _define_outputs, _fake_outputs),
-    (NM_WEIGHT, _nm_weight, _define_nm_weight, _fake_outputs),
+    (ROWS, _rows, linear_definitions.rows, _fake_rows),
+    (NM_ACT, _nm_act, linear_definitions.nm_act, _fake_rows),
+    (THRESHOLD, _threshold, linear_definitions.threshold, _fake_rows),
+    (OUTPUTS, _outputs, linear_definitions.outputs, _fake_outputs),
+    (NM_WEIGHT, _nm_weight, linear_definitions.nm_weight, _fake_outputs),
 ):
     _name = _schema.operator.name()
     library.impl(_name.removeprefix("dynattn::"), _kernel, "CPU")

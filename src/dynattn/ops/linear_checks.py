@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dynattn.ops.nm_weights import PackedNM
 
+MOST_OF_GROUP = 32
+"""N:M chooses among at most so many inputs, as in :class:`dynattn.NM`."""
+
 
 def check(
     function: str, x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None, *,
@@ -26,18 +29,7 @@ def check(
     """
     name = "weight_t" if inputs_first else "weight"
     _check_tensors(function, ("x", x), (name, weight), ("keep", keep), optional=(("bias", bias), ("scale", scale)))
-    if x.dim() != 2 or weight.dim() != 2:
-        shape = "(in, out)" if inputs_first else "(out, in)"
-        _refuse(
-            function, f"x must be (tokens, in) and {name} {shape}",
-            f"{tuple(x.shape)} and {tuple(weight.shape)}", "flatten leading dimensions with x.flatten(0, -2)",
-        )  # fmt: skip
-    inputs, outputs = weight.shape if inputs_first else weight.shape[::-1]
-    if x.shape[1] != inputs:
-        _refuse(
-            function, f"x and {name} must have as many inputs", f"{x.shape[1]} and {inputs}",
-            f"pass {name} as {'weight.t()' if inputs_first else 'the layer stores it'}",
-        )  # fmt: skip
+    outputs = _check_shapes(function, x, weight, inputs_first)
     if keep.dtype != torch.bool or keep.shape != (x.shape[0], weight.shape[0]):
         what = "(tokens, in)" if inputs_first else "(tokens, out)"
         _refuse(
@@ -49,6 +41,46 @@ def check(
     for vector, its in (("bias", bias), ("scale", scale)):
         if its is not None and its.shape != (outputs,):
             _refuse(function, f"{vector} must be (out,) = ({outputs},)", str(tuple(its.shape)), "one number an output")
+
+
+def check_chosen(
+    function: str, x: Tensor, weight_t: Tensor | None, bias: Tensor | None, numbers: tuple[str, Tensor | None],
+    pattern: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """Refuse what :func:`dynattn.ops.linear.linear_nm_act`, ``linear_threshold`` and ``nm_keep`` cannot take.
+
+    Args:
+        function: the caller's name.
+        x, weight_t, bias: its arguments; of a choice alone there is no weight.
+        numbers: the name of the argument by which inputs are chosen, and what was given.
+        pattern: ``n`` and ``m``, and the numbers may be None; None where thresholds choose.
+
+    Raises:
+        TypeError, ValueError: as these say.
+    """
+    name, its = numbers
+    asked = [("x", x)] if function == "nm_keep" else [("x", x), ("weight_t", weight_t)]
+    needed = pattern is None
+    _check_tensors(function, *asked, *([numbers] if needed else []), optional=(("bias", bias), numbers))
+    if weight_t is None and x.dim() != 2:
+        _refuse(function, "x must be (tokens, in)", str(tuple(x.shape)), "flatten leading dimensions, x.flatten(0, -2)")
+    if weight_t is not None:
+        outputs = _check_shapes(function, x, weight_t, True)
+        if weight_t.dtype == torch.int8:
+            _refuse_dtypes(function, "weight_t", x, weight_t)
+        _check_dtypes(function, "weight_t", x, weight_t, bias, None)
+        if bias is not None and bias.shape != (outputs,):
+            _refuse(function, f"bias must be (out,) = ({outputs},)", str(tuple(bias.shape)), "one number an output")
+    elif not x.is_floating_point():
+        _refuse(function, "x must be floating point", str(x.dtype), "convert with .to()", TypeError)
+    inputs = x.shape[1]
+    if its is not None and its.dtype != torch.float32:
+        _refuse(function, f"{name} must be float32", str(its.dtype), "convert with .to()", TypeError)
+    if its is not None and its.shape != (inputs,) and not (needed and its.shape == (1,)):
+        rule = f"(1,) or (in,) = ({inputs},)" if needed else f"(in,) = ({inputs},)"
+        _refuse(function, f"{name} must be {rule}", str(tuple(its.shape)), "one number an input")
+    if pattern is not None:
+        _check_pattern(function, *pattern)
 
 
 def check_packed(function: str, x: Tensor, packed: PackedNM, bias: Tensor | None) -> None:
@@ -76,6 +108,35 @@ def check_packed(function: str, x: Tensor, packed: PackedNM, bias: Tensor | None
         _refuse(function, f"bias must be (out,) = ({outputs},)", str(tuple(bias.shape)), "one number an output")
 
 
+def _check_pattern(function: str, n: int, m: int) -> None:
+    """N of M inputs."""
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in (n, m)):
+        _refuse(function, "n and m must be ints", f"{n!r} and {m!r}", "try n=2, m=4", TypeError)
+    if not 1 <= n < m <= MOST_OF_GROUP:
+        _refuse(
+            function, f"n must be at least 1 and below m, and m at most {MOST_OF_GROUP}", f"{n} of {m}",
+            "try n=2, m=4; of n == m nothing is left out",
+        )  # fmt: skip
+
+
+def _check_shapes(function: str, x: Tensor, weight: Tensor, inputs_first: bool) -> int:
+    """Both are matrices, of as many inputs; the number of outputs."""
+    name = "weight_t" if inputs_first else "weight"
+    if x.dim() != 2 or weight.dim() != 2:
+        shape = "(in, out)" if inputs_first else "(out, in)"
+        _refuse(
+            function, f"x must be (tokens, in) and {name} {shape}",
+            f"{tuple(x.shape)} and {tuple(weight.shape)}", "flatten leading dimensions with x.flatten(0, -2)",
+        )  # fmt: skip
+    inputs, outputs = weight.shape if inputs_first else weight.shape[::-1]
+    if x.shape[1] != inputs:
+        _refuse(
+            function, f"x and {name} must have as many inputs", f"{x.shape[1]} and {inputs}",
+            f"pass {name} as {'weight.t()' if inputs_first else 'the layer stores it'}",
+        )  # fmt: skip
+    return outputs
+
+
 def _check_tensors(function: str, *asked: tuple[str, Any], optional: tuple[tuple[str, Any], ...]) -> None:
     """All are tensors, on one device."""
     device = getattr(asked[0][1], "device", None)
@@ -100,14 +161,15 @@ def _check_dtypes(
         remedy = "leave scale out, or quantise the weight"
         _refuse(function, f"scale goes with an int8 {name}", str(weight.dtype), remedy, TypeError)
     if weight.dtype not in (x.dtype, torch.int8):
-        _refuse(
-            function, f"x and {name} must share one dtype", f"{x.dtype} and {weight.dtype}", "convert with .to()",
-            TypeError,
-        )  # fmt: skip
+        _refuse_dtypes(function, name, x, weight)
     if bias is not None and bias.dtype != x.dtype:
-        _refuse(
-            function, "x and bias must share one dtype", f"{x.dtype} and {bias.dtype}", "convert with .to()", TypeError
-        )
+        _refuse_dtypes(function, "bias", x, bias)
+
+
+def _refuse_dtypes(function: str, name: str, x: Tensor, other: Tensor) -> NoReturn:
+    _refuse(
+        function, f"x and {name} must share one dtype", f"{x.dtype} and {other.dtype}", "convert with .to()", TypeError
+    )
 
 
 def _refuse(function: str, rule: str, found: str, remedy: str, kind: type[Exception] = ValueError) -> NoReturn:

@@ -1,10 +1,14 @@
-"""Dense attention of one query to the keys of its text, for many texts of different lengths at once.
+"""Dense attention of one query to key heads that hold different numbers of keys.
 
 A key head with the query heads that share it is a text to the kernel of :func:`dynattn.varlen_attention`, which is told
-where the keys of each text lie: in slots of a buffer one after another, or in pages.
+where the keys of each text lie: here in slots of a buffer one after another, in :mod:`~dynattn.ops.pages` in pages.
 """
 
 from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +16,28 @@ from torch import Tensor
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
-from dynattn.ops.arguments import rows_contiguous
 from dynattn.ops.library import unobserved
 
+DENSE = NM(1, 1)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DENSE = NM(1, 1)
+_MOST = 512  # prepared calls: one for each layer of a model and each size of its buffers
+
+
+class _Prepared(NamedTuple):
+    """What a call needs besides its tensors.
+
+    Attributes:
+        arguments: the kernel's, except for addresses.
+        query_start: a query for each text, and their number.
+        key_start: the first slot of each text among those of all heads.
+    """
+
+    arguments: cpu.PreparedTexts
+    query_start: array[int]
+    key_start: array[int]
+
+
+_prepared: dict[Hashable, _Prepared] = {}
 
 
 def kernel_runs(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -30,38 +51,9 @@ def kernel_runs(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
-def by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, used: Tensor, first: Tensor | None = None,
-    table: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Attention of each text's query to its keys, where :func:`kernel_runs`. It has no derivative and checks nothing.
-
-    Args:
-        query: (texts, group, head_dim).
-        key: (pages, 1, page, head_dim) with a table; else (1, 1, slots, head_dim).
-        value: likewise, with a last dimension of its own.
-        scale: factor of the scores.
-        used: int64 (texts,), how many keys each text has.
-        first: int64 (texts,), the slot of its first one; None with a table.
-        table: int32 (texts, most pages), the pages of each text; None where keys lie in slots.
-
-    Returns:
-        (texts, group, value_dim).
-    """
-    texts, group, _ = query.shape
-    out = query.new_empty(texts, group, value.shape[-1])
-    rows, into = (x.transpose(0, 1).unsqueeze(0) for x in (rows_contiguous(query), out))
-    starts = torch.arange(texts + 1, device="cpu")  # a query each
-    found = cpu.nm_texts(
-        rows, key, value, into, None, None, None, None, Pattern.of(_DENSE, False, scale), cpu.best_isa(),
-        query_start=starts, key_start=starts if first is None else first, key_count=used, block_table=table,
-    )  # fmt: skip
-    if not found:
-        raise RuntimeError("by_kernel: a page was refused, though the layer holds it; this is a bug in dynattn")
-    return out
-
-
-def ragged_attention(query: Tensor, key: Tensor, value: Tensor, first: Tensor, held: int, scale: float) -> Tensor:
+def ragged_attention(
+    query: Tensor, key: Tensor, value: Tensor, first: tuple[int, ...], held: int, scale: float
+) -> Tensor:
     """Attention where key heads hold different numbers of keys, the latest of which end at one slot. No other slot is
     read. It has no derivative and checks nothing; there must be a kernel.
 
@@ -69,16 +61,35 @@ def ragged_attention(query: Tensor, key: Tensor, value: Tensor, first: Tensor, h
         query: (batch, heads, 1, head_dim).
         key: (batch, kv_heads, room, head_dim), contiguous.
         value: (batch, kv_heads, room, value_dim), likewise.
-        first: int64 (batch, kv_heads), the first slot of each head that holds a key.
+        first: the first slot that holds a key, of each key head of each sample.
         held: the slot behind the last one.
         scale: factor of the scores.
 
     Returns:
         (batch, heads, 1, value_dim).
     """
-    (batch, kv_heads, room, head_dim), heads = key.shape, query.shape[1]
-    rows = query.reshape(batch * kv_heads, heads // kv_heads, head_dim)
-    keys, values = (x.view(1, 1, -1, x.shape[-1]) for x in (key, value))
-    before = first.flatten()
-    start = torch.arange(batch * kv_heads, device=first.device) * room + before
-    return by_kernel(rows, keys, values, scale, used=held - before, first=start).view(batch, heads, 1, value.shape[-1])
+    query = query.contiguous()
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    known = (query.shape, query.dtype, key.shape, value.shape[3], first, scale, torch.get_num_threads())
+    prepared = _prepared.get(known)
+    if prepared is None:
+        if len(_prepared) >= _MOST:
+            _prepared.clear()
+        prepared = _prepared[known] = _prepare(query, key, value, out, first, scale)
+    arguments, query_start, key_start = prepared
+    key_count = array("q", [held - slot for slot in first])
+    cpu.nm_texts_again(
+        query, key, value, out, arguments, query_start=query_start, key_start=key_start, key_count=key_count
+    )
+    return out
+
+
+def _prepare(query: Tensor, key: Tensor, value: Tensor, out: Tensor, first: tuple[int, ...], scale: float) -> _Prepared:
+    (batch, kv_heads, room, _), heads = key.shape, query.shape[1]
+    texts, group = batch * kv_heads, heads // kv_heads
+    rows, into = (x.view(1, texts, group, x.shape[3]).transpose(1, 2) for x in (query, out))
+    keys, values = (x.view(1, 1, -1, x.shape[3]) for x in (key, value))
+    pattern = Pattern.of(DENSE, False, scale)
+    arguments = cpu.prepare_nm_texts(rows, keys, values, into, pattern, cpu.best_isa(), texts)
+    starts = array("q", [text * room + slot for text, slot in enumerate(first)])
+    return _Prepared(arguments, array("q", range(texts + 1)), starts)

@@ -1,6 +1,7 @@
 """Dense attention of one query to some pages of its keys, which are read where they lie.
 
-The pages are those of all key heads, and a table says which of them each one reads (:mod:`~dynattn.ops.one_query`).
+The pages are those of all key heads, and a table says which of them each one reads. A key head with the query heads
+that share it is a text to the kernel of :func:`dynattn.varlen_attention`, as in :mod:`~dynattn.ops.one_query`.
 Where there is no kernel, the pages are copied together for PyTorch's own attention.
 """
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.maths.pages import Kept
-from dynattn.ops.one_query import by_kernel, kernel_runs
+from dynattn.ops.arguments import rows_contiguous
+from dynattn.ops.one_query import DENSE, kernel_runs
 
 
 def page_attention(query: Tensor, key: Tensor, value: Tensor, kept: Kept, page: int, scale: float) -> Tensor:
@@ -47,8 +50,17 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, page: int) -> bool:
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor, table: Tensor, used: Tensor, scale: float) -> Tensor:
     """Attention of (texts, group, head_dim) over pools of pages (pages, page, dim)."""
-    pools = key.unsqueeze(1), value.unsqueeze(1)
-    return by_kernel(query, *pools, scale, used=used, table=table.to(torch.int32))
+    texts, group, _ = query.shape
+    out = query.new_empty(texts, group, value.shape[-1])
+    rows, into = (x.transpose(0, 1).unsqueeze(0) for x in (rows_contiguous(query), out))
+    starts = torch.arange(texts + 1, device="cpu")  # a query each
+    found = cpu.nm_texts(
+        rows, key.unsqueeze(1), value.unsqueeze(1), into, None, None, None, None, Pattern.of(DENSE, False, scale),
+        cpu.best_isa(), query_start=starts, key_start=starts, key_count=used, block_table=table.to(torch.int32),
+    )  # fmt: skip
+    if not found:
+        raise RuntimeError("page_attention: a page was refused, though the layer holds it; this is a bug in dynattn")
+    return out
 
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, table: Tensor, used: Tensor, scale: float) -> Tensor:

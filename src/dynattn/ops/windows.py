@@ -3,6 +3,9 @@
 The blocks of :mod:`dynattn.maths.bands` are one dense call of ``nm_attention``, on the backend that the caller names.
 As an operator, this is one node for the compiler, whatever the length. :func:`dynattn.attention` has checked the
 inputs.
+
+A few queries, as in decoding, meet few keys, and copies of these would take longer than attention. So their windows and
+the sinks are two calls over the keys where they lie, whose outputs are merged by their logsumexps.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynattn.maths.bands import Bands
+from dynattn.maths.bands import Bands, Spans, joined
+from dynattn.maths.positions import distance, near_or_first
 from dynattn.ops import buffers
-from dynattn.ops.library import GRADIENTS, complete, define, library, recording
+from dynattn.ops.library import GRADIENTS, complete, define, library, recording, unobserved
 from dynattn.ops.nm import BACKWARD as NM_BACKWARD
-from dynattn.ops.nm import nm_attention
+from dynattn.ops.nm import forward_cpu, nm_attention
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask"
 _CALL = "int window, int sinks, bool causal, Scalar scale"
 _DENSE = (1, 1, 0, 0, 1, False)  # n, m, window, sinks, stride and causal: the mask holds window, sinks and causality
+_FEW = 6  # queries whose keys the CPU kernels read where they lie
 
 FORWARD = define(
     "window_attention", f"{_INPUTS}, {_CALL}, bool needs_grad, str backend", "Tensor out, Tensor logsumexp"
@@ -32,16 +37,59 @@ BACKWARD = define(
 )
 
 
-def _forward(
+def forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, window: int, sinks: int, causal: bool,
     scale: float, needs_grad: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
+    """The operator on any device: it takes what the operator takes, and returns output and logsumexp."""
     with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+        if 0 < query.shape[2] <= min(_FEW, key.shape[2]):
+            return _few(query, key, value, attn_mask, window, sinks, causal, scale, needs_grad, backend)
+        bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
         out, logsumexp, *_ = nm_attention(
             *_pieces(bands, query, key, value, attn_mask), None, *_DENSE, scale, 0.0, False, needs_grad, backend
         )
         return bands.joined(out), bands.joined(logsumexp)
+
+
+def _few(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, window: int, sinks: int, causal: bool,
+    scale: float, needs_grad: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_len, kv_len = query.shape[2], key.shape[2]
+    spans = Spans.of(window, sinks, q_len, kv_len)
+    mask = None if attn_mask is None else attn_mask.expand(*(attn_mask.shape[:-1] or (1,)), kv_len)
+    run = forward_cpu if backend == "cpu" and not needs_grad and unobserved(query, key, value) else nm_attention
+
+    def part(keys: slice, near: Tensor | None) -> tuple[Tensor, Tensor]:
+        allowed = None if mask is None else mask[..., keys]
+        if near is not None:
+            allowed = near if allowed is None else joined(near, allowed)
+        tensors = (query, key[:, :, keys], value[:, :, keys], allowed, None)
+        out, logsumexp, *_ = run(*tensors, *_DENSE, scale, 0.0, False, needs_grad, backend)
+        return out, logsumexp
+
+    # one query keeps all keys of both runs, and every query all sinks that lie apart
+    near = None if q_len == 1 else _near(query, kv_len, spans.near.start, window, sinks, causal)
+    out, logsumexp = part(spans.near, near)
+    if spans.sinks is not None:
+        out, logsumexp = _merged(out, logsumexp, *part(spans.sinks, None))
+    return out.contiguous(), logsumexp
+
+
+def _near(query: Tensor, kv_len: int, first: int, window: int, sinks: int, causal: bool) -> Tensor:
+    """What window, sinks and causality allow of the keys from the first one on: (q_len, keys)."""
+    pairs = query.new_empty(query.shape[2], kv_len - first)
+    offset = pairs.shape[1] - pairs.shape[0]
+    kept = near_or_first(pairs, offset, window, sinks - first)
+    return kept & (distance(pairs, offset) >= 0) if causal else kept
+
+
+def _merged(out: Tensor, logsumexp: Tensor, other: Tensor, of_other: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the keys of two calls, from what each gave. Where neither allows a key, both outputs are 0."""
+    share = (of_other - logsumexp).sigmoid().nan_to_num(0.0).unsqueeze(-1)  # of the weights, the other's
+    merged = out * (1 - share) + other * share
+    return merged.to(out.dtype), torch.logaddexp(logsumexp, of_other)
 
 
 def _pieces(
@@ -83,7 +131,7 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return buffers.gradients(call.query, call.key, call.value, call.attn_mask, call.mask_needs_grad)
 
 
-library.impl("window_attention", _forward, "CompositeExplicitAutograd")
+library.impl("window_attention", forward, "CompositeExplicitAutograd")
 library.impl("window_attention_backward", _backward, "CompositeExplicitAutograd")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 

@@ -101,7 +101,7 @@ def attend(
         The output in the dtype of ``query``, the rest in the dtype of the arithmetic.
     """
     s, kept, weights, _ = _weights(query, key, method, attn_mask, causal, scale, offset, kept)
-    v = per_head(value, query.shape[1]).to(s.dtype)
+    v = per_head(value.to(s.dtype), query.shape[1])
     out = _weighted_sum(_dropped(weights, drops), kept, v).to(query.dtype)
     return AttendResult(out, s.masked_fill(~kept, -math.inf).logsumexp(-1), s, kept)
 
@@ -148,7 +148,7 @@ def backward(
     """
     s, kept, weights, factor = _weights(query, key, method, attn_mask, causal, scale, offset)
     heads, kv_heads = query.shape[1], key.shape[1]
-    q, k, v = query.to(s.dtype), per_head(key, heads).to(s.dtype), per_head(value, heads).to(s.dtype)
+    q, k, v = query.to(s.dtype), per_head(key.to(s.dtype), heads), per_head(value.to(s.dtype), heads)
     d_out = grad_out.to(s.dtype)
     d_weights = _dropped(d_out @ v.mT, drops).where(kept, 0.0)
     row = (weights * d_weights).sum(-1, keepdim=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dynattn.sparsity.activations.allocate import allocate
 from dynattn.sparsity.activations.base import ActivationPlan, ActivationSparsity
+from dynattn.sparsity.activations.by_site import BySite
 from dynattn.sparsity.activations.calibrated import Calibrated
 from dynattn.sparsity.activations.certificate import bound, kept_share
 from dynattn.sparsity.activations.chess import CHESS
@@ -28,6 +29,7 @@ from dynattn.sparsity.activations.thresholds import calibrate_thresholds
 from dynattn.sparsity.activations.wina import WINA
 from dynattn.sparsity.method import SparsityMethod
 from dynattn.sparsity.registry import find, parse, register
+from dynattn.sparsity.setting import LinearSetting
 from dynattn.sparsity.sites import Site
 from dynattn.sparsity.weights.base import Kept, WeightSparsity
 from dynattn.sparsity.weights.calibration import InputStatistics, calibrate
@@ -38,11 +40,13 @@ from dynattn.sparsity.weights.random import RandomWeights
 from dynattn.sparsity.weights.wanda import Wanda
 
 __all__ = [
-    "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "Calibrated", "Chosen", "DSnoT", "InputStatistics",
-    "Kept", "Magnitude", "NMActivations", "NMWeights", "RandomWeights", "Seen", "Site", "Sparsity", "SparsityMethod",
-    "Thresholded", "Wanda", "WeightSparsity", "allocate", "bound", "calibrate", "calibrate_thresholds", "find",
-    "kept_share", "observing", "parse", "register", "watching",
+    "CHESS", "TEAL", "WINA", "ActivationPlan", "ActivationSparsity", "BySite", "Calibrated", "Chosen", "DSnoT",
+    "InputStatistics", "Kept", "LinearSetting", "Magnitude", "NMActivations", "NMWeights", "RandomWeights", "Seen",
+    "Site", "Sparsity", "SparsityMethod", "Thresholded", "Wanda", "WeightSparsity", "allocate", "bound", "calibrate",
+    "calibrate_thresholds", "find", "kept_share", "observing", "parse", "register", "watching",
 ]  # fmt: skip
 
-for _method in (Magnitude, NMWeights, RandomWeights, Wanda, NMActivations, WINA, TEAL, CHESS, Sparsity):
+for _method in (
+    Magnitude, NMWeights, RandomWeights, Wanda, NMActivations, WINA, TEAL, CHESS, Sparsity, BySite,
+):  # fmt: skip
     register(_method)

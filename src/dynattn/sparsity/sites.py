@@ -92,6 +92,8 @@ class Chooser(Protocol):
 
     def keep(self, x: Tensor, site: Site) -> Tensor: ...
 
+    def fused(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None: ...
+
 
 class Gated(NamedTuple):
     """An MLP with a gate, of the form ``down(act(gate(x)) * up(x))``.

@@ -27,11 +27,18 @@ _STEEP = 30.0  # scores that may differ by more give weights whose lines say not
 _BELOW_ONE = 0.99  # a tangent of exp so far above the lower end is still positive there
 
 
-def _mapped(x: Affine, function: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]) -> Affine:
-    """A linear map, given with the map of the absolute values of its weights."""
+def _forms(
+    x: Affine, function: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]
+) -> tuple[Form, Form]:  # fmt: skip
+    """Below and above a linear map, which is given with the map of the absolute values of its weights."""
     center = x.above.plus(x.below).times(0.5).moved(function)
     radius = x.above.plus(x.below, -1.0).times(0.5).moved(absolute)
-    return Affine(center.plus(radius, -1.0), center.plus(radius))
+    return center.plus(radius, -1.0), center.plus(radius)
+
+
+def _mapped(x: Affine, function: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]) -> Affine:
+    """A linear map; arguments as of :func:`_forms`."""
+    return Affine(*_forms(x, function, absolute))
 
 
 def _shifted(x: Affine, below: Tensor, above: Tensor) -> Affine:
@@ -57,9 +64,9 @@ def _both(x: Any, y: Any) -> tuple[Affine, Affine]:
 
 def _between(x: Affine, low: Tensor, low_at: Tensor, high: Tensor, high_at: Tensor) -> Affine:
     """Between the lines ``low · x + low_at`` and ``high · x + high_at``."""
-    below = _mapped(x, lambda t: t * low, lambda t: t * low.abs()).below.shifted(low_at)
-    above = _mapped(x, lambda t: t * high, lambda t: t * high.abs()).above.shifted(high_at)
-    return Affine(below, above)
+    below, _ = _forms(x, lambda t: t * low, lambda t: t * low.abs())
+    _, above = _forms(x, lambda t: t * high, lambda t: t * high.abs())
+    return Affine(below.shifted(low_at), above.shifted(high_at))
 
 
 def _chord(x: Box, function: Callable[[Tensor], Tensor]) -> Tensor:

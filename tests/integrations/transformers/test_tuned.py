@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -408,6 +409,23 @@ WRONG = {
     "decoding must be left out unless": _change("decoding", to="nm-1-2"),
     "decoding must be a string or null": _change("decoding", to=1),
     "machine must be an object": _change("machine", to=[1]),
+    "linears must be an object": _change("linears", to=[1]),
+    "linears must be by phase, prefill or decode: got 'both'": _change(
+        "linears", to={"both": {"methods": {"0.q": "wina-0.5"}, "thresholds": {}, "norms": {}}}
+    ),
+    "linears.decode.norms is missing": _change("linears", to={"decode": {"methods": {}, "thresholds": {}}}),
+    "linears.decode.methods.0.q must be a string": _change(
+        "linears", to={"decode": {"methods": {"0.q": 1}, "thresholds": {}, "norms": {}}}
+    ),
+    "linears.decode: LinearSetting: 0.q must have thresholds": _change(
+        "linears", to={"decode": {"methods": {"0.q": "teal-0.5"}, "thresholds": {}, "norms": {}}}
+    ),
+    "linears.decode.thresholds.0.q.0 must be finite": _change(
+        "linears", to={"decode": {"methods": {"0.q": "teal-0.5"}, "thresholds": {"0.q": [math.inf]}, "norms": {}}}
+    ),
+    "linears.decode.thresholds.0.q must be a list": _change(
+        "linears", to={"decode": {"methods": {"0.q": "teal-0.5"}, "thresholds": {"0.q": 1.0}, "norms": {}}}
+    ),
 }
 
 

@@ -105,3 +105,15 @@ def test_every_value_has_to_be_given() -> None:
     del values["weight"]
     with pytest.raises(KeyError, match="weight"):
         arguments.ROW_FORWARD.pack(**values)
+
+
+def test_fields_laid_out_apart_are_those_of_the_whole() -> None:
+    """As calls made again lay them out."""
+    backward = filled(arguments.NM_BACKWARD, None) | {"d_key": 7, "grad_out_strides": (1, 2, 3)}
+    backward |= {"d_query_strides": (4, 5, 6), "d_value_strides": (8, 9, 10)}
+    apart = cpu._GRADIENT_ADDRESSES.pack(0, 0, 0, 7, 0, 0, 1, 2, 3) + cpu._STRIDES.pack(4, 5, 6, 0, 0, 0, 8, 9, 10)
+    assert apart == arguments.NM_BACKWARD.pack(**backward)
+    whole = arguments.NM_FORWARD.pack(**filled(arguments.NM_FORWARD, None) | {"key": 5, "logsumexp": 6})
+    assert whole.startswith(cpu._ADDRESSES.pack(0, 5, 0, 0, 0, 6))
+    with pytest.raises(ValueError, match="is not in list"):
+        arguments.NM_BACKWARD.part("grad_out", "query")

@@ -129,3 +129,10 @@ def test_rows_that_are_repaired_drop_the_same_pairs() -> None:
 def test_gradients(q_len: int, kv_len: int, head_dim: int, fields: dict) -> None:
     problem = backward_problem(q_len, kv_len, head_dim, **{"dropout_p": P, **fields})
     emulation_backward.check(problem, emulation_backward.run(problem))
+
+
+def test_gradients_of_rows_whose_logsumexp_is_rounded() -> None:
+    fields = {"method": NM(1, 2, stride=16), "causal": True, "scale": -0.125, "whole": True}
+    problem = backward_problem(70, 150, 128, dropout_p=P, **fields)
+    problem = replace(problem, forward=emulation.with_large_scores(problem.forward))
+    emulation_backward.check(problem, emulation_backward.run(problem))

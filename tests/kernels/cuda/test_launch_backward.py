@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynattn.kernels.cuda import cannot_backward, driver, launch, launch_backward, warm
 from dynattn.kernels.cuda.driver import Device
-from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, prepare_backward
+from dynattn.kernels.cuda.launch_backward import BackwardLaunch, BackwardParams, Launches, prepare_backward
 from dynattn.kernels.cuda.variants_backward import BackwardVariant, WgmmaBackwardVariant
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM
@@ -31,7 +31,7 @@ def prepare(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, d_mask: Tensor | None = None, *,
     device: Device = AMPERE, method: NM = NM(2, 4), scale: float = 0.5, grad_out: Tensor | None = None,
     dropout_p: float = 0.0, seed: Tensor | None = None,
-) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:  # fmt: skip
+) -> Launches:  # fmt: skip
     out, logsumexp = torch.empty_like(query), torch.empty(query.shape[:3])
     return prepare_backward(
         torch.empty_like(out) if grad_out is None else grad_out, torch.empty_like(logsumexp), query, key, value, mask,
@@ -43,7 +43,7 @@ def prepare(
 
 def main(*arguments, **options) -> tuple[BackwardVariant, BackwardLaunch]:
     """The launch of the main kernel of sm_80 and its variant."""
-    _, one, _ = prepare(*arguments, **options)
+    one = prepare(*arguments, **options).main
     assert isinstance(one.variant, BackwardVariant)
     return one.variant, one
 
@@ -54,7 +54,8 @@ def test_the_parameters_lie_as_the_kernels_read_them(tmp_path: Path) -> None:
 
 def test_the_launches_of_a_call() -> None:
     query, key, value = tensors(kv_len=300)
-    before, one, after = prepare(query, key, value)
+    sums, before, one, after = prepare(query, key, value)
+    assert sums.blocks == 2 * 4 * 2  # of 64 queries
     assert before.blocks == -(-2 * 4 * 100 // 16)
     assert after.blocks == 2 * 4 * 7 * (64 // 8) // 4  # 7 blocks of 16 queries
     assert one.blocks == 2 * 2 * 5  # 300 keys are five tiles: fewer than would fill the device
@@ -63,6 +64,8 @@ def test_the_launches_of_a_call() -> None:
     assert params.forward.logsumexp
     assert params.d_mask is None
     assert bytes(before.params) == bytes(params) == bytes(after.params)
+    assert sums.params.row_sums == params.forward.row_sums
+    assert sums.params.logsumexp == params.forward.logsumexp
     assert list(params.d_key_strides) == [2 * 300 * 64, 300 * 64, 64]
 
 
@@ -84,7 +87,7 @@ def test_keys_are_dealt_out_to_fill_the_device(batch: int, kv_len: int, splits: 
         out, figures, query, key, value, None, out, figures, pattern=Pattern.of(NM(1, 2), True, 1.0), d_query=out,
         d_key=key, d_value=value, d_mask=None, device=AMPERE,
     )  # fmt: skip
-    assert prepared[1].params.splits == splits
+    assert prepared.main.params.splits == splits
 
 
 def test_two_row_tiles_where_there_are_queries_for_them_and_registers() -> None:
@@ -99,8 +102,8 @@ def test_two_row_tiles_where_there_are_queries_for_them_and_registers() -> None:
 def test_no_kernel_asks_for_more_shared_memory_than_there_is() -> None:
     for device in (AMPERE, HOPPER, ADA):
         for head_dim in (8, 64, 96, 128, *([] if device is ADA else [192, 256])):
-            _, (variant, *_), _ = prepare(*tensors(head_dim=head_dim), device=device)
-            assert variant.shared_bytes <= device.shared_bytes, (variant, device)
+            for one in prepare(*tensors(head_dim=head_dim), device=device):
+                assert one.variant.shared_bytes <= device.shared_bytes, (one.variant, device)
     with pytest.raises(ValueError, match="needs 114688 bytes of shared memory: the device has 101376"):
         main(*tensors(head_dim=192), device=ADA)
 
@@ -151,7 +154,9 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
     assert forward.kernel == with_kept_mass.kernel == kernel
     elsewhere = query.clone(), key.contiguous(), value.mT.contiguous().mT
     for q, k, v in ((query, key, value), (query[1:2, :2], key[1:2, :1], value[1:2, :1]), elsewhere):
-        _, (variant, _, _, _, maps), _ = prepare(q, k, v, device=HOPPER, **options)
+        sums, _, (variant, _, _, _, maps), _ = prepare(q, k, v, device=HOPPER, **options)
+        assert (sums.variant.kernel, sums.variant.head_dim) == (forward.kernel, forward.head_dim)
+        assert sums.params.scale == pattern.scale  # with its sign, as the forward has it
         assert isinstance(variant, WgmmaBackwardVariant if kernel == "wgmma" else BackwardVariant)
         assert (variant.head_dim, variant.stride, variant.band) == (forward.head_dim, forward.stride, forward.band)
         assert not any(0 in one.strides for one in maps)
@@ -170,7 +175,7 @@ def test_forward_and_backward_on_hopper_are_a_pair(options: dict, change: dict, 
 )
 def test_keys_are_dealt_out_on_hopper(batch: int, kv_len: int, head_dim: int, shares: int) -> None:
     query, key, value = tensors(q_len=1, kv_len=4, head_dim=head_dim, batch=batch)
-    _, (variant, *_), _ = prepare(query, key, value, device=HOPPER)
+    variant = prepare(query, key, value, device=HOPPER).main.variant
     assert isinstance(variant, WgmmaBackwardVariant)
     splits, blocks = launch_backward._grid(HOPPER, variant, 2 * batch, kv_len)
     assert (splits, blocks) == (shares, 2 * batch * shares)
@@ -179,7 +184,7 @@ def test_keys_are_dealt_out_on_hopper(batch: int, kv_len: int, head_dim: int, sh
 def test_what_the_copy_engine_is_told_of_a_backward() -> None:
     query, key, value = tensors(kv_len=62)
     everywhere = torch.ones(1, 1, 1, 64, dtype=torch.bfloat16).expand_as(query)
-    _, one, _ = prepare(query, key, value, device=HOPPER, grad_out=everywhere)
+    one = prepare(query, key, value, device=HOPPER, grad_out=everywhere).main
     maps = one.tensor_maps
     halves, rows = [(64, 2, 16, 1, 1)] * 2, [(64, 64, 1, 1)]
     assert [x.box for x in maps] == halves + rows + halves + 2 * rows
@@ -229,20 +234,21 @@ def test_the_masks_gradient_starts_at_zero() -> None:
 
 def test_what_is_compiled_ahead_for_training() -> None:
     common = [variant for variant, _ in warm.chosen_for_training(["sm_80"], [], every=False)]
+    forward = {variant for variant, _ in warm.chosen(["sm_90a"], [], every=False)}
     main_ones = [variant for variant in common if isinstance(variant, BackwardVariant)]
     assert {variant.head_dim for variant in main_ones} == {64, 128}
     assert {variant.mask for variant in main_ones} == {"none", "bool"}
     assert not any(variant.dropout for variant in main_ones)
     assert len(common) == len(main_ones) + 4  # before and after, for both types
     query, key, value = tensors()
-    assert {one.variant for one in prepare(query, key, value)} <= set(common)
+    assert {one.variant for one in prepare(query, key, value)} <= {*common, *forward}
     every = warm.chosen_for_training(["sm_80", "sm_90a"], [40], every=True)
     of_hopper = [(variant, arch) for variant, arch in every if isinstance(variant, WgmmaBackwardVariant)]
     assert {arch for _, arch in of_hopper} == {"sm_90a"}
     others = len(every) - len(of_hopper)
     assert others == 2 * len(warm.chosen_for_training(["sm_80"], [], every=True)) > 2 * len(common)
     on_hopper = {variant for variant, _ in warm.chosen_for_training(["sm_90a"], [], every=False)}
-    assert {one.variant for one in prepare(query, key, value, device=HOPPER)} <= on_hopper
+    assert {one.variant for one in prepare(query, key, value, device=HOPPER)} <= on_hopper | forward
     assert {x.mask for x in on_hopper if isinstance(x, WgmmaBackwardVariant)} == {"none", "bool"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
-from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, normal, padding
+from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, normal, padding, with_large_scores
 from tests.kernels.cuda.emulation_backward import (
     FEW_BLOCKS,
     MANY_BLOCKS,
@@ -19,7 +19,9 @@ from tests.kernels.cuda.emulation_backward import (
     backward_problem,
     changed,
     check,
+    is_rough,
     of,
+    row_sums,
     run,
     run_forward,
 )
@@ -117,7 +119,7 @@ def test_groups_of_heads_and_deals_of_keys(heads: int, kv_heads: int, device) ->
     problem = backward_problem(20, 150, heads=heads, kv_heads=kv_heads, causal=True, device=device)
     result = run(problem)
     check(problem, result)
-    assert result.launches[1].params.splits == {FEW_BLOCKS: 2 // kv_heads, MANY_BLOCKS: 3}[device]
+    assert result.launches.main.params.splits == {FEW_BLOCKS: 2 // kv_heads, MANY_BLOCKS: 3}[device]
 
 
 def test_a_negative_scale() -> None:
@@ -146,7 +148,7 @@ def test_nothing_to_do() -> None:
     p = problem.forward
     none = replace(changed(problem, query=p.query[:0], key=p.key[:0], value=p.value[:0]),
                    grad_out=problem.grad_out[:0], grad_logsumexp=problem.grad_logsumexp[:0])  # fmt: skip
-    assert [launch.blocks for launch in run(none).launches] == [0, 0, 0]
+    assert [launch.blocks for launch in run(none).launches] == [0, 0, 0, 0]
     no_queries = replace(changed(problem, query=p.query[:, :, :0]), grad_out=problem.grad_out[:, :, :0],
                          grad_logsumexp=problem.grad_logsumexp[:, :, :0])  # fmt: skip
     gradients = run(no_queries).gradients
@@ -209,6 +211,43 @@ def near_ties(method: NM, mask: Tensor | None, seed: int) -> BackwardProblem:
     eye = torch.eye(64, dtype=torch.bfloat16).view(1, 1, 64, 64)  # out is P then, and so is the value's gradient
     forward = Problem(query, key, eye, method, mask, scale=0.125 / 16)
     return replace(of(forward, device=MANY_BLOCKS), grad_out=eye)
+
+
+@pytest.mark.parametrize(("method", "scale"), [(ONE, 0.125), (TWO, -0.125)], ids=["1:2", "2:4"])
+def test_rows_whose_logsumexp_is_rounded(method: NM, scale: float) -> None:
+    """Scores so large in size that nothing is left of the logarithm of their number, beside others."""
+    fields = {"method": method, "scale": scale, "causal": True, "heads": 2, "kv_heads": 1, "batch": 2}
+    problem = backward_problem(70, 134, **fields, whole=True, device=MANY_BLOCKS)
+    problem = replace(problem, forward=with_large_scores(problem.forward))
+    out, _ = run_forward(problem)
+    result = run(problem)
+    assert 0.1 < is_rough(result.logsumexp).float().mean() < 0.2
+    assert torch.equal(result.out, out), "sums are all that the forward's kernel writes there"
+    check(problem, result)
+
+
+def test_rows_under_a_bias_that_is_very_low_or_high() -> None:
+    mask = torch.zeros(64, 100)
+    rows = {3: torch.finfo(torch.float32).min, 9: -1e9, 20: -1e4, 33: 1e9, 63: -2000.0}
+    for row, low in rows.items():
+        mask[row] = low
+    mask[9, :40], mask[5, 30:] = -math.inf, torch.finfo(torch.float32).min
+    problem = backward_problem(64, 100, heads=2, kv_heads=1, method=BAND, mask=mask, mask_gradient=True, whole=True)
+    problem.forward.query[:, :, [*rows]] = 0  # so that no bias rounds a score
+    result = run(problem)
+    assert is_rough(result.logsumexp)[0].nonzero()[:, 1].tolist() == 2 * [*rows]
+    check(problem, result)
+
+
+def test_sums_of_rows_are_made_only_in_blocks_that_need_them() -> None:
+    problem = backward_problem(140, 70, whole=True, device=MANY_BLOCKS)
+    problem.forward.query[:, :, 5] = 0
+    problem.forward.query[:, :, 5, 0], problem.forward.key[..., 0] = 32768, 4
+    result = run(problem)
+    sums = row_sums(result.launches)[0, 0]
+    assert sums[64:].isnan().all()
+    assert sums[5].tolist() == [131072, 35]  # the score before it is scaled, and one of each pair of 70 keys
+    check(problem, result)
 
 
 @pytest.mark.parametrize(("method", "kind"), [(ONE, "none"), (TWO, "none"), (BAND, "bias")])

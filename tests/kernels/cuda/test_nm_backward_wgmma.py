@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynattn import NM
 from dynattn.kernels.cuda import emulator
-from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, normal, padding
+from tests.kernels.cuda.emulation import SCHEDULES, Problem, allowed, bias, normal, padding, with_large_scores
 from tests.kernels.cuda.emulation_backward import (
     HOPPER,
     HOPPER_FEW_BLOCKS,
@@ -19,6 +19,7 @@ from tests.kernels.cuda.emulation_backward import (
     backward_problem,
     changed,
     check,
+    is_rough,
     of,
     run,
     run_forward,
@@ -103,10 +104,20 @@ def test_every_schedule_gives_the_same_bits() -> None:
     problem = problem_of(180, 300, heads=2, kv_heads=1, method=ONE, causal=True, device=HOPPER_FEW_BLOCKS)
     results = [run(problem, schedule) for schedule in SCHEDULES]
     check(problem, results[0])
-    assert results[0].launches[1].params.splits == 1
+    assert results[0].launches.main.params.splits == 1
     for result in results[1:]:
         for got, want in zip(result.gradients[:3], results[0].gradients[:3], strict=True):
             assert torch.equal(got, want)
+
+
+def test_rows_whose_logsumexp_is_rounded() -> None:
+    """Scores so large in size that nothing is left of the logarithm of their number, beside others."""
+    fields = {"method": ONE, "heads": 2, "kv_heads": 1, "causal": True, "scale": -0.125, "whole": True}
+    problem = problem_of(70, 134, **fields)
+    problem = replace(problem, forward=with_large_scores(problem.forward))
+    result = run(problem)
+    assert is_rough(result.logsumexp).any()
+    check(problem, result)
 
 
 def test_strides() -> None:

@@ -139,6 +139,20 @@ def test_the_lowest_bias_does_not_forbid() -> None:
     check(problem, run(problem))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "fields"),
+    [
+        ("mma2", {"method": ONE, "causal": True}),
+        ("mma1", {"method": TWO, "dtype": torch.float16, "heads": 2, "scale": -0.125}),
+        ("mma2", {"method": NM(1, 2, window=20, sinks=3), "aux": True}),
+    ],
+)
+def test_scores_that_are_very_large(kernel: str, fields: dict) -> None:
+    """Their exponents round by up to 64, and 2^64 is no number of 16 bits."""
+    problem = emulation.with_large_scores(simple(kernel, 70, 134, **fields))
+    check(problem, run(problem))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("window", "sinks"), [(1, 0), (0, 3), (20, 4), (500, 0), (0, 500), (2**31 - 1, 2**31 - 1)])
 def test_window_and_sinks(window: int, sinks: int, causal: bool) -> None:

@@ -78,6 +78,11 @@ def test_masks(kind: str, method: NM) -> None:
     check(problem, run(problem))
 
 
+def test_scores_that_are_very_large() -> None:
+    problem = emulation.with_large_scores(simple("wgmma", 70, 400, method=ONE, dtype=torch.float16, causal=True))
+    check(problem, run(problem))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("window", "sinks"), [(3, 0), (0, 5), (64, 4), (2**31 - 1, 0)])
 def test_window_and_sinks(window: int, sinks: int, causal: bool) -> None:

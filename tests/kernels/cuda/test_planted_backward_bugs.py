@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dynattn import NM
 from dynattn.kernels.cuda import emulator
 from dynattn.kernels.cuda.emulator import EmulationError
 from tests.covering import part
-from tests.kernels.cuda.emulation import SCHEDULES
+from tests.kernels.cuda.emulation import SCHEDULES, with_large_scores
 from tests.kernels.cuda.emulation_backward import (
     FEW_BLOCKS,
     ROWS,
@@ -52,6 +53,11 @@ def drops() -> BackwardProblem:
     return backward_problem(40, 102, 32, heads=2, kv_heads=1, method=NM(2, 4), dropout_p=0.4)
 
 
+def large() -> BackwardProblem:
+    problem = backward_problem(20, 70)
+    return replace(problem, forward=with_large_scores(problem.forward))
+
+
 MAIN, WEIGHTS, ORDER = "nm_backward.cu", "backward_weights.cuh", "backward_order.cuh"
 BUGS = [
     ("copies not waited for", MAIN, "copies_wait();\n", "\n", plain),
@@ -68,6 +74,7 @@ BUGS = [
     ("dropout forgotten in dP", WEIGHTS, "z * pair[i]", "pair[i]", drops),
     ("dropout forgotten in dV", WEIGHTS, "weight *= z;", "", drops),
     ("dropout of another head", MAIN, "dropout(f, place.batch, place.head)", "dropout(f, place.batch, 0)", drops),
+    ("sums of rows", ROWS, "if (!is_rough(logsumexp)) return", "return", large),
     ("splits left out", ROWS, "split < p.splits", "split < 1", plain),
 ]  # fmt: skip
 

@@ -133,7 +133,7 @@ MMA_BUGS = [
     Bug("window one too wide", "mask.cuh", band, "distance < p.window &&", "distance <= p.window &&"),
     Bug("window touches too few tiles", "mask.cuh", band, "farthest = nearest + count - 1", "farthest = nearest"),
     Bug("sums not rescaled", "softmax.cuh", pairs, "state.sum[row] *= correction[row];", ""),
-    Bug("base of rows without a key", "softmax.cuh", empty, "if (base == -INFINITY_F) base = 0.0f;", ""),
+    Bug("base of rows without a key", "softmax.cuh", empty, "state.base[row] == -INFINITY_F ? 0.0f : ", ""),
     Bug("rows of another key", "mma_tiles.cuh", apart, "source + key_at<STRIDE>(first_row)", "source + first_row"),
     Bug("limits by position", "mask.cuh", apart,
         "first + key_at<STRIDE>(16 * chunk + 2 * half + (i & 1))", "first + 16 * chunk + 2 * half + (i & 1)"),

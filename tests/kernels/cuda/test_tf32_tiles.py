@@ -29,6 +29,11 @@ def test_methods(method: NM) -> None:
     check(problem, run(problem))
 
 
+def test_scores_that_are_very_large() -> None:
+    problem = emulation.with_large_scores(words(70, 134, 32, method=TWO, causal=True, aux=True))
+    check(problem, run(problem))
+
+
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (5, 63), (130, 64)])
 def test_lengths(q_len: int, kv_len: int) -> None:
     problem = words(q_len, kv_len, 32, aux=True)

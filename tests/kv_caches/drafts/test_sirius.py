@@ -15,6 +15,7 @@ from dynattn import NM
 from dynattn.kv_caches import FullCache
 from dynattn.kv_caches.drafts import Griffin, Round, SelfDraft, Sirius, continuation
 from dynattn.kv_caches.drafts.sirius import Corrected
+from dynattn.kv_caches.layer import Layer
 from dynattn.methods import parse
 from dynattn.sparsity import Magnitude
 from tests.kv_caches.oracle import PROMPT
@@ -65,6 +66,16 @@ def test_the_exact_text_is_the_dense_models_and_its_cache_is_as_new(exact, ids, 
     assert all(one.gained == min(one.accepted + 1, one.drafted) for one in found.rounds)
     if name == "itself":
         assert [one.accepted for one in found.rounds] == [one.drafted for one in found.rounds]
+
+
+def test_rounds_do_not_copy_the_cache(exact, ids, monkeypatch):
+    """Buffers are made for the prompt, and written over from then on."""
+    made = []
+    hold = Layer._hold
+    monkeypatch.setattr(Layer, "_hold", lambda self, parts: made.append(self) or hold(self, parts))
+    found = Sirius(Magnitude(0.7).apply, 4).generate(exact, ids[:1, :PROMPT], NEW)
+    assert len(found.rounds) > 1
+    assert len(made) == len(found.cache.layers)
 
 
 def test_something_is_rejected_and_something_accepted(exact, ids):

@@ -27,6 +27,7 @@ from dynattn.lab.tune.command import run
 from dynattn.lab.tune.decode import Decoding, Tried
 from dynattn.lab.tune.results import Lost, Raced, Time, Try, Tuning
 from dynattn.lab.tune.settings import Settings
+from dynattn.sparsity import LinearSetting
 
 LENGTH = 64
 EVEN = Spread(median=1.3, q1=1.2, q3=1.4)
@@ -43,7 +44,7 @@ def _lost(task: str) -> Lost:
 @pytest.fixture
 def found(monkeypatch):
     """What each phase finds, without the work."""
-    verdicts = {"prefill": "faster", "decode": "faster"}
+    verdicts: dict[str, Any] = {"prefill": "faster", "decode": "faster"}
 
     def prefill(self) -> Tuning:
         assert self._settings.phase == "prefill"
@@ -53,8 +54,9 @@ def found(monkeypatch):
             model="m", kind="decoder", description="d", dtype="float32", phase="prefill", settings={}, machine={},
             verdict=verdicts["prefill"], reason="r",  # type: ignore[arg-type]
             time=Time(forward=1.0, modules=dict.fromkeys(modules, 0.1), length=LENGTH, bound=1.3), candidates=[],
-            heads=heads, pruning=None, considered=[], shortened=[], gains=[],
+            heads=heads, pruning=None, considered=[], whole_model=[], gains=[],
             tries=[Try(heads=heads, pruning=None, lost=[_lost("perplexity")])], rival=None, speed=SPEED, seconds=1.0,
+            linears=verdicts.get("in prompts"),
         )  # fmt: skip
 
     def decoded(self) -> Decoding:
@@ -63,11 +65,14 @@ def found(monkeypatch):
             model="m", description="d", dtype="float32", length=self._length, settings={}, machine={},
             verdict=verdicts["decode"], reason="r", way=way, considered=[],  # type: ignore[arg-type]
             tries=[Tried(way=str(way), lost=[_lost("decoding")])], speed=SPEED, seconds=1.0,
+            linears=verdicts.get("in steps"),
         )  # fmt: skip
 
+    monkeypatch.setattr(decode, "_PROVE", 24)
     monkeypatch.setattr(decode, "AFTER", 49)
     monkeypatch.setattr(decoding, "AFTER", 49)
     monkeypatch.setattr("dynattn.lab.tune.begin.plan", lambda *_, **__: _plan())
+    monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: {})
     monkeypatch.setattr(both.Run, "tune", prefill)
     monkeypatch.setattr(decode.Run, "tune", decoded)
     for module in ("both", "document", "decode_told"):
@@ -90,9 +95,13 @@ def _run(model: Path, texts: Path, output: Path) -> tuple[Both, str, Path]:
 
 
 def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_texts, tmp_path):
+    setting = LinearSetting({"0.down": "wina-0.5", "1.o": "nmweight-1-2"})
+    found.update({"in prompts": "bysite(nmact-1-2=0.gate+0.up)", "in steps": setting.plain()})
     result, said, folder = _run(tiny_decoder, many_texts, tmp_path)
     assert result.verdict == "faster"
     assert said.index("Prefill") < said.index("Decoding")
+    assert "inputs are left out anew for each token: nmact-1-2 in 2 linear layers" in said
+    assert "left out by linear layers: wina-0.5 in 1 linear layer, nmweight-1-2 in 1 linear layer" in said
     page = (folder / "tune.html").read_text()
     assert "Prefill: What was found" in page
     assert "Decoding: What was found" in page
@@ -102,6 +111,8 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
     assert (tuned.phase, tuned.cache, tuned.decoding) == ("prefill", "window-32-s4", "topk-1.0")
     assert [each.details["task"] for each in tuned.evidence if "task" in each.details] == ["perplexity", "decoding"]
     assert set(tuned.methods.values()) == {"nm-1-2"}
+    in_prompts = LinearSetting({"0.gate": "nmact-1-2", "0.up": "nmact-1-2"})
+    assert tuned.linears == {"prefill": in_prompts, "decode": setting}
     cache = kv_caches.make(str(tuned.cache), model.config)
     attended = []
     with observing(lambda call: attended.append((call.query.shape[2], call.method.name))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +31,7 @@ from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
-from dynattn.lab.tune.plan import Counts, Plan
+from dynattn.lab.tune.plan import MOST, Counts, Plan
 from dynattn.lab.tune.results import Raced, Tuning
 from dynattn.lab.tune.search import Measured
 from dynattn.lab.tune.settings import Settings
@@ -76,6 +77,8 @@ def make_fast(monkeypatch):
     monkeypatch.setattr(stages, "clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.clocked", clocked)
     monkeypatch.setattr("dynattn.lab.tune.begin.plan", plan)
+    monkeypatch.setattr("dynattn.lab.tune.parts.MOST", MOST._replace(prove=32))  # hiding numbers takes time
+    monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: {})  # linear layers that leave something out do not
     monkeypatch.setattr(stages, "clock_candidates", clock)
     monkeypatch.setattr(
         stages, "race", lambda *_: Raced(dense=even, tuned=even, speedup=even, rounds=3, disturbed=None)
@@ -93,16 +96,25 @@ def _tuned(settings: Settings, output: Path, workers: int = 1) -> tuple[Tuning, 
     return found, screen.getvalue()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_decoder, many_texts, tmp_path_factory) -> tuple[Tuning, str, Path]:
+    """What a run from the first stage to the last finds, what it says, and the folder that it writes to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        return *_tuned(_settings(tiny_decoder, many_texts), output), output
+
+
 @pytest.mark.usefixtures("forked_python")
-def test_a_faster_model_is_written_and_another_process_loads_it(fast, tiny_decoder, many_texts, tmp_path):
-    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+def test_a_faster_model_is_written_and_another_process_loads_it(undisturbed, tiny_decoder, tmp_path):
+    found, said, output = undisturbed
     assert found.verdict == "faster"
     assert found.tries[-1].holds
     assert {lost.task for lost in found.tries[-1].lost} == {"perplexity", "keys"}
     assert found.rival is not None
     assert found.rival.tuned == found.tries[-1].lost[0].loss
     assert "best single method for all heads" in said
-    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    folder = output / f"tune-{tiny_decoder.name}"
     file = folder / "model.dynattn.json"
     assert f"model   {file}" in said
     assert (folder / "tune.html").read_text().startswith("<!doctype html>")
@@ -163,10 +175,13 @@ def test_a_run_that_goes_on_proves_what_was_chosen_before(fast, tiny_decoder, ma
     assert [name for name in kept if name.startswith("race")] == [f"race None {sorted(methods(first.heads).items())}"]
 
 
-def test_what_another_version_of_the_code_left_is_not_taken_up(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+def test_what_another_version_of_the_code_left_is_not_taken_up(
+    fast, undisturbed, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
     settings = _settings(tiny_decoder, many_texts)
-    first, said = _tuned(settings, tmp_path)
+    first, said, output = undisturbed
     assert "begun anew" not in said
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     stages_file = tmp_path / f"tune-{tiny_decoder.name}" / "stages.json"
     there = json.loads(stages_file.read_text())
     for name in there["found"]:
@@ -199,7 +214,9 @@ with own.pytest.MonkeyPatch.context() as patch:
 
 
 @pytest.mark.usefixtures("forked_python")
-def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_decoder, many_texts, tmp_path):
+def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(
+    fast, undisturbed, tiny_decoder, many_texts, tmp_path
+):
     settings, here = _settings(tiny_decoder, many_texts), Path(__file__)
     there = f"import sys; sys.path.insert(0, {str(here.parent)!r})"
     folders = [str(each) for each in (tiny_decoder, many_texts, tmp_path)]
@@ -212,22 +229,22 @@ def test_a_run_that_was_ended_by_kill_9_goes_on_and_finds_the_same(fast, tiny_de
     after = json.loads(stages_file.read_text())["found"]
     assert {name: after[name] for name in before} == before
     assert len(after) > len(before)
-    whole, _ = _tuned(settings, tmp_path / "anew")
+    whole, _, _ = undisturbed
     assert (found.verdict, found.heads, found.tries) == (whole.verdict, whole.heads, whole.tries)
 
 
 @pytest.mark.usefixtures("forked_python")
 @pytest.mark.slow
-def test_workers_find_what_one_process_finds(fast, tiny_decoder, many_texts, tmp_path, monkeypatch):
+def test_workers_find_what_one_process_finds(fast, undisturbed, tiny_decoder, many_texts, tmp_path, monkeypatch):
     settings = _settings(tiny_decoder, many_texts)
-    alone, _ = _tuned(settings, tmp_path / "alone")
+    alone, _, _ = undisturbed
     for name in (
         "sensitivity.look",
         "prove.Scorer.own",
         "prove.Scorer.dense",
     ):  # of this process; workers have their own
         monkeypatch.setattr(f"dynattn.lab.tune.{name}", None)
-    together, _ = _tuned(settings, tmp_path / "together", workers=2)
+    together, _ = _tuned(settings, tmp_path, workers=2)
     assert together.verdict == alone.verdict == "faster"
     assert together.heads == alone.heads
     assert [lost.items for lost in together.tries[-1].lost] == [lost.items for lost in alone.tries[-1].lost]
@@ -308,20 +325,20 @@ def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(
 ):
     even = {None: 1.1, "random-tokens-0.4": 1.7}
 
-    def race(pretrained, heads, inputs, rounds, pruning=None):
-        speed = even.get(pruning, 1.3)
+    def race(pretrained, heads, inputs, rounds, whole=None):
+        speed = even.get(whole, 1.3)
         return Raced(**dict.fromkeys(("dense", "tuned", "speedup"), Spread(median=speed, q1=speed, q3=speed)),
                      rounds=3, disturbed=None)  # fmt: skip
 
     monkeypatch.setattr(stages, "race", race)
-    monkeypatch.setattr(Measured, "keeps", property(lambda each: each.pruning != "random-tokens-0.3"))
+    monkeypatch.setattr(Measured, "keeps", property(lambda each: each.whole != "random-tokens-0.3"))
     found, said = _tuned(_settings(tiny_encoder, many_texts, max_loss=0.9, length=32), tmp_path)
     assert found.verdict == "faster"
     assert found.pruning == "random-tokens-0.4"
     assert found.tries[-1].pruning == found.pruning
     assert found.speed is not None
     assert found.speed.speedup.median == 1.7
-    assert {each.pruning.rsplit("-", 1)[0] for each in found.shortened} == {"spatten", "ltp", "random-tokens"}
+    assert {each.pruning.rsplit("-", 1)[0] for each in found.whole_model} == {"spatten", "ltp", "random-tokens"}
     assert "random-tokens-0.4 takes tokens out" in said
     folder = tmp_path / f"tune-{tiny_encoder.name}"
     assert "What fewer tokens would lose" in (folder / "tune.html").read_text()
@@ -330,6 +347,48 @@ def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(
     with torch.no_grad():
         states = model(torch.arange(32)[None] % 60).last_hidden_state
     assert 0 < (states == 0).all(-1).sum() < 32
+
+
+def test_linear_layers_may_leave_inputs_out_and_the_file_does_so_in_prompts(
+    fast, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
+    dense = {"q": 1.0, "o": 1.0, "gate": 2.0, "down": 2.0, "mlp": 4.0}
+    seconds = {"dense": dense, "nmact-1-2": {**dense, "gate": 1.0, "mlp": 3.0}}
+
+    def race(pretrained, heads, inputs, rounds, whole=None):
+        speed = 1.1 if whole is None else 1.7
+        return Raced(**dict.fromkeys(("dense", "tuned", "speedup"), Spread(median=speed, q1=speed, q3=speed)),
+                     rounds=3, disturbed=None)  # fmt: skip
+
+    monkeypatch.setattr("dynattn.lab.tune.parts.MOST", MOST._replace(prove=32))  # hiding numbers takes time
+    monkeypatch.setattr("dynattn.lab.tune.begin.costs", lambda *_: seconds)
+    monkeypatch.setattr(stages, "race", race)
+    monkeypatch.setattr(stages, "clocked", lambda *_: Clocked(0.01, {"m": 0.0001}))  # attention alone is not worth it
+    settings = _settings(tiny_decoder, many_texts, max_loss=0.9)
+    found, said = _tuned(settings, tmp_path)
+    assert found.verdict == "faster"
+    assert (found.pruning, found.tries[-1].linears) == (None, found.linears)
+    assert found.linears is not None
+    assert found.linears.startswith("bysite(nmact-1-2=0.gate+0.up")
+    assert "inputs are left out anew for each token: nmact-1-2 in" in said
+    assert {each.linears is None for each in found.whole_model} == {False}
+    folder = tmp_path / f"tune-{tiny_decoder.name}"
+    page = (folder / "tune.html").read_text()
+    assert "What linear layers that leave inputs out would lose" in page
+    assert "What fewer tokens would lose" not in page
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    ids = torch.arange(LENGTH)[None] % 60
+    assign(model, methods(found.heads), phase="prefill")
+    with torch.no_grad():
+        before = [model(ids).logits, model(ids[:, :1]).logits]
+        tuned = load(model, folder / "model.dynattn.json")
+        after = [model(ids).logits, model(ids[:, :1]).logits]
+    assert set(tuned.linears) == {"prefill"}
+    assert not torch.allclose(before[0], after[0])
+    torch.testing.assert_close(before[1], after[1])
+    monkeypatch.setattr("dynattn.lab.tune.linears.prefill.family", None)  # a run that goes on does not look again
+    again, _ = _tuned(settings, tmp_path)
+    assert (again.linears, again.whole_model, again.tries) == (found.linears, found.whole_model, found.tries)
 
 
 def test_an_encoder_is_judged_by_retrieval(fast, tiny_encoder, many_texts, tmp_path):

@@ -23,7 +23,9 @@ from dynattn.lab.timing import Timing
 from dynattn.lab.tune import decode, decode_told, decoding
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.decode import Decoding
+from dynattn.lab.tune.linears.steps import Linears
 from dynattn.lab.tune.settings import Settings
+from dynattn.sparsity import LinearSetting
 
 LENGTH, AFTER = 64, 49
 FAST = {ways.BASELINE: 1.0, "dense-in-place": 0.8, "cache-spatten-0.75": 0.7, "cache-window-32-s4": 0.5}
@@ -31,18 +33,24 @@ FAST = {ways.BASELINE: 1.0, "dense-in-place": 0.8, "cache-spatten-0.75": 0.7, "c
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
+    monkeypatch.setattr(decode, "_PROVE", 24)  # hiding numbers in texts is what takes time here
     monkeypatch.setattr(decode, "AFTER", AFTER)
     monkeypatch.setattr(decoding, "AFTER", AFTER)
 
 
 @pytest.fixture
 def timed(monkeypatch):
-    """A machine on which caches that forget pay."""
+    """A machine on which caches that forget pay, and linear layers that leave something out where a test says so."""
 
     def steps(self, names, rounds, reading):
-        return {name: Timing((FAST.get(name, 0.9),) * rounds, 1) for name in (ways.BASELINE, *names)}
+        found = {}
+        for name in (ways.BASELINE, *names):
+            way, label = decoding.parted(name)
+            found[name] = Timing((FAST.get(way, 0.9) * (1 if label is None else 0.5),) * rounds, 1)
+        return found
 
     monkeypatch.setattr(decode.Run, "_steps", steps)
+    monkeypatch.setattr(Linears, "costs", lambda _: {})
 
 
 def _run(model, texts, output, **given) -> tuple[Decoding, str]:
@@ -70,6 +78,69 @@ def test_the_fastest_cache_that_keeps_the_limits_is_proved_and_can_be_loaded(tim
     ids = torch.arange(80)[None] % 50 + 5
     model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False, pad_token_id=0)
     assert cache.layers[0].held < 80
+
+
+def test_linear_layers_that_leave_something_out_are_proved_with_a_cache_and_loaded_for_steps(
+    timed, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
+    dense = {"q": 1.0, "o": 1.0, "gate": 2.0, "down": 2.0, "mlp": 4.0}
+    seconds = {"dense": dense, "teal-0.5": {**dense, "gate": 1.0}, "chess-0.5": {**dense, "mlp": 2.0}}
+    monkeypatch.setattr(Linears, "costs", lambda _: seconds)
+    asked = []
+
+    def nats(model, reading, names, applied):
+        asked.extend(names)
+        lost = {"inputs-1": 0.001, "neurons-1": 0.002, "neurons-2": 0.003}  # the other one more than is allowed
+        labels = {name: decoding.parted(name)[1] for name in names}
+        return {
+            name: [2.0 + (0.0 if label is None else lost.get(label, 0.5))] * len(reading.spans)
+            for name, label in labels.items()
+        }
+
+    monkeypatch.setattr(decoding, "nats", nats)
+    found, said = _run(tiny_decoder, many_texts, tmp_path)
+    assert "dense-in-place with inputs-2" in asked
+    assert found.way == "cache-window-32-s4 with inputs-1"
+    assert found.tries[-1].holds
+    assert found.linears is not None
+    assert set(found.linears["methods"].values()) == {"teal-0.5"}
+    looked = [each for each in found.considered if " with " in each.way]
+    assert {each.way.split(" with ")[0] for each in looked} == {"dense-in-place", "cache-window-32-s4"}
+    assert all(each.keeps and each.speedup == 4 for each in looked if each.way == found.way)
+    assert "In steps something is left out by linear layers" in said
+    folder = tmp_path / f"tune-{tiny_decoder.name}-decode"
+    assert "What linear layers leave out" in (folder / "tune.html").read_text()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
+    ids = torch.arange(20)[None] % 50 + 5
+    with torch.no_grad():
+        before = [model(ids).logits, model(ids[:, :1]).logits]
+        tuned = load(model, folder / "model.dynattn.json")
+        after = [model(ids).logits, model(ids[:, :1]).logits]
+    assert tuned.cache == "window-32-s4"
+    assert tuned.linears["decode"].methods == found.linears["methods"]
+    torch.testing.assert_close(before[0], after[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[1], after[1], rtol=1e-4, atol=1e-5)
+    for name in ("costs", "families"):  # a run that goes on does not look again, and proves the same
+        monkeypatch.setattr(Linears, name, None)
+    again, _ = _run(tiny_decoder, many_texts, tmp_path)
+    assert (again.way, again.linears, again.tries) == (found.way, found.linears, found.tries)
+
+
+def test_a_setting_of_linear_layers_counts_behind_the_prompt_alone(tiny_decoder):
+    pretrained = load_model(str(tiny_decoder))
+    ids = torch.randint(60, (1, LENGTH + AFTER), generator=torch.Generator().manual_seed(0))
+    reading, setting = decoding.going_on(decoding.Piece("t", 0, ids)), LinearSetting({"0.o": "wina-0.3"})
+    names = ("dense-in-place", "dense-in-place with it")
+    found = decoding.nats(pretrained.model, reading, names, lambda label: lambda: setting.apply(pretrained.model))
+    assert found[names[0]] != pytest.approx(found[names[1]], abs=1e-5)
+    cache = transformers.DynamicCache(config=pretrained.model.config)
+    with torch.no_grad():
+        pretrained.model(ids[:, :LENGTH], past_key_values=cache)
+        with setting.apply(pretrained.model):
+            logits = pretrained.model(ids[:, LENGTH:-1], past_key_values=cache).logits[0]
+    whole = torch.nn.functional.cross_entropy(logits, ids[0, LENGTH + 1 :], reduction="none")
+    expected = [whole[a - LENGTH - 1 : b - LENGTH - 1].mean().item() for a, b in reading.spans]
+    torch.testing.assert_close(found[names[1]], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_claim_says_that_its_items_are_pieces_of_few_texts(timed, tiny_decoder, texts, tmp_path):

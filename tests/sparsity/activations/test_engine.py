@@ -130,6 +130,71 @@ def test_what_a_method_writes_is_what_it_reads_at_once():
     assert not torch.equal(written, dense)
 
 
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("llama", NMActivations(8, 16, norm=True)), ("gpt2", NMActivations(1, 2)), ("bert", TEAL(0.5)),
+        ("bert", CHESS(0.5)), ("llama", NMActivations(3, 8, 2)),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+def test_kernels_choose_what_the_method_says(kind, method, tokens):
+    """Few tokens and many; watched or not."""
+    torch.manual_seed(0)
+    model = make(kind)
+    linear = model.get_submodule(PATHS[kind]["down" if kind == "llama" else "out"].format(0))
+    x = torch.randn(*((2, tokens // 2) if tokens > 1 else (1,)), columns(linear).shape[1])
+    keeps: list[Tensor] = []
+    with torch.no_grad(), _applied(method, model):
+        found = linear(x)
+        with observing(lambda one: keeps.append(one.keep)):
+            assert torch.equal(linear(x), found)
+    (keep,) = keeps
+    assert 0 < float(keep.float().mean()) < 1
+    kept = x.flatten(0, -2).where(keep, 0)
+    close(found.flatten(0, -2), torch.nn.functional.linear(kept, columns(linear), linear.bias))
+
+
+def test_autocast_changes_the_product_and_not_the_choice():
+    model, x, keeps = make("llama"), torch.randn(40, 48), []
+    linear = model.get_submodule(PATHS["llama"]["down"].format(0))
+    with torch.no_grad(), NMActivations(2, 4).apply(model):
+        with observing(lambda one: keeps.append(one.keep)):
+            linear(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = linear(x)
+    assert found.dtype == torch.bfloat16
+    want = torch.nn.functional.linear(x.where(keeps[0], 0), linear.weight, linear.bias)
+    torch.testing.assert_close(found.float(), want, rtol=0.05, atol=0.05)
+
+
+def test_a_state_dict_holds_the_same_weights_meanwhile():
+    model = make("gpt2")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with NMActivations(8, 16).apply(model):
+        meanwhile = model.state_dict()
+    assert list(meanwhile) == list(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in meanwhile.items())
+
+
+def test_a_choice_of_many_tokens_is_made_once_and_of_few_inside(monkeypatch):
+    from dynattn.kernels import cpu
+
+    if not cpu.is_available():
+        pytest.skip("the kernels are not there")
+    ran: list[str] = []
+    run = cpu._run
+    monkeypatch.setattr(cpu, "_run", lambda name, args: (ran.append(name), run(name, args))[1])
+    model = make("llama")
+    with torch.no_grad(), NMActivations(2, 4).apply(model):
+        for tokens, choices in ((5, 0), (40, 2)):
+            ran.clear()
+            model(torch.randint(2, 50, (1, tokens)))
+            assert ran.count("linear_rows") == 7 * LAYERS
+            assert ran.count("linear_choice") == choices * LAYERS
+
+
 def test_layers_that_read_one_input_make_one_choice():
     calls: list[str] = []
 

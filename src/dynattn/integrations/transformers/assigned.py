@@ -39,12 +39,15 @@ class Limits:
         dtype: the dtype of the queries.
         low: the fewest keys of a call.
         high: the most keys of a call.
+        everywhere: phases in which they hold for modules that attend densely, too, since the claim is not of attention
+            alone there.
     """
 
     source: str
     dtype: torch.dtype
     low: int
     high: int
+    everywhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,23 @@ def forward(
     prefill, decode = given.in_phase("prefill"), given.in_phase("decode")
     if kwargs.get("cache") is not None:  # continuous batching: requests of both phases in one call
         if given.limits is not None:
-            for method, lengths in zip((prefill, decode), paged.phases(module, kwargs), strict=True):
+            of_phases = zip(("prefill", "decode"), (prefill, decode), paged.phases(module, kwargs), strict=True)
+            for phase, method, lengths in of_phases:
                 for kv_len in lengths.tolist():
-                    _check(given.limits, method, query.dtype, kv_len)
+                    _check(given.limits, method, phase, query.dtype, kv_len)
         options = {"method": prefill, "decoding": decode, **kwargs}
         return attend.forward(module, query, key, value, attention_mask, *args, **options)
-    method = decode if query.shape[2] == 1 and key.shape[2] > 1 else prefill
+    phase = "decode" if query.shape[2] == 1 and key.shape[2] > 1 else "prefill"
+    method = given.in_phase(phase)
     if given.limits is not None:
         spans = texts(kwargs, attention_mask, query.shape[0], query.shape[2], key.shape[2])
         for kv_len in [key.shape[2]] if spans is None else [span.keys.stop - span.keys.start for span in spans]:
-            _check(given.limits, method, query.dtype, kv_len)
+            _check(given.limits, method, phase, query.dtype, kv_len)
     return attend.forward(module, query, key, value, attention_mask, *args, method=method, **kwargs)
 
 
-def _check(limits: Limits, method: Method, dtype: torch.dtype, kv_len: int) -> None:
-    if method.keeps_everything:
+def _check(limits: Limits, method: Method, phase: str, dtype: torch.dtype, kv_len: int) -> None:
+    if method.keeps_everything and phase not in limits.everywhere:
         return
     if dtype != limits.dtype:
         _warn(limits.source, f"in {limits.dtype}", f"in {dtype}")

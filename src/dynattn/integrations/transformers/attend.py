@@ -70,13 +70,20 @@ def forward(
     if layer is not None:
         method = layer.method(method, query.shape[2])
     causal = causal_without_mask(module, query, key, attention_mask, is_causal)
+    if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
+        query = query.expand(key.shape[0], -1, -1, -1)
     if layer is not None:
+        call = Call(module.layer_idx, module, query, key, value, method, attention_mask, causal, scaling)  # type: ignore[arg-type]
+        found = None if dropout or position_bias is not None else layer.attend(call)
+        if found is not None:
+            if observers:
+                _observe(module, query, key, value, layer.fit(attention_mask), causal, method, scaling)
+            layer.attended(call)
+            return found.transpose(1, 2).contiguous(), None
         attention_mask = layer.fit(attention_mask)
     attn_mask = merge(attention_mask, position_bias)
     if attn_mask is not None and not method.keeps_everything:
         attn_mask = forbidding(attn_mask)
-    if query.shape[0] == 1 < key.shape[0]:  # learned queries that all samples share
-        query = query.expand(key.shape[0], -1, -1, -1)
     if spans is not None:
         parts = [_part(query, key, value, attn_mask, span) for span in spans]
         out = torch.cat([_attend(module, *part, causal, method, scaling, dropout) for part in parts], dim=2)
@@ -110,19 +117,23 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, causal: bool,
     method: Method, scaling: float | None, dropout: float, layer: Any = None,
 ) -> Tensor:  # fmt: skip
-    if observers:  # they may try any method on the call
+    _observe(module, query, key, value, attn_mask, causal, method, scaling)
+    options: dict[str, Any] = {"attn_mask": attn_mask, "causal": causal, "scale": scaling, "dropout_p": dropout}
+    out = attention(query, key, value, method, **options)
+    if layer is not None:
+        layer.attended(Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling))  # type: ignore[arg-type]
+    return out
+
+
+def _observe(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, causal: bool,
+    method: Method, scaling: float | None,
+) -> None:  # fmt: skip
+    """Show a call to the observers, who may try any method on it."""
+    if observers:
         seen = None if attn_mask is None else forbidding(attn_mask)
         for observe in observers:
             observe(module, query, key, value, method, seen, causal, scaling)
-    options: dict[str, Any] = {"attn_mask": attn_mask, "causal": causal, "scale": scaling, "dropout_p": dropout}
-    if layer is None:
-        return attention(query, key, value, method, **options)
-    call = Call(module.layer_idx, module, query, key, value, method, attn_mask, causal, scaling)  # type: ignore[arg-type]
-    out = None if dropout else layer.attend(call)
-    if out is None:
-        out = attention(query, key, value, method, **options)
-    layer.attended(call)
-    return out
 
 
 def _part(

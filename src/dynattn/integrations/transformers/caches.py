@@ -29,7 +29,7 @@ def follow(key: Tensor, layer: Any) -> None:
     Args:
         key: what the layer's ``update`` returns for keys; models pass it on to attention as it is.
         layer: an object with the methods of :class:`dynattn.kv_caches.layer.Layer`: ``method(method, q_len)`` says
-            what is kept, ``fit(mask)`` cuts a mask to these keys, ``attend(call)`` may give the output, and
+            what is kept, ``attend(call)`` may give the output, else ``fit(mask)`` cuts a mask to these keys, and
             ``attended(call)`` is told afterwards.
     """
     global _in_use

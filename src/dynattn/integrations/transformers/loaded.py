@@ -15,6 +15,7 @@ from dynattn.integrations.transformers import assigned
 from dynattn.integrations.transformers.assigned import ASSIGNED, is_assigned
 from dynattn.integrations.transformers.coverage import PREFIX
 from dynattn.integrations.transformers.shortened import shorten
+from dynattn.integrations.transformers.thinned import thin
 from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
 from dynattn.methods import parse
 
@@ -28,8 +29,9 @@ def load(model: Any, path: str | os.PathLike[str]) -> Tuned:
         model.set_attn_implementation("sdpa")       # undoes it
 
     The file is read now: what becomes of it later changes nothing in the model. A model that is pickled or copied takes
-    its methods along. One whose file also shortens the sequence can be neither, since its layers hold each other; load
-    the file into the copy instead.
+    its methods along. One whose file also shortens the sequence, or has linear layers leave something out, can be
+    neither, since its layers hold each other; load the file into the copy instead. Its weights must not change
+    meanwhile, and stay in the dtype and on the device where they are.
 
     Args:
         model: the model that was tuned, with its weights, in any dtype.
@@ -103,11 +105,14 @@ def checked(model: Any, asked: Any) -> Tuned | None:
         from dynattn.pruning import layout  # imports torch._dynamo, which takes a second
 
         layout.find(model)  # refuses models whose tokens cannot be pruned
+    for setting in tuned.linears.values():
+        setting.check(model)
     return tuned
 
 
 def put(model: Any, tuned: Tuned, name: str) -> None:
-    """Put the methods of a file into a model that was checked against it, and have it see the tokens that they leave.
+    """Put the methods of a file into a model that was checked against it, and have it see the tokens that they leave,
+    and read what they leave of its linear layers.
 
     Args:
         model: the model.
@@ -117,6 +122,8 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
     _give(model, tuned, name)
     if tuned.pruning is not None:
         shorten(model, tuned.pruning)
+    if tuned.linears:
+        thin(model, tuned.linears)
 
 
 def built(model: Any) -> None:

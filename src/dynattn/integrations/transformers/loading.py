@@ -22,6 +22,7 @@ from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, s
 from dynattn.integrations.transformers.packed import block_mask
 from dynattn.integrations.transformers.registered import Registered
 from dynattn.integrations.transformers.shortened import lengthen
+from dynattn.integrations.transformers.thinned import fill
 
 _installed = False
 _taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
@@ -108,6 +109,7 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
         attn_implementation = loaded.implementation(attn_implementation)
         tuned = loaded.checked(self, attn_implementation)
         lengthen(self)
+        fill(self)
         original(self, attn_implementation, *args, **kwargs)
         take_back(self)
         _forget(self)

@@ -2,9 +2,9 @@
 
     load(model, "model.dynattn.json")        # or attn_implementation="dynattn:model.dynattn.json", after register()
 
-It holds a method for each attention module, a fingerprint of the model, and how the claim about its loss was proved:
-dtype, phase, lengths, machine, evidence, versions. Loading it into another model is an error. The first call outside of
-the lengths or the dtype gives a warning.
+It holds a method for each attention module, what linear layers leave out, a fingerprint of the model, and how the claim
+about its loss was proved: dtype, phase, lengths, machine, evidence, versions. Loading it into another model is an
+error. The first call outside of the lengths or the dtype gives a warning.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dynattn.integrations.transformers import assigned
+from dynattn.integrations.transformers import assigned, thinned
 from dynattn.integrations.transformers.assigned import PHASES, attention_modules, checked
 from dynattn.integrations.transformers.fingerprint import Fingerprint, is_dtype
 from dynattn.methods import Method, parse
 from dynattn.paths import write_text_whole
 from dynattn.version import VERSION
+
+if TYPE_CHECKING:
+    from dynattn.sparsity import LinearSetting
 
 FORMAT = 1
 """The version of the file's format that this dynattn writes and reads."""
@@ -82,6 +85,8 @@ class Tuned:
         cache: the name of the cache to decode with, as ``dynattn.kv_caches.make`` takes it, or None.
         decoding: the name of the method by which all modules decode where ``methods`` are of the prefill phase, or None
             for dense attention.
+        linears: what linear layers leave out, by phase: ``prefill`` is calls of more than eight tokens, ``decode`` all
+            others; a phase that is not named is dense.
     """
 
     model: Fingerprint
@@ -95,6 +100,7 @@ class Tuned:
     versions: Mapping[str, str]
     cache: str | None = None
     decoding: str | None = None
+    linears: Mapping[str, LinearSetting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not is_dtype(self.dtype):
@@ -113,6 +119,8 @@ class Tuned:
             raise ValueError(
                 f"decoding must be left out unless methods are of the prefill phase: phase is {self.phase!r}"
             )
+        if unknown := [phase for phase in self.linears if phase not in thinned.PHASES]:
+            raise ValueError(f"linears must be by phase, {' or '.join(thinned.PHASES)}: got {unknown[0]!r}")
         named = {f"methods.{module}": name for module, name in self.methods.items()}
         for where, name in {**named, **({} if self.decoding is None else {"decoding": self.decoding})}.items():
             try:
@@ -137,6 +145,7 @@ class Tuned:
         evidence: tuple[Evidence, ...] = (),
         cache: str | None = None,
         decoding: str | None = None,
+        linears: Mapping[str, LinearSetting] | None = None,
     ) -> Tuned:
         """The content of a file for a model that was tuned. The versions are those of this process.
 
@@ -151,6 +160,7 @@ class Tuned:
             evidence: what was measured.
             cache: the name of the cache to decode with.
             decoding: the name of the method by which all modules decode; None for dense attention.
+            linears: what linear layers leave out, by phase.
 
         Raises:
             ValueError: an argument does not fit the model, or is out of its range.
@@ -168,6 +178,7 @@ class Tuned:
             versions=_versions(),
             cache=cache,
             decoding=decoding,
+            linears=dict(linears or {}),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -181,7 +192,8 @@ class Tuned:
             OSError: the file cannot be written.
         """
         target = Path(os.path.realpath(_checked_path(path)))
-        told = {"format": FORMAT, **asdict(self)}
+        linears = {phase: setting.plain() for phase, setting in self.linears.items()}
+        told = {"format": FORMAT, **asdict(self), "linears": linears}
         try:
             text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
@@ -245,7 +257,10 @@ class Tuned:
 
     def limits(self, source: str) -> assigned.Limits:
         """The limits of the calls for which the claim was proved."""
-        return assigned.Limits(source, getattr(torch, self.dtype), *self.lengths)
+        everywhere = [phase for phase in self.linears if self.phase in ("both", phase)]
+        if self.pruning is not None:
+            everywhere.append("prefill")
+        return assigned.Limits(source, getattr(torch, self.dtype), *self.lengths, tuple(everywhere))
 
 
 def _tuned(told: Any) -> Tuned:
@@ -259,6 +274,7 @@ def _tuned(told: Any) -> Tuned:
         )
     for name in ("cache", "decoding"):  # files of before have none
         told.setdefault(name, None)
+    told.setdefault("linears", {})
     _complete(Tuned, told, "")
     model = _of(told["model"], dict, "model")
     _complete(Fingerprint, model, "model.")
@@ -277,12 +293,31 @@ def _tuned(told: Any) -> Tuned:
     _of(told["machine"], dict, "machine")
     for name in ("pruning", "cache", "decoding"):
         _of(told[name], (str, type(None)), name)
+    linears = {phase: _linears(its, f"linears.{phase}") for phase, its in _of(told["linears"], dict, "linears").items()}
     evidence = [_evidence(each, f"evidence.{i}") for i, each in enumerate(_of(told["evidence"], list, "evidence"))]
     try:
         fingerprint = Fingerprint(**model)
     except ValueError as error:
         raise ValueError(f"model: {error}") from error
-    return Tuned(**{**told, "model": fingerprint, "lengths": tuple(told["lengths"]), "evidence": tuple(evidence)})
+    made = {"model": fingerprint, "lengths": tuple(told["lengths"]), "evidence": tuple(evidence), "linears": linears}
+    return Tuned(**{**told, **made})
+
+
+def _linears(told: Any, where: str) -> LinearSetting:
+    from dynattn.sparsity import LinearSetting  # imports torch._dynamo, which takes a second
+
+    told = _of(told, dict, where)
+    _complete(LinearSetting, told, f"{where}.")
+    for site, name in _of(told["methods"], dict, f"{where}.methods").items():
+        _of(name, str, f"{where}.methods.{site}")
+    for kind in ("thresholds", "norms"):
+        for site, numbers in _of(told[kind], dict, f"{where}.{kind}").items():
+            for i, number in enumerate(_of(numbers, list, f"{where}.{kind}.{site}")):
+                _finite(_of(number, (int, float), f"{where}.{kind}.{site}.{i}"), f"{where}.{kind}.{site}.{i}")
+    try:
+        return LinearSetting(**told)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _evidence(told: Any, where: str) -> Evidence:
@@ -294,9 +329,13 @@ def _evidence(told: Any, where: str) -> Evidence:
         "items": (int, type(None)), "details": dict,
     }  # fmt: skip
     for name, kind in kinds.items():
-        if isinstance(_of(told[name], kind, f"{where}.{name}"), float) and not math.isfinite(told[name]):
-            raise ValueError(f"{where}.{name} must be finite: got {told[name]}")
+        _finite(_of(told[name], kind, f"{where}.{name}"), f"{where}.{name}")
     return Evidence(**told)
+
+
+def _finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite: got {value}")
 
 
 def _complete(kind: type, told: Mapping[str, Any], prefix: str) -> None:

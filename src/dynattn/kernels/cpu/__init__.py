@@ -7,9 +7,9 @@ run on torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenM
 
 from __future__ import annotations
 
-import struct
+from array import array
 from functools import cache
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,9 +40,10 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3,
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
-_ADDRESSES = struct.Struct("12P")  # of the tensors, with which the arguments begin
-_GRADIENT_ADDRESSES = struct.Struct("6P3q")  # likewise the backward's own, and the strides of the output's gradient
-_STRIDES = struct.Struct("9q")  # of the gradients of query, key and value
+_ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
+_GRADIENT_ADDRESSES = NM_BACKWARD.part("grad_out", "grad_out_strides")  # likewise the backward's own, and those strides
+_STRIDES = NM_BACKWARD.part("d_query_strides", "d_value_strides")  # of the gradients
+_TEXT_ADDRESSES = NM_TEXTS.part("query_start", "block_table")  # with which the texts' own arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
@@ -216,6 +217,44 @@ def nm_texts(
     return status == 0
 
 
+class PreparedTexts(NamedTuple):
+    """What :func:`nm_texts` gives the library besides addresses: of the tensors, and of where texts lie in them."""
+
+    call: bytes
+    texts: bytes
+
+
+def prepare_nm_texts(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, texts: int
+) -> PreparedTexts:
+    """What :func:`nm_texts` gives the library for such tensors without pages: for calls made again.
+
+    Args:
+        query, key, value, out, pattern, isa: as in :func:`nm_texts`, for the output alone.
+        texts: how many there are.
+    """
+    none = (None, None, None)
+    call = _forward_args(query, key, value, None, out, None, none, pattern, isa, 0, False, None, 0)
+    own = NM_TEXTS.pack(
+        query_start=0, key_start=0, key_count=0, block_table=0, texts=texts, table_width=0, pages=0, page_size=0
+    )
+    return PreparedTexts(call[_ADDRESSES.size :], own[_TEXT_ADDRESSES.size :])
+
+
+def nm_texts_again(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: PreparedTexts, *, query_start: array[int],
+    key_start: array[int], key_count: array[int],
+) -> None:  # fmt: skip
+    """:func:`nm_texts` for tensors that lie in memory as those of :func:`prepare_nm_texts` do, and where texts lie in
+    arrays of 64-bit numbers, which are made faster than tensors."""
+    places = _TEXT_ADDRESSES.pack(*(numbers.buffer_info()[0] for numbers in (query_start, key_start, key_count)), 0)
+    status = loader.library().dynattn_nm_texts(
+        _addresses(query, key, value, None, out, None) + prepared.call + places + prepared.texts
+    )
+    if status != 0:
+        _refuse("nm_texts", status)
+
+
 def row_forward(
     query: Tensor,
     key: Tensor,
@@ -271,6 +310,8 @@ def skip_forward(
     isa: str,
     *,
     seed: int = 0,
+    blocks: Tensor | None = None,
+    block_size: int = 0,
 ) -> None:
     """Attention that skips what its scores show to be small, forward, into tensors that the caller gives. Checks
     nothing.
@@ -280,13 +321,18 @@ def skip_forward(
         kept_blocks: bool (batch, heads, ⌈q_len / 8⌉, ⌈kv_len / 16⌉), contiguous, all False; True where kept.
         margin: how far below a query's largest score so far the largest of a block lies that it does not ask for.
         pattern: dense: how to score.
+        blocks: as in :func:`nm_forward`: what they drop is not scored, as if it were forbidden; or None.
+        block_size: queries and keys of these, a multiple of 16.
 
     Raises:
         As :func:`nm_forward`.
 
     Source: arXiv:2512.12087.
     """
-    args = _forward_args(query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, None, 0)
+    none = (None, None, None)
+    args = _forward_args(
+        query, key, value, mask, out, logsumexp, none, pattern, isa, seed, True, blocks, block_size
+    )  # fmt: skip
     _run("skip_forward", args + SKIP_FORWARD.pack(kept=kept_blocks.data_ptr(), margin=margin))
 
 
@@ -449,11 +495,10 @@ def _address(tensor: Tensor | None) -> int:
 def _addresses(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor | None
 ) -> bytes:
-    """The addresses with which the arguments of a call begin that asks for these alone."""
+    """The addresses with which the arguments of a plain call begin."""
     return _ADDRESSES.pack(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp),
-        0, 0, 0, 0, 0, 0,
-    )  # fmt: skip
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), _address(mask), out.data_ptr(), _address(logsumexp)
+    )
 
 
 def _forward_args(

@@ -14,6 +14,10 @@ from typing import Any
 POINTER, INT32, UINT32, INT64, UINT64, FLOAT = "P", "i", "I", "q", "Q", "f"
 
 
+def _format(fields: list[tuple[str, str, int]]) -> str:
+    return " ".join(f"{length}{kind}" for _, kind, length in fields)
+
+
 class Structure:
     """A C structure: its own fields, behind those of the structure that it begins with.
 
@@ -29,7 +33,7 @@ class Structure:
         self, name: str, fields: list[tuple[str, str, int]], begins_with: tuple[str, Structure] | None = None
     ) -> None:
         self.name, self.fields, self.begins_with = name, fields, begins_with
-        self._layout = struct.Struct(" ".join(f"{length}{kind}" for _, kind, length in fields) + " 0q")
+        self._layout = struct.Struct(_format(fields) + " 0q")
         self.size = self._layout.size + (begins_with[1].size if begins_with else 0)
         self._values = itemgetter(*(field for field, _, _ in fields))
         arrays = [i for i, (_, _, length) in enumerate(fields) if length > 1]
@@ -48,6 +52,18 @@ class Structure:
         ordered = self._values(values)
         arrays = chain.from_iterable(ordered[self._first : self._end])
         return self._layout.pack(*ordered[: self._first], *arrays, *ordered[self._end :])
+
+    def part(self, first: str, last: str) -> struct.Struct:
+        """The layout of neighbouring fields by themselves, for a caller that knows the others already.
+
+        Args:
+            first, last: the names of the first and the last of them.
+
+        Raises:
+            ValueError: there is no such field.
+        """
+        names = [name for name, _, _ in self.fields]
+        return struct.Struct(_format(self.fields[names.index(first) : names.index(last) + 1]))
 
 
 NM_FORWARD = Structure(
@@ -142,11 +158,14 @@ LINEAR = Structure(
         ("scale", POINTER, 1),
         ("bias", POINTER, 1),
         ("keep", POINTER, 1),
+        ("thresholds", POINTER, 1),
+        ("factors", POINTER, 1),
         ("out", POINTER, 1),
         ("tokens", INT64, 1),
         ("inputs", INT64, 1),
         ("outputs", INT64, 1),
         ("weight_stride", INT64, 1),
+        ("threshold_stride", INT64, 1),
         ("parallel", POINTER, 1),
         ("dtype", INT32, 1),
         ("weight_dtype", INT32, 1),

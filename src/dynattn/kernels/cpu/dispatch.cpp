@@ -26,6 +26,7 @@ struct Isa {
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
+  int32_t (*linear_choice)(const LinearArgs& args);
   int32_t (*linear_rows)(const LinearArgs& args);
   int32_t (*linear_outputs)(const LinearArgs& args);
   int32_t (*linear_nm_weight)(const LinearArgs& args);
@@ -36,10 +37,11 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name)                                                                                             \
   {dynattn::name::nm_forward,  dynattn::name::nm_texts,    dynattn::name::row_forward,    dynattn::name::skip_forward, \
-   dynattn::name::nm_backward, dynattn::name::linear_rows, dynattn::name::linear_outputs,                             \
-   dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
+   dynattn::name::nm_backward, dynattn::name::linear_choice, dynattn::name::linear_rows,                              \
+   dynattn::name::linear_outputs, dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) \
-  {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr}
+  {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr, \
+   nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -137,10 +139,11 @@ bool is_sound(const RowForwardArgs& args) {
 
 bool is_sound(const SkipForwardArgs& args) {
   const NMForwardArgs& call = args.call;
-  const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr && call.kept_mass == nullptr &&
-                     call.threshold == nullptr;
+  const bool dense = call.n == 1 && call.m == 1 && call.kept_mass == nullptr && call.threshold == nullptr;
+  const bool blocks = call.blocks == nullptr || (call.block_queries % DYNATTN_SKIP_QUERIES == 0 &&
+                                                 call.block_size % DYNATTN_SKIP_KEYS == 0);
   const bool outputs = call.batch * call.q_len * call.kv_len == 0 || args.kept != nullptr;
-  return is_sound(call) && dense && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
+  return is_sound(call) && dense && blocks && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
 }
 
 bool is_sound(const NMBackwardArgs& args) {
@@ -171,17 +174,27 @@ bool is_sound(const NMTextsArgs& args) {
 
 // Numbers of inputs and outputs are kept as 32 bits.
 bool is_sound(const LinearArgs& args) {
-  const bool sizes = args.tokens >= 0 && args.tokens <= DYNATTN_LINEAR_TOKENS && args.inputs >= 0 &&
-                     args.inputs <= INT32_MAX && args.outputs >= 0 && args.outputs <= INT32_MAX;
+  const bool sizes = args.tokens >= 0 && args.inputs >= 0 && args.inputs <= INT32_MAX && args.outputs >= 0 &&
+                     args.outputs <= INT32_MAX;
   const bool dtypes = (args.dtype == DYNATTN_FLOAT32 || args.dtype == DYNATTN_BFLOAT16) &&
                       (args.weight_dtype == DYNATTN_INT8 ? args.scale != nullptr
                                                          : args.weight_dtype == args.dtype && args.scale == nullptr);
   return sizes && dtypes && args.threads >= 1;
 }
 
+bool is_few(const LinearArgs& args) { return args.tokens <= DYNATTN_LINEAR_TOKENS; }
+
 bool is_nm(const LinearArgs& args) {
   return (args.m == 2 || args.m == 4) && args.n >= 1 && args.n < args.m && args.places != nullptr &&
          args.weight_dtype != DYNATTN_INT8;
+}
+
+// Whether inputs are kept by exactly one of a mask, thresholds and N:M.
+bool keeps_inputs(const LinearArgs& args) {
+  const bool groups = (args.m == 2 || args.m == 4 || args.m == 8 || args.m == 16) && args.n >= 1 && args.n < args.m;
+  const bool none = args.n == 0 && args.m == 0;
+  const bool above = args.thresholds != nullptr && (args.threshold_stride == 0 || args.threshold_stride == 1);
+  return args.keep != nullptr ? args.thresholds == nullptr && none : above ? none : args.thresholds == nullptr && groups;
 }
 
 int32_t run_linear(const LinearArgs* args, bool sound, int32_t (*Isa::*function)(const LinearArgs& args)) {
@@ -319,18 +332,23 @@ int32_t dynattn_nm_backward(const NMBackwardArgs* args) {
   return kIsas[args->forward.isa].nm_backward(*args);
 }
 
+int32_t dynattn_linear_choice(const LinearArgs* args) {
+  return run_linear(args, args != nullptr && args->keep == nullptr && keeps_inputs(*args), &Isa::linear_choice);
+}
+
 int32_t dynattn_linear_rows(const LinearArgs* args) {
-  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->outputs;
+  const bool sound = args != nullptr && keeps_inputs(*args) && args->weight_stride >= args->outputs &&
+                     (is_few(*args) || (args->dtype == DYNATTN_FLOAT32 && args->weight_dtype == DYNATTN_FLOAT32));
   return run_linear(args, sound, &Isa::linear_rows);
 }
 
 int32_t dynattn_linear_outputs(const LinearArgs* args) {
-  const bool sound = args != nullptr && args->keep != nullptr && args->weight_stride >= args->inputs;
+  const bool sound = args != nullptr && is_few(*args) && args->keep != nullptr && args->weight_stride >= args->inputs;
   return run_linear(args, sound, &Isa::linear_outputs);
 }
 
 int32_t dynattn_linear_nm_weight(const LinearArgs* args) {
-  return run_linear(args, args != nullptr && args->keep == nullptr && is_nm(*args), &Isa::linear_nm_weight);
+  return run_linear(args, args != nullptr && is_few(*args) && args->keep == nullptr && is_nm(*args), &Isa::linear_nm_weight);
 }
 
 double dynattn_fma_peak(int32_t isa, int32_t threads, double seconds, dynattn_parallel_fn parallel) {

@@ -126,9 +126,12 @@ DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 
 // Dense attention that skips what its scores show to be small, forward. Of DYNATTN_SKIP_QUERIES queries and
 // DYNATTN_SKIP_KEYS keys, counted from query 0 and key 0, the pairs are dropped where every query's largest score among
-// them lies more than `margin` below its largest among the keys up to and including these.
+// them lies more than `margin` below its largest among the keys up to and including these. With call.blocks, all of this
+// is among what these keep: the rest is neither read nor scored.
 typedef struct {
-  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks, counts or thresholds
+  // As for dense attention: n and m are 1, without counts or thresholds. Blocks hold multiples of DYNATTN_SKIP_QUERIES
+  // queries and of DYNATTN_SKIP_KEYS keys.
+  NMForwardArgs call;
   uint8_t* kept;  // [batch, heads, ceil(q_len / DYNATTN_SKIP_QUERIES), ceil(kv_len / DYNATTN_SKIP_KEYS)] contiguous and
                   // zero: 1 where kept
   float margin;   // at least 0, in the unit of scale · QKᵀ
@@ -158,39 +161,53 @@ typedef struct {
 
 DYNATTN_API int32_t dynattn_nm_backward(const NMBackwardArgs* args);
 
-// A linear layer of a few tokens, y = x Wᵀ + bias, of which parts are left out. Sums are of float32 and rounded once. An
-// element of y is the same to the bit for any number of threads and whatever the other tokens are.
+// A linear layer, y = x Wᵀ + bias, of which parts are left out. Sums are of float32 and rounded once. An element of y is the
+// same to the bit for any number of threads, and whatever the other tokens are as long as there are as few, or as many, of
+// them: up to DYNATTN_LINEAR_TOKENS are few.
+//
+// Where inputs are kept, exactly one of these says which, for each token apart; a NaN that the last two look at is kept:
+//   keep          [tokens, inputs]: 1 where kept;
+//   thresholds    |x| > thresholds[0], or thresholds[input] where threshold_stride is 1;
+//   n, m          of every m = 2, 4, 8 or 16 inputs in a row, the n < m with the largest |x| · factors[input]; ties go to
+//                 the first. A last group of fewer keeps as many of them as there are.
 typedef struct {
-  const void* x;           // [tokens, inputs] contiguous, in dtype
-  const void* weight;      // as the functions below have it
-  const uint32_t* places;  // of dynattn_linear_nm_weight, else NULL
-  const float* scale;      // [outputs] the factor of each output, where weights are of int8, else NULL
-  const void* bias;        // [outputs] contiguous, in dtype, or NULL
-  const uint8_t* keep;     // as the functions below have it: 1 where kept
-  void* out;               // [tokens, outputs] contiguous, in dtype
+  const void* x;            // [tokens, inputs] contiguous, in dtype
+  const void* weight;       // as the functions below have it
+  const uint32_t* places;   // of dynattn_linear_nm_weight, else NULL
+  const float* scale;       // [outputs] the factor of each output, where weights are of int8, else NULL
+  const void* bias;         // [outputs] contiguous, in dtype, or NULL
+  const uint8_t* keep;      // or NULL, as the functions below have it
+  const float* thresholds;  // or NULL
+  const float* factors;     // [inputs], at least 0; or NULL, for 1
+  void* out;                // [tokens, outputs] contiguous, in dtype
 
-  int64_t tokens, inputs, outputs;  // tokens: at most DYNATTN_LINEAR_TOKENS
-  int64_t weight_stride;            // elements from row to row; the elements of a row are contiguous
+  int64_t tokens, inputs, outputs;
+  int64_t weight_stride;  // elements from row to row; the elements of a row are contiguous
+  int64_t threshold_stride;
 
   dynattn_parallel_fn parallel;
 
   int32_t dtype;         // float32 or bfloat16
   int32_t weight_dtype;  // the same, or int8
-  int32_t n, m;          // of dynattn_linear_nm_weight, else 0
+  int32_t n, m;          // 0 where nothing says otherwise
   int32_t isa, threads;
 } LinearArgs;
 
 enum { DYNATTN_LINEAR_TOKENS = 8, DYNATTN_NM_GROUPS = 16 };
 
-// y[t] = Σ_i x[t][i] · weight[i] over the inputs that keep[tokens][inputs] keeps. weight is [inputs, outputs]; rows that no
-// token keeps are not read.
+// Which inputs are kept, by thresholds or by n and m, without a product: out is [tokens, inputs] of bytes, 1 where kept.
+// Neither weight nor bias is read.
+DYNATTN_API int32_t dynattn_linear_choice(const LinearArgs* args);
+
+// y[t] = Σ_i x[t][i] · weight[i] over the inputs that are kept. weight is [inputs, outputs]; for few tokens rows that no token
+// keeps are not read. Many tokens and their weights are float32.
 DYNATTN_API int32_t dynattn_linear_rows(const LinearArgs* args);
 
 // y[t][j] = Σ_i x[t][i] · weight[j][i] where keep[tokens][outputs] keeps the output, else 0. weight is [outputs, inputs]; rows
-// that no token keeps are not read.
+// that no token keeps are not read. Few tokens.
 DYNATTN_API int32_t dynattn_linear_outputs(const LinearArgs* args);
 
-// y[t][j] = Σ over the kept weights of output j, of which each M = 2 or 4 inputs in a row have N < M. Contiguous:
+// y[t][j] = Σ over the kept weights of output j, of which each M = 2 or 4 inputs in a row have N < M. Few tokens. Contiguous:
 //   weight [outputs, blocks, N, DYNATTN_NM_GROUPS]: the k-th kept weight of each group of a block, in the inputs' order;
 //   places [outputs, words]: for each of these lines of weights DYNATTN_NM_GROUPS bits, the lowest first: a weight's place
 //   in its group. For M = 4 these are the low bits, and as many high ones follow. The last word is filled up.
@@ -202,8 +219,8 @@ DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL. 2: dynattn_tile_disagreement.
-enum { DYNATTN_INTERFACE = 2 };
+// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs.
+enum { DYNATTN_INTERFACE = 3 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.

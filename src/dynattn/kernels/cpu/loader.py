@@ -12,7 +12,7 @@ import torch
 
 from dynattn.kernels.cpu.arguments import LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
-_INTERFACE = 2
+_INTERFACE = 3
 
 
 def _path() -> Path:
@@ -47,8 +47,8 @@ def library() -> ctypes.CDLL:
             "again with `pip install .`"
         )
     functions = (
-        "nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward", "linear_rows", "linear_outputs",
-        "linear_nm_weight",
+        "nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward", "linear_choice", "linear_rows",
+        "linear_outputs", "linear_nm_weight",
     )  # fmt: skip
     for function in (getattr(found, f"dynattn_{name}") for name in functions):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32

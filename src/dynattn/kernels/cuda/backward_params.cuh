@@ -5,14 +5,20 @@
 
 namespace dynattn {
 
+// What a row's scores become weights and gradients by: P = 2^((s - origin) · factor - shift), dS = P (dP - product).
+struct alignas(16) RowTerms {
+  float origin, shift;  // the shift is +inf where nothing is kept: then all weights are 0
+  float product;        // Σ dO · O - grad_logsumexp
+};
+
 // Gradients have the layout rules of their tensors: contiguous last dimension, rows of d_query, d_key and d_value at
 // multiples of 4 bytes, those of grad_out at multiples of 16.
 struct BackwardParams {
-  ForwardParams forward;  // `out` and `logsumexp` are read; the scale is positive (a negative one is in the query)
+  ForwardParams forward;  // `out`, `logsumexp`, `row_sums` are read; the scale is positive (a negative one is in the query)
 
   const void* grad_out;          // [batch, heads, q_len, value_dim]
   const float* grad_logsumexp;   // [batch, heads, q_len], contiguous
-  float* row_terms;              // [batch, heads, q_len]: Σ dO · O - grad_logsumexp
+  RowTerms* row_terms;           // [batch, heads, q_len]
   float* query_sums;             // zeros; [splits, batch, heads, blocks of 16 queries, sum_columns / 8, 32 lanes, 4]
   void* d_query;                 // as query, key and value
   void* d_key;

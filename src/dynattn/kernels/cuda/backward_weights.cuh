@@ -2,6 +2,8 @@
 //
 //     P = exp(s - logsumexp),   dS = P ∘ (dP - D),   D = Σ dO · O - grad_logsumexp = Σ P ∘ dP - grad_logsumexp
 //
+// with a logsumexp in two numbers where one does not tell enough (row_sums.cuh).
+//
 // With dropout's factors Z, 0 or 1 / (1 - p), dP becomes Z ∘ dP in both, and dV sums P ∘ Z.
 //
 // Only survivors are exponentiated and differentiated. A survivor's place in its group of four comes from the same
@@ -22,23 +24,22 @@ struct alignas(8) FourKeys {
 };
 
 // What a thread holds for 16 queries: the terms of rows g and g + 8.
-struct RowTerms {
-  float logsumexp[2];  // times log2(e) where scores are exponentiated without subtracting first; +inf for empty rows
-  float product[2];    // D
+struct TwoRows {
+  float origin[2], shift[2];
+  float product[2];  // D
 };
 
-DYNATTN_DEVICE RowTerms load_row_terms(const BackwardParams& p, long long row0, int first_query, int query,
-                                       float factor) {
-  RowTerms terms;
+DYNATTN_DEVICE TwoRows load_row_terms(const BackwardParams& p, long long row0, int first_query, int query) {
+  TwoRows rows;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    const bool valid = query + 8 * row < p.forward.q_len;
-    const long long index = row0 + (query + 8 * row - first_query);
-    const float logsumexp = valid ? p.forward.logsumexp[index] : -INFINITY_F;
-    terms.logsumexp[row] = logsumexp == -INFINITY_F ? INFINITY_F : logsumexp * factor;  // then every weight is 0
-    terms.product[row] = valid ? p.row_terms[index] : 0.0f;
+    RowTerms terms = {0.0f, INFINITY_F, 0.0f};
+    if (query + 8 * row < p.forward.q_len) terms = p.row_terms[row0 + (query + 8 * row - first_query)];
+    rows.origin[row] = terms.origin;
+    rows.shift[row] = terms.shift;
+    rows.product[row] = terms.product;
   }
-  return terms;
+  return rows;
 }
 
 // One set of survivors: it holds their scores first and their weights afterwards.
@@ -47,17 +48,20 @@ struct Kept {
   u32 nibbles;  // the nibble of chunk c and row r begins at bit 4 c + 16 r
 };
 
-DYNATTN_DEVICE u32 nibble_of(u32 nibbles, int chunk, int row) { return (nibbles >> (4 * chunk + 16 * row)) & 15; }
-
-template <bool SUBTRACT_FIRST>
-DYNATTN_DEVICE void weigh(Survivors& s, const RowTerms& terms, float factor) {
+// Scores become P.
+DYNATTN_DEVICE void weigh(Survivors& s, const TwoRows& terms, float factor) {
+  if (terms.origin[0] != 0.0f || terms.origin[1] != 0.0f) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i >> 2][(i >> 1) & 1][i & 1] -= terms.origin[(i >> 1) & 1];
+  }
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     float& x = s[i >> 2][(i >> 1) & 1][i & 1];
-    const float base = terms.logsumexp[(i >> 1) & 1];
-    x = exp2_fast(SUBTRACT_FIRST ? (x - base) * LOG2_E : multiply_add(x, factor, -base));
+    x = exp2_fast(multiply_add(x, factor, -terms.shift[(i >> 1) & 1]));
   }
 }
+
+DYNATTN_DEVICE u32 nibble_of(u32 nibbles, int chunk, int row) { return (nibbles >> (4 * chunk + 16 * row)) & 15; }
 
 // Picks, from the products of a group of four keys, those of the two keys that the nibble names.
 template <Pattern PATTERN>
@@ -75,7 +79,7 @@ DYNATTN_DEVICE void products_of_survivors(const float (&group)[4], u32 nibble, f
 // dS of the survivors, 16 queries from `query` by 64 keys from `key0`; P becomes P ∘ Z. A forbidden key's product may be
 // anything, NaN too: a weight of 0 has gradient 0.
 template <Pattern PATTERN, bool DROPOUT, int STRIDE>
-DYNATTN_DEVICE void differentiate(Kept& kept, const Scores& products, const RowTerms& terms,
+DYNATTN_DEVICE void differentiate(Kept& kept, const Scores& products, const TwoRows& terms,
                                   const Dropout<DROPOUT, STRIDE>& dropout, int query, int key0, int lane,
                                   Survivors& gradients) {
 #pragma unroll

@@ -64,7 +64,7 @@ DYNATTN_DEVICE void recompute_row(const ForwardParams& p, const Place& place, in
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) o[c] *= correction;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s[i] = keep[i] ? weight<true>(s[i], base, LOG2_E) : NOT_KEPT;
+    for (int i = 0; i < 4; ++i) s[i] = keep[i] ? exp2_fast((s[i] - base) * LOG2_E) : NOT_KEPT;
 #pragma unroll 1
     for (int owner = 0; owner < 32; ++owner) {
 #pragma unroll

@@ -39,7 +39,7 @@ class ForwardParams(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
-        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed", "seed")),
+        *((name, ctypes.c_void_p) for name in ("logsumexp", "kept_mass", "kept", "allowed", "seed", "row_sums")),
         *((name, _Strides3) for name in ("query_strides", "key_strides", "value_strides", "out_strides")),
         ("mask_strides", _Strides4),
         *((name, ctypes.c_int) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len")),
@@ -135,8 +135,13 @@ def prepare(
     device: Device,
     for_backward: bool = False,
     seed: Tensor | None = None,
+    row_sums: Tensor | None = None,
 ) -> Launch:
-    """The launch for a call of :func:`nm_forward` on ``device``. Nothing is launched yet."""
+    """The launch for a call of :func:`nm_forward` on ``device``. Nothing is launched yet.
+
+    ``row_sums``: (batch, heads, q_len, 2), float32, contiguous. With it the kernel reads ``logsumexp``, and for rows of
+    which that does not tell enough it writes ``row_sums``, and nothing else.
+    """
     query, key, value = aligned(query), aligned(key), aligned(value)
     batch, heads, q_len, _ = query.shape
     mask_kind, mask = mask_of(mask, query, value.shape[2])
@@ -144,16 +149,16 @@ def prepare(
     variant = choose_variant(query, key, value, mask_kind, kept is not None, pattern, device, for_backward)
     if variant.kernel == "wgmma":
         key, value = unexpanded(key), unexpanded(value)
-    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern, seed)
+    params = forward_params(query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, pattern, seed, row_sums)
     maps = _tensor_maps(key, value, variant.stride) if variant.kernel == "wgmma" else ()
     blocks = -(-q_len // variant.query_tile) * heads * batch
-    return Launch(variant, blocks, params, maps, (query, key, value, mask, seed))
+    return Launch(variant, blocks, params, maps, (query, key, value, mask, seed, row_sums))
 
 
 def forward_params(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, logsumexp: Tensor,
     kept_mass: Tensor | None, kept: Tensor | None, allowed: Tensor | None, pattern: Pattern, seed: Tensor | None,
-    first: tuple[int, int] = (0, 0),
+    row_sums: Tensor | None = None, first: tuple[int, int] = (0, 0),
 ) -> ForwardParams:  # fmt: skip
     """The bytes that say where the tensors lie, for tensors that :func:`aligned` and :func:`mask_of` gave.
 
@@ -173,6 +178,7 @@ def forward_params(
         kept=_address(kept),
         allowed=_address(allowed),
         seed=_address(seed),
+        row_sums=_address(row_sums),
         query_strides=query.stride()[:3],
         key_strides=key.stride()[:3],
         value_strides=value.stride()[:3],

@@ -1,4 +1,4 @@
-"""Turns a call of the backward into three launches: the terms of each row, the gradients, and the sum of dQ.
+"""Turns a call of the backward into four launches: sums of rows, the terms of each row, the gradients, the sum of dQ.
 
 :func:`prepare_backward` reads shapes, strides and addresses, and takes the scratch that the kernels share, so it works
 on tensors of any device, and what it gives can be run by the emulator. :func:`nm_backward` prepares and launches on
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynattn.kernels.cuda import driver, launch
 from dynattn.kernels.cuda.driver import Device, TensorMap
-from dynattn.kernels.cuda.launch import ForwardParams
+from dynattn.kernels.cuda.launch import ForwardParams, Launch
 from dynattn.kernels.cuda.variants import HEAD_DIMS
 from dynattn.kernels.cuda.variants_backward import (
     KEY_TILE,
@@ -31,6 +31,7 @@ from dynattn.kernels.pattern import Pattern
 _BLOCKS_A_MULTIPROCESSOR = 2  # so many fit on a multiprocessor, and so many blocks are wanted for each
 _SPLITS_AT_MOST = 16  # partial sums of the query's gradient; each takes 4 bytes for every element
 _ROW_BLOCK = 16  # the queries of an accumulator
+_ROW_TERMS = 4  # floats of a row's terms, with a gap
 # The time to clear and to add up the sums of one head on a whole device, in units of one tile of keys on one
 # multiprocessor. Predicted: 1 KB a query (½ KB at 64 columns) at 2 KB a cycle, and a tile takes about 50 cycles a
 # query.
@@ -59,7 +60,7 @@ class BackwardLaunch(NamedTuple):
     Attributes:
         variant: the kernel.
         blocks: how many blocks the one-dimensional grid has; 0 where there is nothing to do.
-        params: the first argument of the kernel, the same for all three.
+        params: the first argument of the kernel, the same for these three.
         tensors: the tensors that ``params`` points into, which must live until the kernel is on the stream.
         tensor_maps: further arguments of the ``wgmma`` kernel: two halves of the keys, keys, two halves of the values,
             queries, their outputs' gradients.
@@ -70,6 +71,22 @@ class BackwardLaunch(NamedTuple):
     params: BackwardParams
     tensors: tuple[Tensor | None, ...]
     tensor_maps: tuple[TensorMap, ...] = ()
+
+
+class Launches(NamedTuple):
+    """The launches of a backward, in order.
+
+    Attributes:
+        sums: the forward's kernel once more, for rows whose logsumexp does not tell enough (``row_sums.cuh``).
+        terms: what makes weights of each row's scores, and gradients of them.
+        main: the gradients of keys, values and mask, and partial sums of the query's.
+        query: the query's.
+    """
+
+    sums: Launch
+    terms: BackwardLaunch
+    main: BackwardLaunch
+    query: BackwardLaunch
 
 
 def nm_backward(
@@ -142,8 +159,8 @@ def prepare_backward(
     device: Device,
     seed: Tensor | None = None,
     first: tuple[int, int] = (0, 0),
-) -> tuple[BackwardLaunch, BackwardLaunch, BackwardLaunch]:
-    """The launches for a call of :func:`nm_backward` on ``device``, in order; launches nothing, but clears ``d_mask``.
+) -> Launches:
+    """The launches for a call of :func:`nm_backward` on ``device``; launches nothing, but clears ``d_mask``.
 
     Raises:
         ValueError: no variant fits into the device's shared memory, as :func:`dynattn.kernels.cuda.cannot_backward`
@@ -155,6 +172,11 @@ def prepare_backward(
     kv_len = value.shape[2]
     kind, mask = launch.mask_of(mask, query, kv_len)
     pattern = launch.of_kernels(pattern)
+    row_sums = logsumexp.new_empty(*logsumexp.shape, 2)
+    again = launch.prepare(
+        query, key, value, mask, out, logsumexp, None, None, None, pattern, device, for_backward=True, seed=seed,
+        row_sums=row_sums,
+    )  # fmt: skip
     variant = _select(device, query, key, value, pattern, kind)
     if pattern.scale < 0:  # the sign goes into the query, so that larger products are larger scores, as in the forward
         query = launch.aligned(-query)
@@ -164,13 +186,15 @@ def prepare_backward(
         query, key, value, grad_out = map(launch.unexpanded, (query, key, value, grad_out))
         maps = _tensor_maps(query, key, value, grad_out, pattern.stride)
     row_blocks = batch * heads * -(-q_len // _ROW_BLOCK)
-    row_terms = torch.empty_like(logsumexp)
+    row_terms = logsumexp.new_empty(*logsumexp.shape, _ROW_TERMS)
     sums = logsumexp.new_zeros(splits, row_blocks * _ROW_BLOCK, variant.head_dim)
     if d_mask is not None:
         d_mask.zero_()
     scored = pattern._replace(scale=abs(pattern.scale))
     params = BackwardParams(
-        forward=launch.forward_params(query, key, value, mask, out, logsumexp, None, None, None, scored, seed, first),
+        forward=launch.forward_params(
+            query, key, value, mask, out, logsumexp, None, None, None, scored, seed, row_sums, first
+        ),
         grad_out=grad_out.data_ptr(),
         grad_logsumexp=grad_logsumexp.data_ptr(),
         row_terms=row_terms.data_ptr(),
@@ -187,9 +211,10 @@ def prepare_backward(
         sum_columns=variant.head_dim,
         query_scale=pattern.scale,
     )
-    tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_terms, sums, seed)
+    tensors = (query, key, value, mask, out, logsumexp, grad_out, grad_logsumexp, row_sums, row_terms, sums, seed)
     before, after = RowTermsVariant(variant.dtype), QueryVariant(variant.dtype)
-    return (
+    return Launches(
+        again,
         BackwardLaunch(before, before.blocks(batch * heads * q_len), params, tensors),
         BackwardLaunch(variant, blocks, params, tensors, maps),
         BackwardLaunch(after, after.blocks(row_blocks, variant.head_dim), params, tensors),

@@ -199,17 +199,16 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
   using Tiles = BackwardTiles<HEAD_DIM, ROW_TILES>;
   constexpr int SETS = BAND ? 2 : 1;
   const ForwardParams& f = p.forward;
-  const float factor = IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E;
+  const float factor = (IS_BIAS<MASK> ? 1.0f : f.scale) * LOG2_E;
   const QuadLane quad = quad_lane(lane);
   const Dropout<DROPOUT, STRIDE> dropout(f, place.batch, place.head);
   const int warp_row = 16 * ROW_TILES * warp;
   const u32 warp_rows = shared + warp_row * TileLayout<HEAD_DIM>::PITCH;
 
-  RowTerms terms[ROW_TILES];
+  TwoRows terms[ROW_TILES];
 #pragma unroll
   for (int tile = 0; tile < ROW_TILES; ++tile) {
-    terms[tile] = load_row_terms(p, place.row0, place.first_query, first_query + 16 * tile + (lane >> 2),
-                                 IS_BIAS<MASK> ? 1.0f : LOG2_E);
+    terms[tile] = load_row_terms(p, place.row0, place.first_query, first_query + 16 * tile + (lane >> 2));
   }
   Scores s[ROW_TILES][1];
   compute_scores<Element, HEAD_DIM, ROW_TILES, Rows::keys_and_others>(
@@ -226,11 +225,11 @@ DYNATTN_DEVICE void weights_and_gradients(const BackwardParams& p, const Place& 
                                                 kept[tile][SETS - 1].s, dropped[0], dropped[1]);
       kept[tile][0].nibbles = LOWER_PAIRS;
       kept[tile][SETS - 1].nibbles = UPPER_PAIRS;
-      weigh<IS_BIAS<MASK>>(kept[tile][SETS - 1].s, terms[tile], factor);
+      weigh(kept[tile][SETS - 1].s, terms[tile], factor);
     } else {
       kept[tile][0].nibbles = choose<PATTERN>(s[tile][0], kept[tile][0].s);
     }
-    weigh<IS_BIAS<MASK>>(kept[tile][0].s, terms[tile], factor);
+    weigh(kept[tile][0].s, terms[tile], factor);
   }
 
   Scores products[ROW_TILES][1];

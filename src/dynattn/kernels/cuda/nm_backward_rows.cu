@@ -1,6 +1,6 @@
-// Before and after the backward's main kernel: a figure for each query's row, and the gradient of the query.
+// Before and after the backward's main kernel: the terms of each query's row, and the gradient of the query.
 #include "backward_params.cuh"
-#include "mask.cuh"
+#include "row_sums.cuh"
 
 namespace dynattn {
 
@@ -13,7 +13,16 @@ struct alignas(16) FourFloats {
   float x[4];
 };
 
-// row_terms = Σ dO · O - grad_logsumexp, 8 threads a row.
+// What makes weights of a row's scores: relative to its logsumexp, or to the two numbers that stand for it.
+DYNATTN_DEVICE RowTerms row_terms(const ForwardParams& f, long long row, float product) {
+  const float logsumexp = f.logsumexp[row];
+  if (logsumexp == -INFINITY_F) return {0.0f, INFINITY_F, product};
+  if (!is_rough(logsumexp)) return {0.0f, logsumexp * LOG2_E, product};
+  const RowSum sum = f.row_sums[row];
+  return {sum.origin, log2_fast(sum.sum), product};
+}
+
+// row_terms, with Σ dO · O by 8 threads a row.
 template <class Element>
 __global__ void __launch_bounds__(ROWS_THREADS) nm_backward_row_terms(const BackwardParams p) {
   using Raw = unsigned short;
@@ -41,7 +50,7 @@ __global__ void __launch_bounds__(ROWS_THREADS) nm_backward_row_terms(const Back
   }
 #pragma unroll
   for (int step = 1; step < ROW_LANES; step *= 2) sum += shuffle_xor(sum, step);
-  if (valid && threadIdx.x % ROW_LANES == 0) p.row_terms[row] = sum - p.grad_logsumexp[row];
+  if (valid && threadIdx.x % ROW_LANES == 0) p.row_terms[row] = row_terms(f, row, sum - p.grad_logsumexp[row]);
 }
 
 // d_query = query_scale · the sum over all splits, a warp for 16 queries and 8 columns, laid out as accumulators are.

@@ -100,7 +100,7 @@ struct BackwardConsumer {
   }
 
   // The choice, P and dS of 64 queries and unit `unit` of this warpgroup's keys.
-  DYNATTN_DEVICE void weigh_unit(const Place& place, const RowTerms& terms, int query, int key0, int stage, int unit) {
+  DYNATTN_DEVICE void weigh_unit(const Place& place, const TwoRows& terms, int query, int key0, int stage, int unit) {
     const ForwardParams& f = p.forward;
     const int tile = group * UNITS + unit, lane = lane_now();
     float products[8][4], value_products[8][4];
@@ -121,7 +121,7 @@ struct BackwardConsumer {
     metadata[unit] = finish(exchange(kept[0].nibbles, quad), quad);
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
-      if (set == 0 || dense) weigh<IS_BIAS<MASK>>(kept[set].s, terms, IS_BIAS<MASK> ? 1.0f : f.scale * LOG2_E);
+      if (set == 0 || dense) weigh(kept[set].s, terms, (IS_BIAS<MASK> ? 1.0f : f.scale) * LOG2_E);
       pack_survivors<Element>(kept[set].s, weights[set]);
     }
     store_spread(shared.weights(tile), weights, kept[0].nibbles, dense);
@@ -214,8 +214,7 @@ struct BackwardConsumer {
   DYNATTN_DEVICE void add_tile(const Place& place, int key0, int stage) {
     const ForwardParams& f = p.forward;
     const int query = place.first_query + 16 * warp + lane_now() / 4;
-    const RowTerms terms =
-        load_row_terms(p, place.row0, place.first_query, query, IS_BIAS<MASK> ? 1.0f : LOG2_E);
+    const TwoRows terms = load_row_terms(p, place.row0, place.first_query, query);
 #pragma unroll
     for (int unit = 0; unit < UNITS; ++unit) {
       weigh_unit(place, terms, query, key0 + unit * UNIT_KEYS, stage, unit);

@@ -188,6 +188,10 @@ struct QueryRows {
     if (dense) add_weighted_values<Element, HEAD_DIM>(o, upper, values, lane);
   }
 
+  DYNATTN_DEVICE void write_sums() const {
+#pragma unroll
+    for (int tile = 0; tile < ROW_TILES; ++tile) write_row_sums(p, place, state[tile], first_query + 16 * tile, lane);
+  }
   DYNATTN_DEVICE void write(float score_scale) const {
     u32 leaked = 0;
 #pragma unroll
@@ -208,6 +212,7 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardPa
   DYNATTN_SHARED_MEMORY(shared, 128);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Place place = place_of_block(p, blockIdx.x, MMA_WARPS * WARP_ROWS);
+  if (!is_wanted(p, place, MMA_WARPS * WARP_ROWS, lane)) return;
   const Tiles<Element, COLUMNS, STRIDE> tiles(p, place, shared_address(shared));
   const int key_end = keys_needed(p, place.first_query, MMA_WARPS * WARP_ROWS);
   if (key_end > 0) tiles.copy_keys(0);
@@ -230,7 +235,11 @@ __global__ void __launch_bounds__(32 * MMA_WARPS) nm_forward_mma(const ForwardPa
     if (key0 + MMA_KEYS < key_end) tiles.copy_keys(key0 + MMA_KEYS);
     rows.add_tile(s, key0, tiles.values);
   }
-  rows.write(score_scale);
+  if (p.row_sums != nullptr) {
+    rows.write_sums();
+  } else {
+    rows.write(score_scale);
+  }
 }
 
 }  // namespace dynattn

@@ -343,6 +343,7 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
   const Place place = place_of_block(p, blockIdx.x, CONSUMERS * CONSUMER_ROWS);
   const TileOrder<MASK, BAND> order(p, place);
   const int thread = threadIdx.x, group = thread / WARPGROUP, lane = thread % 32;
+  if (!is_wanted(p, place, CONSUMERS * CONSUMER_ROWS, lane)) return;
   if (thread == 0) stages.init_barriers();
   block_barrier();
 
@@ -360,6 +361,10 @@ __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
         scale, score_scale * LOG2_E, quad_lane(lane)};
     consumer.load_queries();
     consumer.edge_tiles(order, consumer.plain_tiles(order));
+    if (p.row_sums != nullptr) {
+      write_row_sums(p, place, consumer.state, first_query + warp_row, lane);
+      return;
+    }
     const u32 leaked = write_rows<Element, AUX, false>(p, place, consumer.state, consumer.o, first_query + warp_row, 0,
                                                   score_scale, lane);
     if (leaked) {

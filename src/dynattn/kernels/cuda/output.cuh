@@ -2,6 +2,7 @@
 #pragma once
 
 #include "careful.cuh"
+#include "row_sums.cuh"
 
 namespace dynattn {
 

@@ -4,6 +4,12 @@
 
 namespace dynattn {
 
+// A logsumexp in two numbers: e^logsumexp is the weight of a score `origin`, times `sum`.
+struct alignas(8) RowSum {
+  float origin;  // as the kernel has scores: not scaled where no bias is added
+  float sum;     // of the kept weights relative to it
+};
+
 // Strides count elements. The last dimension of query, key, value and out is contiguous; their rows start at multiples
 // of 16 bytes (pointer and strides), because tiles are copied in 16-byte pieces. The mask's strides are free, 0 included.
 struct ForwardParams {
@@ -17,6 +23,7 @@ struct ForwardParams {
   int* kept;
   int* allowed;
   const long long* seed;  // the seed of dropout; variants with dropout read it, and dropout's two numbers below
+  RowSum* row_sums;  // [batch, heads, q_len]; or null, as in a forward: row_sums.cuh says what a launch with it does
 
   long long query_strides[3];  // batch, head, row
   long long key_strides[3];

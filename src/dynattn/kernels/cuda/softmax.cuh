@@ -14,6 +14,7 @@ namespace dynattn {
 
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr float LAZY_LOG2 = 8.0f;
+constexpr float FINE_LOG2 = 1 << 20;  // exponents up to which a base's own rounds by less than 2^-4
 
 // What a thread holds: rows g and g + 8. Its sums run over its own keys until the end, when the quad adds them up.
 struct RunningSoftmax {
@@ -56,42 +57,34 @@ DYNATTN_DEVICE bool move_base(RunningSoftmax& state, float (&largest)[2], float 
   return true;
 }
 
-// 2^((s - base) · factor), 0 for -inf. Where biases are added, scores may be of any size up to the largest float, and
-// the subtraction must come first; else one fused multiply-add does both.
+// Scores become 2^((s - base) · factor), 0 for -inf. One fused multiply-add does it, with the base's exponent. But that is
+// rounded, and a large one by so much that all weights overflow or vanish: there the base is subtracted first, and always
+// where biases are added, so that scores may be of any size up to the largest float.
 template <bool SUBTRACT_FIRST>
-DYNATTN_DEVICE float weight(float s, float base, float factor) {
-  if (base == -INFINITY_F) base = 0.0f;  // nothing kept so far: s is -inf too, or NaN
-  return exp2_fast(SUBTRACT_FIRST ? (s - base) * factor : s * factor - base * factor);
-}
-
-template <bool SUBTRACT_FIRST>
-DYNATTN_DEVICE void exponentiate(Survivors& s, RunningSoftmax& state, float factor) {
+DYNATTN_DEVICE void exponentiate(Survivors& s, const RunningSoftmax& state, float factor) {
+  float base[2], exponent[2];
+  bool subtracts = SUBTRACT_FIRST;
 #pragma unroll
-  for (int chunk = 0; chunk < 4; ++chunk) {
+  for (int row = 0; row < 2; ++row) {
+    base[row] = state.base[row] == -INFINITY_F ? 0.0f : state.base[row];  // nothing kept so far: s is -inf too, or NaN
+    exponent[row] = base[row] * factor;
+    subtracts = subtracts || maximum(exponent[row], -exponent[row]) > FINE_LOG2;
+  }
+  if (subtracts) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
+    for (int i = 0; i < 16; ++i) s[i >> 2][(i >> 1) & 1][i & 1] -= base[(i >> 1) & 1];
+    exponent[0] = exponent[1] = 0.0f;
+  }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float w = weight<SUBTRACT_FIRST>(s[chunk][row][i], state.base[row], factor);
-        state.sum[row] += w;
-        s[chunk][row][i] = w;
-      }
-    }
+  for (int i = 0; i < 16; ++i) {
+    float& x = s[i >> 2][(i >> 1) & 1][i & 1];
+    x = exp2_fast(multiply_add(x, factor, -exponent[(i >> 1) & 1]));
   }
 }
 
-template <bool SUBTRACT_FIRST>
-DYNATTN_DEVICE void add_dropped(const Survivors& s, RunningSoftmax& state, float factor) {
+DYNATTN_DEVICE void add_weights(const Survivors& weights, float (&sum)[2]) {
 #pragma unroll
-  for (int chunk = 0; chunk < 4; ++chunk) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        state.dropped_sum[row] += weight<SUBTRACT_FIRST>(s[chunk][row][i], state.base[row], factor);
-      }
-    }
-  }
+  for (int i = 0; i < 16; ++i) sum[(i >> 1) & 1] += weights[i >> 2][(i >> 1) & 1][i & 1];
 }
 
 DYNATTN_DEVICE void count_allowed(const Scores& s, RunningSoftmax& state) {

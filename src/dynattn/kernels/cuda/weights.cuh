@@ -31,11 +31,13 @@ DYNATTN_DEVICE bool sparse_weights(const Scores (&s)[UNITS], RunningSoftmax& sta
     if constexpr (AUX) {
       Survivors dropped;
       dropped_scores<PATTERN>(s[unit], dropped);
-      add_dropped<SUBTRACT_FIRST>(dropped, state, factor);
+      exponentiate<SUBTRACT_FIRST>(dropped, state, factor);
+      add_weights(dropped, state.dropped_sum);
       count_allowed(s[unit], state);
       count_kept(kept[unit], state);
     }
     exponentiate<SUBTRACT_FIRST>(kept[unit], state, factor);
+    add_weights(kept[unit], state.sum);
   }
   return moved;
 }
@@ -58,11 +60,15 @@ DYNATTN_DEVICE bool band_weights(const Scores (&s)[UNITS], RunningSoftmax& state
   const bool moved = move_base(state, largest, factor, correction);
 #pragma unroll
   for (int i = 0; i < 2 * UNITS; ++i) {
+    Survivors& kept = pairs[i / UNITS][i % UNITS];
     if constexpr (AUX) {
-      add_dropped<SUBTRACT_FIRST>(dropped[i / UNITS][i % UNITS], state, factor);
-      count_kept(pairs[i / UNITS][i % UNITS], state);
+      Survivors& others = dropped[i / UNITS][i % UNITS];
+      exponentiate<SUBTRACT_FIRST>(others, state, factor);
+      add_weights(others, state.dropped_sum);
+      count_kept(kept, state);
     }
-    exponentiate<SUBTRACT_FIRST>(pairs[i / UNITS][i % UNITS], state, factor);
+    exponentiate<SUBTRACT_FIRST>(kept, state, factor);
+    add_weights(kept, state.sum);
   }
   return moved;
 }

@@ -196,10 +196,11 @@ class Sirius:
 
 
 def _go_back(cache: FullCache, tokens: int) -> None:
-    """Forget what came behind the first tokens. A cheap forward may have left layers out, which know less."""
+    """Forget what came behind the first tokens. A cheap forward may have left layers out, which know less. Nothing
+    outside of a forward holds what the layers returned to it, so that their room stays, and nothing is copied."""
     for layer in cache.layers:
         if layer.seen > tokens:
-            layer.crop(tokens - layer.seen)
+            layer.crop(tokens - layer.seen, keep_room=True)
 
 
 def _until_all_ended(tokens: Tensor, ends: Tensor) -> int:

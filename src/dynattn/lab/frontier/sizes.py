@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dynattn.lab.figures import Interval
 from dynattn.lab.frontier.cell import Phase
-from dynattn.lab.frontier.isoflops import COSTS, Duel, Ground, Setting, best, duels, envelope, grounds
+from dynattn.lab.frontier.isoflops import COSTS, Duel, Ground, Setting, Step, best, duels, envelope, grounds
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.page import COLORS, Section, new_figure, render, svg, table
 from dynattn.lab.terminal import Grid, print_grid, say
@@ -64,11 +64,12 @@ def amount(cost: float, of: str) -> str:
     return f"{cost / unit:.3g} {prefix}{_UNITS[of]}"
 
 
-def envelope_grid(ground: Ground, names: dict[str, str]) -> Grid:
+def envelope_grid(ground: Ground, steps: Sequence[Step], names: dict[str, str]) -> Grid:
     """What is best from which budget on: a row a step.
 
     Args:
         ground: the exam.
+        steps: its :func:`~dynattn.lab.frontier.isoflops.envelope`.
         names: what :func:`titled` gave.
     """
     rows = [
@@ -77,7 +78,7 @@ def envelope_grid(ground: Ground, names: dict[str, str]) -> Grid:
             f"{step.setting.score:.4f}", "–" if step.against is None else _called(step.against, names),
             *_told(step.difference, ground),
         ]
-        for step in envelope(ground)
+        for step in steps
     ]  # fmt: skip
     columns = ["from", "best", "kept", "score", "best dense one\nthat costs no more", "difference [95%]", "so it is"]
     return Grid(f"{_title(ground)}: what to take at which budget", columns, rows, keys=2, left=(4, 6))
@@ -135,7 +136,7 @@ def show(found: Sequence[Ground], console: Console) -> None:
     names = titled(found)
     for alike in _alike(found):
         for ground in alike:
-            print_grid(console, envelope_grid(ground, names))
+            print_grid(console, envelope_grid(ground, envelope(ground), names))
         print_grid(console, duel_grid(alike, names))
         for line in (line for ground in alike for line in answers(ground, names)):
             say(console, line)
@@ -156,6 +157,7 @@ def page(found: Sequence[Ground], records: Sequence[Frontier]) -> str:
 
 def _sections(alike: Sequence[Ground], names: dict[str, str]) -> list[Section]:
     cost, phase = alike[0].cost, alike[0].sheet.exam.phase
+    steps = [envelope(ground) for ground in alike]
     lines = Markup("").join(
         Markup("<li>{}</li>").format(line) for ground in alike for line in answers(ground, names)
     )  # fmt: skip
@@ -163,13 +165,14 @@ def _sections(alike: Sequence[Ground], names: dict[str, str]) -> list[Section]:
         f"The {cost} of {_PHASES[phase]}. Each line is a model, from its sparsest setting to dense attention (the "
         "star); the grey line is the envelope. " + _LITTLE
     )
-    body = _curves(alike, names) + str(Markup("<ul>{}</ul>").format(lines))
-    grids = [duel_grid(alike, names), *(envelope_grid(ground, names) for ground in alike)]
+    body = _curves(alike, steps, names) + str(Markup("<ul>{}</ul>").format(lines))
+    own = (envelope_grid(ground, its, names) for ground, its in zip(alike, steps, strict=True))
+    grids = [duel_grid(alike, names), *own]
     tables = [Section(grid.title, table([one.replace("\n", " ") for one in grid.columns], grid.rows)) for grid in grids]
     return [Section(f"{phase.capitalize()}: which size and sparsity, by {cost}", body, note), *tables]
 
 
-def _curves(alike: Sequence[Ground], names: dict[str, str]) -> str:
+def _curves(alike: Sequence[Ground], steps: Sequence[Sequence[Step]], names: dict[str, str]) -> str:
     """Score against cost, a panel an exam."""
     columns = min(2, len(alike))
     rows = -(-len(alike) // columns)
@@ -177,9 +180,9 @@ def _curves(alike: Sequence[Ground], names: dict[str, str]) -> str:
     panels = list(axes.flat) if columns > 1 or rows > 1 else [axes]
     for spare in panels[len(alike) :]:
         spare.set_axis_off()
-    for ax, ground in zip(panels, alike, strict=False):
-        steps = [step.setting for step in envelope(ground)]
-        ax.step([one.cost for one in steps], [one.score for one in steps], where="post", color=_GREY, linewidth=3,
+    for ax, ground, its in zip(panels, alike, steps, strict=False):
+        outer = [step.setting for step in its]
+        ax.step([one.cost for one in outer], [one.score for one in outer], where="post", color=_GREY, linewidth=3,
                 alpha=0.4)  # fmt: skip
         for model, color in zip(names, COLORS * len(names), strict=False):
             own = [one for one in ground.settings if one.model == model]

@@ -265,7 +265,8 @@ def _tell(model: Any, cache: Any, ids: Tensor) -> Tensor:
     from dynattn.kv_caches.drafts.greedy import forward
 
     told = forward(model, ids.to(model.device), None, cache)[0]
-    cache.crop(-ids.shape[1])
+    for layer in cache.layers:  # what they returned is read no more, so that nothing need be copied
+        layer.crop(-ids.shape[1], keep_room=True)
     return told
 
 

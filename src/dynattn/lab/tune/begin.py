@@ -18,6 +18,8 @@ from dynattn.lab.tasks.texts import Text, read, wikipedia
 from dynattn.lab.tune import pieces, shorten
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.layers import Clocked, clocked, places
+from dynattn.lab.tune.linears.clock import Seconds
+from dynattn.lab.tune.linears.prefill import costs
 from dynattn.lab.tune.own import found
 from dynattn.lab.tune.parts import Exams, Parts, forwards, parts
 from dynattn.lab.tune.plan import LEAST, Counts, Plan, least_seconds, plan
@@ -44,6 +46,7 @@ class Begun:
         parts: the exams.
         entry: seconds that the dense model takes for an entry of an exam.
         asked: the length with which the exams were made; None for inputs of one size.
+        linears: what linear layers take, dense and where they leave inputs out; empty where that makes none faster.
         few: why no claim can be made with the data that there is, in words; None where one can.
     """
 
@@ -53,6 +56,7 @@ class Begun:
     parts: Parts
     entry: float
     asked: int | None
+    linears: Seconds
     few: str | None = None
 
 
@@ -104,14 +108,14 @@ def begin(
             return _planned(settings, texts, pretrained, lengths[0], clock)
         return _longest(settings, texts, pretrained, lengths, clock)
 
-    length, its, entry = store.once("plan", find)
+    length, its, entry, linears = store.once("plan", find)
     chosen = Plan(**{**its, "counts": Counts(*its["counts"])})
     made = parts(pretrained, texts, length, chosen.counts, settings.task)
     found = made.search[0].data.length if length is None else length
     few = _few(settings, made.proofs[0])
     if few is not None and (pretrained.kind != "speech" or settings.task is not None):
         raise ValueError(f"tune: {few}, allow more --minutes, or a larger --max-loss")
-    return Begun(pretrained, found, chosen, made, entry, length, few)
+    return Begun(pretrained, found, chosen, made, entry, length, linears, few)
 
 
 def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None:
@@ -147,7 +151,8 @@ def _context(pretrained: Pretrained) -> int | None:
 def _longest(
     settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, lengths: Sequence[int], clock: Clock
 ) -> Any:
-    """A decoder at the longest of the lengths for which there are texts and time: the length and its plan."""
+    """A decoder at the longest of the lengths for which there are texts and time: the length, its plan, an entry's
+    seconds, and what linear layers take."""
     own = pieces.shuffled(wikipedia() if texts is None else texts)
     least = LEAST.search + LEAST.prove
     enough = [length for length in lengths if len(pieces.cut(pretrained, own, length, least)) == least]
@@ -159,22 +164,24 @@ def _longest(
     places(pretrained, inputs | {"input_ids": ids[:, :_FEW]})  # refuses, and warms up
     seen = _sooner(pretrained, inputs)
     inside = sum(seen.modules.values())
+    linears = costs(pretrained, inputs)
+    of_whole = shorten.measurements(int(bool(linears)))
     least_time = math.inf
     for length in enough:
         times = length / probe
         attention = inside * times**2
         forward = (seen.forward - inside) * times + attention
-        its = plan(clock.left, forward, attention / forward, second=True)
+        its = plan(clock.left, forward, attention / forward, True, of_whole)
         if its is not None:
-            return [length, asdict(its), forward]
-        least_time = least_seconds(forward, attention / forward, second=True)
+            return [length, asdict(its), forward, linears]
+        least_time = least_seconds(forward, attention / forward, True, of_whole)
     raise _too_little(settings, clock, least_time, enough[-1])
 
 
 def _planned(
     settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, length: int | None, clock: Clock
 ) -> Any:
-    """The length, where one is given, and the plan for it."""
+    """The length, where one is given, the plan for it, an entry's seconds, and what linear layers take."""
     few = parts(pretrained, texts, length, LEAST, settings.task)
     exam, second = few.search[0], len(few.search) > 1
     inputs = exam.inputs(0)
@@ -186,12 +193,14 @@ def _planned(
         start = time.perf_counter()
         exam.portion(0, 1).outcome(pretrained, BASELINE, lambda: None)
         forward = time.perf_counter() - start
-    shorter = shorten.measurements(shorten.families(pretrained.model, exam.data.length))
-    its = plan(clock.left, forward, seen.share, second, shorter, seen.forward)
+    linears = costs(pretrained, exam.inputs_on(pretrained.model.device))
+    families = len(shorten.families(pretrained.model, exam.data.length)) + bool(linears)
+    of_whole = shorten.measurements(families)
+    its = plan(clock.left, forward, seen.share, second, of_whole, seen.forward)
     if its is None:
-        least = least_seconds(forward, seen.share, second, shorter, seen.forward)
+        least = least_seconds(forward, seen.share, second, of_whole, seen.forward)
         raise _too_little(settings, clock, least, exam.data.length)
-    return [length, asdict(its), forward]
+    return [length, asdict(its), forward, linears]
 
 
 def _sooner(pretrained: Pretrained, inputs: Inputs) -> Clocked:

@@ -110,7 +110,8 @@ def tuned(found: Both, pretrained: Pretrained) -> Tuned:
     if found.prefill.verdict != "faster":
         return decode_told.tuned(found.decode, pretrained)
     cache, decoding = decode_told.attends(found.decode)
+    first = write.tuned(found.prefill, pretrained)
     return replace(
-        write.tuned(found.prefill, pretrained), cache=cache, decoding=decoding,
+        first, cache=cache, decoding=decoding, linears={**first.linears, **decode_told.linears(found.decode)},
         evidence=(*write.evidence(found.prefill), *decode_told.evidence(found.decode)),
     )  # fmt: skip

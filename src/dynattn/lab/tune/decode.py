@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
@@ -18,20 +17,19 @@ from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained
 from dynattn.lab.progress import Stage
 from dynattn.lab.proof import Proof, Verdict
-from dynattn.lab.statistics import at_chance
 from dynattn.lab.tasks.texts import Text, wikipedia
-from dynattn.lab.timing import LEAST_ROUNDS, Timing, interleaved, own_seconds
+from dynattn.lab.timing import Timing, interleaved, own_seconds
 from dynattn.lab.tune import decoding, pieces
 from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
+from dynattn.lab.tune.decode_search import Search, guesses, limit_of
 from dynattn.lab.tune.decoding import AFTER, TASKS, Reading, Task
-from dynattn.lab.tune.exams import FEWEST, bound_of, decided, proof_of, widened, worst_item
-from dynattn.lab.tune.keys import DIGITS
+from dynattn.lab.tune.exams import FEWEST, bound_of, decided, proof_of
+from dynattn.lab.tune.linears.steps import Linears
 from dynattn.lab.tune.parts import TRIES
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.results import Lost, Raced
-from dynattn.lab.tune.search import GOOD
 from dynattn.lab.tune.settings import LEAST_LENGTH, Settings
 from dynattn.lab.tune.store import Store
 
@@ -41,7 +39,6 @@ LENGTH = 2048
 _SEARCH, _PROVE = 4, 64  # texts of the search and of the proof, which goes on while there is time
 _LEAST = LEAST.prove  # texts below which nothing is proved
 _ROUNDS = 5
-_SHARE_OF_TWO = 0.5  # of the time for all ways, what two of them take after one prompt
 
 
 class Run:
@@ -68,14 +65,22 @@ class Run:
         self._stage, self._clock = stage, clock
         self._length = length or settings.length or LENGTH
         self._parts, self._whose = _parts(pretrained, texts, self._length)
+        self._linears = Linears(pretrained, [reading.ids for reading in self._parts[0][0]])
+        self._search = Search(
+            self._parts[0], settings.max_loss, min(map(len, self._parts[1])), self._linears, self._scored,
+            lambda *asked: self._steps(*asked), store, stage, clock,
+        )  # fmt: skip
+        self._contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {}
         self._considered: list[Considered] = []
         self._tries: list[Tried] = []
-        self._pace = 0.0  # seconds of a text of the search
 
     def tune(self) -> Decoding:
         """All of it."""
-        names = decoding.candidates(self._length)
-        kept = self._searched(names)
+        # Kept before the first proof: with the time of a run that goes on, another choice would be one more try on
+        # texts that were seen.
+        found = self._store.once("chosen", lambda: self._search.run(decoding.candidates(self._length)))
+        self._search.methods, kept = found["methods"], found["kept"]
+        self._considered = [Considered(**each) for each in found["considered"]]
         for number, (way, worst) in enumerate(kept[:TRIES]):
             self._tries.append(self._tried(number, way, worst))
             if self._tries[-1].holds:
@@ -84,86 +89,39 @@ class Run:
             return self._result("keep the default: no way to decode is faster and keeps the limits", None, None)
         return self._result("keep the default: that the loss stays below the limit could not be proved", None, None)
 
-    def _searched(self, names: Sequence[str]) -> list[tuple[str, list[float]]]:
-        """The ways that keep the limits, the fastest first, with what an item is taken to lose at most."""
-        every = (ways.BASELINE, *names)
-        tasks = self._parts[0]
-        advance = self._stage("loss of each way to decode", sum(map(len, tasks)))
-        before = self._clock.spent
-        scores = [
-            [self._scored(f"search {task.name} {i}", reading, every, advance) for i, reading in enumerate(readings)]
-            for task, readings in zip(TASKS, tasks, strict=True)
-        ]
-        self._pace = (self._clock.spent - before) / sum(map(len, tasks))
-        found = {name: [self._held(task, each, name) for task, each in zip(TASKS, scores, strict=True)]
-                 for name in names}  # fmt: skip
-        good = [name for name in names if all(held.keeps for held in found[name])]
-        speedups = self._clocked(good)
-        self._considered = [
-            Considered(way=name, losses=[held.loss for held in found[name]], keeps=name in good,
-                       speedup=speedups.get(name))
-            for name in names
-        ]  # fmt: skip
-        faster = sorted((name for name in good if speedups[name] > 1), key=lambda name: -speedups[name])
-        return [(name, [held.worst for held in found[name]]) for name in faster]
-
     def _scored(
         self, key: str, reading: Reading, names: Sequence[str], advance: Callable[[], None]
     ) -> dict[str, list[float]]:
-        found = self._store.once(key, lambda: decoding.nats(self._pretrained.model, reading, names))
+        found = self._store.once(key, lambda: decoding.nats(self._pretrained.model, reading, names, self._applied))
         advance()
         return found
 
-    def _held(self, task: Task, scores: Sequence[dict[str, list[float]]], name: str) -> _Held:
-        dense, own = (np.array([np.mean(each[way]) for each in scores]) for way in (ways.BASELINE, name))
-        limit = self._limit(task)
-        worst = worst_item(own - dense, math.log1p(limit), mean=True)
-        verdict = proof_of(limit, "perplexity", 1, worst).foresee(dense, own, self._planned)
-        silent = task is TASKS[1] and self._guesses(dense)
-        return _Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)
-
-    @cached_property
-    def _planned(self) -> int:
-        """Texts of a task that the time allows the proof, which reads on in two ways, and the search in all."""
-        each = self._pace * _SHARE_OF_TWO
-        fits = int(self._clock.left / (each * len(TASKS))) if each > 0 else _PROVE
-        there = min(map(len, self._parts[1]))
-        return self._store.once("planned", lambda: min(there, max(_LEAST, fits)))
-
-    def _limit(self, task: Task) -> float:
-        return widened(self._settings.max_loss, task.times)
-
-    def _guesses(self, dense: np.ndarray) -> bool:
-        """Whether the dense model itself does not read numbers back."""
-        first, last = self._parts[0][1][0].spans[0]
-        return at_chance(tuple(map(float, dense)), DIGITS * math.log(10) / (last - first), False)
-
-    def _clocked(self, names: Sequence[str]) -> dict[str, float]:
-        if not names:
-            return {}
-        timings = self._store.once("clock", lambda: {
-            name: vars(timing) for name, timing in self._steps(names, LEAST_ROUNDS, self._parts[0][0][0]).items()
-        })  # fmt: skip
-        made = {
-            name: Timing(tuple(each["samples"]), each["calls"], tuple(each["waited"])) for name, each in timings.items()
-        }
-        return {name: made[name].speedup(made[ways.BASELINE]).median for name in names}
+    def _applied(self, label: str) -> Callable[[], AbstractContextManager[None]]:
+        """What has the linear layers work by a setting."""
+        if label not in self._contexts:
+            self._contexts[label] = self._linears.context(self._search.methods[label])
+        return self._contexts[label]
 
     def _steps(self, names: Sequence[str], rounds: int, reading: Reading) -> dict[str, Timing]:
         """Steps after a prompt, by the default and by each way, in alternation."""
-        model = self._pretrained.model
+        model, every = self._pretrained.model, (ways.BASELINE, *names)
+        thin = {name: decoding.around(name, self._applied) for name in every}
         prompt = read(model, reading.ids[:, : reading.start].to(model.device))
         after = reading.ids[:, reading.start : reading.start + decoding.STEPS].to(model.device)
-        functions = {
-            name: partial(step_seconds, model, prompt, _loaded(name), after) for name in (ways.BASELINE, *names)
-        }
+
+        def seconds(name: str) -> float:
+            with thin[name]():
+                return step_seconds(model, prompt, _loaded(decoding.parted(name)[0]), after)
+
+        functions = {name: partial(seconds, name) for name in every}
         return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=own_seconds)
 
     def _tried(self, number: int, way: str, worst: Sequence[float]) -> Tried:
         """The tasks take turns, text by text, so that where the time ends both have got as far."""
         advance = self._stage(f"proof of {way}", sum(map(len, self._parts[1])))
         proofs = [
-            proof_of(self._limit(task), "perplexity", number + 1, most) for task, most in zip(TASKS, worst, strict=True)
+            proof_of(limit_of(self._settings.max_loss, task), "perplexity", number + 1, most)
+            for task, most in zip(TASKS, worst, strict=True)
         ]
         scores = [(np.array([]), np.array([])) for _ in TASKS]
         verdicts: list[Verdict | None] = [None] * len(TASKS)
@@ -183,7 +141,7 @@ class Run:
                 )
                 verdicts[at] = verdict = proofs[at].look(*scores[at])
                 known[at] = decided(verdict, scores[at][1] - scores[at][0], worst[at], FEWEST)
-            silent = len(scores[1][0]) > 0 and self._guesses(scores[1][0])
+            silent = len(scores[1][0]) > 0 and guesses(scores[1][0], self._parts[0][1][0])
             if known[0] is False or (known[1] is False and not silent) or (known[0] and silent):
                 break
         return Tried(way=way, lost=[
@@ -201,7 +159,7 @@ class Run:
             dense=float(dense.mean()), tuned=float(own.mean()), loss=verdict.loss,
             bound=bound_of(verdict, own - dense, proof.worst, FEWEST), limit=proof.max_loss, level=verdict.level,
             looks=len(dense), worst=proof.worst, proved=proved,
-            silent=task is TASKS[1] and self._guesses(dense),
+            silent=task is TASKS[1] and guesses(dense, self._parts[0][1][0]),
         )  # fmt: skip
 
     def _raced(self, way: str) -> Decoding:
@@ -218,11 +176,13 @@ class Run:
 
     def _result(self, reason: str, way: str | None, speed: Raced | None) -> Decoding:
         self._pretrained.model.set_attn_implementation("sdpa")
+        label = None if way is None else decoding.parted(way)[1]
+        setting = None if label is None else self._linears.setting(self._search.methods[label]).plain()
         return Decoding(
             model=self._settings.model, description=self._pretrained.description, dtype=self._settings.dtype,
             length=self._length, settings=self._settings.plain(), machine=machine(),
             verdict="dense" if way is None else "faster", reason=reason, way=way, considered=self._considered,
-            tries=self._tries, speed=speed, seconds=self._clock.spent,
+            tries=self._tries, speed=speed, seconds=self._clock.spent, linears=setting,
         )  # fmt: skip
 
 
@@ -237,12 +197,6 @@ def _loaded(name: str) -> ways.Way:
 def room(pretrained: Pretrained) -> int:
     """The most tokens that a prompt can have."""
     return pretrained.model.config.get_text_config().max_position_embeddings - AFTER
-
-
-class _Held(NamedTuple):
-    loss: float
-    worst: float
-    keeps: bool
 
 
 def _parts(

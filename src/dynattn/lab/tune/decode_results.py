@@ -13,16 +13,18 @@ class Considered(Record):
     """A way to decode, on the texts of the search.
 
     Attributes:
-        way: its name, see :mod:`dynattn.lab.decode.ways`.
+        way: its name, see :mod:`dynattn.lab.decode.ways`, with a setting of linear layers or without.
         losses: relative, of the text that goes on and of the hidden numbers.
         keeps: whether the proof would find that both limits are kept, were its items like these.
         speedup: of a step, over Transformers' default; None where it keeps no limit.
+        linears: what linear layers leave out, in words; None where they are dense.
     """
 
     way: str
     losses: list[float]
     keeps: bool
     speedup: float | None
+    linears: str | None = None
 
 
 class Tried(Record):
@@ -48,6 +50,8 @@ class Decoding(Record):
         verdict: ``faster``, or ``dense`` where nothing is gained for sure.
         reason: in words.
         way: how to decode; None for Transformers' default.
+        linears: what linear layers leave out in steps, as :class:`dynattn.sparsity.LinearSetting` takes it; None where
+            they are dense.
         considered: all ways.
         tries: of the proof.
         speed: of a step; None where nothing was proved.
@@ -67,4 +71,5 @@ class Decoding(Record):
     tries: list[Tried]
     speed: Raced | None
     seconds: float
+    linears: dict[str, Any] | None = None
     version: Literal[1] = 1

@@ -14,8 +14,12 @@ from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.terminal import Grid, print_grid, say
 from dynattn.lab.tune.candidates import OWN_DENSE, SDPA
 from dynattn.lab.tune.decode import Decoding
+from dynattn.lab.tune.decoding import parted
+from dynattn.lab.tune.linears.words import grid as linears_grid
+from dynattn.lab.tune.linears.words import sentence
 from dynattn.lab.tune.terminal import losses_of
 from dynattn.lab.tune.write import evidence_of
+from dynattn.sparsity import LinearSetting
 
 _USE = """tuned = dynattn.integrations.transformers.load(model, "model.dynattn.json")
 model.generate(**prompt, past_key_values=dynattn.kv_caches.make(tuned.cache, model.config))"""
@@ -32,7 +36,8 @@ def show(found: Decoding, console: Console) -> None:
     say(console, "")
     for line in _sentences(found):
         say(console, line)
-    print_grid(console, _considered(found))
+    for grid in (*_linears(found), _considered(found)):
+        print_grid(console, grid)
     if found.tries:
         print_grid(console, losses_of([each.lost for each in found.tries]))
 
@@ -52,14 +57,18 @@ def sections(found: Decoding) -> list[Section]:
     lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in _sentences(found))
     use = Markup("<pre>{}</pre>").format(_USE) if found.way is not None else ""
     made = [Section("What was found", Markup("<ul>{}</ul>{}").format(lines, use))]
-    grids = [_considered(found), *([losses_of([each.lost for each in found.tries])] if found.tries else [])]
+    grids = [
+        *_linears(found),
+        _considered(found),
+        *([losses_of([each.lost for each in found.tries])] if found.tries else []),
+    ]
     made += [Section(grid.title, table(grid.columns, [list(map(str, row)) for row in grid.rows])) for grid in grids]
     body = Markup(facts(found.settings)) + Markup(facts(found.machine))
     return [*made, Section("The run", body, f"It took {found.seconds:.0f} s.")]
 
 
 def tuned(found: Decoding, pretrained: Pretrained) -> Tuned:
-    """What the file says: attention is dense, over a cache that may forget.
+    """What the file says: attention is dense, over a cache that may forget; linear layers may leave something out.
 
     Args:
         found: a run that made decoding faster.
@@ -68,8 +77,13 @@ def tuned(found: Decoding, pretrained: Pretrained) -> Tuned:
     cache, method = attends(found)
     return Tuned.of(
         pretrained.model, dict.fromkeys(attention_modules(pretrained.model), method), dtype=found.dtype, phase="both",
-        lengths=(1, found.length), cache=cache, machine=found.machine, evidence=evidence(found),
+        lengths=(1, found.length), cache=cache, linears=linears(found), machine=found.machine, evidence=evidence(found),
     )  # fmt: skip
+
+
+def linears(found: Decoding) -> dict[str, LinearSetting]:
+    """What linear layers leave out, as the file has it."""
+    return {} if found.linears is None else {"decode": LinearSetting(**found.linears)}
 
 
 def attends(found: Decoding) -> tuple[str, str]:
@@ -80,8 +94,9 @@ def attends(found: Decoding) -> tuple[str, str]:
     """
     if found.way is None:
         raise ValueError("tune: a file is written where decoding became faster alone")
-    cache = found.way.removeprefix(_CACHE) if found.way.startswith(_CACHE) else "full"
-    return cache, SDPA if ways.find(found.way).implementation == BASELINE else OWN_DENSE
+    way = parted(found.way)[0]
+    cache = way.removeprefix(_CACHE) if way.startswith(_CACHE) else "full"
+    return cache, SDPA if ways.find(way).implementation == BASELINE else OWN_DENSE
 
 
 def evidence(found: Decoding) -> tuple[Evidence, ...]:
@@ -108,7 +123,13 @@ def _sentences(found: Decoding) -> list[str]:
             f"{speed.tuned.median * 1e3:.1f} ms tuned (quartiles of the speed-up {speed.speedup.q1:.2f} to "
             f"{speed.speedup.q3:.2f}, {speed.rounds} rounds in alternation)."
         )
+    if found.linears is not None:
+        said.append(f"In steps something is left out by linear layers: {sentence(found.linears['methods'])}.")
     return said
+
+
+def _linears(found: Decoding) -> list[Grid]:
+    return [] if found.linears is None else [linears_grid(found.linears["methods"])]
 
 
 def _considered(found: Decoding) -> Grid:
@@ -118,4 +139,7 @@ def _considered(found: Decoding) -> Grid:
         for each in found.considered
     ]  # fmt: skip
     columns = ["way to decode", "loss", "loss of hidden numbers", "keeps the limits", "a step"]
+    if any(each.linears is not None for each in found.considered):
+        columns.append("left out by linear layers")
+        rows = [[*row, each.linears or "nothing"] for row, each in zip(rows, found.considered, strict=True)]
     return Grid("What was considered, on the texts of the search", columns, rows)

@@ -3,13 +3,15 @@
 The prompt is read densely, once for all ways. Then each way reads on, a few tokens at a time, with the keys that its
 cache still holds. What is scored are blocks of the text that goes on, and numbers that were hidden in the prompt; the
 item is the text. Numbers are asked for after the prompt, so that a cache that forgets has to do so before it knows what
-will be asked.
+will be asked. A way may be one ``with`` a setting by which linear layers leave something out of what comes after the
+prompt: ``dense-in-place with inputs-3``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,13 @@ AFTER = 257
 STEPS = 16
 """Tokens that are decoded to time a step."""
 
+IN_PLACE = "dense-in-place"
+"""The way that forgets nothing and copies nothing."""
+
+Applied = Callable[[str], Callable[[], AbstractContextManager[Any]]]
+"""Gives for the label of a setting what has linear layers work by it."""
+
+_WITH = " with "
 _BLOCK = 16  # tokens of which a score is the mean; the item is the text
 _QUESTION = 16  # tokens between the prompt and the first answer
 
@@ -69,7 +78,7 @@ class Reading(NamedTuple):
 def candidates(length: int) -> tuple[str, ...]:
     """Ways to decode after so many tokens, the mildest first."""
     return (
-        "dense-in-place", *(f"cache-spatten-{keep}" for keep in (0.75, 0.5, 0.25)),
+        IN_PLACE, *(f"cache-spatten-{keep}" for keep in (0.75, 0.5, 0.25)),
         *dict.fromkeys(f"cache-quest-{16 * max(1, length // (16 * part))}" for part in (4, 8)),
         *(ways.cut_once(kind, max(6, length // part)) for part in (4, 8) for kind in ("adasnapkv", "snapkv")),
         *(f"cache-window-{length // part}-s4" for part in (2, 4, 8)),
@@ -90,24 +99,54 @@ def numbers(pretrained: Pretrained, pieces: Sequence[Piece], length: int, seed: 
     return [Reading(each.ids, each.answers[0][0] - _QUESTION, each.answers) for each in hidden]
 
 
+def joined(way: str, label: str) -> str:
+    """The name of a way with a setting of linear layers."""
+    return f"{way}{_WITH}{label}"
+
+
+def parted(name: str) -> tuple[str, str | None]:
+    """The way and the setting's label; None where linear layers are dense."""
+    way, found, label = name.partition(_WITH)
+    return way, label if found else None
+
+
+def around(name: str, applied: Applied | None) -> Callable[[], AbstractContextManager[Any]]:
+    """What has linear layers work by the setting that a name holds, if it holds one.
+
+    Args:
+        name: of a way, with a setting or without.
+        applied: knows the settings; None where there are none.
+    """
+    label = parted(name)[1]
+    return nullcontext if label is None or applied is None else applied(label)
+
+
 @torch.inference_mode()
-def nats(model: nn.Module, reading: Reading, names: Sequence[str]) -> dict[str, list[float]]:
+def nats(
+    model: nn.Module, reading: Reading, names: Sequence[str], applied: Applied | None = None
+) -> dict[str, list[float]]:
     """NLL of each block or number, nats per token, by each way.
 
     Args:
         model: a Transformers decoder; its attention implementation is set.
         reading: the text.
-        names: of the ways.
+        names: of the ways, with settings of linear layers or without.
+        applied: knows the settings.
     """
+    thin = {name: around(name, applied) for name in names}
     ids = reading.ids.to(next(model.parameters()).device)
     prompt = read(model, ids[:, : reading.start])
-    return {name: _nats(model, prompt, ids, reading, ways.find(name)) for name in names}
+    return {name: _nats(model, prompt, ids, reading, ways.find(parted(name)[0]), thin[name]) for name in names}
 
 
-def _nats(model: nn.Module, prompt: Prompt, ids: Tensor, reading: Reading, way: ways.Way) -> list[float]:
+def _nats(
+    model: nn.Module, prompt: Prompt, ids: Tensor, reading: Reading, way: ways.Way,
+    thin: Callable[[], AbstractContextManager[Any]],
+) -> list[float]:  # fmt: skip
     cache = cache_of(model, prompt, way)
     model.set_attn_implementation(way.together)  # type: ignore[operator]
-    rest = ids[:, reading.start : -1]
-    logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest.split(PIECE, 1)]
+    rest = ids[:, reading.start : -1].split(PIECE, 1)
+    with thin():
+        logits = [model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0] for piece in rest]
     told = nn.functional.cross_entropy(torch.cat(logits).float(), ids[0, reading.start + 1 :], reduction="none")
     return [told[a - reading.start - 1 : b - reading.start - 1].mean().item() for a, b in reading.spans]

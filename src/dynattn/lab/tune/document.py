@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from dynattn.lab.machine import describe
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.tune import plots
 from dynattn.lab.tune.assignment import shares, shown
-from dynattn.lab.tune.results import Tuning
+from dynattn.lab.tune.linears.words import grid, sentence
+from dynattn.lab.tune.results import Tuning, WholeModel
 from dynattn.lab.tune.terminal import losses, sentences
+from dynattn.lab.tune.whole import methods
 
 
 def page(found: Tuning) -> str:
@@ -25,8 +29,8 @@ def page(found: Tuning) -> str:
 def sections(found: Tuning) -> list[Section]:
     """What the page is made of."""
     return [
-        _verdict(found), *_proof(found), *_assignment(found), *_shortened(found), _time(found), *_considered(found),
-        _run(found),
+        _verdict(found), *_proof(found), *_assignment(found), *_linears(found), *_whole(found), _time(found),
+        *_considered(found), _run(found),
     ]  # fmt: skip
 
 
@@ -64,17 +68,34 @@ def _assignment(found: Tuning) -> list[Section]:
     return [Section("Which head attends how", body)]
 
 
-def _shortened(found: Tuning) -> list[Section]:
-    if not found.shortened:
+def _linears(found: Tuning) -> list[Section]:
+    if found.linears is None:
+        return []
+    made = grid(methods(found.linears))
+    return [Section(made.title, table(made.columns, [list(map(str, row)) for row in made.rows]))]
+
+
+def _whole(found: Tuning) -> list[Section]:
+    """Two tables: methods that shorten the sequence, and linear layers that leave inputs out."""
+    tokens = [(str(each.pruning), each) for each in found.whole_model if each.pruning is not None]
+    inputs = [(sentence(methods(each.linears)), each) for each in found.whole_model if each.linears is not None]
+    return [
+        *_looked("What fewer tokens would lose", "method that shortens the sequence", tokens),
+        *_looked("What linear layers that leave inputs out would lose", "inputs are left out by", inputs),
+    ]
+
+
+def _looked(title: str, column: str, of: Sequence[tuple[str, WholeModel]]) -> list[Section]:
+    if not of:
         return []
     rows = [
-        [each.pruning, "dense" if each.harm == 0 else "half of the harm", f"{each.losses[0]:+.2%}",
+        [name, "dense" if each.harm == 0 else "half of the harm", f"{each.losses[0]:+.2%}",
          "yes" if each.keeps else "no", "–" if each.speedup is None else f"{each.speedup:.2f}×"]
-        for each in found.shortened
+        for name, each in of
     ]  # fmt: skip
-    columns = ["method that shortens the sequence", "attention", "loss", "keeps the limit", "whole model"]
-    note = "On the texts of the search. The strongest setting of each method that keeps the limit was raced."
-    return [Section("What fewer tokens would lose", table(columns, rows), note)]
+    columns = [column, "attention", "loss", "keeps the limit", "whole model"]
+    note = "On the texts of the search. The strongest setting of each kind that keeps the limit was raced."
+    return [Section(title, table(columns, rows), note)]
 
 
 def _time(found: Tuning) -> Section:

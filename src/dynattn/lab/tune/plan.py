@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ROUNDS = 3
-_RACED = 5  # assignments that are raced before the proof where the sequence is shortened
+_RACED = 5  # assignments that are raced before the proof where there are methods of the whole model
 _SAMPLED = 0.3  # of a call's pairs are computed for each candidate, see sensitivity.py
 _SHARE_OF_KERNELS = 0.05  # of the time, for timing candidates
 _RESERVE = 0.06  # of the time: the report, what a forward takes longer at times
@@ -71,7 +71,7 @@ def cost(
         entry: seconds that the dense model takes for one item that is counted.
         share: the share of attention in it.
         second: whether there is an unlike task, whose scores come along with the others.
-        shorter: how often it is measured what is lost where the sequence is shortened.
+        shorter: how often it is measured what is lost where there are methods of the whole model.
         forward: seconds of one forward, where an item takes several.
     """
     forward = entry if forward is None else forward

@@ -22,13 +22,13 @@ from dynattn.lab.tune.exams import Exam, bound_of, decided
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.results import Lost, Try
 from dynattn.lab.tune.search import set_assignment
-from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.whole import applied, split
 
 
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
-    max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], pruning: str | None = None,
+    max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], whole: str | None = None,
     data: int | None = None, ahead: Asked | None = None,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
@@ -45,7 +45,7 @@ def prove(
         store: keeps the scores.
         advance: called after each step.
         in_time: whether another text may be begun.
-        pruning: the name of the method that shortens the sequence besides; None for none.
+        whole: the name of a method of the whole model besides, see :mod:`dynattn.lab.tune.whole`; None for none.
         data: number of the first try with these exams, whose dense scores hold; None for this one.
         ahead: scores entries before they are asked for.
 
@@ -55,7 +55,7 @@ def prove(
     data = number if data is None else data
     takers = [
         _Taker(
-            exam, exam.proof(max_loss, number + 1, most), (data, at), f"{pruning} {sorted(methods(assignment).items())}"
+            exam, exam.proof(max_loss, number + 1, most), (data, at), f"{whole} {sorted(methods(assignment).items())}"
         )
         for at, (exam, most) in enumerate(zip(exams, worst, strict=True))
     ]
@@ -65,7 +65,7 @@ def prove(
         done = all(each.decided or each.silent for each in takers)
         if taker is None or failed or done or (taker.looks and not in_time()):
             break
-        if ahead is not None and pruning is None and not store.has(taker.own(taker.looks)):
+        if ahead is not None and whole is None and not store.has(taker.own(taker.looks)):
             ahead.ask(_next(takers, assignment, ahead.at_once), advance)
         entry = taker.looks
         scorer = Scorer(taker.exam.portion(entry, entry + 1), pretrained, advance)
@@ -73,13 +73,13 @@ def prove(
         dense = store.once(taker.dense(entry), scorer.dense)
         for other in others:
             _keep(store, other.dense(entry), scorer.along(other.exam.portion(entry, entry + 1)))
-        own = store.once(taker.own(entry), lambda scorer=scorer: scorer.own(assignment, pruning))
+        own = store.once(taker.own(entry), lambda scorer=scorer: scorer.own(assignment, whole))
         for other in others:
             _keep(store, other.own(entry), scorer.along(other.exam.portion(entry, entry + 1)))
         taker.take(dense, own)
     heads = {module: list(heads) for module, heads in assignment.items()}
     lost = [taker.lost for taker in takers if taker.looks]
-    return Try(heads=heads, pruning=pruning, lost=lost)
+    return Try(heads=heads, lost=lost, **split(whole))
 
 
 def dense_scores(data: int, exam: Exam, entry: int) -> str:
@@ -187,12 +187,12 @@ class Scorer:
         self._outcome = self._last = self._exam.outcome(self._pretrained, BASELINE, self._advance)
         return self._exam.scores(self._outcome, self._outcome).tolist()
 
-    def own(self, assignment: Assignment, pruning: str | None) -> list[float]:
+    def own(self, assignment: Assignment, whole: str | None) -> list[float]:
         """The tuned model's."""
         if self._outcome is None and self._exam.by_agreement:
             self.dense()
         implementation = set_assignment(self._pretrained, assignment)
-        with shortening(self._pretrained, pruning):
+        with applied(self._pretrained, whole):
             own = self._last = self._exam.outcome(self._pretrained, implementation, self._advance)
         return self._exam.scores(own, self._outcome or own).tolist()
 

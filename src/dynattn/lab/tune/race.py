@@ -17,7 +17,7 @@ from dynattn.lab.timing import interleaved
 from dynattn.lab.tune.assignment import Assignment
 from dynattn.lab.tune.results import Raced
 from dynattn.lab.tune.search import set_assignment
-from dynattn.lab.tune.shorten import shortening
+from dynattn.lab.tune.whole import applied
 
 
 @contextmanager
@@ -27,15 +27,15 @@ def _dense(pretrained: Pretrained) -> Iterator[None]:
 
 
 @contextmanager
-def _tuned(pretrained: Pretrained, assignment: Assignment, pruning: str | None) -> Iterator[None]:
+def _tuned(pretrained: Pretrained, assignment: Assignment, whole: str | None) -> Iterator[None]:
     set_assignment(pretrained, assignment)
-    with shortening(pretrained, pruning):
+    with applied(pretrained, whole):
         yield
 
 
 @torch.inference_mode()
 def race(
-    pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds: int, pruning: str | None = None
+    pretrained: Pretrained, assignment: Assignment, inputs: Inputs, rounds: int, whole: str | None = None
 ) -> Raced:
     """Time forwards.
 
@@ -44,10 +44,10 @@ def race(
         assignment: the assignment of methods.
         inputs: the inputs of a forward.
         rounds: how many rounds of alternation to take, exactly.
-        pruning: the name of the method that shortens the sequence besides; None for none.
+        whole: the name of a method of the whole model besides, see :mod:`dynattn.lab.tune.whole`; None for none.
     """
 
-    ways = {"dense": partial(_dense, pretrained), "tuned": partial(_tuned, pretrained, assignment, pruning)}
+    ways = {"dense": partial(_dense, pretrained), "tuned": partial(_tuned, pretrained, assignment, whole)}
 
     def forwards(way: Callable[[], Any], calls: int) -> float:
         with way():  # not timed: a model is set once, and an assignment takes a tenth of a small model's forward to set

@@ -89,18 +89,20 @@ class Considered(Record):
     losses: list[float]
 
 
-class Shortened(Record):
-    """An assignment together with a method that shortens the sequence.
+class WholeModel(Record):
+    """An assignment together with a method of the whole model.
 
     Attributes:
-        pruning: the method's name.
+        pruning: the name of the method where it shortens the sequence.
+        linears: the name of the plan where linear layers leave inputs out; one of the two is None.
         harm: predicted, of the assignment alone.
         losses: relative, of each exam of the search, measured.
         keeps: whether the limits are kept, by what the search saw.
         speedup: of the whole model, measured; None where that was not worth it.
     """
 
-    pruning: str
+    pruning: str | None
+    linears: str | None
     harm: float
     losses: list[float]
     keeps: bool
@@ -120,6 +122,7 @@ class Try(Record):
     heads: dict[str, list[str]]
     pruning: str | None
     lost: list[Lost]
+    linears: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -181,12 +184,13 @@ class Tuning(Record):
         heads: by module, the method of each head: the one that is written, or dense.
         pruning: the name of the method that shortens the sequence besides; None for none.
         considered: points, for the frontier.
-        shortened: what was looked at with methods that shorten the sequence.
+        whole_model: what was looked at with methods that shorten the sequence, or have linear layers leave inputs out.
         gains: at other limits.
         tries: the tries of the proof.
         rival: one method for all heads; None where there was no time to look, or nothing was proved.
         speed: the speed of what is written; None where nothing is.
         seconds: that the run took.
+        linears: the name of the plan by which linear layers leave inputs out; None for none.
         exact: whether what is written is dense attention by the faster kernel, which needs no proof: the tries are of
             what was not proved.
         version: the version of the record.
@@ -206,11 +210,12 @@ class Tuning(Record):
     heads: dict[str, list[str]]
     pruning: str | None
     considered: list[Considered]
-    shortened: list[Shortened]
+    whole_model: list[WholeModel]
     gains: list[Gain]
     tries: list[Try]
     rival: Rival | None
     speed: Raced | None
     seconds: float
+    linears: str | None = None
     exact: bool = False
     version: Literal[1] = 1

@@ -20,16 +20,18 @@ from dynattn.lab.tune.chosen import Chosen
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.layers import clocked, places
+from dynattn.lab.tune.linears import prefill
 from dynattn.lab.tune.parts import Exams
 from dynattn.lab.tune.plan import LEAST
 from dynattn.lab.tune.prove import prove
 from dynattn.lab.tune.race import race
-from dynattn.lab.tune.results import Raced, Rival, Shortened, Time, Try, Tuning
+from dynattn.lab.tune.results import Raced, Rival, Time, Try, Tuning, WholeModel
 from dynattn.lab.tune.search import Measured, Search, dense, key
 from dynattn.lab.tune.settings import Settings
 from dynattn.lab.tune.store import Store
 from dynattn.lab.tune.times import Costs
 from dynattn.lab.tune.times import clock as clock_candidates
+from dynattn.lab.tune.whole import split
 
 LEAST_GAIN = 1.03
 """A speed-up of the whole model below which no search is begun: less than machines differ from hour to hour."""
@@ -64,8 +66,8 @@ class Run:
         self._costs: Costs | None = None
         self._tries: list[Try] = []
         self._rival: Rival | None = None
-        self._shorter: tuple[tuple[str, ...], ...] = ()
-        self._shortened: list[Shortened] = []
+        self._families: tuple[tuple[str, ...], ...] = ()  # of methods of the whole model
+        self._whole_model: list[WholeModel] = []
         self._before = chosen.kept(store)
 
     def tune(self) -> Tuning:
@@ -73,15 +75,17 @@ class Run:
         spent = self._time()
         if self._begun.few is not None:
             return self._dense(spent, self._begun.few)
-        shorter = self._shorter = shorten.families(self._pretrained.model, self._begun.length)
-        if spent.bound < LEAST_GAIN and not shorter:
+        shorter = shorten.families(self._pretrained.model, self._begun.length)
+        beside = bool(shorter or self._begun.linears)
+        if spent.bound < LEAST_GAIN and not beside:
             return self._dense(spent, f"attention takes {spent.share:.1%} of a forward: no method could gain more than "
                                f"{spent.bound:.2f} times")  # fmt: skip
         outcomes = self._judged()
         choices = self._choices = self._chosen(spent)
         slow = foretold.speedup(spent, choices.most) < LEAST_GAIN
-        if slow and not shorter:
+        if slow and not beside:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
+        self._families = (*shorter, *self._of_linears())
         best = self._best(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
         if best is None:
             return self._exact(spent, "every assignment that was measured and gains anything loses more than the limit")
@@ -144,6 +148,17 @@ class Run:
     def _harm(self, exam: Exam, index: int, where: Any, names: Sequence[str]) -> Any:
         return sensitivity.look(self._pretrained, self._inputs(exam, index), where, names, last=exam.second)
 
+    def _of_linears(self) -> tuple[tuple[str, ...], ...]:
+        """The family of plans by which linear layers leave inputs out; none where that makes nothing faster."""
+        if not self._begun.linears:
+            return ()
+        exam = self._begun.parts.search[0]
+        advance = self._stage("what each linear layer can spare", 1)
+        inputs = [self._inputs(exam, index) for index in range(min(exam.forwards, prefill.LOOKED))]
+        names = self._store.once("linears", lambda: list(prefill.family(self._pretrained, self._begun.linears, inputs)))
+        advance()
+        return (tuple(names),) if names else ()
+
     def _looked(self, exam: Exam) -> int:
         """How many forwards show what heads can spare: no more than there are unlike ones."""
         counts = self._begun.plan.counts
@@ -158,10 +173,10 @@ class Run:
         search = self._search = self._begin_search(choices, outcomes)
         best = self._searched(spent, search, points)
         searched = search.looks
-        if self._shorter:
-            advance = self._stage("loss of fewer tokens", shorten.measurements(self._shorter))
-            best, self._shortened = shortest.find(
-                self._shorter, choices, search, best, spent.forward, self._quick,
+        if self._families:
+            advance = self._stage("loss of what is of the whole model", shorten.measurements(len(self._families)))
+            best, self._whole_model = shortest.find(
+                self._families, choices, search, best, spent.forward, self._quick,
                 lambda: self._may_search(spent, "looks"), advance,
             )  # fmt: skip
         if self._before is not None:
@@ -208,25 +223,25 @@ class Run:
         """The speed-up of the whole model, in a short race."""
         inputs, heads = self._inputs(self._begun.parts.search[0]), each.point.assignment
         return self._store.once(
-            f"clock {each.pruning} {sorted(methods(heads).items())}",
-            lambda: race(self._pretrained, heads, inputs, LEAST_ROUNDS, each.pruning).speedup.median,
+            f"clock {each.whole} {sorted(methods(heads).items())}",
+            lambda: race(self._pretrained, heads, inputs, LEAST_ROUNDS, each.whole).speedup.median,
         )
 
     def _proved(self, spent: Time, choices: Choices, best: Measured) -> tuple[Point, str | None] | None:
-        point, pruning = best.point, best.pruning
+        point, whole = best.point, best.whole
         for number, exams in enumerate(self._begun.parts.proofs):
             advance = self._stage("proof" if number == 0 else "proof, tightened", 2 * _steps(exams))
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
-                advance, lambda: self._in_time(spent, _PAIR), pruning, self._begun.parts.data(number),
+                advance, lambda: self._in_time(spent, _PAIR), whole, self._begun.parts.data(number),
                 self._ahead,
             )  # fmt: skip
             self._tries.append(found)
             if found.holds:
-                return point, pruning
+                return point, whole
             point = choices.milder(point, _TIGHTER)
-            pruning = None if pruning is None else shorten.milder(self._shorter, pruning)
-            if (point.saved <= 0 and pruning is None) or not self._in_time(spent, self._least):
+            whole = None if whole is None else shorten.milder(self._families, whole)
+            if (point.saved <= 0 and whole is None) or not self._in_time(spent, self._least):
                 return None
         return None
 
@@ -241,15 +256,15 @@ class Run:
         race = 2 * spent.forward * (self._begun.plan.rounds + 1)
         return self._clock.left > self._begun.entry * forwards + race
 
-    def _raced(self, spent: Time, proved: Point, pruning: str | None) -> Tuning:
+    def _raced(self, spent: Time, proved: Point, whole: str | None) -> Tuning:
         self._rival = self._held_against(spent, proved)
-        speed = self._race(spent, proved, pruning)
+        speed = self._race(spent, proved, whole)
         if speed.speedup.q1 <= 1:
             return self._exact(
                 spent, f"the assignment keeps the limit, but gains nothing: {speed.speedup.median:.2f} times"
             )
         gained = f"{speed.speedup.median:.2f} times as fast as with SDPA, within the limit"
-        return self._result(spent, "faster", gained, proved, speed, pruning)
+        return self._result(spent, "faster", gained, proved, speed, whole)
 
     def _exact(self, spent: Time, reason: str) -> Tuning:
         """Dense attention by the faster kernels, which loses nothing, where that alone makes the model faster."""
@@ -266,13 +281,13 @@ class Run:
         )
         return self._result(spent, "faster", gained, point, speed, exact=True)
 
-    def _race(self, spent: Time, point: Point, pruning: str | None) -> Raced:
+    def _race(self, spent: Time, point: Point, whole: str | None) -> Raced:
         advance = self._stage("speed-up of the whole model", 1)
         inputs = self._inputs(self._begun.parts.proofs[0][0])
         rounds = self._rounds(spent)
         found = self._store.once(
-            f"race {pruning} {sorted(methods(point.assignment).items())}",
-            lambda: race(self._pretrained, point.assignment, inputs, rounds, pruning).model_dump(mode="json"),
+            f"race {whole} {sorted(methods(point.assignment).items())}",
+            lambda: race(self._pretrained, point.assignment, inputs, rounds, whole).model_dump(mode="json"),
         )
         advance()
         return Raced(**found)
@@ -308,7 +323,7 @@ class Run:
 
     def _result(
         self, spent: Time, verdict: Any, reason: str, point: Point | None, speed: Raced | None,
-        pruning: str | None = None, exact: bool = False,
+        whole: str | None = None, exact: bool = False,
     ) -> Tuning:  # fmt: skip
         self._pretrained.model.set_attn_implementation("sdpa")
         heads = {} if point is None else {module: list(names) for module, names in point.assignment.items()}
@@ -316,9 +331,10 @@ class Run:
             model=self._settings.model, kind=self._pretrained.kind, description=self._pretrained.description,
             dtype=self._settings.dtype, phase=self._settings.phase, settings=self._settings.plain(), machine=machine(),
             verdict=verdict, reason=reason, time=spent, candidates=self._costs.seconds if self._costs else [],
-            heads=heads, pruning=pruning, considered=foretold.considered(spent, self._choices, self._search),
-            shortened=self._shortened, gains=foretold.gains(spent, self._choices, self._search), tries=self._tries,
+            heads=heads, considered=foretold.considered(spent, self._choices, self._search),
+            whole_model=self._whole_model, gains=foretold.gains(spent, self._choices, self._search), tries=self._tries,
             rival=self._rival, speed=speed, seconds=time.perf_counter() - self._began, exact=exact,
+            **split(whole),
         )  # fmt: skip
 
     def _inputs(self, exam: Exam, index: int = 0) -> Any:

@@ -23,8 +23,8 @@ from dynattn.lab.tune.assignment import Assignment, methods
 from dynattn.lab.tune.choices import Choices, Path, Point
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.parts import Exams
-from dynattn.lab.tune.shorten import shortening
 from dynattn.lab.tune.store import Store
+from dynattn.lab.tune.whole import applied
 
 ASSIGNED = "dynattn:assigned"
 _REFINED = 2  # points that are kept for what was found to be best
@@ -47,14 +47,14 @@ class Measured:
         losses: for each exam the mean relative loss; a hopeless one is the last.
         worst: for each exam, see :meth:`dynattn.lab.tune.exams.Exam.worst`.
         used: the largest share of a limit that the proof's bound would take.
-        pruning: the name of the method that shortens the sequence besides; None for none.
+        whole: the name of a method of the whole model besides, see :mod:`dynattn.lab.tune.whole`; None for none.
     """
 
     point: Point
     losses: tuple[float, ...]
     worst: tuple[float | None, ...]
     used: float
-    pruning: str | None = None
+    whole: str | None = None
 
     @property
     def keeps(self) -> bool:
@@ -107,7 +107,7 @@ class Search:
 
     Attributes:
         measured: the points, in the order in which they were measured.
-        looks: how many assignments were measured, with methods that shorten the sequence and without.
+        looks: how many assignments were measured, with methods of the whole model and without.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class Search:
         self.measured.append(self.lost(point, None, advance))
         return self.measured[-1]
 
-    def lost(self, point: Point, pruning: str | None, advance: Callable[[], None]) -> Measured:
-        """What an assignment loses together with a method that shortens the sequence."""
+    def lost(self, point: Point, whole: str | None, advance: Callable[[], None]) -> Measured:
+        """What an assignment loses together with a method of the whole model."""
         self.looks += 1
         found = self._store.once(
-            key(point.assignment, pruning),
+            key(point.assignment, whole),
             lambda: scores(
-                self._pretrained, point.assignment, pruning, self._exams, self._dense, self._max_loss, advance
+                self._pretrained, point.assignment, whole, self._exams, self._dense, self._max_loss, advance
             ),
         )
         losses, worst, used = [], [], 0.0
@@ -166,7 +166,7 @@ class Search:
             worst.append(exam.worst(own, base, self._max_loss))
             if not (exam.second and exam.says_nothing(base)):
                 used = max(used, self._used(exam, own, base, items, worst[-1]))
-        return Measured(point, tuple(losses), tuple(worst), used, pruning)
+        return Measured(point, tuple(losses), tuple(worst), used, whole)
 
     def harm_at(self, loss: float) -> float | None:
         """The harm at which the first exam would lose so much, by what was measured; None where that says nothing."""
@@ -260,7 +260,7 @@ class Search:
 
 
 def scores(
-    pretrained: Pretrained, assignment: Assignment, pruning: str | None, exams: Exams, dense: Sequence[Outcome],
+    pretrained: Pretrained, assignment: Assignment, whole: str | None, exams: Exams, dense: Sequence[Outcome],
     max_loss: float, advance: Callable[[], None],
 ) -> list[list[float]]:  # fmt: skip
     """The scores in each exam; the second is left out where far more was lost in the first than is allowed.
@@ -268,14 +268,14 @@ def scores(
     Args:
         pretrained: the model; it is left with the assignment.
         assignment: the assignment of methods.
-        pruning: the name of the method that shortens the sequence besides; None for none.
+        whole: the name of a method of the whole model besides, see :mod:`dynattn.lab.tune.whole`; None for none.
         exams: the exams of the search.
         dense: the dense model's outcomes.
         max_loss: relative.
         advance: called after each step.
     """
     implementation, found = set_assignment(pretrained, assignment), []
-    with shortening(pretrained, pruning):
+    with applied(pretrained, whole):
         outcome = outcomes(exams, pretrained, implementation, advance)
         for exam, its in zip(exams, dense, strict=True):
             own = exam.scores(next(outcome), its)
@@ -285,9 +285,9 @@ def scores(
     return found
 
 
-def key(assignment: Assignment, pruning: str | None) -> str:
+def key(assignment: Assignment, whole: str | None) -> str:
     """The name in the store of what an assignment scores."""
-    return f"measured {pruning} {sorted(methods(assignment).items())}"
+    return f"measured {whole} {sorted(methods(assignment).items())}"
 
 
 def _alike(path: Path, other: Path) -> bool:

@@ -8,11 +8,8 @@ which leaves room in the limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from dynattn.integrations.transformers.shortened import shortening as _shortening
-from dynattn.lab.models import Pretrained
 from dynattn.pruning import layout, parse
 
 _KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the tokens, in the last layer
@@ -20,7 +17,7 @@ _ABOVE = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)  # threshold of the last layer, in
 _MILDER = 2  # steps back after a proof that failed
 
 MEASURED = 3
-"""Settings of a method that are measured on one base: :func:`strongest` halves seven three times."""
+"""Settings of a method that are measured on one base: seven are halved three times."""
 
 
 def families(model: object, length: int) -> tuple[tuple[str, ...], ...]:
@@ -42,41 +39,13 @@ def families(model: object, length: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(parse(name).name for name in names) for names in named)
 
 
-def measurements(shorter: Sequence[Sequence[str]]) -> int:
-    """How often a loss is measured: each method on dense attention, and one of them on top of an assignment."""
-    return MEASURED * (len(shorter) + 1) if shorter else 0
+def measurements(many: int) -> int:
+    """How often a loss is measured: each of so many families on dense attention, and one on top of an assignment."""
+    return MEASURED * (many + 1) if many else 0
 
 
-@contextmanager
-def shortening(pretrained: Pretrained, name: str | None) -> Iterator[None]:
-    """While active, the model's layers see the tokens that a method leaves; all of them where there is none."""
-    if name is None:
-        yield
-        return
-    with _shortening(pretrained.model, name):
-        yield
-
-
-def strongest(names: Sequence[str], keeps: Callable[[str], bool], in_time: Callable[[], bool]) -> str | None:
-    """The strongest setting of a method that keeps the limits, by halving what is left.
-
-    Args:
-        names: the settings, the mildest first.
-        keeps: measures a setting and tells whether it keeps the limits.
-        in_time: whether another one may be measured.
-
-    Returns:
-        Its name; None where none was found.
-    """
-    low, high = 0, len(names)  # settings below low keep the limits, those from high on do not
-    while low < high and in_time():
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if keeps(names[middle]) else (low, middle)
-    return names[low - 1] if low else None
-
-
-def milder(shorter: Sequence[Sequence[str]], name: str) -> str | None:
-    """A setting of the same method that takes fewer tokens out; None where there is none."""
-    names = next(each for each in shorter if name in each)
+def milder(families: Sequence[Sequence[str]], name: str) -> str | None:
+    """A setting of the same family that leaves less out; None where there is none."""
+    names = next(each for each in families if name in each)
     at = names.index(name) - _MILDER
     return names[at] if at >= 0 else None

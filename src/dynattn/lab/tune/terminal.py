@@ -9,7 +9,9 @@ from rich.text import Text
 
 from dynattn.lab.terminal import Grid, print_grid, say
 from dynattn.lab.tune.assignment import shares, shown
+from dynattn.lab.tune.linears.words import grid, sentence
 from dynattn.lab.tune.results import Lost, Rival, Tuning
+from dynattn.lab.tune.whole import methods
 
 _MENTIONED = 1.01  # a speed-up that is worth a sentence
 
@@ -29,6 +31,8 @@ def show(found: Tuning, console: Console) -> None:
     if found.heads:
         rows = [[shown(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
         print_grid(console, Grid("Methods", ["method", "of all heads"], rows))
+    if found.linears is not None:
+        print_grid(console, grid(methods(found.linears)))
     if found.gains:
         rows = [[f"{gain.max_loss:.1%}", f"{gain.speedup:.2f}×"] for gain in found.gains]
         print_grid(
@@ -53,6 +57,8 @@ def sentences(found: Tuning) -> list[str]:
         )
     if found.pruning is not None:
         said.append(f"Besides, {found.pruning} takes tokens out from layer to layer.")
+    if found.linears is not None:
+        said.append(f"Besides, inputs are left out anew for each token: {sentence(methods(found.linears))}.")
     own = _own_dense(found)
     if own is not None:
         said.append(

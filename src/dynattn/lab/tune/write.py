@@ -6,6 +6,7 @@ from dynattn.integrations.transformers import Evidence, Tuned
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.results import Lost, Tuning
+from dynattn.lab.tune.whole import setting
 
 
 def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
@@ -16,10 +17,11 @@ def tuned(found: Tuning, pretrained: Pretrained) -> Tuned:
         pretrained: the model.
     """
     length = found.time.length
+    linears = {} if found.linears is None else {"prefill": setting(found.linears)}
     shortest = 1 if found.kind == "encoder" else length  # sentences took part there, too
     return Tuned.of(
         pretrained.model, methods(found.heads), dtype=found.dtype, phase=found.phase, lengths=(shortest, length),
-        pruning=found.pruning, machine=found.machine, evidence=evidence(found),
+        pruning=found.pruning, linears=linears, machine=found.machine, evidence=evidence(found),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -85,6 +86,18 @@ class ActivationSparsity(ActivationPlan):
         Returns:
             (tokens, in) bool.
         """
+
+    def fused(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+        """The linear layer with the choice made inside, where an operator computes both at once; else None.
+
+        Args:
+            site: the linear layer.
+
+        Returns:
+            Gives (..., out) of the inputs (..., in), the weight (in, out) and the bias: what
+            :func:`dynattn.ops.linear.linear_rows` gives with :meth:`keep`.
+        """
+        return None
 
     def at(self, layer: int, projection: str) -> ActivationSparsity | None:
         """Itself, everywhere."""

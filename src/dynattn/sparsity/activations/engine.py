@@ -17,11 +17,13 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dynattn.kernels.cpu.linear_calls import MAX_TOKENS
 from dynattn.ops.linear import linear_outputs, linear_rows
+from dynattn.ops.linear_again import has_kernel
 from dynattn.pruning.replaced import ReplacedForward, attaching, replace
 from dynattn.pruning.structure.find import is_transposed, size
 from dynattn.sparsity.activations.layout import input_major
-from dynattn.sparsity.activations.observe import show
+from dynattn.sparsity.activations.observe import observed, show
 from dynattn.sparsity.linears import turned
 from dynattn.sparsity.sites import REMEDY, Chooser, Gated, Place, Site, given, norms, places, rows
 
@@ -180,15 +182,35 @@ class _Inputs:
     def __init__(self, session: _Session, module: Any, site: Site, choice: _Choice, its: Tensor) -> None:
         self.session, self.module, self.site, self.choice = session, module, site, choice
         self.norms = its  # those of the layer alone, where the site's are of all that share the choice
+        self.fused = choice.chooser.fused(site) if its.is_cpu else None
+        self.transposed = is_transposed(module)
 
     def run(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the layer."""
         if not self.session.open:
             return forward(*args, **kwargs)
         x = given(args, kwargs)
+        if self.fused is not None and self._chooses_inside(x):
+            weight = self.module.weight
+            return self.fused(x, weight if self.transposed else weight.t(), self.module.bias)
         keep, made = self.choice.of(x)
         show(self.module, self.site, keep, rows(x), self.norms, outputs=False, made=made)
         return _by_rows(self.module, x, keep)
+
+    def _chooses_inside(self, x: Tensor) -> bool:
+        """Whether a kernel is to choose as it multiplies. Where many tokens go to several layers, the choice is made
+        once for all of these. It is made apart too where somebody looks at it, and where the product is PyTorch's own,
+        for a derivative or in another dtype."""
+        tokens = x.numel() // max(1, x.shape[-1])
+        return (
+            not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and has_kernel(tokens, x.dtype)
+            and (tokens <= MAX_TOKENS or self.choice.readers == 1)
+            and x.is_cpu
+            and x.dim() > 1
+            and not observed()
+        )
 
 
 class _Neurons:

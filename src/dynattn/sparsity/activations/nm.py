@@ -12,12 +12,17 @@ Source: Amber Pruner, arXiv:2508.02128, and arXiv:2509.22166; the norms are WINA
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
+from dynattn.kernels.cpu.linear_calls import CHOICE_MS
 from dynattn.methods.nm import NM
+from dynattn.ops.linear import linear_nm_act, nm_keep
 from dynattn.sparsity.activations.base import ActivationSparsity
 from dynattn.sparsity.sites import Site
 from dynattn.sparsity.weights.nm import best
@@ -77,5 +82,18 @@ class NMActivations(ActivationSparsity):
 
     def keep(self, x: Tensor, site: Site) -> Tensor:
         """The N largest of each group, and every NaN."""
+        if self._has_kernel(site) and x.is_cpu and x.dtype in (torch.float32, torch.bfloat16):
+            return nm_keep(x, n=self.n, m=self.m, factors=site.norms if self.norm else None)
         scores = site.scores(x) if self.norm else x.abs()
         return best(scores, self.n, self.m, self.stride) | scores.isnan()
+
+    def fused(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+        """The kernel chooses as it multiplies, where it knows the groups."""
+        if not self._has_kernel(site):
+            return None
+        return partial(linear_nm_act, n=self.n, m=self.m, factors=site.norms if self.norm else None)
+
+    def _has_kernel(self, site: Site) -> bool:
+        """Whether the kernels know these groups and weights."""
+        groups = self.n < self.m and self.m in CHOICE_MS and self.stride == 1
+        return groups and site.norms.is_cpu and site.norms.dtype == torch.float32

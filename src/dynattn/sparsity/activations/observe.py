@@ -95,6 +95,11 @@ class Seen:
 _observers: list[Callable[[Chosen], None]] = []
 
 
+def observed() -> bool:
+    """Whether anyone observes."""
+    return bool(_observers)
+
+
 def show(module: Any, site: Site, keep: Tensor, x: Tensor, norms: Tensor | None, outputs: bool, made: bool) -> None:
     """Show a run to everyone who observes; nothing is done where nobody does."""
     for observer in tuple(_observers):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dynattn.methods import share
+from dynattn.ops.linear import linear_threshold
 from dynattn.sparsity.activations.base import ByShare
 from dynattn.sparsity.sites import Site
 
@@ -42,6 +46,13 @@ class Thresholded(ByShare):
         """What is above the thresholds, and every NaN."""
         sizes, least = x.abs(), site.threshold(type(self).__name__).to(x.device)
         return (sizes > least if self.strict else sizes >= least) | sizes.isnan()
+
+    def fused(self, site: Site) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The kernel compares with the thresholds themselves; what is equal stays above the number before them."""
+        least = site.threshold(type(self).__name__)
+        if not self.strict:
+            least = least.nextafter(least.new_tensor(-torch.inf))
+        return partial(linear_threshold, thresholds=least)
 
     def dropped(self, count: int) -> int:
         """How many of so many values are to be dropped."""

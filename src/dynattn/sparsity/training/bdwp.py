@@ -21,35 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dynattn.sparsity.training.base import Recipe
-from dynattn.sparsity.training.sr_ste import DECAY, DECAY_NAME, add_decay, check_decay, decay_text
-from dynattn.sparsity.weights.nm import NMWeights, best
+from dynattn.sparsity.training.sr_ste import DECAY, DECAY_NAME, DecayingRecipe, add_decay, decay_text
+from dynattn.sparsity.weights.nm import best
 
 _NAME = re.compile(rf"bdwp-(?P<n>\d+)-(?P<m>\d+){DECAY_NAME}")
 
 
 @final
 @dataclass(frozen=True)
-class BDWP(Recipe):
+class BDWP(DecayingRecipe):
     """Train with N:M weights forward, and with others backward.
 
     Args:
-        n: how many weights of each group count.
-        m: how many a group has.
-        decay: λ.
+        n, m, decay: as :class:`~dynattn.sparsity.training.sr_ste.DecayingRecipe` has them.
 
     Raises:
-        TypeError: an argument is of a wrong type.
-        ValueError: n is not from 1 to m, or the decay is not from 0 to 1.
+        As there.
     """
-
-    n: int
-    m: int
-    decay: float = DECAY
-
-    def __post_init__(self) -> None:
-        NMWeights(self.n, self.m)
-        check_decay("BDWP", self.decay)
 
     @property
     def name(self) -> str:

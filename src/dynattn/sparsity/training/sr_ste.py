@@ -33,19 +33,6 @@ DECAY_NAME = rf"(?:-l(?P<decay>{share.NUMBER}))?"
 _NAME = re.compile(rf"sr-ste-(?P<n>\d+)-(?P<m>\d+){DECAY_NAME}(?P<decoupled>-decoupled)?")
 
 
-def check_decay(owner: str, decay: float) -> None:
-    """Refuse what is no λ.
-
-    Raises:
-        TypeError: it is not a float.
-        ValueError: it is not from 0 to 1.
-    """
-    if not isinstance(decay, float):
-        raise TypeError(f"{owner}: decay must be a float: got {decay!r}; {DECAY} is usual")
-    if not 0 <= decay <= 1:
-        raise ValueError(f"{owner}: decay must be from 0 to 1: got {decay}; {DECAY} is usual")
-
-
 def decay_text(decay: float) -> str:
     """``-l0.001``; nothing for the default."""
     return "" if decay == DECAY else f"-l{share.text(decay)}"
@@ -63,16 +50,14 @@ def add_decay(weight: nn.Parameter, kept: Tensor, decay: float) -> None:
         weight.grad.add_(weight.masked_fill(kept, 0), alpha=decay)
 
 
-@final
 @dataclass(frozen=True)
-class SRSTE(Recipe):
-    """Train with N:M weights that are chosen at every step, and pull the others to 0.
+class DecayingRecipe(Recipe):
+    """The fields of a recipe that pulls weights that do not count to 0.
 
     Args:
         n: how many weights of each group count.
         m: how many a group has.
         decay: λ.
-        decoupled: whether the decay goes around the optimizer.
 
     Raises:
         TypeError: an argument is of a wrong type.
@@ -82,11 +67,30 @@ class SRSTE(Recipe):
     n: int
     m: int
     decay: float = DECAY
-    decoupled: bool = False
 
     def __post_init__(self) -> None:
         NMWeights(self.n, self.m)
-        check_decay("SRSTE", self.decay)
+        owner = type(self).__name__
+        if not isinstance(self.decay, float):
+            raise TypeError(f"{owner}: decay must be a float: got {self.decay!r}; {DECAY} is usual")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"{owner}: decay must be from 0 to 1: got {self.decay}; {DECAY} is usual")
+
+
+@final
+@dataclass(frozen=True)
+class SRSTE(DecayingRecipe):
+    """Train with N:M weights that are chosen at every step, and pull the others to 0.
+
+    Args:
+        n, m, decay: as :class:`DecayingRecipe` has them.
+        decoupled: whether the decay goes around the optimizer.
+
+    Raises:
+        As :class:`DecayingRecipe`.
+    """
+
+    decoupled: bool = False
 
     @property
     def name(self) -> str:

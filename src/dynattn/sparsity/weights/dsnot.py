@@ -29,10 +29,20 @@ from torch import Tensor
 from dynattn.methods import share
 from dynattn.sparsity.weights.calibration import InputStatistics
 
-NAME = rf"(?:-dsnot(?P<unsigned>-unsigned)?(?:-c(?P<cycles>\d+))?(?:-l(?P<least>{share.NUMBER}))?)"
-"""The end of the name of a method that refines its masks so, as a regular expression."""
+NAME = rf"(?P<dsnot>-dsnot(?P<unsigned>-unsigned)?(?:-c(?P<cycles>\d+))?(?:-l(?P<least>{share.NUMBER}))?)?"
+"""The end of the name of a method that may refine its masks so, as a regular expression."""
 
 _TINY = 1e-30  # in place of a variance of 0, that of an input that never changes
+
+
+def name_end(refinement: DSnoT | None) -> str:
+    """The end of a method's name: ``-dsnot``, with ``-unsigned``, ``-cCYCLES`` and ``-lLEAST`` where they are not the
+    defaults; nothing where its masks are not refined."""
+    if refinement is None:
+        return ""
+    cycles = "" if refinement.cycles == 50 else f"-c{refinement.cycles}"
+    least = "" if refinement.least == 0.1 else f"-l{share.text(refinement.least)}"
+    return f"-dsnot{'' if refinement.signed else '-unsigned'}{cycles}{least}"
 
 
 @final
@@ -65,18 +75,10 @@ class DSnoT:
                 "and 0.1 are usual"
             )
 
-    @property
-    def suffix(self) -> str:
-        """The end of a method's name: ``-dsnot``, with ``-unsigned``, ``-cCYCLES`` and ``-lLEAST`` where they are not
-        the defaults."""
-        cycles = "" if self.cycles == 50 else f"-c{self.cycles}"
-        least = "" if self.least == 0.1 else f"-l{share.text(self.least)}"
-        return f"-dsnot{'' if self.signed else '-unsigned'}{cycles}{least}"
-
     @classmethod
-    def of(cls, match: re.Match[str], group: str) -> DSnoT | None:
-        """What a matched name says; None where its group ``group``, a :data:`NAME`, is not there."""
-        if match[group] is None:
+    def of(cls, match: re.Match[str]) -> DSnoT | None:
+        """What a matched name says that ends with :data:`NAME`; None where its masks are not refined."""
+        if match["dsnot"] is None:
             return None
         cycles, least = match["cycles"], match["least"]
         return cls(

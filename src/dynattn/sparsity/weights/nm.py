@@ -24,7 +24,7 @@ from dynattn.sparsity.weights.base import WeightSparsity
 from dynattn.sparsity.weights.calibration import InputStatistics, required
 from dynattn.sparsity.weights.dsnot import DSnoT
 
-_NAME = re.compile(rf"nmweight-(?P<n>\d+)-(?P<m>\d+)(?P<wanda>-wanda)?(?P<refinement>{dsnot.NAME})?")
+_NAME = re.compile(rf"nmweight-(?P<n>\d+)-(?P<m>\d+)(?P<wanda>-wanda)?{dsnot.NAME}")
 
 
 def best(score: Tensor, n: int, m: int, stride: int = 1) -> Tensor:
@@ -79,7 +79,7 @@ class NMWeights(WeightSparsity):
     def name(self) -> str:
         """``nmweight-N-M``, with ``-wanda`` and the end of :class:`DSnoT`'s."""
         scored = "-wanda" if self.score == "wanda" else ""
-        return f"nmweight-{self.n}-{self.m}{scored}{self.refinement.suffix if self.refinement else ''}"
+        return f"nmweight-{self.n}-{self.m}{scored}{dsnot.name_end(self.refinement)}"
 
     @property
     def looks_at_inputs(self) -> bool:
@@ -91,7 +91,7 @@ class NMWeights(WeightSparsity):
         if match is None:
             return None
         scored = "wanda" if match["wanda"] else "magnitude"
-        return cls(int(match["n"]), int(match["m"]), scored, DSnoT.of(match, "refinement"))
+        return cls(int(match["n"]), int(match["m"]), scored, DSnoT.of(match))
 
     def masks(
         self, weights: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics] | None = None

@@ -23,7 +23,7 @@ from dynattn.sparsity.weights.base import WeightSparsity
 from dynattn.sparsity.weights.calibration import InputStatistics, required
 from dynattn.sparsity.weights.dsnot import DSnoT
 
-_NAME = re.compile(rf"wanda-(?P<keep>{share.NUMBER})(?P<refinement>{dsnot.NAME})?")
+_NAME = re.compile(rf"wanda-(?P<keep>{share.NUMBER}){dsnot.NAME}")
 
 
 def score(weight: Tensor, statistics: InputStatistics) -> Tensor:
@@ -60,7 +60,7 @@ class Wanda(WeightSparsity):
     @property
     def name(self) -> str:
         """``wanda-KEEP``, with the end of :class:`DSnoT`'s."""
-        return f"wanda-{share.text(self.keep)}{self.refinement.suffix if self.refinement else ''}"
+        return f"wanda-{share.text(self.keep)}{dsnot.name_end(self.refinement)}"
 
     @property
     def looks_at_inputs(self) -> bool:
@@ -69,7 +69,7 @@ class Wanda(WeightSparsity):
     @classmethod
     def from_name(cls, name: str) -> Wanda | None:
         match = _NAME.fullmatch(name)
-        return cls(float(match["keep"]), DSnoT.of(match, "refinement")) if match else None
+        return cls(float(match["keep"]), DSnoT.of(match)) if match else None
 
     def masks(
         self, weights: Mapping[str, Tensor], statistics: Mapping[str, InputStatistics] | None = None

@@ -57,8 +57,9 @@ std::string compare(const char* name, const Tensor& got, const Sums& want, const
   return "";
 }
 
-// The backward of a case whose forward has run; with trouble in its inputs it only has to stay within its memory.
-std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
+// The backward of a case whose forward has run, and has these rows; with trouble in its inputs it only has to stay within
+// its memory.
+std::string run_backward(const Problem& p, const std::vector<Row>& rows, const NMForwardArgs& forward) {
   const Case& c = p.c;
   const Shape& s = c.shape;
   const Order order = c.order == Order::kSharedBatch ? Order::kHeadsFirst : c.order;
@@ -66,8 +67,7 @@ std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
   Tensor d_query(s, s.heads, s.q_len, s.head_dim, c.dtype, order);
   Tensor d_key(s, s.kv_heads, s.kv_len, s.head_dim, c.dtype, order);
   Tensor d_value(s, s.kv_heads, s.kv_len, s.value_dim, c.dtype, order);
-  const size_t rows = static_cast<size_t>(s.batch) * static_cast<size_t>(s.heads * s.q_len);
-  std::vector<float> grad_logsumexp(rows), d_scores(rows * static_cast<size_t>(s.kv_len));
+  std::vector<float> grad_logsumexp(rows.size()), d_scores(rows.size() * static_cast<size_t>(s.kv_len));
   for (size_t i = 0; i < grad_out.count; i++) {
     grad_out.set(static_cast<int64_t>(i), static_cast<float>(random_int(-32, 32)) / 16.0f);
   }
@@ -88,7 +88,7 @@ std::string run_backward(const Problem& p, const NMForwardArgs& forward) {
   if (status != DYNATTN_OK) return "status " + std::to_string(status) + " of the backward";
   if (c.trouble != Trouble::kNone) return "";
 
-  const Gradients want = naive_gradients(p, grad_out, grad_logsumexp);
+  const Gradients want = naive_gradients(p, rows, grad_out, grad_logsumexp);
   // A row's sum of grad_out * out is over value_dim products, each with the rounding of its output: a random walk, whose
   // length the case of 64 products is the measure of.
   const double size = std::sqrt(std::max(s.value_dim, 64) / 64.0) / (1.0 - c.dropout_p);
@@ -126,7 +126,8 @@ std::string run(const Case& c) {
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
-  if (c.block_size > 0) args.blocks = p.blocks.data(), args.block_queries = args.block_size = c.block_size;
+  const std::vector<unsigned char>& given = c.margin >= 0.0f ? p.among : p.blocks;
+  if (c.block_size > 0) args.blocks = given.data(), args.block_queries = args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
   args.parts = c.parts;
   std::unique_ptr<float[]> threshold(new float[rows]);
@@ -142,12 +143,15 @@ std::string run(const Case& c) {
     args.blocks = p.blocks.data(), args.block_queries = p.block_queries(), args.block_size = p.block_keys();
   }
   if (status != DYNATTN_OK) return "status " + std::to_string(status);
+  if (p.kept_beyond()) return "a dropped block is kept";
 
-  size_t at = 0;
+  std::vector<Row> naive;
   for (int b = 0; b < s.batch; b++) {
     for (int h = 0; h < s.heads; h++) {
-      for (int i = 0; i < s.q_len; i++, at++) {
-        const Row row = naive_row(p, b, h, i);
+      for (int i = 0; i < s.q_len; i++) {
+        const size_t at = naive.size();
+        naive.push_back(naive_row(p, b, h, i));
+        const Row& row = naive.back();
         if (!row.certain) return "";
         const std::string where = " of row " + std::to_string(b) + ", " + std::to_string(h) + ", " + std::to_string(i);
         const double rounding = args.needs_grad || c.aux || !is_tiled(c.isa)
@@ -168,7 +172,7 @@ std::string run(const Case& c) {
       }
     }
   }
-  return c.aux || c.rounded ? "" : run_backward(p, args);
+  return c.aux || c.rounded ? "" : run_backward(p, naive, args);
 }
 
 const char* const kIsaNames[] = {"portable", "avx2", "avx512", "tiles-portable", "avx512bf16", "amx", "neon"};
@@ -280,8 +284,10 @@ void check_rows(int isa, Counts& counts) {
   }
 }
 
-// Dense attention that skips by running maxima: the arithmetic, of what the kernel says that it kept.
+// Dense attention that skips by running maxima, some of it inside of blocks: the arithmetic, of what the kernel says that
+// it kept.
 void check_skips(int isa, Counts& counts) {
+  const int sizes[] = {16, 48, 64, 128};
   const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1},      {2, 2, 1, 7, 63, 8, 8},    {1, 4, 2, 65, 111, 20, 36},
                           {1, 1, 1, 130, 64, 64, 64}, {1, 2, 2, 13, 257, 5, 80}, {1, 1, 1, 3, 66, 256, 128},
                           {1, 4, 2, 1, 150, 24, 40},  {0, 1, 1, 4, 4, 8, 8},     {1, 1, 1, 3, 0, 8, 8},
@@ -298,6 +304,7 @@ void check_skips(int isa, Counts& counts) {
         c.seed = static_cast<uint64_t>(turn);
         c.trouble = static_cast<Trouble>(turn % 9 < 5 ? turn % 9 : 0);
         if (c.trouble == Trouble::kOverflow && c.dtype == DYNATTN_FLOAT16) c.trouble = Trouble::kNone;  // no 2^100
+        c.block_size = turn % 2 == 1 ? sizes[turn / 2 % 4] : 0;
         counts.check(c);
       }
     }
@@ -346,7 +353,7 @@ void check_texts(int isa, Counts& counts) {
   }
 }
 
-// Linear layers of a few tokens.
+// Linear layers.
 void check_linear(int isa, Counts& counts) {
   const int sizes[][2] = {{1, 1}, {3, 17}, {17, 3}, {31, 33}, {63, 65}, {64, 64}, {130, 31}, {255, 257}, {513, 70}, {70, 1030}};
   const int patterns[][2] = {{1, 2}, {2, 4}, {1, 4}, {3, 4}};
@@ -361,6 +368,16 @@ void check_linear(int isa, Counts& counts) {
                                   dtype, types < 2 ? dtype : DYNATTN_INT8, isa, 1 + turn % 3, percents[turn / 2 % 5],
                                   turn % 5 != 0});
         }
+      }
+    }
+  }
+  const int groups[][2] = {{1, 2}, {2, 4}, {5, 8}, {8, 16}};
+  for (const auto& size : sizes) {
+    for (const Linear kind : {Linear::kRows, Linear::kAbove, Linear::kGroups}) {
+      for (const int tokens : {3, 9, 40, 200}) {
+        const int* const group = groups[++turn % 4];
+        counts.check(LinearCase{kind, tokens, size[0], size[1], turn % 3, group[0], group[1], DYNATTN_FLOAT32, DYNATTN_FLOAT32,
+                                isa, 1 + turn % 3, percents[turn / 2 % 5], turn % 5 != 0});
       }
     }
   }

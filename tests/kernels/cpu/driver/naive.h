@@ -48,29 +48,32 @@ inline double drop_factor(const Case& c, int b, int h, int i, int j) {
   return philox(2, pair, stream) < drop_below(c) ? 0.0 : 1.0 / (1.0 - c.dropout_p);
 }
 
-// What a rule keeps of a row of scores.
+// What a rule keeps of a row of scores; nothing where there is none.
 template <class Beats>
 std::vector<bool> naive_choice(const Rule& rule, const std::vector<double>& score, Beats beats, bool& certain) {
   const int length = static_cast<int>(score.size());
   std::vector<bool> keep(score.size());
+  if (rule.most == 0) return keep;
   double largest = -kInf, all = 0;
   int64_t allowed = 0;
   for (double x : score) {
     allowed += x != -kInf;
     if (x > largest) largest = x;
   }
-  for (double x : score) all += x == -kInf ? 0 : std::exp(x - largest);
+  std::vector<double> weights(score.size());
+  for (size_t j = 0; j < score.size(); j++) all += weights[j] = score[j] == -kInf ? 0 : std::exp(score[j] - largest);
+  for (double& weight : weights) weight /= all;
   const int64_t share = (allowed * rule.numerator + rule.denominator - 1) / rule.denominator;
   const int64_t wanted = std::min(rule.most, std::max(rule.floor, share));
-  for (int j = 0; j < length && rule.most > 0; j++) {
+  for (int j = 0; j < length; j++) {
     int better = 0;
     double before = 0;
     for (int other = 0; other < length; other++) {
       if (other == j || !beats(other, j)) continue;
       better++;
-      before += std::exp(score[static_cast<size_t>(other)] - largest) / all;
+      before += weights[static_cast<size_t>(other)];
     }
-    const double weight = std::exp(score[static_cast<size_t>(j)] - largest) / all;  // NaN is above nothing
+    const double weight = weights[static_cast<size_t>(j)];  // NaN is above nothing
     certain = certain && !(std::fabs(weight - double{rule.weight}) < 1e-5 * weight);
     if (rule.mass > 0) {
       certain = certain && !(std::fabs(before - double{rule.mass}) < 2e-6);
@@ -94,11 +97,11 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     if (std::isnan(x) != std::isnan(y)) return std::isnan(x);
     return std::isnan(x) || x == y ? a < z : x > y;
   };
+  const double* const query = p.query_row(b, h, i);
   for (int j = 0; j < s.kv_len; j++) {
+    const double* const key = p.key_row(b, group, j);
     float sum = 0.0f;
-    for (int d = 0; d < s.head_dim; d++) {
-      sum += static_cast<float>(p.query.get(p.query.at(b, h, i) + d) * p.key.get(p.key.at(b, group, j) + d));
-    }
+    for (int d = 0; d < s.head_dim; d++) sum += static_cast<float>(query[d] * key[d]);
     const double bias = p.bias(b, h, i, j);
     score[static_cast<size_t>(j)] = bias == -kInf ? bias : static_cast<float>(double{sum} * p.c.scale + bias);
   }
@@ -138,8 +141,9 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     kept += weight;
     row.weights[static_cast<size_t>(j)] = weight;
     const double factor = row.factors[static_cast<size_t>(j)] = drop_factor(p.c, b, h, i, j);
+    const double* const value = p.value_row(b, group, j);
     for (int d = 0; d < s.value_dim && factor > 0; d++) {
-      const double v = factor * p.value.get(p.value.at(b, group, j) + d);
+      const double v = factor * value[d];
       row.out[static_cast<size_t>(d)] += weight * v;
       if (std::isfinite(v)) row.spread = std::fmax(row.spread, std::fabs(v));
     }
@@ -169,18 +173,21 @@ struct Gradients {
   std::vector<double> scores;
 };
 
-inline Gradients naive_gradients(const Problem& p, const Tensor& grad_out, const std::vector<float>& grad_logsumexp) {
+inline Gradients naive_gradients(const Problem& p, const std::vector<Row>& rows, const Tensor& grad_out,
+                                 const std::vector<float>& grad_logsumexp) {
   const Shape& s = p.c.shape;
   const int64_t queries = int64_t{s.batch} * s.heads * s.q_len, keys = int64_t{s.batch} * s.kv_heads * s.kv_len;
   Gradients g = {Sums(static_cast<size_t>(queries * s.head_dim)), Sums(static_cast<size_t>(keys * s.head_dim)),
                  Sums(static_cast<size_t>(keys * s.value_dim)),
                  std::vector<double>(static_cast<size_t>(queries * s.kv_len))};
+  const std::vector<double> grads = grad_out.numbers();
   int64_t at = 0;
   for (int b = 0; b < s.batch; b++) {
     for (int h = 0; h < s.heads; h++) {
       const int group = h / (s.heads / s.kv_heads);
       for (int i = 0; i < s.q_len; i++, at++) {
-        const Row row = naive_row(p, b, h, i);
+        const Row& row = rows[static_cast<size_t>(at)];
+        const double *const query = p.query_row(b, h, i), *const grad = grads.data() + grad_out.at(b, h, i);
         std::vector<double> d_weight(row.weights.size());
         double mean = 0;
         for (int j = 0; j < s.kv_len; j++) {
@@ -188,10 +195,10 @@ inline Gradients naive_gradients(const Problem& p, const Tensor& grad_out, const
           if (weight == 0) continue;
           const double factor = row.factors[static_cast<size_t>(j)];
           const int64_t key = (int64_t{b} * s.kv_heads + group) * s.kv_len + j;
+          const double* const value = p.value_row(b, group, j);
           for (int d = 0; d < s.value_dim; d++) {
-            const double grad = grad_out.get(grad_out.at(b, h, i) + d);
-            d_weight[static_cast<size_t>(j)] += factor * grad * p.value.get(p.value.at(b, group, j) + d);
-            g.value.add(key * s.value_dim + d, factor * weight * grad);
+            d_weight[static_cast<size_t>(j)] += factor * grad[d] * value[d];
+            g.value.add(key * s.value_dim + d, factor * weight * grad[d]);
           }
           mean += weight * d_weight[static_cast<size_t>(j)];
         }
@@ -199,12 +206,13 @@ inline Gradients naive_gradients(const Problem& p, const Tensor& grad_out, const
           const double weight = row.weights[static_cast<size_t>(j)];
           if (weight == 0) continue;
           const int64_t key = (int64_t{b} * s.kv_heads + group) * s.kv_len + j;
+          const double* const key_row = p.key_row(b, group, j);
           const double d_score =
               weight * (d_weight[static_cast<size_t>(j)] - mean + double{grad_logsumexp[static_cast<size_t>(at)]});
           g.scores[static_cast<size_t>(at * s.kv_len + j)] = d_score;
           for (int d = 0; d < s.head_dim; d++) {
-            g.query.add(at * s.head_dim + d, p.c.scale * d_score * p.key.get(p.key.at(b, group, j) + d));
-            g.key.add(key * s.head_dim + d, p.c.scale * d_score * p.query.get(p.query.at(b, h, i) + d));
+            g.query.add(at * s.head_dim + d, p.c.scale * d_score * key_row[d]);
+            g.key.add(key * s.head_dim + d, p.c.scale * d_score * query[d]);
           }
         }
       }

@@ -47,7 +47,8 @@ struct Case {
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;
   int block_size = 0;  // queries and keys of the blocks that may be dropped whole; 0 for none
-  float margin = -1.0f;  // at least 0: running maxima drop blocks of DYNATTN_SKIP_QUERIES and DYNATTN_SKIP_KEYS
+  float margin = -1.0f;  // at least 0: running maxima drop blocks of DYNATTN_SKIP_QUERIES and DYNATTN_SKIP_KEYS, of those
+                         // that the blocks of block_size keep
   Rule rule;
   double dropout_p = 0.0;
   uint64_t seed = 0;
@@ -117,6 +118,12 @@ struct Tensor {
       std::memcpy(&data[static_cast<size_t>(index) * 2], &half, 2);
     }
   }
+  // All of it, as the naive loops read it, many times.
+  std::vector<double> numbers() const {
+    std::vector<double> all(count);
+    for (size_t i = 0; i < count; i++) all[i] = get(static_cast<int64_t>(i));
+    return all;
+  }
   double get(int64_t index) const {
     if (dtype == DYNATTN_FLOAT32) {
       float x;
@@ -132,9 +139,11 @@ struct Tensor {
 struct Problem {
   Case c;
   Tensor query, key, value, out;
+  std::vector<double> queries, keys, values;  // the numbers of the inputs
   std::vector<unsigned char> mask;
   int64_t mask_strides[4] = {0, 0, 0, 0};
   std::vector<unsigned char> blocks;
+  std::vector<unsigned char> among;  // with a margin: the blocks of block_size
 
   explicit Problem(const Case& given)
       : c(given),
@@ -152,7 +161,13 @@ struct Problem {
     fill_mask();
     fill_blocks();
     make_trouble();
+    queries = query.numbers(), keys = key.numbers(), values = value.numbers();
   }
+
+  // A row of an input.
+  const double* query_row(int b, int h, int i) const { return queries.data() + query.at(b, h, i); }
+  const double* key_row(int b, int h, int j) const { return keys.data() + key.at(b, h, j); }
+  const double* value_row(int b, int h, int j) const { return values.data() + value.at(b, h, j); }
 
   int mask_dtype() const {
     return is_float() ? DYNATTN_FLOAT32 : c.mask == Mask::kHalf ? DYNATTN_FLOAT16 : DYNATTN_BOOL;
@@ -189,10 +204,26 @@ struct Problem {
   bool has_blocks() const { return c.block_size > 0 || c.margin >= 0.0f; }
   int block_queries() const { return c.margin >= 0.0f ? int{DYNATTN_SKIP_QUERIES} : c.block_size; }
   int block_keys() const { return c.margin >= 0.0f ? int{DYNATTN_SKIP_KEYS} : c.block_size; }
-  int64_t block_at(int b, int h, int i, int j) const {
-    const int64_t rows = (c.shape.q_len + block_queries() - 1) / block_queries(),
-                  columns = (c.shape.kv_len + block_keys() - 1) / block_keys();
-    return ((int64_t{b} * c.shape.heads + h) * rows + i / block_queries()) * columns + j / block_keys();
+  int64_t block_at(int b, int h, int i, int j) const { return block_at(b, h, i, j, block_queries(), block_keys()); }
+  int64_t block_at(int b, int h, int i, int j, int queries, int keys) const {
+    const int64_t rows = (c.shape.q_len + queries - 1) / queries, columns = (c.shape.kv_len + keys - 1) / keys;
+    return ((int64_t{b} * c.shape.heads + h) * rows + i / queries) * columns + j / keys;
+  }
+  // Whether the kernel has kept a pair of a block that was dropped before.
+  bool kept_beyond() const {
+    const Shape& s = c.shape;
+    for (int b = 0; !among.empty() && b < s.batch; b++) {
+      for (int h = 0; h < s.heads; h++) {
+        for (int i = 0; i < s.q_len; i++) {
+          for (int j = 0; j < s.kv_len; j++) {
+            if (blocks[static_cast<size_t>(block_at(b, h, i, j))] &&
+                !among[static_cast<size_t>(block_at(b, h, i, j, c.block_size, c.block_size))])
+              return true;
+          }
+        }
+      }
+    }
+    return false;
   }
   void fill_blocks() {
     const Shape& s = c.shape;
@@ -200,7 +231,14 @@ struct Problem {
     const bool some = s.batch * s.heads * s.q_len * s.kv_len > 0;
     blocks.resize(some ? static_cast<size_t>(block_at(s.batch - 1, s.heads - 1, s.q_len - 1, s.kv_len - 1)) + 1 : 0);
     blocks.shrink_to_fit();
-    if (c.margin >= 0.0f) return;  // the kernel fills them in
+    if (c.margin >= 0.0f) {  // the kernel fills them in
+      if (!some || c.block_size == 0) return;
+      const int size = c.block_size;
+      among.resize(static_cast<size_t>(block_at(s.batch - 1, s.heads - 1, s.q_len - 1, s.kv_len - 1, size, size)) + 1);
+      among.shrink_to_fit();
+      for (unsigned char& block : among) block = random_int(0, 1) == 0 ? 1 : 0;
+      return;
+    }
     for (unsigned char& block : blocks) block = random_int(0, 2) == 0 ? 1 : 0;
     for (int j = 0; some && j < s.kv_len; j++) blocks[static_cast<size_t>(block_at(0, s.heads - 1, 0, j))] = 0;
   }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,12 +62,41 @@ def poisoned(x: Tensor, outputs: int) -> Tensor:
     return torch.full((x.shape[0], outputs), math.nan, dtype=x.dtype)
 
 
+def largest_by_loops(x: Tensor, n: int, m: int, factors: Tensor | None) -> Tensor:
+    """Of every M inputs the N with the largest ``|x| · factor``, the first of equal ones; NaN always."""
+    scores = (x.float().abs() * (1 if factors is None else factors)).tolist()
+    keep = torch.zeros(x.shape, dtype=torch.bool)
+    for token, row in enumerate(scores):
+        sizes = [math.inf if math.isnan(score) else score for score in row]
+        for first in range(0, len(row), m):
+            group = range(first, min(first + m, len(row)))
+            for i in (*sorted(group, key=lambda i: -sizes[i])[:n], *(i for i in group if math.isnan(row[i]))):
+                keep[token, i] = True
+    return keep
+
+
+def above_by_loops(x: Tensor, thresholds: Tensor) -> Tensor:
+    """What is larger than its threshold, and NaN."""
+    least = thresholds.expand(x.shape[1]).tolist()
+    kept = [[not abs(a) <= t for a, t in zip(row, least, strict=True)] for row in x.tolist()]
+    return torch.tensor(kept, dtype=torch.bool).view(x.shape)
+
+
+def choice(x: Tensor, isa: str, **by: Any) -> Tensor:
+    """The kernel's choice, into a mask whose bytes are none of truth values."""
+    keep = torch.full(x.shape, 7, dtype=torch.uint8)
+    linear_calls.linear_choice(x, keep, isa, **by)
+    assert keep.max() <= 1
+    return keep.bool()
+
+
 def rows(
-    x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor, isa: str, scale: Tensor | None = None
-) -> Tensor:
+    x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor | None, isa: str, scale: Tensor | None = None,
+    out: Tensor | None = None, **by: Any,
+) -> Tensor:  # fmt: skip
     """The kernel's answer."""
-    out = poisoned(x, weight_t.shape[1])
-    linear_calls.linear_rows(x, weight_t, bias, keep, out, isa, scale)
+    out = poisoned(x, weight_t.shape[1]) if out is None else out
+    linear_calls.linear_rows(x, weight_t, bias, out, isa, keep=keep, scale=scale, **by)
     return out
 
 
@@ -76,7 +105,7 @@ def outputs(
 ) -> Tensor:
     """The kernel's answer."""
     out = poisoned(x, weight.shape[0])
-    linear_calls.linear_outputs(x, weight, bias, keep, out, isa, scale)
+    linear_calls.linear_outputs(x, weight, bias, out, isa, keep=keep, scale=scale)
     return out
 
 

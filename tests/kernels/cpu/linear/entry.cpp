@@ -6,6 +6,8 @@ using namespace dynattn::DYNATTN_NAMESPACE;
 
 extern "C" {
 
+int32_t choice(const LinearArgs* args) { return linear_choice(*args); }
+
 int32_t rows(const LinearArgs* args) { return linear_rows(*args); }
 
 int32_t outputs(const LinearArgs* args) { return linear_outputs(*args); }

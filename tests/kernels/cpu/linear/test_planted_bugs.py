@@ -14,7 +14,7 @@ import torch
 from dynattn.kernels import cpu
 from dynattn.kernels.cpu import linear_calls
 from tests.covering import part
-from tests.kernels.cpu.linear import test_nm_weights, test_outputs, test_rows
+from tests.kernels.cpu.linear import test_choice, test_many_tokens, test_nm_weights, test_outputs, test_rows
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[3] / "src/dynattn/kernels/cpu"
@@ -25,7 +25,37 @@ pytestmark = [
 ]
 
 BUGS = {
-    "what is left out counts": ("linear/rows.h", "count += keep[i] != 0;", "count++;"),
+    "a panel's first input is the word's": (
+        "linear/rows.h", "job.words[first / kWordInputs] >> first % kWordInputs", "job.words[first / kWordInputs]",
+    ),
+    "a truth value that is no 1 is none": ("linear/kept_inputs.h", "(((bytes & kLow) + kLow) | bytes)", "(bytes << 7)"),
+    "the last truth values are forgotten": (
+        "linear/kept_inputs.h", "for (; i < args.inputs; i++) set_bits", "for (; false; i++) set_bits",
+    ),
+    "all share the first threshold": (
+        "linear/kept_inputs.h", "each ? load_any(least + i) :", "false ? load_any(least + i) :",
+    ),
+    "a tie goes to the last": (
+        "linear/kept_inputs.h", "select(greater(member[j], member[i]), one, zero())",
+        "select(greater(member[i], member[j]), zero(), one)",
+    ),
+    "NaN loses": ("linear/kept_inputs.h", "min(score, broadcast(INFINITY))", "score"),
+    "a NaN is no reason to keep": ("linear/kept_inputs.h", "if (bits(nan) == 0) return;", "return;"),
+    "factors are forgotten": ("linear/kept_inputs.h", "if (args.factors == nullptr) {", "if (true) {"),
+    "one token is chosen for": ("linear/choice.h", "smaller(first + kChosenAtOnce, args.tokens)", "first + 1"),
+    "a list's last inputs are forgotten": (
+        "linear/many_tokens.h", "for (; k < count; k++) {", "for (; false; k++) {",
+    ),
+    "a tile's last outputs are not there": (
+        "linear/many_tokens.h", "if (j < outputs) store(to + j, load_some", "if (false) store(to + j, load_some",
+    ),
+    "sums begin where the last tile's ended": (
+        "linear/many_tokens.h", "add(load(sums + v * kWidth), sum)", "sum",
+    ),
+    "one list serves all tokens": (
+        "linear/many_tokens.h", "s.kept[at], s.count[at],", "s.kept[tile * job.run], s.count[at],",
+    ),
+    "places are counted from the first eight": ("linear/many_tokens.h", "* static_cast<uint64_t>(i);", "* 0;"),
     "a panel begins with the first input": (
         "linear/rows.h", "const float* row = tile + (inputs[k] - first)", "const float* row = tile + (inputs[k] % 31)",
     ),
@@ -60,6 +90,12 @@ BUGS = {
     ),
 }  # fmt: skip
 TESTS = [
+    (test_choice.test_the_largest_of_each_group, {"inputs": 65, "dtype": torch.bfloat16}),
+    (test_choice.test_a_nan_is_kept_and_counts_as_infinity, {"m": 8}),
+    (test_choice.test_what_is_above_thresholds, {"inputs": 17, "dtype": torch.float32}),
+    (test_many_tokens.test_definition, {"size": (128, 65)}),
+    (test_many_tokens.test_a_truth_value_is_any_byte_but_0, {}),
+    (test_many_tokens.test_the_kernel_chooses_by_itself, {"size": (63, 65)}),
     *((test_rows.test_definition, {"size": size, "dtype": dtype}) for size in ((63, 65), (300, 520))
       for dtype in (torch.float32, torch.bfloat16)),
     (test_outputs.test_int8_weights_have_a_factor_for_each_output, {}),
@@ -104,6 +140,6 @@ def test_without_a_bug_nothing_is_seen(tmp_path: Path, monkeypatch: pytest.Monke
     assert fails(build(tmp_path), monkeypatch) == 0
 
 
-@pytest.mark.parametrize("bug", part(BUGS, 16, str))
+@pytest.mark.parametrize("bug", part(BUGS, 32, str))
 def test_bug_is_seen(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fails(build(tmp_path, *BUGS[bug]), monkeypatch) > 0

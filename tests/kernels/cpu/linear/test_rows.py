@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from dynattn.kernels import cpu
-from tests.kernels.cpu.linear.calling import DTYPES, SIZES, error, layer, rows, rows_by_loops
+from tests.kernels.cpu.linear.calling import (
+    DTYPES,
+    SIZES,
+    above_by_loops,
+    error,
+    largest_by_loops,
+    layer,
+    rows,
+    rows_by_loops,
+)
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
@@ -25,6 +35,22 @@ def test_definition(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None
         bias = None if tokens == 2 else its.bias
         want = rows_by_loops(its.x, its.weight, bias, its.keep_inputs).to(dtype)
         assert torch.equal(rows(x, weight_t, bias, its.keep_inputs, isa), want), tokens
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_chooses_by_itself(dtype: torch.dtype, isa: str) -> None:
+    for tokens, size in ((1, (300, 40)), (3, (63, 65)), (8, (130, 17))):
+        its = layer(tokens, *size, dtype)
+        factors, thresholds = torch.arange(size[0]).remainder(3) + 1.0, torch.arange(size[0]).remainder(4).float()
+        cases: list[tuple[torch.Tensor, dict[str, Any]]] = [
+            (largest_by_loops(its.x, 1, 2, None), {"n": 1, "m": 2}),
+            (largest_by_loops(its.x, 8, 16, factors), {"n": 8, "m": 16, "factors": factors}),
+            (above_by_loops(its.x, thresholds), {"thresholds": thresholds}),
+            (above_by_loops(its.x, torch.ones(1)), {"thresholds": torch.ones(1)}),
+        ]
+        for keep, by in cases:
+            want = rows_by_loops(its.x, its.weight, its.bias, keep).to(dtype)
+            assert torch.equal(rows(its.x, its.weight.t().contiguous(), its.bias, None, isa, **by), want), by
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

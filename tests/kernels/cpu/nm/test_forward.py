@@ -397,6 +397,28 @@ def test_few_queries_on_threads_change_no_bit(method, q_len, isa, forward):
         assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [NM(1, 1), NM(1, 2), NM(2, 4), NM(3, 8)], ids=identify)
+def test_key_heads_that_are_taken_together_change_no_bit(method, dtype, isa, forward):
+    """Where their rows for one key lie side by side; in one range of keys and in three, with masks that empty a head's
+    tiles. Each head has keys of its own size, so that none can be taken for another's."""
+    generator = torch.Generator().manual_seed(0)
+    for kv_len in (150, 1100):
+        query = torch.randn(2, 12, 2, 24, generator=generator).to(dtype)
+        sizes = torch.arange(1, 7).view(1, 6, 1, 1)
+        key, value = (
+            (sizes * torch.randn(2, 6, kv_len, dim, generator=generator)).to(dtype) for dim in (24, 40)
+        )  # fmt: skip
+        mask = torch.rand(2, 12, 1, kv_len, generator=generator) > 0.1
+        mask[0, 4:6, :, 64:128], mask[1, 2] = False, False
+        beside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (key, value)]
+        for options in ({}, {"mask": mask, "causal": True, "aux": False}):
+            alone = forward(query, key, value, method, isa, **options)
+            together = forward(query, *beside, method, isa, **options)
+            for a, b in zip(alone, together, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 8)], ids=identify)
 def test_few_queries_choose_as_many_do(method, isa, grid, forward):
     """Where products are exact the two paths make the same choice, ties included."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import dynattn
-from dynattn import BlockSkip
+from dynattn import NM, BlockMass, BlockSkip, BlockTopK
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods import Rows
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
@@ -21,6 +22,7 @@ from tests.kernels.cpu.masks import masks
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
 MARGIN = 1.3  # no difference of the scores below
+ALONE, INSIDE = BlockSkip(MARGIN), BlockSkip(MARGIN, BlockTopK(0.4, 16))
 SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
     (1, 1, 1, 1, 1, 1),
     (2, 1, 7, 63, 8, 8),
@@ -34,11 +36,13 @@ SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 ]
 
 
-def run(isa: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, ...]:
+def run(
+    isa: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool,
+    method: BlockSkip = ALONE,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """The output, the logsumexp, and the pairs that the kernel says it kept."""
-    name = BlockSkip(MARGIN).name
     out, logsumexp, *_, blocks = block_attention(
-        query, key, value, mask, None, name, causal, 0.5, 0.0, False, True, f"cpu-{isa}"
+        query, key, value, mask, None, method.name, causal, 0.5, 0.0, False, True, f"cpu-{isa}"
     )
     kept = blocks.repeat_interleave(8, 2).repeat_interleave(16, 3)[:, :, : query.shape[2], : key.shape[2]]
     return out, logsumexp, kept
@@ -63,6 +67,57 @@ def test_definition(shape: tuple[int, ...], causal: bool, isa: str, grid: Any) -
     assert dropped or kv_len < 2 * 16 or q_len > kv_len
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if max(shape[2:]) < 256], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_definition_inside_of_kept_blocks(shape: tuple[int, ...], causal: bool, isa: str, grid: Any) -> None:
+    """Blocks within a tile of 64 keys, as large, larger, and across the ends of tiles."""
+    query, key, value = grid(*shape)
+    q_len, kv_len = shape[2:4]
+    unseen = skipped = 0
+    for size, masked in ((16, True), (48, False), (64, True), (80, False), (128, False)):
+        among = BlockTopK(0.4, size, window=1, sinks=0)
+        method = BlockSkip(MARGIN, among)
+        mask = torch.arange(kv_len) != kv_len // 3 if masked else None
+        out, logsumexp, kept = run(isa, query, key, value, mask, causal, method)
+        s = reference.scores(query, key, mask, causal, 0.5, kv_len - q_len)
+        want, seen = (reference.select(s, each, query, key, kv_len - q_len, 0.5) for each in (method, among))
+        allowed = s != -math.inf
+        assert torch.equal(kept & allowed, want)
+        exact = reference.attend(query.double(), key.double(), value.double(), method, mask, causal, 0.5, kept=want)
+        torch.testing.assert_close(out.double(), exact.out, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logsumexp.double(), exact.logsumexp, rtol=1e-5, atol=1e-5)
+        unseen, skipped = unseen + int((allowed & ~seen).sum()), skipped + int((seen & ~want).sum())
+    assert (unseen and skipped) or kv_len < 100
+
+
+def test_dropped_blocks_are_not_looked_at(isa: str, grid: Any) -> None:
+    """NaN in their keys and values touches nothing; as bad as that in a kept one, it reaches the rows that keep it."""
+    query, key, value = grid(1, 1, 40, 150, 20, 12)
+    blocks = torch.rand(1, 1, 3, 10, generator=torch.Generator().manual_seed(0)) < 0.5
+    blocks[..., 4], blocks[..., 7], blocks[..., 9] = False, torch.tensor([True, False, False]), True
+    given = blocks.repeat_interleave(16, 2)[:, :, :40].repeat_interleave(16, 3)[..., :150]
+    key[:, :, 64:80], value[:, :, 64:80], key[:, :, 115] = math.nan, math.nan, math.nan
+    out, logsumexp = torch.full((1, 1, 40, 12), math.nan), torch.full((1, 1, 40), math.nan)
+    kept = torch.zeros(1, 1, 5, 10, dtype=torch.bool)
+    cpu.skip_forward(
+        query, key, value, None, out, logsumexp, kept, MARGIN, Pattern.of(NM(1, 1), False, 0.5), isa, blocks=blocks,
+        block_size=16,
+    )  # fmt: skip
+    s = reference.scores(query, key, given, False, 0.5, 110)
+    want = BlockSkip(MARGIN).choose(s, Rows(query, key, 110, 0.5)) & given
+    assert torch.equal(kept.repeat_interleave(8, 2).repeat_interleave(16, 3)[..., :150] & given, want)
+    assert (given & ~want).any()
+    whole = value.nan_to_num()
+    exact = reference.attend(query, key.nan_to_num(), whole, NM(1, 1), want, False, 0.5).out
+    assert out[0, 0, :16].isnan().all()
+    torch.testing.assert_close(out[:, :, 16:], exact[:, :, 16:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="an argument is out of its range"):
+        cpu.skip_forward(
+            query, key, value, None, out, logsumexp, kept, MARGIN, Pattern.of(NM(1, 1), False, 0.5), isa,
+            blocks=blocks, block_size=24,
+        )  # fmt: skip
+
+
 def test_margins_between_large_scores(isa: str) -> None:
     """Between neighbouring floats that are 128 apart, a limit of 100 below the largest cannot be written down."""
     key = -(2.0**30) - 128.0 * torch.tensor([1.0, 0.0, 1.0, 2.0]).repeat_interleave(16).view(1, 1, 64, 1)
@@ -80,20 +135,19 @@ def test_margins_between_large_scores(isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype, isa: str, grid: Any) -> None:
+@pytest.mark.parametrize("method", [ALONE, INSIDE], ids=str)
+def test_half_precision(method: BlockSkip, dtype: torch.dtype, isa: str, grid: Any) -> None:
     query, key, value = (x.to(dtype) for x in grid(2, 1, 65, 111, 20, 36))
-    out, _, kept = run(isa, query, key, value, None, True)
-    exact = reference.attend(
-        query.double(), key.double(), value.double(), BlockSkip(MARGIN), None, True, 0.5, kept=kept.tril(46)
-    )
+    out, _, kept = run(isa, query, key, value, None, True, method)
+    exact = reference.attend(query.double(), key.double(), value.double(), method, None, True, 0.5, kept=kept.tril(46))
     torch.testing.assert_close(out.double(), exact.out, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("scale", [0.5, 2e-38])
-def test_what_is_not_finite(bad: float, scale: float, isa: str, grid: Any) -> None:
+@pytest.mark.parametrize("method", [ALONE, INSIDE], ids=str)
+def test_what_is_not_finite(method: BlockSkip, bad: float, scale: float, isa: str, grid: Any) -> None:
     """Scores that are not finite are kept and reach their rows; such values touch those alone that keep them."""
-    method = BlockSkip(MARGIN)
     query, key, value = grid(1, 1, 30, 100, 8, 8)
     query[0, 0, 3, 2] = bad
     value[0, 0, 70:80] = bad
@@ -105,15 +159,24 @@ def test_what_is_not_finite(bad: float, scale: float, isa: str, grid: Any) -> No
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("lengths", [(65, 111), (1, 100), (130, 70)], ids=str)
-def test_gradients_and_dropout(lengths: tuple[int, int], dropout_p: float, isa: str, grid: Any) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "method"),
+    [
+        ((65, 111), ALONE), ((1, 100), ALONE), ((130, 70), ALONE), ((65, 111), INSIDE),
+        ((90, 150), BlockSkip(MARGIN, BlockMass(0.5, 64, "mean", window=1, sinks=0))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gradients_and_dropout(
+    lengths: tuple[int, int], method: BlockSkip, dropout_p: float, isa: str, grid: Any
+) -> None:  # fmt: skip
     for causal, masked in itertools.product((False, True), (False, True)):
         found = []
         mask = (torch.rand(lengths[1], generator=torch.Generator().manual_seed(2)) < 0.8) if masked else None
         for backend, dtype in ((f"cpu-{isa}", torch.float32), ("reference", torch.float64)):
             query, key, value = (x.to(dtype).requires_grad_() for x in grid(4, 2, *lengths, 16, 12))
             out, aux = dynattn.attention(
-                query, key, value, BlockSkip(MARGIN), attn_mask=mask, causal=causal, scale=0.5, backend=backend,
+                query, key, value, method, attn_mask=mask, causal=causal, scale=0.5, backend=backend,
                 dropout_p=dropout_p, seed=5 if dropout_p else None, return_aux=True,
             )  # fmt: skip
             loss = out.sin().sum() + aux.logsumexp.clamp(min=-1e3).square().sum() / 100
@@ -144,3 +207,23 @@ def test_routes() -> None:
     half = [x.bfloat16() for x in (query, key, value)]
     with pytest.raises(RuntimeError, match="tiles compute N:M attention and large blocks"):
         dynattn.attention(half[0], half[1], half[2], BlockSkip(6.0), backend="cpu-tiles-portable")
+
+
+def test_routes_inside_of_kept_blocks() -> None:
+    query, key, value = (torch.randn(1, 1, 20, 8) for _ in range(3))
+    method = BlockSkip(4.0, BlockMass(0.98, 16, "similar"))
+    plan = dynattn.explain(query, key, value, method, attn_mask=torch.arange(20) < 15)
+    assert plan.backend == "cpu"
+    assert "dropped blocks skipped, the others scored, the rest of what is small skipped" in plan.reason
+    for mask in (torch.zeros(20, 20), torch.ones(20, 20, dtype=torch.bool)):
+        plan = dynattn.explain(query, key, value, method, attn_mask=mask)
+        assert plan.backend == "reference"
+        assert "only under a mask that is bool and the same for all queries" in plan.rejected["cpu"]
+        with pytest.raises(RuntimeError, match="only under a mask that is bool"):
+            dynattn.attention(query, key, value, method, attn_mask=mask, backend="cpu")
+    half = [x.bfloat16() for x in (query, key, value)]
+    assert dynattn.explain(half[0], half[1], half[2], method).backend == "cpu"
+    with pytest.raises(RuntimeError, match="tiles compute N:M attention and large blocks"):
+        dynattn.attention(half[0], half[1], half[2], method, backend="cpu-tiles-portable")
+    with pytest.raises(RuntimeError, match=r"N:M attention, and blockskip-4\.0-in\(.*\) is another method"):
+        dynattn.attention(query, key, value, method, backend="cuda")

@@ -120,6 +120,14 @@ def test_what_parts_do_not_hold_is_computed_in_float32(which: str, engine: str):
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+def test_products_too_small_for_parts_are_computed_in_float32(engine: str):
+    """Each number has parts, and those of their products vanish, which a large scale would show."""
+    p = at_random(40, 90, 16)
+    small = replace(p, query=p.query * 2.0**-60, key=p.key * 2.0**-60, scale=2.0**118)
+    for got, want in zip(run(small, engine, Sums.ROUNDED), run(small, cpu.best_isa(), Sums.ROUNDED), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_bias_may_be_anything(engine: str):
     bias = torch.zeros(1, 1, 40, 90)
     bias[..., 3, 7], bias[..., 4, 7], bias[..., 5, 7], bias[..., 6, 7] = math.nan, math.inf, 3e38, -3e38

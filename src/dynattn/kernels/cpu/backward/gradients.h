@@ -187,24 +187,27 @@ static void add_list_to(const Plan& plan, float* sums, int64_t room, int64_t key
 
 // Adds a key's list to its dV and dK.
 static void add_list(const BackwardQueryBlock& block, const KeyList& list, int64_t key) {
+  if (list.count == 0) return;
   const Section& section = block.section;
   add_list_to(block.plan.scores, section.d_value, section.room, key, block.scratch.grad_rows, list.weights, list);
   add_list_to(block.plan.product, section.d_key, section.room, key, block.scratch.query_rows, list.gradients, list);
 }
 
-// Adds to dK and dV of the groups whose survivors are `word` (and `word` + 1 where two of a group survive).
+// Adds to dK and dV of the groups whose survivors are `word` (and `word` + 1 where two of a group survive), where they
+// begin among the tile's first `keys`: no query is allowed others.
 template <int kBits>
-static void add_survivor_columns(const BackwardQueryBlock& block, int word, int64_t first_key) {
+static void add_survivor_columns(const BackwardQueryBlock& block, int word, int64_t first_key, int64_t keys) {
   constexpr int kM = 1 << kBits;
   const RowSet& set = *block.scratch.rows[kChosenInRegisters];
   const Plan& plan = block.plan.scores;
+  const int position = word / kBits * kM * kWidth;  // of slot 0 in lane 0
+  if (plan.key_of[position] >= keys) return;
   for (int s = 0; s < kBits; s++) {
     Strip& strip = block.scratch.strips[s];
     transpose_strip(set, set.weights, (word + s) * kWidth, strip.weights);
     transpose_strip(set, set.gradients, (word + s) * kWidth, strip.gradients);
     transpose_places<kBits>(set, word + s, strip.places);
   }
-  const int position = word / kBits * kM * kWidth;  // of slot 0 in lane 0
   for (int lane = 0; lane < kWidth; lane++) {
     for (int slot = 0; slot < kM; slot++) block.scratch.lists[slot].count = 0;
     for (int s = 0; s < kBits; s++) list_survivors<kBits>(set, block.scratch.strips[s], lane, block.scratch.lists);
@@ -214,12 +217,13 @@ static void add_survivor_columns(const BackwardQueryBlock& block, int word, int6
   }
 }
 
-static void add_position_columns(const BackwardQueryBlock& block, int64_t first_key) {
+static void add_position_columns(const BackwardQueryBlock& block, int64_t first_key, int64_t keys) {
   const RowSet& set = *block.scratch.rows[kByPosition];
   const Plan& plan = block.plan.scores;
   Strip& strip = block.scratch.strips[0];
   KeyList& list = block.scratch.lists[0];
   for (int position = 0; position < plan.tile; position += kWidth) {
+    if (plan.key_of[position] >= keys) continue;
     transpose_strip(set, set.weights, position, strip.weights);
     transpose_strip(set, set.gradients, position, strip.gradients);
     for (int lane = 0; lane < kWidth; lane++) {
@@ -306,14 +310,15 @@ static void backward_tile(BackwardQueryBlock& block, int64_t tile) {
   }
   if (drops) drop_weights(block.scores, 0.0f);  // for dV; dS was made of the weights themselves
   sort_rows(block);
+  const int64_t keys = allowed_keys(plan, block.scores.first + block.scores.count - 1, tile * plan.tile);
   if constexpr (kBits > 0) {
     if (block.scratch.rows[kChosenInRegisters]->count > 0) {
       for (int word = 0; word < kTile / 2 / kWidth; word += kBits) {
-        add_survivor_columns<kBits>(block, word, local * plan.tile);
+        add_survivor_columns<kBits>(block, word, local * plan.tile, keys);
       }
     }
   }
-  if (block.scratch.rows[kByPosition]->count > 0) add_position_columns(block, local * plan.tile);
+  if (block.scratch.rows[kByPosition]->count > 0) add_position_columns(block, local * plan.tile, keys);
   if (block.plan.args->d_scores != nullptr) {
     write_d_scores<kBits>(block, tile, kChosenInRegisters);
     write_d_scores<kBits>(block, tile, kByPosition);

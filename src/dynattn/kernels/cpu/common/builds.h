@@ -11,6 +11,7 @@
   int32_t row_forward(const RowForwardArgs& args);                                      \
   int32_t skip_forward(const SkipForwardArgs& args);                                    \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \
+  int32_t linear_choice(const LinearArgs& args);                                        \
   int32_t linear_rows(const LinearArgs& args);                                          \
   int32_t linear_outputs(const LinearArgs& args);                                       \
   int32_t linear_nm_weight(const LinearArgs& args);                                     \

@@ -69,6 +69,11 @@ static void pack_columns(float* to, int64_t stride, const float* const rows[kWid
   }
 }
 
+// Columns of zeros, where no row of a vector is a key: a short call has more of these than of others.
+DYNATTN_INLINE void clear_columns(float* to, int64_t stride, int64_t dim) {
+  for (int64_t k = 0; k < dim; k++) store_any(to + k * stride, zero());
+}
+
 // Packs the keys of tiles [first, last) of one head; `to` is the place of the first.
 static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_t last, float* to) {
   const NMForwardArgs& args = *plan.args;
@@ -79,6 +84,12 @@ static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_
   for (int64_t tile = first; tile < last; tile++) {
     find_rows(plan, head, args.key_strides, tile * plan.tile, places);
     for (int position = 0; position < plan.tile; position += kWidth) {
+      const int64_t panel = position / panel_keys, within = position % panel_keys;
+      float* column = to + ((tile - first) * plan.tile + panel * panel_keys) * args.head_dim + within;
+      if (tile * plan.tile + plan.key_of[position] >= args.kv_len) {  // the first of the vector's keys
+        clear_columns(column, panel_keys, args.head_dim);
+        continue;
+      }
       const float* rows[kWidth];
       for (int lane = 0; lane < kWidth; lane++) {
         const int64_t key = plan.key_of[position + lane];
@@ -86,8 +97,6 @@ static float pack_keys(const Plan& plan, const char* head, int64_t first, int64_
         prefetch_row(places.row(key + ahead), args.head_dim * element_size(args.dtype));
         rows[lane] = tile * plan.tile + key < args.kv_len ? float_row(row, args.dtype, args.head_dim, room[lane]) : kZeros;
       }
-      const int64_t panel = position / panel_keys, within = position % panel_keys;
-      float* column = to + ((tile - first) * plan.tile + panel * panel_keys) * args.head_dim + within;
       pack_columns(column, panel_keys, rows, args.head_dim, plan.fold, range);
     }
   }
@@ -114,14 +123,16 @@ static void pack_value_tile(const Plan& plan, const char* head, int64_t tile, fl
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kMaxHeadDim];
   const int64_t width = int64_t{plan.chunk} * kWidth;
+  const int64_t keys = larger<int64_t>(0, smaller<int64_t>(plan.tile, args.kv_len - tile * plan.tile));
   RowPlaces places;
   find_rows(plan, head, args.value_strides, tile * plan.tile, places);
-  for (int64_t i = 0; i < plan.tile; i++) {
-    const bool inside = tile * plan.tile + i < args.kv_len;
-    const float* row = inside ? float_row(places.row(i), args.dtype, args.value_dim, room) : kZeros;
-    if (inside) see_row(row, args.value_dim, range);
-    cut_row(plan, row, inside ? args.value_dim : 0, to + i * width, plan.tile * width);
+  for (int64_t i = 0; i < keys; i++) {
+    const float* row = float_row(places.row(i), args.dtype, args.value_dim, room);
+    see_row(row, args.value_dim, range);
+    cut_row(plan, row, args.value_dim, to + i * width, plan.tile * width);
   }
+  const size_t behind = static_cast<size_t>((plan.tile - keys) * width) * sizeof(float);
+  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) memset(to + (chunk * plan.tile + keys) * width, 0, behind);
 }
 
 // Packs the values of tiles [first, last) of one head. Where the caller's values can be read in place they are only

@@ -32,8 +32,6 @@ constexpr int kPanelWide = 4;
 // drop is skipped by whole bands and tiles.
 constexpr int kRowsBlocks = kRegisters == 32 ? 8 : 4;  // with panels of 2 vectors
 constexpr int kRowsFine = 2 * kRowsBlocks;             // with panels of 1, whose tiles are kTileFine
-// Dense attention that skips runs of keys by running maxima: a band is what decides together.
-constexpr int kSkipPanel = DYNATTN_SKIP_QUERIES > kRowsBlocks ? 1 : 2;
 
 constexpr int kTile = 64;               // keys a tile; a multiple of 4 · kWidth
 constexpr int kTileFine = 16;           // with blocks of fewer keys than kTile
@@ -109,13 +107,19 @@ static void plan_values(Plan& plan) {
                         args.value_strides[1] % kWidth == 0 && reinterpret_cast<uintptr_t>(args.value) % alignment == 0;
 }
 
+// Goes from group to group without a division for each, which would be a short call's longest part.
 static void plan_positions(Plan& plan) {
-  for (int position = 0; position < plan.tile; position++) {
-    const int vector = position / kWidth, lane = position % kWidth;
-    const int group = vector / plan.m * kWidth + lane, slot = vector % plan.m;
-    plan.key_of[position] = (group / plan.stride * plan.m + slot) * plan.stride + group % plan.stride;
-    plan.key_number[position] = static_cast<float>(plan.key_of[position]);
-    plan.value_of[position] = plan.key_of[position] * plan.chunk * kWidth;
+  const int width = plan.chunk * kWidth;
+  for (int vector = 0; vector < plan.tile / kWidth; vector++) {
+    const int group = vector / plan.m * kWidth, slot = vector % plan.m;  // of lane 0
+    int run = group / plan.stride, place = group % plan.stride;
+    for (int position = vector * kWidth; position < (vector + 1) * kWidth; position++) {
+      const int key = (run * plan.m + slot) * plan.stride + place;
+      plan.key_of[position] = key;
+      plan.key_number[position] = static_cast<float>(key);
+      plan.value_of[position] = key * width;
+      if (++place == plan.stride) place = 0, run++;
+    }
   }
 }
 
@@ -131,11 +135,11 @@ static int tile_keys(const Plan& plan, int wanted) {
 // Chooses the vectors of a panel, the rows of a band and the keys of a tile.
 static void plan_bands(Plan& plan, bool skips) {
   const NMForwardArgs& args = *plan.args;
-  const bool blocks = plan.dense && args.blocks != nullptr && args.q_len > 1;
+  const bool blocks = plan.dense && !skips && args.blocks != nullptr && args.q_len > 1;
   const bool fine = blocks && args.block_size < kTile;
   plan.panel = fine ? 1 : plan.layout == Layout::kTwoOfFour ? kPanelWide : kPanel;
   plan.rows = fine ? kRowsFine : blocks ? kRowsBlocks : plan.layout == Layout::kTwoOfFour ? kRowsWide : kRows;
-  if (skips && args.q_len > 1) plan.panel = kSkipPanel, plan.rows = DYNATTN_SKIP_QUERIES;
+  if (skips) plan.rows = DYNATTN_SKIP_QUERIES;  // a band is what decides together
   if (args.q_len == 1) plan.rows = 1;  // decoding: a band of one row, without padding to compute
   plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
 }

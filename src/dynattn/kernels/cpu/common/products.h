@@ -5,8 +5,9 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// acc[r][v] = Σ_k query[k][r] · key[k][v]: each key vector is loaded once for all rows, each query broadcast.
-template <int kR, int kV>
+// acc[r][v] = Σ_k query[k][r] · key[k][v]: each key vector is loaded once for all rows, each query broadcast. The rows
+// may be a part of a band of kBand.
+template <int kR, int kV, int kBand = kR>
 DYNATTN_INLINE void multiply(const float* query, const float* key, int64_t head_dim, Vec acc[kR][kV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kR; r++) {
@@ -23,7 +24,7 @@ DYNATTN_INLINE void multiply(const float* query, const float* key, int64_t head_
 #pragma GCC unroll 4
       for (int v = 0; v < kV; v++) acc[r][v] = fmadd(a, b[v], acc[r][v]);
     }
-    query += kR;
+    query += kBand;
     key += kV * kWidth;
   }
 }

@@ -1,4 +1,4 @@
-// What the products of a few tokens share: how many threads they are worth, their inputs, and their results.
+// What linear layers share: how many threads they are worth, their inputs, and their results.
 #pragma once
 
 #include "common/arena.h"

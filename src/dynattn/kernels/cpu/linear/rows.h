@@ -9,7 +9,7 @@
 //   token has read it. A token's sums of a tile stay in registers.
 #pragma once
 
-#include "linear/call.h"
+#include "linear/kept_inputs.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -31,6 +31,7 @@ struct KeptInputs {
 struct RowsJob {
   const LinearArgs* args;
   KeptInputs kept[DYNATTN_LINEAR_TOKENS];
+  uint64_t* words;  // of a token, as find_kept() writes them
   uint32_t* asked;  // [panel] the inputs that some token keeps
   int64_t panels, strip, strips, scratch_bytes;
   int threads;
@@ -64,17 +65,16 @@ struct StripRows {
 static void list_kept_inputs(const RowsJob& job, int64_t token) {
   const LinearArgs& args = *job.args;
   const KeptInputs& kept = job.kept[token];
-  const uint8_t* const keep = args.keep + token * args.inputs;
+  find_kept(args, token, job.words);
   int32_t count = 0;
   for (int64_t panel = 0; panel < job.panels; panel++) {
+    const int64_t first = panel * kPanelInputs;
+    const uint32_t asked = static_cast<uint32_t>(job.words[first / kWordInputs] >> first % kWordInputs);
     kept.first[panel] = count;
-    const int64_t first = panel * kPanelInputs, end = smaller(first + kPanelInputs, args.inputs);
-    uint32_t asked = 0;
-    for (int64_t i = first; i < end; i++) {  // written for every input, and counted where it is kept
+    for (uint32_t left = asked; left != 0; left &= left - 1, count++) {
+      const int64_t i = first + __builtin_ctz(left);
       kept.input[count] = static_cast<int32_t>(i);
       kept.factor[count] = input_of(args, token, i);
-      asked |= uint32_t{keep[i] != 0} << (i - first);
-      count += keep[i] != 0;
     }
     job.asked[panel] |= asked;
   }
@@ -247,6 +247,7 @@ static void lay_rows_job(RowsJob& job, Arena& arena) {
     job.kept[token].factor = arena.take<float>(args.inputs);
     job.kept[token].first = arena.take<int32_t>(job.panels + 1);
   }
+  job.words = arena.take<uint64_t>(kept_words(args.inputs));
   job.asked = arena.take<uint32_t>(job.panels);
   job.strip = smaller(args.tokens == 1 ? kStrip : kSharedStrip, round_up(args.outputs, kLeastStrip));
   Arena scratch = {0, 0};

@@ -5,14 +5,18 @@
 // masks, choice, weights and counts are those of packed query blocks, in their careful variant: NaN and infinity need
 // no second path here.
 //
-// A task is a key head, for all query rows that share it, and a range of keys, of one of the calls that threads share. The task that completes a head merges
-// its ranges, in order; shapes alone decide how long they are, so that threads change no bit.
+// A task is a range of keys, for one key head or for several, of one of the calls that threads share, and all query
+// rows that share those heads. The task that completes a head merges its ranges, in order; shapes alone decide how long
+// they are, so that threads change no bit.
+//
+// Where the rows of all heads for one key lie side by side, as in pages or in (tokens, heads, dim), a task takes heads
+// together, tile by tile. By itself a head touches a few lines in every page of memory, and each page once for every
+// head: the processor then looks up where pages lie for as long as it computes. Together all of a page is read at once.
 #pragma once
 
 #include "common/arena.h"
 #include "common/team.h"
-#include "nm/forward.h"
-#include "nm/unpacked.h"
+#include "nm/few_range.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -26,30 +30,7 @@ constexpr int64_t kFewRows = 64;
 
 constexpr int64_t kRangeKeys = 512;   // keys a range, at least
 constexpr int64_t kRangeTasks = 256;  // ranges are not multiplied beyond about so many tasks
-
-// A thread's memory.
-struct FewScratch {
-  float* queries;         // [row][key_width], padded with zeros
-  float* scores;          // [row][tile], then weights; negative where not kept
-  float* bias;            // [row][tile]
-  const float** bias_of;  // [row]: its bias, or NULL
-  float* block_bias;      // [tile], by position: what a row's blocks forbid
-  float* values;          // [tile][value width]: rows that cannot be read in place
-  RowStates rows;         // unless ranges have states of their own
-};
-
-// A call of few queries.
-struct Few {
-  const Plan* plan;
-  int64_t* finished;                  // [head] ranges done
-  char* states;                       // [head][range], where a head has several
-  int64_t states_bytes;
-  int64_t first_task;                 // among those of all calls
-  int64_t heads, heads_per_kv, rows;  // key heads, query heads of each, query rows of each
-  int64_t ranges, range_tiles;
-  int64_t key_width;                    // head_dim rounded up to whole vectors
-  bool keys_in_place, values_in_place;  // float32 rows of whole vectors
-};
+constexpr int64_t kTasksEach = 4;     // heads are taken together as long as each thread finds so many tasks
 
 // Calls of few queries that threads share.
 struct FewJob {
@@ -60,202 +41,6 @@ struct FewJob {
   int threads;
   int64_t next_task, next_thread;
 };
-
-static RowStates rows_from(RowStates rows, int64_t row) {
-  rows.reference += row;
-  rows.ceiling += row;
-  rows.sum += row * kWidth;
-  rows.dropped += row * kWidth;
-  rows.out += row * rows.out_stride;
-  rows.kept += row;
-  rows.allowed += row;
-  rows.poisoned += row;
-  return rows;
-}
-
-// One query head of a task, as a query block.
-struct FewHead {
-  PackedHead packed = {};
-  Scratch scratch = {};
-  QueryBlock block;
-
-  FewHead(const Few& few, const FewScratch& own, const RowStates& rows, int64_t head, int64_t member)
-      : block{*few.plan, packed, scratch, 0, 0, 0, few.plan->args->q_len, true, true} {
-    const NMForwardArgs& args = *few.plan->args;
-    scratch.rows = rows_from(rows, member * args.q_len);
-    scratch.block_bias = own.block_bias;
-    block.batch = head / args.kv_heads;
-    block.index = head % args.kv_heads * few.heads_per_kv + member;
-  }
-};
-
-static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
-  const Plan& plan = *few.plan;
-  FewScratch s;
-  s.queries = arena.take<float>(few.rows * few.key_width);
-  s.scores = arena.take<float>(few.rows * plan.tile);
-  s.bias = arena.take<float>(few.rows * plan.tile);
-  s.bias_of = arena.take<const float*>(few.rows);
-  s.block_bias = arena.take<float>(plan.args->blocks != nullptr ? plan.tile : 0);
-  s.values = arena.take<float>(few.values_in_place ? 0 : plan.tile * value_width(plan));
-  s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.rows, arena);
-  return s;
-}
-
-// The queries of a task. A negative scale turns their sign, as it turns the keys' where they are packed.
-static void copy_queries(const Few& few, int64_t head, float* to) {
-  const NMForwardArgs& args = *few.plan->args;
-  const int64_t* stride = args.query_strides;
-  for (int64_t r = 0; r < few.rows; r++) {
-    const int64_t query_head = head % args.kv_heads * few.heads_per_kv + r / args.q_len;
-    const int64_t at = head / args.kv_heads * stride[0] + query_head * stride[1] + r % args.q_len * stride[2];
-    copy_row(to + r * few.key_width, element(args.query, at, args.dtype), args.dtype, args.head_dim, few.key_width);
-    scale_row(to + r * few.key_width, few.key_width, few.plan->fold);
-  }
-}
-
-// Products of all rows with one tile of keys, by position.
-static void score_in_place(const Few& few, const FewScratch& scratch, const char* key_head, int64_t tile) {
-  const Plan& plan = *few.plan;
-  const NMForwardArgs& args = *plan.args;
-  alignas(64) float room[kWidth][kMaxHeadDim];
-  const int64_t ahead = int64_t{plan.m} * kWidth;
-  RowPlaces places;
-  find_rows(plan, key_head, args.key_strides, tile * plan.tile, places);
-  for (int position = 0; position < plan.tile; position += kWidth) {
-    const float* keys[kWidth];
-    for (int lane = 0; lane < kWidth; lane++) {
-      const int64_t key = plan.key_of[position + lane];
-      keys[lane] = kZeros;
-      if (tile * plan.tile + key >= args.kv_len) continue;
-      const char* row = places.row(key);
-      prefetch_row(places.row(key + ahead), args.head_dim * element_size(args.dtype));
-      keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
-      if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
-    }
-    for (int64_t r = 0; r < few.rows; r += kFewAtOnce) {
-      const float* queries = scratch.queries + r * few.key_width;
-      float* scores = scratch.scores + r * plan.tile + position;
-      switch (smaller<int64_t>(kFewAtOnce, few.rows - r)) {
-        case 1:
-          dot_rows<1>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        case 2:
-          dot_rows<2>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        case 3:
-          dot_rows<3>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        default:
-          dot_rows<kFewAtOnce>(queries, few.key_width, keys, scores, plan.tile);
-      }
-    }
-  }
-}
-
-// The bias of every row over a tile; neighbouring rows that see the same share one. Returns false where nothing is
-// allowed.
-static bool make_few_biases(const Few& few, const FewScratch& scratch, int64_t head, int64_t first_key) {
-  const Plan& plan = *few.plan;
-  const int64_t q_len = plan.args->q_len;
-  const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
-  const char* last_mask = nullptr;
-  const uint8_t* last_blocks = nullptr;
-  const uint8_t* laid = nullptr;
-  int64_t last_allowed = -1;
-  bool any = false;
-  for (int64_t r = 0; r < few.rows; r++) {
-    const FewHead at(few, scratch, scratch.rows, head, r / q_len);
-    const int64_t query = r % q_len, allowed = allowed_keys(plan, query, first_key);
-    const char* mask = mask_entries(at.block, query, first_key);
-    const BlockColumns columns = block_columns(*plan.args, at.block.batch, at.block.index, first_key, keys);
-    const uint8_t* blocks = columns.kept == nullptr ? nullptr : block_row(columns, query);
-    if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks) {
-      scratch.bias_of[r] = scratch.bias_of[r - 1];
-    } else {
-      float* row = scratch.bias + r * plan.tile;
-      const bool dropped = kept_blocks(columns, query, query) != KeptBlocks::kAll;
-      const bool whole = mask == nullptr && allowed == plan.tile && !dropped;
-      const BiasSummary all = whole
-                                  ? BiasSummary{true, true, false}
-                                  : make_row_bias(at.block, query, first_key, dropped ? &columns : nullptr, laid, row);
-      scratch.bias_of[r] = as_band_bias(all, plan, row, 0).rows;
-      any |= all.any;
-    }
-    last_mask = mask, last_allowed = allowed, last_blocks = blocks;
-  }
-  return any;
-}
-
-DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias) {
-  const Vec multiplier = broadcast(plan.multiplier);
-  for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
-}
-
-// Converts value rows that cannot be read in place, once for each tile, when the first query row keeps them.
-static void convert_kept(const Few& few, const RowPlaces& values, const KeptKeys& kept, bool* converted, float* to) {
-  const NMForwardArgs& args = *few.plan->args;
-  const int64_t width = value_width(*few.plan);
-  for (int i = 0; i < kept.count; i++) {
-    const int64_t key = kept.key[i];
-    if (converted[key]) continue;
-    converted[key] = true;
-    copy_row(to + key * width, values.row(key), args.dtype, args.value_dim, width);
-  }
-}
-
-// Choice, weights and values of every row over one tile whose scores are made.
-static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head,
-                      int64_t first_key) {
-  const Plan& plan = *few.plan;
-  const NMForwardArgs& args = *plan.args;
-  const char* value_head = kv_head(args, args.value, args.value_strides, head);
-  const bool paged = plan.pages.table != nullptr;
-  RowPlaces places;
-  if (paged || !few.values_in_place) find_rows(plan, value_head, args.value_strides, first_key, places);
-  bool converted[kMaxTile];
-  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
-  KeptKeys kept;
-  for (int64_t member = 0; member < few.heads_per_kv; member++) {
-    const FewHead query_head(few, scratch, rows, head, member);
-    for (int64_t i = 0; i < args.q_len; i++) {
-      const int64_t r = member * args.q_len + i;
-      float* scores = scratch.scores + r * plan.tile;
-      float* out = rows.out + r * rows.out_stride;
-      const float* bias = scratch.bias_of[r];
-      if (bias != nullptr) add_bias(plan, scores, bias);
-      weigh_by_position(query_head.block, i, scores, bias, first_key);
-      list_kept(plan, scores, kept);
-      if (!few.values_in_place) {
-        convert_kept(few, places, kept, converted, scratch.values);
-        add_kept(plan, out, EvenRows{scratch.values, value_width(plan)}, kept);
-      } else if (paged) {
-        add_kept(plan, out, PagedRows{places}, kept);
-      } else {
-        const float* values = reinterpret_cast<const float*>(value_head) + first_key * args.value_strides[2];
-        add_kept(plan, out, EvenRows{values, args.value_strides[2]}, kept);
-      }
-    }
-  }
-}
-
-static void run_range(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head, int64_t range) {
-  const Plan& plan = *few.plan;
-  const NMForwardArgs& args = *plan.args;
-  FewHead all(few, scratch, rows, head, 0);
-  all.block.count = few.rows;
-  clear_rows(all.block);
-  copy_queries(few, head, scratch.queries);
-  const char* keys = kv_head(args, args.key, args.key_strides, head);
-  const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
-  for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
-    const int64_t first_key = tile * plan.tile;
-    if (allowed_keys(plan, args.q_len - 1, first_key) == 0) break;
-    if (!make_few_biases(few, scratch, head, first_key)) continue;
-    score_in_place(few, scratch, keys, tile);
-    weigh_few(few, scratch, rows, head, first_key);
-  }
-}
 
 static void add_scaled(float* to, const float* from, int64_t count, float factor) {
   const Vec f = broadcast(factor);
@@ -277,24 +62,20 @@ static void merge_row(const Plan& plan, const RowStates& to, const RowStates& fr
   add_scaled(to.out + row * to.out_stride, from.out + row * from.out_stride, to.out_stride, factor);
 }
 
-static RowStates range_states(const Few& few, int64_t task) {
-  Arena arena = {reinterpret_cast<uintptr_t>(few.states + task * few.states_bytes), 0};
-  return lay_rows(*few.plan, few.rows, arena);
-}
-
 static void run_few_task(const Few& few, const FewScratch& scratch, int64_t task) {
-  const int64_t head = task / few.ranges;
-  const RowStates rows = few.ranges > 1 ? range_states(few, task) : scratch.rows;
-  run_range(few, scratch, rows, head, task % few.ranges);
-  if (increment(few.finished[head]) + 1 < few.ranges) return;
+  const int64_t group = task / few.ranges, first_head = group * few.together;
+  run_range(few, scratch, first_head, task % few.ranges);
+  if (increment(few.finished[group]) + 1 < few.ranges) return;
 
-  const RowStates whole = few.ranges > 1 ? range_states(few, head * few.ranges) : rows;
-  for (int64_t range = 1; range < few.ranges; range++) {
-    const RowStates part = range_states(few, head * few.ranges + range);
-    for (int64_t r = 0; r < few.rows; r++) merge_row(*few.plan, whole, part, r);
+  for (int64_t head = first_head; head < first_head + few.together; head++) {
+    const RowStates whole = head_rows(few, scratch, head, 0);
+    for (int64_t range = 1; range < few.ranges; range++) {
+      const RowStates part = head_rows(few, scratch, head, range);
+      for (int64_t r = 0; r < few.rows; r++) merge_row(*few.plan, whole, part, r);
+    }
+    for (int64_t member = 0; member < few.heads_per_kv; member++)
+      finish_rows(FewHead(few, scratch, whole, head, member).block);
   }
-  for (int64_t member = 0; member < few.heads_per_kv; member++)
-    finish_rows(FewHead(few, scratch, whole, head, member).block);
 }
 
 static void work_few(void* data) {
@@ -308,7 +89,7 @@ static void work_few(void* data) {
     const Few& few = job.calls[call];
     Arena arena = {reinterpret_cast<uintptr_t>(own), 0};
     const FewScratch scratch = lay_few_scratch(few, arena);
-    const int64_t end = few.first_task + few.heads * few.ranges;
+    const int64_t end = few.first_task + few.heads / few.together * few.ranges;
     for (; task < end; task = increment(job.next_task)) run_few_task(few, scratch, task - few.first_task);
   }
 }
@@ -320,6 +101,19 @@ static bool are_few(const NMForwardArgs& args) {
   return args.q_len <= most && args.q_len * (args.heads / args.kv_heads) <= kFewRows;
 }
 
+// Whether the rows of all heads for one key lie side by side, nearer than those of the next key.
+static bool are_side_by_side(const Plan& plan, const int64_t strides[3]) {
+  return plan.pages.table != nullptr || strides[1] < strides[2];
+}
+
+// Whether rows that choose independently keep nearly all keys between them, so that nearly all values are read.
+static bool reads_most_values(const Plan& plan, int64_t rows) {
+  constexpr double kMost = 0.85;
+  double left = 1;
+  for (int64_t r = 0; r < rows && left > 1 - kMost; r++) left *= 1 - static_cast<double>(plan.n) / plan.m;
+  return left <= 1 - kMost;
+}
+
 static Few plan_few(Plan& plan) {
   const NMForwardArgs& args = *plan.args;
   plan.rows = 1;  // no padding
@@ -328,6 +122,7 @@ static Few plan_few(Plan& plan) {
   few.heads = args.batch * args.kv_heads;
   few.heads_per_kv = args.heads / args.kv_heads;
   few.rows = few.heads_per_kv * args.q_len;
+  few.together = 1;
   const int64_t most = larger<int64_t>(1, smaller(ceil_div(args.kv_len, kRangeKeys), ceil_div(kRangeTasks, few.heads)));
   few.range_tiles = larger<int64_t>(1, ceil_div(plan.tiles, most));
   few.ranges = larger<int64_t>(1, ceil_div(plan.tiles, few.range_tiles));
@@ -335,10 +130,21 @@ static Few plan_few(Plan& plan) {
   few.key_width = round_up(args.head_dim, kWidth);
   few.keys_in_place = args.dtype == DYNATTN_FLOAT32 && few.key_width == args.head_dim;
   few.values_in_place = args.dtype == DYNATTN_FLOAT32 && value_width(plan) == args.value_dim;
+  few.values_soon = reads_most_values(plan, few.rows);
   Arena states = {0, 0};
   lay_rows(plan, few.rows, states);
   few.states_bytes = states.used;
   return few;
+}
+
+// The key heads of a task: as many as leave enough tasks for the threads, of those that all calls have.
+static int64_t heads_together(const Few& few, int64_t tasks, int threads) {
+  const NMForwardArgs& args = *few.plan->args;
+  if (!are_side_by_side(*few.plan, args.key_strides) || !are_side_by_side(*few.plan, args.value_strides)) return 1;
+  for (int64_t heads = args.kv_heads; heads > 1; heads--) {
+    if (args.kv_heads % heads == 0 && tasks / heads >= kTasksEach * threads) return heads;
+  }
+  return 1;
 }
 
 // Takes the memory of planned calls, each for at least one query row, and prepares work_few().
@@ -346,17 +152,21 @@ static Few plan_few(Plan& plan) {
 static int32_t open_few(FewJob& job, Few* calls, int64_t count) {
   job.calls = calls, job.count = count;
   double products = 0;
-  int64_t heads = 0;
+  int64_t heads = 0, tasks = 0;
   for (int64_t i = 0; i < count; i++) {
-    Arena scratch = {0, 0};
-    lay_few_scratch(calls[i], scratch);
-    job.scratch_bytes = larger(job.scratch_bytes, scratch.used);
-    calls[i].first_task = job.tasks;
-    job.tasks += calls[i].heads * calls[i].ranges;
+    tasks += calls[i].heads * calls[i].ranges;
     heads += calls[i].heads;
     products += products_of(*calls[i].plan->args);
   }
-  job.threads = useful_threads(products, calls[0].plan->args->threads, job.tasks);
+  job.threads = useful_threads(products, calls[0].plan->args->threads, tasks);
+  for (int64_t i = 0; i < count; i++) {
+    calls[i].together = heads_together(calls[i], tasks, job.threads);
+    calls[i].first_task = job.tasks;
+    job.tasks += calls[i].heads / calls[i].together * calls[i].ranges;
+    Arena scratch = {0, 0};
+    lay_few_scratch(calls[i], scratch);
+    job.scratch_bytes = larger(job.scratch_bytes, scratch.used);
+  }
 
   Arena all = {0, 0};
   all.take<int64_t>(heads);

@@ -55,7 +55,7 @@ static void weigh_by_position(const QueryBlock& block, int64_t row, float* score
 }
 
 // Computes the weights of a row that chose by its own scores, from the threshold that its forward found. Entries that
-// are not kept become negative. A backward gives the reference, unless sums are what is asked for.
+// are not kept become negative. A backward gives the reference and reads no sum, unless sums are what is asked for.
 static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scores, const float* bias,
                                int64_t first_key) {
   const Plan& plan = block.plan;
@@ -64,7 +64,8 @@ static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scor
   const Threshold threshold = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
   const RowStates& rows = block.scratch.rows;
   if (block.careful) clean_row(plan, rows, row, scores, bias);
-  if (plan.sums.sum != nullptr) follow_maximum(plan, rows, row, largest_lanes(scores, plan.tile));
+  const bool sums = plan.sums.sum != nullptr;
+  if (sums) follow_maximum(plan, rows, row, largest_lanes(scores, plan.tile));
   const Vec reference = broadcast(rows.reference[row]);
   const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor), dropped = broadcast(-1.0f);
   Vec sum = load(rows.sum + row * kWidth);
@@ -72,10 +73,10 @@ static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scor
     const Vec x = load(scores + i);
     const Mask kept = mask_of(kept_lanes(threshold, x, first_key + i));
     const Vec weight = exp2_scaled(sub(x, reference), exponent, floor);
-    sum = add(sum, select(kept, weight, zero()));
+    if (sums) sum = add(sum, select(kept, weight, zero()));
     store(scores + i, select(kept, weight, dropped));
   }
-  store(rows.sum + row * kWidth, sum);
+  if (sums) store(rows.sum + row * kWidth, sum);
 }
 
 template <int kR>

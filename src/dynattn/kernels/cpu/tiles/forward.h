@@ -84,7 +84,7 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   const ScoreTile tile = score_tile(pass, group);
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
   if (pass.careful) {
-    clean_scores(tile, state);
+    if (!plan.floats || plan.biased) clean_scores(tile, state);  // products of float32 that parts hold are finite
     follow_largest(plan, tile, state, pass.scratch.out + group * kLanes);
   } else if (state.open != kAllLanes) {
     open_lanes(plan, tile, state);
@@ -169,16 +169,17 @@ static float finish_query(const Pass& pass, const LaneState& state, int64_t quer
   return poisoned ? NAN : sum > 0 ? keep / sum : 0.0f;
 }
 
+DYNATTN_INLINE void put_number(float* to, float x) { *to = x; }
+DYNATTN_INLINE void put_number(uint16_t* to, float x) { *to = to_bfloat16(x); }
+
 // The outputs of 16 queries, turned and rounded. False where one overflowed, which the careful variant avoids.
+template <class Number>
 static bool write_outputs(const Pass& pass, int group, const float* factors) {
-  const TilePlan& plan = pass.at.plan;
-  const NMForwardArgs& args = *plan.args;
+  const NMForwardArgs& args = *pass.at.plan.args;
   const int64_t first = pass.at.first + group * kLanes;
   const int64_t lanes = smaller<int64_t>(kLanes, pass.at.count - group * kLanes);
-  const int64_t at =
-      pass.at.batch * args.out_strides[0] + pass.at.head * args.out_strides[1] + first * args.out_strides[2];
-  uint16_t* const out = static_cast<uint16_t*>(args.out) + (plan.floats ? 0 : at);
-  float* const float_out = static_cast<float*>(args.out) + (plan.floats ? at : 0);
+  Number* const out = static_cast<Number*>(args.out) + pass.at.batch * args.out_strides[0] +
+                      pass.at.head * args.out_strides[1] + first * args.out_strides[2];
   const Lanes factor = load_lanes(factors);
   LaneMask finite = kAllLanes;
   alignas(64) float row[kLanes];
@@ -186,10 +187,7 @@ static bool write_outputs(const Pass& pass, int group, const float* factors) {
     const Lanes x = mul(load_lanes(pass.scratch.out + d * kQueries + group * kLanes), factor);
     finite &= greater(broadcast_lanes(INFINITY), max(x, sub(broadcast_lanes(0.0f), x)));
     store(row, x);
-    for (int64_t lane = 0; lane < lanes && plan.floats; lane++) float_out[lane * args.out_strides[2] + d] = row[lane];
-    for (int64_t lane = 0; lane < lanes && !plan.floats; lane++) {
-      out[lane * args.out_strides[2] + d] = to_bfloat16(row[lane]);
-    }
+    for (int64_t lane = 0; lane < lanes; lane++) put_number(out + lane * args.out_strides[2] + d, row[lane]);
   }
   return (static_cast<unsigned>(~finite) & ((1u << lanes) - 1)) == 0;
 }
@@ -201,7 +199,9 @@ static bool finish(const Pass& pass) {
     for (int lane = 0; lane < kLanes && group * kLanes + lane < pass.at.count; lane++) {
       factors[lane] = finish_query(pass, pass.states[group], pass.at.first + group * kLanes + lane, lane);
     }
-    if (pass.at.plan.sums.sum == nullptr) finite &= write_outputs(pass, group, factors);
+    if (pass.at.plan.sums.sum != nullptr) continue;
+    finite &= pass.at.plan.floats ? write_outputs<float>(pass, group, factors)
+                                  : write_outputs<uint16_t>(pass, group, factors);
   }
   return finite;
 }
@@ -223,10 +223,7 @@ static void run_queries(const TilePlan& plan, const TileHead& head, const TileSc
   const char* const queries = element(args.query, at, args.dtype);
   const float query_bound = plan.floats ? pack_query_parts(plan, queries, count, groups, scratch.queries)
                                         : pack_queries(plan, queries, count, groups, scratch.queries);
-  if (plan.floats && !fits(plan, head.key_bound, head.value_bound, query_bound)) {
-    __atomic_store_n(plan.unfit, 1, __ATOMIC_RELAXED);
-    return;
-  }
+  if (plan.floats && !fits(plan, head.key_bound, head.value_bound, query_bound)) return end_call(plan);
   // sums of rows, and weights of float32, are relative to the largest score itself, which the careful variant follows
   const bool careful = plan.floats || plan.sums.sum != nullptr || !is_tame(plan, head, query_bound);
   Pass pass = {{plan, batch, index, first, count}, head, scratch, engine, groups, careful, states};

@@ -5,8 +5,8 @@
 //
 // The products are sums over longer rows: those of a score, for one, over the dims of each pair of parts. So keys,
 // values and queries are packed part by part, and the softmax writes weights part by part, in the layouts of bfloat16
-// tensors (pack.h). Numbers so large that a part or a sum may not be finite, or so small that the last part has no bits
-// left, are not for this: fits() says so, and the float32 kernels take the call.
+// tensors (pack.h). Numbers so large that a part or a sum may not be finite, or so small that the last part or its
+// products have no bits left, are not for this: fits() says so, and the float32 kernels take the call.
 #pragma once
 
 #include "common/dtypes.h"
@@ -98,43 +98,57 @@ static float pack_query_parts(const TilePlan& plan, const char* first, int64_t c
   return largest.bound();
 }
 
-// Whether parts hold numbers up to this magnitude, and no sum of their products may overflow.
+// The float32 kernels will take the call: what is yet to be done of it need not be.
+static void end_call(const TilePlan& plan) { __atomic_store_n(plan.unfit, 1, __ATOMIC_RELAXED); }
+DYNATTN_INLINE bool is_ended(const TilePlan& plan) { return __atomic_load_n(plan.unfit, __ATOMIC_RELAXED) != 0; }
+
+// Whether parts hold numbers up to this magnitude.
+DYNATTN_INLINE bool parts_hold(double bound) {
+  return bound == 0.0 || (bound >= kLeastOfParts && bound < kLargestOfParts);
+}
+
+// Whether parts hold numbers up to these magnitudes, and products of their parts neither vanish nor overflow.
 static bool fits(const TilePlan& plan, float key_bound, float value_bound, float query_bound) {
-  const auto holds = [](float bound) { return bound == 0.0f || (bound >= kLeastOfParts && bound < kLargestOfParts); };
-  const float score = query_bound * key_bound * static_cast<float>(plan.args->head_dim);
-  return holds(key_bound) && holds(value_bound) && holds(query_bound) && score < 1e37f;
+  const double product = static_cast<double>(query_bound) * static_cast<double>(key_bound);
+  return parts_hold(key_bound) && parts_hold(value_bound) && parts_hold(query_bound) && parts_hold(product) &&
+         product * static_cast<double>(plan.args->head_dim) < 1e37;
 }
 
 // Weights of 16 queries and a block of keys, part by part. The choice is that of bfloat16 tensors, by its marks.
 static void weigh_parts(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group,
                         LaneState& state) {
-  mark_chosen(plan, tile, allowed, group, false);
-  const ExactWeights weights(plan, state);
+  const bool chosen = plan.m > 1;
+  if (chosen) mark_chosen(plan, tile, allowed, group, false);
+  ExactWeights weights(plan, state);
+  Lanes dropped = state.dropped;
+  Words kept_pairs = state.kept, allowed_pairs = state.allowed;
   const Words halves[2] = {broadcast_words(0xffffu), broadcast_words(0xffff0000u)}, one = broadcast_words(1);
   const Lanes none = broadcast_lanes(0.0f);
   for (int key = 0; key < tile.keys; key += 2) {
-    const Words marks = load_words(pair_row(tile, key));
+    const Words marks = chosen ? load_words(pair_row(tile, key)) : broadcast_words(0xffffffffu);
     Words pairs[kMostParts] = {broadcast_words(0), broadcast_words(0), broadcast_words(0)};
     for (int half = 0; half < 2 && key + half < tile.keys; half++) {
       const Lanes x = score(tile, key + half), weight = weights.weight(x);
       const LaneMask some = greater(x, broadcast_lanes(-INFINITY)), kept = nonzero(both(marks, halves[half])) & some;
       Lanes rest = select(kept, weight, none), whole = none;
-      state.total = add(state.total, rest);
+      weights.total = add(weights.total, rest);
       for (int part = 0; part < plan.parts; part++) {
         const Words bits = rounded(rest);
         rest = sub(rest, low_half(bits)), whole = add(whole, low_half(bits));
         pairs[part] = half == 0 ? bits : pair(pairs[part], bits);
       }
-      state.sum = add(state.sum, whole);
+      weights.sum = add(weights.sum, whole);
       if (!plan.counts) continue;
-      state.dropped = add(state.dropped, select(static_cast<LaneMask>(some & ~kept), weight, none));
-      state.kept = add(state.kept, only(kept, one));
-      state.allowed = add(state.allowed, only(some, one));
+      dropped = add(dropped, select(static_cast<LaneMask>(some & ~kept), weight, none));
+      kept_pairs = add(kept_pairs, only(kept, one));
+      allowed_pairs = add(allowed_pairs, only(some, one));
     }
     for (int part = 0; part < plan.parts; part++) {
       store(pair_row(tile, key) + part * weight_part_words(plan), pairs[part]);
     }
   }
+  weights.finish(state);
+  state.dropped = dropped, state.kept = kept_pairs, state.allowed = allowed_pairs;
   for (int key = static_cast<int>(round_up(tile.keys, 2)); key < plan.padded; key += 2) {
     for (int part = 0; part < plan.parts; part++) {
       store(pair_row(tile, key) + part * weight_part_words(plan), broadcast_words(0));

@@ -42,8 +42,11 @@ struct TileWorker {
     const int64_t first = step * plan.step_blocks, last = smaller(first + plan.step_blocks, plan.key_blocks);
     const int64_t packed = larger<int64_t>(0, first - plan.packed_from);
     if (plan.floats) {
-      return {pack_key_parts(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
-              pack_value_parts(plan, values, first, last, memory.values + first * value_block_bytes(plan))};
+      if (is_ended(plan)) return {0.0f, 0.0f};
+      const Seen seen = {pack_key_parts(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
+                         pack_value_parts(plan, values, first, last, memory.values + first * value_block_bytes(plan))};
+      if (!(larger(seen.keys, seen.values) < kLargestOfParts)) end_call(plan);
+      return seen;
     }
     return {pack_key_blocks(plan, keys, first, last, memory.keys + packed * key_block_bytes(plan)),
             pack_value_blocks(plan, values, first, last, memory.values + first * value_block_bytes(plan),
@@ -68,6 +71,7 @@ struct TileWorker {
   }
 
   void run(const Head& head, int64_t batch, int64_t index, int64_t first) {
+    if (plan.floats && is_ended(plan)) return;
     const int64_t end = smaller(first + plan.query_block, plan.args->q_len);
     for (int64_t query = first; query < end; query += kQueries) {
       run_queries(plan, head, scratch, engine, batch, index, query, smaller<int64_t>(kQueries, end - query));

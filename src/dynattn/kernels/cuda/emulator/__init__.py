@@ -28,7 +28,7 @@ _MAX_RANK = 5
 # must inline the functions between: without optimisation their frames are gone by then, and a missing wait overwrites
 # the stack.
 _FLAGS = (
-    "-std=c++17", "-O1", "-fPIC", "-DDYNATTN_EMULATOR", "-Wall", "-Wno-unknown-pragmas", "-fno-gnu-unique",
+    "-std=c++17", "-O1", "-fPIC", "-DDYNATTN_EMULATOR", "-w", "-fno-gnu-unique",
     "-ffp-contract=off", "-U_FORTIFY_SOURCE",  # whose longjmp refuses to jump to another stack
 )  # fmt: skip
 _BACKWARD_ENTRY = """

@@ -1,0 +1,275 @@
+// What a task of few queries computes: one range of keys, for one key head or for several together, tile by tile.
+#pragma once
+
+#include "common/arena.h"
+#include "nm/forward.h"
+#include "nm/unpacked.h"
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// A thread's memory.
+struct FewScratch {
+  float* queries;           // [head of the task][row][key_width], padded with zeros
+  float* scores;            // [row][tile], then weights; negative where not kept
+  float* bias;              // [row][tile]
+  const float** bias_of;    // [row]: its bias, or NULL
+  float* block_bias;        // [tile], by position: what a row's blocks forbid
+  float* values;            // [tile][value width]: rows that cannot be read in place
+  const char** key_rows;    // [2 · tile]: where the keys of a tile and of the next lie, for the first head of the task
+  const char** value_rows;  // [2 · tile]: likewise
+  const char** float_rows;  // [tile]: those of `values`
+  RowStates rows;           // [head of the task][row], unless ranges have states of their own
+};
+
+// A call of few queries.
+struct Few {
+  const Plan* plan;
+  int64_t* finished;                  // [heads of a task] ranges done
+  char* states;                       // [head][range], where a head has several
+  int64_t states_bytes;
+  int64_t first_task;                 // among those of all calls
+  int64_t heads, heads_per_kv, rows;  // key heads, query heads of each, query rows of each
+  int64_t together;                   // key heads of a task, of one sample
+  int64_t ranges, range_tiles;
+  int64_t key_width;                    // head_dim rounded up to whole vectors
+  bool keys_in_place, values_in_place;  // float32 rows of whole vectors
+  bool values_soon;                     // nearly all value rows of a tile will be read
+};
+
+static RowStates rows_from(RowStates rows, int64_t row) {
+  rows.reference += row;
+  rows.ceiling += row;
+  rows.sum += row * kWidth;
+  rows.dropped += row * kWidth;
+  rows.out += row * rows.out_stride;
+  rows.kept += row;
+  rows.allowed += row;
+  rows.poisoned += row;
+  return rows;
+}
+
+// One query head of a task, as a query block.
+struct FewHead {
+  PackedHead packed = {};
+  Scratch scratch = {};
+  QueryBlock block;
+
+  FewHead(const Few& few, const FewScratch& own, const RowStates& rows, int64_t head, int64_t member)
+      : block{*few.plan, packed, scratch, 0, 0, 0, few.plan->args->q_len, true, true} {
+    const NMForwardArgs& args = *few.plan->args;
+    scratch.rows = rows_from(rows, member * args.q_len);
+    scratch.block_bias = own.block_bias;
+    block.batch = head / args.kv_heads;
+    block.index = head % args.kv_heads * few.heads_per_kv + member;
+  }
+};
+
+static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
+  const Plan& plan = *few.plan;
+  FewScratch s;
+  s.queries = arena.take<float>(few.together * few.rows * few.key_width);
+  s.scores = arena.take<float>(few.rows * plan.tile);
+  s.bias = arena.take<float>(few.rows * plan.tile);
+  s.bias_of = arena.take<const float*>(few.rows);
+  s.block_bias = arena.take<float>(plan.args->blocks != nullptr ? plan.tile : 0);
+  s.values = arena.take<float>(few.values_in_place ? 0 : plan.tile * value_width(plan));
+  s.key_rows = arena.take<const char*>(2 * plan.tile);
+  s.value_rows = arena.take<const char*>(2 * plan.tile);
+  s.float_rows = arena.take<const char*>(few.values_in_place ? 0 : plan.tile);
+  s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.together * few.rows, arena);
+  return s;
+}
+
+// The rows of a head, in one range of keys.
+static RowStates head_rows(const Few& few, const FewScratch& scratch, int64_t head, int64_t range) {
+  if (few.ranges == 1) return rows_from(scratch.rows, head % few.together * few.rows);
+  const int64_t at = (head * few.ranges + range) * few.states_bytes;
+  Arena arena = {reinterpret_cast<uintptr_t>(few.states + at), 0};
+  return lay_rows(*few.plan, few.rows, arena);
+}
+
+// The queries of a head. A negative scale turns their sign, as it turns the keys' where they are packed.
+static void copy_queries(const Few& few, int64_t head, float* to) {
+  const NMForwardArgs& args = *few.plan->args;
+  const int64_t* stride = args.query_strides;
+  for (int64_t r = 0; r < few.rows; r++) {
+    const int64_t query_head = head % args.kv_heads * few.heads_per_kv + r / args.q_len;
+    const int64_t at = head / args.kv_heads * stride[0] + query_head * stride[1] + r % args.q_len * stride[2];
+    copy_row(to + r * few.key_width, element(args.query, at, args.dtype), args.dtype, args.head_dim, few.key_width);
+    scale_row(to + r * few.key_width, few.key_width, few.plan->fold);
+  }
+}
+
+// Products of all rows of a task's head with one tile of keys, by position. Keys that follow are asked for: of this
+// head, then of the next one, and behind the last head those of the next tile.
+static void score_in_place(const Few& few, const FewScratch& scratch, int64_t tile, int64_t head) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  alignas(64) float room[kWidth][kMaxHeadDim];
+  const int64_t size = element_size(args.dtype), ahead = int64_t{plan.m} * kWidth;
+  const int64_t key_head = head * args.key_strides[1] * size, value_head = head * args.value_strides[1] * size;
+  const bool last = head + 1 == few.together;
+  const int64_t behind_head = last ? 0 : key_head + args.key_strides[1] * size, behind_tile = last ? 0 : plan.tile;
+  const float* const own_queries = scratch.queries + head * few.rows * few.key_width;
+  for (int position = 0; position < plan.tile; position += kWidth) {
+    const float* keys[kWidth];
+    for (int lane = 0; lane < kWidth; lane++) {
+      const int64_t key = plan.key_of[position + lane], next = key + ahead;
+      keys[lane] = kZeros;
+      if (tile * plan.tile + key >= args.kv_len) continue;
+      const char* row = scratch.key_rows[key] + key_head;
+      const bool own = next < plan.tile;
+      prefetch_row(scratch.key_rows[own ? next : next - behind_tile] + (own ? key_head : behind_head),
+                   args.head_dim * size);
+      if (few.values_soon) prefetch_row(scratch.value_rows[key] + value_head, args.value_dim * size);
+      keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
+      if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
+    }
+    for (int64_t r = 0; r < few.rows; r += kFewAtOnce) {
+      const float* queries = own_queries + r * few.key_width;
+      float* scores = scratch.scores + r * plan.tile + position;
+      switch (smaller<int64_t>(kFewAtOnce, few.rows - r)) {
+        case 1:
+          dot_rows<1>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        case 2:
+          dot_rows<2>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        case 3:
+          dot_rows<3>(queries, few.key_width, keys, scores, plan.tile);
+          break;
+        default:
+          dot_rows<kFewAtOnce>(queries, few.key_width, keys, scores, plan.tile);
+      }
+    }
+  }
+}
+
+// The bias of every row over a tile; neighbouring rows that see the same share one. Returns false where nothing is
+// allowed.
+static bool make_few_biases(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head,
+                            int64_t first_key) {
+  const Plan& plan = *few.plan;
+  const int64_t q_len = plan.args->q_len;
+  const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
+  const char* last_mask = nullptr;
+  const uint8_t* last_blocks = nullptr;
+  const uint8_t* laid = nullptr;
+  int64_t last_allowed = -1;
+  bool any = false;
+  for (int64_t r = 0; r < few.rows; r++) {
+    const FewHead at(few, scratch, rows, head, r / q_len);
+    const int64_t query = r % q_len, allowed = allowed_keys(plan, query, first_key);
+    const char* mask = mask_entries(at.block, query, first_key);
+    const BlockColumns columns = block_columns(*plan.args, at.block.batch, at.block.index, first_key, keys);
+    const uint8_t* blocks = columns.kept == nullptr ? nullptr : block_row(columns, query);
+    if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks) {
+      scratch.bias_of[r] = scratch.bias_of[r - 1];
+    } else {
+      float* row = scratch.bias + r * plan.tile;
+      const bool dropped = kept_blocks(columns, query, query) != KeptBlocks::kAll;
+      const bool whole = mask == nullptr && allowed == plan.tile && !dropped;
+      const BiasSummary all = whole
+                                  ? BiasSummary{true, true, false}
+                                  : make_row_bias(at.block, query, first_key, dropped ? &columns : nullptr, laid, row);
+      scratch.bias_of[r] = as_band_bias(all, plan, row, 0).rows;
+      any |= all.any;
+    }
+    last_mask = mask, last_allowed = allowed, last_blocks = blocks;
+  }
+  return any;
+}
+
+DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias) {
+  const Vec multiplier = broadcast(plan.multiplier);
+  for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
+}
+
+// Converts value rows that cannot be read in place, once for each tile, when the first query row keeps them.
+static void convert_kept(const Few& few, const FewScratch& scratch, int64_t shift, const KeptKeys& kept,
+                         bool* converted) {
+  const NMForwardArgs& args = *few.plan->args;
+  const int64_t width = value_width(*few.plan);
+  for (int i = 0; i < kept.count; i++) {
+    const int64_t key = kept.key[i];
+    if (converted[key]) continue;
+    converted[key] = true;
+    const char* const next = scratch.value_rows[kept.key[smaller(i + kValuesAhead, kept.count - 1)]] + shift;
+    if (!few.values_soon) prefetch_row(next, args.value_dim * element_size(args.dtype));
+    copy_row(scratch.values + key * width, scratch.value_rows[key] + shift, args.dtype, args.value_dim, width);
+  }
+}
+
+// Choice, weights and values of every row of a task's head over one tile whose scores are made.
+static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t shift = head % few.together * args.value_strides[1] * element_size(args.dtype);
+  bool converted[kMaxTile];
+  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
+  KeptKeys kept;
+  for (int64_t member = 0; member < few.heads_per_kv; member++) {
+    const FewHead query_head(few, scratch, rows, head, member);
+    for (int64_t i = 0; i < args.q_len; i++) {
+      const int64_t r = member * args.q_len + i;
+      float* scores = scratch.scores + r * plan.tile;
+      const float* bias = scratch.bias_of[r];
+      if (bias != nullptr) add_bias(plan, scores, bias);
+      weigh_by_position(query_head.block, i, scores, bias, tile * plan.tile);
+      if (few.values_in_place) {
+        list_kept(plan, scores, scratch.value_rows, shift, kept);
+      } else {
+        list_kept(plan, scores, scratch.float_rows, 0, kept);
+        convert_kept(few, scratch, shift, kept, converted);
+      }
+      add_kept(plan, rows.out + r * rows.out_stride, kept);
+    }
+  }
+}
+
+// Where the rows of a tile and of the next one lie, for the head whose row 0 is at `head`. Those of the next one are
+// touched, run by run: where pages lie in random order, to find out where a page is in memory takes longer than to read
+// from it, and is then done while this tile is computed.
+static void list_rows(const Plan& plan, const char* head, const int64_t strides[3], int64_t tile, const char** rows) {
+  RowPlaces places;
+  find_rows(plan, head, strides, tile * plan.tile, places);
+  const int64_t count = int64_t{2} * plan.tile;
+  for (int64_t key = 0, at = places.ahead; key < count;) {
+    const char* const run = places.runs[at / kRunKeys];
+    const int64_t first = at % kRunKeys, some = smaller(count - key, kRunKeys - first);
+    if (key >= plan.tile) __builtin_prefetch(run);
+    for (int64_t i = 0; i < some; i++) rows[key + i] = run + (first + i) * places.stride;
+    key += some, at += some;
+  }
+}
+
+static void run_range(const Few& few, const FewScratch& scratch, int64_t first_head, int64_t range) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  for (int64_t i = 0; i < few.together; i++) {
+    FewHead all(few, scratch, head_rows(few, scratch, first_head + i, range), first_head + i, 0);
+    all.block.count = few.rows;
+    clear_rows(all.block);
+    copy_queries(few, first_head + i, scratch.queries + i * few.rows * few.key_width);
+  }
+  const char* const keys = kv_head(args, args.key, args.key_strides, first_head);
+  const char* const values = kv_head(args, args.value, args.value_strides, first_head);
+  if (!few.values_in_place) {
+    for (int key = 0; key < plan.tile; key++)
+      scratch.float_rows[key] = reinterpret_cast<const char*>(scratch.values + key * value_width(plan));
+  }
+  const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
+  for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
+    if (allowed_keys(plan, args.q_len - 1, tile * plan.tile) == 0) break;
+    list_rows(plan, keys, args.key_strides, tile, scratch.key_rows);
+    list_rows(plan, values, args.value_strides, tile, scratch.value_rows);
+    for (int64_t i = 0; i < few.together; i++) {
+      const RowStates rows = head_rows(few, scratch, first_head + i, range);
+      if (!make_few_biases(few, scratch, rows, first_head + i, tile * plan.tile)) continue;
+      score_in_place(few, scratch, tile, i);
+      weigh_few(few, scratch, rows, tile, first_head + i);
+    }
+  }
+}
+
+}  // namespace dynattn::DYNATTN_NAMESPACE
