@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_a_token_alone_is_read_by_the_kernel_and_gives_what_the_mask_gives(model
 
 
 def _swapped(cache: AdaSnapKVCache) -> AdaSnapKVCache:
-    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.reorder_cache(cast(torch.LongTensor, torch.tensor([1, 0])))
     return cache
 
 

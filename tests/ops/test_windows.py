@@ -89,7 +89,7 @@ def test_few_queries(q_len: int, dtype: torch.dtype) -> None:
     for window, sinks in ((1, 1), (20, 4), (64, 0), (290, 3), (296, 8)):
         method = Window(window, sinks)
         wide = [x.double() for x in (query, key, value)]
-        exact, aux = dynattn.attention(*wide, method, backend="reference", return_aux=True)
+        exact, aux = dynattn.attention(wide[0], wide[1], wide[2], method, backend="reference", return_aux=True)
         plain, out = (dynattn.attention(query, key, value, method, backend=one) for one in ("reference", "auto"))
         assert out.dtype == dtype
         errors = [(x.double() - exact).abs().max().item() for x in (out, plain)]
@@ -113,7 +113,8 @@ def test_few_queries_read_keys_where_they_lie(monkeypatch: pytest.MonkeyPatch) -
         (6, 290, 5, [300]),
     ):  # fmt: skip
         query, key, value = inputs(q_len, 300, torch.float32)
-        lengths.clear(), storages.clear()
+        lengths.clear()
+        storages.clear()
         dynattn.attention(query, key, value, Window(window, sinks), causal=True)
         assert lengths == expected
         assert storages == {x.untyped_storage().data_ptr() for x in (key, value)}
