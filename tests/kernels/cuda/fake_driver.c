@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_IMAGE = 200, NOT_SUPPORTED = 801 };
-enum { PARAMS_BYTES = 272, MAP_BYTES = 128, MMA = 0x111, WGMMA = 0x222, CONTEXT = 0x333 };
+enum { MAP_BYTES = 128, MMA = 0x111, WGMMA = 0x222, CONTEXT = 0x333 };
 
 static uintptr_t current_context = 0;
 

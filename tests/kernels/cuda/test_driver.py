@@ -3,6 +3,7 @@
 The stand-in (``fake_driver.c``) writes each call down; the process under test sees it as ``libcuda.so.1``.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from dynattn import NM
-from dynattn.kernels.cuda import cannot, driver, loader
+from dynattn.kernels.cuda import cannot, driver, launch, loader
 from dynattn.kernels.cuda.variants import WGMMA_HEAD_DIMS
 
 HOPPER = torch.device("cuda", 0)
@@ -57,7 +58,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("a real driver is there: tests/gpu uses it")
     folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).parent / "fake_driver.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source, "-ldl"], check=True)
+    size = f"-DPARAMS_BYTES={ctypes.sizeof(launch.ForwardParams)}"
+    subprocess.run([compiler, "-shared", "-fPIC", size, "-o", folder / "libcuda.so.1", source, "-ldl"], check=True)
     return folder
 
 
