@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from dynattn import NM
-from dynattn.kernels.cuda import cannot, driver, launch, loader
+from dynattn.kernels.cuda import cannot, driver, loader
+from dynattn.kernels.cuda.launch import ForwardParams
 from dynattn.kernels.cuda.variants import WGMMA_HEAD_DIMS
 
 HOPPER = torch.device("cuda", 0)
@@ -58,7 +59,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("a real driver is there: tests/gpu uses it")
     folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).parent / "fake_driver.c"
-    size = f"-DPARAMS_BYTES={ctypes.sizeof(launch.ForwardParams)}"
+    size = f"-DPARAMS_BYTES={ctypes.sizeof(ForwardParams)}"
     subprocess.run([compiler, "-shared", "-fPIC", size, "-o", folder / "libcuda.so.1", source, "-ldl"], check=True)
     return folder
 
