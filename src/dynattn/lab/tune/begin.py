@@ -171,10 +171,11 @@ def _longest(
         times = length / probe
         attention = inside * times**2
         forward = (seen.forward - inside) * times + attention
-        its = plan(clock.left, forward, attention / forward, True, of_whole)
-        if its is not None:
-            return [length, asdict(its), forward, linears]
-        least_time = least_seconds(forward, attention / forward, True, of_whole)
+        for taken, measurements in ((linears, of_whole), ({}, 0)):  # a longer text is worth more than another stage
+            its = plan(clock.left, forward, attention / forward, True, measurements)
+            if its is not None:
+                return [length, asdict(its), forward, taken]
+        least_time = least_seconds(forward, attention / forward, True, 0)
     raise _too_little(settings, clock, least_time, enough[-1])
 
 
@@ -194,13 +195,15 @@ def _planned(
         exam.portion(0, 1).outcome(pretrained, BASELINE, lambda: None)
         forward = time.perf_counter() - start
     linears = costs(pretrained, exam.inputs_on(pretrained.model.device))
-    families = len(shorten.families(pretrained.model, exam.data.length)) + bool(linears)
-    of_whole = shorten.measurements(families)
-    its = plan(clock.left, forward, seen.share, second, of_whole, seen.forward)
-    if its is None:
-        least = least_seconds(forward, seen.share, second, of_whole, seen.forward)
-        raise _too_little(settings, clock, least, exam.data.length)
-    return [length, asdict(its), forward, linears]
+    families = len(shorten.families(pretrained.model, exam.data.length))
+    for taken in (linears, {}):  # where minutes do not suffice for another stage, it is left out
+        its = plan(
+            clock.left, forward, seen.share, second, shorten.measurements(families + bool(taken)), seen.forward
+        )  # fmt: skip
+        if its is not None:
+            return [length, asdict(its), forward, taken]
+    least = least_seconds(forward, seen.share, second, shorten.measurements(families), seen.forward)
+    raise _too_little(settings, clock, least, exam.data.length)
 
 
 def _sooner(pretrained: Pretrained, inputs: Inputs) -> Clocked:
