@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
-from dynattn.integrations.transformers import assigned
+from dynattn.integrations.transformers import assigned, lasting
 from dynattn.integrations.transformers.assigned import ASSIGNED, is_assigned
 from dynattn.integrations.transformers.coverage import PREFIX
-from dynattn.integrations.transformers.shortened import shorten
-from dynattn.integrations.transformers.thinned import thin
+from dynattn.integrations.transformers.shortened import shortening
+from dynattn.integrations.transformers.thinned import thinning
 from dynattn.integrations.transformers.tuned import SUFFIX, Tuned
 from dynattn.methods import parse
 
@@ -120,10 +121,12 @@ def put(model: Any, tuned: Tuned, name: str) -> None:
         name: the name of the implementation.
     """
     _give(model, tuned, name)
+    contexts: list[AbstractContextManager[Any]] = []
     if tuned.pruning is not None:
-        shorten(model, tuned.pruning)
+        contexts.append(shortening(model, tuned.pruning))
     if tuned.linears:
-        thin(model, tuned.linears)
+        contexts.append(thinning(model, tuned.linears))
+    lasting.enter(model, contexts)
 
 
 def built(model: Any) -> None:

@@ -15,14 +15,12 @@ from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dynattn.integrations.transformers import classes, configs, contracts, loaded, paged
+from dynattn.integrations.transformers import classes, configs, contracts, lasting, loaded, paged
 from dynattn.integrations.transformers.assigned import take_back
 from dynattn.integrations.transformers.contracts import Contract
 from dynattn.integrations.transformers.coverage import PREFIX, Part, kinds_of, survey
 from dynattn.integrations.transformers.packed import block_mask
 from dynattn.integrations.transformers.registered import Registered
-from dynattn.integrations.transformers.shortened import lengthen
-from dynattn.integrations.transformers.thinned import fill
 
 _installed = False
 _taking_part: WeakValueDictionary[int, Any] = WeakValueDictionary()  # configs of models that take part, by their id
@@ -108,8 +106,7 @@ def _telling(original: Callable[..., None]) -> Callable[..., None]:
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         attn_implementation = loaded.implementation(attn_implementation)
         tuned = loaded.checked(self, attn_implementation)
-        lengthen(self)
-        fill(self)
+        lasting.leave(self)
         original(self, attn_implementation, *args, **kwargs)
         take_back(self)
         _forget(self)

@@ -1,8 +1,4 @@
-"""Has a model's layers see fewer tokens until it is given another attention: pruning that stays, for tuned files.
-
-:meth:`dynattn.pruning.Pruning.apply` is a context. It is entered when a file is loaded, and left when the model
-is given another attention.
-"""
+"""Has the layers of a model of Transformers see fewer tokens: pruning by name, for tuned files."""
 
 from __future__ import annotations
 
@@ -11,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynattn.pruning import Trace
-
-_ATTRIBUTE = "dynattn_shortened"
 
 
 def shortening(model: Any, name: str) -> AbstractContextManager[Trace]:
@@ -30,18 +24,3 @@ def shortening(model: Any, name: str) -> AbstractContextManager[Trace]:
     from dynattn.pruning import parse  # imports torch._dynamo, which takes a second
 
     return parse(name).apply(model, zero_pruned=getattr(model, "main_input_name", None) == "input_ids")
-
-
-def shorten(model: Any, name: str) -> None:
-    """Enter the context for good; one that the model is in is left before."""
-    lengthen(model)
-    context = shortening(model, name)
-    context.__enter__()
-    vars(model)[_ATTRIBUTE] = context
-
-
-def lengthen(model: Any) -> None:
-    """Leave the context; nothing where the model is in none."""
-    context = vars(model).pop(_ATTRIBUTE, None)
-    if context is not None:
-        context.__exit__(None, None, None)

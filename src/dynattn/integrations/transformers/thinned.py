@@ -1,9 +1,8 @@
-"""Has a model's linear layers leave something out until it is given another attention, by phase, for tuned files.
+"""Has a model's linear layers leave something out, by phase, for tuned files.
 
 What :class:`dynattn.sparsity.LinearSetting` does in all calls of a context is done here in the calls of a phase alone:
 ``decode`` is calls of at most :data:`dynattn.sparsity.weights.packed.FEW` tokens, which is what kernels for steps take,
-and ``prefill`` all others but steps of larger batches, which stay dense. The contexts are entered when a file is
-loaded, and left when the model is given another attention.
+and ``prefill`` all others but steps of larger batches, which stay dense.
 """
 
 from __future__ import annotations
@@ -18,27 +17,6 @@ if TYPE_CHECKING:
     from dynattn.sparsity import LinearSetting
 
 PHASES = ("prefill", "decode")
-
-_ATTRIBUTE = "dynattn_thinned"
-
-
-def thin(model: Any, settings: Mapping[str, LinearSetting]) -> None:
-    """Enter the contexts for good.
-
-    Args:
-        model: of Transformers; it is in none of these contexts.
-        settings: by phase.
-    """
-    context = thinning(model, settings)
-    context.__enter__()
-    vars(model)[_ATTRIBUTE] = context
-
-
-def fill(model: Any) -> None:
-    """Leave the contexts; nothing where the model is in none."""
-    context = vars(model).pop(_ATTRIBUTE, None)
-    if context is not None:
-        context.__exit__(None, None, None)
 
 
 @contextmanager
