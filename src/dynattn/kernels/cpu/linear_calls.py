@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ NM_GROUPS = 16
 CHOICE_MS = (2, 4, 8, 16)
 """The kernels choose among so many inputs in a row."""
 
-_ADDRESSES = struct.Struct("9P")  # of the tensors, with which the arguments begin
+_ADDRESSES = LINEAR.part("x", "out")  # of the tensors, with which the arguments begin
 _NO_ADDRESSES = dict.fromkeys(("x", "weight", "places", "scale", "bias", "keep", "thresholds", "factors", "out"), 0)
 
 
