@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -164,18 +164,16 @@ def _longest(
     places(pretrained, inputs | {"input_ids": ids[:, :_FEW]})  # refuses, and warms up
     seen = _sooner(pretrained, inputs)
     inside = sum(seen.modules.values())
-    linears = costs(pretrained, inputs)
-    of_whole = shorten.measurements(int(bool(linears)))
     least_time = math.inf
     for length in enough:
         times = length / probe
         attention = inside * times**2
         forward = (seen.forward - inside) * times + attention
-        for taken, measurements in ((linears, of_whole), ({}, 0)):  # a longer text is worth more than another stage
-            its = plan(clock.left, forward, attention / forward, True, measurements)
-            if its is not None:
-                return [length, asdict(its), forward, taken]
-        least_time = least_seconds(forward, attention / forward, True, 0)
+        entry = {"entry": forward, "share": attention / forward, "second": True}
+        its, linears = _plan(pretrained, inputs, clock, 0, entry)
+        if its is not None:
+            return [length, asdict(its), forward, linears]
+        least_time = least_seconds(**entry)
     raise _too_little(settings, clock, least_time, enough[-1])
 
 
@@ -194,16 +192,32 @@ def _planned(
         start = time.perf_counter()
         exam.portion(0, 1).outcome(pretrained, BASELINE, lambda: None)
         forward = time.perf_counter() - start
-    linears = costs(pretrained, exam.inputs_on(pretrained.model.device))
     families = len(shorten.families(pretrained.model, exam.data.length))
-    for taken in (linears, {}):  # where minutes do not suffice for another stage, it is left out
-        its = plan(
-            clock.left, forward, seen.share, second, shorten.measurements(families + bool(taken)), seen.forward
-        )  # fmt: skip
-        if its is not None:
-            return [length, asdict(its), forward, taken]
-    least = least_seconds(forward, seen.share, second, shorten.measurements(families), seen.forward)
+    entry = {"entry": forward, "share": seen.share, "second": second, "forward": seen.forward}
+    its, linears = _plan(pretrained, exam.inputs_on(pretrained.model.device), clock, families, entry)
+    if its is not None:
+        return [length, asdict(its), forward, linears]
+    least = least_seconds(**entry, shorter=shorten.measurements(families))
     raise _too_little(settings, clock, least, exam.data.length)
+
+
+def _plan(
+    pretrained: Pretrained, inputs: Inputs, clock: Clock, families: int, entry: Mapping[str, Any]
+) -> tuple[Plan | None, Seconds]:
+    """The plan, and what linear layers take. They are timed where minutes suffice for a stage of their own, and have
+    none where they do not: a longer text is worth more.
+
+    Args:
+        pretrained, inputs, clock: the model, a forward's inputs, and the time that is left.
+        families: of methods that shorten the sequence.
+        entry: what :func:`plan` takes besides.
+    """
+    if plan(clock.left, **entry, shorter=shorten.measurements(families + 1)) is not None:
+        linears = costs(pretrained, inputs)
+        its = plan(clock.left, **entry, shorter=shorten.measurements(families + bool(linears)))
+        if its is not None:
+            return its, linears
+    return plan(clock.left, **entry, shorter=shorten.measurements(families)), {}
 
 
 def _sooner(pretrained: Pretrained, inputs: Inputs) -> Clocked:
