@@ -109,6 +109,8 @@ class Tiles(CPU):
         if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS):
             if problem.dtype not in (torch.bfloat16, torch.float32):
                 return f"tiles take bfloat16 and float32, not {short(problem.dtype)}"
+            if problem.dtype == torch.float32 and self._isa == "avx512bf16":
+                return "six products of bfloat16 for one of float32 take longer there than the AVX-512 kernel"
             if problem.dtype == torch.float32 and (problem.needs_grad or problem.dropout):
                 return f"tiles compute float32 without {'gradients' if problem.needs_grad else 'dropout'}"
         return super().cannot(problem) or _no_tiles(problem)

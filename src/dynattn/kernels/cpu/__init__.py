@@ -84,8 +84,8 @@ def nm_forward(
         pattern: what to keep and how to score.
         isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16 also ``amx``, ``avx512bf16`` or
             ``tiles-portable``, which round the logsumexp to that of bfloat16 weights where neither counts nor a
-            gradient are asked for. Of float32 these compute by as many bfloat16 parts as :func:`float_parts` says,
-            without dropout, and no backward follows.
+            gradient are asked for. Of float32 ``amx`` and ``tiles-portable`` compute by as many bfloat16 parts as
+            :func:`float_parts` says, without dropout, and no backward follows.
         seed: the seed of dropout, 64 bits.
         needs_grad: :func:`nm_backward` will follow, so that scores must round as they do there.
         blocks: bool (batch, heads, ⌈q_len / block_queries⌉, ⌈kv_len / block_size⌉), contiguous: False where a block of

@@ -20,6 +20,7 @@ typedef float __m128 __attribute__((vector_size(16)));
 typedef long long __m256i __attribute__((vector_size(32)));
 typedef long long __m128i __attribute__((vector_size(16)));
 typedef uint16_t __mmask16;
+typedef uint32_t __mmask32;
 
 #define _CMP_GT_OQ 30
 #define _CMP_UNORD_Q 3
@@ -145,11 +146,18 @@ SHIM void _mm512_mask_cvtepi32_storeu_epi16(void* p, __mmask16 m, __m512i a) {
     if (m >> i & 1) std::memcpy(static_cast<char*>(p) + 2 * i, &half, 2);
   }
 }
-SHIM __m512i _mm512_i32gather_epi32(__m512i offsets, const void* base, int scale) {
-  const auto at = avx512_shim::as<avx512_shim::Words>(offsets);
-  return avx512_shim::words([&](int i) {
-    return avx512_shim::load<uint32_t>(static_cast<const char*>(base) + int64_t{static_cast<int32_t>(at[i])} * scale);
-  });
+SHIM void _mm512_mask_storeu_ps(void* p, __mmask16 m, __m512 a) {
+  for (int i = 0; i < 16; i++) {
+    const float x = a[i];
+    if (m >> i & 1) std::memcpy(static_cast<char*>(p) + 4 * i, &x, 4);
+  }
+}
+SHIM __m512i _mm512_maskz_loadu_epi16(__mmask32 m, const void* p) {
+  avx512_shim::Halves to = {};
+  for (int i = 0; i < 32; i++) {
+    if (m >> i & 1) to[i] = avx512_shim::load<uint16_t>(static_cast<const char*>(p) + 2 * i);
+  }
+  return avx512_shim::as<__m512i>(to);
 }
 
 SHIM __m512 _mm512_castsi512_ps(__m512i a) { return avx512_shim::as<__m512>(a); }
@@ -210,15 +218,33 @@ SHIM __m512 _mm512_mask_blend_ps(__mmask16 m, __m512 no, __m512 yes) {
   return avx512_shim::floats([&](int i) { return m >> i & 1 ? yes[i] : no[i]; });
 }
 
+// Neighbours from two vectors, within each quarter: of its four floats, and of its two halves of 64 bits.
+SHIM __m512 _mm512_unpacklo_ps(__m512 a, __m512 b) {
+  return avx512_shim::floats([&](int i) { return (i % 2 ? b : a)[i / 4 * 4 + i % 4 / 2]; });
+}
+SHIM __m512 _mm512_unpackhi_ps(__m512 a, __m512 b) {
+  return avx512_shim::floats([&](int i) { return (i % 2 ? b : a)[i / 4 * 4 + 2 + i % 4 / 2]; });
+}
+SHIM __m512d _mm512_unpacklo_pd(__m512d a, __m512d b) {
+  return __m512d{a[0], b[0], a[2], b[2], a[4], b[4], a[6], b[6]};
+}
+SHIM __m512d _mm512_unpackhi_pd(__m512d a, __m512d b) {
+  return __m512d{a[1], b[1], a[3], b[3], a[5], b[5], a[7], b[7]};
+}
+// Quarters: two of the first vector, then two of the second, two bits of `which` for each.
+SHIM __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int which) {
+  return avx512_shim::floats([&](int i) { return (i < 8 ? a : b)[(which >> i / 4 * 2 & 3) * 4 + i % 4]; });
+}
+
 #define SHIM_WORDS(name, expression)                                                                      \
   SHIM __m512i name(__m512i first, __m512i second) {                                                      \
     const auto a = avx512_shim::as<avx512_shim::Words>(first), b = avx512_shim::as<avx512_shim::Words>(second); \
     return avx512_shim::as<__m512i>(expression);                                                          \
   }
 SHIM_WORDS(_mm512_add_epi32, a + b)
-SHIM_WORDS(_mm512_mullo_epi32, a* b)
 SHIM_WORDS(_mm512_and_si512, a& b)
 SHIM_WORDS(_mm512_or_si512, a | b)
+SHIM_WORDS(_mm512_xor_si512, a ^ b)
 #undef SHIM_WORDS
 
 SHIM __m512i _mm512_slli_epi32(__m512i a, unsigned bits) {
@@ -251,11 +277,6 @@ SHIM __m512i _mm512_max_epu16(__m512i first, __m512i second) {
 SHIM_ABSENT(__m512, _mm512_broadcast_f32x4)
 SHIM_ABSENT(__m512, _mm512_permute_ps)
 SHIM_ABSENT(__m512, _mm512_maskz_compress_ps)
-SHIM_ABSENT(__m512, _mm512_shuffle_f32x4)
-SHIM_ABSENT(__m512, _mm512_unpacklo_ps)
-SHIM_ABSENT(__m512, _mm512_unpackhi_ps)
-SHIM_ABSENT(__m512d, _mm512_unpacklo_pd)
-SHIM_ABSENT(__m512d, _mm512_unpackhi_pd)
 SHIM_ABSENT(float, _mm512_reduce_max_ps)
 SHIM_ABSENT(float, _mm512_reduce_add_ps)
 SHIM_ABSENT(__m128, _mm_load_ps)

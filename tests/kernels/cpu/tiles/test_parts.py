@@ -25,6 +25,12 @@ SHAPES = [  # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 FLOORS = {"highest": 2e-6, "high": 2.0**-15, "medium": 2.0**-7}  # of the largest value
 
 
+@pytest.fixture(params=[engine for engine in ("tiles-portable", "amx") if cpu.isa_refusal(engine) is None])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Those that take float32 and run here."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def highest() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
@@ -165,6 +171,15 @@ def test_a_bug_is_seen(number: int):
     check(problem, "tiles-portable")
     with pytest.raises(AssertionError):
         check(problem, building.with_bug(*BUGS[number]))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(cpu.isa_refusal("avx512bf16") is not None, reason=str(cpu.isa_refusal("avx512bf16")))
+def test_an_engine_without_parts_refuses_float32():
+    p = at_random(8, 8, 8)
+    with pytest.raises(RuntimeError, match="take longer there than the AVX-512 kernel"):
+        dynattn.attention(p.query, p.key, p.value, NM(1, 2), backend="cpu-avx512bf16")
+    with pytest.raises(RuntimeError, match="out of its range"):
+        run(p, "avx512bf16", Sums.ROUNDED)
 
 
 def test_the_precision_is_read_at_each_call(engine: str):

@@ -1,20 +1,17 @@
 // The tile engine: products of small matrices of bfloat16 numbers, summed in float32.
 //
-// An engine has four accumulators of 16 rows × 16 floats, and two operands of either kind: A, 16 rows of 32 bfloat16
-// numbers as they lie in memory, and B, 16 rows of 16 pairs, the pair r of column n being its numbers 2r and 2r + 1:
+//     sums[16 rows of A × 16 columns of B] (+)= A · B
 //
-//     Engine engine;                             configures the processor; the end of its life undoes that
-//     engine.zero<c>()                           accumulator c = 0, of 0 … 3
-//     engine.load_sums<c>(from, stride)          accumulator c from 16 rows of floats, `stride` bytes apart
-//     engine.load_a<i>(from, stride)             operand A number i, of 0 and 1, likewise
-//     engine.load_b<j>(from)                     operand B number j, 16 rows of 64 bytes side by side
-//     engine.multiply<i, j>()                    accumulator 2i + j += A[i] · B[j]
-//     engine.store<c>(to, stride)
+// A has rows of bfloat16 numbers as they lie in memory, in tiles of 16 rows × 32 numbers; B has 16 columns, in tiles of
+// 16 rows of 16 pairs, the pair r of column n being its numbers 2r and 2r + 1. An engine is a class, configured when it
+// is made, and a function, multiply_tiles(), of one or two tiles of A by one or two of B:
 //
-// Operands must stay as they are in memory until they are multiplied; an engine may read them only then.
+//     engine_amx.h          tiles are registers: tile_products.h loads and multiplies them
+//     engine_portable.h     likewise, in plain C++
+//     engine_avx512bf16.h   rows of sums are registers, and stay there for a whole run of products
 //
 // What is computed, to the bit, by AMX (TDPBF16PS in Intel's Software Developer's Manual) and by the portable engine:
-// two sums for each element, of the even and of the odd numbers, each over the 16 pairs in order, then
+// two sums for each element of 32 numbers, of the even and of the odd ones, each over the 16 pairs in order, then
 //
 //     accumulator + (even sum + odd sum)
 //
@@ -26,14 +23,6 @@
 #include <stdint.h>
 
 #include "simd/simd.h"
-
-#if defined(DYNATTN_TILES_AMX)
-#include "tiles/engine_amx.h"
-#elif defined(DYNATTN_TILES_AVX512BF16)
-#include "tiles/engine_avx512bf16.h"
-#else
-#include "tiles/engine_portable.h"
-#endif
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -72,49 +61,18 @@ static Terms terms_of(int parts, int64_t a_bytes, int64_t b_bytes) {
   return terms;
 }
 
-// sums[kA · 16][kB · 16] (+)= A · B over `steps` times 32 numbers, for each of the terms. `stride`: floats between rows
-// of sums.
-template <int kA, int kB, bool kAdd>
-DYNATTN_INLINE void multiply_tiles(Engine& engine, const Operand& a, const Operand& b, const Terms& terms,
-                                   int64_t steps, float* sums, int64_t stride) {
-  const int64_t row = stride * static_cast<int64_t>(sizeof(float));
-  float* const below = sums + kTileRows * stride;
-  if constexpr (kAdd) {
-    engine.load_sums<0>(sums, row);
-    if constexpr (kB == 2) engine.load_sums<1>(sums + kTileRows, row);
-    if constexpr (kA == 2) engine.load_sums<2>(below, row);
-    if constexpr (kA == 2 && kB == 2) engine.load_sums<3>(below + kTileRows, row);
-  } else {
-    engine.zero<0>();
-    if constexpr (kB == 2) engine.zero<1>();
-    if constexpr (kA == 2) engine.zero<2>();
-    if constexpr (kA == 2 && kB == 2) engine.zero<3>();
-  }
-  for (int term = 0; term < terms.count; term++) {
-    const char *left = a.first + terms.a[term], *right = b.first + terms.b[term];
-    for (int64_t step = 0; step < steps; step++, left += a.step, right += b.step) {
-      engine.load_a<0>(left, a.stride);
-      engine.load_b<0>(right);
-      engine.multiply<0, 0>();
-      if constexpr (kB == 2) {
-        engine.load_b<1>(right + b.second);
-        engine.multiply<0, 1>();
-      }
-      if constexpr (kA == 2) {
-        engine.load_a<1>(left + a.second, a.stride);
-        engine.multiply<1, 0>();
-      }
-      if constexpr (kA == 2 && kB == 2) engine.multiply<1, 1>();
-    }
-  }
-  engine.store<0>(sums, row);
-  if constexpr (kB == 2) engine.store<1>(sums + kTileRows, row);
-  if constexpr (kA == 2) engine.store<2>(below, row);
-  if constexpr (kA == 2 && kB == 2) engine.store<3>(below + kTileRows, row);
-}
+}  // namespace dynattn::DYNATTN_NAMESPACE
 
-// The same for any number of tiles of A, two at a time, and one or two of B; `second` is then from each tile of A to
-// the next.
+#if defined(DYNATTN_TILES_AVX512BF16)
+#include "tiles/engine_avx512bf16.h"
+#else
+#include "tiles/tile_products.h"
+#endif
+
+namespace dynattn::DYNATTN_NAMESPACE {
+
+// sums[16 · a_tiles][16 · b_tiles] (+)= A · B for any number of tiles of A, two at a time, and one or two of B; `second`
+// is then from each tile of A to the next.
 template <bool kAdd>
 static void multiply_panel(Engine& engine, Operand a, int64_t a_tiles, const Operand& b, int b_tiles,
                            const Terms& terms, int64_t steps, float* sums, int64_t stride) {

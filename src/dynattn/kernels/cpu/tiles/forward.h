@@ -169,8 +169,10 @@ static float finish_query(const Pass& pass, const LaneState& state, int64_t quer
   return poisoned ? NAN : sum > 0 ? keep / sum : 0.0f;
 }
 
-DYNATTN_INLINE void put_number(float* to, float x) { *to = x; }
-DYNATTN_INLINE void put_number(uint16_t* to, float x) { *to = to_bfloat16(x); }
+DYNATTN_INLINE void put_numbers(float* to, Lanes x, int64_t count) { store_first(to, x, count); }
+DYNATTN_INLINE void put_numbers(uint16_t* to, Lanes x, int64_t count) {
+  store_halves(to, select(is_nan(x), broadcast_words(0x7fc0u), rounded(x)), count);
+}
 
 // The outputs of 16 queries, turned and rounded. False where one overflowed, which the careful variant avoids.
 template <class Number>
@@ -182,12 +184,15 @@ static bool write_outputs(const Pass& pass, int group, const float* factors) {
                       pass.at.head * args.out_strides[1] + first * args.out_strides[2];
   const Lanes factor = load_lanes(factors);
   LaneMask finite = kAllLanes;
-  alignas(64) float row[kLanes];
-  for (int64_t d = 0; d < args.value_dim; d++) {
-    const Lanes x = mul(load_lanes(pass.scratch.out + d * kQueries + group * kLanes), factor);
-    finite &= greater(broadcast_lanes(INFINITY), max(x, sub(broadcast_lanes(0.0f), x)));
-    store(row, x);
-    for (int64_t lane = 0; lane < lanes; lane++) put_number(out + lane * args.out_strides[2] + d, row[lane]);
+  for (int64_t d = 0; d < args.value_dim; d += kLanes) {
+    Lanes rows[kLanes];
+    for (int64_t i = 0; i < kLanes; i++) {
+      rows[i] = mul(load_lanes(pass.scratch.out + (d + i) * kQueries + group * kLanes), factor);
+      finite &= greater(broadcast_lanes(INFINITY), max(rows[i], sub(broadcast_lanes(0.0f), rows[i])));
+    }
+    transpose(rows);
+    const int64_t dims = smaller<int64_t>(kLanes, args.value_dim - d);
+    for (int64_t lane = 0; lane < lanes; lane++) put_numbers(out + lane * args.out_strides[2] + d, rows[lane], dims);
   }
   return (static_cast<unsigned>(~finite) & ((1u << lanes) - 1)) == 0;
 }

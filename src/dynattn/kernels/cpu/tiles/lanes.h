@@ -25,7 +25,17 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // Two keys' bfloat16 numbers, each in the low half of its word, as pairs.
 DYNATTN_INLINE Words pair(Words low, Words high) { return either(low, shift_left<16>(high)); }
 
-// Finite floats as bfloat16 numbers, in the low half of each word: to nearest, ties to even.
+// Rows of words become columns.
+DYNATTN_INLINE void transpose_words(Words rows[kLanes]) {
+  Lanes moved[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) moved[i] = floats_of(rows[i]);
+  transpose(moved);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) rows[i] = words_of(moved[i]);
+}
+
+// Floats that are not NaN as bfloat16 numbers, in the low half of each word: to nearest, ties to even.
 DYNATTN_INLINE Words rounded(Lanes x) {
   const Words odd = both(shift_right<16>(words_of(x)), broadcast_words(1));
   return shift_right<16>(add(words_of(x), add(odd, broadcast_words(0x7fffu))));

@@ -11,8 +11,20 @@ using Words = __m512i;
 DYNATTN_INLINE Lanes load_lanes(const float* p) { return _mm512_loadu_ps(p); }
 DYNATTN_INLINE Words load_words(const void* p) { return _mm512_loadu_si512(p); }
 DYNATTN_INLINE void store(uint32_t* p, Words a) { _mm512_storeu_si512(p, a); }
-// The low halves, side by side.
-DYNATTN_INLINE void store_halves(uint16_t* p, Words a) { _mm512_mask_cvtepi32_storeu_epi16(p, kAllLanes, a); }
+// The first `count` of 32 numbers of 16 bits, zeros behind them.
+DYNATTN_INLINE Words load_numbers(const uint16_t* p, int64_t count) {
+  return _mm512_maskz_loadu_epi16(count < 2 * kLanes ? (1u << count) - 1 : ~0u, p);
+}
+
+// The first `count` lanes.
+DYNATTN_INLINE void store_first(float* p, Lanes a, int64_t count) {
+  _mm512_mask_storeu_ps(p, static_cast<LaneMask>((1u << count) - 1), a);
+}
+
+// The low halves of the first `count` lanes, side by side.
+DYNATTN_INLINE void store_halves(uint16_t* p, Words a, int64_t count = kLanes) {
+  _mm512_mask_cvtepi32_storeu_epi16(p, static_cast<LaneMask>((1u << count) - 1), a);
+}
 DYNATTN_INLINE Lanes broadcast_lanes(float x) { return _mm512_set1_ps(x); }
 DYNATTN_INLINE Words broadcast_words(uint32_t x) { return _mm512_set1_epi32(static_cast<int32_t>(x)); }
 
@@ -22,6 +34,7 @@ DYNATTN_INLINE Words select(LaneMask m, Words yes, Words no) { return _mm512_mas
 DYNATTN_INLINE Words only(LaneMask m, Words a) { return _mm512_maskz_mov_epi32(m, a); }
 DYNATTN_INLINE Words both(Words a, Words b) { return _mm512_and_si512(a, b); }
 DYNATTN_INLINE Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
+DYNATTN_INLINE Words flip(Words a, Words b) { return _mm512_xor_si512(a, b); }
 DYNATTN_INLINE Words add(Words a, Words b) { return _mm512_add_epi32(a, b); }
 
 template <int kBits>
@@ -51,11 +64,5 @@ DYNATTN_INLINE Lanes above_floor(Lanes a) { return _mm512_reduce_ps(a, _MM_FROUN
 // Round to nearest, ties to even; 2^31 for what is too large.
 DYNATTN_INLINE Words round_to_words(Lanes a) { return _mm512_cvtps_epi32(a); }
 DYNATTN_INLINE Lanes round_lanes(Lanes a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
-
-// 32 bits from each of 16 addresses, `stride` bytes apart, all within 2 GiB.
-DYNATTN_INLINE Words gather_words(const char* base, int64_t stride) {
-  const Words lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(stride))), base, 1);
-}
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

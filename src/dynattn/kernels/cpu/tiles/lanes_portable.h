@@ -41,9 +41,21 @@ DYNATTN_INLINE Words load_words(const void* p) {
 
 DYNATTN_INLINE void store(uint32_t* p, Words a) { memcpy(p, &a, sizeof a); }
 
-// The low halves, side by side.
-DYNATTN_INLINE void store_halves(uint16_t* p, Words a) {
-  for (int i = 0; i < kLanes; i++) p[i] = static_cast<uint16_t>(a.x[i]);
+// The first `count` of 32 numbers of 16 bits, zeros behind them.
+DYNATTN_INLINE Words load_numbers(const uint16_t* p, int64_t count) {
+  Words a = {};
+  memcpy(&a, p, static_cast<size_t>(count) * sizeof *p);
+  return a;
+}
+
+// The first `count` lanes.
+DYNATTN_INLINE void store_first(float* p, Lanes a, int64_t count) {
+  memcpy(p, &a, static_cast<size_t>(count) * sizeof *p);
+}
+
+// The low halves of the first `count` lanes, side by side.
+DYNATTN_INLINE void store_halves(uint16_t* p, Words a, int64_t count = kLanes) {
+  for (int64_t i = 0; i < count; i++) p[i] = static_cast<uint16_t>(a.x[i]);
 }
 
 DYNATTN_INLINE Lanes broadcast_lanes(float x) {
@@ -109,6 +121,10 @@ DYNATTN_INLINE Words either(Words a, Words b) {
   return each_lane<Words>([&](int i) { return a.x[i] | b.x[i]; });
 }
 
+DYNATTN_INLINE Words flip(Words a, Words b) {
+  return each_lane<Words>([&](int i) { return a.x[i] ^ b.x[i]; });
+}
+
 DYNATTN_INLINE Words add(Words a, Words b) {
   return each_lane<Words>([&](int i) { return a.x[i] + b.x[i]; });
 }
@@ -169,11 +185,13 @@ DYNATTN_INLINE Lanes round_lanes(Lanes a) {
   return each_lane<Lanes>([&](int i) { return nearbyintf(a.x[i]); });
 }
 
-// 32 bits from each of 16 addresses, `stride` bytes apart.
-DYNATTN_INLINE Words gather_words(const char* base, int64_t stride) {
-  Words to;
-  for (int i = 0; i < kLanes; i++) memcpy(&to.x[i], base + i * stride, 4);
-  return to;
+// Rows become columns.
+DYNATTN_INLINE void transpose(Lanes rows[kLanes]) {
+  Lanes columns[kLanes];
+  for (int i = 0; i < kLanes; i++) {
+    for (int j = 0; j < kLanes; j++) columns[j].x[i] = rows[i].x[j];
+  }
+  memcpy(rows, columns, sizeof columns);
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

@@ -30,14 +30,12 @@ struct TileHead {
 // The largest magnitude of numbers, as bits.
 struct Largest {
   Words words = broadcast_words(0);
-  uint32_t bits = 0;
 
   void see(Words pairs) { words = max_halves(words, both(pairs, broadcast_words(0x7fff7fffu))); }
-  void see(uint16_t number) { bits = larger<uint32_t>(bits, number & 0x7fffu); }
   float bound() const {
     alignas(64) uint32_t all[kLanes];
     store(all, words);
-    uint32_t most = bits;
+    uint32_t most = 0;
     for (uint32_t word : all) most = larger(most, larger(word & 0xffffu, word >> 16));
     return most < 0x7f80u ? from_bits(most << 16) : INFINITY;
   }
@@ -53,9 +51,7 @@ static const char* head_of(const NMForwardArgs& args, const void* base, const in
 }
 
 static void see_row(const uint16_t* row, int64_t dim, Largest& largest) {
-  int64_t d = 0;
-  for (; d + kTileDepth <= dim; d += kTileDepth) largest.see(load_words(row + d));
-  for (; d < dim; d++) largest.see(row[d]);
+  for (int64_t d = 0; d < dim; d += kTileDepth) largest.see(load_numbers(row + d, smaller<int64_t>(kTileDepth, dim - d)));
 }
 
 // Keys of key blocks [first, last): all are looked at, and copied where they cannot be read in place. `to`: of the
@@ -95,26 +91,27 @@ static void pack_value_numbers(const TilePlan& plan, const uint16_t* values, int
   }
 }
 
-// 32 keys' values, all of them there: two dims of 16 keys at a time are gathered as pairs, and pairs of keys made of
-// them.
-static void pack_value_words(const TilePlan& plan, const uint16_t* values, int64_t stride, uint16_t* to,
+// 32 keys' values, `count` of which are there: a word of a row is two dims, so that 16 even keys' rows become pairs of
+// dims of 16 keys, 16 odd keys' likewise, and pairs of keys are made of the two.
+static void pack_value_words(const TilePlan& plan, const uint16_t* values, int64_t stride, int64_t count, uint16_t* to,
                              Largest& largest) {
-  const int64_t dim = plan.args->value_dim, bytes = stride * 2;
-  for (int64_t d = 0; d + 1 < dim; d += 2) {
-    const char* base = reinterpret_cast<const char*>(values + d);
-    const Words even = gather_words(base, 2 * bytes), odd = gather_words(base + bytes, 2 * bytes);
-    largest.see(even);
-    largest.see(odd);
+  for (int64_t d = 0; d < plan.args->value_dim; d += kTileDepth) {
+    const int64_t dims = smaller<int64_t>(kTileDepth, plan.args->value_dim - d);
+    Words even[kLanes], odd[kLanes];
+    for (int64_t i = 0; i < kLanes; i++) {
+      even[i] = 2 * i < count ? load_numbers(values + 2 * i * stride + d, dims) : broadcast_words(0);
+      odd[i] = 2 * i + 1 < count ? load_numbers(values + (2 * i + 1) * stride + d, dims) : broadcast_words(0);
+      largest.see(even[i]);
+      largest.see(odd[i]);
+    }
+    transpose_words(even);
+    transpose_words(odd);
     uint32_t* row = reinterpret_cast<uint32_t*>(to + d * kTileDepth);
-    store(row, pair(both(even, broadcast_words(0xffffu)), odd));
-    store(row + kLanes, either(shift_right<16>(even), both(odd, broadcast_words(0xffff0000u))));
-  }
-  const int64_t rest = dim % 2 ? dim - 1 : dim;  // the row of the last of an odd number, and rows of padding
-  memset(to + rest * kTileDepth, 0, static_cast<size_t>((plan.dims * kTileRows - rest) * kTileDepth * 2));
-  for (int64_t key = 0; key < kTileDepth && dim % 2; key++) {
-    const uint16_t number = values[key * stride + rest];
-    largest.see(number);
-    to[rest * kTileDepth + key] = number;
+    const int64_t rows = smaller<int64_t>(kTileDepth, plan.dims * kTileRows - d);
+    for (int64_t i = 0; i < rows / 2; i++, row += 2 * kLanes) {
+      store(row, pair(both(even[i], broadcast_words(0xffffu)), odd[i]));
+      store(row + kLanes, either(shift_right<16>(even[i]), both(odd[i], broadcast_words(0xffff0000u))));
+    }
   }
 }
 
@@ -123,7 +120,6 @@ static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t f
                                uint8_t* odd) {
   const NMForwardArgs& args = *plan.args;
   const int64_t stride = args.value_strides[2];
-  const bool near = stride >= 0 && stride < (int64_t{1} << 24);  // a gather's offsets fit 32 bits
   float bound = 0.0f;
   for (int64_t block = first; block < last; block++) {
     char* part = to + (block - first) * value_block_bytes(plan);
@@ -136,12 +132,7 @@ static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t f
       uint8_t* const marks = odd + start - first * plan.key_block;
       Largest largest;
       memset(marks, 0, static_cast<size_t>(count));
-      if (count == kTileDepth && near) {
-        pack_value_words(plan, values, stride, packed, largest);
-      } else {
-        for (int64_t key = 0; key < count; key++) see_row(values + key * stride, args.value_dim, largest);
-        pack_value_numbers(plan, values, stride, count, packed, marks);
-      }
+      pack_value_words(plan, values, stride, count, packed, largest);
       const float seen = largest.bound();
       if (!(seen < INFINITY)) pack_value_numbers(plan, values, stride, count, packed, marks);
       bound = larger(bound, seen);
@@ -153,16 +144,20 @@ static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t f
 // `count` queries, at most kQueries; others are 0. A negative scale turns their sign, which is exact.
 static float pack_queries(const TilePlan& plan, const char* first, int64_t count, int groups, uint32_t* to) {
   const NMForwardArgs& args = *plan.args;
-  const uint32_t turn = args.scale < 0 ? 0x80008000u : 0u;
-  memset(to, 0, static_cast<size_t>(plan.depth * groups * kTileBytes));
+  const Words turn = broadcast_words(args.scale < 0 ? 0x80008000u : 0u);
   Largest largest;
-  for (int64_t i = 0; i < count; i++) {
-    const uint16_t* row = row_of(first, i, args.query_strides[2]);
-    see_row(row, args.head_dim, largest);
-    for (int64_t d = 0; d < args.head_dim; d += 2) {
-      const uint32_t high = d + 1 < args.head_dim ? row[d + 1] : 0u;
-      const int64_t tile = d / kTileDepth * groups + i / kLanes;
-      to[tile * kTileWords + d % kTileDepth / 2 * kLanes + i % kLanes] = (row[d] | high << 16) ^ turn;
+  for (int64_t step = 0; step < plan.depth; step++) {
+    const int64_t dims = smaller<int64_t>(kTileDepth, args.head_dim - step * kTileDepth);
+    for (int64_t group = 0; group < groups; group++, to += kTileWords) {
+      Words rows[kLanes];
+      for (int64_t i = 0; i < kLanes; i++) {
+        const int64_t query = group * kLanes + i;
+        const uint16_t* row = row_of(first, smaller(query, count - 1), args.query_strides[2]) + step * kTileDepth;
+        rows[i] = query < count ? flip(load_numbers(row, dims), turn) : broadcast_words(0);
+        largest.see(rows[i]);
+      }
+      transpose_words(rows);
+      for (int64_t i = 0; i < kLanes; i++) store(to + i * kLanes, rows[i]);
     }
   }
   return largest.bound();

@@ -88,7 +88,7 @@ void multiply(const void* a, const void* b, int64_t steps, float* sums) {
 }
 
 int32_t nm_forward(const NMForwardArgs& args) {
-  const bool floats = args.dtype == DYNATTN_FLOAT32 && args.parts >= 1 && args.parts <= kMostParts &&
+  const bool floats = kTakesParts && args.dtype == DYNATTN_FLOAT32 && args.parts >= 1 && args.parts <= kMostParts &&
                       args.needs_grad == 0 && args.drop_below == 0;
   if (args.dtype != DYNATTN_BFLOAT16 && !floats) return DYNATTN_BAD_ARGUMENT;
   if (args.batch * args.q_len == 0) return DYNATTN_OK;
