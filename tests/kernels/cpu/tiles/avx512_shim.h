@@ -45,6 +45,7 @@ inline To as(From from) {
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(64)));
 typedef uint64_t Pairs __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(64)));
 
 template <class Make>
 inline __m512 floats(Make make) {
@@ -160,6 +161,10 @@ SHIM __m512i _mm512_maskz_loadu_epi16(__mmask32 m, const void* p) {
   return avx512_shim::as<__m512i>(to);
 }
 
+SHIM __m128i _mm_loadu_si128(const void* p) { return avx512_shim::load<__m128i>(p); }
+SHIM __m512i _mm512_broadcast_i32x4(__m128i a) { return __m512i{a[0], a[1], a[0], a[1], a[0], a[1], a[0], a[1]}; }
+SHIM __m512i _mm512_set1_epi64(long long x) { return __m512i{x, x, x, x, x, x, x, x}; }
+
 SHIM __m512 _mm512_castsi512_ps(__m512i a) { return avx512_shim::as<__m512>(a); }
 SHIM __m512i _mm512_castps_si512(__m512 a) { return avx512_shim::as<__m512i>(a); }
 SHIM __m512d _mm512_castps_pd(__m512 a) { return avx512_shim::as<__m512d>(a); }
@@ -260,6 +265,16 @@ SHIM __m512i _mm512_maskz_mov_epi32(__mmask16 m, __m512i a) { return _mm512_mask
 SHIM __m512i _mm512_mask_slli_epi32(__m512i from, __mmask16 m, __m512i a, unsigned bits) {
   return _mm512_mask_blend_epi32(m, from, _mm512_slli_epi32(a, bits));
 }
+SHIM __m512i _mm512_mask_or_epi32(__m512i from, __mmask16 m, __m512i a, __m512i b) {
+  return _mm512_mask_blend_epi32(m, from, _mm512_or_si512(a, b));
+}
+// Bytes of the first vector, within each quarter: the low four bits of the second's bytes say which.
+SHIM __m512i _mm512_shuffle_epi8(__m512i a, __m512i places) {
+  const auto bytes = avx512_shim::as<avx512_shim::Bytes>(a), at = avx512_shim::as<avx512_shim::Bytes>(places);
+  avx512_shim::Bytes to = {};
+  for (int i = 0; i < 64; i++) to[i] = at[i] & 0x80u ? uint8_t{0} : bytes[i / 16 * 16 + (at[i] & 15)];
+  return avx512_shim::as<__m512i>(to);
+}
 SHIM __mmask16 _mm512_test_epi32_mask(__m512i a, __m512i b) {
   const auto both = avx512_shim::as<avx512_shim::Words>(_mm512_and_si512(a, b));
   return avx512_shim::mask([&](int i) { return both[i] != 0; });
@@ -281,7 +296,6 @@ SHIM_ABSENT(float, _mm512_reduce_max_ps)
 SHIM_ABSENT(float, _mm512_reduce_add_ps)
 SHIM_ABSENT(__m128, _mm_load_ps)
 SHIM_ABSENT(__m256i, _mm256_loadu_si256)
-SHIM_ABSENT(__m128i, _mm_loadu_si128)
 SHIM_ABSENT(__m512i, _mm512_cvtepu16_epi32)
 SHIM_ABSENT(__m512i, _mm512_cvtepi8_epi32)
 SHIM_ABSENT(__m512, _mm512_cvtepi32_ps)

@@ -159,7 +159,7 @@ BUGS = [
     ("tiles/engine.h", "terms.b[terms.count++] = (sum - i) * b_bytes;", "terms.b[terms.count++] = i * b_bytes;"),
     ("tiles/parts.h", "rest = sub(rest, low_half(bits)), whole", "whole"),
     ("tiles/parts.h", "parts[part * part_dims + d] = take_part(rest);", "parts[d] = take_part(rest);"),
-    ("tiles/parts.h", "plan.parts * part_numbers + i % kTileDepth", "part_numbers + i % kTileDepth"),
+    ("tiles/parts.h", "plan.parts * part_numbers + place % kTileDepth", "part_numbers + place % kTileDepth"),
 ]
 
 

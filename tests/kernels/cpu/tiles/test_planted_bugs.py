@@ -24,6 +24,7 @@ class Bug(NamedTuple):
     right: str
     wrong: str
     problem: Problem
+    options: tuple[str, ...] = ()  # of the compiler: the portable engine, or another one that is emulated
 
 
 def plain(method: NM = NM(1, 2), **options: Any) -> Problem:
@@ -64,10 +65,18 @@ def low_rows() -> Problem:
 
 
 BUGS = [
-    Bug("tiles/softmax.h", "const LaneMask second = greater(x[1], x[0]);",
-        "const LaneMask second = static_cast<LaneMask>(~greater(x[0], x[1]));", all_alike(NM(1, 2, stride=16))),
-    Bug("tiles/softmax.h", "raise_halves(greater(x[1], x[0])",
-        "raise_halves(static_cast<LaneMask>(~greater(x[0], x[1]))", all_alike(NM(1, 2))),
+    Bug("tiles/softmax.h", "greater(x[1], x[0]), 0};", "static_cast<LaneMask>(~greater(x[0], x[1])), 0};",
+        all_alike(NM(1, 2, stride=16))),
+    Bug("tiles/softmax.h", "upper = greater(high, low)", "upper = static_cast<LaneMask>(~greater(low, high))",
+        all_alike(NM(1, 4))),
+    Bug("tiles/pack.h", "const int64_t key = plan.key_at[place];", "const int64_t key = plan.place[place];",
+        plain(NM(1, 4, stride=8))),
+    Bug("tiles/softmax.h", "with_bits(high.two, picked, 0x04040000u)", "picked", plain(NM(2, 4)),
+        building.EMULATED_AVX512BF16),
+    Bug("tiles/softmax.h", "kSecond = kN == 1 ? kM : 0", "kSecond = 0", plain(NM(1, 4)), building.EMULATED_AVX512BF16),
+    Bug("tiles/softmax.h", "before = kept[0];", "", plain(NM(1, 2)), building.EMULATED_AVX512BF16),
+    Bug("tiles/engine_avx512bf16.h", "places + j * picks.second", "places", plain(NM(1, 2)),
+        building.EMULATED_AVX512BF16),
     Bug("tiles/softmax.h", "(~ab & bc) | (~ab & bd) | (bc & bd)", "(ab & bc) | (ab & bd) | (bc & bd)",
         plain(NM(2, 4))),
     Bug("tiles/softmax.h", "select(d, x[3], select(c, x[2], x[1]))", "select(c, x[2], select(d, x[3], x[1]))",
@@ -79,14 +88,14 @@ BUGS = [
     Bug("tiles/softmax.h", "state.sum = mul(state.sum, factor);", "", growing(200.0)),
     Bug("tiles/softmax.h", "store(score_row(tile, key), select(pairs, x, forbidden));",
         "store(score_row(tile, key), x);", plain(causal=True)),
-    Bug("tiles/forward.h", "if (pass.careful) add_odd_values(pass, block);", "", with_an_infinite_value()),
+    Bug("tiles/forward.h", "if (pass.careful && !plan.floats) add_odd_values(pass, block);", "", with_an_infinite_value()),
     Bug("tiles/forward.h", "if (bits & kNotKept) continue;", "", with_an_infinite_value()),
-    Bug("tiles/forward.h", "put_weight(tile, key, broadcast_words(0));",
-        "put_weight(tile, key, broadcast_words(0x7f80u));", plain(NM(1, 3, stride=17))),
+    Bug("tiles/forward.h", "put_weight(tile, place, broadcast_words(0));",
+        "put_weight(tile, place, broadcast_words(0x7f80u));", plain(NM(1, 3, stride=17))),
     Bug("tiles/forward.h", "if (args.causal) end = smaller(end, pass.at.first + pass.at.count + plan.offset);",
         "if (args.causal) end = smaller(end, pass.at.first + plan.offset);", plain(causal=True)),
     Bug("tiles/pack.h", "args.scale < 0 ? 0x80008000u : 0u", "args.scale < 0 ? 0x8000u : 0u", plain(scale=-0.25)),
-    Bug("tiles/plan.h", "args.head_dim % kTileDepth == 0 ? inside : 0", "inside", with_gaps()),
+    Bug("tiles/plan.h", "args.head_dim % kTileDepth == 0 && !plan.floats ? inside : 0", "inside", with_gaps()),
     Bug("tiles/allowed.h", "query_bits(lane - args.window + 1, lane + args.window)",
         "query_bits(lane - args.window, lane + args.window)", plain(NM(1, 2, window=5))),
     Bug("tiles/drop.h", "select(in_high, odd, even)", "even", plain(dropout_p=0.5)),
@@ -99,6 +108,6 @@ BUGS = [
 def test_a_bug_is_seen(number: int):
     bug = BUGS[number]
     check(bug.problem, "tiles-portable")
-    library = building.with_bug(bug.file, bug.right, bug.wrong)
+    library = building.with_bug(bug.file, bug.right, bug.wrong, *bug.options)
     with pytest.raises(AssertionError):
         check(bug.problem, library)

@@ -110,7 +110,7 @@ struct BackwardScratch {
   uint32_t *queries, *grads;              // [tile of queries] as pack_queries() has them
   uint32_t *query_pairs, *grad_pairs;     // [tile of queries][tile of dims][pair of queries][dim]
   float *scores, *d_scores;               // [key][kQueries]; weights, and gradients of weights and then of scores
-  uint32_t *kept, *left;                  // [group][pair of keys][kLanes]: ones where a pair is kept, and not dropped
+  uint32_t *kept, *left;                  // [group][pair of places][kLanes]: ones where a pair is kept, and not dropped
   uint32_t* pairs;                        // likewise, gradients of scores
   uint16_t *weight_rows, *gradient_rows;  // [key][kBackwardQueries]
   float *origin, *reference, *delta;      // [kBackwardQueries]

@@ -24,12 +24,13 @@ static LaneMask dropped_lanes(const NMForwardArgs& args, uint32_t stream, int64_
   return static_cast<LaneMask>(dropped);
 }
 
-// The weights of 16 queries and a pair of keys without those that are dropped, which become `none`. Where no query has
+// The weights of 16 queries and two keys without those that are dropped, which become `none`. Where no query has
 // a weight for both keys, as in 1:2, one number is drawn for each query.
-static Words drop_pairs(const NMForwardArgs& args, uint32_t stream, int64_t first_query, int64_t key, Words weights,
-                        Words none) {
+static Words drop_pairs(const NMForwardArgs& args, uint32_t stream, int64_t first_query, int64_t low_key,
+                        int64_t high_key, Words weights, Words none) {
   const Words low = broadcast_words(0xffffu), high = broadcast_words(0xffff0000u);
-  const Words even = broadcast_words(static_cast<uint32_t>(key)), odd = add(even, broadcast_words(1));
+  const Words even = broadcast_words(static_cast<uint32_t>(low_key));
+  const Words odd = broadcast_words(static_cast<uint32_t>(high_key));
   const LaneMask in_low = nonzero(both(weights, low)), in_high = nonzero(both(weights, high));
   if ((in_low & in_high) == 0) {
     if ((in_low | in_high) == 0) return weights;
@@ -51,8 +52,9 @@ static void drop_weights(const QueryTile& at, int64_t first_key, int groups, boo
   const int64_t pairs = plan.padded / 2;
   for (int64_t row = 0; row < groups * pairs; row++) {
     uint32_t* const at_row = weights + row * kLanes;
-    const int64_t query = at.first + row / pairs * kLanes, key = first_key + row % pairs * 2;
-    store(at_row, drop_pairs(args, stream, query, key, load_words(at_row), none));
+    const int64_t query = at.first + row / pairs * kLanes;
+    const uint8_t* const keys = plan.key_at + row % pairs * 2;
+    store(at_row, drop_pairs(args, stream, query, first_key + keys[0], first_key + keys[1], load_words(at_row), none));
   }
 }
 

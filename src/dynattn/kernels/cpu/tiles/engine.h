@@ -61,6 +61,15 @@ static Terms terms_of(int parts, int64_t a_bytes, int64_t b_bytes) {
   return terms;
 }
 
+// What an engine with kPicks takes in place of B, where few of a column's numbers are not 0: for each span of 4 or 8
+// numbers a pair of them, and where its four bytes are in the span's of A.
+struct Picks {
+  const uint32_t *numbers, *places;  // [span][16 columns], as many as fill the steps
+  int64_t second;                    // words from the first 16 columns to the second
+  int64_t step;                      // bytes of A from its 32 numbers of one step to those of the next
+  int64_t steps;
+};
+
 }  // namespace dynattn::DYNATTN_NAMESPACE
 
 #if defined(DYNATTN_TILES_AVX512BF16)

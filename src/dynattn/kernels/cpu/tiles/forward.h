@@ -14,7 +14,8 @@ namespace dynattn::DYNATTN_NAMESPACE {
 struct TileScratch {
   uint32_t* queries;  // as pack_queries() has them
   float* scores;      // [key][kQueries]
-  uint32_t* weights;  // [part][group][pair of keys][kLanes]
+  uint32_t* weights;  // [part][group][pair of places][kLanes], or [group][pick][kLanes]
+  uint32_t* picked;   // [group][pick][kLanes], as ScoreTile has them
   float* out;         // [dim][kQueries], of the output
   Allowed* allowed;
 };
@@ -24,6 +25,7 @@ static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
   s.queries = arena.take<uint32_t>(plan.parts * plan.depth * kGroups * kTileWords);
   s.scores = arena.take<float>(int64_t{plan.padded} * kQueries);
   s.weights = arena.take<uint32_t>(plan.parts * weight_part_words(plan));
+  s.picked = arena.take<uint32_t>(plan.span ? weight_part_words(plan) : 0);
   s.out = arena.take<float>(plan.dims * kTileRows * kQueries);
   s.allowed = arena.take<Allowed>(1);
   return s;
@@ -40,10 +42,19 @@ struct Pass {
   LaneState* states;  // [group]
 };
 
+// Whether what is kept of a block of keys is picked: whole vectors are chosen between, and nothing is forced.
+DYNATTN_INLINE bool is_picked(const Pass& pass) {
+  return pass.at.plan.span != 0 && !pass.careful && !pass.scratch.allowed->force;
+}
+
+// Words from one group's weights to the next's.
+DYNATTN_INLINE int64_t group_words(const TilePlan& plan) { return plan.padded / 2 * kLanes; }
+
 DYNATTN_INLINE ScoreTile score_tile(const Pass& pass, int group) {
   const TilePlan& plan = pass.at.plan;
-  return {pass.scratch.scores + group * kLanes, pass.scratch.weights + group * (plan.padded / 2) * kLanes,
-          plan.key_block};
+  const int64_t words = group * group_words(plan);
+  return {pass.scratch.scores + group * kLanes, pass.scratch.weights + words,
+          is_picked(pass) ? pass.scratch.picked + words : nullptr, plan.key_block};
 }
 
 static void score_keys(const Pass& pass, int64_t block) {
@@ -55,8 +66,14 @@ static void score_keys(const Pass& pass, int64_t block) {
 
 static void add_values(const Pass& pass, int64_t block) {
   const TilePlan& plan = pass.at.plan;
-  add_columns(plan, pass.engine, pass.head.values + block * value_block_bytes(plan), pass.scratch.weights, pass.groups,
-              pass.scratch.out);
+  const char* const values = pass.head.values + block * value_block_bytes(plan);
+  if constexpr (kPicks) {
+    if (is_picked(pass)) {
+      return add_picked(plan, pass.engine, values, pass.scratch.weights, pass.scratch.picked, pass.groups,
+                        pass.scratch.out);
+    }
+  }
+  add_columns(plan, pass.engine, values, pass.scratch.weights, pass.groups, pass.scratch.out);
 }
 
 // The careful variant: values that are NaN or infinite, which were packed as 0, go to the queries that keep their key.
@@ -66,9 +83,10 @@ static void add_odd_values(const Pass& pass, int64_t block) {
   for (int64_t i = 0; i < plan.key_block && first + i < plan.args->kv_len; i++) {
     if (pass.head.odd[first + i] == 0) continue;
     const uint16_t* values = pass.head.own_values + (first + i) * pass.head.value_stride;
+    const int place = plan.place[i];
     for (int64_t query = 0; query < pass.groups * kLanes; query++) {
       const ScoreTile tile = score_tile(pass, static_cast<int>(query / kLanes));
-      const uint32_t bits = pair_row(tile, i)[query % kLanes] >> (i % 2 * 16) & 0xffffu;
+      const uint32_t bits = pair_row(tile, place)[query % kLanes] >> (place % 2 * 16) & 0xffffu;
       if (bits & kNotKept) continue;
       for (int64_t d = 0; d < plan.args->value_dim; d++) {
         if ((values[d] & 0x7f80u) != 0x7f80u) continue;
@@ -91,7 +109,7 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   }
   if (plan.floats) return weigh_parts(plan, tile, allowed, group, state);
   // behind the last key of the block, where tiles of values are padded with zeros
-  for (int key = plan.key_block; key < plan.padded; key++) put_weight(tile, key, broadcast_words(0));
+  for (int place = plan.key_block; place < plan.padded; place++) put_weight(tile, place, broadcast_words(0));
   if (pass.careful || allowed.force || !plan.in_order) {
     weigh_by_rank<ExactWeights>(plan, tile, allowed, group, pass.careful, state);
   } else if (plan.exact) {

@@ -132,7 +132,7 @@ static void mark_kept(const QueryRows& rows, int group, bool careful) {
   const TilePlan& plan = rows.plan.scores;
   const Allowed& allowed = *rows.scratch.allowed;
   const ScoreTile tile = {rows.scratch.scores + group * kLanes, rows.scratch.kept + group * (plan.padded / 2) * kLanes,
-                          plan.key_block};
+                          nullptr, plan.key_block};
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
   if (careful) {
     LaneState unused;
@@ -186,20 +186,21 @@ static void grade_group(const QueryRows& rows, int64_t t, int group) {
   const int64_t lane = t * kQueries + group * kLanes, words = group * (plan.padded / 2) * kLanes;
   const GroupGradients gradient(rows, lane);
   const Words halves[2] = {broadcast_words(0xffffu), broadcast_words(0xffff0000u)};
-  for (int key = 0; key < plan.key_block; key += 2) {
-    const int64_t at = words + key / 2 * kLanes;
+  for (int place = 0; place < plan.key_block; place += 2) {
+    const int64_t at = words + place / 2 * kLanes;
     const Words kept = load_words(s.kept + at), left = load_words((gradient.drops ? s.left : s.kept) + at);
     Words both_keys = broadcast_words(0);
-    for (int half = 0; half < 2 && key + half < plan.key_block; half++) {
-      float* const score = s.scores + (key + half) * kQueries + group * kLanes;
-      float* const d_score = s.d_scores + (key + half) * kQueries + group * kLanes;
+    for (int half = 0; half < 2 && place + half < plan.key_block; half++) {
+      const int key = plan.key_at[place + half];
+      float* const score = s.scores + key * kQueries + group * kLanes;
+      float* const d_score = s.d_scores + key * kQueries + group * kLanes;
       const KeyGradient of = gradient(load_lanes(score), load_lanes(d_score), nonzero(both(kept, halves[half])),
                                       nonzero(both(left, halves[half])));
       store(score, of.weight);
       store(d_score, of.d_score);
       const Words rounded_gradient = rounded(of.d_score);
-      store_halves(s.weight_rows + (key + half) * kBackwardQueries + lane, rounded(of.weight));
-      store_halves(s.gradient_rows + (key + half) * kBackwardQueries + lane, rounded_gradient);
+      store_halves(s.weight_rows + key * kBackwardQueries + lane, rounded(of.weight));
+      store_halves(s.gradient_rows + key * kBackwardQueries + lane, rounded_gradient);
       both_keys = half == 0 ? both(rounded_gradient, halves[0]) : pair(both_keys, rounded_gradient);
     }
     store(s.pairs + at, both_keys);
@@ -230,8 +231,9 @@ static void add_carefully(const QueryRows& rows, const KeySection& section, int6
     const uint16_t* key = row_of(keys, block * plan.scores.key_block + i, forward.key_strides[2]);
     const int64_t row = (block - section.first) * plan.scores.padded + i;
     for (int64_t query = 0; query < rows.tile(t).count; query++) {
-      const int64_t word = query / kLanes * (plan.scores.padded / 2) * kLanes + i / 2 * kLanes + query % kLanes;
-      if ((s.kept[word] >> (i % 2 * 16) & 0xffffu) == 0) continue;
+      const int place = plan.scores.place[i];
+      const int64_t word = query / kLanes * (plan.scores.padded / 2) * kLanes + place / 2 * kLanes + query % kLanes;
+      if ((s.kept[word] >> (place % 2 * 16) & 0xffffu) == 0) continue;
       const float weight = s.scores[i * kQueries + query], d_score = s.d_scores[i * kQueries + query];
       const int64_t own = t * kQueries + query;
       add_row(weight, grad_row(rows, own), forward.value_dim, section.d_value + row * value_width(plan), 1);

@@ -47,6 +47,11 @@ DYNATTN_INLINE Words shift_right(Words a) {
   return _mm512_srli_epi32(a, kBits);
 }
 
+// Further bits where the mask has one.
+DYNATTN_INLINE Words with_bits(LaneMask m, Words a, uint32_t bits) {
+  return _mm512_mask_or_epi32(a, m, a, broadcast_words(bits));
+}
+
 // The low half goes to the high one where the bit is set.
 DYNATTN_INLINE Words raise_halves(LaneMask m, Words a) { return _mm512_mask_slli_epi32(a, m, a, 16); }
 

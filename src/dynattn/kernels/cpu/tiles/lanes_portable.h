@@ -139,6 +139,11 @@ DYNATTN_INLINE Words shift_right(Words a) {
   return each_lane<Words>([&](int i) { return a.x[i] >> kBits; });
 }
 
+// Further bits where the mask has one.
+DYNATTN_INLINE Words with_bits(LaneMask m, Words a, uint32_t bits) {
+  return select(m, either(a, broadcast_words(bits)), a);
+}
+
 // The low half goes to the high one where the bit is set.
 DYNATTN_INLINE Words raise_halves(LaneMask m, Words a) { return select(m, shift_left<16>(a), a); }
 

@@ -2,7 +2,7 @@
 //
 //     queries   [step of 32 dims][group of 16 queries][pair of dims][query] of pairs
 //     keys      [key block][key][dim]: rows as they lie, filled up to whole tiles; only where they are not in place
-//     values    [key block][32 keys][tile of dims][dim][key], transposed
+//     values    [key block][32 places][tile of dims][dim][place], transposed
 //
 // Packing looks at every number, so that the kernel knows whether it may ignore NaN and overflow. A value that is NaN
 // or infinite is packed as 0, since 0 times it would be NaN in a product that all queries share. Its key is marked, and
@@ -77,40 +77,54 @@ static float pack_key_blocks(const TilePlan& plan, const char* head, int64_t fir
   return largest.bound();
 }
 
-// 32 keys' values one by one, `count` of which are there; those that are not finite become 0 and are marked.
-static void pack_value_numbers(const TilePlan& plan, const uint16_t* values, int64_t stride, int64_t count,
-                               uint16_t* to, uint8_t* odd) {
+// Values of a key block.
+struct ValueRows {
+  const TilePlan& plan;
+  const uint16_t* first;
+  int64_t stride, keys;  // keys of the block that are there
+
+  // Of a place; NULL where there is none.
+  const uint16_t* at(int64_t place) const {
+    const int64_t key = plan.key_at[place];
+    return key < keys ? first + key * stride : nullptr;
+  }
+};
+
+// Values of 32 places from `place` on one by one; those that are not finite become 0 and are marked.
+static void pack_value_numbers(const ValueRows& values, int64_t place, uint16_t* to, uint8_t* odd) {
+  const TilePlan& plan = values.plan;
   memset(to, 0, static_cast<size_t>(plan.dims * kTileBytes));
-  for (int64_t key = 0; key < count; key++) {
+  for (int64_t i = 0; i < kTileDepth; i++) {
+    const uint16_t* row = values.at(place + i);
+    if (row == nullptr) continue;
     for (int64_t d = 0; d < plan.args->value_dim; d++) {
-      const uint16_t number = values[key * stride + d];
-      const bool finite = (number & 0x7f80u) != 0x7f80u;
-      to[d * kTileDepth + key] = finite ? number : uint16_t{0};
-      if (!finite) odd[key] = 1;
+      const bool finite = (row[d] & 0x7f80u) != 0x7f80u;
+      to[d * kTileDepth + i] = finite ? row[d] : uint16_t{0};
+      if (!finite) odd[plan.key_at[place + i]] = 1;
     }
   }
 }
 
-// 32 keys' values, `count` of which are there: a word of a row is two dims, so that 16 even keys' rows become pairs of
-// dims of 16 keys, 16 odd keys' likewise, and pairs of keys are made of the two.
-static void pack_value_words(const TilePlan& plan, const uint16_t* values, int64_t stride, int64_t count, uint16_t* to,
-                             Largest& largest) {
+// Values of 32 places: a word of a row is two dims, so that 16 even places' rows become pairs of dims of 16 places, 16
+// odd places' likewise, and pairs of places are made of the two.
+static void pack_value_words(const ValueRows& values, int64_t place, uint16_t* to, Largest& largest) {
+  const TilePlan& plan = values.plan;
   for (int64_t d = 0; d < plan.args->value_dim; d += kTileDepth) {
     const int64_t dims = smaller<int64_t>(kTileDepth, plan.args->value_dim - d);
-    Words even[kLanes], odd[kLanes];
-    for (int64_t i = 0; i < kLanes; i++) {
-      even[i] = 2 * i < count ? load_numbers(values + 2 * i * stride + d, dims) : broadcast_words(0);
-      odd[i] = 2 * i + 1 < count ? load_numbers(values + (2 * i + 1) * stride + d, dims) : broadcast_words(0);
-      largest.see(even[i]);
-      largest.see(odd[i]);
+    Words halves[2][kLanes];
+    for (int64_t i = 0; i < kTileDepth; i++) {
+      const uint16_t* row = values.at(place + i);
+      halves[i % 2][i / 2] = row != nullptr ? load_numbers(row + d, dims) : broadcast_words(0);
+      largest.see(halves[i % 2][i / 2]);
     }
-    transpose_words(even);
-    transpose_words(odd);
+    transpose_words(halves[0]);
+    transpose_words(halves[1]);
     uint32_t* row = reinterpret_cast<uint32_t*>(to + d * kTileDepth);
     const int64_t rows = smaller<int64_t>(kTileDepth, plan.dims * kTileRows - d);
     for (int64_t i = 0; i < rows / 2; i++, row += 2 * kLanes) {
-      store(row, pair(both(even[i], broadcast_words(0xffffu)), odd[i]));
-      store(row + kLanes, either(shift_right<16>(even[i]), both(odd[i], broadcast_words(0xffff0000u))));
+      const Words even = halves[0][i], odd = halves[1][i];
+      store(row, pair(both(even, broadcast_words(0xffffu)), odd));
+      store(row + kLanes, either(shift_right<16>(even), both(odd, broadcast_words(0xffff0000u))));
     }
   }
 }
@@ -119,22 +133,19 @@ static void pack_value_words(const TilePlan& plan, const uint16_t* values, int64
 static float pack_value_blocks(const TilePlan& plan, const char* head, int64_t first, int64_t last, char* to,
                                uint8_t* odd) {
   const NMForwardArgs& args = *plan.args;
-  const int64_t stride = args.value_strides[2];
   float bound = 0.0f;
   for (int64_t block = first; block < last; block++) {
+    const int64_t start = block * plan.key_block, keys = smaller<int64_t>(plan.key_block, args.kv_len - start);
+    const ValueRows values = {plan, row_of(head, start, args.value_strides[2]), args.value_strides[2], keys};
+    uint8_t* const marks = odd + start - first * plan.key_block;
     char* part = to + (block - first) * value_block_bytes(plan);
-    for (int64_t i = 0; i < plan.padded; i += kTileDepth, part += plan.dims * kTileBytes) {
-      const int64_t start = block * plan.key_block + i;
-      const int64_t count =
-          larger<int64_t>(0, smaller(smaller<int64_t>(kTileDepth, plan.key_block - i), args.kv_len - start));
-      const uint16_t* values = row_of(head, start, stride);
-      uint16_t* packed = reinterpret_cast<uint16_t*>(part);
-      uint8_t* const marks = odd + start - first * plan.key_block;
+    memset(marks, 0, static_cast<size_t>(keys));
+    for (int64_t place = 0; place < plan.padded; place += kTileDepth, part += plan.dims * kTileBytes) {
+      uint16_t* const packed = reinterpret_cast<uint16_t*>(part);
       Largest largest;
-      memset(marks, 0, static_cast<size_t>(count));
-      pack_value_words(plan, values, stride, count, packed, largest);
+      pack_value_words(values, place, packed, largest);
       const float seen = largest.bound();
-      if (!(seen < INFINITY)) pack_value_numbers(plan, values, stride, count, packed, marks);
+      if (!(seen < INFINITY)) pack_value_numbers(values, place, packed, marks);
       bound = larger(bound, seen);
     }
   }

@@ -56,7 +56,7 @@ static float pack_key_parts(const TilePlan& plan, const char* head, int64_t firs
   return largest.bound();
 }
 
-// Values of key blocks [first, last): [key block][32 keys][part][tile of dims][dim][key].
+// Values of key blocks [first, last): [key block][32 places][part][tile of dims][dim][place].
 static float pack_value_parts(const TilePlan& plan, const char* head, int64_t first, int64_t last, char* to) {
   const NMForwardArgs& args = *plan.args;
   const int64_t part_numbers = plan.dims * kTileBytes / 2;
@@ -65,7 +65,9 @@ static float pack_value_parts(const TilePlan& plan, const char* head, int64_t fi
   for (int64_t block = first; block < last; block++, to += value_block_bytes(plan)) {
     for (int64_t i = 0; i < plan.key_block && block * plan.key_block + i < args.kv_len; i++) {
       const float* row = float_row_of(head, block * plan.key_block + i, args.value_strides[2]);
-      uint16_t* parts = reinterpret_cast<uint16_t*>(to) + i / kTileDepth * plan.parts * part_numbers + i % kTileDepth;
+      const int64_t place = plan.place[i];
+      uint16_t* parts =
+          reinterpret_cast<uint16_t*>(to) + place / kTileDepth * plan.parts * part_numbers + place % kTileDepth;
       for (int64_t d = 0; d < args.value_dim; d++) {
         float rest = row[d];
         largest.see(rest);
@@ -124,11 +126,11 @@ static void weigh_parts(const TilePlan& plan, const ScoreTile& tile, const Allow
   Words kept_pairs = state.kept, allowed_pairs = state.allowed;
   const Words halves[2] = {broadcast_words(0xffffu), broadcast_words(0xffff0000u)}, one = broadcast_words(1);
   const Lanes none = broadcast_lanes(0.0f);
-  for (int key = 0; key < tile.keys; key += 2) {
-    const Words marks = chosen ? load_words(pair_row(tile, key)) : broadcast_words(0xffffffffu);
+  for (int place = 0; place < tile.keys; place += 2) {
+    const Words marks = chosen ? load_words(pair_row(tile, place)) : broadcast_words(0xffffffffu);
     Words pairs[kMostParts] = {broadcast_words(0), broadcast_words(0), broadcast_words(0)};
-    for (int half = 0; half < 2 && key + half < tile.keys; half++) {
-      const Lanes x = score(tile, key + half), weight = weights.weight(x);
+    for (int half = 0; half < 2 && place + half < tile.keys; half++) {
+      const Lanes x = score(tile, plan.key_at[place + half]), weight = weights.weight(x);
       const LaneMask some = greater(x, broadcast_lanes(-INFINITY)), kept = nonzero(both(marks, halves[half])) & some;
       Lanes rest = select(kept, weight, none), whole = none;
       weights.total = add(weights.total, rest);
@@ -144,14 +146,14 @@ static void weigh_parts(const TilePlan& plan, const ScoreTile& tile, const Allow
       allowed_pairs = add(allowed_pairs, only(some, one));
     }
     for (int part = 0; part < plan.parts; part++) {
-      store(pair_row(tile, key) + part * weight_part_words(plan), pairs[part]);
+      store(pair_row(tile, place) + part * weight_part_words(plan), pairs[part]);
     }
   }
   weights.finish(state);
   state.dropped = dropped, state.kept = kept_pairs, state.allowed = allowed_pairs;
-  for (int key = static_cast<int>(round_up(tile.keys, 2)); key < plan.padded; key += 2) {
+  for (int place = static_cast<int>(round_up(tile.keys, 2)); place < plan.padded; place += 2) {
     for (int part = 0; part < plan.parts; part++) {
-      store(pair_row(tile, key) + part * weight_part_words(plan), broadcast_words(0));
+      store(pair_row(tile, place) + part * weight_part_words(plan), broadcast_words(0));
     }
   }
 }

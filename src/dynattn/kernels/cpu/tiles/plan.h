@@ -4,7 +4,10 @@
 // vectors whatever their stride, and a choice among them needs no shuffle:
 //
 //     S^T = K Q^T        A: 16 keys' own rows          B: pairs of dims of 16 queries
-//     O^T = V^T P^T      A: 16 dims of 32 keys         B: pairs of keys of 16 queries
+//     O^T = V^T P^T      A: 16 dims of 32 places       B: pairs of places of 16 queries
+//
+// Scores are in the order of the keys. Weights and values are in an order of places, in which the members of a group
+// are neighbours whatever their stride.
 #pragma once
 
 #include "common/row_sums.h"
@@ -39,7 +42,8 @@ struct TilePlan {
   bool window;       // there are entries kept besides the choice
   bool counts;       // kept mass, kept and allowed are asked for
   bool exact;        // weights are summed in float32 before they are rounded, for the logsumexp
-  bool in_order;     // whole vectors are chosen between: dense, 1:2 and 2:4, strides 1 and even
+  bool in_order;     // whole vectors are chosen between: dense, 1:2, 1:4 and 2:4
+  int span;          // places of two weights that are picked, where the engine takes such products; else 0
 
   int key_block;       // keys at a time: whole blocks of m · stride
   int padded;          // the same rounded up to kTileDepth
@@ -47,6 +51,7 @@ struct TilePlan {
   int64_t depth;       // head_dim in steps of kTileDepth
   int64_t dims;        // value_dim in tiles of kTileRows
   int64_t packed_from; // first key block whose keys are packed; the ones before are read in place
+  uint8_t place[kMaxKeyBlock], key_at[kMaxKeyBlock];  // of a key of a block, and the other way round
 
   int64_t query_block, query_blocks;  // queries of a task, and tasks of a query head
   int64_t offset;                     // position of query 0 on the key axis
@@ -67,7 +72,7 @@ DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
   return plan.padded / kTileDepth * plan.parts * plan.dims * kTileBytes;
 }
 
-// Words from one part of a block's weights to the next: [part][group][pair of keys][kLanes].
+// Words from one part of a block's weights to the next: [part][group][pair of places][kLanes].
 DYNATTN_INLINE int64_t weight_part_words(const TilePlan& plan) { return int64_t{plan.padded} / 2 * kQueries; }
 
 // Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
@@ -85,10 +90,20 @@ static int choose_key_block(const TilePlan& plan) {
   return best;
 }
 
+static void plan_places(TilePlan& plan) {
+  const int unit = plan.m * plan.stride;
+  for (int key = 0; key < plan.padded; key++) {
+    const int inside = key % unit, place = key - inside + inside % plan.stride * plan.m + inside / plan.stride;
+    plan.place[key] = static_cast<uint8_t>(key < plan.key_block ? place : key);
+    plan.key_at[plan.place[key]] = static_cast<uint8_t>(key);
+  }
+}
+
 static void plan_keys(TilePlan& plan) {
   const NMForwardArgs& args = *plan.args;
   plan.key_block = choose_key_block(plan);
   plan.padded = static_cast<int>(round_up(plan.key_block, kTileDepth));
+  plan_places(plan);
   plan.key_blocks = ceil_div(args.kv_len, plan.key_block);
   plan.depth = ceil_div(args.head_dim, kTileDepth);
   plan.dims = ceil_div(args.value_dim, kTileRows);
@@ -123,8 +138,8 @@ static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.window = !dense && (args.window > 0 || args.sinks > 0);
   plan.counts = args.kept_mass != nullptr;
   plan.exact = plan.counts || plan.floats || args.needs_grad != 0;
-  const bool pattern = plan.m == 1 || (plan.n == 1 && plan.m == 2) || (plan.n == 2 && plan.m == 4);
-  plan.in_order = pattern && !plan.counts && (plan.stride == 1 || plan.stride % 2 == 0);
+  const bool pattern = plan.m == 1 || plan.m == 2 || (plan.m == 4 && plan.n <= 2);
+  plan.in_order = pattern && !plan.counts;
 
   const float size = fabsf(args.scale), log2e = 1.44269504088896341f;
   plan.biased = args.mask != nullptr && args.mask_dtype != DYNATTN_BOOL;
@@ -132,6 +147,8 @@ static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.exponent = plan.biased ? log2e : size * log2e;
   plan_keys(plan);
   plan_queries(plan);
+  const bool picks = kPicks && plan.in_order && plan.m > 1 && !plan.floats && args.drop_below == 0;
+  plan.span = picks && plan.key_block % kTileDepth == 0 ? 2 * plan.m / plan.n : 0;
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

@@ -29,7 +29,7 @@ static void score_rows(const TilePlan& plan, Engine& engine, const KeyRows& keys
 }
 
 // O^T += V^T P^T: out[dim][kQueries], of one block of values as pack_value_blocks() has them, and of weights as
-// [part][group][pair of keys][kLanes].
+// [part][group][pair of places][kLanes].
 static void add_columns(const TilePlan& plan, Engine& engine, const char* values, const uint32_t* weights, int groups,
                         float* out) {
   const int64_t steps = plan.padded / kTileDepth;
@@ -37,6 +37,16 @@ static void add_columns(const TilePlan& plan, Engine& engine, const char* values
   const Operand b = {reinterpret_cast<const char*>(weights), steps * kTileBytes, kTileBytes, 64};
   const Terms terms = terms_of(plan.parts, plan.dims * kTileBytes, weight_part_words(plan) * int64_t{sizeof(uint32_t)});
   multiply_panel<true>(engine, a, plan.dims, b, groups, terms, steps, out, kQueries);
+}
+
+// The same of weights that are picked, [group][pick][kLanes], by an engine that takes such.
+template <class Picking>
+static void add_picked(const TilePlan& plan, Picking& engine, const char* values, const uint32_t* weights,
+                       const uint32_t* picked, int groups, float* out) {
+  const Picks picks = {weights, picked, plan.padded / 2 * kLanes, plan.dims * kTileBytes, plan.padded / kTileDepth};
+  for (int64_t tile = 0; tile < plan.dims; tile++, values += kTileBytes, out += kTileRows * kQueries) {
+    multiply_picked(engine, values, picks, plan.span, groups, out, kQueries);
+  }
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

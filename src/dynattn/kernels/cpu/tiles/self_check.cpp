@@ -94,6 +94,7 @@ constexpr Case kCases[] = {
     {"1:2 with stride 16", 1, 2, 16, 1, 1, 35, 32, 16, -1, true, 0, 0},
     {"2:4", 2, 4, 1, 2, 1, 50, 16, 16, -1, false, 0, 1u << 30},
     {"2:4 with stride 16", 2, 4, 16, 1, 1, 60, 24, 16, DYNATTN_FLOAT32, false, 0, 0},
+    {"1:4 with stride 8", 1, 4, 8, 1, 1, 70, 32, 32, -1, true, 0, 0},
     {"2:5 with a window", 2, 5, 3, 1, 1, 33, 32, 15, -1, true, 4, 0},
 };
 

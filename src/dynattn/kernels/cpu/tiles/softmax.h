@@ -39,19 +39,20 @@ static void clear(LaneState& state) {
 // Scores and weights of 16 queries.
 struct ScoreTile {
   float* scores;      // [key][kQueries]
-  uint32_t* weights;  // [pair of keys][kLanes]
+  uint32_t* weights;  // [pair of places][kLanes], or [pick][kLanes]
+  uint32_t* picked;   // [pick][kLanes]: for each byte of a pick's word, where it is in the pick's span of places
   int keys;           // scored, all of them of the key block
 };
 
 DYNATTN_INLINE float* score_row(const ScoreTile& tile, int64_t key) { return tile.scores + key * kQueries; }
 DYNATTN_INLINE Lanes score(const ScoreTile& tile, int64_t key) { return load_lanes(score_row(tile, key)); }
-DYNATTN_INLINE uint32_t* pair_row(const ScoreTile& tile, int64_t key) { return tile.weights + key / 2 * kLanes; }
+DYNATTN_INLINE uint32_t* pair_row(const ScoreTile& tile, int64_t place) { return tile.weights + place / 2 * kLanes; }
 
-// Weights one key's at a time.
-DYNATTN_INLINE void put_weight(const ScoreTile& tile, int64_t key, Words weight) {
-  const Words there = load_words(pair_row(tile, key));
-  store(pair_row(tile, key), key % 2 ? either(both(there, broadcast_words(0xffffu)), shift_left<16>(weight))
-                                     : either(both(there, broadcast_words(0xffff0000u)), weight));
+// Weights one place's at a time.
+DYNATTN_INLINE void put_weight(const ScoreTile& tile, int64_t place, Words weight) {
+  const Words there = load_words(pair_row(tile, place));
+  store(pair_row(tile, place), place % 2 ? either(both(there, broadcast_words(0xffffu)), shift_left<16>(weight))
+                                         : either(both(there, broadcast_words(0xffff0000u)), weight));
 }
 
 // Forbidden scores become -inf, whatever they were, and a bias is added to the others.
@@ -183,83 +184,120 @@ struct Marks {
   void finish(const LaneState&) const {}
 };
 
-// Weights of the kM members of a group, 0 for those not kept, each in the low half of its word. Dense attention is one
-// of one.
+// A weight that is kept, in the low half of each word, and which of its group it is: its number has these bits.
+struct Kept {
+  Words weight;
+  LaneMask one, two;
+};
+
+// 1:2. A later member is kept where it is larger.
 template <class Weights>
-DYNATTN_INLINE void weigh_group(const Lanes (&x)[1], Weights& weights, Words (&to)[1]) {
-  to[0] = weights(x[0]);
+DYNATTN_INLINE void choose(const Lanes (&x)[2], Weights& weights, Kept (&kept)[1]) {
+  kept[0] = {weights(max(x[1], x[0])), greater(x[1], x[0]), 0};
 }
 
+// 1:4.
 template <class Weights>
-DYNATTN_INLINE void weigh_group(const Lanes (&x)[2], Weights& weights, Words (&to)[2]) {
-  const LaneMask second = greater(x[1], x[0]);
-  const Words weight = weights(max(x[1], x[0]));
-  to[0] = only(static_cast<LaneMask>(~second), weight);
-  to[1] = only(second, weight);
+DYNATTN_INLINE void choose(const Lanes (&x)[4], Weights& weights, Kept (&kept)[1]) {
+  const Lanes low = max(x[1], x[0]), high = max(x[3], x[2]);
+  const LaneMask b = greater(x[1], x[0]), d = greater(x[3], x[2]), upper = greater(high, low);
+  kept[0] = {weights(max(high, low)), static_cast<LaneMask>((upper & d) | (~upper & b)), upper};
 }
 
-// A member is kept where at most one other beats it: a later one by being larger, an earlier one by being as large.
+// 2:4. A member is kept where at most one other beats it: a later one by being larger, an earlier one by being as large.
 // The two that are kept are taken in the order of their places, so that each place has one of two weights.
 template <class Weights>
-DYNATTN_INLINE void weigh_group(const Lanes (&x)[4], Weights& weights, Words (&to)[4]) {
+DYNATTN_INLINE void choose(const Lanes (&x)[4], Weights& weights, Kept (&kept)[2]) {
   const unsigned ab = greater(x[1], x[0]), ac = greater(x[2], x[0]), ad = greater(x[3], x[0]);
   const unsigned bc = greater(x[2], x[1]), bd = greater(x[3], x[1]), cd = greater(x[3], x[2]);
   const LaneMask a = static_cast<LaneMask>(~((ab & ac) | (ab & ad) | (ac & ad)));
   const LaneMask b = static_cast<LaneMask>(~((~ab & bc) | (~ab & bd) | (bc & bd)));
   const LaneMask d = static_cast<LaneMask>((ad & bd) | (ad & cd) | (bd & cd));
   const LaneMask c = static_cast<LaneMask>((ac & bc) | (ac & ~cd) | (bc & ~cd));
-  const Words first = weights(select(a, x[0], select(b, x[1], x[2])));
-  const Words second = weights(select(d, x[3], select(c, x[2], x[1])));
-  to[0] = only(a, first);
-  to[1] = only(b, select(a, second, first));
-  to[2] = only(c, select(d, first, second));
-  to[3] = only(d, second);
+  kept[0] = {weights(select(a, x[0], select(b, x[1], x[2]))), static_cast<LaneMask>(~a & b),
+             static_cast<LaneMask>(~(a | b))};
+  kept[1] = {weights(select(d, x[3], select(c, x[2], x[1]))), static_cast<LaneMask>(d | ~c),
+             static_cast<LaneMask>(c | d)};
 }
 
-// Groups whose members are neighbours.
-template <int kM, class Weights>
-static void weigh_neighbours(const ScoreTile& tile, Weights& weights) {
-  for (int key = 0; key < tile.keys; key += kM) {
-    Lanes x[kM];
-    Words to[kM];
-    for (int i = 0; i < kM; i++) x[i] = score(tile, key + i);
-    if constexpr (kM == 2) {  // one weight, which only has to stand in the right half
-      store(pair_row(tile, key), raise_halves(greater(x[1], x[0]), weights(max(x[1], x[0]))));
-    } else {
-      weigh_group(x, weights, to);
-      for (int i = 0; i < kM; i += 2) store(pair_row(tile, key + i), pair(to[i], to[i + 1]));
-    }
-  }
-}
-
-// Groups whose members are an even number of keys apart: two neighbouring groups at a time share their pairs of keys.
-template <int kM, class Weights>
-static void weigh_apart(const ScoreTile& tile, int stride, Weights& weights) {
+// Groups in the order of their places: body(scores, place of the first member).
+template <int kM, class Body>
+DYNATTN_INLINE void each_group(const ScoreTile& tile, int stride, Body body) {
   for (int start = 0; start < tile.keys; start += kM * stride) {
-    for (int key = start; key < start + stride; key += 2) {
-      Lanes x[kM], y[kM];
-      Words low[kM], high[kM];
-      for (int i = 0; i < kM; i++) x[i] = score(tile, key + i * stride), y[i] = score(tile, key + 1 + i * stride);
-      weigh_group(x, weights, low);
-      weigh_group(y, weights, high);
-      for (int i = 0; i < kM; i++) store(pair_row(tile, key + i * stride), pair(low[i], high[i]));
+    for (int group = 0; group < stride; group++) {
+      Lanes x[kM];
+      for (int i = 0; i < kM; i++) x[i] = score(tile, start + group + i * stride);
+      body(x, start + group * kM);
     }
   }
+}
+
+template <class Weights>
+static void weigh_all(const ScoreTile& tile, Weights& weights) {
+  for (int key = 0; key < tile.keys; key += 2) {
+    const Words low = weights(score(tile, key)), high = weights(score(tile, key + 1));
+    store(pair_row(tile, key), pair(low, high));
+  }
+}
+
+// A weight for each place, 0 for those that are not kept.
+template <int kN, int kM, class Weights>
+static void spread_groups(const ScoreTile& tile, int stride, Weights& weights) {
+  each_group<kM>(tile, stride, [&](const Lanes (&x)[kM], int place) {
+    Kept kept[kN];
+    choose(x, weights, kept);
+    Words pairs[kM / 2];
+    for (int i = 0; i < kN; i++) {
+      const Words raised = raise_halves(kept[i].one, kept[i].weight);
+      for (int half = 0; half < kM / 2; half++) {
+        const LaneMask lanes = half == 0 ? static_cast<LaneMask>(~kept[i].two) : kept[i].two;
+        const Words here = kM == 2 ? raised : only(lanes, raised);
+        pairs[half] = i == 0 ? here : either(pairs[half], here);
+      }
+    }
+    for (int half = 0; half < kM / 2; half++) store(pair_row(tile, place + 2 * half), pairs[half]);
+  });
+}
+
+// Two weights that are kept, and which of the places of their one or two groups they stand for.
+template <int kN, int kM, class Weights>
+static void pick_groups(const ScoreTile& tile, int stride, Weights& weights) {
+  constexpr uint32_t kSecond = kN == 1 ? kM : 0;  // the first member of the second weight's group
+  const Words first = broadcast_words(0x01000100u + kSecond * 0x02020000u);
+  Kept before = {};
+  each_group<kM>(tile, stride, [&](const Lanes (&x)[kM], int place) {
+    Kept kept[kN];
+    choose(x, weights, kept);
+    if (kN == 1 && place / kM % 2 == 0) {
+      before = kept[0];
+      return;
+    }
+    const Kept &low = kN == 1 ? before : kept[0], &high = kept[kN - 1];
+    uint32_t* const weight = tile.weights + place * kN / kM / 2 * kLanes;
+    Words picked = with_bits(low.one, with_bits(high.one, first, 0x02020000u), 0x0202u);
+    if (kM == 4) picked = with_bits(low.two, with_bits(high.two, picked, 0x04040000u), 0x0404u);
+    store(weight, pair(low.weight, high.weight));
+    store(tile.picked + (weight - tile.weights), picked);
+  });
+}
+
+template <int kN, int kM, class Weights>
+static void weigh_groups(const TilePlan& plan, const ScoreTile& tile, Weights& weights) {
+  if (tile.picked != nullptr) return pick_groups<kN, kM>(tile, plan.stride, weights);
+  spread_groups<kN, kM>(tile, plan.stride, weights);
 }
 
 template <class Weights>
 static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, LaneState& state) {
   Weights weights(plan, state);
   if (plan.m == 1) {
-    weigh_apart<1>(tile, 2, weights);
-  } else if (plan.m == 2 && plan.stride == 1) {
-    weigh_neighbours<2>(tile, weights);
+    weigh_all(tile, weights);
   } else if (plan.m == 2) {
-    weigh_apart<2>(tile, plan.stride, weights);
-  } else if (plan.stride == 1) {
-    weigh_neighbours<4>(tile, weights);
+    weigh_groups<1, 2>(plan, tile, weights);
+  } else if (plan.n == 1) {
+    weigh_groups<1, 4>(plan, tile, weights);
   } else {
-    weigh_apart<4>(tile, plan.stride, weights);
+    weigh_groups<2, 4>(plan, tile, weights);
   }
   weights.finish(state);
 }
@@ -290,7 +328,7 @@ static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const All
         const LaneMask some = greater(x[i], broadcast_lanes(-INFINITY));
         const LaneMask keep = static_cast<LaneMask>((greater(wanted, rank[i]) | forced) & some);
         const Lanes weight = weights.weight(x[i]), none = broadcast_lanes(0.0f);
-        put_weight(tile, key, select(keep, weights.count(select(keep, weight, none)), dropped));
+        put_weight(tile, plan.place[key], select(keep, weights.count(select(keep, weight, none)), dropped));
         if (!plan.counts) continue;
         state.dropped = add(state.dropped, select(static_cast<LaneMask>(some & ~keep), weight, none));
         state.kept = add(state.kept, only(keep, single));

@@ -22,6 +22,7 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr bool kTakesParts = true;
+constexpr bool kPicks = false;
 
 // sums[kA · 16][kB · 16] (+)= A · B over `steps` times 32 numbers, for each of the terms. `stride`: floats between rows
 // of sums.
