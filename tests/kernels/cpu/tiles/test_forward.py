@@ -18,12 +18,12 @@ from tests.kernels.cpu.tiles.calling import Problem, Sums, check, error, grid, r
 
 PATTERNS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 2, stride=16), NM(2, 4, stride=16),  # chosen between whole vectors
-    NM(1, 2, stride=2), NM(2, 4, stride=6), NM(1, 2, stride=3), NM(2, 4, stride=3),
-    NM(1, 4), NM(3, 5), NM(5, 31), NM(16, 32), NM(2, 5, stride=51), NM(2, 3, stride=64),
+    NM(1, 2, stride=2), NM(2, 4, stride=6), NM(1, 2, stride=3), NM(2, 4, stride=3), NM(1, 4), NM(1, 4, stride=8),
+    NM(3, 5), NM(5, 31), NM(16, 32), NM(2, 5, stride=51), NM(2, 3, stride=64),
     NM(1, 2, window=5, sinks=3), NM(2, 4, window=40), NM(2, 4, sinks=70), NM(1, 3, window=3, sinks=1),
-    NM(1, 2, window=5, sinks=3, stride=16),
+    NM(1, 2, window=5, sinks=3, stride=16), NM(1, 4, window=9, stride=16),
 ]  # fmt: skip
-IN_ORDER = PATTERNS[:7]
+IN_ORDER = PATTERNS[:11]
 # heads, kv_heads, q_len, kv_len, head_dim, value_dim
 SHAPES = [
     (1, 1, 1, 1, 8, 8), (2, 1, 3, 4, 1, 1), (2, 2, 7, 63, 20, 36), (4, 2, 65, 111, 32, 32), (2, 2, 193, 130, 80, 96),

@@ -110,12 +110,12 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   if (plan.floats) return weigh_parts(plan, tile, allowed, group, state);
   // behind the last key of the block, where tiles of values are padded with zeros
   for (int place = plan.key_block; place < plan.padded; place++) put_weight(tile, place, broadcast_words(0));
-  if (pass.careful || allowed.force || !plan.in_order) {
+  if (pass.careful || !plan.in_order) {
     weigh_by_rank<ExactWeights>(plan, tile, allowed, group, pass.careful, state);
   } else if (plan.exact) {
-    weigh_in_order<ExactWeights>(plan, tile, state);
+    weigh_in_order<ExactWeights>(plan, tile, allowed, group, state);
   } else {
-    weigh_in_order<RoundedWeights>(plan, tile, state);
+    weigh_in_order<RoundedWeights>(plan, tile, allowed, group, state);
   }
 }
 

@@ -177,6 +177,7 @@ struct ExactWeights {
 
 // Ones where a pair is kept, and no weight: the choice of the functions below by itself.
 struct Marks {
+  Marks() = default;
   Marks(const TilePlan&, const LaneState&) {}
   Words operator()(Lanes) const { return broadcast_words(0xffffu); }
   Lanes weight(Lanes) const { return broadcast_lanes(1.0f); }
@@ -281,23 +282,50 @@ static void pick_groups(const ScoreTile& tile, int stride, Weights& weights) {
   });
 }
 
+// Where the number of what is kept has these bits, for one of four members or of two.
+DYNATTN_INLINE LaneMask is_member(const Kept& kept, int i) {
+  return static_cast<LaneMask>((i & 1 ? kept.one : ~kept.one) & (i & 2 ? kept.two : ~kept.two));
+}
+
+// Besides what is chosen, members that a window or sinks force.
 template <int kN, int kM, class Weights>
-static void weigh_groups(const TilePlan& plan, const ScoreTile& tile, Weights& weights) {
+static void weigh_forced(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group,
+                         Weights& weights) {
+  Marks marks;
+  each_group<kM>(tile, plan.stride, [&](const Lanes (&x)[kM], int place) {
+    Kept kept[kN];
+    choose(x, marks, kept);
+    Words to[kM];
+    for (int i = 0; i < kM; i++) {
+      unsigned keep = allowed.forced[plan.key_at[place + i]] >> (group * kLanes);
+      for (const Kept& one : kept) keep |= is_member(one, i);
+      const LaneMask lanes = static_cast<LaneMask>(keep);
+      to[i] = only(lanes, weights(select(lanes, x[i], broadcast_lanes(-INFINITY))));
+    }
+    for (int i = 0; i < kM; i += 2) store(pair_row(tile, place + i), pair(to[i], to[i + 1]));
+  });
+}
+
+template <int kN, int kM, class Weights>
+static void weigh_groups(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group,
+                         Weights& weights) {
+  if (allowed.force) return weigh_forced<kN, kM>(plan, tile, allowed, group, weights);
   if (tile.picked != nullptr) return pick_groups<kN, kM>(tile, plan.stride, weights);
   spread_groups<kN, kM>(tile, plan.stride, weights);
 }
 
 template <class Weights>
-static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, LaneState& state) {
+static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group,
+                           LaneState& state) {
   Weights weights(plan, state);
   if (plan.m == 1) {
     weigh_all(tile, weights);
   } else if (plan.m == 2) {
-    weigh_groups<1, 2>(plan, tile, weights);
+    weigh_groups<1, 2>(plan, tile, allowed, group, weights);
   } else if (plan.n == 1) {
-    weigh_groups<1, 4>(plan, tile, weights);
+    weigh_groups<1, 4>(plan, tile, allowed, group, weights);
   } else {
-    weigh_groups<2, 4>(plan, tile, weights);
+    weigh_groups<2, 4>(plan, tile, allowed, group, weights);
   }
   weights.finish(state);
 }
@@ -343,10 +371,10 @@ static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const All
 static void mark_chosen(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group, bool careful) {
   LaneState unused;
   clear(unused);
-  if (careful || allowed.force || !plan.in_order) {
+  if (careful || !plan.in_order) {
     weigh_by_rank<Marks>(plan, tile, allowed, group, false, unused);
   } else {
-    weigh_in_order<Marks>(plan, tile, unused);
+    weigh_in_order<Marks>(plan, tile, allowed, group, unused);
   }
 }
 
