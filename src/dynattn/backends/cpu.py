@@ -71,7 +71,7 @@ class CPU(Backend):
         if self._isa is not None:
             return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
         isa = cpu.best_isa()
-        if problem.method.choice not in (Choice.ROWS, Choice.SKIPS):
+        if problem.method.choice is not Choice.ROWS:
             isa = cpu.nm_isa(problem.dtype, problem.q_len)
         if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
             return isa
@@ -106,6 +106,8 @@ class Tiles(CPU):
         super().__init__(isa)
 
     def cannot(self, problem: Problem) -> str | None:
+        if problem.method.choice is Choice.SKIPS and problem.dtype != torch.bfloat16:
+            return f"tiles skip by maxima in bfloat16, not {short(problem.dtype)}"
         if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS):
             if problem.dtype not in (torch.bfloat16, torch.float32):
                 return f"tiles take bfloat16 and float32, not {short(problem.dtype)}"
@@ -137,6 +139,6 @@ def _not_taken(engine: str) -> str:
 
 def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
-    if problem.method.choice in (Choice.ROWS, Choice.SKIPS):
+    if problem.method.choice is Choice.ROWS:
         return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
     return None

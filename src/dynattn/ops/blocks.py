@@ -21,7 +21,7 @@ from dynattn.methods import block_skip
 from dynattn.methods.base import Choice, PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, integer, isa_of, nm_isa, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, nm_isa, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 from dynattn.reference import in_blocks
@@ -47,11 +47,11 @@ def _forward(
     method, skips = call.pairs, call.pairs.choice is Choice.SKIPS
     tensors = (rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key))
     outputs = buffers.outputs(query, value, aux)
-    isa = _isa(method, backend, query)
+    isa = nm_isa(backend, query)
     if skips:
         among = cast("PairMethod | None", method.scored)
         seen = None if among is None else _chosen(among, query, key, attn_mask, call)
-        blocks = _skipped(tensors, outputs, call, isa, integer(seed), seen)
+        blocks = _skipped(tensors, outputs, call, isa, integer(seed), seen, needs_grad or aux)
     else:
         blocks = _chosen(method, query, key, attn_mask, call)
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
@@ -71,11 +71,6 @@ def _chosen(method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | 
         return method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
 
 
-def _isa(method: PairMethod, backend: str, query: Tensor) -> str:
-    """The instruction set, which may be a matrix unit unless the kernel skips by its own scores."""
-    return isa_of(backend) if method.choice is Choice.SKIPS else nm_isa(backend, query)
-
-
 def _sizes(method: PairMethod) -> tuple[int, int]:
     """Queries and keys of a block."""
     if method.choice is Choice.SKIPS:
@@ -85,7 +80,7 @@ def _sizes(method: PairMethod) -> tuple[int, int]:
 
 def _skipped(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], outputs: tuple[Tensor, ...], call: ByName, isa: str,
-    seed: int, seen: Tensor | None,
+    seed: int, seen: Tensor | None, exact: bool,
 ) -> Tensor:  # fmt: skip
     """Fill in the output and the logsumexp, and find the blocks on the way; ``seen`` are those of another method."""
     query, key, value, mask = tensors
@@ -95,8 +90,8 @@ def _skipped(
     method = cast(block_skip.BlockSkip, call.pairs)
     size = 0 if method.among is None else int(method.among.whole_blocks)
     cpu.skip_forward(
-        query, key, value, mask, out, logsumexp, kept, method.margin, call.pattern, isa, seed=seed, blocks=seen,
-        block_size=size,
+        query, key, value, mask, out, logsumexp, kept, method.margin, call.pattern, isa, seed=seed, needs_grad=exact,
+        blocks=seen, block_size=size,
     )  # fmt: skip
     return kept
 
@@ -155,7 +150,7 @@ def _backward(
     *arguments, backend = rest
     call = ByName(*arguments)
     queries, keys = _sizes(call.pairs)
-    isa = _isa(call.pairs, backend, query)
+    isa = nm_isa(backend, query)
     blocks = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)]
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, isa,

@@ -310,6 +310,7 @@ def skip_forward(
     isa: str,
     *,
     seed: int = 0,
+    needs_grad: bool = False,
     blocks: Tensor | None = None,
     block_size: int = 0,
 ) -> None:
@@ -317,7 +318,8 @@ def skip_forward(
     nothing.
 
     Args:
-        query, key, value, mask, out, logsumexp, isa, seed: as in :func:`nm_forward`.
+        query, key, value, mask, out, logsumexp, isa, seed: as in :func:`nm_forward`; of tile engines bfloat16 alone.
+        needs_grad: a backward will follow, or the logsumexp is of use, and is then not rounded to bfloat16 weights.
         kept_blocks: bool (batch, heads, ⌈q_len / 8⌉, ⌈kv_len / 16⌉), contiguous, all False; True where kept.
         margin: how far below a query's largest score so far the largest of a block lies that it does not ask for.
         pattern: dense: how to score.
@@ -331,7 +333,7 @@ def skip_forward(
     """
     none = (None, None, None)
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, none, pattern, isa, seed, True, blocks, block_size
+        query, key, value, mask, out, logsumexp, none, pattern, isa, seed, needs_grad, blocks, block_size
     )  # fmt: skip
     _run("skip_forward", args + SKIP_FORWARD.pack(kept=kept_blocks.data_ptr(), margin=margin))
 

@@ -40,8 +40,8 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
    dynattn::name::nm_backward, dynattn::name::linear_choice, dynattn::name::linear_rows,                              \
    dynattn::name::linear_outputs, dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) \
-  {dynattn::name::nm_forward, nullptr, nullptr, nullptr, dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr, \
-   nullptr}
+  {dynattn::name::nm_forward, nullptr, nullptr, dynattn::name::skip_forward, dynattn::name::nm_backward, nullptr,       \
+   nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS

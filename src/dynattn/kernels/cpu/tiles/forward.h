@@ -6,6 +6,7 @@
 #include "tiles/pack.h"
 #include "tiles/parts.h"
 #include "tiles/products.h"
+#include "tiles/skips.h"
 #include "tiles/softmax.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -18,6 +19,7 @@ struct TileScratch {
   uint32_t* picked;   // [group][pick][kLanes], as ScoreTile has them
   float* out;         // [dim][kQueries], of the output
   Allowed* allowed;
+  KeptRuns* kept;  // [group]
 };
 
 static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
@@ -28,6 +30,7 @@ static TileScratch lay_tile_scratch(const TilePlan& plan, Arena& arena) {
   s.picked = arena.take<uint32_t>(plan.span ? weight_part_words(plan) : 0);
   s.out = arena.take<float>(plan.dims * kTileRows * kQueries);
   s.allowed = arena.take<Allowed>(1);
+  s.kept = arena.take<KeptRuns>(kGroups);
   return s;
 }
 
@@ -64,16 +67,36 @@ static void score_keys(const Pass& pass, int64_t block) {
   score_rows(plan, pass.engine, keys, pass.scratch.queries, pass.groups, pass.scratch.scores);
 }
 
+// Of the steps of a block of keys those in which something is kept: for all queries, or for one group of them.
+static void add_kept_steps(const Pass& pass, const char* values) {
+  const TilePlan& plan = pass.at.plan;
+  for (int64_t step = 0; step < plan.padded / kTileDepth; step++, values += plan.dims * kTileBytes) {
+    const uint32_t* const weights = pass.scratch.weights + step * kTileWords;
+    bool all = true;
+    for (int group = 0; group < pass.groups; group++) all &= pass.scratch.kept[group].any(step);
+    if (all) {
+      add_columns(plan, pass.engine, values, weights, pass.groups, 1, pass.scratch.out);
+      continue;
+    }
+    for (int group = 0; group < pass.groups; group++) {
+      if (!pass.scratch.kept[group].any(step)) continue;
+      add_columns(plan, pass.engine, values, weights + group * group_words(plan), 1, 1,
+                  pass.scratch.out + group * kLanes);
+    }
+  }
+}
+
 static void add_values(const Pass& pass, int64_t block) {
   const TilePlan& plan = pass.at.plan;
   const char* const values = pass.head.values + block * value_block_bytes(plan);
+  if (plan.kept_runs != nullptr) return add_kept_steps(pass, values);
   if constexpr (kPicks) {
     if (is_picked(pass)) {
       return add_picked(plan, pass.engine, values, pass.scratch.weights, pass.scratch.picked, pass.groups,
                         pass.scratch.out);
     }
   }
-  add_columns(plan, pass.engine, values, pass.scratch.weights, pass.groups, pass.scratch.out);
+  add_columns(plan, pass.engine, values, pass.scratch.weights, pass.groups, plan.padded / kTileDepth, pass.scratch.out);
 }
 
 // The careful variant: values that are NaN or infinite, which were packed as 0, go to the queries that keep their key.
@@ -96,14 +119,25 @@ static void add_odd_values(const Pass& pass, int64_t block) {
   }
 }
 
-static void weigh_keys(const Pass& pass, int group, LaneState& state) {
+// Lanes of a group that hold a query.
+DYNATTN_INLINE LaneMask present_lanes(const Pass& pass, int group) {
+  return static_cast<LaneMask>((1u << smaller<int64_t>(kLanes, pass.at.count - group * kLanes)) - 1);
+}
+
+static void weigh_keys(const Pass& pass, int group, int64_t block, LaneState& state) {
   const TilePlan& plan = pass.at.plan;
   const Allowed& allowed = *pass.scratch.allowed;
   const ScoreTile tile = score_tile(pass, group);
+  KeptRuns& kept = pass.scratch.kept[group];
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
+  if (pass.careful && (!plan.floats || plan.biased)) clean_scores(tile, state);  // products of float32 are finite
+  if (plan.kept_runs != nullptr) {
+    keep_runs(plan, tile, present_lanes(pass, group), state, kept);
+    note_runs(pass.at, group, block * plan.key_block, kept);
+  }
   if (pass.careful) {
-    if (!plan.floats || plan.biased) clean_scores(tile, state);  // products of float32 that parts hold are finite
     follow_largest(plan, tile, state, pass.scratch.out + group * kLanes);
+    if (plan.kept_runs != nullptr) forbid_others(tile, kept);
   } else if (state.open != kAllLanes) {
     open_lanes(plan, tile, state);
   }
@@ -112,6 +146,8 @@ static void weigh_keys(const Pass& pass, int group, LaneState& state) {
   for (int place = plan.key_block; place < plan.padded; place++) put_weight(tile, place, broadcast_words(0));
   if (pass.careful || !plan.in_order) {
     weigh_by_rank<ExactWeights>(plan, tile, allowed, group, pass.careful, state);
+  } else if (plan.kept_runs != nullptr) {
+    plan.exact ? weigh_runs<ExactWeights>(plan, tile, kept, state) : weigh_runs<RoundedWeights>(plan, tile, kept, state);
   } else if (plan.exact) {
     weigh_in_order<ExactWeights>(plan, tile, allowed, group, state);
   } else {
@@ -138,7 +174,7 @@ static bool attend(const Pass& pass) {
     if (allowed.unsafe && !pass.careful) return false;
     if (!allowed.any) continue;
     score_keys(pass, block);
-    for (int group = 0; group < pass.groups; group++) weigh_keys(pass, group, pass.states[group]);
+    for (int group = 0; group < pass.groups; group++) weigh_keys(pass, group, block, pass.states[group]);
     if (args.drop_below > 0) {
       drop_weights(pass.at, block * plan.key_block, pass.groups, pass.careful, pass.scratch.weights);
     }
@@ -148,8 +184,7 @@ static bool attend(const Pass& pass) {
   if (pass.careful) return true;
   bool holds = true;
   for (int group = 0; group < pass.groups; group++) {
-    const int64_t lanes = smaller<int64_t>(kLanes, pass.at.count - group * kLanes);
-    holds &= !must_repeat(plan, pass.states[group], static_cast<LaneMask>((1u << lanes) - 1));
+    holds &= !must_repeat(plan, pass.states[group], present_lanes(pass, group));
   }
   return holds;
 }

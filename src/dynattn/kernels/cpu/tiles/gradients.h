@@ -287,7 +287,7 @@ static bool grade_tile(const QueryRows& rows, const KeySection& section, int64_t
     return false;
   }
   const char* turned = section.turned + (block - section.first) * value_block_bytes(plan.product);
-  add_columns(plan.product, rows.engine, turned, s.pairs, kGroups, d_query);
+  add_columns(plan.product, rows.engine, turned, s.pairs, kGroups, plan.product.padded / kTileDepth, d_query);
   return true;
 }
 

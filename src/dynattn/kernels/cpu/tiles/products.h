@@ -28,13 +28,12 @@ static void score_rows(const TilePlan& plan, Engine& engine, const KeyRows& keys
                         kQueries);
 }
 
-// O^T += V^T P^T: out[dim][kQueries], of one block of values as pack_value_blocks() has them, and of weights as
-// [part][group][pair of places][kLanes].
+// O^T += V^T P^T: out[dim][kQueries], of `steps` times 32 places of a block of values as pack_value_blocks() has them, and
+// of weights as [part][group][pair of places][kLanes].
 static void add_columns(const TilePlan& plan, Engine& engine, const char* values, const uint32_t* weights, int groups,
-                        float* out) {
-  const int64_t steps = plan.padded / kTileDepth;
+                        int64_t steps, float* out) {
   const Operand a = {values, kTileBytes, plan.parts * plan.dims * kTileBytes, 64};
-  const Operand b = {reinterpret_cast<const char*>(weights), steps * kTileBytes, kTileBytes, 64};
+  const Operand b = {reinterpret_cast<const char*>(weights), plan.padded / kTileDepth * kTileBytes, kTileBytes, 64};
   const Terms terms = terms_of(plan.parts, plan.dims * kTileBytes, weight_part_words(plan) * int64_t{sizeof(uint32_t)});
   multiply_panel<true>(engine, a, plan.dims, b, groups, terms, steps, out, kQueries);
 }

@@ -23,6 +23,7 @@ struct LaneState {
   Lanes total;      // of kept weights before that
   Lanes dropped;    // of weights not kept
   Lanes passed;     // largest score of a block that was too low for a reference
+  Lanes most;       // largest score so far, where runs are skipped by it
   Words kept, allowed;
   Words overflow;   // bits above the 15th: a weight that bfloat16 does not hold
   LaneMask open;    // queries that have a reference
@@ -31,7 +32,7 @@ struct LaneState {
 
 static void clear(LaneState& state) {
   state.reference = state.sum = state.total = state.dropped = broadcast_lanes(0.0f);
-  state.origin = state.passed = broadcast_lanes(-INFINITY);
+  state.origin = state.passed = state.most = broadcast_lanes(-INFINITY);
   state.kept = state.allowed = state.overflow = broadcast_words(0);
   state.open = state.nan = state.infinite = 0;
 }

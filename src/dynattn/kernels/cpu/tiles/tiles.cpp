@@ -100,6 +100,16 @@ int32_t nm_forward(const NMForwardArgs& args) {
   return unfit != 0 ? DYNATTN_NOT_BY_PARTS : status;
 }
 
+int32_t skip_forward(const SkipForwardArgs& args) {
+  if (args.call.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
+  if (args.call.batch * args.call.q_len == 0) return DYNATTN_OK;
+  TilePlan plan;
+  make_tile_plan(plan, args.call);
+  plan.kept_runs = args.kept;
+  plan.margin = args.margin * static_cast<float>(1.0 / kLog2) / plan.exponent;
+  return run_heads<TileWorker>(plan);
+}
+
 int32_t sum_rows(const NMForwardArgs& args, const RowSums& sums) {
   TilePlan plan;
   make_tile_plan(plan, args);
