@@ -110,7 +110,8 @@ def test_margins_between_large_scores(engine: str) -> None:
         assert blocks[0, 0, 0, :4].tolist() == [bool(x) for x in want]
         s = tensors[0].double() @ tensors[1].double().mT
         assert method.choose(s, Rows(s, s, 0, 1.0))[0, 0, 0, ::16].tolist() == [bool(x) for x in want]
-        exact = dynattn.attention(*(x.double() for x in tensors), method, scale=1.0, backend="reference")
+        query64, key64, value64 = (x.double() for x in tensors)
+        exact = dynattn.attention(query64, key64, value64, method, scale=1.0, backend="reference")
         assert error(out, exact) <= tensors[2].abs().max() * 2.0**-7
 
 
