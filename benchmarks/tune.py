@@ -2,13 +2,14 @@
 
     python benchmarks/tune.py                    # benchmarks/results/tune/smollm2.json and its page, ten minutes
     python benchmarks/tune.py minilm dinov2      # these; all four: smollm2 minilm dinov2 whisper, eight minutes or ten
-    python benchmarks/tune.py smollm2 --length 4096 --minutes 12                       # options go on to the command
+    python benchmarks/tune.py smollm2 --length 4096 --dtype bfloat16 --minutes 20      # smollm2-bfloat16-4096.json
     python benchmarks/tune.py table              # the table of docs/tune.md from the records of prefill
     python benchmarks/tune.py smollm2 --phase decode --length 2048                     # smollm2-decode.json
     python benchmarks/tune.py smollm2 --phase both --minutes 20                        # smollm2-both.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
-the model, and what it loses on the data of the proof, which neither has seen; smollm2-default is what ``dynattn tune
+the model, and what it loses on the data of the proof, which neither has seen; Options go on to the command; a
+phase, dtype or length among them is part of the record's name. smollm2-default is what ``dynattn tune
 smollm2`` wrote without options, in whose six minutes there is no time for that. A run that was killed goes on in
 reports/ when the command is given again.
 """
@@ -19,6 +20,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,18 @@ def with_table(page: str) -> str:
     """
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".dynattn" not in path.name]
     found = [each for each in found if each.get("phase") == "prefill"]  # records of decoding have none
+    on_machine: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        on_machine.setdefault(each["machine"]["processor"], []).append(each)
+    return rewritten(page, START, "\n\n".join(map(_tables, on_machine.values())), END, "tune")
+
+
+def _tables(found: list[dict[str, Any]]) -> str:
+    """The records of one machine."""
     columns = ["", "whole model", "loss: measured, below", "best single method for all heads", "whole model", "loss"]
     table = markdown(columns, [_cells(each) for each in found])
     said = [line for each in found for line in _said(each)]
-    text = "\n".join([f"{describe(found[0]['machine'])}:", "", table, *said])
-    return rewritten(page, START, text, END, "tune")
+    return "\n".join([f"{describe(found[0]['machine'])}:", "", table, *said])
 
 
 def _said(found: dict[str, Any]) -> list[str]:
@@ -85,12 +94,14 @@ def main(arguments: list[str]) -> int:
     return max(_record(model, options) for model in models)
 
 
-def _ending(options: list[str]) -> str:
-    """What the command adds to the folder's name."""
-    for phase in ("decode", "both"):
-        if f"--phase={phase}" in options or (phase in options and options[options.index(phase) - 1] == "--phase"):
-            return f"-{phase}"
-    return ""
+def _option(options: list[str], name: str) -> str | None:
+    """The value of an option, given as ``--name value`` or ``--name=value``."""
+    for i, each in enumerate(options):
+        if each.startswith(f"--{name}="):
+            return each.partition("=")[2]
+        if each == f"--{name}" and i + 1 < len(options):
+            return options[i + 1]
+    return None
 
 
 def _record(model: str, options: list[str]) -> int:
@@ -99,9 +110,13 @@ def _record(model: str, options: list[str]) -> int:
         options = [*options, "--minutes", str(MINUTES[model])]
     code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode
     RESULTS.mkdir(parents=True, exist_ok=True)
-    named = model + _ending(options)
+    phase = _option(options, "phase")
+    folder = f"tune-{model}" + (f"-{phase}" if phase in ("decode", "both") else "")
+    named = "-".join(
+        [folder.removeprefix("tune-"), *(x for x in map(partial(_option, options), ("dtype", "length")) if x)]
+    )
     for name, kept in FILES.items():
-        found, there = Path("reports") / f"tune-{named}" / name, RESULTS / kept.format(named)
+        found, there = Path("reports") / folder / name, RESULTS / kept.format(named)
         if code == 0 and found.exists():
             shutil.copy(found, there)
         elif code == 0:  # of a run before, which found a gain

@@ -31,6 +31,8 @@ def test_files_of_each_model_are_kept(script, tmp_path, monkeypatch):
     assert (tmp_path / "results" / "minilm.json").read_text() == "minilm"
     tune.main(["smollm2", "--phase", "decode"])
     assert (tmp_path / "results" / "smollm2-decode.json").read_text() == "smollm2"
+    tune.main(["smollm2", "--phase", "decode", "--dtype=bfloat16", "--length", "4096"])
+    assert (tmp_path / "results" / "smollm2-decode-bfloat16-4096.json").read_text() == "smollm2"
     tune.main([])
     assert commands[-1][4] == "smollm2"
     assert commands[-1][-4:] == ["--minutes", "10", "--output", "reports"]
@@ -72,3 +74,7 @@ def test_the_page_says_whether_the_best_single_method_is_beaten(script, tmp_path
     assert "mine: The best single method for all heads, 1:2" in page
     assert "is not proved by these items" in page
     assert "other: keep dense attention: so it is." in page
+    assert page.count(machine()["processor"]) == 1
+    elsewhere = {**dense, "model": "third", "machine": {**machine(), "processor": "another one"}}
+    (tmp_path / "third.json").write_text(json.dumps(elsewhere))
+    assert tune.with_table(f"{tune.START}{tune.END}").count("| whole model |") == 2 * 2
