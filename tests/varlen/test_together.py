@@ -1,4 +1,4 @@
-"""All texts by one call of the kernels: equal to each by itself, keys in pages read where they are."""
+"""Texts by one call of the kernels: equal to each by itself, keys in pages read where they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynattn import varlen_attention
+from dynattn import attention, varlen_attention
+from dynattn.backends import again
 from dynattn.kernels import cpu
 from dynattn.methods import parse
 from dynattn.varlen import run
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="needs the compil
 Q_LENGTHS = [1, 37, 0, 6, 1, 200, 3, 13]  # few queries, many, and none; wide values make 12 few
 K_LENGTHS = [700, 90, 5, 0, 1, 203, 2100, 64]
 METHODS = ["dense", "nm-1-2", "nm-2-4", "nm-3-5", "nm-2-4-x16-w4-s2", "nm-1-2-w40-s3", "nm-7-31"]
+HERE = cpu.tile_isa() if cpu.is_available() else None
+TILES = HERE or "tiles-portable"  # this processor's tile engine, or what stands in for one
+KINDS = [(torch.float32, TILES), (torch.float16, TILES), (torch.bfloat16, None), (torch.bfloat16, TILES)]
 SHAPES = [{"head_dim": 64, "value_dim": 64}, {"head_dim": 20, "value_dim": 12}, {"head_dim": 16, "value_dim": 80}]
 
 
@@ -31,6 +35,20 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("texts were cut apart")
 
     monkeypatch.setattr(run, "cut", refuse)
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """To be filled with the numbers of the texts that are computed by themselves."""
+    cut, found = run.cut, []
+    monkeypatch.setattr(run, "cut", lambda *args: found.extend(args[-1]) or cut(*args))
+    return found
+
+
+def take(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor whose tile engine this is, or that has none."""
+    monkeypatch.setattr(cpu, "tile_isa", lambda: engine)
+    monkeypatch.setattr(again, "_plans", {})  # which know their engine
 
 
 def inputs(dtype: torch.dtype = torch.float32, **shape: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,11 +93,16 @@ def test_meta_tensors() -> None:
     )
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "engine"), KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_pages_and_packed_keys_give_what_each_text_gives_alone(method: str, dtype: torch.dtype, causal: bool) -> None:
+def test_pages_and_packed_keys_give_what_each_text_gives_alone(
+    method: str, dtype: torch.dtype, engine: str | None, causal: bool, apart: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All texts by one call, except for those that a tile engine computes: bfloat16, of more than 6 queries."""
+    take(engine, monkeypatch)
+    tiled = engine is not None and dtype == torch.bfloat16
+    expected = [number for number, length in enumerate(Q_LENGTHS) if tiled and length > 6]
     for shape, size in zip(SHAPES, (16, 48, 160), strict=True):
         tensors = inputs(dtype, **shape)
         alone = by_text(tensors, Q_LENGTHS, method, K_LENGTHS, causal=causal)
@@ -89,6 +112,34 @@ def test_pages_and_packed_keys_give_what_each_text_gives_alone(method: str, dtyp
         )
         assert torch.equal(together, alone)
         assert torch.equal(paged(tensors, size, method=parse(method), **options), alone)
+        assert apart == 2 * expected
+        apart.clear()
+
+
+@pytest.mark.parametrize("engine", [None, TILES])
+def test_decoding_reads_pages_in_place_beside_any_engine(
+    engine: str | None, apart: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(engine, monkeypatch)
+    q_lengths, k_lengths = [1, 6, 4], [90, 700, 33]
+    query, key, value = packed(q_lengths, dtype=torch.bfloat16)[0], *packed(k_lengths, seed=1, dtype=torch.bfloat16)[1:]
+    (keys, table), (values, _) = (in_pages(x, k_lengths, 16) for x in (key, value))
+    got = varlen_attention(
+        query, keys, values, cu_seq_q=bounds(q_lengths), seqused_k=torch.tensor(k_lengths), block_table=table,
+        causal=True,
+    )  # fmt: skip
+    assert torch.equal(got, by_text((query, key, value), q_lengths, "nm-2-4", k_lengths, causal=True))
+    assert apart == []
+
+
+def test_kernels_by_name_compute_all_texts_at_once_or_none(apart: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    take(TILES, monkeypatch)
+    tensors = inputs(torch.bfloat16)
+    for backend, expected in ((f"cpu-{cpu.best_isa()}", []), (f"cpu-{TILES}", list(range(len(Q_LENGTHS))))):
+        got = paged(tensors, 16, method=parse("nm-2-4"), causal=True, backend=backend)
+        assert torch.equal(got, by_text(tensors, Q_LENGTHS, "nm-2-4", K_LENGTHS, causal=True, backend=backend))
+        assert apart == expected
+        apart.clear()
 
 
 @pytest.mark.usefixtures("at_once")
@@ -102,6 +153,23 @@ def test_the_certificate_too() -> None:
     torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-6)  # counts take another path, which rounds otherwise
     for one, other in zip((out, *aux), (expected, *of_each), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("engine", [None, TILES])
+def test_the_certificate_of_each_text_comes_in_its_place(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(engine, monkeypatch)
+    tensors = inputs(torch.bfloat16)
+    _, aux = paged(tensors, 32, method=parse("nm-2-4"), return_aux=True)
+    query, key, value = (
+        x.split(lengths) for x, lengths in zip(tensors, (Q_LENGTHS, K_LENGTHS, K_LENGTHS), strict=True)
+    )
+    found = [x.split(Q_LENGTHS) for x in aux[:2]]
+    for number in range(len(Q_LENGTHS)):
+        text = [x[number].transpose(0, 1).unsqueeze(0) for x in (query, key, value)]
+        _, own = attention(text[0], text[1], text[2], parse("nm-2-4"), return_aux=True)
+        for got, of_text in zip(found, own[:2], strict=True):
+            assert torch.equal(got[number], of_text[0].T)
+        assert torch.equal(aux.density[number], own.density[0])
 
 
 @pytest.mark.usefixtures("at_once")
@@ -158,12 +226,17 @@ def test_pools_of_any_strides() -> None:
 
 @pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1])
 @pytest.mark.parametrize("place", [(0, 0), (1, 2)])
-def test_pages_that_there_are_not_are_refused(bad: int, place: tuple[int, int]) -> None:
-    query = torch.randn(2, 2, 16)
-    pool = torch.randn(9, 16, 2, 16)
+@pytest.mark.parametrize("engine", [None, TILES])
+def test_pages_that_there_are_not_are_refused(
+    engine: str | None, bad: int, place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the texts it is, of which a tile engine computes the first."""
+    take(engine, monkeypatch)
+    query = torch.randn(8, 2, 16).bfloat16()
+    pool = torch.randn(9, 16, 2, 16).bfloat16()
     table = torch.arange(6, dtype=torch.int32).view(2, 3)
     table[place] = bad
-    options: dict[str, Any] = {"cu_seq_q": bounds([1, 1]), "seqused_k": torch.tensor([16, 33]), "block_table": table}
+    options: dict[str, Any] = {"cu_seq_q": bounds([7, 1]), "seqused_k": torch.tensor([16, 33]), "block_table": table}
     with pytest.raises(ValueError, match=rf"block_table must name pages between 0 and 8: got \[.*{bad}.*only entries"):
         varlen_attention(query, pool, pool, **options)
 

@@ -86,7 +86,8 @@ def varlen_attention(
             others.
         block_table: (texts, most pages), int32 or int64: the keys of text t lie in the pages ``block_table[t, 0]``,
             ``block_table[t, 1]``, and so on, as many as ``seqused_k[t]`` keys need. N:M and dense attention without a
-            gradient read pages of a multiple of 16 keys in place; else pages are gathered, text by text.
+            gradient read pages of a multiple of 16 keys in place; else, and for texts that go to a tile engine, pages
+            are gathered, text by text.
         dropout_p, seed: as in :func:`dynattn.attention`; text t draws from ``seed ^ (t << 32)``.
         backend: as in :func:`dynattn.attention`.
         return_aux: also return what was kept and lost.

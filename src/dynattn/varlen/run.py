@@ -1,8 +1,8 @@
-"""Runs ``varlen_attention()`` once its arguments are numbers and tensors: all texts at once, or one after another."""
+"""Runs ``varlen_attention()`` once its arguments are numbers and tensors: texts at once, and one after another."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -41,34 +41,51 @@ class Options(NamedTuple):
     return_aux: bool
 
 
+class _Part(NamedTuple):
+    """What was computed of a text: (length, heads, value_dim), and the certificate where that is asked for."""
+
+    out: Tensor
+    aux: Aux | None
+
+
 def _together(
     query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, block_table: Tensor | None, options: Options
-) -> together.Packed | None:
-    """All texts by one call of the kernels; None where they do not compute this."""
+) -> tuple[list[int], together.Packed] | None:
+    """The texts that one call of the kernels computes, and what it gives; None where there are none."""
     left, right = options.window
     if not bounds.queries or left >= 0 or right > 0:
         return None
     if query.device.type != "cpu" or not query.dtype == key.dtype == value.dtype:  # pages that autocast converts
         return None
+    rows = query
     query = query.transpose(0, 1).unsqueeze(0)
     key, value = (x.transpose(0, 1)[None] if block_table is None else x.transpose(1, 2) for x in (key, value))
     if not len(key):
         return None
     method, causal, scale, aux = options.method, options.causal, options.scale, options.return_aux
     call = call_of(query, key, value, method, None, causal, scale, options.dropout_p, options.seed, aux)
-    isa = together.isa_for(call, options.backend, bounds, block_table)
-    return None if isa is None else together.attend(call, isa, bounds, block_table)
+    kernel = together.kernel_for(call, options.backend, bounds, block_table)
+    if kernel is None:
+        return None
+    isa, numbers = kernel
+    if len(numbers) < len(bounds.queries):
+        each = rows.split(bounds.queries)
+        call = call._replace(query=torch.cat([each[number] for number in numbers]).transpose(0, 1).unsqueeze(0))
+        block_table = None if block_table is None else block_table[numbers]
+        bounds = bounds.of(numbers)
+    return numbers, together.attend(call, isa, bounds, block_table)
 
 
-def _alone(text: Text, number: int, options: Options) -> tuple[Tensor, Any]:
+def _alone(text: Text, number: int, options: Options) -> _Part:
     """One text by :func:`dynattn.attention`."""
     seed = None if options.seed is None else seed_of_part(options.seed, number)
     given: dict[str, Any] = {
         "attn_mask": _seen(text, *options.window), "causal": options.causal, "scale": options.scale,
         "dropout_p": options.dropout_p, "seed": seed, "backend": options.backend, "return_aux": options.return_aux,
     }  # fmt: skip
-    found = attention(*text, options.method, **given)
-    return found if options.return_aux else (found, None)  # type: ignore[return-value]
+    found: Any = attention(*text, options.method, **given)
+    out, aux = found if options.return_aux else (found, None)
+    return _Part(out[0].transpose(0, 1), aux)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, options: Options, paged: bool) -> None:
@@ -82,19 +99,19 @@ def _check(query: Tensor, key: Tensor, value: Tensor, options: Options, paged: b
     )  # fmt: skip
 
 
-def _packed(outs: list[Tensor], query: Tensor, value: Tensor) -> Tensor:
-    """(1, heads, length, value_dim) of each text as (tokens, heads, value_dim)."""
-    if not outs:
-        return query.new_empty(0, query.shape[1], value.shape[-1])
-    return torch.cat([out[0].transpose(0, 1) for out in outs])
-
-
 def _aux(parts: list[Aux], query: Tensor) -> Aux:
     if not parts:
         nothing = query.new_empty(0, query.shape[1], dtype=arithmetic_dtype(query.dtype))
         return Aux(nothing, nothing, nothing)
     logsumexp, kept_mass = (torch.cat([part[i][0].transpose(0, 1) for part in parts]) for i in range(2))
     return Aux(logsumexp, kept_mass, torch.cat([part.density for part in parts]))
+
+
+def _joined(parts: list[_Part], query: Tensor, value: Tensor, return_aux: bool) -> tuple[Tensor, Aux | None]:
+    """All texts, one after another."""
+    nothing = query.new_empty(0, query.shape[1], value.shape[-1])
+    out = torch.cat([part.out for part in parts]) if parts else nothing
+    return out, _aux([cast(Aux, part.aux) for part in parts], query) if return_aux else None
 
 
 def _seen(text: Text, left: int, right: int) -> Tensor | None:
@@ -135,10 +152,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, places: Places, options: O
     _check_most("max_q", places.max_q, bounds.queries)
     _check_most("max_k", places.max_k, bounds.keys)
     found = _together(query, key, value, bounds, places.block_table, options)
+    parts: dict[int, _Part] = {}
     if found is not None:
-        parts = [Aux.of(result) for result in found.results]
-        return found.out, _aux(parts, query) if options.return_aux else None
-    texts = cut(query, key, value, bounds, places.block_table)
-    each = [_alone(text, number, options) for number, text in enumerate(texts)]
-    aux = _aux([one for _, one in each], query) if options.return_aux else None
-    return _packed([out for out, _ in each], query, value), aux
+        numbers, packed = found
+        certified = [Aux.of(result) for result in packed.results]
+        if len(numbers) == len(bounds.queries):
+            return packed.out, _aux(certified, query) if options.return_aux else None
+        outs = packed.out.split([bounds.queries[number] for number in numbers])
+        parts = dict(zip(numbers, map(_Part, outs, certified or [None] * len(outs)), strict=True))
+    rest = [number for number in range(len(bounds.queries)) if number not in parts]
+    for number, text in zip(rest, cut(query, key, value, bounds, places.block_table, rest), strict=True):
+        parts[number] = _alone(text, number, options)
+    return _joined([parts[number] for number in sorted(parts)], query, value, options.return_aux)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -72,6 +73,10 @@ class Bounds(NamedTuple):
     key_starts: list[int]
     keys: list[int]
 
+    def of(self, numbers: Sequence[int]) -> Bounds:
+        """Those of some texts alone."""
+        return Bounds(*([column[number] for number in numbers] if column else [] for column in self))
+
 
 def read(
     query: Tensor,
@@ -104,35 +109,42 @@ def read(
     return Bounds(q_lens, [0, *accumulate(k_lens)][:-1], used)
 
 
-def cut(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, block_table: Tensor | None) -> list[Text]:
-    """The texts of packed tensors, each by itself; pages are gathered.
+def cut(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, block_table: Tensor | None, numbers: Sequence[int]
+) -> list[Text]:
+    """Some texts of packed tensors, each by itself; their pages are gathered.
 
     Args:
         query, key, value, block_table: as :func:`dynattn.varlen_attention` takes them.
         bounds: what :func:`read` found.
+        numbers: which texts.
 
     Raises:
         ValueError: ``block_table`` names a page that there is not.
     """
+    own, each = bounds.of(numbers), query.split(bounds.queries)
+    queries = [each[number] for number in numbers]
     if block_table is None:
-        spans = [slice(start, start + count) for start, count in zip(bounds.key_starts, bounds.keys, strict=True)]
+        spans = [slice(start, start + count) for start, count in zip(own.key_starts, own.keys, strict=True)]
         keys, values = [key[span] for span in spans], [value[span] for span in spans]
     else:
-        check_pages(block_table, bounds.keys, key)
-        keys, values = _gather(key, value, block_table, bounds.keys)
-    return [Text(*map(_of_one, parts)) for parts in zip(query.split(bounds.queries), keys, values, strict=True)]
+        tables = [block_table[number] for number in numbers]
+        check_pages(tables, own.keys, key)
+        keys, values = _gather(key, value, tables, own.keys)
+    return [Text(*map(_of_one, parts)) for parts in zip(queries, keys, values, strict=True)]
 
 
-def check_pages(block_table: Tensor, counts: list[int], key: Tensor) -> None:
+def check_pages(tables: Iterable[Tensor], counts: list[int], key: Tensor) -> None:
     """Refuse a table that names a page that there is not, for a key that takes part.
 
     Args:
-        block_table: as :func:`dynattn.varlen_attention` takes it.
+        tables: the pages of each text, as in the rows of the ``block_table`` that :func:`dynattn.varlen_attention`
+            takes.
         counts: how many keys of each text take part.
         key: the pool of pages.
     """
     pages, size = key.shape[:2]
-    for row, count in zip(block_table, counts, strict=True):
+    for row, count in zip(tables, counts, strict=True):
         own = row[: -(-count // size)]
         if len(own) and not 0 <= int(own.min()) <= int(own.max()) < pages:
             raise ValueError(
@@ -160,9 +172,11 @@ def _in_pages(key: Tensor, block_table: Any, seqused_k: Tensor | None, texts: in
     return _used(seqused_k, [block_table.shape[1] * key.shape[1]] * texts, "what the pages of a text hold")
 
 
-def _gather(key: Tensor, value: Tensor, block_table: Tensor, counts: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+def _gather(
+    key: Tensor, value: Tensor, tables: Iterable[Tensor], counts: list[int]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Each text's keys and values out of their pages."""
-    rows = [row[: -(-count // key.shape[1])].long() for row, count in zip(block_table, counts, strict=True)]
+    rows = [row[: -(-count // key.shape[1])].long() for row, count in zip(tables, counts, strict=True)]
     return tuple(  # type: ignore[return-value]
         [pool[own].flatten(0, 1)[:count] for own, count in zip(rows, counts, strict=True)] for pool in (key, value)
     )

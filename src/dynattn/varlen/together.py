@@ -1,4 +1,8 @@
-"""Computes all texts by one call of the CPU kernels, which share the threads and read keys in their pages."""
+"""Computes texts by one call of the CPU kernels, which share the threads and read keys in their pages.
+
+All texts of a call are computed at once, or none, but for bfloat16 where a tile engine is the fastest: texts with more
+than a few queries are then computed by it, each by itself. That is how :func:`dynattn.attention` computes them, and it
+takes less time, gathered pages included."""
 
 from __future__ import annotations
 
@@ -24,6 +28,13 @@ from dynattn.varlen.texts import Bounds, check_pages
 _NO_PAGE = 2**31 - 1  # more pages than there can be
 
 
+class Kernel(NamedTuple):
+    """What computes texts at once: an instruction set, and the numbers of the texts."""
+
+    isa: str
+    numbers: list[int]
+
+
 class Packed(NamedTuple):
     """What the kernels computed: the output, (tokens, heads, value_dim), and each text's results."""
 
@@ -45,8 +56,8 @@ def _by_text(out: Tensor, flat: tuple[Tensor, ...], heads: int, lengths: list[in
         start += length
 
 
-def isa_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | None) -> str | None:
-    """The instruction set that computes all texts of a call at once; None where each has to be computed by itself.
+def kernel_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | None) -> Kernel | None:
+    """What computes texts of a call at once, and which; None where each has to be computed by itself.
 
     Args:
         call: the call, as if the texts were one.
@@ -66,18 +77,21 @@ def isa_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | None
     chosen = backends.route(call.problem, backend)
     if not isinstance(chosen, CPU) or isinstance(chosen, Tiles):
         return None
-    tiled = chosen.name == "cpu" and any(
-        cpu.nm_isa(call.query.dtype, length) != cpu.best_isa() for length in bounds.queries
-    )
-    return None if tiled else isa_of(chosen.name)
+    isa = isa_of(chosen.name)
+    numbers = [
+        number
+        for number, length in enumerate(bounds.queries)
+        if chosen.name != "cpu" or cpu.nm_isa(call.query.dtype, length) == isa
+    ]
+    return Kernel(isa, numbers) if numbers else None
 
 
 def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> Packed:
-    """Compute all texts.
+    """Compute all texts of a call.
 
     Args:
         call: the call: (1, heads, tokens, head_dim), with pages (pages, kv_heads, page_size, head_dim) for keys.
-        isa: what :func:`isa_for` answered.
+        isa: the instruction set.
         bounds, block_table: where the texts lie.
 
     Raises:
