@@ -155,6 +155,25 @@ def test_cpu_takes_tiles_where_they_are_fastest():
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")
+def test_parts_of_the_keys_merge_by_what_tiles_give():
+    """The certificate's logsumexp is not that of weights rounded to bfloat16, which would be off by 2e-3."""
+    query, key, value = tensors()
+    wide = [x.double() for x in tensors()]
+    exact, of_exact = dynattn.attention(wide[0], wide[1], wide[2], NM(1, 1), return_aux=True, backend="reference")
+    plain = dynattn.attention(query, key, value, NM(1, 1), backend="reference")
+    parts = [
+        attend((query, key[:, :, s], value[:, :, s]), NM(1, 1), return_aux=True) for s in (slice(32), slice(32, 80))
+    ]
+    logsumexp = torch.stack([aux.logsumexp for _, aux in parts])
+    torch.testing.assert_close(logsumexp.logsumexp(0).double(), of_exact.logsumexp, rtol=1e-6, atol=1e-5)
+    weights = logsumexp.softmax(0).unsqueeze(-1)
+    errors = [
+        (x.double() - exact).abs().max() for x in ((weights * torch.stack([out for out, _ in parts])).sum(0), plain)
+    ]
+    assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.usefixtures("tiles_are_fastest")
 def test_cpu_takes_other_kernels_where_tiles_do_not_go():
     other = f"cpu-{cpu.best_isa()}"
     query, key, value = tensors()

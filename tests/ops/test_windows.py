@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dynattn
 from dynattn import Window
+from dynattn.kernels import cpu
 from dynattn.maths import bands
 from dynattn.ops import nm, windows
 from tests.covering import half
@@ -81,10 +82,17 @@ def test_fused_kernels_compute_the_blocks(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "engine"),
+    [(torch.float32, None), (torch.float16, None), *((torch.bfloat16, x) for x in (None, "tiles-portable", "here"))],
+)
 @pytest.mark.parametrize("q_len", [1, 4, 6, 7])
-def test_few_queries(q_len: int, dtype: torch.dtype) -> None:
-    """Errors are at most twice those of plain PyTorch, though windows and sinks are merged in this dtype."""
+def test_few_queries(q_len: int, dtype: torch.dtype, engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are at most twice those of plain PyTorch, though windows and sinks are merged in this dtype, also where
+    more queries go to a tile engine. Its logsumexp is that of rounded weights where no gradient is asked for: nothing
+    may be merged by that."""
+    if engine != "here":
+        monkeypatch.setattr(cpu, "tile_isa", lambda: engine)
     query, key, value = inputs(q_len, 300, dtype)
     for window, sinks in ((1, 1), (20, 4), (64, 0), (290, 3), (296, 8)):
         method = Window(window, sinks)
@@ -94,8 +102,10 @@ def test_few_queries(q_len: int, dtype: torch.dtype) -> None:
         assert out.dtype == dtype
         errors = [(x.double() - exact).abs().max().item() for x in (out, plain)]
         assert errors[0] <= 2 * errors[1] + 2 * torch.finfo(dtype).eps
-        _, logsumexp = windows.window_attention(query, key, value, None, window, sinks, False, 8**-0.5, False, "cpu")
-        torch.testing.assert_close(logsumexp.double(), aux.logsumexp, rtol=1e-5, atol=1e-5)
+        for needs_grad in (False, True) if q_len <= windows._FEW else (True,):
+            rest = (None, window, sinks, False, 8**-0.5, needs_grad, "cpu")
+            _, logsumexp = windows.window_attention(query, key, value, *rest)
+            torch.testing.assert_close(logsumexp.double(), aux.logsumexp, rtol=1e-5, atol=1e-5)
 
 
 def test_few_queries_read_keys_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
