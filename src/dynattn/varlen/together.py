@@ -2,7 +2,8 @@
 
 All texts of a call are computed at once, or none, but for bfloat16 where a tile engine is the fastest: texts with more
 than a few queries are then computed by it, each by itself. That is how :func:`dynattn.attention` computes them, and it
-takes less time, gathered pages included."""
+takes less time, gathered pages included, but for very short texts.
+"""
 
 from __future__ import annotations
 
