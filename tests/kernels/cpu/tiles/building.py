@@ -40,7 +40,7 @@ def build(sources: Path, *options: str) -> ctypes.CDLL:
     """
     path = Path(tempfile.mkdtemp(prefix="dynattn-tiles-")) / "tiles.so"
     command = [
-        "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-DDYNATTN_NAMESPACE=tiles_tested",
+        "g++", "-std=c++17", "-Og", "-shared", "-fPIC", "-pthread", "-DDYNATTN_NAMESPACE=tiles_tested",
         f"-I{sources}", *options, str(HERE / "entry.cpp"), "-o", str(path),
     ]  # fmt: skip
     compiled = subprocess.run(command, capture_output=True, text=True)
