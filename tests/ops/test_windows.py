@@ -73,6 +73,38 @@ def test_gradients_also_of_a_bias(q_len: int) -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize(
+    ("size", "mask", "causal"), half(SIZES, ["none", "padding", "by head", "bias", "by query"], [False, True])
+)
+def test_kernels_that_know_windows(size: tuple[int, int], mask: str, causal: bool) -> None:
+    """Output and gradients in float32, forward alone and with a gradient to come."""
+    attn_mask = masks(*size)[mask]
+    cast = attn_mask.float() if mask == "bias" and attn_mask is not None else attn_mask
+    for window, sinks in itertools.product((1, 5, 40, 100, 400), (0, 3, 70)):
+        found = []
+        for backend, dtype, bias in (("blockwise", torch.float32, cast), ("reference", torch.float64, attn_mask)):
+            leaves = [x.to(dtype).requires_grad_() for x in inputs(*size)]
+            query, key, value = leaves
+            options: dict[str, Any] = {"attn_mask": bias, "causal": causal, "scale": 0.4, "backend": backend}
+            out = dynattn.attention(query, key, value, Window(window, sinks), **options)
+            with torch.no_grad():
+                alone = dynattn.attention(query, key, value, Window(window, sinks), **options)
+            found.append([x.double() for x in (out, alone, *torch.autograd.grad(out.sin().sum(), leaves))])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
+def test_every_kernel_that_knows_windows(isa: str) -> None:
+    if not cpu.isa_available(isa):
+        pytest.skip(f"this processor does not run {isa}")
+    query, key, value = inputs(70, 300, torch.float32)
+    want = dynattn.attention(query, key, value, Window(20, 4), causal=True, backend="reference")
+    run, options = windows.window_attention, (20, 4, True, 8**-0.5)
+    for needs_grad in (False, True):
+        out, _ = run(query, key, value, None, *options, needs_grad, f"cpu-{isa}")
+        torch.testing.assert_close(out, want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_kernels_compute_the_blocks(dtype: torch.dtype) -> None:
     query, key, value = inputs(200, 200, dtype)
@@ -115,14 +147,14 @@ def test_few_queries_read_keys_where_they_lie(monkeypatch: pytest.MonkeyPatch) -
     def noted(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         lengths.append(key.shape[2])
         storages.update(x.untyped_storage().data_ptr() for x in (key, value))
-        return nm.forward_cpu(query, key, value, *rest)
+        return nm.nm_attention(query, key, value, *rest)
 
-    monkeypatch.setattr(windows, "forward_cpu", noted)
+    monkeypatch.setattr(windows, "nm_attention", noted)
     for q_len, window, sinks, expected in (
         (1, 20, 4, [20, 4]), (1, 20, 0, [20]), (1, 296, 4, [300]), (1, 400, 0, [300]), (3, 20, 4, [22, 4]),
         (6, 290, 5, [300]),
     ):  # fmt: skip
-        query, key, value = inputs(q_len, 300, torch.float32)
+        query, key, value = inputs(q_len, 300)  # float64, which no kernel that knows windows takes
         lengths.clear()
         storages.clear()
         dynattn.attention(query, key, value, Window(window, sinks), causal=True)
@@ -162,8 +194,9 @@ def test_rows_of_scores_that_are_large_in_size() -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_nan_reaches_the_queries_whose_windows_hold_it_and_no_other() -> None:
-    query, key, value = inputs(200, 200)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_nan_reaches_the_queries_whose_windows_hold_it_and_no_other(dtype: torch.dtype) -> None:
+    query, key, value = inputs(200, 200, dtype)
     key[0, 0, 50], value[0, 0, 150] = torch.nan, torch.nan
     out = dynattn.attention(query, key, value, Window(5), backend="blockwise")
     bad = out.isnan().any(-1)
@@ -187,6 +220,14 @@ def test_work_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pairs == [2 * length * (32 + 15 + 4) for length in (512, 1024, 2048)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_operator_and_its_fake_agree_on_memory(dtype: torch.dtype) -> None:
+    query, key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(100, 100, dtype))
+    backend = "cpu" if dtype == torch.float32 else "reference"
+    arguments = (query, key, value, None, 7, 2, True, 0.4, False, backend)
+    torch.library.opcheck(windows.window_attention, arguments, test_utils="test_faketensor")
+
+
 def test_compiles_whole() -> None:
     query, key, value = inputs(100, 100, torch.float32)
 
@@ -198,7 +239,9 @@ def test_compiles_whole() -> None:
 
 def test_route() -> None:
     query, key, value = inputs(20, 20)
-    assert dynattn.explain(query, key, value, Window(4)).backend == "blockwise"
+    assert "dense attention of blocks" in str(dynattn.explain(query, key, value, Window(4)))
+    plan = dynattn.explain(*inputs(20, 20, torch.float32), Window(4))
+    assert (plan.backend, "fused C++ kernel that skips" in plan.reason) == ("blockwise", True)
     plan = dynattn.explain(query, key, value, Window(4), return_aux=True)
     assert plan.backend == "reference"
     assert plan.rejected["blockwise"] == "the kept mass needs the scores of all pairs"

@@ -1,4 +1,5 @@
-"""Windows in time linear in length, on any device: dense attention of blocks of queries to the keys near them."""
+"""Windows in time linear in length, on any device: by CPU kernels that know them, or as dense attention of blocks of
+queries to the keys near them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from dynattn.methods.base import Choice
 from dynattn.methods.nm import NM
 from dynattn.methods.window import Window
 from dynattn.ops.library import unobserved
-from dynattn.ops.windows import forward, window_attention
+from dynattn.ops.windows import forward, knows_windows, window_attention
 
 
 class Blockwise(Backend):
@@ -36,14 +37,20 @@ class Blockwise(Backend):
         return None
 
     def what(self, problem: Problem) -> str:
+        if knows_windows(self._dense(problem)):
+            return "fused C++ kernel that skips what lies outside of the windows"
         return "dense attention of blocks of queries to the keys near them"
+
+    def _dense(self, problem: Problem) -> str:
+        """The name of the backend of the dense attention that windows are computed by."""
+        blocks = problem._replace(method=NM(1, 1), causal=False, masked=True, mask_by_query=True)
+        return self._fastest(blocks).name
 
     def run(self, call: Call) -> Result:
         method = cast(Window, call.method)
-        blocks = call.problem._replace(method=NM(1, 1), causal=False, masked=True, mask_by_query=True)
         run = forward if not call.needs_grad and unobserved(call.query, call.key, call.value) else window_attention
         out, _ = run(
             call.query, call.key, call.value, call.attn_mask, method.window, method.sinks, call.causal, call.scale,
-            call.needs_grad, self._fastest(blocks).name,
+            call.needs_grad, self._dense(call.problem),
         )  # fmt: skip
         return Result(out)

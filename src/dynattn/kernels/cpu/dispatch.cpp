@@ -111,8 +111,9 @@ bool is_sound(const NMForwardArgs& args) {
                      args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 &&
                      args.head_dim <= DYNATTN_MAX_HEAD_DIM && args.value_dim >= 1 &&
                      args.value_dim <= DYNATTN_MAX_HEAD_DIM;
-  const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m && args.window >= 0 &&
-                       args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
+  const bool alone = args.n == 0 && args.m == 1 && !is_tiled(args.isa);  // window and sinks are all that is kept
+  const bool pattern = args.m >= 1 && args.m <= kMaxM && (args.n >= 1 || alone) && args.n <= args.m &&
+                       args.window >= 0 && args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
                        args.m * args.stride <= kMaxGroupSpan;
   const bool dtypes = is_storage(args.dtype) &&
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);

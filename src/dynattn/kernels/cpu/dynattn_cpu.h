@@ -72,7 +72,7 @@ typedef struct {
   float scale;
   int32_t dtype;       // of query, key, value and out: float32, bfloat16 or float16
   int32_t mask_dtype;  // bool (true = may be attended) or float32/bfloat16/float16 (added to the scores)
-  int32_t n, m;
+  int32_t n, m;  // n = 0, m = 1: window and sinks alone are kept. Tile engines, rows and skips do not take that
   int32_t window, sinks;
   int32_t stride;       // between the members of a group; m · stride is at most 256
   int32_t causal;       // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
@@ -219,8 +219,8 @@ DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs.
-enum { DYNATTN_INTERFACE = 3 };
+// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs. 4: n = 0.
+enum { DYNATTN_INTERFACE = 4 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.

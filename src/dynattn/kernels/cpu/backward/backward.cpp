@@ -231,7 +231,9 @@ static void run_part(const BackwardJob& job, BackwardThread& thread, int64_t hea
       const int64_t index = head % forward.kv_heads * job.cut.heads_per_kv + member;
       for (int64_t first = 0; first < forward.q_len; first += plan.scores.query_block) {
         const int64_t last = smaller<int64_t>(first + plan.scores.query_block, forward.q_len) - 1;
-        if (allowed_keys(plan.scores, last, tile * plan.scores.tile) == 0) continue;
+        const int64_t first_key = tile * plan.scores.tile, keys = job.cut.section * plan.scores.tile;
+        if (allowed_keys(plan.scores, last, first_key) == 0) continue;
+        if (plan.scores.confined && !meets_window(plan.scores, first, last, first_key, keys)) continue;
         run_backward_query_block(plan, thread.section, thread.scratch, head / forward.kv_heads, index, first,
                                  d_query + (member * job.d_query_rows + first) * stride);
       }

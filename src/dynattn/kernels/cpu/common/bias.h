@@ -39,13 +39,35 @@ static BandBias make_shared_bias(const QueryBlock& block, int64_t first_key) {
   return as_band_bias(bias_row(plan, mask, allowed, block.scratch.shared_bias), plan, block.scratch.shared_bias, 0);
 }
 
+// Forbids what lies neither in the query's window nor among the sinks, in the row's bias.
+static BiasSummary forbid_far_keys(const Plan& plan, const BiasSummary& row, int64_t query, int64_t first_key,
+                                   float* bias) {
+  const int64_t at = query + plan.offset - first_key, window = plan.args->window;
+  const int64_t beyond = plan.tile + 1;  // of the tile, on either side: larger numbers need not be exact floats
+  const auto bound = [beyond](int64_t key) {
+    return broadcast(static_cast<float>(larger<int64_t>(-beyond, smaller<int64_t>(beyond, key))));
+  };
+  const Vec before = bound(at - window), behind = bound(at + window), sinks = bound(plan.args->sinks - first_key);
+  const Vec forbidden = broadcast(-INFINITY);
+  uint32_t any = 0;
+  for (int position = 0; position < plan.tile; position += kWidth) {
+    const Vec key = load(plan.key_number + position), own = load(bias + position);
+    const Vec near = select(greater(key, before), select(greater(behind, key), own, forbidden), forbidden);
+    const Vec left = select(greater(sinks, key), own, near);
+    store(bias + position, left);
+    any |= bits(greater(left, forbidden));
+  }
+  return {any != 0 || row.unsafe, false, row.unsafe};
+}
+
 // The bias of one query over a tile. `columns` is NULL where the query keeps all blocks of the tile. `laid` are the
 // blocks whose bias scratch.block_bias already holds, since neighbouring queries mostly share their blocks.
 static BiasSummary make_row_bias(const QueryBlock& block, int64_t query, int64_t first_key, const BlockColumns* columns,
                                  const uint8_t*& laid, float* bias) {
   const Plan& plan = block.plan;
-  const BiasSummary row =
+  BiasSummary row =
       bias_row(plan, mask_entries(block, query, first_key), allowed_keys(plan, query, first_key), bias);
+  if (plan.confined) row = forbid_far_keys(plan, row, query, first_key, bias);
   if (columns == nullptr) return row;
   const uint8_t* blocks = block_row(*columns, query);
   if (blocks != laid) lay_block_bias(plan, *columns, blocks, first_key, block.scratch.block_bias);
@@ -85,7 +107,8 @@ struct TileBias {
   // The bias of rows [first, last]; `columns`: NULL where all of their blocks are kept.
   BandBias of_band(int64_t first, int64_t last, const BlockColumns* columns) {
     const Plan& plan = block.plan;
-    const bool whole = allowed_keys(plan, first, first_key) == keys;  // causality cuts nothing off
+    const bool whole = allowed_keys(plan, first, first_key) == keys &&  // causality cuts nothing off
+                       (!plan.confined || fills_window(plan, first, last, first_key, keys));
     if (!whole || !has_shared_mask(*plan.args) || columns != nullptr)
       return make_own_biases(block, first, last, first_key, columns);
     if (plan.args->mask == nullptr && keys == plan.tile) return kNoBias;

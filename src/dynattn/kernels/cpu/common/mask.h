@@ -52,10 +52,15 @@ static BiasSummary bias_row(const Plan& plan, const char* row, int64_t allowed, 
 
   const Vec forbidden = broadcast(-INFINITY), largest = broadcast(kLargestBias);
   uint32_t any = 0, nonzero = 0, safe = ~0u;
+  const bool in_order = plan.stride % kWidth == 0 || plan.m == 1;  // the lanes of a vector are neighbouring keys
   for (int position = 0; position < plan.tile; position += kWidth) {
     alignas(64) float lanes[kWidth];
-    for (int lane = 0; lane < kWidth; lane++) lanes[lane] = by_key[plan.key_of[position + lane]];
-    const Vec bias = load(lanes);
+    const float* from = by_key + plan.key_of[position];
+    if (!in_order) {
+      for (int lane = 0; lane < kWidth; lane++) lanes[lane] = by_key[plan.key_of[position + lane]];
+      from = lanes;
+    }
+    const Vec bias = load_any(from);
     store(to + position, bias);
     any |= bits(greater(bias, forbidden));
     nonzero |= bits(greater(abs(bias), zero()));

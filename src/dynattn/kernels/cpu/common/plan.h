@@ -53,8 +53,9 @@ struct Plan {
   RowSums sums;  // not NULL: these are what is asked for, in place of the output
   Pages pages;
   Layout layout;
-  int n, m, stride;             // n == m is taken as 1 of 1
+  int n, m, stride;             // n == m, and n == 0, are taken as 1 of 1
   bool window;                  // there are entries kept besides the choice
+  bool confined;                // window and sinks are all that is allowed, and all of it is kept
   bool counts;                  // kept mass, kept and allowed are asked for
   bool generic;                 // every tile goes by position, with the choice in memory
   bool dense;                   // every allowed entry is kept
@@ -148,7 +149,8 @@ static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages 
   plan.args = &args;
   plan.sums = {};
   plan.pages = pages;
-  plan.dense = args.n == args.m;
+  plan.confined = args.n == 0;
+  plan.dense = args.n == args.m || plan.confined;
   plan.n = plan.dense ? 1 : args.n;
   plan.m = plan.dense ? 1 : args.m;
   plan.stride = plan.dense ? 1 : args.stride;

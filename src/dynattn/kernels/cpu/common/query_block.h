@@ -71,6 +71,21 @@ DYNATTN_INLINE int64_t allowed_keys(const Plan& plan, int64_t query, int64_t fir
   return larger<int64_t>(0, smaller<int64_t>(plan.tile, end - first_key));
 }
 
+// True where window or sinks hold pairs of queries [first, last] with `keys` keys from `first_key` on.
+DYNATTN_INLINE bool meets_window(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
+  const int64_t window = plan.args->window;
+  const bool near =
+      window > 0 && first + plan.offset - window < first_key + keys - 1 && last + plan.offset + window > first_key;
+  return first_key < plan.args->sinks || near;
+}
+
+// True where window or sinks hold all pairs of these queries and keys.
+DYNATTN_INLINE bool fills_window(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
+  const int64_t window = plan.args->window;
+  const bool near = first_key + keys - 1 - (first + plan.offset) < window && last + plan.offset - first_key < window;
+  return first_key + keys <= plan.args->sinks || near;
+}
+
 // Sums of products may reach this magnitude before the careful variant has to watch for overflow.
 constexpr float kLargestScore = 1e37f;
 

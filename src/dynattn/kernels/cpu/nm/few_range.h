@@ -155,7 +155,7 @@ static bool make_few_biases(const Few& few, const FewScratch& scratch, const Row
   const char* last_mask = nullptr;
   const uint8_t* last_blocks = nullptr;
   const uint8_t* laid = nullptr;
-  int64_t last_allowed = -1;
+  int64_t last_allowed = -1, last_query = -1;
   bool any = false;
   for (int64_t r = 0; r < few.rows; r++) {
     const FewHead at(few, scratch, rows, head, r / q_len);
@@ -163,19 +163,21 @@ static bool make_few_biases(const Few& few, const FewScratch& scratch, const Row
     const char* mask = mask_entries(at.block, query, first_key);
     const BlockColumns columns = block_columns(*plan.args, at.block.batch, at.block.index, first_key, keys);
     const uint8_t* blocks = columns.kept == nullptr ? nullptr : block_row(columns, query);
-    if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks) {
+    const bool placed_alike = !plan.confined || query == last_query;
+    if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks && placed_alike) {
       scratch.bias_of[r] = scratch.bias_of[r - 1];
     } else {
       float* row = scratch.bias + r * plan.tile;
       const bool dropped = kept_blocks(columns, query, query) != KeptBlocks::kAll;
-      const bool whole = mask == nullptr && allowed == plan.tile && !dropped;
+      const bool near = !plan.confined || fills_window(plan, query, query, first_key, keys);
+      const bool whole = mask == nullptr && allowed == plan.tile && !dropped && near;
       const BiasSummary all = whole
                                   ? BiasSummary{true, true, false}
                                   : make_row_bias(at.block, query, first_key, dropped ? &columns : nullptr, laid, row);
       scratch.bias_of[r] = as_band_bias(all, plan, row, 0).rows;
       any |= all.any;
     }
-    last_mask = mask, last_allowed = allowed, last_blocks = blocks;
+    last_mask = mask, last_allowed = allowed, last_blocks = blocks, last_query = query;
   }
   return any;
 }
@@ -261,6 +263,7 @@ static void run_range(const Few& few, const FewScratch& scratch, int64_t first_h
   const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
   for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
     if (allowed_keys(plan, args.q_len - 1, tile * plan.tile) == 0) break;
+    if (plan.confined && !meets_window(plan, 0, args.q_len - 1, tile * plan.tile, plan.tile)) continue;
     list_rows(plan, keys, args.key_strides, tile, scratch.key_rows);
     list_rows(plan, values, args.value_strides, tile, scratch.value_rows);
     for (int64_t i = 0; i < few.together; i++) {

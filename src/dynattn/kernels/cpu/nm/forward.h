@@ -17,11 +17,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 
 // True where a window or the sinks keep entries of these rows in this tile.
 static bool touched(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
-  if (!plan.window) return false;
-  const int64_t window = plan.args->window;
-  const bool near =
-      window > 0 && first + plan.offset - window < first_key + keys - 1 && last + plan.offset + window > first_key;
-  return first_key < plan.args->sinks || near;
+  return plan.window && meets_window(plan, first, last, first_key, keys);
 }
 
 template <int kR, int kV, bool kBiased>
@@ -119,6 +115,7 @@ static bool weigh_tile(const QueryBlock& block, int64_t tile, bool* any) {
     BandKind& kind = block.scratch.kinds[band];
     kind = kSkipped;
     if (allowed_keys(plan, last, first_key) == 0) continue;
+    if (plan.confined && !meets_window(plan, first, last, first_key, keys)) continue;
     const KeptBlocks kept = kept_blocks(columns, first, last);
     if (kept == KeptBlocks::kNone) continue;
     const BandBias bias = biases.of_band(first, last, kept == KeptBlocks::kSome ? &columns : nullptr);
