@@ -121,6 +121,7 @@ def attention(
     if isinstance(method, PerHead):
         options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "backend": backend}
         return _by_head(list(heads.parts(query, key, value, method, attn_mask, seed)), options, return_aux)
+    method = _plainest(method, query, key, backend)
     call = call_of(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     chosen = backends.route(call.problem, backend)
     if known is not None:
@@ -165,6 +166,7 @@ def explain(
             for part in heads.parts(query, key, value, method, attn_mask, seed)
         }
         return Plan(None, "each head by its own method", parts=plans)
+    method = _plainest(method, query, key, backend)
     call = call_of(query, key, value, method, attn_mask, causal, scale, dropout_p, seed, return_aux)
     return backends.explain(call.problem, backend)
 
@@ -179,6 +181,14 @@ def _by_head(of: list[heads.HeadPart], options: dict[str, Any], return_aux: bool
     found = [attention(*tensors, **its, return_aux=True) for tensors, its in calls]
     fields = zip(*(aux for _, aux in found), strict=True)
     return heads.in_order([out for out, _ in found], of), Aux(*(heads.in_order(list(field), of) for field in fields))
+
+
+def _plainest(method: Method, query: Tensor, key: Tensor, backend: str) -> Method:
+    """Dense attention in place of a method that is dense attention at these lengths, where ``auto`` may choose. A
+    compiler is not asked, since it would compile for the lengths at hand alone."""
+    if backend != "auto" or isinstance(method, NM) or torch.compiler.is_compiling():
+        return method
+    return NM(1, 1) if method.keeps_all(query.shape[2], key.shape[2]) else method
 
 
 def autocast(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import dynattn
-from dynattn import NM
+from dynattn import NM, BlockMass, BlockTopK, Mass, Threshold, TopK, Window
 from dynattn.backends import again
 from dynattn.kernels import cpu
 
@@ -37,7 +37,14 @@ def transposed(x: Tensor) -> Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1), Window(5, 2), TopK(k=4), Threshold(0.05), Mass(0.7),
+        BlockTopK(0.5, block=8), BlockMass(0.5, block=8),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
 def test_the_answer_is_the_first_ones(method: NM, dtype: torch.dtype, layout) -> None:
@@ -138,7 +145,7 @@ def trained(tensors: Any, grad: Tensor | None = None, **options: Any) -> list[Te
     return [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out) if grad is None else grad)]
 
 
-@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1)], ids=str)
+@pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1), Window(5, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.clone, transposed, lambda x: torch.cat([x, x], -1)[..., :16]])
 def test_the_gradients_are_the_first_ones(method: NM, dtype: torch.dtype, layout, monkeypatch) -> None:

@@ -13,6 +13,7 @@ import dynattn
 from dynattn import NM, TopK
 from dynattn.backends.problem import Call
 from dynattn.backends.sdpa import SDPA
+from dynattn.kernels import cpu
 
 DENSE = NM(1, 1)
 
@@ -67,3 +68,47 @@ def test_the_example_of_contributing_is_this_backend() -> None:
         assert example.cannot(asked) == SDPA().cannot(asked)
         assert (example.cannot(asked) is None) == (not change)
     assert (example.name, example.what(problem)) == (SDPA.name, SDPA().what(problem))
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason="the kernels are not built")
+def test_short_dense_calls_in_float32_are_its() -> None:
+    """And those alone which it computes as the kernels do, and faster."""
+
+    def backend(
+        length: int, head_dim: int = 64, *, kv_heads: int = 2, trains: bool = False, **options: Any
+    ) -> str | None:
+        query, key, value = (torch.randn(1, n, length, head_dim) for n in (2, kv_heads, kv_heads))
+        query.requires_grad_(trains)
+        return dynattn.explain(query, key, value, options.pop("method", DENSE), **options).backend
+
+    assert [backend(n) for n in (16, 47, 48, 300)] == ["sdpa", "sdpa", "cpu", "cpu"]
+    assert [backend(n, causal=True) for n in (47, 48)] == ["sdpa", "cpu"]
+    assert [backend(n, trains=True) for n in (64, 255, 256)] == ["sdpa", "sdpa", "cpu"]
+    assert [backend(n, trains=True, causal=True) for n in (95, 96)] == ["sdpa", "cpu"]
+    assert [backend(n, 80) for n in (255, 256)] == ["sdpa", "cpu"]
+    assert [backend(n, 80, trains=True) for n in (639, 640)] == ["sdpa", "cpu"]
+    mask = torch.ones(1, 1, 1, 16, dtype=torch.bool)
+    assert backend(16, attn_mask=mask) == backend(16, kv_heads=1) == backend(16, method=NM(1, 2)) == "cpu"
+    assert backend(16, return_aux=True) == backend(16, dropout_p=0.1) == "cpu"
+    query, key, value = torch.randn(3, 1, 2, 16, 64)
+    assert dynattn.explain(query.half(), key.half(), value.half(), DENSE).backend == "cpu"
+    assert dynattn.explain(query[:, :, :8], key, value, DENSE).backend == "cpu"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_short_dense_calls_give_the_definition(causal: bool) -> None:
+    """The first and the next, which take a plan, with gradients and without, also of elements that share memory."""
+    for query, key, value in (torch.randn(3, 2, 2, 40, 8), torch.randn(3, 1, 1, 1, 8).expand(3, 2, 2, 40, 8)):
+        options = {"causal": causal, "scale": 0.3}
+        exact = dynattn.attention(query.double(), key.double(), value.double(), DENSE, backend="reference", **options)
+        leaves = [x.detach().clone().requires_grad_() for x in (query, key, value)]
+        wide = [x.detach().double().requires_grad_() for x in leaves]
+        want = dynattn.attention(*wide, method=DENSE, backend="reference", **options)
+        for _ in range(3):
+            with torch.no_grad():
+                short = dynattn.attention(query, key, value, DENSE, **options)
+            torch.testing.assert_close(short.double(), exact, rtol=1e-5, atol=1e-6)
+            out = dynattn.attention(*leaves, method=DENSE, **options)
+            found = torch.autograd.grad(out.sin().sum(), leaves)
+            for one, other in zip(found, torch.autograd.grad(want.sin().sum(), wide, retain_graph=True), strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)

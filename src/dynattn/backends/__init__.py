@@ -6,6 +6,8 @@ line in ``_BACKENDS`` adds it; a place in ``_fastest_first`` lets ``auto`` take 
 
 from __future__ import annotations
 
+import torch
+
 from dynattn.backends.base import Backend
 from dynattn.backends.blockwise import Blockwise
 from dynattn.backends.cpu import CPU, Tiles
@@ -15,8 +17,15 @@ from dynattn.backends.reference import Reference
 from dynattn.backends.reordered import Reordered
 from dynattn.backends.sdpa import SDPA
 from dynattn.methods.base import Choice
+from dynattn.ops import transforms
 
 __all__ = ["Backend", "Call", "Plan", "Problem", "Result", "backends", "explain", "route"]
+
+# Tokens below which float32 is left to PyTorch: with and without a causal mask, forward alone and in training, for
+# heads of at most 64 dimensions and for wider ones.
+_FEW_TOKENS, _FEW_TOKENS_TRAINING = 48, 96
+_TOKENS_WIDE, _TOKENS_TRAINING, _TOKENS_TRAINING_WIDE = 256, 256, 640
+_NARROW_HEAD = 64
 
 
 def route(problem: Problem, backend: str) -> Backend:
@@ -78,8 +87,32 @@ def _fastest_first(problem: Problem) -> tuple[str, ...]:
     if device == "cpu":
         # the kernel for rows would list all pairs one by one, since all are kept
         listed = method.keeps_everything and method.choice is Choice.ROWS
-        return ("sdpa", "cpu") if listed else ("cpu", "blockwise", "reordered", "sdpa")
+        if listed or _is_short_and_dense(problem):
+            return ("sdpa", "cpu")
+        return ("cpu", "blockwise", "reordered", "sdpa")
     return ("blockwise", "reordered", "sdpa")
+
+
+def _is_short_and_dense(problem: Problem) -> bool:
+    """Whether PyTorch's attention takes less time than the dense CPU kernels, as measured on a Zen 4: in float32, where
+    a call has few tokens, since a tile of the kernels holds 64 keys and a task of their backward 48 queries."""
+    if (
+        problem.dtype != torch.float32
+        or not problem.method.keeps_everything
+        or problem.method.choice is not Choice.GROUPS
+        or problem.grouped
+        or torch.compiler.is_compiling()  # would compile for the lengths at hand alone
+        or problem.q_len != problem.kv_len
+        or problem.head_dim != problem.value_dim
+        or transforms.active()
+    ):
+        return False
+    if problem.causal:
+        return problem.q_len < (_FEW_TOKENS_TRAINING if problem.needs_grad else _FEW_TOKENS)
+    wide = problem.head_dim > _NARROW_HEAD
+    if problem.needs_grad:
+        return problem.q_len < (_TOKENS_TRAINING_WIDE if wide else _TOKENS_TRAINING)
+    return problem.q_len < (_TOKENS_WIDE if wide else _FEW_TOKENS)
 
 
 def _fastest(problem: Problem) -> Backend:

@@ -1,10 +1,11 @@
-"""Short calls that are repeated: N:M attention on a CPU whose checks, route and arguments an earlier call has settled.
+"""Short calls that are repeated: attention on a CPU whose checks, route and arguments an earlier call has settled.
 
 A call of one head of 64 tokens takes less time in arithmetic than in Python. All that Python finds out depends only on
 shapes, strides and options. So the result, a plan, is kept under those as its key. No tensor of a call is ever kept,
 and never more than ``_MOST`` plans. A call that is not plain (a mask's gradient, dropout, autocast, a compiler,
 subclasses of tensors) has no key, and goes the way of every other call. The answer is the same, since the same kernel
-gets the same arguments.
+gets the same arguments. Where the kernels of N:M attention do not compute a call as its tensors lie, the plan is the
+backend, which is called without checks and route.
 
 So are the gradients. Where a backward is not plain (it is to be differentiated again, mapped by ``vmap`` or recorded,
 or saved tensors came back otherwise than they went), it goes through the operator.
@@ -20,18 +21,33 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from dynattn.backends.base import Backend
-from dynattn.backends.cpu import CPU, Tiles
 from dynattn.backends.problem import Call
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern
+from dynattn.methods.block_mass import BlockMass
+from dynattn.methods.block_topk import BlockTopK
+from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
+from dynattn.methods.threshold import Threshold
+from dynattn.methods.topk import TopK
+from dynattn.methods.window import Window
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, nm_isa, rows_contiguous
+from dynattn.ops.arguments import expanded, rows_contiguous
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import BACKWARD
 
 _MOST = 512
-_plans: dict[Hashable, Prepared | PreparedTraining] = {}
+_METHODS = (NM, Window, TopK, Threshold, Mass, BlockTopK, BlockMass)  # methods of numbers and names, soon hashed
+_plans: dict[Hashable, Prepared | PreparedTraining | Settled] = {}
+
+
+class Settled(NamedTuple):
+    """A call whose checks are done and whose backend is known.
+
+    Attributes:
+        run: gives the output for query, key, value and mask.
+    """
+
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Prepared(NamedTuple):
@@ -156,7 +172,7 @@ def key_of(
     """
     if (
         special
-        or type(method) is not NM
+        or type(method) not in _METHODS
         or not unobserved(query, key, value)
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
@@ -184,21 +200,24 @@ def _is_plain_mask(attn_mask: Any) -> bool:
     )  # fmt: skip
 
 
-def find(key: Hashable) -> Prepared | PreparedTraining | None:
+def find(key: Hashable) -> Prepared | PreparedTraining | Settled | None:
     """The plan that is kept under ``key``, or None."""
     return _plans.get(key)
 
 
 def remember(key: Hashable, chosen: Backend, call: Call) -> None:
-    """Keep the plan of a call, if a CPU kernel runs it and needs no copies of its tensors."""
+    """Keep the plan of a call: a kernel's arguments, where one computes it as its tensors lie, or the backend."""
     query, value = call.query, call.value
-    by_parts = isinstance(chosen, Tiles) and query.dtype == torch.float32  # how many may change between two calls
-    if not isinstance(chosen, CPU) or by_parts or any(x.stride(-1) != 1 for x in call[:3]):
-        return
+    kernel = None if any(x.stride(-1) != 1 for x in call[:3]) else chosen.kernel(call)
     if len(_plans) >= _MOST:
         _plans.clear()
-    pattern = Pattern.of(cast(NM, call.method), call.causal, call.scale)
-    out, isa = buffers.output(query, value), nm_isa(chosen.name, query)
+    if kernel is None:
+        run = chosen.settled(call)
+        if run is not None:
+            _plans[key] = Settled(run)
+        return
+    pattern, isa = kernel
+    out = buffers.output(query, value)
     mask = expanded(call.attn_mask, query, call.key)
     arguments = cpu.prepare_nm_forward(query, call.key, value, mask, out, pattern, isa, call.needs_grad)
     alike = query.is_contiguous() and out.shape == query.shape
@@ -213,4 +232,4 @@ def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
     rows = torch.empty((), dtype=torch.float32, device="cpu").expand(query.shape[:3])
     make = buffers.maker(*inputs) if contiguous else buffers.gradient
-    _plans[key] = PreparedTraining(forward, rows, make, strides, gradients, (*pattern, False, chosen.name))
+    _plans[key] = PreparedTraining(forward, rows, make, strides, gradients, (*pattern, False, f"cpu-{isa}"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from dynattn.backends.problem import Call, Problem, Result
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.nm import NM
 from dynattn.ops import transforms
 from dynattn.ops.nm import nm_attention
@@ -34,9 +37,20 @@ class Backend(ABC):
     def what(self, problem: Problem) -> str:
         """What the backend is, in words, for :func:`dynattn.explain`. Called only where it can compute the problem."""
 
+    def kernel(self, call: Call) -> tuple[Pattern, str] | None:
+        """The pattern and the instruction set by which the N:M kernels of CPUs compute a call of which only the output
+        and the gradients are asked for, as its tensors lie; None where they do not, or not alone."""
+        return None
+
     @abstractmethod
     def run(self, call: Call) -> Result:
         """Compute a call. Its problem is one that this backend can compute."""
+
+    def settled(self, call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
+        """What gives the output of calls that differ from ``call`` only in what their query, key, value and mask hold,
+        none of which it keeps; None where :meth:`run` is no slower. Of such calls the output alone is asked for, and
+        there is no dropout."""
+        return None
 
 
 def short(dtype: torch.dtype) -> str:

@@ -8,11 +8,13 @@ from typing import cast
 
 from dynattn.backends.base import Backend
 from dynattn.backends.problem import Call, Problem, Result
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import Choice
 from dynattn.methods.nm import NM
 from dynattn.methods.window import Window
+from dynattn.ops.arguments import isa_of
 from dynattn.ops.library import unobserved
-from dynattn.ops.windows import forward, knows_windows, window_attention
+from dynattn.ops.windows import forward, kernel_of, knows_windows, pattern, window_attention
 
 
 class Blockwise(Backend):
@@ -45,6 +47,12 @@ class Blockwise(Backend):
         """The name of the backend of the dense attention that windows are computed by."""
         blocks = problem._replace(method=NM(1, 1), causal=False, masked=True, mask_by_query=True)
         return self._fastest(blocks).name
+
+    def kernel(self, call: Call) -> tuple[Pattern, str] | None:
+        kernel, method = kernel_of(self._dense(call.problem)), cast(Window, call.method)
+        if kernel is None:
+            return None
+        return pattern(method.window, method.sinks, call.causal, call.scale), isa_of(kernel)
 
     def run(self, call: Call) -> Result:
         method = cast(Window, call.method)

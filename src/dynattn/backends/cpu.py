@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from dynattn.backends.base import Backend, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import Choice, Method, PairMethod
+from dynattn.methods.nm import NM
+from dynattn.ops import blocks, rows
+from dynattn.ops.arguments import nm_isa
 from dynattn.ops.blocks import block_attention
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
@@ -84,15 +90,31 @@ class CPU(Backend):
             return ""
         return f"; float32 by bfloat16 parts, {_PRODUCTS[cpu.float_parts()]} products for one"
 
+    def kernel(self, call: Call) -> tuple[Pattern, str] | None:
+        by_parts = isinstance(self, Tiles) and call.query.dtype == torch.float32  # how many may change between calls
+        if call.method.choice is not Choice.GROUPS or by_parts:
+            return None
+        return Pattern.of(cast(NM, call.method), call.causal, call.scale), nm_isa(self.name, call.query)
+
+    def settled(self, call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
+        if call.method.choice is Choice.GROUPS:
+            return None
+        none = cast(Any, None)
+        of = call._replace(query=none, key=none, value=none, attn_mask=None)
+        return lambda query, key, value, attn_mask: (
+            self.run(of._replace(query=query, key=key, value=value, attn_mask=attn_mask)).out
+        )
+
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
             if not call.needs_grad and unobserved(call.query, call.key, call.value):
                 return Result(*forward_cpu(*nm_arguments(call, self.name)))
             return run_nm(call, self.name)
         options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
+        alone = not call.needs_grad and unobserved(call.query, call.key, call.value)
         if call.method.choice is Choice.ROWS:
-            return Result(*row_attention(*options, self.name)[:5])
-        return Result(*block_attention(*options, call.needs_grad, self.name)[:5])
+            return Result(*(rows.forward_cpu if alone else row_attention)(*options, self.name)[:5])
+        return Result(*(blocks.forward_cpu if alone else block_attention)(*options, call.needs_grad, self.name)[:5])
 
 
 class Tiles(CPU):

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
         dropout: whether weights are dropped.
         needs_grad: whether gradients will be asked for.
         sharded: whether the tensors are ``DTensor``.
+        grouped: whether query heads share key heads.
     """
 
     device: torch.device
@@ -47,6 +48,7 @@ class Problem(NamedTuple):
     dropout: bool = False
     needs_grad: bool = False
     sharded: bool = False
+    grouped: bool = False
 
 
 class Call(NamedTuple):
@@ -86,7 +88,7 @@ class Call(NamedTuple):
             self.key.shape[2], self.causal, mask is not None,
             mask is not None and (mask.dtype != torch.bool or (mask.dim() > 1 and mask.shape[-2] != 1)),
             mask is not None and self.needs_grad and mask.requires_grad, self.aux, self.dropout_p > 0, self.needs_grad,
-            is_sharded(query),
+            is_sharded(query), query.shape[1] != self.key.shape[1],
         )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -33,14 +35,20 @@ class SDPA(Backend):
         return "torch.nn.functional.scaled_dot_product_attention"
 
     def run(self, call: Call) -> Result:
-        query, key, value = call.query, call.key, call.value
-        if call.needs_grad:
-            query, key, value = _apart(query), _apart(key), _apart(value)
-        grouped = True if query.shape[1] != key.shape[1] else False  # noqa: SIM210  # symbols are no bool
-        out = scaled_dot_product_attention(
-            query, key, value, is_causal=call.causal, scale=call.scale, enable_gqa=grouped
-        )  # fmt: skip
-        return Result(out)
+        return Result(self.settled(call)(call.query, call.key, call.value, None))  # what it finds out is soon found
+
+    def settled(self, call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+        causal, scale, trains = call.causal, call.scale, call.needs_grad
+        grouped = True if call.query.shape[1] != call.key.shape[1] else False  # noqa: SIM210  # symbols are no bool
+
+        def run(query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None) -> Tensor:
+            if trains:
+                query, key, value = _apart(query), _apart(key), _apart(value)
+            return scaled_dot_product_attention(
+                query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped
+            )  # fmt: skip
+
+        return run
 
 
 def _apart(x: Tensor) -> Tensor:

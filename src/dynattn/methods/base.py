@@ -126,6 +126,16 @@ class Method(ABC):
         """True where the method is dense attention exactly."""
         return False
 
+    def keeps_all(self, q_len: int, kv_len: int) -> bool:
+        """Whether it is dense attention of so many queries to so many keys, whatever their scores and the mask are.
+
+        May be False where that would be long to find out: the answer is one of speed.
+
+        Args:
+            q_len, kv_len: the lengths of a call.
+        """
+        return self.keeps_everything
+
     @property
     def looks_at_positions(self) -> bool:
         """Whether the choice depends on where queries stand among the keys, as a window does."""

@@ -114,6 +114,13 @@ class Blocks(PairMethod):
         sinks = f"-s{self.sinks}" if self.sinks != self.default_sinks else ""
         return f"-b{self.block}{by}{window}{sinks}"
 
+    def keeps_all(self, q_len: int, kv_len: int) -> bool:
+        """True where one block holds all keys, or two do and are neighbours of all queries, and the window keeps
+        them."""
+        one = q_len <= kv_len <= self.block and self._window >= 1
+        two = q_len == kv_len <= 2 * self.block and self._window >= 2
+        return self.keeps_everything or ((one or two) and self.inside_blocks is None)
+
     @property
     def rows_together(self) -> int:
         """The block."""

@@ -76,6 +76,10 @@ class TopK(PairMethod):
         """True where the share is 1."""
         return self.ratio == 1
 
+    def keeps_all(self, q_len: int, kv_len: int) -> bool:
+        """True where no row has more keys than it keeps in any case."""
+        return self.keeps_everything or kv_len <= (self.floor if self.k is None else self.k)
+
     @classmethod
     def from_name(cls, name: str) -> TopK | None:
         """The method that ``name`` stands for, or None where it is not a top-k name."""

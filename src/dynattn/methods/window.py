@@ -70,6 +70,10 @@ class Window(PairMethod):
         """True."""
         return True
 
+    def keeps_all(self, q_len: int, kv_len: int) -> bool:
+        """True where the window reaches all keys from every query, or all keys are sinks."""
+        return max(q_len, kv_len) <= self.window or kv_len <= self.sinks
+
     def glance(self, head_dim: int, itemsize: int) -> Glance:
         """Nothing: the choice needs no score."""
         return Glance(0, 0)

@@ -39,7 +39,7 @@ BACKWARD = define(
 )
 
 
-def _forward(
+def forward_cpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, needs_grad, backend = rest
@@ -171,7 +171,7 @@ def _backward_fake(
     return buffers.gradients(query, key, value, None, False)[:3]
 
 
-library.impl("block_attention", _forward, "CPU")
+library.impl("block_attention", forward_cpu, "CPU")
 library.impl("block_attention_backward", _backward, "CPU")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 

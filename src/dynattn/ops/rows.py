@@ -34,7 +34,7 @@ def _thresholds(query: Tensor) -> tuple[Tensor, Tensor]:
     return query.new_empty(rows, dtype=torch.float32), query.new_empty(rows, dtype=torch.int32)
 
 
-def _forward(
+def forward_cpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *arguments, aux, backend = rest
@@ -72,7 +72,7 @@ def _backward_fake(
     return buffers.gradients(query, key, value, None, False)[:3]
 
 
-library.impl("row_attention", _forward, "CPU")
+library.impl("row_attention", forward_cpu, "CPU")
 library.impl("row_attention_backward", _backward, "CPU")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 

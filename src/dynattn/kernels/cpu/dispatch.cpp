@@ -61,8 +61,11 @@ const char* refusal(int32_t isa) {
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
                  ? nullptr
                  : "this processor has no AVX-512";
-    case DYNATTN_ISA_AVX512BF16:
-      return dynattn::avx512bf16_refusal();
+    case DYNATTN_ISA_AVX512BF16: {
+      // asked once: in a virtual machine CPUID leaves the guest, which takes longer than a short call
+      static const char* const found = dynattn::avx512bf16_refusal();
+      return found;
+    }
     case DYNATTN_ISA_AMX:
       return dynattn::amx_refusal();
     case DYNATTN_ISA_NEON:
