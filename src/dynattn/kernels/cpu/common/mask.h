@@ -48,6 +48,7 @@ static BiasSummary bias_row(const Plan& plan, const char* row, int64_t allowed, 
   if (row == nullptr) return end_row(plan, allowed, to);
   alignas(64) float by_key[kMaxTile];
   mask_to_floats(*plan.args, row, allowed, by_key);
+  prefetch_mask(*plan.args, row, plan.tile);
   for (int64_t i = allowed; i < plan.tile; i++) by_key[i] = -INFINITY;
 
   const Vec forbidden = broadcast(-INFINITY), largest = broadcast(kLargestBias);
