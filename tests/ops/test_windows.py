@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 import dynattn
 from dynattn import Window
@@ -91,6 +92,26 @@ def test_kernels_that_know_windows(size: tuple[int, int], mask: str, causal: boo
                 alone = dynattn.attention(query, key, value, Window(window, sinks), **options)
             found.append([x.double() for x in (out, alone, *torch.autograd.grad(out.sin().sum(), leaves))])
         torch.testing.assert_close(*found, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("q_len", [150, 97, 4])
+def test_every_edge_of_a_window(q_len: int) -> None:
+    """Tiles and bands that a window fills or misses by one key, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, 1, n, 8, generator=generator).requires_grad_() for n in (q_len, 150, 150)]
+    query, key, value = leaves
+    grad = torch.randn(1, 1, q_len, 8, generator=generator)
+    distance = (torch.arange(150 - q_len, 150).unsqueeze(-1) - torch.arange(150)).abs()
+    for window, sinks in itertools.product(range(1, 152), (0, 13)):
+        kept = (distance < window) | (torch.arange(150) < sinks)
+        want = scaled_dot_product_attention(query, key, value, attn_mask=kept)
+        out = dynattn.attention(query, key, value, Window(window, sinks))
+        with torch.no_grad():
+            alone = dynattn.attention(query, key, value, Window(window, sinks))
+        found = (out, alone, *torch.autograd.grad(out, leaves, grad))
+        wanted = (want, want, *torch.autograd.grad(want, leaves, grad))
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
@@ -240,7 +261,7 @@ def test_compiles_whole() -> None:
 def test_route() -> None:
     query, key, value = inputs(20, 20)
     assert "dense attention of blocks" in str(dynattn.explain(query, key, value, Window(4)))
-    plan = dynattn.explain(*inputs(20, 20, torch.float32), Window(4))
+    plan = dynattn.explain(query.float(), key.float(), value.float(), Window(4))
     assert (plan.backend, "fused C++ kernel that skips" in plan.reason) == ("blockwise", True)
     plan = dynattn.explain(query, key, value, Window(4), return_aux=True)
     assert plan.backend == "reference"

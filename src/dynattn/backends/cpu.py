@@ -113,7 +113,7 @@ class CPU(Backend):
         options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
         alone = not call.needs_grad and unobserved(call.query, call.key, call.value)
         if call.method.choice is Choice.ROWS:
-            return Result(*(rows.forward_cpu if alone else row_attention)(*options, self.name)[:5])
+            return Result(*(rows.forward_cpu(*options, self.name) if alone else row_attention(*options, self.name)[:5]))
         return Result(*(blocks.forward_cpu if alone else block_attention)(*options, call.needs_grad, self.name)[:5])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import TypeVar
 
 from torch import Tensor
@@ -87,6 +88,7 @@ def ceil(ratio: float, length: _Count) -> _Count:
     return -(-length * fraction.numerator // fraction.denominator)
 
 
+@cache
 def exact(ratio: float) -> Fraction:
     """The nearest fraction with a denominator of at most a million."""
     return Fraction(ratio).limit_denominator(_FINEST)

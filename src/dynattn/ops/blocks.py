@@ -67,7 +67,8 @@ def forward_cpu(
 
 def _chosen(method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | None, call: ByName) -> Tensor:
     """The blocks that a method of whole blocks keeps."""
-    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+    # float32 means float32; and many small operators each find out more quickly that nothing is recorded
+    with torch.autocast(query.device.type, enabled=False), torch._C._AutoDispatchBelowAutograd():
         return method.choose_blocks(query, key, attn_mask, call.causal, call.scale)
 
 

@@ -19,6 +19,8 @@ from dynattn.methods.registry import parse
 from dynattn.ops import buffers
 from dynattn.ops.arguments import expanded, integer, rows_contiguous
 
+_DENSE = NM(1, 1)
+
 
 class ByName(NamedTuple):
     """The arguments of such an operator after its tensors, in order."""
@@ -37,12 +39,12 @@ class ByName(NamedTuple):
     def pattern(self) -> Pattern:
         """What the kernels choose by themselves among the pairs that are left: N:M inside kept blocks, or all."""
         inside = cast("NM | None", self.pairs.inside_blocks)
-        return Pattern.of(inside or NM(1, 1), self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+        return Pattern.of(inside or _DENSE, self.causal, self.scale)._replace(dropout_p=self.dropout_p)
 
     @property
     def dense(self) -> Pattern:
         """The pattern of all pairs."""
-        return Pattern.of(NM(1, 1), self.causal, self.scale)
+        return Pattern.of(_DENSE, self.causal, self.scale)
 
 
 def gradients(

@@ -8,12 +8,16 @@ thresholds. :func:`dynattn.attention` has checked the inputs.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import RowRule
+from dynattn.methods.base import PairMethod
+from dynattn.methods.registry import parse
 from dynattn.ops import buffers
 from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
@@ -34,19 +38,37 @@ def _thresholds(query: Tensor) -> tuple[Tensor, Tensor]:
     return query.new_empty(rows, dtype=torch.float32), query.new_empty(rows, dtype=torch.int32)
 
 
+@lru_cache(maxsize=64)
+def _rule(method: str) -> RowRule:
+    return cast(PairMethod, parse(method)).row_rule()
+
+
 def forward_cpu(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
+    """The operator on a CPU, for a caller who needs no choice. It takes what the operator takes, and returns only the
+    results before the choice, and of them only those that were asked for."""
+    return _run(query, key, value, attn_mask, seed, *rest)[0]
+
+
+def _forward(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    outputs, thresholds = _run(query, *rest)
+    return *buffers.complete(outputs, query), *thresholds
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
     *arguments, aux, backend = rest
     call = ByName(*arguments)
-    rule = call.pairs.row_rule()
+    rule = _rule(call.method)
     outputs, thresholds = buffers.outputs(query, value, aux), _thresholds(query)
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
         logsumexp, kept_mass, kept, allowed, thresholds, rule, call.pattern, isa_of(backend), seed=integer(seed),
     )  # fmt: skip
-    return *buffers.complete(outputs, query), *thresholds
+    return outputs, thresholds
 
 
 def _backward(
@@ -72,7 +94,7 @@ def _backward_fake(
     return buffers.gradients(query, key, value, None, False)[:3]
 
 
-library.impl("row_attention", forward_cpu, "CPU")
+library.impl("row_attention", _forward, "CPU")
 library.impl("row_attention_backward", _backward, "CPU")
 complete(FORWARD, BACKWARD, _forward_fake, _backward_fake)
 
