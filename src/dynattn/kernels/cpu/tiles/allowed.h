@@ -4,6 +4,7 @@
 
 #include "common/kept_blocks.h"
 #include "common/dtypes.h"
+#include "tiles/lanes.h"
 #include "tiles/plan.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -76,25 +77,42 @@ static void apply_bool_mask(const QueryTile& at, int64_t first_key, int64_t keys
   }
 }
 
-DYNATTN_INLINE float mask_number(const char* row, int64_t index, int32_t dtype) {
-  float x;
-  to_floats(&x, element(row, index, dtype), dtype, 1);
-  return x;
+static void read_mask_row(const NMForwardArgs& args, const char* row, int64_t keys, float* to) {
+  const int64_t stride = args.mask_strides[3];
+  if (stride == 1) return to_floats(to, row, args.mask_dtype, keys);
+  for (int64_t key = 0; key < keys; key++) {
+    to_floats(to + key, element(row, key * stride, args.mask_dtype), args.mask_dtype, 1);
+  }
 }
 
 static void apply_float_mask(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
   const NMForwardArgs& args = *at.plan.args;
   const bool shared = args.mask_strides[2] == 0;
+  alignas(64) float row[kMaxKeyBlock];
   for (int64_t i = 0; i < (shared ? 1 : kQueries); i++) {
-    const char* row = mask_row(at, i, first_key);
-    for (int64_t key = 0; key < keys; key++) {
-      const float bias = mask_number(row, key * args.mask_strides[3], args.mask_dtype);
-      float* to = allowed.bias + key * kQueries;
-      for (int64_t query = shared ? 0 : i; query < (shared ? kQueries : i + 1); query++) to[query] = bias;
-      if (bias == -INFINITY) allowed.pairs[key] &= ~(shared ? kAllQueries : uint32_t{1} << i);
-      if (!(bias < kLargestTileBias)) allowed.unsafe = true;
+    const char* const own = mask_row(at, i, first_key);
+    read_mask_row(args, own, keys, row);
+    if (shared) {
+      for (int64_t key = 0; key < keys; key++) {
+        const Lanes bias = broadcast_lanes(row[key]);
+        for (int group = 0; group < kGroups; group++) store(allowed.bias + key * kQueries + group * kLanes, bias);
+      }
+    } else {
+      prefetch_mask(args, own, at.plan.key_block);
+      for (int64_t key = 0; key < keys; key++) allowed.bias[key * kQueries + i] = row[key];
     }
   }
+  const Lanes lowest = broadcast_lanes(-FLT_MAX), largest = broadcast_lanes(kLargestTileBias);
+  LaneMask safe = kAllLanes;
+  for (int64_t key = 0; key < keys; key++) {
+    for (int group = 0; group < kGroups; group++) {
+      const Lanes bias = load_lanes(allowed.bias + key * kQueries + group * kLanes);
+      const LaneMask forbidden = greater(lowest, bias);  // NaN is not
+      allowed.pairs[key] &= ~(static_cast<uint32_t>(forbidden) << (group * kLanes));
+      safe &= greater(largest, bias);
+    }
+  }
+  if (safe != kAllLanes) allowed.unsafe = true;
 }
 
 // Bits of the queries that keep a key as one of their window or of the sinks.
