@@ -7,6 +7,7 @@ line in ``_BACKENDS`` adds it; a place in ``_fastest_first`` lets ``auto`` take 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from dynattn.backends.base import Backend
 from dynattn.backends.blockwise import Blockwise
@@ -105,6 +106,7 @@ def _is_short_and_dense(problem: Problem) -> bool:
         or problem.q_len != problem.kv_len
         or problem.head_dim != problem.value_dim
         or transforms.active()
+        or forward_ad._current_level >= 0  # PyTorch's attention would refuse dual numbers in its own words
     ):
         return False
     if problem.causal:
