@@ -28,6 +28,7 @@ NOTHING = "Not recorded yet."
 LOSS = 0.02  # nats a token, on each kind of text
 FORGOTTEN = 0.1  # nats a token of the answer: who has lost a planted fact guesses, at the cost of one nat and more
 SHARE = 0.01  # of the score of retrieval, and of saliency maps
+RANKED_BY = "time-avx512.json"
 SHOWN = 3  # methods that are named beside the best
 KEPT = 0.9985  # of the pairs, at least: what "next to nothing" means
 
@@ -52,14 +53,19 @@ class Measured(NamedTuple):
     @property
     def text(self) -> str:
         """The method, its speed and its worst loss."""
-        lost = "" if self.name == "dense" else f", {self.worst} {self.loss:+.3f}"
+        lost = "" if self.name == "dense" else f", {self.lost}"
         return f"`{self.name}` ({self.speedup:.2f}×{lost})"
+
+    @property
+    def lost(self) -> str:
+        """Where it loses most, and how much."""
+        return f"{self.worst} {self.loss:+.3f}"
 
 
 def which() -> str:
     """The fastest choices that stay within what may be lost, by length and by model."""
     lines = [
-        f"- **SmolLM2, {length} tokens**: {verdict(found)}{still_missing(found, length)}"
+        f"- **SmolLM2, {length} tokens**: {verdict(found)}{on_other_texts(length)}{still_missing(found, length)}"
         for length, found in ((length, decoder(length)) for length in LENGTHS)
     ]
     lines += [
@@ -68,10 +74,10 @@ def which() -> str:
     return "\n".join(lines)
 
 
-def decoder(length: int) -> list[Measured]:
-    """What was both judged and timed at a length."""
-    record = read(RESULTS / f"quality-{length}.json")
-    times = read(RESULTS / "time.json").get("lengths", {}).get(str(length), {})
+def decoder(length: int, kind: str = "quality") -> list[Measured]:
+    """What was both judged and timed at a length, by the texts of ``quality`` or those of ``again``."""
+    record = read(RESULTS / f"{kind}-{length}.json")
+    times = read(RESULTS / RANKED_BY).get("lengths", {}).get(str(length), {})
     found = []
     for name, scores in record.get("methods", {}).items():
         if name not in times or not scores.keys() >= {*KINDS, FACT} <= record["methods"]["dense"].keys():
@@ -82,6 +88,13 @@ def decoder(length: int) -> list[Measured]:
         fits = all(losses[task] <= limits[task] for task in losses)
         found.append(Measured(name, times[name]["speedup"], _title(worst), losses[worst], fits))
     return found
+
+
+def on_other_texts(length: int) -> str:
+    """What the methods that were tried again lost there, where some were, as the end of a line."""
+    found = [one for one in sorted(decoder(length, "again"), key=lambda one: -one.speedup) if one.name != "dense"]
+    said = [f"`{one.name}` {'stays within' if one.fits else 'exceeds'} the limits ({one.lost})" for one in found]
+    return f" On other texts: {', '.join(said)}." if said else ""
 
 
 def encoder(model: str) -> list[Measured]:
@@ -129,7 +142,7 @@ def still_missing(found: list[Measured], length: int) -> str:
 def estimates() -> str:
     """What every estimate is worth, by equal blocks and an equal budget."""
     masses, cost = read(RESULTS / "mass-2048.json").get("methods", {}), read(RESULTS / "quality-2048.json")
-    times = read(RESULTS / "time.json").get("lengths", {})
+    times = read(RESULTS / RANKED_BY).get("lengths", {})
     names = {by: f"blocktopk-0.25-b64{'' if by == 'mean' else f'-{by}'}" for by in ESTIMATES}
     held = {by: np.mean([masses[name][kind][0] for kind in KINDS]) for by, name in names.items() if name in masses}
     rows = []
@@ -171,9 +184,9 @@ def quality_table(tokens: int) -> str:
     return _table(["method", *map(_title, made)], rows, record)
 
 
-def time_table() -> str:
+def time_table(name: str) -> str:
     """Milliseconds, and how many times as fast as SDPA, by length."""
-    record = read(RESULTS / "time.json")
+    record = read(RESULTS / f"{name}.json")
     lengths = record.get("lengths", {})
     names = list(dict.fromkeys(name for of in lengths.values() for name in of))
     rows = []
@@ -204,12 +217,13 @@ def encoder_table(model: str) -> str:
     return f"{record['tasks'][task]}.\n\n{text}" if rows else text
 
 
+TIMES = ("time-avx512", "time-avx512-bfloat16", "time-avx2")
 PARTS: dict[str, Callable[[], str]] = {
     "which": which,
     "estimates": estimates,
     "mass-2048": lambda: mass_table(2048),
     **{f"quality-{length}": (lambda length=length: quality_table(length)) for length in LENGTHS},
-    "time": time_table,
+    **{name: (lambda name=name: time_table(name)) for name in TIMES},
     "minilm": lambda: encoder_table("minilm"),
     "dinov2": lambda: encoder_table("dinov2"),
 }
@@ -250,7 +264,8 @@ def page(text: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]], record: dict[str, Any]) -> str:
-    return f"{markdown(heads, rows)}\n\n{describe(record['machine'])}." if rows else NOTHING
+    begun = "".join(f" Begun on {describe(machine)}." for machine in record.get("earlier", ()))
+    return f"{markdown(heads, rows)}\n\n{describe(record['machine'])}.{begun}" if rows else NOTHING
 
 
 def _time(one: dict[str, Any] | None, digits: int = 0) -> str:

@@ -45,7 +45,7 @@ def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(
 ) -> None:
     record = quality(good=(0.019, 0.0), better=(0.01, 0.05), code=(0.03, 0.0), fact=(0.0, 0.2), untimed=(0.0, 0.0))
     (tmp_path / "quality-2048.json").write_text(json.dumps(record))
-    (tmp_path / "time.json").write_text(json.dumps(times(dense=1.2, good=2.0, better=1.5, code=4.0, fact=3.0)))
+    (tmp_path / tables.RANKED_BY).write_text(json.dumps(times(dense=1.2, good=2.0, better=1.5, code=4.0, fact=3.0)))
     monkeypatch.setattr(tables, "named", lambda kind, tokens: ("dense", "good", "untimed", "unheard-of"))
     first, second, *_ = tables.which().splitlines()
     assert first == (
@@ -59,11 +59,26 @@ def test_the_fastest_that_stays_within_the_limits_is_to_be_taken(
 
 def test_dense_attention_is_taken_where_no_choice_pays(tables: Any, tmp_path: Path) -> None:
     (tmp_path / "quality-2048.json").write_text(json.dumps(quality(slow=(0.0, 0.0), bad=(1.0, 0.0))))
-    (tmp_path / "time.json").write_text(json.dumps(times(dense=1.2, slow=1.1, bad=4.0)))
+    (tmp_path / tables.RANKED_BY).write_text(json.dumps(times(dense=1.2, slow=1.1, bad=4.0)))
     assert "none of those measured pays: `dense` (1.20×) is the fastest" in tables.which()
     assert tables.verdict([tables.Measured("bad", 4.0, "code", 1.0, False)]) == (
         "of 1 measured, none stays within the limits."
     )
+
+
+def test_what_the_choice_loses_on_other_texts_is_told_beside_it(tables: Any, tmp_path: Path) -> None:
+    (tmp_path / "quality-2048.json").write_text(json.dumps(quality(good=(0.01, 0.0), next=(0.0, 0.0))))
+    (tmp_path / "again-2048.json").write_text(json.dumps(quality(good=(0.03, 0.0), next=(0.01, 0.0))))
+    (tmp_path / tables.RANKED_BY).write_text(json.dumps(times(dense=1.2, good=2.0, next=1.5)))
+    assert (
+        " On other texts: `good` exceeds the limits (code +0.030), `next` stays within the limits (code +0.010)."
+    ) in tables.which().splitlines()[0]
+
+
+def test_a_table_names_the_machines_that_its_record_was_taken_on(tables: Any, tmp_path: Path) -> None:
+    record = {**quality(a=(0.01, 0.0)), "earlier": [{**MACHINE, "processor": "an older one"}]}
+    (tmp_path / "quality-2048.json").write_text(json.dumps(record))
+    assert "Begun on an older one" in tables.quality_table(2048)
 
 
 @pytest.mark.parametrize(("score", "fits"), [(0.496, True), (0.494, False), (0.6, True)])
@@ -87,7 +102,7 @@ def test_estimates_are_ranked_by_what_they_keep(tables: Any, tmp_path: Path) -> 
         ["| `sampled`", "0.900", "–"], ["| `mean`", "0.800", "–"],
     ]  # fmt: skip
     (tmp_path / "quality-2048.json").write_text(json.dumps(quality(**{"blocktopk-0.25-b64": (0.6, 0.0)})))
-    (tmp_path / "time.json").write_text(json.dumps(times(**{"blocktopk-0.25-b64": 4.0})))
+    (tmp_path / tables.RANKED_BY).write_text(json.dumps(times(**{"blocktopk-0.25-b64": 4.0})))
     assert tables.estimates().splitlines()[3] == "| `mean` | 0.800 | +0.600 | 4.00× | – | – |"
 
 
