@@ -9,9 +9,11 @@ page says of them in its own words stands in ``CLAIMS``, with what a record must
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import block_encoders
 import numpy as np
 from block_choices import FACT, LENGTHS, differences, named, read
 from held_out import KINDS
@@ -30,6 +32,11 @@ FORGOTTEN = 0.1  # nats a token of the answer: who has lost a planted fact guess
 SHARE = 0.01  # of the score of retrieval, and of saliency maps
 RANKED_BY = "time-avx512.json"
 SHOWN = 3  # methods that are named beside the best
+CHOICES = {
+    2048: "blockskip-3.0-in(blockmass-0.98-b64-similar)",
+    4096: "blockskip-4.0-in(blockmass-0.98-b64-similar)",
+    8192: "blockskip-5.0-in(blockmass-0.99-b64-similar)",
+}
 KEPT = 0.9985  # of the pairs, at least: what "next to nothing" means
 
 
@@ -65,11 +72,13 @@ class Measured(NamedTuple):
 def which() -> str:
     """The fastest choices that stay within what may be lost, by length and by model."""
     lines = [
-        f"- **SmolLM2, {length} tokens**: {verdict(found)}{on_other_texts(length)}{still_missing(found, length)}"
+        f"- **SmolLM2, {length} tokens**: {verdict(found)}{on_other_texts(length)}"
+        f"{still_missing(found, named('quality', length))}"
         for length, found in ((length, decoder(length)) for length in LENGTHS)
     ]
     lines += [
-        f"- **{title}**: {verdict(encoder(model))}" for model, title in (("minilm", "MiniLM"), ("dinov2", "DINOv2"))
+        f"- **{title}**: {verdict(found)}{still_missing(found, block_encoders.METHODS)}"
+        for title, found in ((title, encoder(model)) for model, title in block_encoders.MODELS.items())
     ]
     return "\n".join(lines)
 
@@ -133,9 +142,9 @@ def verdict(found: Iterable[Measured]) -> str:
     return text
 
 
-def still_missing(found: list[Measured], length: int) -> str:
-    """The methods of a length that have yet to be measured, where some are, as the end of a line."""
-    missing = [name for name in named("quality", length) if name not in {one.name for one in found}]
+def still_missing(found: list[Measured], names: Iterable[str]) -> str:
+    """Those of the names that have yet to be measured, where some are, as the end of a line."""
+    missing = [name for name in names if name not in {one.name for one in found}]
     return f" Not measured yet: {', '.join(f'`{name}`' for name in missing)}." if found and missing else ""
 
 
@@ -242,9 +251,19 @@ def _next_to_nothing() -> bool:
     return bool(proved) and all(of[kind][1] >= KEPT for of in proved for kind in of)
 
 
+def _longer_texts_ask_for_more() -> bool:
+    """Where all lengths are recorded: each choice stays within the limits at its length, and not at twice that."""
+    found = {length: {one.name: one.fits for one in decoder(length)} for length in LENGTHS}
+    return not all(found.values()) or (
+        all(found[length].get(CHOICES[length], False) for length in LENGTHS)
+        and not any(found[longer].get(CHOICES[length], True) for length, longer in pairwise(LENGTHS))
+    )
+
+
 CLAIMS: dict[str, Callable[[], bool]] = {
     "keeps about half of the mass without them, and four fifths with them": _half_and_four_fifths,
     "On SmolLM2 they prove next to nothing": _next_to_nothing,
+    "The longer the text, the more has to be kept": _longer_texts_ask_for_more,
 }
 """Sentences of the page that no table holds, and what the records must say for them to stand there."""
 

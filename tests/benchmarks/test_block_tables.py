@@ -129,3 +129,20 @@ def test_a_claim_that_the_records_deny_is_refused(tables: Any, tmp_path: Path) -
         path.write_text(json.dumps({**record, "methods": changed}))
         with pytest.raises(ValueError, match=r"block_tables: the records must hold that .* they deny it"):
             tables.page(text)
+
+
+@pytest.mark.parametrize("denied", [None, 2048, 4096, 8192])
+def test_what_the_page_says_of_lengths_must_hold_at_each(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: int | None
+) -> None:
+    monkeypatch.setattr(tables, "CHOICES", {2048: "a", 4096: "b", 8192: "c"})
+    (holds,) = [of for claim, of in tables.CLAIMS.items() if claim.startswith("The longer the text")]
+    assert holds()  # nothing is recorded, so that nothing is denied
+    losses = {2048: (0.01, 0.0, 0.0), 4096: (0.03, 0.01, 0.0), 8192: (0.03, 0.03, 0.01)}
+    timed = {str(length): times(a=4.0, b=3.0, c=2.0)["lengths"]["2048"] for length in losses}
+    (tmp_path / tables.RANKED_BY).write_text(json.dumps({"lengths": timed}))
+    for length, lost in losses.items():
+        lost = lost if length != denied else tuple(0.04 - loss for loss in lost)
+        record = quality(**{name: (loss, 0.0) for name, loss in zip("abc", lost, strict=True)})
+        (tmp_path / f"quality-{length}.json").write_text(json.dumps(record))
+    assert holds() == (denied is None)
