@@ -146,3 +146,11 @@ def test_what_the_page_says_of_lengths_must_hold_at_each(
         record = quality(**{name: (loss, 0.0) for name, loss in zip("abc", lost, strict=True)})
         (tmp_path / f"quality-{length}.json").write_text(json.dumps(record))
     assert holds() == (denied is None)
+
+
+@pytest.mark.parametrize(("speedup", "holds"), [(3.9, True), (4.1, True), (3.6, False), (4.4, False)])
+def test_what_the_page_says_of_bfloat16_must_hold(tables: Any, tmp_path: Path, speedup: float, holds: bool) -> None:
+    (claim,) = [of for text, of in tables.CLAIMS.items() if text.startswith("blocks by mass alone")]
+    alone, inside = "blockmass-0.98-b64-similar", "blockskip-4.0-in(blockmass-0.98-b64-similar)"
+    (tmp_path / "time-avx512-bfloat16.json").write_text(json.dumps(times(**{alone: speedup, inside: 4.0})))
+    assert claim() == holds
