@@ -154,11 +154,12 @@ def estimates() -> str:
     masses, cost = read(RESULTS / "mass-2048.json").get("methods", {}), read(RESULTS / "quality-2048.json")
     times = read(RESULTS / RANKED_BY).get("lengths", {})
     names = {by: f"blocktopk-0.25-b64{'' if by == 'mean' else f'-{by}'}" for by in ESTIMATES}
-    held = {by: np.mean([masses[name][kind][0] for kind in KINDS]) for by, name in names.items() if name in masses}
+    done = {by: masses[name] for by, name in names.items() if masses.get(name, {}).keys() >= {*KINDS}}
+    held = {by: np.mean([of[kind][0] for kind in KINDS]) for by, of in done.items()}
     rows = []
     for by in sorted(held, key=lambda by: -held[by]):
-        done = names[by] in cost.get("methods", {}) and cost["methods"][names[by]].keys() >= {*KINDS}
-        lost = max(differences(cost, names[by], kind).mean() for kind in KINDS) if done else None
+        judged = cost.get("methods", {}).get(names[by], {}).keys() >= {*KINDS}
+        lost = max(differences(cost, names[by], kind).mean() for kind in KINDS) if judged else None
         speeds = [times.get(str(length), {}).get(names[by]) for length in LENGTHS]
         cells = [f"{held[by]:.3f}", "–" if lost is None else f"{lost:+.3f}"]
         rows.append([f"`{by}`", *cells, *(f"{one['speedup']:.2f}×" if one else "–" for one in speeds)])
