@@ -3,14 +3,18 @@
     python benchmarks/block_choices.py plan                        # what is not measured yet, and about how long it is
     python benchmarks/block_choices.py mass 2048 [METHOD ...]      # benchmarks/results/blocks/mass-2048.json
     python benchmarks/block_choices.py quality 2048 [METHOD ...]   # benchmarks/results/blocks/quality-2048.json
-    python benchmarks/block_choices.py time 2048 [METHOD ...]      # adds to benchmarks/results/blocks/time.json
+    python benchmarks/block_choices.py again 2048 METHOD ...       # benchmarks/results/blocks/again-2048.json
+    python benchmarks/block_choices.py time 2048 [METHOD ...]      # adds to benchmarks/results/blocks/time-ISA.json
+    python benchmarks/block_choices.py bfloat16 2048 [METHOD ...]  # …/time-ISA-bfloat16.json
 
 Quality is SmolLM2's: the negative log-likelihood of literature, program code and protocol documents
 (:mod:`held_out`), in blocks of 128 tokens, and of a number that is planted in literature and asked for at its end.
 Mass is what a method keeps of the softmax, and by how many of the pairs: means over all heads, each method given the
-dense model's own queries, keys and values. Times are those of one layer. Without names, the methods of ``METHODS`` are
+dense model's own queries, keys and values. ``again`` is quality on other texts and facts: who is the fastest of many
+that stay within limits on one text may owe it to this text. Times are those of one layer, a record for each instruction
+set (ISA). Without names, the methods of ``METHODS`` are
 measured that belong to the length. Every run goes on after a kill, method by method and text by text. One of
-``quality`` fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
+``quality`` or ``again`` fails where a method beats dense attention beyond chance, which would mean a wrong baseline.
 :mod:`block_encoders` has MiniLM and DINOv2, and :mod:`block_tables` writes the page.
 """
 
@@ -31,6 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
 from dynattn.integrations.transformers import Call, observing, register
+from dynattn.kernels import cpu
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained, load
 from dynattn.lab.records import write_whole
@@ -43,18 +48,23 @@ from dynattn.methods import parse
 
 RESULTS = Path(__file__).parent / "results" / "blocks"
 FACT = "fact"
-TEXTS, FACTS = 1, 2
+TEXTS, OTHERS = 1, 2  # a text of each kind, the first or, for ``again``, the one with this index
+FACTS = {2048: 2, 4096: 2, 8192: 6}  # contexts: the longer they are, the more they differ in what a method costs
 BLOCK = 128  # how many tokens an item has
 ALARM = 0.01  # the chance that a correct run fails
 LENGTHS = (2048, 4096, 8192)
 LONGEST = (
-    "dense", "blocktopk-0.25-b64-sampled", "blockmass-0.95-b64-sampled", "blockmass-0.98-b64-similar",
-    "blockmass-0.99-b64-similar", "nm-1-2-x16-w64-s4", "blockskip-5.0", "blockskip-4.0", "blockskip-3.0",
-    "blockskip-4.0-in(blockmass-0.98-b64-similar)", "blockskip-3.0-in(blockmass-0.98-b64-similar)",
-    "blockskip-3.0-in(blockmass-0.99-b64-similar)",
+    "dense", "blockskip-4.0", "blockskip-4.0-in(blockmass-0.98-b64-similar)",
+    "blockskip-5.0-in(blockmass-0.99-b64-similar)",
 )  # fmt: skip
+TIMED_AT_LEAST = (
+    "blocktopk-0.25-b64-sampled", "blockmass-0.95-b64-sampled", "blockmass-0.98-b64-similar",
+    "blockmass-0.99-b64-similar", "nm-1-2-x16-w64-s4", "blockskip-5.0", "blockskip-3.0",
+    "blockskip-3.0-in(blockmass-0.98-b64-similar)", "blockskip-3.0-in(blockmass-0.99-b64-similar)",
+)  # fmt: skip
+"""Of the longest texts only timed: at 4096 tokens each of them is slower than the choice, or beyond the limits."""
 LONGER = (
-    *LONGEST, "blocktopk-0.25-b64", "blocktopk-0.25-b64-runs", "blocktopk-0.25-b64-lowrank",
+    *LONGEST, *TIMED_AT_LEAST, "blocktopk-0.25-b64", "blocktopk-0.25-b64-runs", "blocktopk-0.25-b64-lowrank",
     "blocktopk-0.25-b64-similar", "blocktopk-0.5-b64-sampled", "blockmass-0.95-b64-similar",
     "blockmass-0.95-b16-sampled", "nm-1-2-x16-w64-s4&blocktopk-0.5-b64-sampled", "blockskip-2.0", "topk-0.25",
     "window-256-s4",
@@ -79,21 +89,23 @@ SAID = 4  # at least so many characters of a text are read for each token
 TRIPLED = 3  # a cell of twice the length takes about so many times as long: linear layers twice, scores four times
 
 
-def tasks(tokens: int) -> dict[str, Task]:
-    """What quality is measured by, by name."""
-    read = {kind: texts(kind, tokens * 2 * SAID) for kind in KINDS}
+def tasks(tokens: int, first: int = 0) -> dict[str, Task]:
+    """What quality is measured by, by name; from the text with the index ``first``, and facts of its own."""
+    read = {kind: texts(kind, tokens * 2 * SAID)[first:] for kind in KINDS}
     found: dict[str, Task] = {
         kind: Perplexity(items=TEXTS, tokens=tokens, block=BLOCK, texts=read[kind][:TEXTS]) for kind in KINDS
     }
-    return found | {FACT: Needle(items=FACTS, tokens=tokens, texts=read["literature"])}
+    return found | {FACT: Needle(items=FACTS.get(tokens, 2), tokens=tokens, texts=read["literature"], seed=first)}
 
 
 def named(kind: str, tokens: int) -> tuple[str, ...]:
     """The methods that a record of ``mass``, ``quality`` or ``time`` holds at a length."""
     names = METHODS.get(tokens, LONGEST)
     return {
-        "mass": (*names[1:], *NOT_BY_QUALITY), "quality": names, "time": (*names, *NOT_BY_QUALITY, *SLOW)
-    }[kind]  # fmt: skip
+        "mass": (*names[1:], *NOT_BY_QUALITY),
+        "quality": names,
+        "time": tuple(dict.fromkeys((*names, *TIMED_AT_LEAST, *NOT_BY_QUALITY, *SLOW))),
+    }[kind]
 
 
 def kept(calls: Iterable[Call], name: str) -> list[float]:
@@ -114,7 +126,8 @@ def kept(calls: Iterable[Call], name: str) -> list[float]:
 def mass(tokens: int, names: Sequence[str]) -> None:
     """Kept mass and density of each method on the first text of each kind."""
     path = RESULTS / f"mass-{tokens}.json"
-    record = {"methods": {}} | read(path) | {"tokens": tokens, "sources": sources(), "machine": machine()}
+    record = {"methods": {}} | read(path) | {"tokens": tokens, "sources": sources()}
+    note_machine(record)
     for kind in KINDS:
         missing = [name for name in names if kind not in record["methods"].setdefault(name, {})]
         calls: list[Call] = []
@@ -125,15 +138,16 @@ def mass(tokens: int, names: Sequence[str]) -> None:
             keep(record, path, name, kind, start)
 
 
-def quality(tokens: int, names: Sequence[str]) -> int:
+def quality(tokens: int, names: Sequence[str], again: bool = False) -> int:
     """Measure the methods that the record does not hold; 1 where one beats dense attention beyond chance."""
-    path = RESULTS / f"quality-{tokens}.json"
-    record, pretrained, made = {"methods": {}} | read(path), load("smollm2"), tasks(tokens)
+    path = RESULTS / f"{'again' if again else 'quality'}-{tokens}.json"
+    record, pretrained, made = {"methods": {}} | read(path), load("smollm2"), tasks(tokens, OTHERS if again else 0)
     data = {task: made[task].prepare(pretrained) for task in made}
     record |= {
-        "tokens": tokens, "model": pretrained.description, "sources": sources(), "machine": machine(),
+        "tokens": tokens, "model": pretrained.description, "sources": sources(),
         "tasks": {task: prepared.summary for task, prepared in data.items()},
     }  # fmt: skip
+    note_machine(record)
     for name in names:
         known: dict[str, Any] = record["methods"].setdefault(name, {})
         for task, prepared in data.items():
@@ -182,12 +196,12 @@ def differences(record: dict[str, Any], name: str, task: str) -> np.ndarray:
 
 
 @torch.inference_mode()
-def timings(tokens: int, names: Sequence[str]) -> None:
+def timings(tokens: int, names: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
     """Time each method against SDPA, causal, on SmolLM2's own queries, keys and values of its middle layer.
 
     Blocks by mass depend on the data, so that random inputs would say nothing.
     """
-    path = RESULTS / "time.json"
+    path = time_record(dtype)
     record = read(path)
     known = record.setdefault("lengths", {}).setdefault(str(tokens), {})
     record |= {"layer": "the middle one", "threads": 1, "clock": "process time", "machine": machine()}
@@ -197,17 +211,23 @@ def timings(tokens: int, names: Sequence[str]) -> None:
             continue
         start = time.perf_counter()
         calls = calls or calls_of_text("literature", tokens, record)
-        known[name] = timed(calls[len(calls) // 2], name)
+        known[name] = timed(calls[len(calls) // 2], name, dtype=dtype)
         keep(record, path, name, str(tokens), start)
 
 
-def timed(call: Call, name: str, causal: bool = True) -> dict[str, Any]:
+def time_record(dtype: torch.dtype = torch.float32) -> Path:
+    """Where times are kept that are taken on this processor."""
+    return RESULTS / f"time-{cpu.best_isa()}{'' if dtype == torch.float32 else '-bfloat16'}.json"
+
+
+def timed(call: Call, name: str, causal: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Seconds of a method and of SDPA for one call, in alternation, and how many times as fast as SDPA it is.
 
     One thread, in seconds of its processor time: what other processes do at the same time counts little.
     """
     threads, method = torch.get_num_threads(), parse(name)
-    query, key, value, scale = call.query, call.key, call.value, call.scale
+    query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
+    scale = call.scale
     torch.set_num_threads(1)
     taken = interleaved(
         {
@@ -243,6 +263,14 @@ def calls_of(pretrained: Pretrained, inputs: Inputs) -> list[Call]:
 def read(path: Path) -> dict[str, Any]:
     """A record, empty where there is none yet."""
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note_machine(record: dict[str, Any]) -> None:
+    """Write this machine into a record, and into ``earlier`` the one of another processor that began it."""
+    before, now = record.get("machine"), machine()
+    if before and any(before[key] != now[key] for key in ("processor", "isa")):
+        record.setdefault("earlier", []).append(before)
+    record["machine"] = now
 
 
 def keep(record: dict[str, Any], path: Path, name: str, cell: str, start: float) -> None:
@@ -286,7 +314,7 @@ def plan() -> list[str]:
 
 def _cells(kind: str, tokens: int) -> tuple[dict[tuple[str, str], float | None], list[tuple[str, str]]]:
     """The cells that a record holds with the seconds that they took, where it tells, and those that it is to hold."""
-    record = read(RESULTS / ("time.json" if kind == "time" else f"{kind}-{tokens}.json"))
+    record = read(time_record() if kind == "time" else RESULTS / f"{kind}-{tokens}.json")
     parts = {"mass": KINDS, "quality": (*KINDS, FACT), "time": (str(tokens),)}[kind]
     timed = record.get("lengths", {}).get(str(tokens), {})
     held = [(name, part) for name, found in record.get("methods", {}).items() for part in found]
@@ -301,14 +329,18 @@ def main(arguments: list[str]) -> int:
     if arguments == ["plan"]:
         print("\n".join(plan()))
         return 0
-    if len(arguments) < 2 or arguments[0] not in ("mass", "quality", "time") or not arguments[1].isdigit():
+    kinds = ("mass", "quality", "again", "time", "bfloat16")
+    if len(arguments) < 2 or arguments[0] not in kinds or not arguments[1].isdigit():
         print(__doc__)
         return 2
     kind, tokens = arguments[0], int(arguments[1])
-    names = arguments[2:] or named(kind, tokens)
-    if kind == "quality":
-        return quality(tokens, names)
-    (mass if kind == "mass" else timings)(tokens, names)
+    names = arguments[2:] or named({"again": "quality", "bfloat16": "time"}.get(kind, kind), tokens)
+    if kind in ("quality", "again"):
+        return quality(tokens, names, again=kind == "again")
+    if kind == "mass":
+        mass(tokens, names)
+    else:
+        timings(tokens, names, torch.bfloat16 if kind == "bfloat16" else torch.float32)
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from block_choices import calls_of, failed, keep, kept, read, scores_of, timed
+from block_choices import calls_of, failed, keep, kept, note_machine, read, scores_of, timed
 from held_out import sources, texts
 
 from dynattn.integrations.transformers import Call
@@ -38,7 +38,8 @@ METHODS = (
     "blocktopk-0.5-b16-lowrank", "blocktopk-0.5-b16-sampled-w0-s0", "clustered-blocktopk-0.5-b16-sampled-w0-s0",
     "blockmass-0.95-b16-sampled", "blockmass-0.95-b16-runs",
     "clustered-blockmass-0.95-b16-sampled-w0-s0", "blocktopk-0.25-b16-similar", "blockmass-0.98-b16-similar",
-    "blockskip-2.0", "blockskip-3.0", "blockskip-4.0",
+    "blockskip-2.0", "blockskip-3.0", "blockskip-4.0", "blockskip-4.0-in(blockmass-0.98-b16-similar)",
+    "blockskip-3.0-in(blockmass-0.98-b16-similar)", "blockskip-3.0-in(blockmass-0.95-b16-similar)",
 )  # fmt: skip
 _CHARACTERS = 60_000  # of a text
 _SEED = 1  # the pictures of the default, 0, have been looked at
@@ -59,9 +60,10 @@ def measure(model: str, names: Sequence[str]) -> int:
     pretrained = load(model)
     data = made.prepare(pretrained)
     record |= {
-        "model": pretrained.description, "sources": sources() if model == "minilm" else {}, "machine": machine(),
+        "model": pretrained.description, "sources": sources() if model == "minilm" else {},
         "metric": made.metric, "higher_is_better": made.higher_is_better, "tasks": {made.name: data.summary},
     }  # fmt: skip
+    note_machine(record)
     calls: list[Call] = []
     for name in names:
         start = time.perf_counter()

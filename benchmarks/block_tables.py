@@ -9,9 +9,11 @@ page says of them in its own words stands in ``CLAIMS``, with what a record must
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import block_encoders
 import numpy as np
 from block_choices import FACT, LENGTHS, differences, named, read
 from held_out import KINDS
@@ -28,7 +30,14 @@ NOTHING = "Not recorded yet."
 LOSS = 0.02  # nats a token, on each kind of text
 FORGOTTEN = 0.1  # nats a token of the answer: who has lost a planted fact guesses, at the cost of one nat and more
 SHARE = 0.01  # of the score of retrieval, and of saliency maps
+RANKED_BY = "time-avx512.json"
 SHOWN = 3  # methods that are named beside the best
+ABOUT = 0.05  # times that differ by no more are about the same
+CHOICES = {
+    2048: "blockskip-3.0-in(blockmass-0.98-b64-similar)",
+    4096: "blockskip-4.0-in(blockmass-0.98-b64-similar)",
+    8192: "blockskip-5.0-in(blockmass-0.99-b64-similar)",
+}
 KEPT = 0.9985  # of the pairs, at least: what "next to nothing" means
 
 
@@ -52,26 +61,33 @@ class Measured(NamedTuple):
     @property
     def text(self) -> str:
         """The method, its speed and its worst loss."""
-        lost = "" if self.name == "dense" else f", {self.worst} {self.loss:+.3f}"
+        lost = "" if self.name == "dense" else f", {self.lost}"
         return f"`{self.name}` ({self.speedup:.2f}×{lost})"
+
+    @property
+    def lost(self) -> str:
+        """Where it loses most, and how much."""
+        return f"{self.worst} {self.loss:+.3f}"
 
 
 def which() -> str:
     """The fastest choices that stay within what may be lost, by length and by model."""
     lines = [
-        f"- **SmolLM2, {length} tokens**: {verdict(found)}{still_missing(found, length)}"
+        f"- **SmolLM2, {length} tokens**: {verdict(found)}{on_other_texts(length)}"
+        f"{still_missing(found, named('quality', length))}"
         for length, found in ((length, decoder(length)) for length in LENGTHS)
     ]
     lines += [
-        f"- **{title}**: {verdict(encoder(model))}" for model, title in (("minilm", "MiniLM"), ("dinov2", "DINOv2"))
+        f"- **{title}**: {verdict(found)}{still_missing(found, block_encoders.METHODS)}"
+        for title, found in ((title, encoder(model)) for model, title in block_encoders.MODELS.items())
     ]
     return "\n".join(lines)
 
 
-def decoder(length: int) -> list[Measured]:
-    """What was both judged and timed at a length."""
-    record = read(RESULTS / f"quality-{length}.json")
-    times = read(RESULTS / "time.json").get("lengths", {}).get(str(length), {})
+def decoder(length: int, kind: str = "quality") -> list[Measured]:
+    """What was both judged and timed at a length, by the texts of ``quality`` or those of ``again``."""
+    record = read(RESULTS / f"{kind}-{length}.json")
+    times = read(RESULTS / RANKED_BY).get("lengths", {}).get(str(length), {})
     found = []
     for name, scores in record.get("methods", {}).items():
         if name not in times or not scores.keys() >= {*KINDS, FACT} <= record["methods"]["dense"].keys():
@@ -82,6 +98,13 @@ def decoder(length: int) -> list[Measured]:
         fits = all(losses[task] <= limits[task] for task in losses)
         found.append(Measured(name, times[name]["speedup"], _title(worst), losses[worst], fits))
     return found
+
+
+def on_other_texts(length: int) -> str:
+    """What the methods that were tried again lost there, where some were, as the end of a line."""
+    found = [one for one in sorted(decoder(length, "again"), key=lambda one: -one.speedup) if one.name != "dense"]
+    said = [f"`{one.name}` {'stays within' if one.fits else 'exceeds'} the limits ({one.lost})" for one in found]
+    return f" On other texts: {', '.join(said)}." if said else ""
 
 
 def encoder(model: str) -> list[Measured]:
@@ -120,22 +143,23 @@ def verdict(found: Iterable[Measured]) -> str:
     return text
 
 
-def still_missing(found: list[Measured], length: int) -> str:
-    """The methods of a length that have yet to be measured, where some are, as the end of a line."""
-    missing = [name for name in named("quality", length) if name not in {one.name for one in found}]
+def still_missing(found: list[Measured], names: Iterable[str]) -> str:
+    """Those of the names that have yet to be measured, where some are, as the end of a line."""
+    missing = [name for name in names if name not in {one.name for one in found}]
     return f" Not measured yet: {', '.join(f'`{name}`' for name in missing)}." if found and missing else ""
 
 
 def estimates() -> str:
     """What every estimate is worth, by equal blocks and an equal budget."""
     masses, cost = read(RESULTS / "mass-2048.json").get("methods", {}), read(RESULTS / "quality-2048.json")
-    times = read(RESULTS / "time.json").get("lengths", {})
+    times = read(RESULTS / RANKED_BY).get("lengths", {})
     names = {by: f"blocktopk-0.25-b64{'' if by == 'mean' else f'-{by}'}" for by in ESTIMATES}
-    held = {by: np.mean([masses[name][kind][0] for kind in KINDS]) for by, name in names.items() if name in masses}
+    done = {by: masses[name] for by, name in names.items() if masses.get(name, {}).keys() >= {*KINDS}}
+    held = {by: np.mean([of[kind][0] for kind in KINDS]) for by, of in done.items()}
     rows = []
     for by in sorted(held, key=lambda by: -held[by]):
-        done = names[by] in cost.get("methods", {}) and cost["methods"][names[by]].keys() >= {*KINDS}
-        lost = max(differences(cost, names[by], kind).mean() for kind in KINDS) if done else None
+        judged = cost.get("methods", {}).get(names[by], {}).keys() >= {*KINDS}
+        lost = max(differences(cost, names[by], kind).mean() for kind in KINDS) if judged else None
         speeds = [times.get(str(length), {}).get(names[by]) for length in LENGTHS]
         cells = [f"{held[by]:.3f}", "–" if lost is None else f"{lost:+.3f}"]
         rows.append([f"`{by}`", *cells, *(f"{one['speedup']:.2f}×" if one else "–" for one in speeds)])
@@ -171,9 +195,9 @@ def quality_table(tokens: int) -> str:
     return _table(["method", *map(_title, made)], rows, record)
 
 
-def time_table() -> str:
+def time_table(name: str) -> str:
     """Milliseconds, and how many times as fast as SDPA, by length."""
-    record = read(RESULTS / "time.json")
+    record = read(RESULTS / f"{name}.json")
     lengths = record.get("lengths", {})
     names = list(dict.fromkeys(name for of in lengths.values() for name in of))
     rows = []
@@ -204,12 +228,13 @@ def encoder_table(model: str) -> str:
     return f"{record['tasks'][task]}.\n\n{text}" if rows else text
 
 
+TIMES = ("time-avx512", "time-avx512-bfloat16", "time-avx2")
 PARTS: dict[str, Callable[[], str]] = {
     "which": which,
     "estimates": estimates,
     "mass-2048": lambda: mass_table(2048),
     **{f"quality-{length}": (lambda length=length: quality_table(length)) for length in LENGTHS},
-    "time": time_table,
+    **{name: (lambda name=name: time_table(name)) for name in TIMES},
     "minilm": lambda: encoder_table("minilm"),
     "dinov2": lambda: encoder_table("dinov2"),
 }
@@ -228,9 +253,26 @@ def _next_to_nothing() -> bool:
     return bool(proved) and all(of[kind][1] >= KEPT for of in proved for kind in of)
 
 
+def _longer_texts_ask_for_more() -> bool:
+    """Where all lengths are recorded: each choice stays within the limits at its length, and not at twice that."""
+    found = {length: {one.name: one.fits for one in decoder(length)} for length in LENGTHS}
+    return not all(found.values()) or (
+        all(found[length].get(CHOICES[length], False) for length in LENGTHS)
+        and not any(found[longer].get(CHOICES[length], True) for length, longer in pairwise(LENGTHS))
+    )
+
+
+def _skips_gain_nothing() -> bool:
+    times = read(RESULTS / "time-avx512-bfloat16.json").get("lengths", {})
+    alone, inside = "blockmass-0.98-b64-similar", "blockskip-4.0-in(blockmass-0.98-b64-similar)"
+    return all(abs(of[alone]["seconds"] / of[inside]["seconds"] - 1) <= ABOUT for of in times.values())
+
+
 CLAIMS: dict[str, Callable[[], bool]] = {
     "keeps about half of the mass without them, and four fifths with them": _half_and_four_fifths,
     "On SmolLM2 they prove next to nothing": _next_to_nothing,
+    "blocks by mass alone take about as long as with skips of a margin of 4 inside": _skips_gain_nothing,
+    "The longer the text, the more has to be kept": _longer_texts_ask_for_more,
 }
 """Sentences of the page that no table holds, and what the records must say for them to stand there."""
 
@@ -250,7 +292,8 @@ def page(text: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]], record: dict[str, Any]) -> str:
-    return f"{markdown(heads, rows)}\n\n{describe(record['machine'])}." if rows else NOTHING
+    begun = "".join(f" Begun on {describe(machine)}." for machine in record.get("earlier", ()))
+    return f"{markdown(heads, rows)}\n\n{describe(record['machine'])}.{begun}" if rows else NOTHING
 
 
 def _time(one: dict[str, Any] | None, digits: int = 0) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
@@ -27,7 +28,7 @@ def choices(script: Any, tiny_decoder: Path, texts: Path, tmp_path: Path, monkey
     monkeypatch.setattr(module, "sources", dict)
     monkeypatch.setattr(module, "texts", lambda *_: (Text("one", " ".join(text.body for text in given)),))
     task = Perplexity(items=2, tokens=64, block=8, texts=given)
-    monkeypatch.setattr(module, "tasks", lambda _: {"code": task})
+    monkeypatch.setattr(module, "tasks", lambda *_: {"code": task})
     return module
 
 
@@ -86,24 +87,53 @@ def test_mass_goes_on_where_it_stopped(choices: Any, tmp_path: Path) -> None:
 
 def test_times_go_on_method_by_method(choices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
-    monkeypatch.setattr(choices, "timed", lambda _, name: {"speedup": float(len(timed.append(name) or timed))})
+    monkeypatch.setattr(choices, "timed", lambda _, name, dtype: {"speedup": float(len(timed.append(name) or timed))})
     choices.timings(64, ["dense", "blockskip-1.0"])
     choices.timings(64, ["dense", "blockskip-2.0"])
     choices.timings(32, ["dense"])
     assert timed == ["dense", "blockskip-1.0", "blockskip-2.0", "dense"]
-    lengths = json.loads((tmp_path / "time.json").read_text())["lengths"]
+    lengths = json.loads(choices.time_record().read_text())["lengths"]
     assert {length: list(found) for length, found in lengths.items()} == {
         "64": ["dense", "blockskip-1.0", "blockskip-2.0"], "32": ["dense"],
     }  # fmt: skip
+    assert choices.main(["bfloat16", "32", "dense"]) == 0
+    assert list(json.loads(choices.time_record(torch.bfloat16).read_text())["lengths"]) == ["32"]
+
+
+def test_other_texts_have_a_record_of_their_own(choices: Any, tmp_path: Path) -> None:
+    assert choices.main(["again", "64", "dense"]) == 0
+    assert list(json.loads((tmp_path / "again-64.json").read_text())["methods"]) == ["dense"]
+    assert not (tmp_path / "quality-64.json").exists()
+
+
+def test_other_texts_hold_none_of_the_first(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("block_choices")
+    monkeypatch.setattr(module, "texts", lambda kind, _: tuple(Text(f"{kind} {i}", "") for i in range(6)))
+    first, other = module.tasks(2048), module.tasks(2048, module.OTHERS)
+    for kind in module.KINDS:
+        assert not {*first[kind].texts} & {*other[kind].texts}
+    shown = [{text.title for text in task[module.FACT].texts[:2]} for task in (first, other)]
+    assert not shown[0] & shown[1]
+    assert first[module.FACT].seed != other[module.FACT].seed
+
+
+def test_a_record_tells_of_every_processor_that_it_was_taken_on(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, record = script("block_choices"), {}
+    for processor in ("old", "old", "new", "new"):
+        monkeypatch.setattr(module, "machine", lambda processor=processor: {"processor": processor, "isa": "avx2"})
+        module.note_machine(record)
+    assert record["machine"]["processor"] == "new"
+    assert [machine["processor"] for machine in record["earlier"]] == ["old"]
 
 
 def test_a_method_is_timed_beside_sdpa(choices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     once = choices.interleaved
     monkeypatch.setattr(choices, "interleaved", lambda runs, **_: once(runs, rounds=1, min_sample=None))
     (call, *_) = choices.calls_of_text("code", 32, {})
-    found = choices.timed(call, "blocktopk-0.5-b8")
-    assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"])
-    assert found["seconds"] > 0
+    for dtype in (torch.float32, torch.bfloat16):
+        found = choices.timed(call, "blocktopk-0.5-b8", dtype=dtype)
+        assert found["speedup"] == pytest.approx(found["sdpa"] / found["seconds"])
+        assert found["seconds"] > 0
 
 
 def test_the_plan_counts_what_is_missing_and_tells_its_time_by_what_is_there(
@@ -112,6 +142,7 @@ def test_the_plan_counts_what_is_missing_and_tells_its_time_by_what_is_there(
     monkeypatch.setattr(choices, "METHODS", {2048: ("dense", "a", "b"), 4096: ("dense", "a"), 8192: ("dense",)})
     monkeypatch.setattr(choices, "NOT_BY_QUALITY", ("c",))
     monkeypatch.setattr(choices, "SLOW", ())
+    monkeypatch.setattr(choices, "TIMED_AT_LEAST", ())
     assert choices.plan()[:2] == [
         "mass 2048: 3 cells missing; nothing is known of its time",
         "quality 2048: 6 cells missing; nothing is known of its time",
@@ -120,7 +151,7 @@ def test_the_plan_counts_what_is_missing_and_tells_its_time_by_what_is_there(
             "seconds": {"dense": {"code": 90.0}, "other": {"code": 30.0}}}  # fmt: skip
     (tmp_path / "quality-2048.json").write_text(json.dumps(done))
     timed = {"lengths": {"4096": {"dense": {}}}, "seconds": {"dense": {"4096": 60.0}}}
-    (tmp_path / "time.json").write_text(json.dumps(timed))
+    choices.time_record().write_text(json.dumps(timed))
     assert choices.plan()[1:] == [
         "quality 2048: 4 cells missing; about 4 minutes", "quality 4096: 4 cells missing; about 12 minutes",
         "quality 8192: 2 cells missing; about 18 minutes", "time 2048: 4 cells missing; nothing is known of its time",
