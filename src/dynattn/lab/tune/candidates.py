@@ -30,7 +30,8 @@ def candidates(kind: Kind, length: int) -> tuple[str, ...]:
     block = _BLOCK if length >= 16 * _BLOCK else 16
     windows = [w for w in (length // 16, length // 8, length // 4, length // 32) if w >= 4]
     names = [
-        f"blockskip-4.0-in(blockmass-0.98-b{block}-similar)", "blockskip-4.0", f"nm-1-2-x16-w{_BLOCK}-s{sinks}",
+        f"blockskip-4.0-in(blockmass-0.98-b{block}-similar)", f"blockskip-3.0-in(blockmass-0.98-b{block}-similar)",
+        "blockskip-4.0", f"nm-1-2-x16-w{_BLOCK}-s{sinks}", f"blockskip-5.0-in(blockmass-0.99-b{block}-similar)",
         f"blockmass-0.98-b{block}-similar", "blockskip-3.0", "nm-1-2-x16", f"blocktopk-0.25-b{block}-bounds",
         f"blockmass-0.95-b{block}-similar", "blockskip-2.0", f"nm-1-2-w{_BLOCK}-s{sinks}",
         f"blocktopk-0.25-b{block}-similar", "blockskip-5.0",

@@ -205,7 +205,8 @@ struct Counts {
   void check(Case c) {
     if (seen++ % each != 0) return;
     if (is_tiled(c.isa)) {
-      c.parts = c.dtype == DYNATTN_FLOAT32 && c.threads == 2 && c.dropout_p == 0.0 ? 3 : 0;
+      const bool takes_parts = c.isa != DYNATTN_ISA_AVX512BF16;
+      c.parts = takes_parts && c.dtype == DYNATTN_FLOAT32 && c.threads == 2 && c.dropout_p == 0.0 ? 3 : 0;
       c.dtype = c.parts > 0 ? DYNATTN_FLOAT32 : DYNATTN_BFLOAT16, c.rule = Rule();
       c.rounded = !c.aux && (c.threads == 2 || c.parts > 0);
     }
