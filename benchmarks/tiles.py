@@ -1,7 +1,7 @@
 """The tile kernels against PyTorch's attention in bfloat16: forward, shapes and targets of their ladder.
 
-    python benchmarks/tiles.py            # ten minutes on an idle machine: benchmarks/results/tiles-<machine>.json
-    python benchmarks/tiles.py table      # the records as tables
+    python benchmarks/tiles.py            # two minutes on an idle machine: benchmarks/results/tiles-<machine>.json
+    python benchmarks/tiles.py table      # the records' place in docs/kernels/cpu-tiles-ladder.md
     python benchmarks/tiles.py trial      # tiny shapes, by the portable engine, on any machine; writes nothing
 
 Every figure is a median of rounds in which all functions take their turn, with its quartiles, on one thread and on two.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from marked import markdown
+from marked import markdown, rewritten
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -29,6 +29,8 @@ from dynattn.lab.timing import interleaved
 from dynattn.methods import parse
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "kernels" / "cpu-tiles-ladder.md"
+START, END = "<!-- written by benchmarks/tiles.py -->", "<!-- end -->"
 SECONDS = 4.0
 AGREE = 0.03  # the largest difference from the float32 kernels on normal inputs, from rounding of weights and outputs
 Shape = tuple[int, int, int, bool]  # heads, length, head_dim, causal
@@ -89,23 +91,32 @@ def measure(targets: dict[Shape, dict[str, float]], backend: str, seconds: float
 
 
 def table(record: dict[str, Any]) -> str:
-    """A record as Markdown: times of PyTorch's attention, and how many times as fast the others are."""
-    lines = []
+    """A record as Markdown: times of PyTorch's attention, and how many times as fast the others are, a column a number of
+    threads."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in record["rows"]:
         heads, length, head_dim, causal = row["shape"]
-        cells = [f"{heads}×{length}×{head_dim}{' causal' if causal else ''}", row["threads"], row["method"]]
-        speedup = row["speedup"]
-        ratio = f"{speedup['median']:.2f}× ({speedup['q1']:.2f}–{speedup['q3']:.2f})"
-        target = "" if row["target"] is None else f"{row['target']:g}×"
-        lines.append([*map(str, cells), f"{1e3 * row['seconds']['median']:.2f} ms", ratio, target])
-    columns = ["shape", "threads", "method", "time", "SDPA's over it", "target"]
+        shape = f"{heads}×{length}×{head_dim}{' causal' if causal else ''}"
+        found.setdefault((shape, row["method"]), {})[row["threads"]] = row
+    lines = []
+    for (shape, method), by_threads in found.items():
+        target = by_threads[1]["target"]
+        lines.append([shape, f"`{method}`", *map(_cell, by_threads.values()), f"{target:g}×" if target else ""])
+    columns = ["shape", "", "one thread", "two", "target"]
     return f"{describe(record['machine'])}, engine {record['engine']}:\n\n{markdown(columns, lines)}"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    time, speedup = f"{1e3 * row['seconds']['median']:.1f} ms", row["speedup"]
+    if row["method"] == "sdpa":
+        return time
+    return f"{time}, {speedup['median']:.2f}× ({speedup['q1']:.2f}–{speedup['q3']:.2f})"
 
 
 def main(arguments: list[str]) -> None:
     if arguments == ["table"]:
-        for path in sorted(RESULTS.glob("tiles-*.json")):
-            print(table(read_json(path, "run python benchmarks/tiles.py")), end="\n\n")
+        found = [read_json(path, "run python benchmarks/tiles.py") for path in sorted(RESULTS.glob("tiles-*.json"))]
+        PAGE.write_text(rewritten(PAGE.read_text(), START, "\n\n".join(map(table, found)), END, "tiles"))
         return
     if arguments == ["trial"]:
         print(table(measure(TRIAL, "cpu-tiles-portable", 0.2)))

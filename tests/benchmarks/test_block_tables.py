@@ -149,9 +149,9 @@ def test_what_the_page_says_of_lengths_must_hold_at_each(
     assert holds() == (denied is None)
 
 
-@pytest.mark.parametrize(("speedup", "holds"), [(3.9, True), (4.1, True), (3.6, False), (4.4, False)])
+@pytest.mark.parametrize(("speedup", "holds"), [(3.9, True), (4.1, False)])
 def test_what_the_page_says_of_bfloat16_must_hold(tables: Any, tmp_path: Path, speedup: float, holds: bool) -> None:
-    (claim,) = [of for text, of in tables.CLAIMS.items() if text.startswith("blocks by mass alone")]
+    (claim,) = [of for text, of in tables.CLAIMS.items() if text.startswith("skips of a margin of 4")]
     alone, inside = "blockmass-0.98-b64-similar", "blockskip-4.0-in(blockmass-0.98-b64-similar)"
     (tmp_path / "time-avx512-bfloat16.json").write_text(json.dumps(times(**{alone: speedup, inside: 4.0})))
     assert claim() == holds

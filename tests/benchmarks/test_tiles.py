@@ -28,8 +28,17 @@ def test_a_trial_is_a_record_with_every_row(tiles: Any) -> None:
     assert [(row["threads"], row["shape"], row["method"]) for row in record["rows"]] == wanted
     assert all(row["seconds"]["median"] > 0 for row in record["rows"])
     text = tiles.table(record)
-    assert text.count("\n| ") >= len(wanted)
+    assert text.count("\n| ") == 2 + len(wanted) // 2  # a line for both numbers of threads
     assert "blocktopk-0.5-b16" in text
+
+
+def test_the_page_has_the_records(tiles: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = tiles.PAGE.read_text()
+    page = tmp_path / "page.md"
+    page.write_text(written)
+    monkeypatch.setattr(tiles, "PAGE", page)
+    tiles.main(["table"])
+    assert page.read_text() == written
 
 
 def test_a_kernel_that_disagrees_is_not_timed(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
