@@ -91,8 +91,7 @@ def measure(targets: dict[Shape, dict[str, float]], backend: str, seconds: float
 
 
 def table(record: dict[str, Any]) -> str:
-    """A record as Markdown: times of PyTorch's attention, and how many times as fast the others are, a column a number of
-    threads."""
+    """A record as Markdown: times, and how many times as fast as PyTorch's attention, a column a number of threads."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in record["rows"]:
         heads, length, head_dim, causal = row["shape"]
