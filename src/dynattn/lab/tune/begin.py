@@ -32,6 +32,7 @@ _LENGTHS = (4096, 3072, 2048, 1536, 1024, 512, 256)
 _ENCODER_LENGTH = 512
 _READERS: tuple[Kind, ...] = ("encoder", "decoder")
 _FEW = 64  # how many tokens a forward has that shows how the model is built
+_PLENTY = 20  # entries of a proof with which a small loss is mostly told from the limit
 _PROBE = 1024  # how many tokens the forward has from which the time of longer ones is predicted
 
 
@@ -152,7 +153,7 @@ def _longest(
     settings: Settings, texts: tuple[Text, ...] | None, pretrained: Pretrained, lengths: Sequence[int], clock: Clock
 ) -> Any:
     """A decoder at the longest of the lengths for which there are texts and time: the length, its plan, an entry's
-    seconds, and what linear layers take."""
+    seconds, and what linear layers take. A shorter one is taken where the longest would leave the proof few items."""
     own = pieces.shuffled(wikipedia() if texts is None else texts)
     least = LEAST.search + LEAST.prove
     enough = [length for length in lengths if len(pieces.cut(pretrained, own, length, least)) == least]
@@ -165,6 +166,7 @@ def _longest(
     seen = _sooner(pretrained, inputs)
     inside = sum(seen.modules.values())
     least_time = math.inf
+    scarce: list[Any] | None = None
     for length in enough:
         times = length / probe
         attention = inside * times**2
@@ -172,8 +174,13 @@ def _longest(
         entry = {"entry": forward, "share": attention / forward, "second": True}
         its, linears = _plan(pretrained, inputs, clock, 0, entry)
         if its is not None:
-            return [length, asdict(its), forward, linears]
+            found = [length, asdict(its), forward, linears]
+            if its.counts.prove >= _PLENTY:
+                return found
+            scarce = scarce or found
         least_time = least_seconds(**entry)
+    if scarce is not None:
+        return scarce
     raise _too_little(settings, clock, least_time, enough[-1])
 
 
