@@ -20,12 +20,9 @@ class Engine {
   void fence() {}
 };
 
-// sums[kRows][kB · 16] (+)= A · B, from one row of A on.
+// Rows of sums into registers; zeros where nothing is added to.
 template <int kRows, int kB, bool kAdd>
-DYNATTN_INLINE void multiply_rows(const char* rows, const Operand& a, const Operand& b, int64_t steps, float* sums,
-                                  int64_t stride) {
-  const int64_t one = a.stride, three = 3 * a.stride, four = 4 * a.stride;  // other distances are found by addressing
-  __m512 sum[kRows][kB];
+DYNATTN_INLINE void load_rows(const float* sums, int64_t stride, __m512 (&sum)[kRows][kB]) {
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; row++) {
 #pragma GCC unroll 2
@@ -33,6 +30,24 @@ DYNATTN_INLINE void multiply_rows(const char* rows, const Operand& a, const Oper
       sum[row][j] = kAdd ? _mm512_loadu_ps(sums + row * stride + j * kTileRows) : _mm512_setzero_ps();
     }
   }
+}
+
+template <int kRows, int kB>
+DYNATTN_INLINE void store_rows(const __m512 (&sum)[kRows][kB], float* sums, int64_t stride) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kB; j++) _mm512_storeu_ps(sums + row * stride + j * kTileRows, sum[row][j]);
+  }
+}
+
+// sums[kRows][kB · 16] (+)= A · B, from one row of A on.
+template <int kRows, int kB, bool kAdd>
+DYNATTN_INLINE void multiply_rows(const char* rows, const Operand& a, const Operand& b, int64_t steps, float* sums,
+                                  int64_t stride) {
+  const int64_t one = a.stride, three = 3 * a.stride, four = 4 * a.stride;  // other distances are found by addressing
+  __m512 sum[kRows][kB];
+  load_rows<kRows, kB, kAdd>(sums, stride, sum);
   const char* right = b.first;
   for (int64_t step = 0; step < steps; step++, rows += a.step, right += b.step) {
     for (int pair = 0; pair < kTileDepth / 2; pair++) {
@@ -51,11 +66,7 @@ DYNATTN_INLINE void multiply_rows(const char* rows, const Operand& a, const Oper
       }
     }
   }
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; row++) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kB; j++) _mm512_storeu_ps(sums + row * stride + j * kTileRows, sum[row][j]);
-  }
+  store_rows<kRows, kB>(sum, sums, stride);
 }
 
 template <int kA, int kB, bool kAdd>
@@ -89,11 +100,7 @@ template <int kRows, int kB, int kSpan>
 DYNATTN_INLINE void multiply_picked_rows(const char* rows, const Picks& picks, float* sums, int64_t stride) {
   const uint32_t *numbers = picks.numbers, *places = picks.places;
   __m512 sum[kRows][kB];
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; row++) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kB; j++) sum[row][j] = _mm512_loadu_ps(sums + row * stride + j * kTileRows);
-  }
+  load_rows<kRows, kB, true>(sums, stride, sum);
   for (int64_t step = 0; step < picks.steps; step++, rows += picks.step) {
     for (int at = 0; at < kTileDepth; at += kSpan, numbers += 16, places += 16) {
       __m512i pairs[kB], from[kB];
@@ -113,11 +120,7 @@ DYNATTN_INLINE void multiply_picked_rows(const char* rows, const Picks& picks, f
       }
     }
   }
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; row++) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kB; j++) _mm512_storeu_ps(sums + row * stride + j * kTileRows, sum[row][j]);
-  }
+  store_rows<kRows, kB>(sum, sums, stride);
 }
 
 template <int kB, int kSpan>

@@ -50,9 +50,6 @@ DYNATTN_INLINE bool is_picked(const Pass& pass) {
   return pass.at.plan.span != 0 && !pass.careful && !pass.scratch.allowed->force;
 }
 
-// Words from one group's weights to the next's.
-DYNATTN_INLINE int64_t group_words(const TilePlan& plan) { return plan.padded / 2 * kLanes; }
-
 DYNATTN_INLINE ScoreTile score_tile(const Pass& pass, int group) {
   const TilePlan& plan = pass.at.plan;
   const int64_t words = group * group_words(plan);
@@ -247,7 +244,7 @@ static bool write_outputs(const Pass& pass, int group, const float* factors) {
     const int64_t dims = smaller<int64_t>(kLanes, args.value_dim - d);
     for (int64_t lane = 0; lane < lanes; lane++) put_numbers(out + lane * args.out_strides[2] + d, rows[lane], dims);
   }
-  return (static_cast<unsigned>(~finite) & ((1u << lanes) - 1)) == 0;
+  return (~finite & present_lanes(pass, group)) == 0;
 }
 
 static bool finish(const Pass& pass) {

@@ -131,8 +131,8 @@ static void prepare_queries(const QueryRows& rows, const KeySection& section) {
 static void mark_kept(const QueryRows& rows, int group, bool careful) {
   const TilePlan& plan = rows.plan.scores;
   const Allowed& allowed = *rows.scratch.allowed;
-  const ScoreTile tile = {rows.scratch.scores + group * kLanes, rows.scratch.kept + group * (plan.padded / 2) * kLanes,
-                          nullptr, plan.key_block};
+  const ScoreTile tile = {rows.scratch.scores + group * kLanes, rows.scratch.kept + group * group_words(plan), nullptr,
+                          plan.key_block};
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
   if (careful) {
     LaneState unused;
@@ -183,7 +183,7 @@ struct GroupGradients {
 static void grade_group(const QueryRows& rows, int64_t t, int group) {
   const TilePlan& plan = rows.plan.scores;
   const BackwardScratch& s = rows.scratch;
-  const int64_t lane = t * kQueries + group * kLanes, words = group * (plan.padded / 2) * kLanes;
+  const int64_t lane = t * kQueries + group * kLanes, words = group * group_words(plan);
   const GroupGradients gradient(rows, lane);
   const Words halves[2] = {broadcast_words(0xffffu), broadcast_words(0xffff0000u)};
   for (int place = 0; place < plan.key_block; place += 2) {
@@ -232,7 +232,7 @@ static void add_carefully(const QueryRows& rows, const KeySection& section, int6
     const int64_t row = (block - section.first) * plan.scores.padded + i;
     for (int64_t query = 0; query < rows.tile(t).count; query++) {
       const int place = plan.scores.place[i];
-      const int64_t word = query / kLanes * (plan.scores.padded / 2) * kLanes + place / 2 * kLanes + query % kLanes;
+      const int64_t word = query / kLanes * group_words(plan.scores) + place / 2 * kLanes + query % kLanes;
       if ((s.kept[word] >> (place % 2 * 16) & 0xffffu) == 0) continue;
       const float weight = s.scores[i * kQueries + query], d_score = s.d_scores[i * kQueries + query];
       const int64_t own = t * kQueries + query;
@@ -277,7 +277,7 @@ static bool grade_tile(const QueryRows& rows, const KeySection& section, int64_t
              s.d_scores);
   for (int group = 0; group < kGroups; group++) mark_kept(rows, group, careful);
   if (forward.drop_below > 0) {
-    memcpy(s.left, s.kept, static_cast<size_t>(plan.scores.padded / 2 * kQueries) * sizeof(uint32_t));
+    memcpy(s.left, s.kept, static_cast<size_t>(kGroups * group_words(plan.scores)) * sizeof(uint32_t));
     drop_weights(at, first_key, kGroups, false, s.left);
   }
   for (int group = 0; group < kGroups; group++) grade_group(rows, t, group);

@@ -74,8 +74,10 @@ DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
   return plan.padded / kTileDepth * plan.parts * plan.dims * kTileBytes;
 }
 
-// Words from one part of a block's weights to the next: [part][group][pair of places][kLanes].
-DYNATTN_INLINE int64_t weight_part_words(const TilePlan& plan) { return int64_t{plan.padded} / 2 * kQueries; }
+// Words from one group's weights of a block to the next's, and from one part's to the next's:
+// [part][group][pair of places][kLanes].
+DYNATTN_INLINE int64_t group_words(const TilePlan& plan) { return int64_t{plan.padded} / 2 * (kQueries / kGroups); }
+DYNATTN_INLINE int64_t weight_part_words(const TilePlan& plan) { return kGroups * group_words(plan); }
 
 // Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
 static int choose_key_block(const TilePlan& plan) {

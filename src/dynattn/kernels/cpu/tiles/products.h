@@ -42,7 +42,7 @@ static void add_columns(const TilePlan& plan, Engine& engine, const char* values
 template <class Picking>
 static void add_picked(const TilePlan& plan, Picking& engine, const char* values, const uint32_t* weights,
                        const uint32_t* picked, int groups, float* out) {
-  const Picks picks = {weights, picked, plan.padded / 2 * kLanes, plan.dims * kTileBytes, plan.padded / kTileDepth};
+  const Picks picks = {weights, picked, group_words(plan), plan.dims * kTileBytes, plan.padded / kTileDepth};
   for (int64_t tile = 0; tile < plan.dims; tile++, values += kTileBytes, out += kTileRows * kQueries) {
     multiply_picked(engine, values, picks, plan.span, groups, out, kQueries);
   }
