@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import dynattn
 from dynattn import NM, attention, explain
+from dynattn.methods import parse
 from tests import gradients
 
 ROUTES = ["auto", "reference"]
@@ -255,3 +256,25 @@ def test_version_matches_the_distribution() -> None:
     from importlib.metadata import version
 
     assert dynattn.__version__ == version("dynattn")
+
+
+@pytest.mark.parametrize("method", ["dense", "nm-2-4", "window-16-s2", "topk-8", "topk-1.0", "blocktopk-0.25-b16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [None, -0.5])
+def test_what_the_last_key_holds_reaches_the_last_row_alone(
+    method: str, dtype: torch.dtype, scale: float | None
+) -> None:
+    """At lengths that different backends compute: a causal mask keeps NaN and infinities from the rows before."""
+    torch.manual_seed(0)
+    for length in (5, 40, 150):
+        tensors = torch.randn(3, 1, 2, length, 16, dtype=dtype)
+        rows = [dynattn.attention(*tensors[:, :, :, :-1], parse(method), causal=True, scale=scale)]
+        for place in (1, 2):
+            for what in (math.nan, math.inf):
+                spoilt = tensors.clone()
+                spoilt[place, :, :, -1] = what
+                rows.append(dynattn.attention(*spoilt, parse(method), causal=True, scale=scale)[:, :, :-1])
+        for found in rows[1:]:
+            assert torch.isfinite(found).all()
+            if not method.startswith("block"):  # a block of queries chooses together
+                torch.testing.assert_close(found, rows[0], rtol=1e-2, atol=1e-2)

@@ -22,9 +22,9 @@ from dynattn.ops import transforms
 
 __all__ = ["Backend", "Call", "Plan", "Problem", "Result", "backends", "explain", "route"]
 
-# Tokens below which float32 is left to PyTorch: with and without a causal mask, forward alone and in training, for
-# heads of at most 64 dimensions and for wider ones.
-_FEW_TOKENS, _FEW_TOKENS_TRAINING = 48, 96
+# Tokens below which float32 is left to PyTorch: forward alone and in training, for heads of at most 64 dimensions and
+# for wider ones.
+_FEW_TOKENS = 48
 _TOKENS_WIDE, _TOKENS_TRAINING, _TOKENS_TRAINING_WIDE = 256, 256, 640
 _NARROW_HEAD = 64
 
@@ -101,6 +101,7 @@ def _is_short_and_dense(problem: Problem) -> bool:
         problem.dtype != torch.float32
         or not problem.method.keeps_everything
         or problem.method.choice is not Choice.GROUPS
+        or problem.causal
         or problem.grouped
         or torch.compiler.is_compiling()  # would compile for the lengths at hand alone
         or problem.q_len != problem.kv_len
@@ -109,8 +110,6 @@ def _is_short_and_dense(problem: Problem) -> bool:
         or forward_ad._current_level >= 0  # PyTorch's attention would refuse dual numbers in its own words
     ):
         return False
-    if problem.causal:
-        return problem.q_len < (_FEW_TOKENS_TRAINING if problem.needs_grad else _FEW_TOKENS)
     wide = problem.head_dim > _NARROW_HEAD
     if problem.needs_grad:
         return problem.q_len < (_TOKENS_TRAINING_WIDE if wide else _TOKENS_TRAINING)
