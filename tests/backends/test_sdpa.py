@@ -57,6 +57,14 @@ def test_it_gives_the_references_answer_and_gradients(kv_heads: int, scale: floa
     torch.testing.assert_close(*found)
 
 
+def test_a_negative_scale_behind_a_causal_mask() -> None:
+    """Of which PyTorch's kernel makes NaN; `auto` asks it on devices other than CPUs."""
+    query, key, value = inputs()
+    call = Call(query, key, value, None, None, DENSE, True, -0.3, 0.0, False, False)
+    want = dynattn.attention(query, key, value, DENSE, backend="reference", causal=True, scale=-0.3)
+    torch.testing.assert_close(SDPA().run(call).out, want)
+
+
 def test_the_example_of_contributing_is_this_backend() -> None:
     """Word for word from the guide: the same refusals, and the same answers."""
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -44,10 +44,12 @@ class SDPA(Backend):
         grouped = True if call.query.shape[1] != call.key.shape[1] else False  # noqa: SIM210  # symbols are no bool
 
         def run(query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None) -> Tensor:
+            if scale < 0:  # of which PyTorch makes NaN behind a causal mask
+                query = -query
             if trains:
                 query, key, value = _apart(query), _apart(key), _apart(value)
             return scaled_dot_product_attention(
-                query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped
+                query, key, value, is_causal=causal, scale=abs(scale), enable_gqa=grouped
             )  # fmt: skip
 
         return run
