@@ -40,9 +40,10 @@ def test_the_guides_example_agrees_with_the_reference(
     query, key, value = (
         torch.randn(2, n, length, 8) for n, length in ((4, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
     )
-    options: dict[str, Any] = {"causal": causal, "scale": 0.3}
-    if causal and q_len != kv_len:
-        with pytest.raises(RuntimeError, match="'example' cannot run this: it aligns causal masks top-left"):
+    options: dict[str, Any] = {"causal": causal, "scale": -0.3}
+    if causal:
+        why = "it aligns causal masks top-left" if q_len != kv_len else "with causal masks a NaN"
+        with pytest.raises(RuntimeError, match=f"'example' cannot run this: {why}"):
             dynattn.attention(query, key, value, NM(1, 1), backend="example", **options)
         return
     out = dynattn.attention(query, key, value, NM(1, 1), backend="example", **options)
