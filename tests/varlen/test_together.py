@@ -82,8 +82,8 @@ def test_a_backend_by_name_is_asked_for_each_text() -> None:
     key, value = (torch.cat([x, x]) for x in (key, value))
     places: dict[str, Any] = {"cu_seq_q": bounds([4, 6]), "cu_seq_k": torch.tensor([0, 8, 20])}
     places["seqused_k"] = torch.tensor([4, 6])
-    out = varlen_attention(query, key, value, parse("dense"), **places, causal=True, backend="sdpa")
-    torch.testing.assert_close(out, varlen_attention(query, key, value, parse("dense"), **places, causal=True))
+    out = varlen_attention(query, key, value, parse("dense"), **places, backend="sdpa")
+    torch.testing.assert_close(out, varlen_attention(query, key, value, parse("dense"), **places))
 
 
 def test_meta_tensors() -> None:
