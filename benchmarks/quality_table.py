@@ -1,5 +1,5 @@
 """Write the tables of real models from the records of benchmarks/record_compare.py: a line a model in the README, all
-methods in docs/quality.md.
+methods in docs/quality.md, and there those in bfloat16 too.
 
 python benchmarks/quality_table.py
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 from marked import difference, markdown, rewritten
 
 from dynattn.lab.compare.results import Comparison
+from dynattn.lab.machine import describe
 from dynattn.lab.words import label
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "compare"
 START, END = "<!-- written by benchmarks/quality_table.py -->", "<!-- end -->"
+BFLOAT16 = ("<!-- bfloat16: written by benchmarks/quality_table.py -->", "<!-- end of bfloat16 -->")
 MODELS = {"minilm": "MiniLM", "smollm2": "SmolLM2-135M", "dinov2": "DINOv2-small", "whisper": "Whisper-tiny"}
 PAGES = {"README.md": ("nm-1-2-x16",), "docs/quality.md": ("nm-1-2", "nm-1-2-x16", "nm-2-4", "nm-1-2-w64-s4")}
 """Methods by page. The README shows one setting for all models, not the best of each."""
@@ -25,16 +27,31 @@ COLUMNS = ("model", "method", "kept mass", "task: dense score", "difference to d
 
 
 def with_table(page: str, methods: Sequence[str]) -> str:
-    """The page with the table in its place, a row for each of ``methods`` that a model was measured with.
+    """The page with the tables in their places: a row for each of ``methods`` that a model was measured with, and,
+    where the page has a place for bfloat16, what was measured in it.
 
     Raises:
-        ValueError: the page has no place for it.
+        ValueError: the page has no place for the first.
     """
     rows: list[Sequence[str]] = []
     for name in MODELS:
-        found = Comparison.model_validate_json((RESULTS / f"{name}.json").read_text())
+        found = _read(name)
         rows += [_row(found, method) for method in methods if method in found.methods]
-    return rewritten(page, START, markdown(COLUMNS, rows), END, "quality_table")
+    page = rewritten(page, START, markdown(COLUMNS, rows), END, "quality_table")
+    return rewritten(page, BFLOAT16[0], _in_bfloat16(), BFLOAT16[1], "quality_table") if BFLOAT16[0] in page else page
+
+
+def _in_bfloat16() -> str:
+    """All that was recorded of models in bfloat16, and where."""
+    found = [_read(path.stem) for path in sorted(RESULTS.glob("*-bfloat16.json"))]
+    if not found:
+        return "Not measured yet."
+    rows = [_row(each, method) for each in found for method in each.methods]
+    return f"{describe(found[0].machine)}:\n\n{markdown(COLUMNS, rows)}"
+
+
+def _read(name: str) -> Comparison:
+    return Comparison.model_validate_json((RESULTS / f"{name}.json").read_text())
 
 
 def _row(found: Comparison, method: str) -> list[str]:

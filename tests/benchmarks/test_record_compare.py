@@ -25,6 +25,13 @@ def test_comparisons_are_recorded_and_failures_told(script, tmp_path, monkeypatc
     assert "dense,nm-2-4,nm-1-2,nm-2-4-x16,nm-1-2-x16" in commands[0]
     assert record_compare.main([]) == 1
     assert "no record of whisper" in capsys.readouterr().out
-    assert sorted(path.read_text() for path in (tmp_path / "results").iterdir()) == ["dinov2", "minilm", "smollm2"]
+    written = {path.stem: path.read_text() for path in (tmp_path / "results").iterdir()}
+    assert written == {
+        "dinov2": "dinov2", "minilm": "minilm", "minilm-bfloat16": "minilm", "smollm2": "smollm2",
+        "smollm2-bfloat16": "smollm2",
+    }  # fmt: skip
+    assert [command[command.index("--model") + 1] for command in commands if "bfloat16" in command] == [
+        "smollm2", "minilm",
+    ]  # fmt: skip
     assert record_compare.main(["nonsense"]) == 2
-    assert len(commands) == 5
+    assert len(commands) == 7
