@@ -37,6 +37,17 @@ def test_the_sums_are_those_of_the_equation(q_len: int, kv_len: int, causal: boo
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(0, 4), (4, 0), (0, 0)])
+def test_where_there_is_nothing_to_sum_gradients_are_zero(q_len: int, kv_len: int, causal: bool) -> None:
+    tensors = [x.requires_grad_() for x in parts(q_len, kv_len)]
+    found, scale = mix(*tensors, causal)
+    assert found.shape == (2, 3, q_len, 4)
+    assert not found.any() and not scale.any()
+    for gradient in torch.autograd.grad(found.sum(), tensors):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_logarithms_far_from_zero_neither_overflow_nor_vanish(causal: bool) -> None:
     log_query, log_key, value = parts(20, 20)
     found, scale = mix(log_query, log_key, value, causal)

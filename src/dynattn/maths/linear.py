@@ -67,7 +67,7 @@ def mix(log_query: Tensor, log_key: Tensor, value: Tensor, causal: bool) -> tupl
         sums (batch, heads, q_len, value_dim) and scale (batch, heads, q_len, 1). The scale is a constant to autograd.
         A row that sees no key has sums 0 and scale 0.
     """
-    if causal:
+    if causal and log_query.shape[2] and log_key.shape[2]:  # of none, all keys are those that are seen
         return _mix_causal(log_query, log_key, value)
     largest = _finite(_largest(log_key, dim=-2))
     scale = _finite(_largest(log_query + largest, dim=-1))
