@@ -69,9 +69,9 @@ def mix(log_query: Tensor, log_key: Tensor, value: Tensor, causal: bool) -> tupl
     """
     if causal and log_query.shape[2] and log_key.shape[2]:  # of none, all keys are those that are seen
         return _mix_causal(log_query, log_key, value)
-    largest = _finite(_largest(log_key, dim=-2))
+    largest = _largest(log_key, dim=-2)
     scale = _finite(_largest(log_query + largest, dim=-1))
-    state = (log_key - largest).exp().mT @ value  # [batch, heads, features, value_dim]
+    state = (log_key - _finite(largest)).exp().mT @ value  # [batch, heads, features, value_dim]
     return (log_query + largest - scale).exp() @ state, scale
 
 
