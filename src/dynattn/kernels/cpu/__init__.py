@@ -38,6 +38,7 @@ TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
+_FEW_QUERIES_IN_PAIRS = 8  # likewise, where products are of pairs of bfloat16 numbers
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
@@ -472,7 +473,8 @@ def nm_isa(dtype: torch.dtype, q_len: int) -> str:
         dtype: the dtype of the tensors.
         q_len: queries of a head.
     """
-    tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES
+    few = _FEW_QUERIES_IN_PAIRS if tile_engine() == "avx512bf16" else _FEW_QUERIES  # the processors with such products
+    tiled = dtype == torch.bfloat16 and q_len > few
     return (tile_isa() if tiled else None) or best_isa()
 
 

@@ -45,6 +45,9 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
+constexpr Isa kAvx512Pairs = {
+    dynattn::avx512_pairs::nm_forward, dynattn::avx512_pairs::nm_texts, nullptr, nullptr, nullptr, nullptr, nullptr,
+    nullptr, nullptr, nullptr};
 constexpr Isa kIsas[] = {DYNATTN_ISA(portable),         DYNATTN_ISA(avx2),
                          DYNATTN_ISA(avx512),           DYNATTN_TILES(tiles_portable),
                          DYNATTN_TILES(tiles_avx512bf16), DYNATTN_TILES(tiles_amx)};
@@ -100,6 +103,16 @@ const char* disagreement(int32_t isa) {
   }
 #endif
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
+}
+
+// The build that computes a call of N:M attention. One has products of pairs of bfloat16 numbers, which few queries
+// take. A gradient makes the choice again by the forward's own code, and there the forward is of the build asked for.
+const Isa& build_of(const NMForwardArgs& args) {
+#ifdef DYNATTN_X86_KERNELS
+  static const bool pairs = dynattn::avx512bf16_pays();
+  if (args.isa == DYNATTN_ISA_AVX512 && args.dtype == DYNATTN_BFLOAT16 && !args.needs_grad && pairs) return kAvx512Pairs;
+#endif
+  return kIsas[args.isa];
 }
 
 bool runs(int32_t isa) { return refusal(isa) == nullptr; }
@@ -292,7 +305,7 @@ const char* dynattn_tile_disagreement(int32_t isa) {
 int32_t dynattn_nm_forward(const NMForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->isa)) return DYNATTN_UNSUPPORTED_ISA;
-  const int32_t status = kIsas[args->isa].nm_forward(*args);
+  const int32_t status = build_of(*args).nm_forward(*args);
   // numbers that bfloat16 parts do not hold
   return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].nm_forward(*args) : status;
 }
@@ -312,7 +325,7 @@ int32_t dynattn_nm_texts(const NMTextsArgs* args) {
       return dynattn::products_of(a.args) > dynattn::products_of(b.args);
     });
     if (texts.empty()) return DYNATTN_OK;
-    return kIsas[args->call.isa].nm_texts(texts.data(), static_cast<int64_t>(texts.size()));
+    return build_of(args->call).nm_texts(texts.data(), static_cast<int64_t>(texts.size()));
   } catch (const std::bad_alloc&) {
     return DYNATTN_OUT_OF_MEMORY;
   }

@@ -24,6 +24,12 @@ DYNATTN_DECLARE(avx2)
 DYNATTN_DECLARE(avx512)
 DYNATTN_DECLARE(neon)
 
+// N:M attention for AVX-512 with products of pairs of bfloat16 numbers.
+namespace dynattn::avx512_pairs {
+int32_t nm_forward(const NMForwardArgs& args);
+int32_t nm_texts(const Text* texts, int64_t count);
+}  // namespace dynattn::avx512_pairs
+
 // The tile kernels, one build for each engine: bfloat16 alone.
 #define DYNATTN_DECLARE_TILES(engine)                                      \
   namespace dynattn::engine {                                              \

@@ -58,6 +58,7 @@ struct Plan {
   bool confined;                // window and sinks are all that is allowed, and all of it is kept
   bool counts;                  // kept mass, kept and allowed are asked for
   bool generic;                 // every tile goes by position, with the choice in memory
+  bool rounds;                  // weights are rounded to bfloat16 before they multiply values
   bool dense;                   // every allowed entry is kept
   int panel, rows;              // vectors of a panel, rows of a band
   int tile;                     // keys of a tile
@@ -155,6 +156,7 @@ static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages 
   plan.m = plan.dense ? 1 : args.m;
   plan.stride = plan.dense ? 1 : args.stride;
   plan.window = !plan.dense && (args.window > 0 || args.sinks > 0);
+  plan.rounds = false;
   plan.counts = args.kept_mass != nullptr;
   // The choice in registers is for tiles of kTile keys in which a vector's groups are neighbours.
   const bool aligned = plan.stride == 1 || (plan.stride % kWidth == 0 && kTile % (plan.m * plan.stride) == 0);

@@ -151,9 +151,10 @@ static inline void finish_rows(const QueryBlock& block) {
     const float reference = rows.reference[i] * (plan.exponent == kLog2e ? 1.0f : fabsf(args.scale));
     const int64_t at =
         block.batch * args.out_strides[0] + block.index * args.out_strides[1] + (block.first + i) * args.out_strides[2];
-    const float factor = nan ? NAN : sum > 0.0f ? 1.0f / sum : 0.0f;
-    write_row(static_cast<char*>(args.out) + at * element_size(args.dtype), rows.out + i * rows.out_stride,
-              args.value_dim, factor, args.dtype);
+    float* const out = rows.out + i * rows.out_stride;
+    const float weights = plan.rounds ? reduce_add(load(out + value_width(plan))) : sum;
+    const float factor = nan ? NAN : sum > 0.0f ? 1.0f / weights : 0.0f;
+    write_row(static_cast<char*>(args.out) + at * element_size(args.dtype), out, args.value_dim, factor, args.dtype);
     if (args.logsumexp != nullptr) {
       args.logsumexp[row] = rows.poisoned[i] & kNan ? NAN
                             : nan                   ? INFINITY

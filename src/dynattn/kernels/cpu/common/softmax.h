@@ -17,7 +17,7 @@ struct RowStates {
   float* ceiling;    // a larger score asks for a new reference; -inf before the first
   float* sum;        // [row][kWidth] weights kept
   float* dropped;    // [row][kWidth] weights dropped
-  float* out;        // [row][out_stride]
+  float* out;        // [row][out_stride], and where weights are rounded the sums of those, by lane, behind each
   int64_t out_stride;
   int32_t* kept;
   int32_t* allowed;
@@ -30,7 +30,7 @@ static RowStates lay_rows(const Plan& plan, int64_t rows, Arena& arena) {
   states.ceiling = arena.take<float>(rows);
   states.sum = arena.take<float>(rows * kWidth);
   states.dropped = arena.take<float>(rows * kWidth);
-  states.out_stride = value_width(plan);
+  states.out_stride = value_width(plan) + (plan.rounds ? kWidth : 0);
   states.out = arena.take<float>(rows * states.out_stride);
   states.kept = arena.take<int32_t>(rows);
   states.allowed = arena.take<int32_t>(rows);

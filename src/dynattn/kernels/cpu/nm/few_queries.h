@@ -23,7 +23,11 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // Queries up to which nothing is packed, and rows that may share a key head: all by measurement. More queries fill
 // the register tiles of packed query blocks. Wide values cannot stay where they lie there, so that packing them pays
 // for more queries only.
+#ifdef DYNATTN_PAIRS
+constexpr int64_t kFewQueries = 8;
+#else
 constexpr int64_t kFewQueries = 6;
+#endif
 constexpr int64_t kFewQueriesWide = 12;
 constexpr int64_t kWideValue = 64;  // a value_dim above it is wide
 constexpr int64_t kFewRows = 64;
@@ -130,6 +134,14 @@ static Few plan_few(Plan& plan) {
   few.key_width = round_up(args.head_dim, kWidth);
   few.keys_in_place = args.dtype == DYNATTN_FLOAT32 && few.key_width == args.head_dim;
   few.values_in_place = args.dtype == DYNATTN_FLOAT32 && value_width(plan) == args.value_dim;
+#ifdef DYNATTN_PAIRS
+  few.pairs = args.dtype == DYNATTN_BFLOAT16 && args.head_dim % kPairWidth == 0 && args.value_dim % kPairWidth == 0 &&
+              plan.tile % kPairWidth == 0;
+  if (few.pairs && (plan.chunk % 2 != 0 || value_width(plan) != args.value_dim)) {
+    plan.chunk = 2, plan.chunks = static_cast<int>(args.value_dim / kPairWidth);
+  }
+  plan.rounds = few.pairs;
+#endif
   few.values_soon = reads_most_values(plan, few.rows);
   Arena states = {0, 0};
   lay_rows(plan, few.rows, states);

@@ -3,6 +3,7 @@
 
 #include "common/arena.h"
 #include "nm/forward.h"
+#include "nm/pair_rows.h"
 #include "nm/unpacked.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -10,6 +11,7 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // A thread's memory.
 struct FewScratch {
   float* queries;           // [head of the task][row][key_width], padded with zeros
+  uint16_t* pair_queries;   // the same in bfloat16, where products are of pairs
   float* scores;            // [row][tile], then weights; negative where not kept
   float* bias;              // [row][tile]
   const float** bias_of;    // [row]: its bias, or NULL
@@ -19,6 +21,9 @@ struct FewScratch {
   const char** value_rows;  // [2 · tile]: likewise
   const char** float_rows;  // [tile]: those of `values`
   RowStates rows;           // [head of the task][row], unless ranges have states of their own
+#ifdef DYNATTN_PAIRS
+  PairScratch pairs;
+#endif
 };
 
 // A call of few queries.
@@ -33,6 +38,7 @@ struct Few {
   int64_t ranges, range_tiles;
   int64_t key_width;                    // head_dim rounded up to whole vectors
   bool keys_in_place, values_in_place;  // float32 rows of whole vectors
+  bool pairs;                           // products are of pairs of bfloat16 numbers
   bool values_soon;                     // nearly all value rows of a tile will be read
 };
 
@@ -68,6 +74,7 @@ static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
   const Plan& plan = *few.plan;
   FewScratch s;
   s.queries = arena.take<float>(few.together * few.rows * few.key_width);
+  s.pair_queries = arena.take<uint16_t>(few.pairs ? few.together * few.rows * few.key_width : 0);
   s.scores = arena.take<float>(few.rows * plan.tile);
   s.bias = arena.take<float>(few.rows * plan.tile);
   s.bias_of = arena.take<const float*>(few.rows);
@@ -77,6 +84,9 @@ static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
   s.value_rows = arena.take<const char*>(2 * plan.tile);
   s.float_rows = arena.take<const char*>(few.values_in_place ? 0 : plan.tile);
   s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.together * few.rows, arena);
+#ifdef DYNATTN_PAIRS
+  if (few.pairs) s.pairs = lay_pair_scratch(plan, arena);
+#endif
   return s;
 }
 
@@ -100,27 +110,33 @@ static void copy_queries(const Few& few, int64_t head, float* to) {
   }
 }
 
+// The rows of a task's head in a tile, of keys or of values.
+static TileRows tile_rows(const Few& few, const char* const* rows, const int64_t strides[3], int64_t head) {
+  const Plan& plan = *few.plan;
+  const int64_t apart = strides[1] * element_size(plan.args->dtype), shift = head * apart;
+  const bool last = head + 1 == few.together;
+  const int64_t ahead = plan.m * plan.stride <= 2 ? smaller<int64_t>(kKeysAhead, plan.tile) : plan.tile;
+  return {rows, last ? rows + plan.tile : rows, shift, last ? 0 : shift + apart, plan.tile, ahead};
+}
+
 // Products of all rows of a task's head with one tile of keys, by position. Keys that follow are asked for: of this
 // head, then of the next one, and behind the last head those of the next tile.
 static void score_in_place(const Few& few, const FewScratch& scratch, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
   const NMForwardArgs& args = *plan.args;
   alignas(64) float room[kWidth][kMaxHeadDim];
-  const int64_t size = element_size(args.dtype), ahead = int64_t{plan.m} * kWidth;
-  const int64_t key_head = head * args.key_strides[1] * size, value_head = head * args.value_strides[1] * size;
-  const bool last = head + 1 == few.together;
-  const int64_t behind_head = last ? 0 : key_head + args.key_strides[1] * size, behind_tile = last ? 0 : plan.tile;
+  const int64_t size = element_size(args.dtype);
+  const TileRows rows = tile_rows(few, scratch.key_rows, args.key_strides, head);
+  const int64_t value_head = head * args.value_strides[1] * size;
   const float* const own_queries = scratch.queries + head * few.rows * few.key_width;
   for (int position = 0; position < plan.tile; position += kWidth) {
     const float* keys[kWidth];
     for (int lane = 0; lane < kWidth; lane++) {
-      const int64_t key = plan.key_of[position + lane], next = key + ahead;
+      const int64_t key = plan.key_of[position + lane];
       keys[lane] = kZeros;
       if (tile * plan.tile + key >= args.kv_len) continue;
-      const char* row = scratch.key_rows[key] + key_head;
-      const bool own = next < plan.tile;
-      prefetch_row(scratch.key_rows[own ? next : next - behind_tile] + (own ? key_head : behind_head),
-                   args.head_dim * size);
+      const char* row = rows.row[key] + rows.shift;
+      prefetch_far(TileRows::soon(rows, position + lane), args.head_dim * size);
       if (few.values_soon) prefetch_row(scratch.value_rows[key] + value_head, args.value_dim * size);
       keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
       if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
@@ -202,32 +218,76 @@ static void convert_kept(const Few& few, const FewScratch& scratch, int64_t shif
   }
 }
 
-// Choice, weights and values of every row of a task's head over one tile whose scores are made.
+// Choice and weights of every row of a task's head over one tile whose scores are made.
 static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
-  const NMForwardArgs& args = *plan.args;
-  const int64_t shift = head % few.together * args.value_strides[1] * element_size(args.dtype);
-  bool converted[kMaxTile];
-  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
-  KeptKeys kept;
+  const int64_t q_len = plan.args->q_len;
+  bool all = plan.dense && !plan.counts && plan.tile == kTile;  // every row keeps every key
+  for (int64_t r = 0; all && r < few.rows; r++) all = scratch.bias_of[r] == nullptr;
+  if (all) {
+    for (int64_t r = 0; r < few.rows; r++) clean_row(plan, rows, r, scratch.scores + r * plan.tile, nullptr);
+    return weigh_rows<kTile / kWidth>(plan, rows, 0, static_cast<int>(few.rows), scratch.scores, plan.tile);
+  }
   for (int64_t member = 0; member < few.heads_per_kv; member++) {
     const FewHead query_head(few, scratch, rows, head, member);
-    for (int64_t i = 0; i < args.q_len; i++) {
-      const int64_t r = member * args.q_len + i;
+    for (int64_t i = 0; i < q_len; i++) {
+      const int64_t r = member * q_len + i;
       float* scores = scratch.scores + r * plan.tile;
       const float* bias = scratch.bias_of[r];
       if (bias != nullptr) add_bias(plan, scores, bias);
       weigh_by_position(query_head.block, i, scores, bias, tile * plan.tile);
-      if (few.values_in_place) {
-        list_kept(plan, scores, scratch.value_rows, shift, kept);
-      } else {
-        list_kept(plan, scores, scratch.float_rows, 0, kept);
-        convert_kept(few, scratch, shift, kept, converted);
-      }
-      add_kept(plan, rows.out + r * rows.out_stride, kept);
     }
   }
 }
+
+// Adds the values of one tile that every row of a task's head keeps.
+static void add_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t shift = head * args.value_strides[1] * element_size(args.dtype);
+  bool converted[kMaxTile];
+  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
+  KeptKeys kept;
+  for (int64_t r = 0; r < few.rows; r++) {
+    const float* const weights = scratch.scores + r * plan.tile;
+    if (few.values_in_place) {
+      list_kept(plan, weights, scratch.value_rows, shift, kept);
+    } else {
+      list_kept(plan, weights, scratch.float_rows, 0, kept);
+      convert_kept(few, scratch, shift, kept, converted);
+    }
+    add_kept(plan, rows.out + r * rows.out_stride, kept);
+  }
+}
+
+#ifdef DYNATTN_PAIRS
+// score_in_place() and add_few() by products of pairs. Of values too those that follow are asked for, a row with each
+// that is read, so that memory is as busy in the one half of a tile's time as in the other.
+static void score_pairs(const Few& few, const FewScratch& scratch, int64_t tile, int64_t head) {
+  const Plan& plan = *few.plan;
+  const NMForwardArgs& args = *plan.args;
+  const TileRows rows = tile_rows(few, scratch.key_rows, args.key_strides, head);
+  const int64_t left = args.kv_len - tile * plan.tile;
+  const uint16_t* const queries = scratch.pair_queries + head * few.rows * few.key_width;
+  for (int position = 0; position < plan.tile; position += kWidth) {
+    const uint16_t* keys[kWidth];
+    for (int lane = 0; lane < kWidth; lane++) {
+      const int key = plan.key_of[position + lane];
+      const char* const zeros = reinterpret_cast<const char*>(kZeros);
+      keys[lane] = reinterpret_cast<const uint16_t*>(key < left ? rows.row[key] + rows.shift : zeros);
+      prefetch_far(TileRows::soon(rows, position + lane), args.head_dim * 2);
+    }
+    dot_pairs(queries, few.rows, few.key_width, keys, scratch.scores + position, plan.tile);
+  }
+}
+
+static void add_pairs(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
+  const Plan& plan = *few.plan;
+  const TileRows values = tile_rows(few, scratch.value_rows, plan.args->value_strides, head);
+  const bool whole = few.values_soon && (tile + 1) * plan.tile <= plan.args->kv_len;
+  add_pair_values(plan, scratch.scores, few.rows, rows.out, rows.out_stride, values, whole, scratch.pairs);
+}
+#endif
 
 // Where the rows of a tile and of the next one lie, for the head whose row 0 is at `head`. Those of the next one are
 // touched, run by run: where pages lie in random order, to find out where a page is in memory takes longer than to read
@@ -252,7 +312,12 @@ static void run_range(const Few& few, const FewScratch& scratch, int64_t first_h
     FewHead all(few, scratch, head_rows(few, scratch, first_head + i, range), first_head + i, 0);
     all.block.count = few.rows;
     clear_rows(all.block);
-    copy_queries(few, first_head + i, scratch.queries + i * few.rows * few.key_width);
+    const int64_t own = i * few.rows * few.key_width;
+    copy_queries(few, first_head + i, scratch.queries + own);
+    if (few.pairs) {
+      from_floats(reinterpret_cast<char*>(scratch.pair_queries + own), scratch.queries + own, args.dtype,
+                  few.rows * few.key_width);
+    }
   }
   const char* const keys = kv_head(args, args.key, args.key_strides, first_head);
   const char* const values = kv_head(args, args.value, args.value_strides, first_head);
@@ -269,8 +334,17 @@ static void run_range(const Few& few, const FewScratch& scratch, int64_t first_h
     for (int64_t i = 0; i < few.together; i++) {
       const RowStates rows = head_rows(few, scratch, first_head + i, range);
       if (!make_few_biases(few, scratch, rows, first_head + i, tile * plan.tile)) continue;
+#ifdef DYNATTN_PAIRS
+      if (few.pairs) {
+        score_pairs(few, scratch, tile, i);
+        weigh_few(few, scratch, rows, tile, first_head + i);
+        add_pairs(few, scratch, rows, tile, i);
+        continue;
+      }
+#endif
       score_in_place(few, scratch, tile, i);
       weigh_few(few, scratch, rows, tile, first_head + i);
+      add_few(few, scratch, rows, i);
     }
   }
 }

@@ -11,7 +11,26 @@ namespace dynattn::DYNATTN_NAMESPACE {
 constexpr int kFewAtOnce = 4;
 constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
 
+// Keys from the asking for a row to its reading, by measurement, in tiles whose keys are read in their order or two
+// vectors at a time; elsewhere a tile.
+constexpr int kKeysAhead = 48;
+
 constexpr int kValuesAhead = 8;  // a value row is prefetched so many kept keys before it is read
+
+// The rows of one head and tile, and those that a task reads after them: the next head's, and behind the last head the
+// first head's of the next tile.
+struct TileRows {
+  const char* const* row;  // of the first head
+  const char* const* next;
+  int64_t shift, next_shift;  // bytes from the first head's rows to those
+  int64_t tile, ahead;        // keys of a tile; a row is asked for so many keys before it is read
+
+  // The row to ask for when row `key` of the tile is read.
+  DYNATTN_INLINE const char* soon(const TileRows& rows, int64_t key) {
+    key += rows.ahead;
+    return key < rows.tile ? rows.row[key] + rows.shift : rows.next[key - rows.tile] + rows.next_shift;
+  }
+};
 
 // A row converted to floats and padded with zeros.
 static void copy_row(float* to, const char* row, int32_t dtype, int64_t dim, int64_t width) {

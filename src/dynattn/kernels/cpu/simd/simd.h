@@ -29,6 +29,7 @@
 #if !defined(DYNATTN_NAMESPACE)
 #define DYNATTN_NAMESPACE portable
 #endif
+#define DYNATTN_PORTABLE
 #include "simd/portable.h"
 #endif
 
