@@ -60,6 +60,13 @@ def test_what_is_not_finite_stays_with_those_that_keep_it(method, heads, isa, te
     check(query, key, value, method, isa, mask=mask)
 
 
+@pytest.mark.parametrize("method", METHODS[:3], ids=identify)
+def test_scores_that_are_not_finite_reach_their_rows(method, isa, tensors, check):
+    query, key, value = tensors(6, 2, 1, LONG, 64, 64)
+    key[:, 0, 90, 5], query[:, 4, 0, 3] = math.nan, math.inf
+    check(query, key, value, method, isa)
+
+
 @pytest.mark.parametrize("method", METHODS[:4], ids=identify)
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.98])
 def test_masks_that_leave_some_keys(method, share, isa, tensors, check):
@@ -72,12 +79,14 @@ def test_masks_that_leave_some_keys(method, share, isa, tensors, check):
 
 
 def test_equal_values_give_their_mean(isa, forward):
-    """Weights that bfloat16 does not hold are divided by their sum as rounded, so that nothing is lost of a value."""
-    query, key = torch.ones(1, 4, 1, 64).bfloat16(), torch.full((1, 1, LONG, 64), -0.01).bfloat16()
-    key[..., 0, :] = 0.01
+    """Weights that bfloat16 does not hold, all rounded to one side as far as that goes, are divided by their sum as
+    rounded, so that nothing is lost of a value."""
+    query, key = torch.ones(1, 4, 1, 64).bfloat16(), torch.full((1, 1, 500, 64), -1 / 64).bfloat16()  # in one range
+    key[..., 0, :] = 1 / 64
     for value in (1.0, 1.9921875, -317.0):
-        values = torch.full((1, 1, LONG, 64), value).bfloat16()
-        assert (forward(query, key, values, NM(1, 1), isa, scale=1.0).out == value).all()
+        values = torch.full((1, 1, 500, 64), value).bfloat16()
+        out = forward(query, key, values, NM(1, 1), isa, scale=-math.log(0.5018) / 2).out
+        assert (out == values[0, 0, 0, 0]).all()
 
 
 def test_the_logsumexp_is_of_weights_as_they_were(isa, forward):
