@@ -126,7 +126,9 @@ def _check(at: Workload, name: str, out: Tensor, plain: Tensor) -> None:
     difference = (out.float() - plain.float()).abs()
     if (difference > AGREE).float().mean() > 1e-2:  # a few may differ, since near-ties may be chosen differently
         most = difference.max().item()
-        raise RuntimeError(f"never_slower: {name} at {at.name} must agree with the definition: it differs by {most:.2g}")
+        raise RuntimeError(
+            f"never_slower: {name} at {at.name} must agree with the definition: it differs by {most:.2g}"
+        )
 
 
 def _mask(at: Workload, generator: torch.Generator) -> Tensor | None:
@@ -152,7 +154,9 @@ def own_seconds(function: Callable[[], object], calls: int) -> float:
     return time.thread_time() - start
 
 
-def timed(at: Workload, methods: tuple[str, ...], threads: int, seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
+def timed(
+    at: Workload, methods: tuple[str, ...], threads: int, seconds: float
+) -> tuple[dict[str, Timing], dict[str, str]]:
     """The times of all functions of a workload, by name, and their backends."""
     with torch.inference_mode(not at.training):
         found, backends = functions(at, methods)
@@ -167,9 +171,7 @@ def measure(grid: list[Workload], methods: tuple[str, ...], seconds: float, thre
         torch.set_num_threads(count)
         for at in grid:
             timings, backends = timed(at, methods, count, seconds)
-            rows.append(
-                {"threads": count, **at._asdict(), "backends": backends, "times": times(timings, "sdpa")}
-            )
+            rows.append({"threads": count, **at._asdict(), "backends": backends, "times": times(timings, "sdpa")})
     torch.set_num_threads(before)
     return {"machine": machine(), "rows": rows}
 
@@ -220,7 +222,9 @@ def slow(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     if arguments == ["table"]:
-        found = [read_json(path, "run python benchmarks/never_slower.py") for path in sorted(RESULTS.glob("never-slower-*"))]
+        found = [
+            read_json(path, "run python benchmarks/never_slower.py") for path in sorted(RESULTS.glob("never-slower-*"))
+        ]
         PAGE.write_text(rewritten(PAGE.read_text(), START, "\n\n".join(map(table, found)), END, "never_slower"))
         return
     if arguments[:1] == ["trial"]:

@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dynattn.backends.base import Backend, nm_arguments, run_nm, short
+from dynattn.backends.base import Backend, Choosing, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import Choice, Method, PairMethod
+from dynattn.methods.block_skip import BlockSkip
 from dynattn.methods.nm import NM
 from dynattn.ops import blocks, rows
-from dynattn.ops.arguments import nm_isa
+from dynattn.ops.arguments import isa_of, nm_isa
 from dynattn.ops.blocks import block_attention
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
@@ -23,6 +24,7 @@ from dynattn.ops.rows import row_attention
 
 _PRODUCTS = {3: "six", 2: "three", 1: "one"}  # by the parts of a number
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DENSE = NM(1, 1)
 
 
 class CPU(Backend):
@@ -43,10 +45,10 @@ class CPU(Backend):
                 "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
-        if (method.choice is Choice.BLOCKS or _skips_in_blocks(method)) and problem.mask_by_query:
-            return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
-        if method.choice in (Choice.ROWS, Choice.SKIPS) and problem.mask_needs_grad:
-            return "the gradient of a mask is not made where rows choose by their scores"
+        if problem.mask_by_query and not _takes_any_mask(method):
+            return "this choice of blocks is made only under a mask that is bool and the same for all queries"
+        if method.choice is not Choice.GROUPS and problem.mask_needs_grad:
+            return "the gradient of a mask is not made where rows or blocks are chosen by their scores"
         if problem.device.type != "cpu":
             return f"tensors are on {problem.device}"
         if problem.dtype not in _DTYPES:
@@ -91,10 +93,26 @@ class CPU(Backend):
         return f"; float32 by bfloat16 parts, {_PRODUCTS[cpu.float_parts()]} products for one"
 
     def kernel(self, call: Call) -> tuple[Pattern, str] | None:
-        by_parts = isinstance(self, Tiles) and call.query.dtype == torch.float32  # how many may change between calls
-        if call.method.choice is not Choice.GROUPS or by_parts:
+        if call.method.choice is not Choice.GROUPS or self._by_parts(call):
             return None
         return Pattern.of(cast(NM, call.method), call.causal, call.scale), nm_isa(self.name, call.query)
+
+    def choosing_kernel(self, call: Call) -> Choosing | None:
+        method = call.method
+        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method):
+            return None
+        pattern = Pattern.of(_DENSE, call.causal, call.scale)
+        if method.choice is Choice.ROWS:
+            return Choosing(cast(PairMethod, method).row_rule(), pattern, isa_of(self.name))
+        isa = nm_isa(self.name, call.query)
+        if method.choice is Choice.SKIPS:
+            return Choosing(cast(BlockSkip, method).margin, pattern, isa)
+        rule = cast(PairMethod, method).block_rule() if method.choice is Choice.BLOCKS else None
+        return None if rule is None else Choosing(rule, pattern, isa)
+
+    def _by_parts(self, call: Call) -> bool:
+        """Whether a number is taken as several, and how many may change between calls."""
+        return isinstance(self, Tiles) and call.query.dtype == torch.float32
 
     def settled(self, call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
         if call.method.choice is Choice.GROUPS:
@@ -138,6 +156,12 @@ class Tiles(CPU):
             if problem.dtype == torch.float32 and (problem.needs_grad or problem.dropout):
                 return f"tiles compute float32 without {'gradients' if problem.needs_grad else 'dropout'}"
         return super().cannot(problem) or _no_tiles(problem)
+
+
+def _takes_any_mask(method: Method) -> bool:
+    """Whether no blocks are chosen, or by kernels, which know masks of all kinds."""
+    chosen = cast(PairMethod, method).scored if method.choice is Choice.SKIPS else method
+    return chosen is None or chosen.choice is not Choice.BLOCKS or cast(PairMethod, chosen).block_rule() is not None
 
 
 def _skips_in_blocks(method: Method) -> bool:

@@ -67,6 +67,15 @@ def forward_cpu(
 
 def _chosen(method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | None, call: ByName) -> Tensor:
     """The blocks that a method of whole blocks keeps."""
+    rule = method.block_rule()
+    if rule is not None:
+        rows, columns = (-(-x.shape[2] // rule.block) for x in (query, key))
+        chosen = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        mask = expanded(attn_mask, query, key)
+        cpu.choose_blocks(
+            rows_contiguous(query), rows_contiguous(key), mask, chosen, rule, call.causal, call.scale
+        )  # fmt: skip
+        return chosen
     # float32 means float32; and many small operators each find out more quickly that nothing is recorded
     with torch.autocast(query.device.type, enabled=False), torch._C._AutoDispatchBelowAutograd():
         return method.choose_blocks(query, key, attn_mask, call.causal, call.scale)

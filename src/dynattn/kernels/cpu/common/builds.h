@@ -10,6 +10,7 @@
   int32_t nm_texts(const Text* texts, int64_t count);                                   \
   int32_t row_forward(const RowForwardArgs& args);                                      \
   int32_t skip_forward(const SkipForwardArgs& args);                                    \
+  int32_t choose_blocks(const BlockForwardArgs& args);                                  \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \
   int32_t linear_choice(const LinearArgs& args);                                        \
   int32_t linear_rows(const LinearArgs& args);                                          \

@@ -267,8 +267,10 @@ static void keep_row(const RowPlan& plan, const QueryBlock& block, const RowScra
   const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
   const Threshold threshold = threshold_of_row(plan, block, i, scores, keys, allowed, scratch.room);
   const int64_t row = first_row(block) + i;
-  args.threshold[row] = threshold.score;
-  args.last_tie[row] = threshold.last_tie;
+  if (args.threshold != nullptr) {
+    args.threshold[row] = threshold.score;
+    args.last_tie[row] = threshold.last_tie;
+  }
   if (plan.counts) sum_dropped(plan, scores, length, threshold, rows.dropped + i * kWidth);
   const float largest = list_row(plan, scratch, i, length, threshold);
   const int64_t count = scratch.starts[i * (plan.spans + 1) + plan.spans];

@@ -105,6 +105,7 @@ int32_t skip_forward(const SkipForwardArgs& args) {
   if (args.call.batch * args.call.q_len == 0) return DYNATTN_OK;
   TilePlan plan;
   make_tile_plan(plan, args.call);
+  plan.skips = true;
   plan.kept_runs = args.kept;
   plan.margin = args.margin * static_cast<float>(1.0 / kLog2) / plan.exponent;
   return run_heads<TileWorker>(plan);
