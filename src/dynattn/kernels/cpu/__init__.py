@@ -39,6 +39,7 @@ TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
+_RANKED_ON_TILES = 128  # keys of a row that keeps some by rank, at most
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
@@ -296,11 +297,11 @@ def row_forward(
     value: Tensor,
     mask: Tensor | None,
     out: Tensor,
-    logsumexp: Tensor,
+    logsumexp: Tensor | None,
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    thresholds: tuple[Tensor, Tensor],
+    thresholds: tuple[Tensor, Tensor] | None,
     rule: RowRule,
     pattern: Pattern,
     isa: str,
@@ -315,10 +316,11 @@ def row_forward(
         query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, seed: as in :func:`nm_forward`.
         thresholds: two of (batch, heads, q_len), contiguous, float32 and int32, to be filled: the smallest score that a
             row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
-            chooses by them.
+            chooses by them. None where no backward follows.
         rule: what a row keeps.
         pattern: dense: how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16, for the output alone and without dropout, also
+            an engine of tiles, which leaves numbers that are not finite, or too large, to ``best_isa()``.
 
     Raises:
         As :func:`nm_forward`.
@@ -326,8 +328,8 @@ def row_forward(
     Source: arXiv:2010.03688.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, True, None, 0,
-        thresholds=thresholds,
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed,
+        thresholds is not None, None, 0, thresholds=thresholds or (None, None),
     )  # fmt: skip
     _run("row_forward", args + ROW_FORWARD.pack(**rule._asdict()))
 
@@ -546,6 +548,21 @@ def nm_isa(dtype: torch.dtype, q_len: int) -> str:
     """
     tiled = dtype == torch.bfloat16 and q_len > _FEW_QUERIES
     return (tile_isa() if tiled else None) or best_isa()
+
+
+def row_isa(dtype: torch.dtype, q_len: int, kv_len: int, rule: RowRule) -> str:
+    """The fastest instruction set for rows that choose by their own scores, of which the output alone is asked for.
+
+    Tiles multiply the values of all keys, which takes as long as to add up a fourth of them one by one: what long rows
+    keep by rank is listed.
+
+    Args:
+        dtype, q_len: as for :func:`nm_isa`.
+        kv_len: keys of a head.
+        rule: what a row keeps.
+    """
+    by_rank = rule.weight < 0 and rule.mass == 0
+    return best_isa() if by_rank and kv_len > _RANKED_ON_TILES else nm_isa(dtype, q_len)
 
 
 def fma_peak(isa: str, threads: int, seconds: float) -> float:

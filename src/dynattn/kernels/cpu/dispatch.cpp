@@ -44,8 +44,8 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
    dynattn::name::linear_choice, dynattn::name::linear_rows,    dynattn::name::linear_outputs,                        \
    dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) \
-  {dynattn::name::nm_forward, nullptr, nullptr, dynattn::name::skip_forward, nullptr, dynattn::name::nm_backward,     \
-   nullptr, nullptr, nullptr, nullptr, nullptr}
+  {dynattn::name::nm_forward, nullptr, dynattn::name::row_forward, dynattn::name::skip_forward, nullptr,              \
+   dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -340,7 +340,9 @@ int32_t dynattn_nm_texts(const NMTextsArgs* args) {
 int32_t dynattn_row_forward(const RowForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].row_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->call.isa].row_forward(*args);
+  const int32_t status = kIsas[args->call.isa].row_forward(*args);
+  // numbers that the tiles' variant does not hold
+  return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].row_forward(*args) : status;
 }
 
 int32_t dynattn_skip_forward(const SkipForwardArgs* args) {

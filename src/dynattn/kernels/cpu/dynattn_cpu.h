@@ -116,7 +116,9 @@ DYNATTN_API int32_t dynattn_nm_texts(const NMTextsArgs* args);
 // score. By mass, it keeps the fewest keys with the largest scores that hold the share `mass` of the dense softmax
 // weights; ties go to the lower key.
 typedef struct {
-  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks
+  // As for dense attention: n and m are 1, without blocks. Tile engines take bfloat16, for the output alone, and leave
+  // what is not finite, or too large for their fast variant, to other kernels.
+  NMForwardArgs call;
   int64_t most, floor, numerator, denominator;
   float weight;  // below 0: by rank or by mass
   float mass;    // above 0, at most 1: by mass; 0: by rank or by weight

@@ -29,6 +29,7 @@ DYNATTN_DECLARE(neon)
 #define DYNATTN_DECLARE_TILES(engine)                                      \
   namespace dynattn::engine {                                              \
   int32_t nm_forward(const NMForwardArgs& args);                           \
+  int32_t row_forward(const RowForwardArgs& args);                         \
   int32_t skip_forward(const SkipForwardArgs& args);                       \
   int32_t nm_backward(const NMBackwardArgs& args);                         \
   /* As TileKernels of tiles/self_check.h has it. */                       \
