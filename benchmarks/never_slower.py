@@ -1,8 +1,8 @@
 """``dynattn.attention`` against PyTorch's own over a grid of methods, shapes, masks and dtypes: where is it slower?
 
-    python benchmarks/never_slower.py                # four minutes on an idle machine: results/never-slower-<machine>.json
-    python benchmarks/never_slower.py table          # the records' place in docs/never-slower.md
-    python benchmarks/never_slower.py trial [WORD …] # one thread, of workloads whose names hold a word; prints what is slow
+    python benchmarks/never_slower.py                 # four minutes on an idle machine: results/never-slower-*.json
+    python benchmarks/never_slower.py table           # the records' place in docs/never-slower.md
+    python benchmarks/never_slower.py trial [WORD …]  # one thread, workloads whose names hold a word; prints what is slow
 
 PyTorch's attention and all methods of a workload take their turns in the same rounds. A figure is the median of the
 ratios within rounds, with its quartiles. On one thread a time is what the thread computed, by the clock of its own, so
@@ -177,7 +177,7 @@ def measure(grid: list[Workload], methods: tuple[str, ...], seconds: float, thre
 
 
 def table(record: dict[str, Any]) -> str:
-    """A record as Markdown: how many times as fast as PyTorch's attention, a table for each dtype and count of threads."""
+    """A record as Markdown: how many times as fast as PyTorch's attention, for each dtype and number of threads."""
     parts = [f"{describe(record['machine'])}:"]
     for dtype in ("bfloat16", "float32"):
         for threads in sorted({row["threads"] for row in record["rows"]}):

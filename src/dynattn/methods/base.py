@@ -91,17 +91,17 @@ class RowRule(NamedTuple):
 class BlockRule(NamedTuple):
     """Which blocks of keys a block of queries keeps: some by force, and of the others the best by their mean scores.
 
-    By count, of ``a`` blocks with an allowed pair ``max(floor, ⌈numerator · a / denominator⌉)`` are kept, the forced ones
-    among them.
+    By count, of ``a`` blocks with an allowed pair ``max(floor, ⌈numerator · a / denominator⌉)`` are kept, the forced
+    ones among them.
 
     Attributes:
         block: queries and keys of a block, between 1 and 1024.
-        window, sinks: blocks are kept by force that hold a key less than ``window`` positions from one of the queries, or
-            one of the first ``sinks`` keys; 0 for none.
+        window, sinks: blocks are kept by force that hold a key less than ``window`` positions from one of the queries,
+            or one of the first ``sinks`` keys; 0 for none.
         floor: a row of blocks keeps at least so many, where it has as many.
         numerator, denominator: the share of the blocks, above 0 and at most 1; the denominator is at most a million.
-        mass: where it is above 0, the fewest are kept that, with the forced ones, hold this share of the softmax over the
-            mean scores. 0 switches this off.
+        mass: where it is above 0, the fewest are kept that, with the forced ones, hold this share of the softmax over
+            the mean scores. 0 switches this off.
         alike: blocks of queries, and of keys, whose vectors have a smaller mean cosine are kept by force; 0 for none.
     """
 

@@ -376,8 +376,9 @@ def skip_forward(
 
 
 def choose_blocks(
-    query: Tensor, key: Tensor, mask: Tensor | None, chosen: Tensor, rule: BlockRule, causal: bool, scale: float
-) -> None:
+    query: Tensor, key: Tensor, mask: Tensor | None, chosen: Tensor, rule: BlockRule, causal: bool, scale: float,
+    isa: str,
+) -> None:  # fmt: skip
     """The blocks of queries and keys that are kept, by the mean scores of their allowed pairs. Checks nothing.
 
     Args:
@@ -388,6 +389,7 @@ def choose_blocks(
         rule: which are kept.
         causal: forbid keys after the query, aligned bottom-right.
         scale: factor of the scores.
+        isa: as :func:`nm_forward` has it; an engine of tiles stands for ``best_isa()``.
 
     Raises:
         As :func:`nm_forward`.
@@ -395,7 +397,7 @@ def choose_blocks(
     Source: arXiv:2407.02490.
     """
     pattern, none = Pattern(1, 1, 0, 0, 1, causal, scale), (None, None, None)
-    args = _forward_args(query, key, key, mask, query, None, none, pattern, best_isa(), 0, False, None, rule.block)
+    args = _forward_args(query, key, key, mask, query, None, none, pattern, isa, 0, False, None, rule.block)
     _run("choose_blocks", args + _block_args(rule, chosen))
 
 

@@ -351,11 +351,12 @@ int32_t dynattn_skip_forward(const SkipForwardArgs* args) {
   return kIsas[args->call.isa].skip_forward(*args);
 }
 
-// By the best instruction set, whatever computes the attention: the choice is one, and takes a small part of the time.
+// Engines of tiles leave the choice to the best instruction set: it takes a small part of the time.
 int32_t dynattn_choose_blocks(const BlockForwardArgs* args) {
   if (args == nullptr || !is_sound(*args) || (args->chosen == nullptr && chosen_bytes(*args) > 0))
     return DYNATTN_BAD_ARGUMENT;
-  return kIsas[dynattn_best_isa()].choose_blocks(*args);
+  const int32_t isa = is_tiled(args->call.isa) ? dynattn_best_isa() : args->call.isa;
+  return runs(isa) ? kIsas[isa].choose_blocks(*args) : DYNATTN_UNSUPPORTED_ISA;
 }
 
 int32_t dynattn_block_forward(const BlockForwardArgs* args) {

@@ -36,9 +36,6 @@ DYNATTN_INLINE Words both(Words a, Words b) { return _mm512_and_si512(a, b); }
 DYNATTN_INLINE Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
 DYNATTN_INLINE Words flip(Words a, Words b) { return _mm512_xor_si512(a, b); }
 DYNATTN_INLINE Words add(Words a, Words b) { return _mm512_add_epi32(a, b); }
-// a + b where the bit is set, else a.
-DYNATTN_INLINE Words add_where(LaneMask m, Words a, Words b) { return _mm512_mask_add_epi32(a, m, a, b); }
-DYNATTN_INLINE Lanes add_where(LaneMask m, Lanes a, Lanes b) { return _mm512_mask_add_ps(a, m, a, b); }
 
 template <int kBits>
 DYNATTN_INLINE Words shift_left(Words a) {

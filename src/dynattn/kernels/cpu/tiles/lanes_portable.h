@@ -111,9 +111,6 @@ DYNATTN_INLINE Words select(LaneMask m, Words yes, Words no) {
   return each_lane<Words>([&](int i) { return m >> i & 1 ? yes.x[i] : no.x[i]; });
 }
 
-// a + b where the bit is set, else a.
-DYNATTN_INLINE Words add_where(LaneMask m, Words a, Words b) { return select(m, add(a, b), a); }
-DYNATTN_INLINE Lanes add_where(LaneMask m, Lanes a, Lanes b) { return select(m, add(a, b), a); }
 DYNATTN_INLINE Words only(LaneMask m, Words a) { return select(m, a, broadcast_words(0)); }
 
 DYNATTN_INLINE Words both(Words a, Words b) {
