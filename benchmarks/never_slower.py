@@ -2,7 +2,7 @@
 
     python benchmarks/never_slower.py                 # four minutes on an idle machine: results/never-slower-*.json
     python benchmarks/never_slower.py table           # the records' place in docs/never-slower.md
-    python benchmarks/never_slower.py trial [WORD …]  # one thread, workloads whose names hold a word; prints what is slow
+    python benchmarks/never_slower.py trial [WORD …]  # one thread; workloads whose names hold a word; what is slow
 
 PyTorch's attention and all methods of a workload take their turns in the same rounds. A figure is the median of the
 ratios within rounds, with its quartiles. On one thread a time is what the thread computed, by the clock of its own, so
@@ -33,8 +33,10 @@ from dynattn.methods import parse
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "never-slower.md"
 START, END = "<!-- written by benchmarks/never_slower.py -->", "<!-- end -->"
-SLOW = 0.95  # of PyTorch's speed: what is below is listed
+SECONDS = 0.2  # for all functions of a workload, at least five rounds
+SLOW = 0.95  # of PyTorch's speed: what is below is in bold
 AGREE = 0.03  # the largest difference from the definition on normal inputs, from rounding of weights and outputs
+FEW = 1e-2
 SMALL = 1 << 19  # pairs of query and key, up to which outputs are held against the definition
 METHODS = (
     "dense", "nm-1-2", "nm-2-4", "nm-1-2-x16-w64-s4", "window-256-s4", "blocktopk-0.25-b64",
@@ -124,7 +126,7 @@ def functions(at: Workload, methods: tuple[str, ...]) -> tuple[dict[str, Callabl
 
 def _check(at: Workload, name: str, out: Tensor, plain: Tensor) -> None:
     difference = (out.float() - plain.float()).abs()
-    if (difference > AGREE).float().mean() > 1e-2:  # a few may differ, since near-ties may be chosen differently
+    if (difference > AGREE).float().mean() > FEW:  # a few may differ, since near-ties may be chosen differently
         most = difference.max().item()
         raise RuntimeError(
             f"never_slower: {name} at {at.name} must agree with the definition: it differs by {most:.2g}"
@@ -230,10 +232,10 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["trial"]:
         words = arguments[1:]
         grid = [at for at in workloads() if not words or any(word in f"{at.dtype} {at.name}" for word in words)]
-        print(slow(measure(grid, METHODS, 0.2, (1,))))
+        print(slow(measure(grid, METHODS, SECONDS, (1,))))
         return
     found = machine()
-    record = measure(workloads(), METHODS, 0.3, (1, 2))
+    record = measure(workloads(), METHODS, SECONDS, (1, 2))
     write_json(RESULTS / f"never-slower-{slug(found['processor'])}-{found['cores']}-cores.json", record)
 
 
