@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import dynattn
-from dynattn import NM, BlockMass, BlockTopK, Mass, Threshold, TopK, Window
+from dynattn import NM, BlockMass, BlockSkip, BlockTopK, Mass, Threshold, TopK, Window
 from dynattn.backends import again
 from dynattn.kernels import cpu
 
@@ -41,7 +41,8 @@ def transposed(x: Tensor) -> Tensor:
     "method",
     [
         NM(1, 2), NM(2, 4, window=3, sinks=1, stride=2), NM(1, 1), Window(5, 2), TopK(k=4), Threshold(0.05), Mass(0.7),
-        BlockTopK(0.5, block=8), BlockMass(0.5, block=8),
+        BlockTopK(0.5, block=8), BlockMass(0.5, block=8), BlockMass(0.5, block=8, by="similar"), BlockSkip(1.0),
+        BlockSkip(1.0, BlockTopK(0.5, block=16)),
     ],
     ids=str,
 )  # fmt: skip

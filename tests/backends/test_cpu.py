@@ -51,7 +51,8 @@ def test_asked_for_by_name(method: Method):
     [
         (tensors(torch.float16), NM(1, 2), "tiles take bfloat16 and float32, not float16"),
         ([x.requires_grad_() for x in tensors(torch.float32)], NM(1, 2), "tiles compute float32 without gradients"),
-        (tensors(), TopK(8), "tiles compute N:M attention and large blocks, and topk-8 is another method"),
+        (tensors(torch.float32), TopK(8), "tiles choose rows in bfloat16, not float32"),
+        ([x.requires_grad_() for x in tensors()], TopK(8), "tiles choose rows for the output alone"),
         (tensors(head_dim=520), NM(1, 2), "head_dim of at most 512, not 520"),
     ],
 )
@@ -181,9 +182,12 @@ def test_cpu_takes_other_kernels_where_tiles_do_not_go():
     for inputs, method in (
         ((few, key, value), NM(1, 2)),
         (tensors(torch.float32), NM(1, 2)),
-        ((query, key, value), TopK(8)),
+        ([torch.cat([x] * 2, 2) for x in (query, key, value)], TopK(8)),  # a long row, of which few are kept by rank
     ):
         assert torch.equal(attend(inputs, method), attend(inputs, method, backend=other))
+    trained = [x.clone().requires_grad_() for x in (query, key, value)]
+    got = attend(trained, TopK(8))
+    assert torch.equal(got, attend(trained, TopK(8), backend=other))
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")

@@ -97,7 +97,10 @@ def test_short_dense_calls_in_float32_are_its() -> None:
 
     assert [backend(n) for n in (16, 47, 48, 300)] == ["sdpa", "sdpa", "cpu", "cpu"]
     assert [backend(n, trains=True) for n in (64, 255, 256)] == ["sdpa", "sdpa", "cpu"]
-    assert [backend(n, 80) for n in (255, 256)] == ["sdpa", "cpu"]
+    assert [backend(n, 96) for n in (255, 256)] == ["sdpa", "cpu"]
+    assert [backend(n, 40) for n in (255, 256)] == ["sdpa", "cpu"]
+    assert [backend(1024, head_dim) for head_dim in (64, 65, 80, 81)] == ["cpu", "sdpa", "sdpa", "cpu"]
+    assert backend(1024, 80, causal=True) == "cpu"
     assert [backend(n, 80, trains=True) for n in (639, 640)] == ["sdpa", "cpu"]
     mask = torch.ones(1, 1, 1, 16, dtype=torch.bool)
     assert backend(16, attn_mask=mask) == backend(16, kv_heads=1) == backend(16, method=NM(1, 2)) == "cpu"

@@ -46,6 +46,13 @@ def padding(kind: str, kv_len: int) -> Tensor | None:
     }[kind]
 
 
+def by_query(kind: str, q_len: int, kv_len: int) -> Tensor:
+    """A mask that has a row for each query: bool, or added."""
+    allowed = torch.rand(2, 1, q_len, kv_len, generator=torch.Generator().manual_seed(3)) < 0.7
+    bias = torch.randint(-4, 5, (4, q_len, kv_len), generator=torch.Generator().manual_seed(4)).float()
+    return allowed if kind == "pairs" else bias.masked_fill(~allowed[0], -math.inf)
+
+
 def defined(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, method: Blocks) -> Tensor:
     """The choice by the scores of all pairs, in float64: (batch, heads, q_len, kv_len)."""
     offset, key = key.shape[2] - query.shape[2], key.repeat_interleave(2, 1).double()
@@ -243,12 +250,13 @@ def test_error_is_that_of_the_same_arithmetic(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("lengths", [(130, 130), (63, 130), (5, 300), (200, 72)], ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_gradients(lengths: tuple[int, int], dropout_p: float) -> None:
-    for size, causal, kind in itertools.product((16, 64), (False, True), ("none", "padding")):
+    for size, causal, kind in itertools.product((16, 64), (False, True), ("none", "padding", "pairs", "bias")):
         found = []
         for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
             query, key, value = (x.requires_grad_() for x in inputs(*lengths, dtype))
+            mask = by_query(kind, *lengths) if kind in ("pairs", "bias") else padding(kind, lengths[1])
             out, aux = dynattn.attention(
-                query, key, value, BlockTopK(0.3, size), attn_mask=padding(kind, lengths[1]), causal=causal, scale=0.5,
+                query, key, value, BlockTopK(0.3, size), attn_mask=mask, causal=causal, scale=0.5,
                 backend=backend, dropout_p=dropout_p, seed=5 if dropout_p else None, return_aux=True,
             )  # fmt: skip
             loss = out.sin().sum() + aux.logsumexp.clamp(min=-1e3).square().sum() / 100
@@ -362,12 +370,18 @@ def test_routes() -> None:
     plan = dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=padding("by head", 40))
     assert plan.backend == "cpu"
     assert "dropped blocks skipped" in plan.reason
+    sampled = BlockTopK(0.5, 8, "sampled")
     for mask in (torch.ones(40, 40, dtype=torch.bool), torch.zeros(40)):
-        plan = dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=mask)
-        assert plan.backend == "reference"
-        assert "only under a mask that is bool and the same for all queries" in plan.rejected["cpu"]
-        with pytest.raises(RuntimeError, match="only under a mask that is bool"):
-            dynattn.attention(query, key, value, BlockTopK(0.5, 8), attn_mask=mask, backend="cpu")
+        assert dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=mask).backend == "cpu"
+        for method in (sampled, BlockSkip(1.0, BlockTopK(0.5, 16, "sampled"))):
+            plan = dynattn.explain(query, key, value, method, attn_mask=mask)
+            assert plan.backend == "reference"
+            assert "only under a mask that is bool and the same for all queries" in plan.rejected["cpu"]
+            with pytest.raises(RuntimeError, match="only under a mask that is bool"):
+                dynattn.attention(query, key, value, method, attn_mask=mask, backend="cpu")
+    learned = torch.zeros(40, requires_grad=True)
+    plan = dynattn.explain(query, key, value, BlockTopK(0.5, 8), attn_mask=learned)
+    assert "the gradient of a mask is not made" in plan.rejected["cpu"]
     plan = dynattn.explain(query, key, value, BlockTopK(0.5, 7))
     assert plan.rejected["cpu"] == (
         "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and blocktopk-0.5-b7 is another "

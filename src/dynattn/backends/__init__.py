@@ -22,11 +22,14 @@ from dynattn.ops import transforms
 
 __all__ = ["Backend", "Call", "Plan", "Problem", "Result", "backends", "explain", "route"]
 
-# Tokens below which float32 is left to PyTorch: forward alone and in training, for heads of at most 64 dimensions and
-# for wider ones.
+# Tokens below which float32 is left to PyTorch: forward alone and in training, for heads of at most 64 dimensions in
+# whole vectors of 16, and for others.
 _FEW_TOKENS = 48
 _TOKENS_WIDE, _TOKENS_TRAINING, _TOKENS_TRAINING_WIDE = 256, 256, 640
-_NARROW_HEAD = 64
+_NARROW_HEAD, _VECTOR = 64, 16
+_ODD_HEADS = range(65, 81)
+"""Five vectors, of which panels of two leave one: without a causal mask 0.79 to 0.98 of PyTorch's speed at any length
+(``benchmarks/never_slower.py`` has 4 heads of 1024 tokens)."""
 
 
 def route(problem: Problem, backend: str) -> Backend:
@@ -96,7 +99,8 @@ def _fastest_first(problem: Problem) -> tuple[str, ...]:
 
 def _is_short_and_dense(problem: Problem) -> bool:
     """Whether PyTorch's attention takes less time than the dense CPU kernels, as measured on a Zen 4: in float32, where
-    a call has few tokens, since a tile of the kernels holds 64 keys and a task of their backward 48 queries."""
+    a call has few tokens, since a tile of the kernels holds 64 keys and a task of their backward 48 queries, or heads
+    of an odd width."""
     if (
         problem.dtype != torch.float32
         or not problem.method.keeps_everything
@@ -111,9 +115,10 @@ def _is_short_and_dense(problem: Problem) -> bool:
     ):
         return False
     wide = problem.head_dim > _NARROW_HEAD
+    untidy = wide or problem.head_dim % _VECTOR != 0
     if problem.needs_grad:
         return problem.q_len < (_TOKENS_TRAINING_WIDE if wide else _TOKENS_TRAINING)
-    return problem.q_len < (_TOKENS_WIDE if wide else _FEW_TOKENS)
+    return problem.head_dim in _ODD_HEADS or problem.q_len < (_TOKENS_WIDE if untidy else _FEW_TOKENS)
 
 
 def _fastest(problem: Problem) -> Backend:

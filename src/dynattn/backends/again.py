@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
-from dynattn.backends.base import Backend
+from dynattn.backends.base import Backend, Choosing
 from dynattn.backends.problem import Call
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import BlockRule, Pattern, RowRule
 from dynattn.methods.block_mass import BlockMass
+from dynattn.methods.block_skip import BlockSkip
 from dynattn.methods.block_topk import BlockTopK
 from dynattn.methods.mass import Mass
 from dynattn.methods.nm import NM
@@ -36,7 +38,16 @@ from dynattn.ops.library import unobserved
 from dynattn.ops.nm import BACKWARD
 
 _MOST = 512
-_METHODS = (NM, Window, TopK, Threshold, Mass, BlockTopK, BlockMass)  # methods of numbers and names, soon hashed
+_METHODS = (
+    NM,
+    Window,
+    TopK,
+    Threshold,
+    Mass,
+    BlockTopK,
+    BlockMass,
+    BlockSkip,
+)  # methods of numbers and names, soon hashed
 _plans: dict[Hashable, Prepared | PreparedTraining | Settled] = {}
 
 
@@ -55,10 +66,12 @@ class Prepared(NamedTuple):
 
     Attributes:
         make: gives the output to fill for the query; None where the output has another shape, or is not contiguous.
-        arguments: the arguments of the kernel, except for the addresses.
+        kernel: the function of the library.
+        arguments: its arguments, except for the addresses.
     """
 
     make: Callable[[Tensor], Tensor] | None
+    kernel: Callable[[bytes], int]
     arguments: bytes
 
     def output(self, query: Tensor, value: Tensor) -> Tensor:
@@ -68,7 +81,7 @@ class Prepared(NamedTuple):
     def run(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Run the kernel, and return the output."""
         out = self.output(query, value)
-        cpu.nm_forward_again(query, key, value, attn_mask, out, self.arguments)
+        cpu.forward_again(self.kernel, query, key, value, attn_mask, out, self.arguments)
         return out
 
 
@@ -113,7 +126,8 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         out = plan.forward.output(query, value)
         logsumexp = buffers.packed_like(plan.rows)
-        cpu.nm_forward_again(query, key, value, attn_mask, out, plan.forward.arguments, logsumexp)
+        forward = plan.forward
+        cpu.forward_again(forward.kernel, query, key, value, attn_mask, out, forward.arguments, logsumexp)
         ctx.save_for_backward(out, logsumexp, query, key, value, attn_mask)
         ctx.plan = plan
         return out
@@ -207,29 +221,52 @@ def find(key: Hashable) -> Prepared | PreparedTraining | Settled | None:
 
 def remember(key: Hashable, chosen: Backend, call: Call) -> None:
     """Keep the plan of a call: a kernel's arguments, where one computes it as its tensors lie, or the backend."""
-    query, value = call.query, call.value
-    kernel = None if any(x.stride(-1) != 1 for x in call[:3]) else chosen.kernel(call)
+    plan = _prepared(chosen, call) if all(x.stride(-1) == 1 for x in call[:3]) else None
+    if plan is None:
+        run = chosen.settled(call)
+        if run is None:
+            return
+        plan = Settled(run)
     if len(_plans) >= _MOST:
         _plans.clear()
-    if kernel is None:
-        run = chosen.settled(call)
-        if run is not None:
-            _plans[key] = Settled(run)
-        return
-    pattern, isa = kernel
+    _plans[key] = plan
+
+
+def _prepared(chosen: Backend, call: Call) -> Prepared | PreparedTraining | None:
+    """The arguments of the kernel that computes a call, where there is one."""
+    query, value = call.query, call.value
+    kernel, choosing = chosen.kernel(call), chosen.choosing_kernel(call)
+    if kernel is None and choosing is None:
+        return None
     out = buffers.output(query, value)
-    mask = expanded(call.attn_mask, query, call.key)
-    arguments = cpu.prepare_nm_forward(query, call.key, value, mask, out, pattern, isa, call.needs_grad)
-    alike = query.is_contiguous() and out.shape == query.shape
-    forward = Prepared(buffers.maker(query) if alike else None, arguments)
-    if not call.needs_grad:
-        _plans[key] = forward
-        return
-    inputs = (query, call.key, value)
+    tensors = (query, call.key, value, expanded(call.attn_mask, query, call.key), out)
+    make = buffers.maker(query) if query.is_contiguous() and out.shape == query.shape else None
+    if kernel is None:
+        return Prepared(make, *_choosing(cast(Choosing, choosing), tensors))
+    forward = Prepared(make, cpu.forward("nm_forward"), cpu.prepare_nm_forward(*tensors, *kernel, call.needs_grad))
+    return _training(forward, *kernel, call, out) if call.needs_grad else forward
+
+
+def _choosing(
+    kernel: Choosing, tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+) -> tuple[Callable[[bytes], int], bytes]:  # fmt: skip
+    """The function that makes a choice of its own, and its arguments."""
+    rule, pattern, isa = kernel
+    if isinstance(rule, RowRule):
+        return cpu.forward("row_forward"), cpu.prepare_row_forward(*tensors, rule, pattern, isa)
+    if isinstance(rule, BlockRule):
+        return cpu.forward("block_forward"), cpu.prepare_block_forward(*tensors, rule, pattern, isa)
+    return cpu.forward("skip_forward"), cpu.prepare_skip_forward(*tensors, rule, pattern, isa)
+
+
+def _training(forward: Prepared, pattern: Pattern, isa: str, call: Call, out: Tensor) -> PreparedTraining:
+    """What the backward needs besides."""
+    query = call.query
+    inputs = (query, call.key, call.value)
     contiguous = all(x.is_contiguous() for x in inputs)
     simple = contiguous and out.is_contiguous() and call.attn_mask is None
-    strides = None if simple else _strides(query, call.key, value, call.attn_mask, out)
+    strides = None if simple else _strides(query, call.key, call.value, call.attn_mask, out)
     gradients = cpu.prepare_nm_backward(*(buffers.gradient(x) for x in inputs))
     rows = torch.empty((), dtype=torch.float32, device="cpu").expand(query.shape[:3])
     make = buffers.maker(*inputs) if contiguous else buffers.gradient
-    _plans[key] = PreparedTraining(forward, rows, make, strides, gradients, (*pattern, False, f"cpu-{isa}"))
+    return PreparedTraining(forward, rows, make, strides, gradients, (*pattern, False, f"cpu-{isa}"))

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dynattn.backends.problem import Call, Problem, Result
-from dynattn.kernels.pattern import Pattern
+from dynattn.kernels.pattern import BlockRule, Pattern, RowRule
 from dynattn.methods.nm import NM
 from dynattn.ops import transforms
 from dynattn.ops.nm import nm_attention
+
+
+class Choosing(NamedTuple):
+    """A call of a kernel that makes a method's choice itself.
+
+    Attributes:
+        rule: what a row keeps, what a row of blocks keeps, or the margin of what maxima skip.
+        pattern: dense: how to score.
+        isa: the instruction set, as the kernels take it.
+    """
+
+    rule: RowRule | BlockRule | float
+    pattern: Pattern
+    isa: str
 
 
 class Backend(ABC):
@@ -40,6 +54,11 @@ class Backend(ABC):
     def kernel(self, call: Call) -> tuple[Pattern, str] | None:
         """The pattern and the instruction set by which the N:M kernels of CPUs compute a call of which only the output
         and the gradients are asked for, as its tensors lie; None where they do not, or not alone."""
+        return None
+
+    def choosing_kernel(self, call: Call) -> Choosing | None:
+        """The same where the kernels of rows, blocks or skips make the choice themselves, and the output alone is asked
+        for."""
         return None
 
     @abstractmethod

@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dynattn.backends.base import Backend, nm_arguments, run_nm, short
+from dynattn.backends.base import Backend, Choosing, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import Choice, Method, PairMethod
+from dynattn.methods.block_skip import BlockSkip
 from dynattn.methods.nm import NM
 from dynattn.ops import blocks, rows
-from dynattn.ops.arguments import nm_isa
+from dynattn.ops.arguments import nm_isa, row_isa
 from dynattn.ops.blocks import block_attention
 from dynattn.ops.library import unobserved
 from dynattn.ops.nm import forward_cpu
@@ -23,6 +24,7 @@ from dynattn.ops.rows import row_attention
 
 _PRODUCTS = {3: "six", 2: "three", 1: "one"}  # by the parts of a number
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DENSE = NM(1, 1)
 
 
 class CPU(Backend):
@@ -43,10 +45,10 @@ class CPU(Backend):
                 "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
-        if (method.choice is Choice.BLOCKS or _skips_in_blocks(method)) and problem.mask_by_query:
-            return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
-        if method.choice in (Choice.ROWS, Choice.SKIPS) and problem.mask_needs_grad:
-            return "the gradient of a mask is not made where rows choose by their scores"
+        if problem.mask_by_query and not _takes_any_mask(method):
+            return "this choice of blocks is made only under a mask that is bool and the same for all queries"
+        if method.choice is not Choice.GROUPS and problem.mask_needs_grad:
+            return "the gradient of a mask is not made where rows or blocks are chosen by their scores"
         if problem.device.type != "cpu":
             return f"tensors are on {problem.device}"
         if problem.dtype not in _DTYPES:
@@ -61,7 +63,12 @@ class CPU(Backend):
     def what(self, problem: Problem) -> str:
         what = f"fused C++ kernel ({self._named(problem)}{self._parts(problem)})"
         if problem.method.choice is Choice.ROWS:
-            return f"{what}, all pairs scored, values of the kept ones read"
+            read = (
+                "zeros in place of dropped weights"
+                if self._isa_of_rows(problem) in cpu.TILE_ENGINES
+                else ("values of the kept ones read")
+            )
+            return f"{what}, all pairs scored, {read}"
         if problem.method.choice is Choice.SKIPS:
             scored = (
                 "dropped blocks skipped, the others scored" if _skips_in_blocks(problem.method) else "all pairs scored"
@@ -76,13 +83,21 @@ class CPU(Backend):
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""
         if self._isa is not None:
             return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
-        isa = cpu.best_isa()
-        if problem.method.choice is not Choice.ROWS:
-            isa = cpu.nm_isa(problem.dtype, problem.q_len)
+        rows = problem.method.choice is Choice.ROWS
+        isa = self._isa_of_rows(problem) if rows else cpu.nm_isa(problem.dtype, problem.q_len)
         if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
             return isa
         unit = cpu.tile_engine() or "amx"
-        return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit)}"
+        return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit, problem)}"
+
+    def _isa_of_rows(self, problem: Problem) -> str:
+        """The instruction set where rows choose by their own scores."""
+        if self._isa is not None:
+            return self._isa
+        if _more_than_output(problem):
+            return cpu.best_isa()
+        rule = cast(PairMethod, problem.method).row_rule()
+        return cpu.row_isa(problem.dtype, problem.q_len, problem.kv_len, rule)
 
     def _parts(self, problem: Problem) -> str:
         """How a tile engine takes float32."""
@@ -91,10 +106,27 @@ class CPU(Backend):
         return f"; float32 by bfloat16 parts, {_PRODUCTS[cpu.float_parts()]} products for one"
 
     def kernel(self, call: Call) -> tuple[Pattern, str] | None:
-        by_parts = isinstance(self, Tiles) and call.query.dtype == torch.float32  # how many may change between calls
-        if call.method.choice is not Choice.GROUPS or by_parts:
+        if call.method.choice is not Choice.GROUPS or self._by_parts(call):
             return None
         return Pattern.of(cast(NM, call.method), call.causal, call.scale), nm_isa(self.name, call.query)
+
+    def choosing_kernel(self, call: Call) -> Choosing | None:
+        method = call.method
+        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method):
+            return None
+        pattern = Pattern.of(_DENSE, call.causal, call.scale)
+        if method.choice is Choice.ROWS:
+            rule = cast(PairMethod, method).row_rule()
+            return Choosing(rule, pattern, row_isa(self.name, call.query, call.key, rule))
+        isa = nm_isa(self.name, call.query)
+        if method.choice is Choice.SKIPS:
+            return Choosing(cast(BlockSkip, method).margin, pattern, isa)
+        rule = cast(PairMethod, method).block_rule() if method.choice is Choice.BLOCKS else None
+        return None if rule is None else Choosing(rule, pattern, isa)
+
+    def _by_parts(self, call: Call) -> bool:
+        """Whether a number is taken as several, and how many may change between calls."""
+        return isinstance(self, Tiles) and call.query.dtype == torch.float32
 
     def settled(self, call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
         if call.method.choice is Choice.GROUPS:
@@ -130,6 +162,8 @@ class Tiles(CPU):
     def cannot(self, problem: Problem) -> str | None:
         if problem.method.choice is Choice.SKIPS and problem.dtype != torch.bfloat16:
             return f"tiles skip by maxima in bfloat16, not {short(problem.dtype)}"
+        if problem.method.choice is Choice.ROWS and problem.dtype != torch.bfloat16:
+            return f"tiles choose rows in bfloat16, not {short(problem.dtype)}"
         if problem.method.choice in (Choice.GROUPS, Choice.BLOCKS):
             if problem.dtype not in (torch.bfloat16, torch.float32):
                 return f"tiles take bfloat16 and float32, not {short(problem.dtype)}"
@@ -138,6 +172,12 @@ class Tiles(CPU):
             if problem.dtype == torch.float32 and (problem.needs_grad or problem.dropout):
                 return f"tiles compute float32 without {'gradients' if problem.needs_grad else 'dropout'}"
         return super().cannot(problem) or _no_tiles(problem)
+
+
+def _takes_any_mask(method: Method) -> bool:
+    """Whether no blocks are chosen, or by kernels, which know masks of all kinds."""
+    chosen = cast(PairMethod, method).scored if method.choice is Choice.SKIPS else method
+    return chosen is None or chosen.choice is not Choice.BLOCKS or cast(PairMethod, chosen).block_rule() is not None
 
 
 def _skips_in_blocks(method: Method) -> bool:
@@ -151,16 +191,23 @@ def _doubt(engine: str) -> str:
     return "" if found is None else f", whose results are not right on this processor: {found}"
 
 
-def _not_taken(engine: str) -> str:
+def _not_taken(engine: str, problem: Problem) -> str:
     """Why ``cpu`` does not take an engine for a problem that it would compute."""
     found = cpu.tile_disagreement(engine)
     if found is not None:
         return f"its results are not right on this processor: {found}; backend='cpu-{engine}' runs it all the same"
+    if problem.method.choice is Choice.ROWS and cpu.nm_isa(problem.dtype, problem.q_len) == engine:
+        return "the few values that long rows keep by rank are listed"
     return "few queries read keys in place"
+
+
+def _more_than_output(problem: Problem) -> bool:
+    """Whether gradients, dropout or the certificate are asked for."""
+    return problem.needs_grad or problem.dropout or problem.aux
 
 
 def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
-    if problem.method.choice is Choice.ROWS:
-        return f"tiles compute N:M attention and large blocks, and {problem.method.known_as} is another method"
+    if problem.method.choice is Choice.ROWS and _more_than_output(problem):
+        return "tiles choose rows for the output alone, without gradients, dropout and certificate"
     return None

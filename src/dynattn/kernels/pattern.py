@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynattn.methods.base import RowRule
+from dynattn.methods.base import BlockRule, RowRule
 from dynattn.methods.nm import NM
 
-__all__ = ["Pattern", "RowRule"]
+__all__ = ["BlockRule", "Pattern", "RowRule"]
 
 
 class Pattern(NamedTuple):

@@ -88,6 +88,33 @@ class RowRule(NamedTuple):
     mass: float = 0.0
 
 
+class BlockRule(NamedTuple):
+    """Which blocks of keys a block of queries keeps: some by force, and of the others the best by their mean scores.
+
+    By count, of ``a`` blocks with an allowed pair ``max(floor, ⌈numerator · a / denominator⌉)`` are kept, the forced
+    ones among them.
+
+    Attributes:
+        block: queries and keys of a block, between 1 and 1024.
+        window, sinks: blocks are kept by force that hold a key less than ``window`` positions from one of the queries,
+            or one of the first ``sinks`` keys; 0 for none.
+        floor: a row of blocks keeps at least so many, where it has as many.
+        numerator, denominator: the share of the blocks, above 0 and at most 1; the denominator is at most a million.
+        mass: where it is above 0, the fewest are kept that, with the forced ones, hold this share of the softmax over
+            the mean scores. 0 switches this off.
+        alike: blocks of queries, and of keys, whose vectors have a smaller mean cosine are kept by force; 0 for none.
+    """
+
+    block: int
+    window: int
+    sinks: int
+    floor: int = 0
+    numerator: int = 1
+    denominator: int = 1
+    mass: float = 0.0
+    alike: float = 0.0
+
+
 class Method(ABC):
     """What attention computes in place of the full softmax. Subclasses are frozen dataclasses, one file each.
 
@@ -193,7 +220,8 @@ class PairMethod(Method):
             query: (batch, heads, q_len, head_dim).
             key: (batch, kv_heads, kv_len, head_dim).
             attn_mask: bool, the same for all queries: broadcasts to (batch, heads, 1, kv_len), True may be attended; or
-                None. With other masks :meth:`choose` is asked.
+                None. With other masks :meth:`choose` is asked, or
+                kernels choose by :meth:`block_rule`.
             causal: forbid keys after the query, aligned bottom-right.
             scale: factor of the scores.
 
@@ -202,6 +230,11 @@ class PairMethod(Method):
             or those of them that ``inside_blocks`` keeps.
         """
         raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
+
+    def block_rule(self) -> BlockRule | None:
+        """The choice of whole blocks as a rule that kernels follow, under any mask; None where :meth:`choose_blocks`
+        alone makes it."""
+        return None
 
     def glance(self, head_dim: int, itemsize: int) -> Glance | None:
         """What the choice costs an implementation that computes no more than it must; None where it needs all exact

@@ -18,6 +18,7 @@ from typing import final
 from torch import Tensor
 
 from dynattn.methods import share
+from dynattn.methods.base import BlockRule
 from dynattn.methods.blocks import OPTIONS, EstimatedBlocks
 from dynattn.methods.registry import register
 
@@ -84,3 +85,6 @@ class BlockMass(EstimatedBlocks):
         before = weights.where(forced, 0.0).sum(-1, keepdim=True) + ranked.values.cumsum(-1) - ranked.values
         kept = others.scatter(-1, ranked.indices, before < self.mass)
         return kept | weights.isnan()
+
+    def _ranked(self, forced: BlockRule) -> BlockRule:
+        return forced._replace(mass=self.mass)

@@ -119,6 +119,10 @@ class BlockSkip(PairMethod):
         inner = grammar.inside(name, f"{match['alone']}-in")
         return None if inner is None else cls(margin, grammar.part(inner))  # pyright: ignore[reportArgumentType]
 
+    def keeps_all(self, q_len: int, kv_len: int) -> bool:
+        """True where there is one block of keys, which holds the largest scores there are."""
+        return kv_len <= KEYS and self.among is None
+
     @property
     def choice(self) -> Choice:
         """By running maxima."""

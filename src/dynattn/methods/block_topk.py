@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dynattn.maths.selection import largest
 from dynattn.methods import share
+from dynattn.methods.base import BlockRule
 from dynattn.methods.blocks import OPTIONS, EstimatedBlocks
 from dynattn.methods.registry import register
 
@@ -99,3 +100,8 @@ class BlockTopK(EstimatedBlocks):
         taken = forced.sum(-1)
         count = share.ceil(self.ratio, others.sum(-1) + taken).clamp(min=-(-self.floor // self.block))
         return largest(value.masked_fill(~others, -math.inf), (count - taken).clamp(min=0))
+
+    def _ranked(self, forced: BlockRule) -> BlockRule:
+        ratio = share.exact(self.ratio)
+        floor = -(-self.floor // self.block)
+        return forced._replace(floor=floor, numerator=ratio.numerator, denominator=ratio.denominator)

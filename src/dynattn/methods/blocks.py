@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynattn.maths import antidiagonal, bounds, estimate, lowrank, pooled, runs, sampled, similar
 from dynattn.maths.estimate import Estimated, Input
-from dynattn.methods.base import Glance, PairMethod, Rows
+from dynattn.methods.base import BlockRule, Glance, PairMethod, Rows
 
 LARGEST = 1024  # the largest block
 LEAST_WHOLE = 8  # a byte for every block of 8 x 8 pairs takes no more memory than queries and keys, up to length 64k
@@ -244,6 +244,17 @@ class EstimatedBlocks(Blocks):
     def glance(self, head_dim: int, itemsize: int) -> Glance:
         """What the estimate is made from."""
         return ESTIMATES[self.by].glance(head_dim, itemsize, self.block)
+
+    def block_rule(self) -> BlockRule | None:
+        """The rule where blocks are ranked by their means, as kernels do."""
+        if not self.whole_blocks or self.by not in ("mean", "similar"):
+            return None
+        forced = BlockRule(self.block, self._window, self.sinks, alike=similar.ALIKE if self.by == "similar" else 0.0)
+        return self._ranked(forced)
+
+    @abstractmethod
+    def _ranked(self, forced: BlockRule) -> BlockRule:
+        """The rule with how many are kept besides the forced blocks."""
 
     def sure(self, query: Tensor, key: Tensor) -> Tensor | None:
         """Those that the estimate cannot judge."""

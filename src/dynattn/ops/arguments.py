@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynattn.kernels import cpu
+from dynattn.kernels.pattern import RowRule
 
 
 def isa_of(backend: str) -> str:
@@ -16,6 +17,13 @@ def nm_isa(backend: str, query: Tensor) -> str:
     """The same for N:M attention or whole blocks, for which ``cpu`` may stand for a matrix unit."""
     if backend == "cpu":
         return cpu.nm_isa(query.dtype, query.shape[2])
+    return isa_of(backend)
+
+
+def row_isa(backend: str, query: Tensor, key: Tensor, rule: RowRule) -> str:
+    """The same for rows that choose by their own scores, of which the output alone is asked for, without dropout."""
+    if backend == "cpu":
+        return cpu.row_isa(query.dtype, query.shape[2], key.shape[2], rule)
     return isa_of(backend)
 
 

@@ -50,10 +50,10 @@ def forward_cpu(
     isa = nm_isa(backend, query)
     if skips:
         among = cast("PairMethod | None", method.scored)
-        seen = None if among is None else _chosen(among, query, key, attn_mask, call)
+        seen = None if among is None else _chosen(among, query, key, attn_mask, call, isa)
         blocks = _skipped(tensors, outputs, call, isa, integer(seed), seen, needs_grad or aux)
     else:
-        blocks = _chosen(method, query, key, attn_mask, call)
+        blocks = _chosen(method, query, key, attn_mask, call, isa)
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
     sizes = _sizes(method)
     if aux or not skips:
@@ -65,8 +65,19 @@ def forward_cpu(
     return *buffers.complete(outputs, query), _roomy(blocks, query, key, sizes)
 
 
-def _chosen(method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | None, call: ByName) -> Tensor:
+def _chosen(
+    method: PairMethod, query: Tensor, key: Tensor, attn_mask: Tensor | None, call: ByName, isa: str
+) -> Tensor:  # fmt: skip
     """The blocks that a method of whole blocks keeps."""
+    rule = method.block_rule()
+    if rule is not None:
+        rows, columns = (-(-x.shape[2] // rule.block) for x in (query, key))
+        chosen = query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
+        mask = expanded(attn_mask, query, key)
+        cpu.choose_blocks(
+            rows_contiguous(query), rows_contiguous(key), mask, chosen, rule, call.causal, call.scale, isa
+        )  # fmt: skip
+        return chosen
     # float32 means float32; and many small operators each find out more quickly that nothing is recorded
     with torch.autocast(query.device.type, enabled=False), torch._C._AutoDispatchBelowAutograd():
         return method.choose_blocks(query, key, attn_mask, call.causal, call.scale)

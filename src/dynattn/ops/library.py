@@ -34,6 +34,11 @@ GRADIENTS = "Tensor grad_out, Tensor grad_logsumexp"
 """The schema of every backward begins with these."""
 
 
+# Looked up once: short calls ask them all, and the way to each takes as long as its answer.
+_is_compiling, _modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
+_transforms_active, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+_profiler_enabled = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
+
 _AUTOGRAD_KEYS = tuple(
     getattr(torch._C.DispatchKey, name) for name in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView")
 )
@@ -133,12 +138,12 @@ def unwatched() -> bool:
     """Whether no compiler, tracer, transform, mode or profiler is at work, and there are no dual numbers: what
     :func:`unobserved` asks for besides plain tensors."""
     return (
-        not torch.compiler.is_compiling()
+        not _is_compiling()
         and forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+        and _modes() == 0
+        and not _transforms_active()
+        and _tracing_state() is None
+        and not _profiler_enabled()
     )
 
 

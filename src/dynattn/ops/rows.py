@@ -19,7 +19,7 @@ from dynattn.kernels.pattern import RowRule
 from dynattn.methods.base import PairMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.arguments import expanded, integer, isa_of, rows_contiguous
+from dynattn.ops.arguments import expanded, integer, isa_of, row_isa, rows_contiguous
 from dynattn.ops.chosen import ByName, gradients
 from dynattn.ops.library import CALL, GRADIENTS, INPUTS, RESULTS, complete, define, library
 
@@ -48,27 +48,33 @@ def forward_cpu(
 ) -> tuple[Tensor, ...]:
     """The operator on a CPU, for a caller who needs no choice. It takes what the operator takes, and returns only the
     results before the choice, and of them only those that were asked for."""
-    return _run(query, key, value, attn_mask, seed, *rest)[0]
+    *arguments, aux, backend = rest
+    call = ByName(*arguments)
+    alone = not aux and seed is None
+    isa = row_isa(backend, query, key, _rule(call.method)) if alone else isa_of(backend)
+    return _run(query, key, value, attn_mask, seed, call, aux, isa, None)
 
 
-def _forward(query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    outputs, thresholds = _run(query, *rest)
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    *arguments, aux, backend = rest
+    thresholds = _thresholds(query)
+    outputs = _run(query, key, value, attn_mask, seed, ByName(*arguments), aux, isa_of(backend), thresholds)
     return *buffers.complete(outputs, query), *thresholds
 
 
 def _run(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, *rest: Any
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-    *arguments, aux, backend = rest
-    call = ByName(*arguments)
-    rule = _rule(call.method)
-    outputs, thresholds = buffers.outputs(query, value, aux), _thresholds(query)
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, seed: Tensor | None, call: ByName, aux: bool,
+    isa: str, thresholds: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    outputs = buffers.outputs(query, value, aux)
     out, logsumexp, kept_mass, kept, allowed = outputs if aux else (*outputs, None, None, None)
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
-        logsumexp, kept_mass, kept, allowed, thresholds, rule, call.pattern, isa_of(backend), seed=integer(seed),
+        logsumexp, kept_mass, kept, allowed, thresholds, _rule(call.method), call.pattern, isa, seed=integer(seed),
     )  # fmt: skip
-    return outputs, thresholds
+    return outputs
 
 
 def _backward(

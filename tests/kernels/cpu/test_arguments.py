@@ -19,6 +19,7 @@ STRUCTURES = (
     arguments.NM_FORWARD,
     arguments.ROW_FORWARD,
     arguments.SKIP_FORWARD,
+    arguments.BLOCK_FORWARD,
     arguments.NM_BACKWARD,
     arguments.NM_TEXTS,
     arguments.LINEAR,

@@ -8,6 +8,7 @@ run on torch's own threads: the kernels are given ``GOMP_parallel`` of the OpenM
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, NoReturn
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels.cpu import loader
-from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
+from dynattn.kernels.cpu.arguments import BLOCK_FORWARD, NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 from dynattn.kernels.cpu.loader import is_available, unavailable_reason
-from dynattn.kernels.pattern import Pattern, RowRule
+from dynattn.kernels.pattern import BlockRule, Pattern, RowRule
 from dynattn.maths import dropout
 
 MAX_HEAD_DIM = 512
@@ -39,6 +40,7 @@ _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
 _FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
 _FEW_QUERIES_IN_PAIRS = 8  # likewise, where products are of pairs of bfloat16 numbers
+_RANKED_ON_TILES = 128  # keys of a row that keeps some by rank, at most
 _OUT_OF_MEMORY, _BAD_PAGE = 2, 4
 _ERRORS = {1: "this processor does not run the instruction set asked for", 3: "an argument is out of its range"}
 _ADDRESSES = NM_FORWARD.part("query", "logsumexp")  # of a plain call's tensors, with which the arguments begin
@@ -123,15 +125,49 @@ def prepare_nm_forward(
     return args[_ADDRESSES.size :]
 
 
-def nm_forward_again(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, prepared: bytes,
-    logsumexp: Tensor | None = None,
+def prepare_row_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, rule: RowRule, pattern: Pattern,
+    isa: str,
+) -> bytes:  # fmt: skip
+    """The same of :func:`row_forward`, for the output alone."""
+    call = prepare_nm_forward(query, key, value, mask, out, pattern, isa)
+    return call + ROW_FORWARD.pack(**rule._asdict())
+
+
+def prepare_skip_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, margin: float, pattern: Pattern,
+    isa: str,
+) -> bytes:  # fmt: skip
+    """The same of :func:`skip_forward`, for the output alone, of all blocks."""
+    call = prepare_nm_forward(query, key, value, mask, out, pattern, isa)
+    return call + SKIP_FORWARD.pack(kept=0, margin=margin)
+
+
+def prepare_block_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, rule: BlockRule, pattern: Pattern,
+    isa: str,
+) -> bytes:  # fmt: skip
+    """The same of :func:`choose_blocks` and :func:`nm_forward` over what it keeps, for the output alone."""
+    none = (None, None, None)
+    args = _forward_args(query, key, value, mask, out, None, none, pattern, isa, 0, False, None, rule.block)
+    return args[_ADDRESSES.size :] + _block_args(rule, None)
+
+
+def forward(name: str) -> Callable[[bytes], int]:
+    """A function of the library, to be called again: ``nm_forward``, ``row_forward``, ``skip_forward`` or
+    ``block_forward``."""
+    return getattr(loader.library(), f"dynattn_{name}")
+
+
+def forward_again(
+    function: Callable[[bytes], int], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor,
+    prepared: bytes, logsumexp: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """:func:`nm_forward` for tensors of the shapes and strides that :func:`prepare_nm_forward` was given; the mask may
-    be one that is yet to be expanded to them."""
-    status = loader.library().dynattn_nm_forward(_addresses(query, key, value, mask, out, logsumexp) + prepared)
+    """One of :func:`forward` for tensors of the shapes and strides that ``prepared`` was made for; the mask may be one
+    that is yet to be expanded to them. A logsumexp is filled by N:M attention alone."""
+    status = function(_addresses(query, key, value, mask, out, logsumexp) + prepared)
     if status != 0:
-        _refuse("nm_forward", status)
+        _refuse("forward_again", status)
 
 
 def prepare_nm_backward(d_query: Tensor, d_key: Tensor, d_value: Tensor) -> bytes:
@@ -262,11 +298,11 @@ def row_forward(
     value: Tensor,
     mask: Tensor | None,
     out: Tensor,
-    logsumexp: Tensor,
+    logsumexp: Tensor | None,
     kept_mass: Tensor | None,
     kept: Tensor | None,
     allowed: Tensor | None,
-    thresholds: tuple[Tensor, Tensor],
+    thresholds: tuple[Tensor, Tensor] | None,
     rule: RowRule,
     pattern: Pattern,
     isa: str,
@@ -281,10 +317,11 @@ def row_forward(
         query, key, value, mask, out, logsumexp, kept_mass, kept, allowed, seed: as in :func:`nm_forward`.
         thresholds: two of (batch, heads, q_len), contiguous, float32 and int32, to be filled: the smallest score that a
             row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
-            chooses by them.
+            chooses by them. None where no backward follows.
         rule: what a row keeps.
         pattern: dense: how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16, for the output alone and without dropout, also
+            an engine of tiles, which leaves numbers that are not finite, or too large, to ``best_isa()``.
 
     Raises:
         As :func:`nm_forward`.
@@ -292,8 +329,8 @@ def row_forward(
     Source: arXiv:2010.03688.
     """
     args = _forward_args(
-        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, True, None, 0,
-        thresholds=thresholds,
+        query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed,
+        thresholds is not None, None, 0, thresholds=thresholds or (None, None),
     )  # fmt: skip
     _run("row_forward", args + ROW_FORWARD.pack(**rule._asdict()))
 
@@ -337,6 +374,45 @@ def skip_forward(
         query, key, value, mask, out, logsumexp, none, pattern, isa, seed, needs_grad, blocks, block_size
     )  # fmt: skip
     _run("skip_forward", args + SKIP_FORWARD.pack(kept=kept_blocks.data_ptr(), margin=margin))
+
+
+def choose_blocks(
+    query: Tensor, key: Tensor, mask: Tensor | None, chosen: Tensor, rule: BlockRule, causal: bool, scale: float,
+    isa: str,
+) -> None:  # fmt: skip
+    """The blocks of queries and keys that are kept, by the mean scores of their allowed pairs. Checks nothing.
+
+    Args:
+        query: (batch, heads, q_len, head_dim), float32, bfloat16 or float16; last dimension contiguous.
+        key: (batch, kv_heads, kv_len, head_dim), likewise.
+        mask: expanded to (batch, heads, q_len, kv_len), any strides; bool, float32, bfloat16 or float16; or None.
+        chosen: bool (batch, heads, ⌈q_len / block⌉, ⌈kv_len / block⌉), contiguous, to be filled.
+        rule: which are kept.
+        causal: forbid keys after the query, aligned bottom-right.
+        scale: factor of the scores.
+        isa: as :func:`nm_forward` has it; an engine of tiles stands for ``best_isa()``.
+
+    Raises:
+        As :func:`nm_forward`.
+
+    Source: arXiv:2407.02490.
+    """
+    pattern, none = Pattern(1, 1, 0, 0, 1, causal, scale), (None, None, None)
+    args = _forward_args(query, key, key, mask, query, None, none, pattern, isa, 0, False, None, rule.block)
+    _run("choose_blocks", args + _block_args(rule, chosen))
+
+
+def _block_args(rule: BlockRule, chosen: Tensor | None) -> bytes:
+    return BLOCK_FORWARD.pack(
+        chosen=_address(chosen),
+        floor=rule.floor,
+        numerator=rule.numerator,
+        denominator=rule.denominator,
+        mass=rule.mass,
+        alike=rule.alike,
+        window=rule.window,
+        sinks=rule.sinks,
+    )
 
 
 def nm_backward(
@@ -476,6 +552,21 @@ def nm_isa(dtype: torch.dtype, q_len: int) -> str:
     few = _FEW_QUERIES_IN_PAIRS if tile_engine() == "avx512bf16" else _FEW_QUERIES  # the processors with such products
     tiled = dtype == torch.bfloat16 and q_len > few
     return (tile_isa() if tiled else None) or best_isa()
+
+
+def row_isa(dtype: torch.dtype, q_len: int, kv_len: int, rule: RowRule) -> str:
+    """The fastest instruction set for rows that choose by their own scores, of which the output alone is asked for.
+
+    Tiles multiply the values of all keys, which takes as long as to add up a fourth of them one by one: what long rows
+    keep by rank is listed.
+
+    Args:
+        dtype, q_len: as for :func:`nm_isa`.
+        kv_len: keys of a head.
+        rule: what a row keeps.
+    """
+    by_rank = rule.weight < 0 and rule.mass == 0
+    return best_isa() if by_rank and kv_len > _RANKED_ON_TILES else nm_isa(dtype, q_len)
 
 
 def fma_peak(isa: str, threads: int, seconds: float) -> float:

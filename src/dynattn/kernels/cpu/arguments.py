@@ -133,6 +133,20 @@ SKIP_FORWARD = Structure(
     [("kept", POINTER, 1), ("margin", FLOAT, 1)],
     begins_with=("call", NM_FORWARD),
 )
+BLOCK_FORWARD = Structure(
+    "BlockForwardArgs",
+    [
+        ("chosen", POINTER, 1),
+        ("floor", INT64, 1),
+        ("numerator", INT64, 1),
+        ("denominator", INT64, 1),
+        ("mass", FLOAT, 1),
+        ("alike", FLOAT, 1),
+        ("window", INT32, 1),
+        ("sinks", INT32, 1),
+    ],
+    begins_with=("call", NM_FORWARD),
+)
 NM_BACKWARD = Structure(
     "NMBackwardArgs",
     [

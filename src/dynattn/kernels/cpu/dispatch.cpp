@@ -1,4 +1,6 @@
 // The C interface: checks, then the build of the kernels that the caller asked for.
+#include <stdlib.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -25,6 +27,7 @@ struct Isa {
   int32_t (*nm_texts)(const dynattn::Text* texts, int64_t count);
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
+  int32_t (*choose_blocks)(const BlockForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
   int32_t (*linear_choice)(const LinearArgs& args);
   int32_t (*linear_rows)(const LinearArgs& args);
@@ -36,12 +39,13 @@ struct Isa {
 constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name)                                                                                             \
-  {dynattn::name::nm_forward,  dynattn::name::nm_texts,    dynattn::name::row_forward,    dynattn::name::skip_forward, \
-   dynattn::name::nm_backward, dynattn::name::linear_choice, dynattn::name::linear_rows,                              \
-   dynattn::name::linear_outputs, dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
+  {dynattn::name::nm_forward,    dynattn::name::nm_texts,       dynattn::name::row_forward,                           \
+   dynattn::name::skip_forward,  dynattn::name::choose_blocks,  dynattn::name::nm_backward,                           \
+   dynattn::name::linear_choice, dynattn::name::linear_rows,    dynattn::name::linear_outputs,                        \
+   dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) \
-  {dynattn::name::nm_forward, nullptr, nullptr, dynattn::name::skip_forward, dynattn::name::nm_backward, nullptr,       \
-   nullptr, nullptr, nullptr, nullptr}
+  {dynattn::name::nm_forward, nullptr, dynattn::name::row_forward, dynattn::name::skip_forward, nullptr,              \
+   dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
@@ -146,7 +150,7 @@ bool is_sound(const NMForwardArgs& args) {
 bool is_sound(const RowForwardArgs& args) {
   const NMForwardArgs& call = args.call;
   const bool dense = call.n == 1 && call.m == 1 && call.blocks == nullptr;
-  const bool outputs = call.batch * call.q_len == 0 || (call.threshold != nullptr && call.last_tie != nullptr);
+  const bool outputs = (call.threshold == nullptr) == (call.last_tie == nullptr);
   const bool rank = args.most >= 1 && args.floor >= 0 && args.numerator >= 1 && args.numerator <= args.denominator &&
                     args.denominator <= kFinestShare;
   const bool weight = args.weight < 0.0f ? rank : args.weight < 1.0f;
@@ -159,8 +163,17 @@ bool is_sound(const SkipForwardArgs& args) {
   const bool dense = call.n == 1 && call.m == 1 && call.kept_mass == nullptr && call.threshold == nullptr;
   const bool blocks = call.blocks == nullptr || (call.block_queries % DYNATTN_SKIP_QUERIES == 0 &&
                                                  call.block_size % DYNATTN_SKIP_KEYS == 0);
-  const bool outputs = call.batch * call.q_len * call.kv_len == 0 || args.kept != nullptr;
-  return is_sound(call) && dense && blocks && outputs && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
+  return is_sound(call) && dense && blocks && args.margin >= 0.0f && args.margin - args.margin == 0.0f;
+}
+
+bool is_sound(const BlockForwardArgs& args) {
+  const NMForwardArgs& call = args.call;
+  const bool blocks = call.blocks == nullptr && call.block_size >= 1 && call.block_size <= kMaxBlockSize &&
+                      call.block_queries == call.block_size;
+  const bool rank = args.floor >= 0 && args.numerator >= 1 && args.numerator <= args.denominator &&
+                    args.denominator <= kFinestShare;
+  const bool rule = args.mass > 0.0f ? args.mass <= 1.0f : args.mass == 0.0f && rank;
+  return is_sound(call) && blocks && rule && args.alike >= 0.0f && args.window >= 0 && args.sinks >= 0;
 }
 
 bool is_sound(const NMBackwardArgs& args) {
@@ -260,6 +273,12 @@ dynattn::Text text_of(const NMTextsArgs& args, int64_t text) {
   return one;
 }
 
+int64_t chosen_bytes(const BlockForwardArgs& args) {
+  const NMForwardArgs& call = args.call;
+  const int64_t rows = (call.q_len + call.block_size - 1) / call.block_size;
+  return call.batch * call.heads * rows * ((call.kv_len + call.block_size - 1) / call.block_size);
+}
+
 struct Peak {
   Isa isa;
   std::chrono::steady_clock::time_point end;
@@ -279,7 +298,7 @@ extern "C" {
 
 int32_t dynattn_args_bytes(void) {
   return static_cast<int32_t>(sizeof(NMBackwardArgs) + sizeof(RowForwardArgs) + sizeof(SkipForwardArgs) +
-                              sizeof(NMTextsArgs) + sizeof(LinearArgs));
+                              sizeof(BlockForwardArgs) + sizeof(NMTextsArgs) + sizeof(LinearArgs));
 }
 
 int32_t dynattn_interface(void) { return DYNATTN_INTERFACE; }
@@ -334,13 +353,39 @@ int32_t dynattn_nm_texts(const NMTextsArgs* args) {
 int32_t dynattn_row_forward(const RowForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].row_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->call.isa].row_forward(*args);
+  const int32_t status = kIsas[args->call.isa].row_forward(*args);
+  // numbers that the tiles' variant does not hold
+  return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].row_forward(*args) : status;
 }
 
 int32_t dynattn_skip_forward(const SkipForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].skip_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
   return kIsas[args->call.isa].skip_forward(*args);
+}
+
+// Engines of tiles leave the choice to the best instruction set: it takes a small part of the time.
+int32_t dynattn_choose_blocks(const BlockForwardArgs* args) {
+  if (args == nullptr || !is_sound(*args) || (args->chosen == nullptr && chosen_bytes(*args) > 0))
+    return DYNATTN_BAD_ARGUMENT;
+  const int32_t isa = is_tiled(args->call.isa) ? dynattn_best_isa() : args->call.isa;
+  return runs(isa) ? kIsas[isa].choose_blocks(*args) : DYNATTN_UNSUPPORTED_ISA;
+}
+
+int32_t dynattn_block_forward(const BlockForwardArgs* args) {
+  if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
+  constexpr size_t kFew = 4096;
+  uint8_t few[kFew];
+  const size_t bytes = static_cast<size_t>(chosen_bytes(*args));
+  const bool allocates = args->chosen == nullptr && bytes > kFew;
+  BlockForwardArgs own = *args;
+  if (args->chosen == nullptr) own.chosen = allocates ? static_cast<uint8_t*>(malloc(bytes)) : few;
+  if (own.chosen == nullptr) return DYNATTN_OUT_OF_MEMORY;
+  int32_t status = dynattn_choose_blocks(&own);
+  own.call.blocks = own.chosen;
+  if (status == DYNATTN_OK) status = dynattn_nm_forward(&own.call);
+  if (allocates) free(own.chosen);
+  return status;
 }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) {

@@ -51,8 +51,8 @@ typedef struct {
   // [batch, heads, ceil(q_len / block_queries), ceil(kv_len / block_size)] contiguous: 0 where a block of queries and keys
   // is dropped whole, before anything is chosen in it; or NULL.
   const uint8_t* blocks;
-  // [batch, heads, q_len] contiguous, for rows that choose by their own scores (dynattn_row_forward writes them); NULL
-  // in N:M attention. A row keeps the scores above its threshold, in the kernels' own unit, and of those equal to it
+  // [batch, heads, q_len] contiguous, for rows that choose by their own scores (dynattn_row_forward writes them where
+  // both are given); NULL in N:M attention. A row keeps the scores above its threshold, in the kernels' own unit, and of those equal to it
   // the keys up to `last_tie`.
   float* threshold;
   int32_t* last_tie;
@@ -116,7 +116,9 @@ DYNATTN_API int32_t dynattn_nm_texts(const NMTextsArgs* args);
 // score. By mass, it keeps the fewest keys with the largest scores that hold the share `mass` of the dense softmax
 // weights; ties go to the lower key.
 typedef struct {
-  NMForwardArgs call;  // as for dense attention: n and m are 1, without blocks; with `threshold` and `last_tie`
+  // As for dense attention: n and m are 1, without blocks. Tile engines take bfloat16, for the output alone, and leave
+  // what is not finite, or too large for their fast variant, to other kernels.
+  NMForwardArgs call;
   int64_t most, floor, numerator, denominator;
   float weight;  // below 0: by rank or by mass
   float mass;    // above 0, at most 1: by mass; 0: by rank or by weight
@@ -133,13 +135,32 @@ typedef struct {
   // queries and of DYNATTN_SKIP_KEYS keys.
   NMForwardArgs call;
   uint8_t* kept;  // [batch, heads, ceil(q_len / DYNATTN_SKIP_QUERIES), ceil(kv_len / DYNATTN_SKIP_KEYS)] contiguous and
-                  // zero: 1 where kept
+                  // zero: 1 where kept; or NULL where nobody asks
   float margin;   // at least 0, in the unit of scale · QKᵀ
 } SkipForwardArgs;
 
 enum { DYNATTN_SKIP_QUERIES = 8, DYNATTN_SKIP_KEYS = 16 };
 
 DYNATTN_API int32_t dynattn_skip_forward(const SkipForwardArgs* args);
+
+// Attention over blocks of queries and keys of which each row of blocks keeps some, forward: those with a key in the
+// window or among the sinks, those that their mean does not speak for, and of the others the best by their mean score
+// over allowed pairs. By rank, of `a` blocks with an allowed pair max(floor, ceil(numerator · a / denominator)) are kept;
+// by mass the fewest that, with those kept by force, hold the share `mass` of the softmax over the blocks' means.
+typedef struct {
+  NMForwardArgs call;  // without `blocks`, but with their size, the same for queries and keys
+  uint8_t* chosen;     // [batch, heads, ceil(q_len / block_size), ceil(kv_len / block_size)] contiguous: 1 where kept
+  int64_t floor, numerator, denominator;
+  float mass;   // 0: by rank
+  float alike;  // blocks of queries or of keys with a smaller mean cosine are kept by force; 0: none is
+  int32_t window, sinks;
+} BlockForwardArgs;
+
+// The choice alone.
+DYNATTN_API int32_t dynattn_choose_blocks(const BlockForwardArgs* args);
+
+// The choice, and attention over what is kept. `chosen` may be NULL here.
+DYNATTN_API int32_t dynattn_block_forward(const BlockForwardArgs* args);
 
 // N:M attention, backward: gradients of `out` and `logsumexp` with the choice held fixed. The choice is made again
 // from the same products in the same order, so it is the forward's to the bit. With `threshold` and `last_tie` it
@@ -214,13 +235,14 @@ DYNATTN_API int32_t dynattn_linear_outputs(const LinearArgs* args);
 // A block is DYNATTN_NM_GROUPS · M inputs, the last one filled up with weights of 0.
 DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 
-// The sizes of NMBackwardArgs, RowForwardArgs, SkipForwardArgs, NMTextsArgs and LinearArgs, added up. A caller compares it with its
+// The sizes of NMBackwardArgs, RowForwardArgs, SkipForwardArgs, BlockForwardArgs, NMTextsArgs and LinearArgs, added up. A caller compares it with its
 // own, to learn whether it was built for other arguments.
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs. 4: n = 0.
-enum { DYNATTN_INTERFACE = 4 };
+// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs. 4: n = 0. 5: thresholds of rows
+// and what skips keep may be NULL.
+enum { DYNATTN_INTERFACE = 5 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.

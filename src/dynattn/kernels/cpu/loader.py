@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from dynattn.kernels.cpu.arguments import LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
+from dynattn.kernels.cpu.arguments import BLOCK_FORWARD, LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
-_INTERFACE = 4
+_INTERFACE = 5
 
 
 def _path() -> Path:
@@ -38,7 +38,9 @@ def library() -> ctypes.CDLL:
         raise ImportError(
             f"dynattn: the compiled kernels do not load: {error}; install dynattn again with `pip install .`"
         ) from error
-    size = sum(structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, NM_TEXTS, LINEAR))
+    size = sum(
+        structure.size for structure in (NM_BACKWARD, ROW_FORWARD, SKIP_FORWARD, BLOCK_FORWARD, NM_TEXTS, LINEAR)
+    )
     if not hasattr(found, "dynattn_interface") or (
         (found.dynattn_interface(), found.dynattn_args_bytes()) != (_INTERFACE, size)
     ):
@@ -47,8 +49,8 @@ def library() -> ctypes.CDLL:
             "again with `pip install .`"
         )
     functions = (
-        "nm_forward", "nm_texts", "row_forward", "skip_forward", "nm_backward", "linear_choice", "linear_rows",
-        "linear_outputs", "linear_nm_weight",
+        "nm_forward", "nm_texts", "row_forward", "skip_forward", "choose_blocks", "block_forward", "nm_backward",
+        "linear_choice", "linear_rows", "linear_outputs", "linear_nm_weight",
     )  # fmt: skip
     for function in (getattr(found, f"dynattn_{name}") for name in functions):
         function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int32

@@ -31,7 +31,7 @@ BUGS = {
         "select(under, load(weights + at + i * kWidth), zero())",
     ),
     "the few are not in order": ("at > 0 && score > scores[at - 1]", "false"),
-    "rounding decides about equal weights": ("mass * all.mass * (1.0f - kLacking)", "mass * all.mass"),
+    "rounding decides about equal weights": ("mass * seen.all.mass * (1.0f - kLacking)", "mass * seen.all.mass"),
 }  # fmt: skip
 
 

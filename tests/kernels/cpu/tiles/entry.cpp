@@ -9,6 +9,8 @@ extern "C" {
 
 int32_t dynattn_nm_forward(const NMForwardArgs* args) { return nm_forward(*args); }
 
+int32_t dynattn_row_forward(const RowForwardArgs* args) { return row_forward(*args); }
+
 int32_t dynattn_skip_forward(const SkipForwardArgs* args) { return skip_forward(*args); }
 
 int32_t dynattn_nm_backward(const NMBackwardArgs* args) { return nm_backward(*args); }

@@ -202,7 +202,7 @@ BUGS = [
     ("skips.h", "kept.lanes[run] = whole_bands(", "kept.lanes[run] = ("),
     ("skips.h", "weights(select(lanes, score(tile, key + 1), forbidden))", "weights(score(tile, key + 1))"),
     ("forward.h", "if (!pass.scratch.kept[group].any(step))", "if (pass.scratch.kept[group].any(step))"),
-    ("forward.h", "if (plan.kept_runs != nullptr) forbid_others(tile, kept);", ""),
+    ("forward.h", "if (plan.skips) forbid_others(tile, kept);", ""),
 ]  # fmt: skip
 
 

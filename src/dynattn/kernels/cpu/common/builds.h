@@ -10,6 +10,7 @@
   int32_t nm_texts(const Text* texts, int64_t count);                                   \
   int32_t row_forward(const RowForwardArgs& args);                                      \
   int32_t skip_forward(const SkipForwardArgs& args);                                    \
+  int32_t choose_blocks(const BlockForwardArgs& args);                                  \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \
   int32_t linear_choice(const LinearArgs& args);                                        \
   int32_t linear_rows(const LinearArgs& args);                                          \
@@ -34,6 +35,7 @@ int32_t nm_texts(const Text* texts, int64_t count);
 #define DYNATTN_DECLARE_TILES(engine)                                      \
   namespace dynattn::engine {                                              \
   int32_t nm_forward(const NMForwardArgs& args);                           \
+  int32_t row_forward(const RowForwardArgs& args);                         \
   int32_t skip_forward(const SkipForwardArgs& args);                       \
   int32_t nm_backward(const NMBackwardArgs& args);                         \
   /* As TileKernels of tiles/self_check.h has it. */                       \

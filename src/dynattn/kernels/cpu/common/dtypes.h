@@ -73,6 +73,24 @@ static void to_floats(float* to, const char* from, int32_t dtype, int64_t count)
   }
 }
 
+// Converts the first `count` mask entries of a row to additive floats, in key order.
+static inline void mask_to_floats(const NMForwardArgs& args, const char* row, int64_t count, float* to) {
+  const int64_t stride = args.mask_strides[3];
+  if (args.mask_dtype == DYNATTN_BOOL) {
+    const uint8_t* allowed = reinterpret_cast<const uint8_t*>(row);
+    if (stride == 1) {
+      for (int64_t i = 0; i < count; i++) to[i] = allowed[i] ? 0.0f : -INFINITY;
+    } else {
+      for (int64_t i = 0; i < count; i++) to[i] = allowed[i * stride] ? 0.0f : -INFINITY;
+    }
+  } else if (stride == 1) {
+    to_floats(to, row, args.mask_dtype, count);
+  } else {
+    for (int64_t i = 0; i < count; i++)
+      to_floats(to + i, element(row, i * stride, args.mask_dtype), args.mask_dtype, 1);
+  }
+}
+
 static inline void from_floats(char* to, const float* from, int32_t dtype, int64_t count) {
   uint16_t* half = reinterpret_cast<uint16_t*>(to);
   if (dtype == DYNATTN_FLOAT32) {

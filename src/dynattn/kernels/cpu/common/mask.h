@@ -15,24 +15,6 @@ struct BiasSummary {
   bool unsafe;   // NaN, +inf or huge: the careful variant has to look at each score
 };
 
-// Converts the first `count` mask entries of a row and tile to additive floats, in key order.
-static void mask_to_floats(const NMForwardArgs& args, const char* row, int64_t count, float* to) {
-  const int64_t stride = args.mask_strides[3];
-  if (args.mask_dtype == DYNATTN_BOOL) {
-    const uint8_t* allowed = reinterpret_cast<const uint8_t*>(row);
-    if (stride == 1) {
-      for (int64_t i = 0; i < count; i++) to[i] = allowed[i] ? 0.0f : -INFINITY;
-    } else {
-      for (int64_t i = 0; i < count; i++) to[i] = allowed[i * stride] ? 0.0f : -INFINITY;
-    }
-  } else if (stride == 1) {
-    to_floats(to, row, args.mask_dtype, count);
-  } else {
-    for (int64_t i = 0; i < count; i++)
-      to_floats(to + i, element(row, i * stride, args.mask_dtype), args.mask_dtype, 1);
-  }
-}
-
 // The bias of a row without a mask: keys from `allowed` on are forbidden.
 static BiasSummary end_row(const Plan& plan, int64_t allowed, float* to) {
   const Vec end = broadcast(static_cast<float>(allowed)), forbidden = broadcast(-INFINITY);

@@ -82,36 +82,68 @@ static Threshold tie_by_mass(const float* row, const MassBracket& b, float wante
   return {b.low, key_of_tie(row, b.low, larger<int64_t>(1, static_cast<int64_t>(ceilf(share))))};
 }
 
+// What a search knows of a row: weights, how they are spread, and their sum.
+struct MassRow {
+  float largest, smallest, mean, deviation;  // of its allowed scores
+  Held all;
+};
+
+static MassRow weigh_row(const Plan& plan, const float* row, int64_t length, float* weights) {
+  MassRow seen;
+  seen.largest = largest_of(row, length);
+  const Vec reference = broadcast(seen.largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
+  Vec lowest = reference, sum = zero(), squares = zero();
+  for (int64_t at = 0; at < length; at += kWidth) {
+    const Vec x = load(row + at), apart = sub(x, reference);
+    const Mask forbidden = greater(broadcast(-FLT_MAX), x);
+    const Vec some = select(forbidden, zero(), apart);
+    store(weights + at, select(forbidden, zero(), exp2_scaled(apart, exponent, floor)));
+    lowest = min(lowest, select(forbidden, reference, x));
+    sum = add(sum, some), squares = fmadd(some, some, squares);
+  }
+  seen.all = held_from(row, weights, length, -FLT_MAX);
+  const float count = static_cast<float>(seen.all.count), apart = reduce_add(sum) / count;
+  seen.smallest = -reduce_max(sub(zero(), lowest));
+  seen.mean = seen.largest + apart;
+  seen.deviation = sqrtf(larger(reduce_add(squares) / count - apart * apart, FLT_MIN));
+  return seen;
+}
+
+// Where the share is reached, and how many keys lie in a unit of scores there, as if scores were spread normally: their
+// weights are then spread likewise, around a larger mean. The quantile is nearly 0.59 of the logistic one's.
+static Guess guess_mass(const Plan& plan, const MassRow& row, float mass) {
+  const float shift = plan.exponent / kLog2e * row.deviation;
+  const float place = shift + 0.59f * logf((1.0f - mass) / mass);
+  const float count = static_cast<float>(row.all.count);
+  const float keys = larger(0.4f * expf(-0.5f * place * place), 0.05f) * count / row.deviation;
+  return {row.mean + row.deviation * place, keys};
+}
+
+// Keys by which a guess passes its target, so that this lies between two guesses.
+constexpr float kBeyond = 5.0f;
+
 // The fewest of the largest weights of a row that hold the share `mass`, above 0, of all. `weights`: room for as many.
 static Threshold threshold_by_mass(const Plan& plan, const float* row, int64_t length, float mass, float* weights) {
-  const float largest = largest_of(row, length);
-  const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent), floor = broadcast(plan.floor);
-  for (int64_t at = 0; at < length; at += kWidth) {
-    const Vec x = load(row + at);
-    const Vec weight = exp2_scaled(sub(x, reference), exponent, floor);
-    store(weights + at, select(greater(broadcast(-FLT_MAX), x), zero(), weight));
-  }
-  const Held all = held_from(row, weights, length, -FLT_MAX);
-  const float wanted = mass * all.mass * (1.0f - kLacking);
-  MassBracket b = {-FLT_MAX, nextafterf(largest, INFINITY), all, {0.0f, 0}};
-  // All weights below this one together are no more than may be dropped.
-  const float droppable = (1.0f - mass) * all.mass / static_cast<float>(all.count);
-  float guess = largest + log2f(droppable) / plan.exponent;
+  const MassRow seen = weigh_row(plan, row, length, weights);
+  const float wanted = mass * seen.all.mass * (1.0f - kLacking);
+  MassBracket b = {seen.smallest, nextafterf(seen.largest, INFINITY), seen.all, {0.0f, 0}};
+  Guess guess = guess_mass(plan, seen, mass);
   for (int turn = 0; b.from_low.count - b.from_high.count > kWidth; turn++) {
-    if (turn >= kGuesses || !(b.low < guess && guess < b.high)) {
+    if (!(b.low < guess.value && guess.value < b.high)) {
+      const float share = (b.from_low.mass - wanted) / (b.from_low.mass - b.from_high.mass);
+      guess.value = b.low + (b.high - b.low) * (turn % 2 == 0 ? share : 0.5f);
+    }
+    if (turn >= kGuesses || !(b.low < guess.value && guess.value < b.high)) {
       const int64_t low = ordinal(b.low), high = ordinal(b.high);
       if (high - low == 1) return tie_by_mass(row, b, wanted);
-      guess = of_ordinal(low + (high - low) / 2);
+      guess.value = of_ordinal(low + (high - low) / 2);
     }
-    const Held held = held_from(row, weights, length, guess);
-    if (held.mass >= wanted) {
-      b.low = guess, b.from_low = held;
-    } else {
-      b.high = guess, b.from_high = held;
-    }
-    // In turns as if the mass were evenly spread between the two, and in the middle, since it is not.
-    const float share = (b.from_low.mass - wanted) / (b.from_low.mass - b.from_high.mass);
-    guess = b.low + (b.high - b.low) * (turn % 2 == 0 ? share : 0.5f);
+    const Held held = held_from(row, weights, length, guess.value);
+    const bool reached = held.mass >= wanted;
+    (reached ? b.low : b.high) = guess.value;
+    (reached ? b.from_low : b.from_high) = held;
+    const float weight = larger(exp2f((guess.value - seen.largest) * plan.exponent), FLT_MIN);  // of a key there
+    guess.value += ((held.mass - wanted) / weight + (reached ? kBeyond : -kBeyond)) / guess.step;
   }
   return rank_by_mass(row, weights, length, b, wanted);
 }

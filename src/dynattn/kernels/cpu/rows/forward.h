@@ -4,6 +4,8 @@
 //     1. scores of all rows and keys, which stay in the second-level cache;
 //     2. row by row, what is kept: its weights go to the front of the row, with the numbers of its value rows;
 //     3. weights times values, a span of keys at a time for all rows, so that its values are read while they are near.
+//
+// Where most of the block's pairs are kept by weight or by mass, weights stay where scores were (whole_rows.h).
 #pragma once
 
 #include "common/add_rows.h"
@@ -13,6 +15,7 @@
 #include "rows/find_mass.h"
 #include "rows/find_threshold.h"
 #include "rows/kept_list.h"
+#include "rows/whole_rows.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -22,6 +25,7 @@ constexpr int64_t kRowScores = 96 * 1024;  // scores of a query block, unless on
 //     come from further away.
 constexpr int64_t kSpanBytes = 32 * 1024;
 constexpr float kSparse = 0.25f;
+constexpr float kMost = 0.5f;  // of the scores of a block, above which no list is made
 
 struct RowPlan : Plan {
   const RowForwardArgs* rule;
@@ -57,6 +61,7 @@ struct RowScratch {
   int32_t* numbers;  // [row][row_floats]: of their value rows, from the span's first, as chunks of values lie
   float* room;       // [row_floats], for a search among them
   int64_t* starts;   // [row][span + 1]: where a span's part of them begins
+  Threshold* lines;  // [row]
 };
 
 static RowScratch lay_row_scratch(const RowPlan& plan, Arena& arena) {
@@ -66,6 +71,7 @@ static RowScratch lay_row_scratch(const RowPlan& plan, Arena& arena) {
   s.numbers = arena.take<int32_t>(plan.query_block * plan.row_floats);
   s.room = arena.take<float>(plan.row_floats + 4 * kWidth);
   s.starts = arena.take<int64_t>(plan.query_block * (plan.spans + 1));
+  s.lines = arena.take<Threshold>(plan.query_block);
   return s;
 }
 
@@ -257,8 +263,8 @@ static void drop_listed(const RowPlan& plan, const QueryBlock& block, const RowS
   starts[plan.spans] = count;
 }
 
-// Step 2 for one row.
-static void keep_row(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i) {
+// What a row keeps.
+static Threshold find_row(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i) {
   const NMForwardArgs& args = *plan.args;
   const RowStates& rows = block.scratch.rows;
   float* scores = scratch.scores + i * plan.row_floats;
@@ -267,16 +273,59 @@ static void keep_row(const RowPlan& plan, const QueryBlock& block, const RowScra
   const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
   const Threshold threshold = threshold_of_row(plan, block, i, scores, keys, allowed, scratch.room);
   const int64_t row = first_row(block) + i;
-  args.threshold[row] = threshold.score;
-  args.last_tie[row] = threshold.last_tie;
+  if (args.threshold != nullptr) {
+    args.threshold[row] = threshold.score;
+    args.last_tie[row] = threshold.last_tie;
+  }
   if (plan.counts) sum_dropped(plan, scores, length, threshold, rows.dropped + i * kWidth);
-  const float largest = list_row(plan, scratch, i, length, threshold);
+  rows.allowed[i] = static_cast<int32_t>(allowed);
+  return threshold;
+}
+
+// Step 2 for one row.
+static void list_kept(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i) {
+  const RowStates& rows = block.scratch.rows;
+  const int64_t length = round_up(keys_of(plan, block.first + i), plan.tile);
+  const float largest = list_row(plan, scratch, i, length, scratch.lines[i]);
   const int64_t count = scratch.starts[i * (plan.spans + 1) + plan.spans];
   rows.kept[i] = static_cast<int32_t>(count);
-  rows.allowed[i] = static_cast<int32_t>(allowed);
   if (count == 0) return;
   rows.reference[i] = largest;
-  weigh_list(plan, scores, count, largest, rows.sum + i * kWidth);
+  weigh_list(plan, scratch.scores + i * plan.row_floats, count, largest, rows.sum + i * kWidth);
+}
+
+// Whether most of a block's pairs are kept, where nothing asks for a list of them.
+static bool keeps_most(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch) {
+  const RowForwardArgs& rule = *plan.rule;
+  if (block.careful || rule.call.drop_below > 0 || (rule.weight < 0.0f && rule.mass == 0.0f)) return false;
+  int64_t kept = 0, allowed = 0;
+  for (int64_t i = 0; i < block.count; i++) {
+    const int64_t length = round_up(keys_of(plan, block.first + i), plan.tile);
+    kept += count_kept(scratch.scores + i * plan.row_floats, length, scratch.lines[i]);
+    allowed += length;
+  }
+  return static_cast<float>(kept) > kMost * static_cast<float>(allowed);
+}
+
+// Steps 2 and 3 of such a block.
+static void attend_whole(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch) {
+  const RowStates& rows = block.scratch.rows;
+  const int64_t keys = keys_of(plan, block.first + block.count - 1), end = round_up(keys, plan.tile);
+  for (int64_t i = 0; i < round_up(block.count, plan.rows); i++) {
+    float* scores = scratch.scores + i * plan.row_floats;
+    int64_t length = 0;
+    if (i < block.count) {
+      length = round_up(keys_of(plan, block.first + i), plan.tile);
+      rows.kept[i] = static_cast<int32_t>(count_kept(scores, length, scratch.lines[i]));
+      if (rows.kept[i] == 0) length = 0;
+    }
+    if (length > 0) {
+      rows.reference[i] = weigh_in_place(plan, scores, length, scratch.lines[i], rows.sum + i * kWidth);
+    }
+    memset(scores + length, 0, static_cast<size_t>(end - length) * sizeof(float));
+  }
+  if (plan.rows == 1) return add_whole_rows<1>(block, scratch.scores, plan.row_floats, keys);
+  add_whole_rows<kRows>(block, scratch.scores, plan.row_floats, keys);
 }
 
 // Step 3.
@@ -313,8 +362,13 @@ static inline void run_row_query_block(const RowPlan& plan, const PackedHead& he
   const NMForwardArgs& args = *plan.args;
   const DropoutStream stream = open_stream(args.seed, static_cast<uint32_t>(args.first_batch + batch),
                                            static_cast<uint32_t>(args.first_head + index));
+  for (int64_t i = 0; i < block.count; i++) scratch.lines[i] = find_row(plan, block, scratch, i);
+  if (keeps_most(plan, block, scratch)) {
+    attend_whole(plan, block, scratch);
+    return finish_rows(block);
+  }
   for (int64_t i = 0; i < block.count; i++) {
-    keep_row(plan, block, scratch, i);
+    list_kept(plan, block, scratch, i);
     if (args.drop_below > 0) drop_listed(plan, block, scratch, i, stream);
   }
   add_kept_values(plan, block, scratch);

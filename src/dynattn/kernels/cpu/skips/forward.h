@@ -119,6 +119,7 @@ static uint32_t asked_runs(const float* scores, int64_t count, float margin, flo
 
 // Writes down which runs of a tile a band keeps.
 static void note_runs(const QueryBlock& block, const SkipPlan& plan, int64_t band, int64_t tile, uint32_t kept) {
+  if (plan.rule->kept == nullptr) return;
   const NMForwardArgs& args = *plan.args;
   const int64_t rows = ceil_div(args.q_len, DYNATTN_SKIP_QUERIES), columns = ceil_div(args.kv_len, DYNATTN_SKIP_KEYS);
   const int64_t row = block.first / DYNATTN_SKIP_QUERIES + band;

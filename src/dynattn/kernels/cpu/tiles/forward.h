@@ -86,7 +86,7 @@ static void add_kept_steps(const Pass& pass, const char* values) {
 static void add_values(const Pass& pass, int64_t block) {
   const TilePlan& plan = pass.at.plan;
   const char* const values = pass.head.values + block * value_block_bytes(plan);
-  if (plan.kept_runs != nullptr) return add_kept_steps(pass, values);
+  if (plan.skips) return add_kept_steps(pass, values);
   if constexpr (kPicks) {
     if (is_picked(pass)) {
       return add_picked(plan, pass.engine, values, pass.scratch.weights, pass.scratch.picked, pass.groups,
@@ -128,13 +128,13 @@ static void weigh_keys(const Pass& pass, int group, int64_t block, LaneState& st
   KeptRuns& kept = pass.scratch.kept[group];
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
   if (pass.careful && (!plan.floats || plan.biased)) clean_scores(tile, state);  // products of float32 are finite
-  if (plan.kept_runs != nullptr) {
+  if (plan.skips) {
     keep_runs(plan, tile, present_lanes(pass, group), state, kept);
     note_runs(pass.at, group, block * plan.key_block, kept);
   }
   if (pass.careful) {
     follow_largest(plan, tile, state, pass.scratch.out + group * kLanes);
-    if (plan.kept_runs != nullptr) forbid_others(tile, kept);
+    if (plan.skips) forbid_others(tile, kept);
   } else if (state.open != kAllLanes) {
     open_lanes(plan, tile, state);
   }
@@ -143,7 +143,7 @@ static void weigh_keys(const Pass& pass, int group, int64_t block, LaneState& st
   for (int place = plan.key_block; place < plan.padded; place++) put_weight(tile, place, broadcast_words(0));
   if (pass.careful || !plan.in_order) {
     weigh_by_rank<ExactWeights>(plan, tile, allowed, group, pass.careful, state);
-  } else if (plan.kept_runs != nullptr) {
+  } else if (plan.skips) {
     plan.exact ? weigh_runs<ExactWeights>(plan, tile, kept, state) : weigh_runs<RoundedWeights>(plan, tile, kept, state);
   } else if (plan.exact) {
     weigh_in_order<ExactWeights>(plan, tile, allowed, group, state);

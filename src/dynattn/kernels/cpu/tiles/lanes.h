@@ -25,6 +25,10 @@ namespace dynattn::DYNATTN_NAMESPACE {
 // Two keys' bfloat16 numbers, each in the low half of its word, as pairs.
 DYNATTN_INLINE Words pair(Words low, Words high) { return either(low, shift_left<16>(high)); }
 
+// a + b where the bit is set, else a.
+DYNATTN_INLINE Words add_where(LaneMask m, Words a, Words b) { return select(m, add(a, b), a); }
+DYNATTN_INLINE Lanes add_where(LaneMask m, Lanes a, Lanes b) { return select(m, add(a, b), a); }
+
 // Rows of words become columns.
 DYNATTN_INLINE void transpose_words(Words rows[kLanes]) {
   Lanes moved[kLanes];

@@ -38,8 +38,10 @@ struct TilePlan {
   int n, m, stride;  // n == m is taken as 1 of 1
   int parts;         // bfloat16 numbers that a number is taken as: 1 of bfloat16 tensors, 1 to 3 of float32 (parts.h)
   bool floats;       // tensors are float32
-  int32_t* unfit;    // becomes 1 where parts do not hold such tensors, whose output is then not written in full
-  uint8_t* kept_runs;  // not NULL: what scores show to be small is skipped, and this says what is kept (skips.h)
+  int32_t* unfit;    // becomes 1 where a variant does not hold such numbers; the output is then not written in full
+  const RowForwardArgs* rule;  // not NULL: rows choose by their own scores (rows.h)
+  bool skips;          // what scores show to be small is skipped (skips.h)
+  uint8_t* kept_runs;  // for that, says what is kept; NULL where nobody asks
   float margin;        // for that, in the unit of the kernel's scores
   bool window;       // there are entries kept besides the choice
   bool counts;       // kept mass, kept and allowed are asked for
@@ -133,6 +135,8 @@ static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.args = &args;
   plan.sums = {};
   plan.unfit = nullptr;
+  plan.rule = nullptr;
+  plan.skips = false;
   plan.kept_runs = nullptr;
   plan.floats = args.dtype == DYNATTN_FLOAT32;
   plan.parts = plan.floats ? args.parts : 1;

@@ -72,6 +72,7 @@ static void weigh_runs(const TilePlan& plan, const ScoreTile& tile, const KeptRu
 
 // Writes down which runs of a block of keys 16 queries keep.
 static void note_runs(const QueryTile& at, int group, int64_t first_key, const KeptRuns& kept) {
+  if (at.plan.kept_runs == nullptr) return;
   const NMForwardArgs& args = *at.plan.args;
   const int64_t bands = ceil_div(args.q_len, DYNATTN_SKIP_QUERIES), runs = ceil_div(args.kv_len, DYNATTN_SKIP_KEYS);
   const int64_t first_band = (at.first + group * kLanes) / DYNATTN_SKIP_QUERIES, first = first_key / DYNATTN_SKIP_KEYS;

@@ -4,6 +4,7 @@
 #include "common/tasks.h"
 #include "tiles/backward.h"
 #include "tiles/forward.h"
+#include "tiles/rows.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -23,9 +24,11 @@ struct TileWorker {
 
   const TilePlan& plan;
   const TileScratch scratch;
+  const RowScratch rows;
   Engine engine;
 
-  TileWorker(const TilePlan& call, Arena& arena) : plan(call), scratch(lay_tile_scratch(call, arena)) {}
+  TileWorker(const TilePlan& call, Arena& arena)
+      : plan(call), scratch(lay_tile_scratch(call, arena)), rows(lay_row_scratch(call, arena)) {}
 
   static Memory lay_head(const TilePlan& plan, Arena& arena) {
     Memory memory;
@@ -71,10 +74,15 @@ struct TileWorker {
   }
 
   void run(const Head& head, int64_t batch, int64_t index, int64_t first) {
-    if (plan.floats && is_ended(plan)) return;
+    if (plan.unfit != nullptr && is_ended(plan)) return;
     const int64_t end = smaller(first + plan.query_block, plan.args->q_len);
     for (int64_t query = first; query < end; query += kQueries) {
-      run_queries(plan, head, scratch, engine, batch, index, query, smaller<int64_t>(kQueries, end - query));
+      const int64_t count = smaller<int64_t>(kQueries, end - query);
+      if (plan.rule != nullptr) {
+        run_row_queries(plan, head, scratch, rows, engine, batch, index, query, count);
+      } else {
+        run_queries(plan, head, scratch, engine, batch, index, query, count);
+      }
     }
   }
 };
@@ -100,11 +108,28 @@ int32_t nm_forward(const NMForwardArgs& args) {
   return unfit != 0 ? DYNATTN_NOT_BY_PARTS : status;
 }
 
+int32_t row_forward(const RowForwardArgs& args) {
+  const NMForwardArgs& call = args.call;
+  const bool alone = call.needs_grad == 0 && call.kept_mass == nullptr && call.threshold == nullptr;
+  constexpr int64_t kMostKeys = 1 << 24;  // whose numbers a float holds
+  if (call.dtype != DYNATTN_BFLOAT16 || !alone || call.drop_below > 0) return DYNATTN_BAD_ARGUMENT;
+  if (call.batch * call.q_len == 0) return DYNATTN_OK;
+  if (call.kv_len > kMostKeys) return DYNATTN_NOT_BY_PARTS;
+  int32_t unfit = 0;
+  TilePlan plan;
+  make_tile_plan(plan, call);
+  plan.rule = &args;
+  plan.unfit = &unfit;
+  const int32_t status = run_heads<TileWorker>(plan);
+  return unfit != 0 ? DYNATTN_NOT_BY_PARTS : status;
+}
+
 int32_t skip_forward(const SkipForwardArgs& args) {
   if (args.call.dtype != DYNATTN_BFLOAT16) return DYNATTN_BAD_ARGUMENT;
   if (args.call.batch * args.call.q_len == 0) return DYNATTN_OK;
   TilePlan plan;
   make_tile_plan(plan, args.call);
+  plan.skips = true;
   plan.kept_runs = args.kept;
   plan.margin = args.margin * static_cast<float>(1.0 / kLog2) / plan.exponent;
   return run_heads<TileWorker>(plan);
