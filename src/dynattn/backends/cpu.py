@@ -1,4 +1,5 @@
-"""The fused C++ kernels: N:M attention, rows that choose by their own scores, and whole blocks of pairs."""
+"""The fused C++ kernels: N:M attention, rows that choose by their own scores, and whole blocks of pairs, each alone or
+beside a window."""
 
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ class CPU(Backend):
                 "its kernels compute N:M attention, top-k, thresholds, mass and large blocks, and "
                 f"{method.known_as} is another method"
             )
-        if (method.choice is Choice.BLOCKS or _skips_in_blocks(method)) and problem.mask_by_query:
+        if _chooses_blocks(method) and problem.mask_by_query:
             return "pooled queries and keys choose blocks only under a mask that is bool and the same for all queries"
         if method.choice in (Choice.ROWS, Choice.SKIPS) and problem.mask_needs_grad:
             return "the gradient of a mask is not made where rows choose by their scores"
+        if method.choice is Choice.BLOCKS and problem.mask_needs_grad:
+            return "the gradient of a mask is not made where N:M stands beside a window"
         if problem.device.type != "cpu":
             return f"tensors are on {problem.device}"
         if problem.dtype not in _DTYPES:
@@ -61,16 +64,15 @@ class CPU(Backend):
     def what(self, problem: Problem) -> str:
         what = f"fused C++ kernel ({self._named(problem)}{self._parts(problem)})"
         if problem.method.choice is Choice.ROWS:
-            return f"{what}, all pairs scored, values of the kept ones read"
+            what = f"{what}, all pairs scored, values of the kept ones read"
         if problem.method.choice is Choice.SKIPS:
-            scored = (
-                "dropped blocks skipped, the others scored" if _skips_in_blocks(problem.method) else "all pairs scored"
-            )
+            scored = "dropped blocks skipped, the others scored" if _chooses_blocks(problem.method) else "all pairs scored"
             return f"{what}, {scored}, the rest of what is small skipped"
         if problem.method.choice is Choice.BLOCKS:
-            inside = cast(PairMethod, problem.method).inside_blocks
-            return f"{what}, dropped blocks skipped" + (f", {inside.known_as} in the kept ones" if inside else "")
-        return what
+            inside, blocks = cast(PairMethod, problem.method).inside_blocks, _chooses_blocks(problem.method)
+            what = f"{what}, dropped blocks skipped" if blocks else what
+            what += f", {inside.known_as}{' in the kept ones' if blocks else ''}" if inside else ""
+        return f"{what}{_beside(problem.method)}"
 
     def _named(self, problem: Problem) -> str:
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""
@@ -140,9 +142,20 @@ class Tiles(CPU):
         return super().cannot(problem) or _no_tiles(problem)
 
 
-def _skips_in_blocks(method: Method) -> bool:
-    """Whether another method chooses the blocks that are scored, and maxima skip some of these."""
+def _chooses_blocks(method: Method) -> bool:
+    """Whether whole blocks are chosen before anything is scored: what is kept, or what maxima then skip some of."""
+    if method.choice is Choice.BLOCKS:
+        return cast(PairMethod, method).whole_blocks != 0
     return method.choice is Choice.SKIPS and cast(PairMethod, method).scored is not None
+
+
+def _beside(method: Method) -> str:
+    """What becomes of pairs for where they stand."""
+    if not isinstance(method, PairMethod):
+        return ""
+    if method.within is not None:
+        return ", cut by a window"
+    return "" if method.joined is None else ", a window joined"
 
 
 def _doubt(engine: str) -> str:

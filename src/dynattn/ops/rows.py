@@ -67,6 +67,7 @@ def _run(
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
         logsumexp, kept_mass, kept, allowed, thresholds, rule, call.pattern, isa_of(backend), seed=integer(seed),
+        positions=call.positions,
     )  # fmt: skip
     return outputs, thresholds
 

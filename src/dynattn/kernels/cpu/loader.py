@@ -12,7 +12,7 @@ import torch
 
 from dynattn.kernels.cpu.arguments import LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
-_INTERFACE = 4
+_INTERFACE = 5
 
 
 def _path() -> Path:
