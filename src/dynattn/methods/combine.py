@@ -122,7 +122,7 @@ class _Combination(PairMethod):
     def choice(self) -> Choice:
         """As the parts beside a window choose; N:M among all pairs as in one block that is kept."""
         if self.chooser is None:
-            return super().choice
+            return Choice.BLOCKS if self.blocks else Choice.PAIRS
         return Choice.BLOCKS if self.chooser.choice is Choice.GROUPS else self.chooser.choice
 
     def row_rule(self) -> RowRule:
@@ -140,6 +140,9 @@ class _Combination(PairMethod):
     @property
     def inside_blocks(self) -> PairMethod | None:
         """The N:M method among what is beside a window."""
+        return self._inside_chooser()
+
+    def _inside_chooser(self) -> PairMethod | None:
         if isinstance(self.chooser, NM):
             return self.chooser
         return None if self.chooser is None else cast("PairMethod | None", self.chooser.inside_blocks)
@@ -260,7 +263,7 @@ class Intersection(_Combination):
     @property
     def inside_blocks(self) -> PairMethod | None:
         """The N:M method among the parts, where the others keep whole blocks, or beside a window."""
-        return self._inside if self.blocks else super().inside_blocks
+        return self._inside if self.blocks else self._inside_chooser()
 
     @property
     def scored(self) -> PairMethod | None:
