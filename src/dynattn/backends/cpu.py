@@ -66,7 +66,8 @@ class CPU(Backend):
         if problem.method.choice is Choice.ROWS:
             what = f"{what}, all pairs scored, values of the kept ones read"
         if problem.method.choice is Choice.SKIPS:
-            scored = "dropped blocks skipped, the others scored" if _chooses_blocks(problem.method) else "all pairs scored"
+            chosen = _chooses_blocks(problem.method)
+            scored = "dropped blocks skipped, the others scored" if chosen else "all pairs scored"
             return f"{what}, {scored}, the rest of what is small skipped"
         if problem.method.choice is Choice.BLOCKS:
             inside, blocks = cast(PairMethod, problem.method).inside_blocks, _chooses_blocks(problem.method)

@@ -59,8 +59,8 @@ class Choice(Enum):
     Attributes:
         GROUPS: the keys of a group compete with each other. :class:`dynattn.NM` is the one method that chooses so.
         ROWS: each query chooses by its own scores alone, as ``row_rule`` says.
-        BLOCKS: whole blocks of pairs are kept or dropped, which ``choose_blocks`` finds without all scores, or N:M chooses
-            inside of them, or of all pairs.
+        BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores. N:M may
+            choose inside of them or, beside a window, where there are none.
         SKIPS: blocks of pairs are dropped by running maxima of the scores, of all pairs or of those that ``scored``
             keeps. :class:`dynattn.BlockSkip` is the one method that chooses so.
         WINDOW: positions alone decide. :class:`dynattn.Window` is the one method that chooses so.

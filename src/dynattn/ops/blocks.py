@@ -1,9 +1,10 @@
-"""``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, and N:M beside a window, by the CPU kernels.
+"""``torch.ops.dynattn.block_attention``: whole blocks of pairs, or N:M beside a window, by the CPU kernels.
 
 The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense or N:M attention
-skips what they drop. Beside a window N:M may choose among all pairs: there are then no blocks. The blocks of :class:`dynattn.BlockSkip` are found by the kernel on its way, among all or among
-those of another method. The blocks are a result of the operator, so that the gradient gets them back and does not
-choose again. :func:`dynattn.attention` has checked the inputs.
+skips what they drop. Beside a window N:M may choose among all pairs: there are then no blocks. The blocks of
+:class:`dynattn.BlockSkip` are found by the kernel on its way, among all or among those of another method. The blocks
+are a result of the operator, so that the gradient gets them back and does not choose again. :func:`dynattn.attention`
+has checked the inputs.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _skipped(
 
 
 def _room(query: Tensor, key: Tensor, sizes: tuple[int, int]) -> tuple[int, int]:
-    """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are, and none
+    """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are, or none
     where there are no blocks.
 
     Compilers and ``torch.export`` treat a size of 1 as a case of its own. If the size could be 1, they would compile
@@ -134,6 +135,7 @@ def _certify(
     _, logsumexp, kept_mass, _, allowed = outputs
     _, whole, _, _, all_allowed = dense
     mass = (logsumexp - whole).exp().clamp(max=1.0)  # the two sums round differently, so the quotient may exceed 1
+    mass = mass.where((whole != torch.inf) | (logsumexp == -torch.inf), torch.nan)  # of infinity there is no share
     rough = (whole.abs() > _FINE_LOGSUMEXP) & whole.isfinite()
     if bool(rough.any()):
         mass = mass.where(~rough, by_definition())

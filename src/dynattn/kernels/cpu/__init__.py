@@ -18,8 +18,8 @@ from dynattn.kernels.cpu import loader
 from dynattn.kernels.cpu.arguments import NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 from dynattn.kernels.cpu.loader import is_available, unavailable_reason
 from dynattn.kernels.pattern import Pattern, Positions, RowRule
-from dynattn.methods.base import Reach
 from dynattn.maths import dropout
+from dynattn.methods.base import Reach
 
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""

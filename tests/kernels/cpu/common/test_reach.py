@@ -103,8 +103,8 @@ def test_error_is_that_of_the_same_arithmetic(dtype: torch.dtype) -> None:
     query, key, value = (torch.randn(1, 4, 200, 32, generator=generator).to(dtype) for _ in range(3))
     for name in (GROUPS[0], GROUPS[5], ROWS[0], ROWS[1]):
         exact, plain = (
-            dynattn.attention(*(x.to(kind) for x in (query, key, value)), parse(name), causal=True, backend="reference")
-            for kind in (torch.float64, dtype)
+            dynattn.attention(q, k, v, parse(name), causal=True, backend="reference")
+            for q, k, v in ([x.to(kind) for x in (query, key, value)] for kind in (torch.float64, dtype))
         )
         got = dynattn.attention(query.mT.contiguous().mT, key, value, parse(name), causal=True)
         assert (got.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max() + 1e-6
@@ -140,18 +140,25 @@ def test_what_is_not_kept_reaches_no_output(name: str, odd: float) -> None:
         query, key, value = inputs(q_len, 100, dtype)
         query[..., 0] = 1
         key[:, :, [30, 31, 33], 0] = odd  # neighbours compete in a group, and a window ends between them
-        exact = [x.double() for x in (query, key, value)]
+        exact = [x.double().requires_grad_() for x in (query, key, value)]
+        given = [x.clone().requires_grad_() for x in (query, key, value)]
         want, got = (
-            dynattn.attention(*tensors, parse(name), causal=True, return_aux=True, backend=run)
-            for tensors, run in ((exact, "reference"), ((query, key, value), "cpu"))
+            dynattn.attention(q, k, v, parse(name), causal=True, return_aux=True, backend=run)
+            for (q, k, v), run in ((exact, "reference"), (given, "cpu"))
         )
         assert torch.equal(got[0].isnan(), want[0].isnan())
         assert torch.equal(got[1].logsumexp.isnan(), want[1].logsumexp.isnan())
+        assert torch.equal(got[1].kept_mass.isnan(), want[1].kept_mass.isnan())
         finite = ~want[0].isnan()
         torch.testing.assert_close(got[0].double()[finite], want[0][finite], rtol=0.03, atol=0.03)
         if q_len == 100:  # queries before key 30, and for most methods those that have left it behind
             assert finite.any()
             assert not finite.all()
+            d_want, d_got = (
+                torch.autograd.grad(x[0][finite].sin().sum(), y)[0] for x, y in ((want, exact), (got, given))
+            )
+            rows = finite.all(-1)
+            torch.testing.assert_close(d_got.double()[rows], d_want[rows], rtol=0.03, atol=0.03)
 
 
 def test_many_texts() -> None:
@@ -163,6 +170,6 @@ def test_many_texts() -> None:
             query, key, value, method, cu_seq_q=starts, cu_seq_k=starts, max_q=73, max_k=73, causal=True
         )
         for start, end in ((0, 17), (17, 90)):
-            text = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-            want = dynattn.attention(*text, method, causal=True, backend="reference")
+            q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+            want = dynattn.attention(q, k, v, method, causal=True, backend="reference")
             torch.testing.assert_close(out[start:end], want[0].transpose(0, 1), rtol=1e-5, atol=1e-5)

@@ -162,7 +162,7 @@ static inline void finish_rows(const QueryBlock& block) {
     }
     if (plan.counts) {
       const float dropped = reduce_add(load(rows.dropped + i * kWidth));
-      args.kept_mass[row] = nan ? NAN : sum + dropped > 0.0f ? sum / (sum + dropped) : 1.0f;
+      args.kept_mass[row] = nan ? NAN : sum + dropped == 0.0f ? 1.0f : sum / (sum + dropped);
       args.kept[row] = rows.kept[i];
       args.allowed[row] = rows.allowed[i];
     }

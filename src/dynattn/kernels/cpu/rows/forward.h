@@ -304,9 +304,11 @@ static void keep_row(const RowPlan& plan, const QueryBlock& block, const RowScra
   rows.allowed[i] = static_cast<int32_t>(allowed);
   if (count == 0) return;
   rows.reference[i] = largest;
-  // what is dropped may be larger, by more than floats hold: the share of what is kept is then as good as 0
+  // What is dropped may be larger, by more than floats hold: the share of what is kept is then as good as 0. Of NaN or
+  // infinity, which go on as the largest float, there is no share.
   if (plan.counts && plan.cut) {
-    scale_row(dropped, kWidth, exp2f(smaller(kMostGrowth, (largest_of_all - largest) * plan.exponent)));
+    const float growth = exp2f(smaller(kMostGrowth, (largest_of_all - largest) * plan.exponent));
+    scale_row(dropped, kWidth, largest_of_all < FLT_MAX ? growth : NAN);
   }
   weigh_list(plan, scores, count, largest, rows.sum + i * kWidth);
 }
