@@ -194,6 +194,7 @@ def test_names_with_a_method_of_blocks() -> None:
         BlockSkip(2.0, BlockTopK(0.5, 16)), Intersection((NM(1, 2), BlockTopK(0.5, 16))),
         PerHead((BlockTopK(0.5, 16),)), Union((BlockTopK(0.5, 16), BlockTopK(0.5, 32))),
         Union((BlockTopK(0.5, 16), NM(1, 2))),
+        *(both((BlockTopK(0.5, 16), Window(40))) for both in (Union, Intersection)),
     ],
     ids=str,
 )  # fmt: skip

@@ -476,7 +476,27 @@ def test_routes_of_joined_methods() -> None:
     for name in (
         "nm-1-4-x16&blocktopk-0.5-b16",  # a group of keys lies in four blocks, and would choose otherwise in one
         "nm-1-2&nm-2-4&blocktopk-0.5-b16", "blocktopk-0.5-b16&blocktopk-0.5-b8", "blocktopk-0.5-b16+nm-1-2",
-        "blocktopk-0.5-b16+window-17-s4", "blocktopk-0.5-b16+window-16-s5", "blocktopk-0.5-b16-w0+window-16-s4",
-        "blocktopk-0.5-b16&nm-1-2+blocktopk-0.5-b16", "blocktopk-0.5-b16&window-64",
+        "blocktopk-0.5-b16&nm-1-2+blocktopk-0.5-b16", "topk-3&threshold-0.1+window-5", "window-5&window-9-s2",
+        "blocktopk-0.5-b16&window-9+window-5", "dsa-0.5-k0.25-int4-v4&window-9", "topk-3+window-5+window-4-s1",
     ):  # fmt: skip
         assert dynattn.explain(query, key, value, parse(name)).backend == "reference", name
+
+
+@needs_kernels
+def test_routes_beside_a_window() -> None:
+    query, key, value = inputs(40, 40)
+    for name, words in (
+        ("blocktopk-0.5-b16+window-17-s4", "dropped blocks skipped, a window joined;"),
+        ("blocktopk-0.5-b16-w0+window-16-s4", "dropped blocks skipped, a window joined;"),
+        ("blocktopk-0.5-b16&window-64", "dropped blocks skipped, cut by a window;"),
+        ("blocktopk-0.5-b16&nm-1-2+window-9", "dropped blocks skipped, nm-1-2 in the kept ones, a window joined;"),
+        ("nm-1-2&window-9", ", nm-1-2, cut by a window;"),
+        ("topk-3+window-5", "values of the kept ones read, a window joined;"),
+    ):
+        plan = dynattn.explain(query, key, value, parse(name))
+        assert plan.backend == "cpu", name
+        assert words in plan.reason
+    added = torch.zeros(40, 40, requires_grad=True)
+    for name in ("nm-1-2&window-9", "topk-3+window-5"):
+        plan = dynattn.explain(query, key, value, parse(name), attn_mask=added)
+        assert "the gradient of a mask is not made" in plan.rejected["cpu"]

@@ -213,6 +213,7 @@ def test_nm_is_a_pair_method_too(method: NM, causal: bool) -> None:
         ("window-3", "window-5-s2"),
         ("perhead(topk-0.25-f0_dense)", "perhead(topk-0.5-f0_dense)"),
         ("topk-0.25-f0+window-2", "topk-0.5-f0+window-3"),
+        ("nm-1-2&window-5", "nm-2-4&window-9-s2", "nm-1-2+window-5"),
         ("nm-1-2&blocktopk-0.5-b8-w1", "nm-2-4&blocktopk-0.25-b8-w1", "nm-1-2&blocktopk-0.5-b16"),
         ("blockbound-0.5-b8", "blockbound-0.9-b4"),
         ("verticalslash-8-8-b8", "verticalslash-0-16-b8-l4", "verticalslash-8-8-b4"),

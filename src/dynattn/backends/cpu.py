@@ -1,4 +1,5 @@
-"""The fused C++ kernels: N:M attention, rows that choose by their own scores, and whole blocks of pairs."""
+"""The fused C++ kernels: N:M attention, rows that choose by their own scores, and whole blocks of pairs, each alone or
+beside a window."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class CPU(Backend):
         if problem.mask_by_query and not _takes_any_mask(method):
             return "this choice of blocks is made only under a mask that is bool and the same for all queries"
         if method.choice is not Choice.GROUPS and problem.mask_needs_grad:
-            return "the gradient of a mask is not made where rows or blocks are chosen by their scores"
+            made = "rows or blocks are chosen by their scores, or N:M stands beside a window"
+            return f"the gradient of a mask is not made where {made}"
         if problem.device.type != "cpu":
             return f"tensors are on {problem.device}"
         if problem.dtype not in _DTYPES:
@@ -63,21 +65,18 @@ class CPU(Backend):
     def what(self, problem: Problem) -> str:
         what = f"fused C++ kernel ({self._named(problem)}{self._parts(problem)})"
         if problem.method.choice is Choice.ROWS:
-            read = (
-                "zeros in place of dropped weights"
-                if self._isa_of_rows(problem) in cpu.TILE_ENGINES
-                else ("values of the kept ones read")
-            )
-            return f"{what}, all pairs scored, {read}"
+            tiles = self._isa_of_rows(problem) in cpu.TILE_ENGINES
+            read = "zeros in place of dropped weights" if tiles else "values of the kept ones read"
+            what = f"{what}, all pairs scored, {read}"
         if problem.method.choice is Choice.SKIPS:
-            scored = (
-                "dropped blocks skipped, the others scored" if _skips_in_blocks(problem.method) else "all pairs scored"
-            )
+            chosen = _chooses_blocks(problem.method)
+            scored = "dropped blocks skipped, the others scored" if chosen else "all pairs scored"
             return f"{what}, {scored}, the rest of what is small skipped"
         if problem.method.choice is Choice.BLOCKS:
-            inside = cast(PairMethod, problem.method).inside_blocks
-            return f"{what}, dropped blocks skipped" + (f", {inside.known_as} in the kept ones" if inside else "")
-        return what
+            inside, blocks = cast(PairMethod, problem.method).inside_blocks, _chooses_blocks(problem.method)
+            what = f"{what}, dropped blocks skipped" if blocks else what
+            what += f", {inside.known_as}{' in the kept ones' if blocks else ''}" if inside else ""
+        return f"{what}{_beside(problem.method)}"
 
     def _named(self, problem: Problem) -> str:
         """The instruction set and, for bfloat16, why it is not one of the matrix units."""
@@ -94,7 +93,7 @@ class CPU(Backend):
         """The instruction set where rows choose by their own scores."""
         if self._isa is not None:
             return self._isa
-        if _more_than_output(problem):
+        if _more_than_output(problem) or _beside(problem.method):
             return cpu.best_isa()
         rule = cast(PairMethod, problem.method).row_rule()
         return cpu.row_isa(problem.dtype, problem.q_len, problem.kv_len, rule)
@@ -112,7 +111,7 @@ class CPU(Backend):
 
     def choosing_kernel(self, call: Call) -> Choosing | None:
         method = call.method
-        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method):
+        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method) or _beside(method):
             return None
         pattern = Pattern.of(_DENSE, call.causal, call.scale)
         if method.choice is Choice.ROWS:
@@ -177,12 +176,28 @@ class Tiles(CPU):
 def _takes_any_mask(method: Method) -> bool:
     """Whether no blocks are chosen, or by kernels, which know masks of all kinds."""
     chosen = cast(PairMethod, method).scored if method.choice is Choice.SKIPS else method
-    return chosen is None or chosen.choice is not Choice.BLOCKS or cast(PairMethod, chosen).block_rule() is not None
+    return chosen is None or not _chooses_blocks(chosen) or cast(PairMethod, chosen).block_rule() is not None
+
+
+def _chooses_blocks(method: Method) -> bool:
+    """Whether whole blocks are chosen before anything is scored: what is kept, or what maxima then skip some of."""
+    if method.choice is Choice.BLOCKS:
+        return cast(PairMethod, method).whole_blocks != 0
+    return _skips_in_blocks(method)
 
 
 def _skips_in_blocks(method: Method) -> bool:
     """Whether another method chooses the blocks that are scored, and maxima skip some of these."""
     return method.choice is Choice.SKIPS and cast(PairMethod, method).scored is not None
+
+
+def _beside(method: Method) -> str:
+    """What becomes of pairs for where they stand."""
+    if not isinstance(method, PairMethod):
+        return ""
+    if method.within is not None:
+        return ", cut by a window"
+    return "" if method.joined is None else ", a window joined"
 
 
 def _doubt(engine: str) -> str:
@@ -210,4 +225,6 @@ def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
     if problem.method.choice is Choice.ROWS and _more_than_output(problem):
         return "tiles choose rows for the output alone, without gradients, dropout and certificate"
+    if problem.method.choice is Choice.ROWS and _beside(problem.method):
+        return "tiles choose rows without a window beside them"
     return None

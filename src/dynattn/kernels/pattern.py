@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynattn.methods.base import BlockRule, RowRule
+from dynattn.methods.base import BlockRule, Reach, RowRule
 from dynattn.methods.nm import NM
 
-__all__ = ["BlockRule", "Pattern", "RowRule"]
+__all__ = ["BlockRule", "Pattern", "Positions", "RowRule"]
 
 
 class Pattern(NamedTuple):
@@ -37,3 +37,15 @@ class Pattern(NamedTuple):
     @property
     def method(self) -> NM:
         return NM(self.n, self.m, self.window, self.sinks, self.stride)
+
+
+class Positions(NamedTuple):
+    """What becomes of pairs for where they stand, behind the choice of a :class:`Pattern`.
+
+    Attributes:
+        within: a chosen pair outside of it is dropped; None to drop none.
+        beyond_blocks: the pattern's window and sinks are kept in dropped blocks too.
+    """
+
+    within: Reach | None = None
+    beyond_blocks: bool = False

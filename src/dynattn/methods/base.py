@@ -41,13 +41,26 @@ class Glance(NamedTuple):
     key_bytes: float
 
 
+class Reach(NamedTuple):
+    """The pairs that positions alone tell: keys near a query, and the first few.
+
+    Attributes:
+        window: keys less than so many positions from the query.
+        sinks: the first so many keys.
+    """
+
+    window: int
+    sinks: int
+
+
 class Choice(Enum):
     """How a method chooses, which decides which kernels can compute it.
 
     Attributes:
         GROUPS: the keys of a group compete with each other. :class:`dynattn.NM` is the one method that chooses so.
         ROWS: each query chooses by its own scores alone, as ``row_rule`` says.
-        BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores.
+        BLOCKS: whole blocks of pairs are kept or dropped; ``choose_blocks`` finds them without all scores. N:M may
+            choose inside of them or, beside a window, where there are none.
         SKIPS: blocks of pairs are dropped by running maxima of the scores, of all pairs or of those that ``scored``
             keeps. :class:`dynattn.BlockSkip` is the one method that chooses so.
         WINDOW: positions alone decide. :class:`dynattn.Window` is the one method that chooses so.
@@ -179,13 +192,18 @@ class PairMethod(Method):
             1024, counted from query 0 and from key 0; kernels then skip dropped blocks. 0 where it does not.
         scored: where exact scores are needed of those pairs alone that another method keeps, that method; else None.
         inside_blocks: where whole blocks are kept, the N:M method that chooses among the pairs of the kept ones, of
-            which no group of keys lies in two blocks; None where all their pairs are kept.
+            which no group of keys lies in two blocks; None where all their pairs are kept. With ``Choice.BLOCKS`` and
+            no ``whole_blocks`` it chooses among all.
+        joined: what is kept besides all of that; None for nothing.
+        within: what all of that is cut down to: a chosen pair outside of it is dropped; None to cut nothing.
     """
 
     rows_together: ClassVar[int] | property = 1
     whole_blocks: ClassVar[int] | property = 0
     inside_blocks: ClassVar[PairMethod | None] | property = None
     scored: ClassVar[PairMethod | None] | property = None
+    joined: ClassVar[Reach | None] | property = None
+    within: ClassVar[Reach | None] | property = None
 
     @property
     def choice(self) -> Choice:

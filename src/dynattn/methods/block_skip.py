@@ -49,6 +49,8 @@ def _of_whole_blocks(among: object) -> PairMethod:
     if (
         not isinstance(known, PairMethod)
         or known.inside_blocks is not None
+        or known.joined is not None
+        or known.within is not None
         or not known.whole_blocks
         or int(known.whole_blocks) % KEYS != 0
     ):

@@ -1,9 +1,10 @@
-"""``torch.ops.dynattn.block_attention``: attention over whole blocks of pairs, by the CPU kernels.
+"""``torch.ops.dynattn.block_attention``: whole blocks of pairs, or N:M beside a window, by the CPU kernels.
 
 The method gives its choice as blocks (:meth:`dynattn.methods.PairMethod.choose_blocks`), and dense or N:M attention
-skips what they drop. The blocks of :class:`dynattn.BlockSkip` are found by the kernel on its way, among all or among
-those of another method. The blocks are a result of the operator, so that the gradient gets them back and does not
-choose again. :func:`dynattn.attention` has checked the inputs.
+skips what they drop. Beside a window N:M may choose among all pairs: there are then no blocks. The blocks of
+:class:`dynattn.BlockSkip` are found by the kernel on its way, among all or among those of another method. The blocks
+are a result of the operator, so that the gradient gets them back and does not choose again. :func:`dynattn.attention`
+has checked the inputs.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ def forward_cpu(
         seen = None if among is None else _chosen(among, query, key, attn_mask, call, isa)
         blocks = _skipped(tensors, outputs, call, isa, integer(seed), seen, needs_grad or aux)
     else:
-        blocks = _chosen(method, query, key, attn_mask, call, isa)
+        blocks = _chosen(method, query, key, attn_mask, call, isa) if method.whole_blocks else None
     run = partial(_run, *tensors, isa=isa, seed=integer(seed), needs_grad=needs_grad)
     sizes = _sizes(method)
     if aux or not skips:
-        run(outputs, aux, pattern=call.pattern, blocks=blocks, block_queries=sizes[0], block_size=sizes[1])
+        choice = {"blocks": blocks, "block_queries": sizes[0], "block_size": sizes[1], "positions": call.positions}
+        run(outputs, aux, pattern=call.pattern, **choice)
     if aux:
         dense = buffers.outputs(query, value, aux)
         run(dense, aux, pattern=call.dense)
@@ -84,7 +86,7 @@ def _chosen(
 
 
 def _sizes(method: PairMethod) -> tuple[int, int]:
-    """Queries and keys of a block."""
+    """Queries and keys of a block; 0 where there are none."""
     if method.choice is Choice.SKIPS:
         return block_skip.QUERIES, block_skip.KEYS
     return int(method.whole_blocks), int(method.whole_blocks)
@@ -109,16 +111,21 @@ def _skipped(
 
 
 def _room(query: Tensor, key: Tensor, sizes: tuple[int, int]) -> tuple[int, int]:
-    """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are.
+    """How many rows and columns of blocks the operator returns: always more than one, whatever the lengths are, or none
+    where there are no blocks.
 
     Compilers and ``torch.export`` treat a size of 1 as a case of its own. If the size could be 1, they would compile
     for the lengths at hand alone.
     """
+    if sizes == (0, 0):
+        return 0, 0
     return query.shape[2] // sizes[0] + 2, key.shape[2] // sizes[1] + 2
 
 
-def _roomy(blocks: Tensor, query: Tensor, key: Tensor, sizes: tuple[int, int]) -> Tensor:
+def _roomy(blocks: Tensor | None, query: Tensor, key: Tensor, sizes: tuple[int, int]) -> Tensor:
     rows, columns = _room(query, key, sizes)
+    if blocks is None:
+        return query.new_empty((*query.shape[:2], rows, columns), dtype=torch.bool)
     return pad(blocks, (0, columns - blocks.shape[3], 0, rows - blocks.shape[2]))
 
 
@@ -139,6 +146,7 @@ def _certify(
     _, logsumexp, kept_mass, _, allowed = outputs
     _, whole, _, _, all_allowed = dense
     mass = (logsumexp - whole).exp().clamp(max=1.0)  # the two sums round differently, so the quotient may exceed 1
+    mass = mass.where((whole != torch.inf) | (logsumexp == -torch.inf), torch.nan)  # of infinity there is no share
     rough = (whole.abs() > _FINE_LOGSUMEXP) & whole.isfinite()
     if bool(rough.any()):
         mass = mass.where(~rough, by_definition())
@@ -163,10 +171,12 @@ def _backward(
     call = ByName(*arguments)
     queries, keys = _sizes(call.pairs)
     isa = nm_isa(backend, query)
-    blocks = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)]
+    chosen = None
+    if queries:
+        chosen = blocks[:, :, : -(-query.shape[2] // queries), : -(-key.shape[2] // keys)].contiguous()
     return gradients(
         grad_out, grad_logsumexp, out, logsumexp, query, key, value, attn_mask, seed, call, isa,
-        blocks=blocks.contiguous(), block_queries=queries, block_size=keys,
+        blocks=chosen, block_queries=queries, block_size=keys,
     )  # fmt: skip
 
 

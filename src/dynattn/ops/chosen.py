@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from dynattn.kernels import cpu
-from dynattn.kernels.pattern import Pattern
-from dynattn.methods.base import PairMethod
+from dynattn.kernels.pattern import Pattern, Positions
+from dynattn.methods.base import PairMethod, Reach
 from dynattn.methods.nm import NM
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
@@ -37,9 +37,25 @@ class ByName(NamedTuple):
 
     @property
     def pattern(self) -> Pattern:
-        """What the kernels choose by themselves among the pairs that are left: N:M inside kept blocks, or all."""
-        inside = cast("NM | None", self.pairs.inside_blocks)
-        return Pattern.of(inside or _DENSE, self.causal, self.scale)._replace(dropout_p=self.dropout_p)
+        """What the kernels choose by themselves among the pairs that are left, N:M inside kept blocks or all, and the
+        window that is joined to it."""
+        inside = cast("NM | None", self.pairs.inside_blocks) or _DENSE
+        window, sinks = cast("Reach | None", self.pairs.joined) or (0, 0)
+        return Pattern.of(inside, self.causal, self.scale)._replace(
+            window=max(inside.window, window), sinks=max(inside.sinks, sinks), dropout_p=self.dropout_p
+        )
+
+    @property
+    def positions(self) -> Positions:
+        """What the kernels drop or keep for where it stands."""
+        method = self.pairs
+        return Positions(cast("Reach | None", method.within), method.joined is not None)
+
+    @property
+    def beside_window(self) -> bool:
+        """Whether a window joins pairs to the choice or cuts it."""
+        method = self.pairs
+        return method.within is not None or method.joined is not None
 
     @property
     def dense(self) -> Pattern:
@@ -56,6 +72,6 @@ def gradients(
     cpu.nm_backward(
         rows_contiguous(grad_out), grad_logsumexp.contiguous(), rows_contiguous(query), rows_contiguous(key),
         rows_contiguous(value), expanded(attn_mask, query, key), rows_contiguous(out), logsumexp.contiguous(), d_query,
-        d_key, d_value, None, call.pattern, isa, seed=integer(seed), **choice,
+        d_key, d_value, None, call.pattern, isa, seed=integer(seed), positions=call.positions, **choice,
     )  # fmt: skip
     return d_query, d_key, d_value

@@ -50,7 +50,7 @@ def forward_cpu(
     results before the choice, and of them only those that were asked for."""
     *arguments, aux, backend = rest
     call = ByName(*arguments)
-    alone = not aux and seed is None
+    alone = not aux and seed is None and not call.beside_window
     isa = row_isa(backend, query, key, _rule(call.method)) if alone else isa_of(backend)
     return _run(query, key, value, attn_mask, seed, call, aux, isa, None)
 
@@ -73,6 +73,7 @@ def _run(
     cpu.row_forward(
         rows_contiguous(query), rows_contiguous(key), rows_contiguous(value), expanded(attn_mask, query, key), out,
         logsumexp, kept_mass, kept, allowed, thresholds, _rule(call.method), call.pattern, isa, seed=integer(seed),
+        positions=call.positions,
     )  # fmt: skip
     return outputs
 

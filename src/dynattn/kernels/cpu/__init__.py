@@ -18,8 +18,9 @@ from torch import Tensor
 from dynattn.kernels.cpu import loader
 from dynattn.kernels.cpu.arguments import BLOCK_FORWARD, NM_BACKWARD, NM_FORWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 from dynattn.kernels.cpu.loader import is_available, unavailable_reason
-from dynattn.kernels.pattern import BlockRule, Pattern, RowRule
+from dynattn.kernels.pattern import BlockRule, Pattern, Positions, RowRule
 from dynattn.maths import dropout
+from dynattn.methods.base import Reach
 
 MAX_HEAD_DIM = 512
 """The widest head that the kernels take, for queries, keys and values alike."""
@@ -48,6 +49,7 @@ _GRADIENT_ADDRESSES = NM_BACKWARD.part("grad_out", "grad_out_strides")  # likewi
 _STRIDES = NM_BACKWARD.part("d_query_strides", "d_value_strides")  # of the gradients
 _TEXT_ADDRESSES = NM_TEXTS.part("query_start", "block_table")  # with which the texts' own arguments begin
 _NO_STRIDES = (0, 0, 0, 0)
+_ANYWHERE = Positions()
 _WORD64 = (1 << 64) - 1
 PAGE_KEYS = 16
 """Pages that are read in place hold a multiple of so many keys."""
@@ -71,6 +73,7 @@ def nm_forward(
     blocks: Tensor | None = None,
     block_size: int = 0,
     block_queries: int | None = None,
+    positions: Positions = _ANYWHERE,
 ) -> None:
     """N:M attention, forward, into tensors that the caller gives. Checks nothing.
 
@@ -95,6 +98,8 @@ def nm_forward(
             queries and keys is dropped whole, before N:M chooses; or None. What blocks drop is not computed.
         block_size: keys of a block, between 1 and 1024, and queries too unless ``block_queries`` says otherwise.
         block_queries: queries of a block; None for as many as keys.
+        positions: what of the choice is dropped, and of dropped blocks kept, for where it stands. Counts but those of
+            what is kept are not right where something is dropped.
 
     Raises:
         ImportError: the library is not there.
@@ -105,7 +110,7 @@ def nm_forward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed, needs_grad,
-        blocks, block_size, block_queries=block_queries,
+        blocks, block_size, block_queries=block_queries, positions=positions,
     )  # fmt: skip
     _run("nm_forward", args)
 
@@ -308,6 +313,7 @@ def row_forward(
     isa: str,
     *,
     seed: int = 0,
+    positions: Positions = _ANYWHERE,
 ) -> None:
     """Attention of rows that choose by their own scores, forward, into tensors that the caller gives. Checks nothing.
 
@@ -319,9 +325,11 @@ def row_forward(
             row keeps, in the kernels' own unit, and the last key kept of those that have it. :func:`nm_backward`
             chooses by them. None where no backward follows.
         rule: what a row keeps.
-        pattern: dense: how to score.
-        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16, for the output alone and without dropout, also
-            an engine of tiles, which leaves numbers that are not finite, or too large, to ``best_isa()``.
+        pattern: dense: how to score; its window and sinks are joined to what the rule keeps.
+        isa: ``avx512``, ``avx2``, ``neon`` or ``portable``; of bfloat16, for the output alone, without dropout, window
+            and positions, also an engine of tiles, which leaves numbers that are not finite, or too large, to
+            ``best_isa()``.
+        positions: what of all that is dropped for where it stands.
 
     Raises:
         As :func:`nm_forward`.
@@ -330,7 +338,7 @@ def row_forward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (kept_mass, kept, allowed), pattern, isa, seed,
-        thresholds is not None, None, 0, thresholds=thresholds or (None, None),
+        thresholds is not None, None, 0, thresholds=thresholds or (None, None), positions=positions,
     )  # fmt: skip
     _run("row_forward", args + ROW_FORWARD.pack(**rule._asdict()))
 
@@ -437,6 +445,7 @@ def nm_backward(
     block_size: int = 0,
     block_queries: int | None = None,
     thresholds: tuple[Tensor, Tensor] | None = None,
+    positions: Positions = _ANYWHERE,
 ) -> None:
     """Gradients of N:M attention with the choice held fixed, into tensors that the caller gives. Checks nothing.
 
@@ -447,13 +456,13 @@ def nm_backward(
     Args:
         grad_out: (batch, heads, q_len, value_dim), dtype of ``query``; last dimension contiguous, as in all.
         grad_logsumexp: (batch, heads, q_len), float32, contiguous.
-        query, key, value, mask, pattern, isa, seed, blocks, block_size, block_queries: as the forward had
+        query, key, value, mask, pattern, isa, seed, blocks, block_size, block_queries, positions: as the forward had
             them.
         out, logsumexp: what the forward gave.
         d_query, d_key, d_value: shaped like ``query``, ``key`` and ``value``, in their dtype.
         d_scores: (batch, heads, q_len, kv_len), float32, contiguous, all 0: gradient of a mask that was added; or None.
         first: batch and head of the forward's tensors that these, a part of them, begin with: dropout draws by them.
-        thresholds: what :func:`row_forward` gave, for its gradients; the pattern is then dense.
+        thresholds: what :func:`row_forward` gave, for its gradients.
 
     Raises:
         As :func:`nm_forward`.
@@ -462,7 +471,7 @@ def nm_backward(
     """
     args = _forward_args(
         query, key, value, mask, out, logsumexp, (None, None, None), pattern, isa, seed, True, blocks, block_size,
-        first, thresholds or (None, None), block_queries,
+        first, thresholds or (None, None), block_queries, positions,
     )  # fmt: skip
     args += NM_BACKWARD.pack(
         grad_out=grad_out.data_ptr(),
@@ -601,7 +610,12 @@ def _forward_args(
     counts: tuple[Tensor | None, Tensor | None, Tensor | None], pattern: Pattern, isa: str,
     seed: int, needs_grad: bool, blocks: Tensor | None, block_size: int, first: tuple[int, int] = (0, 0),
     thresholds: tuple[Tensor | None, Tensor | None] = (None, None), block_queries: int | None = None,
+    positions: Positions = _ANYWHERE,
 ) -> bytes:  # fmt: skip
+    if pattern.n == 0:  # a window by itself: dense attention that is cut down to it
+        positions = Positions(Reach(pattern.window, pattern.sinks))
+        pattern = pattern._replace(n=1, window=0, sinks=0)
+    within, within_sinks = positions.within or (0, 0)
     batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, value_dim = value.shape
     kept_mass, kept, allowed = counts
@@ -641,6 +655,9 @@ def _forward_args(
         m=pattern.m,
         window=pattern.window,
         sinks=pattern.sinks,
+        within=within,
+        within_sinks=within_sinks,
+        beyond_blocks=positions.beyond_blocks,
         stride=pattern.stride,
         causal=pattern.causal,
         isa=_ISAS[isa],

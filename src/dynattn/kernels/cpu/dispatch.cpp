@@ -131,9 +131,8 @@ bool is_sound(const NMForwardArgs& args) {
                      args.q_len >= 0 && args.kv_len >= 0 && args.head_dim >= 1 &&
                      args.head_dim <= DYNATTN_MAX_HEAD_DIM && args.value_dim >= 1 &&
                      args.value_dim <= DYNATTN_MAX_HEAD_DIM;
-  const bool alone = args.n == 0 && args.m == 1 && !is_tiled(args.isa);  // window and sinks are all that is kept
-  const bool pattern = args.m >= 1 && args.m <= kMaxM && (args.n >= 1 || alone) && args.n <= args.m &&
-                       args.window >= 0 && args.sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
+  const bool pattern = args.m >= 1 && args.m <= kMaxM && args.n >= 1 && args.n <= args.m &&
+                       args.window >= 0 && args.sinks >= 0 && args.within >= 0 && args.within_sinks >= 0 && args.stride >= 1 && args.stride <= kMaxStride &&
                        args.m * args.stride <= kMaxGroupSpan;
   const bool dtypes = is_storage(args.dtype) &&
                       (args.mask == nullptr || is_storage(args.mask_dtype) || args.mask_dtype == DYNATTN_BOOL);
@@ -160,7 +159,8 @@ bool is_sound(const RowForwardArgs& args) {
 
 bool is_sound(const SkipForwardArgs& args) {
   const NMForwardArgs& call = args.call;
-  const bool dense = call.n == 1 && call.m == 1 && call.kept_mass == nullptr && call.threshold == nullptr;
+  const bool dense = call.n == 1 && call.m == 1 && call.kept_mass == nullptr && call.threshold == nullptr &&
+                     call.window == 0 && call.sinks == 0 && call.within == 0;
   const bool blocks = call.blocks == nullptr || (call.block_queries % DYNATTN_SKIP_QUERIES == 0 &&
                                                  call.block_size % DYNATTN_SKIP_KEYS == 0);
   return is_sound(call) && dense && blocks && args.margin >= 0.0f && args.margin - args.margin == 0.0f;

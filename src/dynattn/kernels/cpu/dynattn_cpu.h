@@ -72,8 +72,10 @@ typedef struct {
   float scale;
   int32_t dtype;       // of query, key, value and out: float32, bfloat16 or float16
   int32_t mask_dtype;  // bool (true = may be attended) or float32/bfloat16/float16 (added to the scores)
-  int32_t n, m;  // n = 0, m = 1: window and sinks alone are kept. Tile engines, rows and skips do not take that
-  int32_t window, sinks;
+  int32_t n, m;
+  int32_t window, sinks;         // kept besides what is chosen
+  int32_t within, within_sinks;  // of what is kept, the pairs outside of this window and these sinks are dropped; 0: none
+  int32_t beyond_blocks;         // 1: blocks that are dropped keep the pairs of window and sinks all the same
   int32_t stride;       // between the members of a group; m · stride is at most 256
   int32_t causal;       // bottom-right aligned: key j is allowed for query i when j <= i + kv_len - q_len
   int32_t isa;          // one of DYNATTN_ISA_*
@@ -116,8 +118,9 @@ DYNATTN_API int32_t dynattn_nm_texts(const NMTextsArgs* args);
 // score. By mass, it keeps the fewest keys with the largest scores that hold the share `mass` of the dense softmax
 // weights; ties go to the lower key.
 typedef struct {
-  // As for dense attention: n and m are 1, without blocks. Tile engines take bfloat16, for the output alone, and leave
-  // what is not finite, or too large for their fast variant, to other kernels.
+  // As for dense attention: n and m are 1, without blocks. Window and sinks are joined to what the rule keeps. Tile engines
+  // take bfloat16, for the output alone and without window, sinks and `within`, and leave what is not finite, or too large
+  // for their fast variant, to other kernels.
   NMForwardArgs call;
   int64_t most, floor, numerator, denominator;
   float weight;  // below 0: by rank or by mass
@@ -131,7 +134,7 @@ DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 // them lies more than `margin` below its largest among the keys up to and including these. With call.blocks, all of this
 // is among what these keep: the rest is neither read nor scored.
 typedef struct {
-  // As for dense attention: n and m are 1, without counts or thresholds. Blocks hold multiples of DYNATTN_SKIP_QUERIES
+  // As for dense attention: n and m are 1, without windows, counts or thresholds. Blocks hold multiples of DYNATTN_SKIP_QUERIES
   // queries and of DYNATTN_SKIP_KEYS keys.
   NMForwardArgs call;
   uint8_t* kept;  // [batch, heads, ceil(q_len / DYNATTN_SKIP_QUERIES), ceil(kv_len / DYNATTN_SKIP_KEYS)] contiguous and
@@ -240,9 +243,9 @@ DYNATTN_API int32_t dynattn_linear_nm_weight(const LinearArgs* args);
 DYNATTN_API int32_t dynattn_args_bytes(void);
 
 // DYNATTN_INTERFACE of the library, for what sizes do not show: numbers and rules of this header. 1: logsumexp may be
-// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs. 4: n = 0. 5: thresholds of rows
-// and what skips keep may be NULL.
-enum { DYNATTN_INTERFACE = 5 };
+// NULL. 2: dynattn_tile_disagreement. 3: blocks of SkipForwardArgs. 5: thresholds of rows and what skips keep may be
+// NULL. 6: within, in place of n = 0.
+enum { DYNATTN_INTERFACE = 6 };
 DYNATTN_API int32_t dynattn_interface(void);
 
 // The fastest instruction set that this library holds and this processor runs.

@@ -12,7 +12,7 @@ import torch
 
 from dynattn.kernels.cpu.arguments import BLOCK_FORWARD, LINEAR, NM_BACKWARD, NM_TEXTS, ROW_FORWARD, SKIP_FORWARD
 
-_INTERFACE = 5
+_INTERFACE = 6
 
 
 def _path() -> Path:

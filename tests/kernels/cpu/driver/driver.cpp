@@ -126,6 +126,8 @@ std::string run(const Case& c) {
   args.sinks = c.pattern.sinks, args.stride = c.pattern.stride, args.causal = c.causal, args.isa = c.isa,
   args.threads = c.threads, args.seed = c.seed, args.drop_below = drop_below(c);
   args.keep_factor = static_cast<float>(1.0 / (1.0 - c.dropout_p));
+  args.within = c.pattern.within, args.within_sinks = c.pattern.within_sinks;
+  args.beyond_blocks = c.pattern.beyond_blocks;
   const std::vector<unsigned char>& given = c.margin >= 0.0f ? p.among : p.blocks;
   if (c.block_size > 0) args.blocks = given.data(), args.block_queries = args.block_size = c.block_size;
   args.needs_grad = !c.aux && !c.rounded;
@@ -221,6 +223,7 @@ struct Counts {
                 kIsaNames[c.isa], c.pattern.n, c.pattern.m, c.pattern.window, c.pattern.sinks, c.pattern.stride,
                 s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.head_dim, s.value_dim, static_cast<int>(c.mask),
                 static_cast<int>(c.order), static_cast<int>(c.trouble));
+    std::printf("within %d sinks %d beyond %d ", c.pattern.within, c.pattern.within_sinks, c.pattern.beyond_blocks);
     std::printf("causal %d aux %d dtype %d threads %d scale %g block_size %d most %d weight %g mass %g dropout %g: %s\n",
                 c.causal, c.aux, c.dtype, c.threads, static_cast<double>(c.scale), c.block_size,
                 static_cast<int>(c.rule.most), static_cast<double>(c.rule.weight), static_cast<double>(c.rule.mass), c.dropout_p, wrong.c_str());

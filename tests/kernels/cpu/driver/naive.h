@@ -122,10 +122,9 @@ inline Row naive_row(const Problem& p, int b, int h, int i) {
     const int block = pattern.m * pattern.stride, start = j / block * block;
     for (int other = start; other < start + block && other < s.kv_len; other++)
       better += other != j && other % pattern.stride == j % pattern.stride && beats(other, j);
-    const int distance = std::abs(i + s.kv_len - s.q_len - j);
     const double x = score[static_cast<size_t>(j)];
     const bool chosen = p.c.rule.most > 0 ? by_rule[static_cast<size_t>(j)] : better < pattern.n;
-    keep[static_cast<size_t>(j)] = x != -kInf && (chosen || distance < pattern.window || j < pattern.sinks);
+    keep[static_cast<size_t>(j)] = x != -kInf && (chosen || p.is_joined(i, j)) && !p.is_cut(i, j);
     row.allowed += x != -kInf;
     row.kept += keep[static_cast<size_t>(j)];
     nan = nan || std::isnan(x);

@@ -18,6 +18,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 
 struct Pattern {
   int n, m, window, sinks, stride = 1;
+  int within = 0, within_sinks = 0;
+  bool beyond_blocks = false;
 };
 
 struct Shape {
@@ -253,10 +255,16 @@ struct Problem {
       *at = allowed;
   }
   // -inf: forbidden; 0 without a mask.
+  int distance(int i, int j) const { return std::abs(i + c.shape.kv_len - c.shape.q_len - j); }
+  bool is_joined(int i, int j) const { return distance(i, j) < c.pattern.window || j < c.pattern.sinks; }
+  bool is_cut(int i, int j) const {
+    return c.pattern.within > 0 && distance(i, j) >= c.pattern.within && j >= c.pattern.within_sinks;
+  }
   double bias(int b, int h, int i, int j) const {
     const int64_t offset = c.shape.kv_len - c.shape.q_len;
     if (c.causal && j > i + offset) return -kInf;
-    if (has_blocks() && !blocks[static_cast<size_t>(block_at(b, h, i, j))]) return -kInf;
+    const bool spared = c.pattern.beyond_blocks && is_joined(i, j);
+    if (has_blocks() && !spared && !blocks[static_cast<size_t>(block_at(b, h, i, j))]) return -kInf;
     if (c.mask == Mask::kNone) return 0.0;
     const int64_t index = b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3];
     const unsigned char* at = mask.data() + static_cast<size_t>(index) * mask_size();

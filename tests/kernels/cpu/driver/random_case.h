@@ -69,6 +69,11 @@ inline Case random_case(int isa, int number) {
     c.pattern = random_pattern();
     if (one_in(3)) c.block_size = random_length(512);
   }
+  if (c.rule.most > 0 && one_in(3)) c.pattern.window = random_length(100), c.pattern.sinks = random_length(100);
+  if (!c.aux && c.trouble == Trouble::kNone && one_in(3)) {  // counts are of N:M before the cut
+    c.pattern.within = random_length(100), c.pattern.within_sinks = one_in(2) ? random_length(100) : 0;
+  }
+  if (c.block_size > 0) c.pattern.beyond_blocks = one_in(2);
   return c;
 }
 

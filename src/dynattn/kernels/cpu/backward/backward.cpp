@@ -233,7 +233,7 @@ static void run_part(const BackwardJob& job, BackwardThread& thread, int64_t hea
         const int64_t last = smaller<int64_t>(first + plan.scores.query_block, forward.q_len) - 1;
         const int64_t first_key = tile * plan.scores.tile, keys = job.cut.section * plan.scores.tile;
         if (allowed_keys(plan.scores, last, first_key) == 0) continue;
-        if (plan.scores.confined && !meets_window(plan.scores, first, last, first_key, keys)) continue;
+        if (is_cut_off(plan.scores, area_of(plan.scores, first, last, first_key, keys))) continue;
         run_backward_query_block(plan, thread.section, thread.scratch, head / forward.kv_heads, index, first,
                                  d_query + (member * job.d_query_rows + first) * stride);
       }

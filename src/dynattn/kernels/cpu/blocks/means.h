@@ -133,7 +133,7 @@ static bool sum_blocks(const MeansPlan& plan, const FloatRows& from, int64_t cou
 }
 
 // Score sum and number of the allowed pairs of a block.
-struct Pairs {
+struct PairSums {
   float products;  // Σ q · k
   float bias;      // Σ of what a mask adds
   int64_t count;
@@ -194,11 +194,11 @@ static const float* row_of_mask(const MeansPlan& plan, const MeansRoom& room, co
 }
 
 // One pair after another, since a number is not finite. A score of -inf is as good as forbidden.
-static Pairs score_pairs(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row,
+static PairSums score_pairs(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row,
                          int64_t column) {
   const NMForwardArgs& args = *plan.args;
   const int64_t first_key = column * plan.size, keys = smaller(plan.size, args.kv_len - first_key);
-  Pairs sum = {0.0f, 0.0f, 0};
+  PairSums sum = {0.0f, 0.0f, 0};
   for (int64_t i = row * plan.size; i < smaller((row + 1) * plan.size, args.q_len); i++) {
     const int64_t seen = args.causal ? smaller(keys, i + plan.offset + 1 - first_key) : keys;
     const float* query = head.queries.row(i);
@@ -269,13 +269,13 @@ static void sum_allowed(const MeansPlan& plan, const FloatRows& keys, int64_t fi
 }
 
 // A block of a mask that has a row for each query.
-static Pairs sum_masked(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row,
+static PairSums sum_masked(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row,
                         int64_t column) {
   const NMForwardArgs& args = *plan.args;
   const int64_t first_key = column * plan.size, keys = smaller(plan.size, args.kv_len - first_key);
   const int64_t first = row * plan.size, end = smaller(first + plan.size, args.q_len);
   const float* key_sum = room.key_sums + column * plan.width;
-  Pairs sum = {0.0f, 0.0f, 0};
+  PairSums sum = {0.0f, 0.0f, 0};
   MaskRow mask;
   int64_t full = 0;  // queries that may attend all keys, whose products are made at the end
   clear(room.units, plan.width);
@@ -305,10 +305,10 @@ static Pairs sum_masked(const MeansPlan& plan, const MeansRoom& room, const Mean
 
 // A block that the diagonal cuts, of keys that are allowed to all queries or to none. From query to query the sum of the
 // keys that it may attend grows.
-static Pairs sum_cut(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row, int64_t column) {
+static PairSums sum_cut(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row, int64_t column) {
   const NMForwardArgs& args = *plan.args;
   const int64_t first_key = column * plan.size, keys = smaller(plan.size, args.kv_len - first_key);
-  Pairs sum = {0.0f, 0.0f, 0};
+  PairSums sum = {0.0f, 0.0f, 0};
   int64_t at = 0, allowed = 0;
   clear(room.acc, plan.width);
   for (int64_t i = row * plan.size; i < smaller((row + 1) * plan.size, args.q_len); i++) {
@@ -323,7 +323,7 @@ static Pairs sum_cut(const MeansPlan& plan, const MeansRoom& room, const MeansHe
   return sum;
 }
 
-static Pairs sum_pairs(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row, int64_t column) {
+static PairSums sum_pairs(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row, int64_t column) {
   const NMForwardArgs& args = *plan.args;
   const int64_t first = row * plan.size, end = smaller(first + plan.size, args.q_len);
   const int64_t first_key = column * plan.size, last_key = smaller(first_key + plan.size, args.kv_len) - 1;
@@ -339,7 +339,7 @@ static Pairs sum_pairs(const MeansPlan& plan, const MeansRoom& room, const Means
 // Mean scores and numbers of allowed pairs of a row of blocks.
 static void mean_row(const MeansPlan& plan, const MeansRoom& room, const MeansHead& head, int64_t row) {
   for (int64_t column = 0; column < plan.columns; column++) {
-    const Pairs pairs = sum_pairs(plan, room, head, row, column);
+    const PairSums pairs = sum_pairs(plan, room, head, row, column);
     const float count = static_cast<float>(larger<int64_t>(pairs.count, 1));
     room.counts[column] = pairs.count;
     room.values[column] = (pairs.products * plan.args->scale + pairs.bias) / count;

@@ -39,21 +39,13 @@ static BandBias make_shared_bias(const QueryBlock& block, int64_t first_key) {
   return as_band_bias(bias_row(plan, mask, allowed, block.scratch.shared_bias), plan, block.scratch.shared_bias, 0);
 }
 
-// Forbids what lies neither in the query's window nor among the sinks, in the row's bias.
-static BiasSummary forbid_far_keys(const Plan& plan, const BiasSummary& row, int64_t query, int64_t first_key,
-                                   float* bias) {
-  const int64_t at = query + plan.offset - first_key, window = plan.args->window;
-  const int64_t beyond = plan.tile + 1;  // of the tile, on either side: larger numbers need not be exact floats
-  const auto bound = [beyond](int64_t key) {
-    return broadcast(static_cast<float>(larger<int64_t>(-beyond, smaller<int64_t>(beyond, key))));
-  };
-  const Vec before = bound(at - window), behind = bound(at + window), sinks = bound(plan.args->sinks - first_key);
+// Forbids the keys that are not reached, in the row's bias.
+static BiasSummary forbid_far_keys(const Plan& plan, const BiasSummary& row, const ReachedKeys& reached, float* bias) {
   const Vec forbidden = broadcast(-INFINITY);
   uint32_t any = 0;
   for (int position = 0; position < plan.tile; position += kWidth) {
-    const Vec key = load(plan.key_number + position), own = load(bias + position);
-    const Vec near = select(greater(key, before), select(greater(behind, key), own, forbidden), forbidden);
-    const Vec left = select(greater(sinks, key), own, near);
+    const Mask near = holds(reached, load(plan.key_number + position));
+    const Vec left = select(near, load(bias + position), forbidden);
     store(bias + position, left);
     any |= bits(greater(left, forbidden));
   }
@@ -67,12 +59,16 @@ static BiasSummary make_row_bias(const QueryBlock& block, int64_t query, int64_t
   const Plan& plan = block.plan;
   BiasSummary row =
       bias_row(plan, mask_entries(block, query, first_key), allowed_keys(plan, query, first_key), bias);
-  if (plan.confined) row = forbid_far_keys(plan, row, query, first_key, bias);
+  const NMForwardArgs& args = *plan.args;
+  if (plan.confined) {
+    row = forbid_far_keys(plan, row, reached_keys(plan, cutting_reach(args), query, first_key), bias);
+  }
   if (columns == nullptr) return row;
   const uint8_t* blocks = block_row(*columns, query);
   if (blocks != laid) lay_block_bias(plan, *columns, blocks, first_key, block.scratch.block_bias);
   laid = blocks;
-  return forbid_dropped_blocks(plan, row, block.scratch.block_bias, bias);
+  const Reach spared = args.beyond_blocks != 0 ? joined_reach(args) : kNoReach;
+  return forbid_dropped_blocks(plan, row, block.scratch.block_bias, reached_keys(plan, spared, query, first_key), bias);
 }
 
 // The biases of rows [first, last], one for each row. Rows of padding repeat the last.
@@ -108,7 +104,7 @@ struct TileBias {
   BandBias of_band(int64_t first, int64_t last, const BlockColumns* columns) {
     const Plan& plan = block.plan;
     const bool whole = allowed_keys(plan, first, first_key) == keys &&  // causality cuts nothing off
-                       (!plan.confined || fills_window(plan, first, last, first_key, keys));
+                       !(plan.confined && is_cut(plan, area_of(plan, first, last, first_key, keys)));
     if (!whole || !has_shared_mask(*plan.args) || columns != nullptr)
       return make_own_biases(block, first, last, first_key, columns);
     if (plan.args->mask == nullptr && keys == plan.tile) return kNoBias;

@@ -4,6 +4,7 @@
 
 #include "common/kept_blocks.h"
 #include "common/mask.h"
+#include "common/reached_keys.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -19,14 +20,16 @@ static void lay_block_bias(const Plan& plan, const BlockColumns& columns, const 
   for (int position = 0; position < plan.tile; position++) to[position] = by_key[plan.key_of[position]];
 }
 
-// Forbids what a row's blocks drop, in the row's bias; `block_bias` is as lay_block_bias() makes it.
+// Forbids what a row's blocks drop, except for `spared` keys, in the row's bias; `block_bias` is as lay_block_bias()
+// makes it.
 static BiasSummary forbid_dropped_blocks(const Plan& plan, const BiasSummary& row, const float* block_bias,
-                                         float* bias) {
+                                         const ReachedKeys& spared, float* bias) {
   const Vec forbidden = broadcast(-INFINITY);
   uint32_t any = 0;
   for (int position = 0; position < plan.tile; position += kWidth) {
-    const Vec block = load(block_bias + position);
-    const Vec left = select(greater(zero(), block), block, load(bias + position));
+    const Vec block = load(block_bias + position), own = load(bias + position);
+    const Vec kept = select(holds(spared, load(plan.key_number + position)), own, block);
+    const Vec left = select(greater(zero(), block), kept, own);
     store(bias + position, left);
     any |= bits(greater(left, forbidden));
   }

@@ -10,6 +10,7 @@
 
 #include <float.h>
 
+#include "common/reach.h"
 #include "common/row_sums.h"
 #include "common/team.h"
 #include "common/texts.h"
@@ -53,9 +54,10 @@ struct Plan {
   RowSums sums;  // not NULL: these are what is asked for, in place of the output
   Pages pages;
   Layout layout;
-  int n, m, stride;             // n == m, and n == 0, are taken as 1 of 1
+  int n, m, stride;             // n == m is taken as 1 of 1
   bool window;                  // there are entries kept besides the choice
-  bool confined;                // window and sinks are all that is allowed, and all of it is kept
+  bool cut;                     // of what is kept, some is dropped for where it stands
+  bool confined;                // likewise, and nothing is chosen, so that it may as well be forbidden
   bool counts;                  // kept mass, kept and allowed are asked for
   bool generic;                 // every tile goes by position, with the choice in memory
   bool rounds;                  // weights are rounded to bfloat16 before they multiply values
@@ -146,16 +148,19 @@ static void plan_bands(Plan& plan, bool skips) {
   plan.tile = tile_keys(plan, fine ? kTileFine : kTile);
 }
 
-static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages = {nullptr, 0}, bool skips = false) {
+static void make_plan(Plan& plan, const NMForwardArgs& args, const Pages& pages = {nullptr, 0}, bool skips = false,
+                      bool by_rule = false) {
   plan.args = &args;
   plan.sums = {};
   plan.pages = pages;
-  plan.confined = args.n == 0;
-  plan.dense = args.n == args.m || plan.confined;
+  const bool chooses = by_rule || args.n != args.m || args.threshold != nullptr;
+  plan.cut = args.within > 0;
+  plan.confined = plan.cut && !chooses;
+  plan.dense = args.n == args.m;
   plan.n = plan.dense ? 1 : args.n;
   plan.m = plan.dense ? 1 : args.m;
   plan.stride = plan.dense ? 1 : args.stride;
-  plan.window = !plan.dense && (args.window > 0 || args.sinks > 0);
+  plan.window = chooses && (args.window > 0 || args.sinks > 0);
   plan.rounds = false;
   plan.counts = args.kept_mass != nullptr;
   // The choice in registers is for tiles of kTile keys in which a vector's groups are neighbours.

@@ -71,19 +71,19 @@ DYNATTN_INLINE int64_t allowed_keys(const Plan& plan, int64_t query, int64_t fir
   return larger<int64_t>(0, smaller<int64_t>(plan.tile, end - first_key));
 }
 
-// True where window or sinks hold pairs of queries [first, last] with `keys` keys from `first_key` on.
-DYNATTN_INLINE bool meets_window(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
-  const int64_t window = plan.args->window;
-  const bool near =
-      window > 0 && first + plan.offset - window < first_key + keys - 1 && last + plan.offset + window > first_key;
-  return first_key < plan.args->sinks || near;
+// Queries [first, last] and `keys` keys from `first_key` on.
+DYNATTN_INLINE Area area_of(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
+  return {first + plan.offset, last + plan.offset, first_key, keys};
 }
 
-// True where window or sinks hold all pairs of these queries and keys.
-DYNATTN_INLINE bool fills_window(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
-  const int64_t window = plan.args->window;
-  const bool near = first_key + keys - 1 - (first + plan.offset) < window && last + plan.offset - first_key < window;
-  return first_key + keys <= plan.args->sinks || near;
+// True where all that is kept of these pairs is dropped for where it stands.
+DYNATTN_INLINE bool is_cut_off(const Plan& plan, const Area& area) {
+  return plan.cut && !meets(cutting_reach(*plan.args), area);
+}
+
+// True where some of these pairs may be.
+DYNATTN_INLINE bool is_cut(const Plan& plan, const Area& area) {
+  return plan.cut && !fills(cutting_reach(*plan.args), area);
 }
 
 // Sums of products may reach this magnitude before the careful variant has to watch for overflow.
@@ -163,7 +163,7 @@ static inline void finish_rows(const QueryBlock& block) {
     }
     if (plan.counts) {
       const float dropped = reduce_add(load(rows.dropped + i * kWidth));
-      args.kept_mass[row] = nan ? NAN : sum > 0.0f ? sum / (sum + dropped) : 1.0f;
+      args.kept_mass[row] = nan ? NAN : sum + dropped == 0.0f ? 1.0f : sum / (sum + dropped);
       args.kept[row] = rows.kept[i];
       args.allowed[row] = rows.allowed[i];
     }

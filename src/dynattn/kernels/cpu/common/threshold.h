@@ -2,7 +2,8 @@
 // threshold.
 #pragma once
 
-#include "common/plan.h"
+#include "common/query_block.h"
+#include "common/reached_keys.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -26,6 +27,31 @@ DYNATTN_INLINE uint32_t kept_lanes(const Threshold& threshold, Vec x, int64_t fi
   const uint32_t reach = first_lanes(kWidth) & ~bits(greater(score, x));
   if (__builtin_expect(first + kWidth - 1 <= threshold.last_tie, 1)) return reach;
   return bits(greater(x, score)) | (reach & first_lanes(larger<int64_t>(threshold.last_tie + 1 - first, 0)));
+}
+
+// What a row keeps of a tile: what its threshold lets pass and the keys that are joined to it, without those that are
+// out of reach.
+struct RowChoice {
+  Threshold threshold;
+  bool joins, cuts;
+  ReachedKeys joined, reached;
+};
+
+// A row that keeps nothing, as padding does, has nothing joined to it.
+DYNATTN_INLINE RowChoice choice_of_row(const Plan& plan, const Threshold& threshold, int64_t query, int64_t first_key) {
+  const Reach joined = joined_reach(*plan.args), reach = cutting_reach(*plan.args);
+  const Area area = area_of(plan, query, query, first_key, plan.tile);
+  const bool some = threshold.last_tie >= 0;
+  return {threshold, some && plan.window && meets(joined, area), is_cut(plan, area),
+          reached_keys(plan, joined, query, first_key), reached_keys(plan, reach, query, first_key)};
+}
+
+// `keys` are the lanes' keys, counted from the tile's first.
+DYNATTN_INLINE uint32_t kept_lanes(const RowChoice& choice, Vec x, int64_t first, Vec keys) {
+  uint32_t kept = kept_lanes(choice.threshold, x, first);
+  if (choice.joins) kept |= bits(both(holds(choice.joined, keys), greater(x, broadcast(-INFINITY))));
+  if (choice.cuts) kept &= bits(holds(choice.reached, keys));
+  return kept;
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

@@ -166,7 +166,8 @@ static void score_in_place(const Few& few, const FewScratch& scratch, int64_t ti
 static bool make_few_biases(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head,
                             int64_t first_key) {
   const Plan& plan = *few.plan;
-  const int64_t q_len = plan.args->q_len;
+  const NMForwardArgs& args = *plan.args;
+  const int64_t q_len = args.q_len;
   const int64_t keys = smaller<int64_t>(plan.tile, plan.args->kv_len - first_key);
   const char* last_mask = nullptr;
   const uint8_t* last_blocks = nullptr;
@@ -177,15 +178,15 @@ static bool make_few_biases(const Few& few, const FewScratch& scratch, const Row
     const FewHead at(few, scratch, rows, head, r / q_len);
     const int64_t query = r % q_len, allowed = allowed_keys(plan, query, first_key);
     const char* mask = mask_entries(at.block, query, first_key);
-    const BlockColumns columns = block_columns(*plan.args, at.block.batch, at.block.index, first_key, keys);
+    const BlockColumns columns = block_columns(args, at.block.batch, at.block.index, first_key, keys);
     const uint8_t* blocks = columns.kept == nullptr ? nullptr : block_row(columns, query);
-    const bool placed_alike = !plan.confined || query == last_query;
+    const bool placed_alike = (!plan.confined && args.beyond_blocks == 0) || query == last_query;
     if (r > 0 && mask == last_mask && allowed == last_allowed && blocks == last_blocks && placed_alike) {
       scratch.bias_of[r] = scratch.bias_of[r - 1];
     } else {
       float* row = scratch.bias + r * plan.tile;
       const bool dropped = kept_blocks(columns, query, query) != KeptBlocks::kAll;
-      const bool near = !plan.confined || fills_window(plan, query, query, first_key, keys);
+      const bool near = !plan.confined || !is_cut(plan, area_of(plan, query, query, first_key, keys));
       const bool whole = mask == nullptr && allowed == plan.tile && !dropped && near;
       const BiasSummary all = whole
                                   ? BiasSummary{true, true, false}
@@ -328,7 +329,7 @@ static void run_range(const Few& few, const FewScratch& scratch, int64_t first_h
   const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
   for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
     if (allowed_keys(plan, args.q_len - 1, tile * plan.tile) == 0) break;
-    if (plan.confined && !meets_window(plan, 0, args.q_len - 1, tile * plan.tile, plan.tile)) continue;
+    if (is_cut_off(plan, area_of(plan, 0, args.q_len - 1, tile * plan.tile, plan.tile))) continue;
     list_rows(plan, keys, args.key_strides, tile, scratch.key_rows);
     list_rows(plan, values, args.value_strides, tile, scratch.value_rows);
     for (int64_t i = 0; i < few.together; i++) {

@@ -15,9 +15,18 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// True where a window or the sinks keep entries of these rows in this tile.
-static bool touched(const Plan& plan, int64_t first, int64_t last, int64_t first_key, int64_t keys) {
-  return plan.window && meets_window(plan, first, last, first_key, keys);
+// True where positions have a say in what is kept of these pairs.
+static bool touched(const Plan& plan, const Area& area) {
+  return (plan.window && meets(joined_reach(*plan.args), area)) || (!plan.confined && is_cut(plan, area));
+}
+
+// How many blocks of these columns queries [first, last] keep something of.
+static KeptBlocks kept_blocks(const Plan& plan, const BlockColumns& columns, int64_t first, int64_t last,
+                              int64_t first_key, int64_t keys) {
+  const KeptBlocks kept = kept_blocks(columns, first, last);
+  const bool joined = kept == KeptBlocks::kNone && plan.args->beyond_blocks != 0 &&
+                      meets(joined_reach(*plan.args), area_of(plan, first, last, first_key, keys));
+  return joined ? KeptBlocks::kSome : kept;
 }
 
 template <int kR, int kV, bool kBiased>
@@ -34,19 +43,27 @@ static void score(const QueryBlock& block, int64_t band, int64_t tile, const Ban
   }
 }
 
-static void weigh_by_position(const QueryBlock& block, int64_t row, float* scores, const float* bias,
-                              int64_t first_key) {
+template <int kM>
+static void weigh_groups(const QueryBlock& block, int64_t row, float* scores, const float* bias, int64_t first_key) {
   const Plan& plan = block.plan;
   const RowStates& rows = block.scratch.rows;
+  const int64_t query = block.first + row;
+  const ReachedKeys always = always_kept(plan, query, first_key);
+  if (!plan.confined && is_cut(plan, area_of(plan, query, query, first_key, plan.tile))) {
+    cut_row<kM>(plan, scores, bias, always, reached_keys(plan, cutting_reach(*plan.args), query, first_key));
+  }
   if (block.careful) clean_row(plan, rows, row, scores, bias);
-  const AlwaysKept always = always_kept(plan, block.first + row, first_key);
-  const float dropped = block.careful || block.marked ? -1.0f : 0.0f;
-  if (plan.m == 2) {
-    choose_row<2>(plan, rows, row, scores, always, dropped);
-  } else if (plan.m == 4) {
-    choose_row<4>(plan, rows, row, scores, always, dropped);
+  choose_row<kM>(plan, rows, row, scores, always, block.careful || block.marked ? -1.0f : 0.0f);
+}
+
+static void weigh_by_position(const QueryBlock& block, int64_t row, float* scores, const float* bias,
+                              int64_t first_key) {
+  if (block.plan.m == 2) {
+    weigh_groups<2>(block, row, scores, bias, first_key);
+  } else if (block.plan.m == 4) {
+    weigh_groups<4>(block, row, scores, bias, first_key);
   } else {
-    choose_row<0>(plan, rows, row, scores, always, dropped);
+    weigh_groups<0>(block, row, scores, bias, first_key);
   }
 }
 
@@ -58,16 +75,25 @@ static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scor
   const NMForwardArgs& args = *plan.args;
   const int64_t at = first_row(block) + row;
   const Threshold threshold = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
+  const RowChoice choice = choice_of_row(plan, threshold, block.first + row, first_key);
   const RowStates& rows = block.scratch.rows;
   if (block.careful) clean_row(plan, rows, row, scores, bias);
   const bool sums = plan.sums.sum != nullptr;
-  if (sums) follow_maximum(plan, rows, row, largest_lanes(scores, plan.tile));
+  if (sums) {
+    Vec largest = broadcast(-INFINITY);
+    for (int i = 0; i < plan.tile; i += kWidth) {
+      const Vec x = load(scores + i);
+      const uint32_t kept = kept_lanes(choice, x, first_key + i, load(plan.key_number + i));
+      largest = max(largest, select(mask_of(kept), x, broadcast(-INFINITY)));
+    }
+    follow_maximum(plan, rows, row, largest);
+  }
   const Vec reference = broadcast(rows.reference[row]);
   const Vec exponent = broadcast(plan.exponent), floor = broadcast(plan.floor), dropped = broadcast(-1.0f);
   Vec sum = load(rows.sum + row * kWidth);
   for (int i = 0; i < plan.tile; i += kWidth) {
     const Vec x = load(scores + i);
-    const Mask kept = mask_of(kept_lanes(threshold, x, first_key + i));
+    const Mask kept = mask_of(kept_lanes(choice, x, first_key + i, load(plan.key_number + i)));
     const Vec weight = exp2_scaled(sub(x, reference), exponent, floor);
     if (sums) sum = add(sum, select(kept, weight, zero()));
     store(scores + i, select(kept, weight, dropped));
@@ -115,13 +141,14 @@ static bool weigh_tile(const QueryBlock& block, int64_t tile, bool* any) {
     BandKind& kind = block.scratch.kinds[band];
     kind = kSkipped;
     if (allowed_keys(plan, last, first_key) == 0) continue;
-    if (plan.confined && !meets_window(plan, first, last, first_key, keys)) continue;
-    const KeptBlocks kept = kept_blocks(columns, first, last);
+    const Area area = area_of(plan, first, last, first_key, keys);
+    if (is_cut_off(plan, area)) continue;
+    const KeptBlocks kept = kept_blocks(plan, columns, first, last, first_key, keys);
     if (kept == KeptBlocks::kNone) continue;
     const BandBias bias = biases.of_band(first, last, kept == KeptBlocks::kSome ? &columns : nullptr);
     if (bias.unsafe && !block.careful) return false;
     if (!bias.any) continue;
-    kind = positions || touched(plan, first, last, first_key, keys) ? kByPosition : kChosenInRegisters;
+    kind = positions || touched(plan, area) ? kByPosition : kChosenInRegisters;
     if (bias.rows != nullptr) {
       score<kR, kV, true>(block, band, tile, bias, kind);
     } else {

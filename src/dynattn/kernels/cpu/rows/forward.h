@@ -8,6 +8,8 @@
 // Where most of the block's pairs are kept by weight or by mass, weights stay where scores were (whole_rows.h).
 #pragma once
 
+#include <type_traits>
+
 #include "common/add_rows.h"
 #include "common/bias.h"
 #include "common/dropout.h"
@@ -26,6 +28,7 @@ constexpr int64_t kRowScores = 96 * 1024;  // scores of a query block, unless on
 constexpr int64_t kSpanBytes = 32 * 1024;
 constexpr float kSparse = 0.25f;
 constexpr float kMost = 0.5f;  // of the scores of a block, above which no list is made
+constexpr float kMostGrowth = 100.0f;  // a power of two that leaves room for a sum
 
 struct RowPlan : Plan {
   const RowForwardArgs* rule;
@@ -41,7 +44,7 @@ static float share_of(const RowForwardArgs& rule) {
 }
 
 static void make_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
-  make_plan(plan, rule.call);
+  make_plan(plan, rule.call, {nullptr, 0}, false, true);
   plan.rule = &rule;
   plan.row_floats = plan.tiles * plan.tile;
   const int64_t span_bytes = share_of(rule) > kSparse ? kSpanBytes : 2 * kSpanBytes;
@@ -132,64 +135,81 @@ static bool score_rows(const QueryBlock& block, float* scores, int64_t stride) {
   return true;
 }
 
-// Scores that are NaN or +inf, of which `wanted` may be kept: they rank first, poison the row that keeps them, and go
-// on as the largest float.
-static uint8_t settle_row(float* scores, int64_t length, int64_t wanted) {
+// Whether a row keeps a key, of which its rule says whether it is chosen.
+static bool keeps(const Plan& plan, int64_t query, int64_t key, bool chosen) {
+  const NMForwardArgs& args = *plan.args;
+  const int64_t position = query + plan.offset;
+  const bool kept = chosen || (plan.window && reaches(joined_reach(args), position, key));
+  return kept && (!plan.cut || reaches(cutting_reach(args), position, key));
+}
+
+static uint8_t poison_of(float score) { return score < INFINITY ? 0 : score == INFINITY ? kInfinite : kNan; }
+
+// Scores that are NaN or +inf, of which the first `wanted` are chosen: they rank first, poison the row that keeps them,
+// and go on as the largest float.
+static uint8_t settle_row(const Plan& plan, int64_t query, float* scores, int64_t length, int64_t wanted) {
   uint8_t poison = 0;
   for (int64_t i = 0; i < length; i++) {
-    if (scores[i] < INFINITY) continue;
-    if (wanted-- > 0) poison |= scores[i] == INFINITY ? kInfinite : kNan;
+    const uint8_t kind = poison_of(scores[i]);
+    if (kind == 0) continue;
+    if (keeps(plan, query, i, wanted-- > 0)) poison |= kind;
     scores[i] = FLT_MAX;
   }
   return poison;
 }
 
-// The same where a row keeps one of them, a NaN if there is one. The threshold is at that one.
-static Threshold settle_on_one(float* scores, int64_t length, uint8_t* poison) {
-  int64_t one = -1;
+// The first score that is NaN or, where none is, the first +inf; -1 where there is neither.
+static int64_t first_poison(const float* scores, int64_t length) {
+  int64_t first = -1;
+  uint8_t most = 0;
   for (int64_t i = 0; i < length; i++) {
-    if (scores[i] < INFINITY) continue;
-    const uint8_t kind = scores[i] == INFINITY ? kInfinite : kNan;
-    if (kind > *poison) *poison = kind, one = i;
-    scores[i] = FLT_MAX;
+    const uint8_t kind = poison_of(scores[i]);
+    if (kind > most) most = kind, first = i;
   }
-  return {FLT_MAX, static_cast<int32_t>(one)};
+  return first;
 }
 
 static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, int64_t i, float* scores, int64_t keys,
                                   int64_t allowed, float* room) {
-  const int64_t length = round_up(keys, plan.tile);
+  const int64_t length = round_up(keys, plan.tile), query = block.first + i;
   const RowForwardArgs& rule = *plan.rule;
   uint8_t& poison = block.scratch.rows.poisoned[i];
   if (allowed == 0) return kKeepNothing;
   if (rule.weight >= 0.0f || rule.mass > 0.0f) {
-    const Threshold one = block.careful ? settle_on_one(scores, length, &poison) : kKeepNothing;
-    if (poison) return one;
+    const int64_t one = block.careful ? first_poison(scores, length) : -1;
+    if (one >= 0) {  // the row chooses it alone, and with it what is infinite and comes before it
+      poison = settle_row(plan, query, scores, one + 1, one + 1) | settle_row(plan, query, scores, length, 0);
+      return {FLT_MAX, static_cast<int32_t>(one)};
+    }
     return rule.mass > 0.0f ? threshold_by_mass(plan, scores, length, rule.mass, room)
                             : threshold_by_weight(plan, scores, length, rule.weight);
   }
   const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
   const int64_t wanted = smaller(smaller(rule.most, share), allowed);
-  if (block.careful) poison = settle_row(scores, length, wanted);
+  if (block.careful) poison = settle_row(plan, query, scores, length, wanted);
   return threshold_by_rank(scores, keys, allowed, wanted, room);
 }
 
-// Sums the weights that a row drops, relative to its largest score, by lane.
-static void sum_dropped(const Plan& plan, const float* scores, int64_t length, const Threshold& threshold,
-                        float* sums) {
-  const Vec reference = broadcast(largest_of(scores, length)), exponent = broadcast(plan.exponent);
+// Sums the weights that a row drops, relative to `largest`, the largest score of all, by lane.
+static void sum_dropped(const Plan& plan, int64_t query, const float* scores, int64_t length,
+                        const Threshold& threshold, float largest, float* sums) {
+  const Vec reference = broadcast(largest), exponent = broadcast(plan.exponent);
   const Vec floor = broadcast(plan.floor), forbidden = broadcast(-INFINITY);
   Vec sum = zero();
-  for (int64_t at = 0; at < length; at += kWidth) {
-    const Vec x = load(scores + at);
-    const uint32_t dropped = bits(greater(x, forbidden)) & ~kept_lanes(threshold, x, at);
-    sum = add(sum, select(mask_of(dropped), exp2_scaled(sub(x, reference), exponent, floor), zero()));
+  for (int64_t first = 0; first < length; first += plan.tile) {
+    const RowChoice choice = choice_of_row(plan, threshold, query, first);
+    for (int64_t at = 0; at < plan.tile; at += kWidth) {
+      const Vec x = load(scores + first + at);
+      const uint32_t kept = kept_lanes(choice, x, first + at, load(plan.key_number + at));
+      const Mask dropped = mask_of(bits(greater(x, forbidden)) & ~kept);
+      sum = add(sum, select(dropped, exp2_scaled(sub(x, reference), exponent, floor), zero()));
+    }
   }
   store(sums, sum);
 }
 
-// Moves the scores that a threshold keeps to the front of the row. Returns the largest score.
-static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i, int64_t length,
+// Moves the scores that a row keeps to its front. Returns the largest of them.
+static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i, int64_t query, int64_t length,
                       const Threshold& threshold) {
   float* scores = scratch.scores + i * plan.row_floats;
   int32_t* numbers = scratch.numbers + i * plan.row_floats;
@@ -200,8 +220,14 @@ static float list_row(const RowPlan& plan, const RowScratch& scratch, int64_t i,
   for (int64_t span = 0, first = 0; span < plan.spans; span++) {
     starts[span] = count;
     for (int64_t tile = 0; tile < plan.span_tiles && first < length; tile++, first += plan.tile) {
-      count = list_scores(threshold, scores + first, first, plan.tile, static_cast<int32_t>(tile * tile_rows), scores,
-                          numbers, count, largest);
+      if (is_cut_off(plan, area_of(plan, query, query, first, plan.tile))) continue;
+      const RowChoice choice = choice_of_row(plan, threshold, query, first);
+      const auto list = [&](auto reaches) {
+        return list_scores<decltype(reaches)::value>(choice, scores + first, plan.key_number, first, plan.tile,
+                                                     static_cast<int32_t>(tile * tile_rows), scores, numbers, count,
+                                                     largest);
+      };
+      count = choice.joins || choice.cuts ? list(std::true_type()) : list(std::false_type());
     }
   }
   starts[plan.spans] = count;
@@ -277,7 +303,10 @@ static Threshold find_row(const RowPlan& plan, const QueryBlock& block, const Ro
     args.threshold[row] = threshold.score;
     args.last_tie[row] = threshold.last_tie;
   }
-  if (plan.counts) sum_dropped(plan, scores, length, threshold, rows.dropped + i * kWidth);
+  if (plan.counts && allowed > 0) {
+    rows.reference[i] = largest_of(scores, length);
+    sum_dropped(plan, block.first + i, scores, length, threshold, rows.reference[i], rows.dropped + i * kWidth);
+  }
   rows.allowed[i] = static_cast<int32_t>(allowed);
   return threshold;
 }
@@ -285,11 +314,18 @@ static Threshold find_row(const RowPlan& plan, const QueryBlock& block, const Ro
 // Step 2 for one row.
 static void list_kept(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch, int64_t i) {
   const RowStates& rows = block.scratch.rows;
-  const int64_t length = round_up(keys_of(plan, block.first + i), plan.tile);
-  const float largest = list_row(plan, scratch, i, length, scratch.lines[i]);
+  const int64_t query = block.first + i, length = round_up(keys_of(plan, query), plan.tile);
+  const float largest = list_row(plan, scratch, i, query, length, scratch.lines[i]);
   const int64_t count = scratch.starts[i * (plan.spans + 1) + plan.spans];
   rows.kept[i] = static_cast<int32_t>(count);
   if (count == 0) return;
+  // What is dropped may be larger, by more than floats hold: the share of what is kept is then as good as 0. Of NaN or
+  // infinity, which go on as the largest float, there is no share.
+  if (plan.counts && plan.cut) {
+    const float largest_of_all = rows.reference[i];
+    const float growth = exp2f(smaller(kMostGrowth, (largest_of_all - largest) * plan.exponent));
+    scale_row(rows.dropped + i * kWidth, kWidth, largest_of_all < FLT_MAX ? growth : NAN);
+  }
   rows.reference[i] = largest;
   weigh_list(plan, scratch.scores + i * plan.row_floats, count, largest, rows.sum + i * kWidth);
 }
@@ -297,7 +333,7 @@ static void list_kept(const RowPlan& plan, const QueryBlock& block, const RowScr
 // Whether most of a block's pairs are kept, where nothing asks for a list of them.
 static bool keeps_most(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch) {
   const RowForwardArgs& rule = *plan.rule;
-  if (block.careful || rule.call.drop_below > 0 || (rule.weight < 0.0f && rule.mass == 0.0f)) return false;
+  if (block.careful || plan.window || plan.cut || rule.call.drop_below > 0 || (rule.weight < 0.0f && rule.mass == 0.0f)) return false;
   int64_t kept = 0, allowed = 0;
   for (int64_t i = 0; i < block.count; i++) {
     const int64_t length = round_up(keys_of(plan, block.first + i), plan.tile);

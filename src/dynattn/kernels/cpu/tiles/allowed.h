@@ -4,6 +4,7 @@
 
 #include "common/kept_blocks.h"
 #include "common/dtypes.h"
+#include "common/reach.h"
 #include "tiles/lanes.h"
 #include "tiles/plan.h"
 
@@ -24,10 +25,12 @@ struct QueryTile {
 struct Allowed {
   alignas(64) uint32_t pairs[kMaxKeyBlock];   // a bit for each query, which may attend to the key
   alignas(64) uint32_t forced[kMaxKeyBlock];  // likewise, kept whatever the choice
+  alignas(64) uint32_t within[kMaxKeyBlock];  // likewise, not dropped behind the choice
   alignas(64) float bias[kMaxKeyBlock * kQueries];
   bool all;     // every pair is allowed, and nothing is added
   bool any;     // some pair is allowed
   bool force;   // `forced` is filled
+  bool cut;     // `within` is filled
   bool unsafe;  // a bias asks for the careful variant
 };
 
@@ -38,6 +41,12 @@ DYNATTN_INLINE uint32_t query_bits(int64_t from, int64_t to) {
   return (to == kQueries ? kAllQueries : (uint32_t{1} << to) - 1) & ~((uint32_t{1} << from) - 1);
 }
 
+// Queries of the tile that reach a key.
+DYNATTN_INLINE uint32_t reaching(const QueryTile& at, const Reach& reach, int64_t key) {
+  const int64_t lane = key - at.plan.offset - at.first;  // the lane whose own position it is
+  return key < reach.sinks ? kAllQueries : query_bits(lane - reach.window + 1, lane + reach.window);
+}
+
 static void forbid_later_keys(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
   for (int64_t i = 0; i < keys; i++) {
     allowed.pairs[i] &= query_bits(first_key + i - at.plan.offset - at.first, kQueries);
@@ -45,13 +54,16 @@ static void forbid_later_keys(const QueryTile& at, int64_t first_key, int64_t ke
 }
 
 static void forbid_dropped_blocks(const QueryTile& at, const BlockColumns& columns, int64_t first_key, int64_t keys,
-                         Allowed& allowed) {
+                                  Allowed& allowed) {
+  const NMForwardArgs& args = *at.plan.args;
+  const Reach spared = args.beyond_blocks != 0 ? joined_reach(args) : Reach{0, 0};
   for (int64_t query = at.first; query < at.first + at.count;) {
     const int64_t next = (query / columns.queries + 1) * columns.queries;
     const uint32_t queries = query_bits(query - at.first, next - at.first);
     const uint8_t* row = block_row(columns, query);
     for (int64_t i = 0; i < keys; i++) {
-      if (row[(first_key + i) / columns.size - first_key / columns.size] == 0) allowed.pairs[i] &= ~queries;
+      if (row[(first_key + i) / columns.size - first_key / columns.size] != 0) continue;
+      allowed.pairs[i] &= ~queries | reaching(at, spared, first_key + i);
     }
     query = next;
   }
@@ -117,14 +129,9 @@ static void apply_float_mask(const QueryTile& at, int64_t first_key, int64_t key
 
 // Bits of the queries that keep a key as one of their window or of the sinks.
 static void force_window(const QueryTile& at, int64_t first_key, int64_t keys, Allowed& allowed) {
-  const NMForwardArgs& args = *at.plan.args;
+  const Reach reach = joined_reach(*at.plan.args);
   uint32_t any = 0;
-  for (int64_t i = 0; i < keys; i++) {
-    const int64_t key = first_key + i, lane = key - at.plan.offset - at.first;  // the lane whose own position it is
-    const uint32_t near = query_bits(lane - args.window + 1, lane + args.window);
-    allowed.forced[i] = key < args.sinks ? kAllQueries : args.window > 0 ? near : 0;
-    any |= allowed.forced[i];
-  }
+  for (int64_t i = 0; i < keys; i++) any |= allowed.forced[i] = reaching(at, reach, first_key + i);
   allowed.force = any != 0;
 }
 
@@ -135,16 +142,24 @@ static void find_allowed(const QueryTile& at, int64_t first_key, Allowed& allowe
   const int64_t keys = smaller<int64_t>(plan.key_block, args.kv_len - first_key);
   const bool crossed = args.causal && first_key + keys - 1 > at.first + plan.offset;
   const BlockColumns columns = block_columns(args, at.batch, at.head, first_key, keys);
-  const KeptBlocks kept = kept_blocks(columns, at.first, at.first + at.count - 1);
+  const Area area = {at.first + plan.offset, at.first + at.count - 1 + plan.offset, first_key, keys};
+  KeptBlocks kept = kept_blocks(columns, at.first, at.first + at.count - 1);
+  if (kept == KeptBlocks::kNone && args.beyond_blocks != 0 && meets(joined_reach(args), area)) kept = KeptBlocks::kSome;
   allowed.force = allowed.unsafe = false;
-  allowed.any = kept != KeptBlocks::kNone;
-  allowed.all = !crossed && kept == KeptBlocks::kAll && args.mask == nullptr && keys == plan.key_block;
+  allowed.cut = plan.cut && !fills(cutting_reach(args), area);
+  allowed.any = kept != KeptBlocks::kNone && !(plan.cut && !meets(cutting_reach(args), area));
+  const bool confined = allowed.cut && plan.m == 1;  // nothing is chosen, so that it may as well be forbidden
+  allowed.all = !crossed && !confined && kept == KeptBlocks::kAll && args.mask == nullptr && keys == plan.key_block;
   if (allowed.any && plan.window) force_window(at, first_key, keys, allowed);
+  if (allowed.any && allowed.cut) {
+    for (int64_t i = 0; i < keys; i++) allowed.within[i] = reaching(at, cutting_reach(args), first_key + i);
+  }
   if (!allowed.any || allowed.all) return;
 
   for (int64_t i = 0; i < plan.key_block; i++) allowed.pairs[i] = i < keys ? kAllQueries : 0;
   if (crossed) forbid_later_keys(at, first_key, keys, allowed);
   if (kept == KeptBlocks::kSome) forbid_dropped_blocks(at, columns, first_key, keys, allowed);
+  for (int64_t i = 0; confined && i < keys; i++) allowed.pairs[i] &= allowed.within[i];
   if (args.mask != nullptr && !plan.biased) apply_bool_mask(at, first_key, keys, allowed);
   if (plan.biased) {
     memset(allowed.bias, 0, static_cast<size_t>(plan.key_block * kQueries) * sizeof(float));

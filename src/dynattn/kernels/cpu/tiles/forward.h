@@ -127,6 +127,7 @@ static void weigh_keys(const Pass& pass, int group, int64_t block, LaneState& st
   const ScoreTile tile = score_tile(pass, group);
   KeptRuns& kept = pass.scratch.kept[group];
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
+  if (allowed.cut && plan.m > 1) cut_scores(plan, allowed, group, tile);
   if (pass.careful && (!plan.floats || plan.biased)) clean_scores(tile, state);  // products of float32 are finite
   if (plan.skips) {
     keep_runs(plan, tile, present_lanes(pass, group), state, kept);

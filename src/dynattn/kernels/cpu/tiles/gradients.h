@@ -134,6 +134,7 @@ static void mark_kept(const QueryRows& rows, int group, bool careful) {
   const ScoreTile tile = {rows.scratch.scores + group * kLanes, rows.scratch.kept + group * group_words(plan), nullptr,
                           plan.key_block};
   if (!allowed.all) mask_scores(plan, allowed, group, tile);
+  if (allowed.cut && plan.m > 1) cut_scores(plan, allowed, group, tile);
   if (careful) {
     LaneState unused;
     clear(unused);

@@ -44,6 +44,7 @@ struct TilePlan {
   uint8_t* kept_runs;  // for that, says what is kept; NULL where nobody asks
   float margin;        // for that, in the unit of the kernel's scores
   bool window;       // there are entries kept besides the choice
+  bool cut;          // of what is kept, some is dropped for where it stands
   bool counts;       // kept mass, kept and allowed are asked for
   bool exact;        // weights are summed in float32 before they are rounded, for the logsumexp
   bool in_order;     // whole vectors are chosen between: dense, 1:2, 1:4 and 2:4
@@ -145,6 +146,7 @@ static void make_tile_plan(TilePlan& plan, const NMForwardArgs& args) {
   plan.m = dense ? 1 : args.m;
   plan.stride = dense ? 1 : args.stride;
   plan.window = !dense && (args.window > 0 || args.sinks > 0);
+  plan.cut = args.within > 0;
   plan.counts = args.kept_mass != nullptr;
   plan.exact = plan.counts || plan.floats || args.needs_grad != 0;
   const bool pattern = plan.m == 1 || plan.m == 2 || (plan.m == 4 && plan.n <= 2);

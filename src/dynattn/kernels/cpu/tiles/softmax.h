@@ -67,6 +67,45 @@ static void mask_scores(const TilePlan& plan, const Allowed& allowed, int group,
   }
 }
 
+constexpr int kMaxMembers = 32;
+
+// A member's rank is the number of those of its group that beat it: later ones by being larger, earlier ones by being as
+// large.
+DYNATTN_INLINE void rank_members(const Lanes* x, int m, Lanes* rank) {
+  const Lanes one = broadcast_lanes(1.0f);
+  for (int i = 0; i < m; i++) {
+    rank[i] = broadcast_lanes(0.0f);
+    for (int j = 0; j < i; j++) {
+      const LaneMask later = greater(x[i], x[j]);
+      rank[j] = select(later, add(rank[j], one), rank[j]);
+      rank[i] = select(later, rank[i], add(rank[i], one));
+    }
+  }
+}
+
+// Scores that are not chosen, and those that are chosen but out of reach, become -inf: a choice among what is left is
+// then the choice itself. NaN and infinity rank as the largest float, and stay as they are where they are kept.
+static void cut_scores(const TilePlan& plan, const Allowed& allowed, int group, const ScoreTile& tile) {
+  const Lanes infinity = broadcast_lanes(INFINITY), forbidden = broadcast_lanes(-INFINITY);
+  const Lanes largest = broadcast_lanes(FLT_MAX), wanted = broadcast_lanes(static_cast<float>(plan.n) - 0.5f);
+  for (int start = 0; start < tile.keys; start += plan.m * plan.stride) {
+    for (int first = start; first < start + plan.stride; first++) {
+      Lanes x[kMaxMembers], rank[kMaxMembers];
+      for (int i = 0; i < plan.m; i++) {
+        const Lanes own = score(tile, first + i * plan.stride);
+        x[i] = select(greater(infinity, own), own, largest);
+      }
+      rank_members(x, plan.m, rank);
+      for (int i = 0; i < plan.m; i++) {
+        const int key = first + i * plan.stride;
+        const unsigned forced = allowed.force ? allowed.forced[key] >> (group * kLanes) : 0;
+        const unsigned kept = (greater(wanted, rank[i]) | forced) & (allowed.within[key] >> (group * kLanes));
+        store(score_row(tile, key), select(static_cast<LaneMask>(kept), score(tile, key), forbidden));
+      }
+    }
+  }
+}
+
 static Lanes largest_score(const ScoreTile& tile) {
   Lanes even = score(tile, 0), odd = score(tile, tile.keys > 1 ? 1 : 0);
   for (int key = 2; key < tile.keys; key++) {
@@ -331,26 +370,18 @@ static void weigh_in_order(const TilePlan& plan, const ScoreTile& tile, const Al
   weights.finish(state);
 }
 
-// Any pattern, with what is forced and counted: a member's rank is the number of those that beat it.
+// Any pattern, with what is forced and counted.
 template <class Weights>
 static void weigh_by_rank(const TilePlan& plan, const ScoreTile& tile, const Allowed& allowed, int group, bool careful,
                           LaneState& state) {
-  constexpr int kMaxMembers = 32;
-  const Lanes one = broadcast_lanes(1.0f), wanted = broadcast_lanes(static_cast<float>(plan.n) - 0.5f);
+  const Lanes wanted = broadcast_lanes(static_cast<float>(plan.n) - 0.5f);
   const Words dropped = broadcast_words(careful ? kNotKept : 0u), single = broadcast_words(1);
   Weights weights(plan, state);
   for (int start = 0; start < tile.keys; start += plan.m * plan.stride) {
     for (int first = start; first < start + plan.stride; first++) {
       Lanes x[kMaxMembers], rank[kMaxMembers];
-      for (int i = 0; i < plan.m; i++) {
-        x[i] = score(tile, first + i * plan.stride);
-        rank[i] = broadcast_lanes(0.0f);
-        for (int j = 0; j < i; j++) {
-          const LaneMask later = greater(x[i], x[j]);
-          rank[j] = select(later, add(rank[j], one), rank[j]);
-          rank[i] = select(later, rank[i], add(rank[i], one));
-        }
-      }
+      for (int i = 0; i < plan.m; i++) x[i] = score(tile, first + i * plan.stride);
+      rank_members(x, plan.m, rank);
       for (int i = 0; i < plan.m; i++) {
         const int key = first + i * plan.stride;
         const unsigned forced = allowed.force ? allowed.forced[key] >> (group * kLanes) : 0;
