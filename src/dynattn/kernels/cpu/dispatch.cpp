@@ -51,7 +51,7 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 #ifdef DYNATTN_X86_KERNELS
 constexpr Isa kAvx512Pairs = {
     dynattn::avx512_pairs::nm_forward, dynattn::avx512_pairs::nm_texts, nullptr, nullptr, nullptr, nullptr, nullptr,
-    nullptr, nullptr, nullptr};
+    nullptr, nullptr, nullptr, nullptr};
 constexpr Isa kIsas[] = {DYNATTN_ISA(portable),         DYNATTN_ISA(avx2),
                          DYNATTN_ISA(avx512),           DYNATTN_TILES(tiles_portable),
                          DYNATTN_TILES(tiles_avx512bf16), DYNATTN_TILES(tiles_amx)};
