@@ -1,6 +1,6 @@
 """``dynattn.attention`` against PyTorch's own over a grid of methods, shapes, masks and dtypes: where is it slower?
 
-    python benchmarks/never_slower.py                 # six minutes on an idle machine: results/never-slower-*.json
+    python benchmarks/never_slower.py                 # two minutes on an idle machine: results/never-slower-*.json
     python benchmarks/never_slower.py table           # the records' place in docs/never-slower.md
     python benchmarks/never_slower.py trial [WORD …]  # one thread; workloads whose names hold a word; what is slow
 
