@@ -1,6 +1,6 @@
 """``dynattn.attention`` against PyTorch's own over a grid of methods, shapes, masks and dtypes: where is it slower?
 
-    python benchmarks/never_slower.py                 # six minutes on an idle machine: results/never-slower-*.json
+    python benchmarks/never_slower.py                 # two minutes on an idle machine: results/never-slower-*.json
     python benchmarks/never_slower.py table           # the records' place in docs/never-slower.md
     python benchmarks/never_slower.py trial [WORD …]  # one thread; workloads whose names hold a word; what is slow
 
@@ -105,10 +105,10 @@ def functions(at: Workload, methods: tuple[str, ...]) -> tuple[dict[str, Callabl
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, at.dtype)
     sizes = ((at.heads, at.q_len), (at.kv_heads, at.kv_len), (at.kv_heads, at.kv_len))
-    tensors = tuple(
+    query, key, value = tensors = [
         torch.randn(1, heads, length, at.head_dim, generator=generator).to(dtype).requires_grad_(at.training)
         for heads, length in sizes
-    )
+    ]
     mask = _mask(at, generator)
     call = partial(sdpa, *tensors, attn_mask=mask, is_causal=at.causal, enable_gqa=at.heads != at.kv_heads)
     found: dict[str, Callable[[], object]] = {"sdpa": _step(call, tensors) if at.training else call}
@@ -116,10 +116,10 @@ def functions(at: Workload, methods: tuple[str, ...]) -> tuple[dict[str, Callabl
     for name in methods:
         method = parse(name)
         options: dict[str, Any] = {"method": method, "attn_mask": mask, "causal": at.causal}
-        call = partial(dynattn.attention, *tensors, **options)
-        backends[name] = str(dynattn.explain(*tensors, **options).backend)
+        call = partial(dynattn.attention, query, key, value, **options)
+        backends[name] = str(dynattn.explain(query, key, value, **options).backend)
         if at.heads * at.q_len * at.kv_len <= SMALL and torch.get_num_threads() == 1:
-            _check(at, name, call(), dynattn.attention(*tensors, **options, backend="reference"))
+            _check(at, name, call(), dynattn.attention(query, key, value, **options, backend="reference"))
         found[name] = _step(call, tensors) if at.training else call
     return found, backends
 
@@ -143,7 +143,7 @@ def _mask(at: Workload, generator: torch.Generator) -> Tensor | None:
     return None
 
 
-def _step(call: Callable[[], Tensor], tensors: tuple[Tensor, ...]) -> Callable[[], object]:
+def _step(call: Callable[[], Tensor], tensors: list[Tensor]) -> Callable[[], object]:
     grad = torch.randn(call().shape, generator=torch.Generator().manual_seed(1)).to(tensors[0].dtype)
     return lambda: torch.autograd.grad(call(), tensors, grad)
 

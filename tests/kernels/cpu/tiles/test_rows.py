@@ -112,11 +112,11 @@ def test_scores_far_apart_and_all_the_same() -> None:
 
 
 def test_asked_for_by_name_and_with_more_than_the_output() -> None:
-    tensors = inputs(40, 80, False)
-    plan = dynattn.explain(*tensors, Mass(0.9), backend="cpu-tiles-portable")
+    query, key, value = inputs(40, 80, False)
+    plan = dynattn.explain(query, key, value, Mass(0.9), backend="cpu-tiles-portable")
     assert "zeros in place of dropped weights" in plan.reason
     with pytest.raises(RuntimeError, match="tiles choose rows for the output alone"):
-        dynattn.attention(*tensors, Mass(0.9), backend="cpu-tiles-portable", return_aux=True)
+        dynattn.attention(query, key, value, Mass(0.9), backend="cpu-tiles-portable", return_aux=True)
 
 
 BUGS = [
