@@ -210,9 +210,7 @@ def test_routes() -> None:
         assert "all pairs scored, values of the kept ones read" in plan.reason
         plan = dynattn.explain(query, key, value, method, attn_mask=mask.clone().requires_grad_())
         assert plan.backend == "reference"
-        assert plan.rejected["cpu"] == (
-            "the gradient of a mask is not made where rows or blocks are chosen by their scores"
-        )
+        assert "the gradient of a mask is not made where rows or blocks are chosen" in plan.rejected["cpu"]
         assert dynattn.explain(query.double(), key.double(), value.double(), method).backend == "reference"
     assert "all pairs scored" not in dynattn.explain(query, key, value, TopK(ratio=1.0)).reason  # dense attention
     assert dynattn.explain(query, key, value, TopK(ratio=1.0), attn_mask=mask).backend == "cpu"
