@@ -39,12 +39,12 @@ def test_the_sums_are_those_of_the_equation(q_len: int, kv_len: int, causal: boo
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("q_len", "kv_len"), [(0, 4), (4, 0), (0, 0)])
 def test_where_there_is_nothing_to_sum_gradients_are_zero(q_len: int, kv_len: int, causal: bool) -> None:
-    tensors = [x.requires_grad_() for x in parts(q_len, kv_len)]
-    found, scale = mix(*tensors, causal)
+    log_query, log_key, value = (x.requires_grad_() for x in parts(q_len, kv_len))
+    found, scale = mix(log_query, log_key, value, causal)
     assert found.shape == (2, 3, q_len, 4)
     assert not found.any()
     assert not scale.any()
-    for gradient in torch.autograd.grad(found.sum(), tensors):
+    for gradient in torch.autograd.grad(found.sum(), [log_query, log_key, value]):
         assert not gradient.any()
 
 
