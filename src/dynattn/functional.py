@@ -186,12 +186,14 @@ def _by_head(of: list[heads.HeadPart], options: dict[str, Any], return_aux: bool
 def _plainest(method: Method, query: Tensor, key: Tensor, backend: str) -> Method:
     """Dense attention in place of a method that is dense attention at these lengths, where ``auto`` may choose.
 
-    A method that is so at all lengths has a route of its own. A compiler is not asked, since it would compile for the
-    lengths at hand alone.
+    A compiler is not asked for lengths, since it would compile for those at hand alone.
     """
-    if backend != "auto" or method.keeps_everything or isinstance(method, NM) or torch.compiler.is_compiling():
+    if backend != "auto" or isinstance(method, NM):
         return method
-    return NM(1, 1) if method.keeps_all(query.shape[2], key.shape[2]) else method
+    dense = method.keeps_everything
+    if not torch.compiler.is_compiling():
+        dense = method.keeps_all(query.shape[2], key.shape[2])
+    return NM(1, 1) if dense else method
 
 
 def autocast(*inputs: Tensor) -> tuple[Tensor, ...]:

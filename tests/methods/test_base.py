@@ -49,7 +49,7 @@ def test_keeps_all_up_to_where_it_ends(name: str, lengths: list[tuple[int, int]]
 
 
 def test_auto_computes_dense_attention_where_a_method_is_that() -> None:
-    query, key, value = torch.randn(3, 1, 2, 70, 8)
+    query, key, value = torch.randn(3, 1, 2, 70, 16)
     assert dynattn.explain(query, key, value, Window(70)).backend == "cpu"
     assert dynattn.explain(query, key, value, Window(69)).backend == "blockwise"
     assert dynattn.explain(query, key, value, Window(70), backend="blockwise").backend == "blockwise"

@@ -221,7 +221,7 @@ def test_nm_is_a_pair_method_too(method: NM, causal: bool) -> None:
 )
 def test_a_compiled_function_takes_one_method_of_a_class_after_another(names: tuple[str, ...]) -> None:
     torch.compiler.reset()  # it counts how often a function was compiled
-    query = torch.randn(1, 2, 200, 8)  # long enough for dense attention to be the same kernel's, and not to be all
+    query = torch.randn(1, 2, 200, 16)  # long enough for dense attention to be the same kernel's, and not to be all
     compiled = torch.compile(dynattn.attention, fullgraph=True, backend="aot_eager")
     for method in map(parse, names):
         torch.testing.assert_close(

@@ -89,9 +89,7 @@ def _fastest_first(problem: Problem) -> tuple[str, ...]:
         # dense attention by our kernel takes twice as many products as by sdpa, since it multiplies zeros as well
         return ("sdpa", "cuda") if method.keeps_everything else ("cuda", "blockwise", "reordered", "sdpa")
     if device == "cpu":
-        # the kernel for rows would list all pairs one by one, since all are kept
-        listed = method.keeps_everything and method.choice is Choice.ROWS
-        if listed or _is_short_and_dense(problem):
+        if _is_short_and_dense(problem):
             return ("sdpa", "cpu")
         return ("cpu", "blockwise", "reordered", "sdpa")
     return ("blockwise", "reordered", "sdpa")

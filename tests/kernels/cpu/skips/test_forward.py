@@ -214,12 +214,14 @@ def test_routes_inside_of_kept_blocks() -> None:
     plan = dynattn.explain(query, key, value, method, attn_mask=torch.arange(20) < 15)
     assert plan.backend == "cpu"
     assert "dropped blocks skipped, the others scored, the rest of what is small skipped" in plan.reason
+    by_samples = BlockSkip(4.0, BlockMass(0.98, 16, "sampled"))
     for mask in (torch.zeros(20, 20), torch.ones(20, 20, dtype=torch.bool)):
-        plan = dynattn.explain(query, key, value, method, attn_mask=mask)
+        assert dynattn.explain(query, key, value, method, attn_mask=mask).backend == "cpu"
+        plan = dynattn.explain(query, key, value, by_samples, attn_mask=mask)
         assert plan.backend == "reference"
         assert "only under a mask that is bool and the same for all queries" in plan.rejected["cpu"]
         with pytest.raises(RuntimeError, match="only under a mask that is bool"):
-            dynattn.attention(query, key, value, method, attn_mask=mask, backend="cpu")
+            dynattn.attention(query, key, value, by_samples, attn_mask=mask, backend="cpu")
     half = [x.bfloat16() for x in (query, key, value)]
     assert dynattn.explain(half[0], half[1], half[2], method).backend == "cpu"
     assert (
