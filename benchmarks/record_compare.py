@@ -27,8 +27,8 @@ RUNS = {  # the options of the command besides the model, which is the first wor
     "whisper": [],
     "smollm2": [],
     "smollm2-bfloat16": [
-        "--dtype", "bfloat16", "--tokens", "8192", "--items", "6", "--tasks", "perplexity", "--methods",
-        "dense,nm-1-2,nm-1-2-x16-w64-s4,blocktopk-0.1-b64,blockskip-5.0-in(blockmass-0.99-b64-similar)",
+        "--dtype", "bfloat16", "--tokens", "4096", "--items", "6", "--tasks", "perplexity", "--methods",
+        "dense,nm-1-2-x16-w64-s4,blocktopk-0.1-b64,blockskip-4.0-in(blockmass-0.98-b64-similar)",
     ],
     "minilm-bfloat16": ["--dtype", "bfloat16", "--methods", "dense,nm-2-4,nm-1-2,nm-1-2-x16"],
 }  # fmt: skip
