@@ -58,8 +58,8 @@ def _row(found: Comparison, method: str) -> list[str]:
     """The first task, which is the model's own; times as fast as dense attention by SDPA."""
     task = found.tasks[0]
     scores = {result.method: result for result in task.results}
-    kept = next(kept for kept in found.kept if kept.method == method)
-    mass = statistics.fmean(mass for layer in kept.mass for mass in layer)
+    masses = [mass for kept in found.kept if kept.method == method for layer in kept.mass for mass in layer]
+    mass = statistics.fmean(masses or [1.0])  # dense attention keeps all, and is not asked
     attention, model = (
         next(row.speedup.median for row in timed.rows if row.method == method)
         for timed in (found.attention, found.latency)
