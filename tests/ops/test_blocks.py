@@ -21,19 +21,13 @@ from dynattn.methods.blocks import ESTIMATES, Blocks
 from dynattn.ops.blocks import block_attention
 from dynattn.reference import pairs as reference
 from tests.covering import half
+from tests.whole_numbers import inputs
 
 LENGTHS = [(1, 1), (15, 16), (17, 64), (64, 17), (65, 63), (130, 130), (63, 130), (5, 300), (200, 72)]
 SIDES = [8, 16, 48, 64, 100]
 MASKS = ["none", "padding", "by head", "one for all"]
 
 needs_kernels = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
-
-
-def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Small whole numbers: sums are exact in any order, and ties are many."""
-    generator = torch.Generator().manual_seed(q_len * 1000 + kv_len)
-    shapes = ((2, 4, q_len, 8), (2, 2, kv_len, 8), (2, 2, kv_len, 6))
-    return [torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def padding(kind: str, kv_len: int) -> Tensor | None:

@@ -14,19 +14,13 @@ from dynattn import Mass, Threshold, TopK
 from dynattn.kernels import cpu
 from dynattn.ops.rows import row_attention
 from tests.covering import half
+from tests.whole_numbers import inputs
 
 LENGTHS = [(1, 1), (17, 64), (64, 17), (130, 130), (63, 130), (5, 300), (200, 72)]
 METHODS = [TopK(k=5), TopK(ratio=0.3), TopK(ratio=0.3, floor=7), Threshold(0.05), Mass(0.81)]
 MASKS = ["none", "padding", "by query", "added"]
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
-
-
-def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Small whole numbers: sums are exact in any order, and ties are many."""
-    generator = torch.Generator().manual_seed(q_len * 1000 + kv_len)
-    shapes = ((2, 4, q_len, 8), (2, 2, kv_len, 8), (2, 2, kv_len, 6))
-    return [torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def masked(kind: str, q_len: int, kv_len: int) -> Tensor | None:

@@ -38,16 +38,8 @@ from dynattn.ops.library import unobserved
 from dynattn.ops.nm import BACKWARD
 
 _MOST = 512
-_METHODS = (
-    NM,
-    Window,
-    TopK,
-    Threshold,
-    Mass,
-    BlockTopK,
-    BlockMass,
-    BlockSkip,
-)  # methods of numbers and names, soon hashed
+_METHODS = (NM, Window, TopK, Threshold, Mass, BlockTopK, BlockMass, BlockSkip)
+"""Methods of numbers and names, soon hashed."""
 _plans: dict[Hashable, Prepared | PreparedTraining | Settled] = {}
 
 

@@ -93,10 +93,10 @@ class CPU(Backend):
         """The instruction set where rows choose by their own scores."""
         if self._isa is not None:
             return self._isa
-        if _more_than_output(problem) or _beside(problem.method):
+        method = cast(PairMethod, problem.method)
+        if _more_than_output(problem) or method.beside_window:
             return cpu.best_isa()
-        rule = cast(PairMethod, problem.method).row_rule()
-        return cpu.row_isa(problem.dtype, problem.q_len, problem.kv_len, rule)
+        return cpu.row_isa(problem.dtype, problem.q_len, problem.kv_len, method.row_rule())
 
     def _parts(self, problem: Problem) -> str:
         """How a tile engine takes float32."""
@@ -110,17 +110,17 @@ class CPU(Backend):
         return Pattern.of(cast(NM, call.method), call.causal, call.scale), nm_isa(self.name, call.query)
 
     def choosing_kernel(self, call: Call) -> Choosing | None:
-        method = call.method
-        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method) or _beside(method):
+        method = cast(PairMethod, call.method)
+        if call.needs_grad or self._by_parts(call) or _skips_in_blocks(method) or method.beside_window:
             return None
         pattern = Pattern.of(_DENSE, call.causal, call.scale)
         if method.choice is Choice.ROWS:
-            rule = cast(PairMethod, method).row_rule()
+            rule = method.row_rule()
             return Choosing(rule, pattern, row_isa(self.name, call.query, call.key, rule))
         isa = nm_isa(self.name, call.query)
         if method.choice is Choice.SKIPS:
             return Choosing(cast(BlockSkip, method).margin, pattern, isa)
-        rule = cast(PairMethod, method).block_rule() if method.choice is Choice.BLOCKS else None
+        rule = method.block_rule() if method.choice is Choice.BLOCKS else None
         return None if rule is None else Choosing(rule, pattern, isa)
 
     def _by_parts(self, call: Call) -> bool:
@@ -193,11 +193,9 @@ def _skips_in_blocks(method: Method) -> bool:
 
 def _beside(method: Method) -> str:
     """What becomes of pairs for where they stand."""
-    if not isinstance(method, PairMethod):
+    if not cast(PairMethod, method).beside_window:
         return ""
-    if method.within is not None:
-        return ", cut by a window"
-    return "" if method.joined is None else ", a window joined"
+    return ", a window joined" if cast(PairMethod, method).within is None else ", cut by a window"
 
 
 def _doubt(engine: str) -> str:
@@ -223,8 +221,10 @@ def _more_than_output(problem: Problem) -> bool:
 
 def _no_tiles(problem: Problem) -> str | None:
     """Why the tile kernels do not compute a problem in bfloat16; None where they do."""
-    if problem.method.choice is Choice.ROWS and _more_than_output(problem):
+    if problem.method.choice is not Choice.ROWS:
+        return None
+    if _more_than_output(problem):
         return "tiles choose rows for the output alone, without gradients, dropout and certificate"
-    if problem.method.choice is Choice.ROWS and _beside(problem.method):
+    if cast(PairMethod, problem.method).beside_window:
         return "tiles choose rows without a window beside them"
     return None

@@ -206,6 +206,11 @@ class PairMethod(Method):
     within: ClassVar[Reach | None] | property = None
 
     @property
+    def beside_window(self) -> bool:
+        """Whether a window joins pairs to the choice, or cuts it."""
+        return self.joined is not None or self.within is not None
+
+    @property
     def choice(self) -> Choice:
         """By whole blocks where the method has them, else by pairs."""
         return Choice.BLOCKS if self.whole_blocks else Choice.PAIRS

@@ -109,7 +109,7 @@ class _Combination(PairMethod):
             return None
         chooser = others[0] if len(others) == 1 else type(self)(others)
         known = chooser.choice in (Choice.GROUPS, Choice.ROWS, Choice.BLOCKS)
-        return chooser if known and chooser.joined is None and chooser.within is None else None
+        return chooser if known and not chooser.beside_window else None
 
     @property
     def _reach(self) -> Reach | None:
@@ -178,7 +178,7 @@ def _of_one_size(parts: tuple[PairMethod, ...]) -> tuple[PairMethod, ...]:
 
 
 def _is_blocks_alone(part: PairMethod) -> bool:
-    return part.inside_blocks is None and part.joined is None and part.within is None
+    return part.inside_blocks is None and not part.beside_window
 
 
 def _pairs(method: Method, name: str) -> PairMethod:

@@ -52,12 +52,6 @@ class ByName(NamedTuple):
         return Positions(cast("Reach | None", method.within), method.joined is not None)
 
     @property
-    def beside_window(self) -> bool:
-        """Whether a window joins pairs to the choice or cuts it."""
-        method = self.pairs
-        return method.within is not None or method.joined is not None
-
-    @property
     def dense(self) -> Pattern:
         """The pattern of all pairs."""
         return Pattern.of(_DENSE, self.causal, self.scale)

@@ -50,7 +50,7 @@ def forward_cpu(
     results before the choice, and of them only those that were asked for."""
     *arguments, aux, backend = rest
     call = ByName(*arguments)
-    alone = not aux and seed is None and not call.beside_window
+    alone = not aux and seed is None and not call.pairs.beside_window
     isa = row_isa(backend, query, key, _rule(call.method)) if alone else isa_of(backend)
     return _run(query, key, value, attn_mask, seed, call, aux, isa, None)
 

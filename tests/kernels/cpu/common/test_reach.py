@@ -12,6 +12,7 @@ from torch import Tensor
 import dynattn
 from dynattn.kernels import cpu
 from dynattn.methods import parse
+from tests.whole_numbers import inputs
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or "")
 
@@ -31,13 +32,6 @@ BLOCKS = (
 )  # fmt: skip
 LENGTHS = [(1, 1), (17, 80), (64, 17), (130, 130), (63, 130), (5, 300), (1, 200)]
 MASKS = ["none", "padding", "by query", "added"]
-
-
-def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Small whole numbers: sums are exact in any order, and ties are many."""
-    generator = torch.Generator().manual_seed(q_len * 1000 + kv_len)
-    shapes = ((2, 4, q_len, 8), (2, 2, kv_len, 8), (2, 2, kv_len, 6))
-    return [torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def masked(kind: str, q_len: int, kv_len: int) -> Tensor | None:

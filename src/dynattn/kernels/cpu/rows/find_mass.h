@@ -12,10 +12,6 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// A sum that lacks less than this part of the share counts as reaching it. Sums are off by about a third of this.
-// Without it, a row of equal weights would keep one key too many at some lengths.
-constexpr float kLacking = 0x1p-20f;
-
 // What the scores that reach a value hold, and how many they are.
 struct Held {
   float mass;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common/dtypes.h"
+#include "common/row_rules.h"
 #include "common/threshold.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -23,17 +24,6 @@ static int64_t count_below(const float* row, int64_t length, float value) {
     for (int i = 0; i < 4; i++) below[i] += __builtin_popcount(bits(greater(limit, load(row + at + i * kWidth))));
   }
   return (below[0] + below[1]) + (below[2] + below[3]);
-}
-
-// Floats in order as whole numbers: neighbours differ by one.
-DYNATTN_INLINE int64_t ordinal(float x) {
-  const uint32_t bits = to_bits(x);
-  return bits >> 31 ? -static_cast<int64_t>(bits & 0x7fffffffu) : static_cast<int64_t>(bits);
-}
-
-DYNATTN_INLINE float of_ordinal(int64_t number) {
-  return number < 0 ? from_bits(static_cast<uint32_t>(-number) | 0x80000000u)
-                    : from_bits(static_cast<uint32_t>(number));
 }
 
 DYNATTN_INLINE void sort_pair(Vec& first, Vec& second) {
@@ -220,9 +210,6 @@ static float largest_of(const float* row, int64_t length) {
   return reduce_max(largest);
 }
 
-// log2 of the smallest weight that a float holds; scores below it have no weight at all.
-constexpr float kLeastWeight = -149.0f;
-
 // The scores whose softmax weight exceeds `weight`, as a score: weights grow with scores. And the first of the largest.
 static Threshold threshold_by_weight(const Plan& plan, const float* row, int64_t length, float weight) {
   const float largest = largest_of(row, length);
@@ -232,15 +219,10 @@ static Threshold threshold_by_weight(const Plan& plan, const float* row, int64_t
     const Vec x = load(row + at), share = exp2_scaled(sub(x, reference), exponent, floor);
     sum = add(sum, select(greater(broadcast(-FLT_MAX), x), zero(), share));  // with a tiny exponent no weight is 0
   }
-  const float under = -(larger(log2f(weight), kLeastWeight) + log2f(reduce_add(sum))) / plan.exponent;
-  if (!(under > 0.0f)) return {largest, key_of_tie(row, largest, 1)};
-  if (!(under < INFINITY)) return kKeepAllowed;
-  // `largest - under` is rounded to a score, past one or two of its neighbours where scores are so large that they lie
-  // far apart. Differences between such neighbours are exact.
-  float score = largest - under;
-  for (int i = 0; i < 2 && !(largest - score < under); i++) score = nextafterf(score, INFINITY);
-  const float lower = nextafterf(score, -INFINITY);
-  return {larger(largest - lower < under ? lower : score, -FLT_MAX), kAllTies};
+  const float depth = depth_of_weight(weight, reduce_add(sum), plan.exponent);
+  if (!(depth > 0.0f)) return {largest, key_of_tie(row, largest, 1)};
+  if (!(depth < INFINITY)) return kKeepAllowed;
+  return {line_at_depth(largest, depth), kAllTies};
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

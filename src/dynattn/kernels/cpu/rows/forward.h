@@ -184,8 +184,7 @@ static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, 
     return rule.mass > 0.0f ? threshold_by_mass(plan, scores, length, rule.mass, room)
                             : threshold_by_weight(plan, scores, length, rule.weight);
   }
-  const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
-  const int64_t wanted = smaller(smaller(rule.most, share), allowed);
+  const int64_t wanted = wanted_by_rank(rule, allowed);
   if (block.careful) poison = settle_row(plan, query, scores, length, wanted);
   return threshold_by_rank(scores, keys, allowed, wanted, room);
 }

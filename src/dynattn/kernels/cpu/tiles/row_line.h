@@ -5,15 +5,13 @@
 // all of these have one score. A pass over the keys tries a score for every query. By rank every key weighs 1.
 #pragma once
 
+#include "common/row_rules.h"
 #include "tiles/softmax.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int kFewKeys = 16;       // between two scores: these are listed and put in order
 constexpr int kGuessedTurns = 12;  // then the bracket is halved, which ends after 32
-constexpr float kLeastWeight = -149.0f;  // log2 of the smallest weight that a float holds
-// A sum that lacks less than this part of the share counts as reaching it, as rows/find_mass.h has it.
-constexpr float kLacking = 0x1p-20f;
 
 // Scores of a group of queries, of all blocks of keys: key by key, kQueries apart, -inf where forbidden.
 struct GroupScores {
@@ -98,29 +96,13 @@ static void lines_by_weight(const TilePlan& plan, const GroupScores& group, cons
     const float largest = seen.largest[lane];
     lines.least[lane] = -FLT_MAX, lines.last[lane] = INFINITY;
     if (seen.allowed[lane] == 0) continue;
-    const float under = -(larger(log2f(weight), kLeastWeight) + log2f(sums[lane])) / plan.exponent;
-    if (!(under > 0.0f)) {
+    const float depth = depth_of_weight(weight, sums[lane], plan.exponent);
+    if (!(depth > 0.0f)) {
       lines.least[lane] = largest, lines.last[lane] = number_of_tie(group, lane, largest, 1);
-    } else if (under < INFINITY) {
-      // `largest - under` is rounded past one or two of its neighbours where scores are so large that these lie far
-      // apart. Differences between such neighbours are exact.
-      float score = largest - under;
-      for (int i = 0; i < 2 && !(largest - score < under); i++) score = nextafterf(score, INFINITY);
-      const float lower = nextafterf(score, -INFINITY);
-      lines.least[lane] = larger(largest - lower < under ? lower : score, -FLT_MAX);
+    } else if (depth < INFINITY) {
+      lines.least[lane] = line_at_depth(largest, depth);
     }
   }
-}
-
-// Floats in order as whole numbers: neighbours differ by one.
-static int64_t ordinal_of(float x) {
-  const uint32_t bits = to_bits(x);
-  return bits >> 31 ? -static_cast<int64_t>(bits & 0x7fffffffu) : static_cast<int64_t>(bits);
-}
-
-static float float_of_ordinal(int64_t number) {
-  return number < 0 ? from_bits(static_cast<uint32_t>(-number) | 0x80000000u)
-                    : from_bits(static_cast<uint32_t>(number));
 }
 
 // What the scores that reach a value hold, and how many they are.
@@ -179,8 +161,8 @@ static void settle_guess(LaneBrackets& b, int lane, int turn) {
     b.guess[lane] = b.low[lane] + (b.high[lane] - b.low[lane]) * share;
     if (b.low[lane] < b.guess[lane] && b.guess[lane] < b.high[lane]) return;
   }
-  const int64_t low = ordinal_of(b.low[lane]), high = ordinal_of(b.high[lane]);
-  b.guess[lane] = float_of_ordinal(low + (high - low) / 2);
+  const int64_t low = ordinal(b.low[lane]), high = ordinal(b.high[lane]);
+  b.guess[lane] = of_ordinal(low + (high - low) / 2);
   if (high - low <= 1) b.tied |= static_cast<LaneMask>(1u << lane);
 }
 
@@ -345,8 +327,7 @@ static void lines_by_rank(const RowForwardArgs& rule, const GroupScores& group, 
   for (int lane = 0; lane < kLanes; lane++) {
     lines.least[lane] = -FLT_MAX, lines.last[lane] = INFINITY;
     const int64_t allowed = seen.allowed[lane];
-    const int64_t share = larger(rule.floor, ceil_div(allowed * rule.numerator, rule.denominator));
-    const int64_t wanted = smaller(rule.most, share);
+    const int64_t wanted = wanted_by_rank(rule, allowed);
     if (wanted >= allowed) continue;
     open |= static_cast<LaneMask>(1u << lane);
     b.wanted[lane] = static_cast<float>(wanted);
