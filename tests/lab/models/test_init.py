@@ -91,5 +91,5 @@ def test_other_models_by_folder(tmp_path):
 )
 def test_models_run_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, available, engine, expected):
     monkeypatch.setattr(models.cpu, "is_available", lambda: available)
-    monkeypatch.setattr(models.cpu, "tile_engine", lambda: engine)
+    monkeypatch.setattr(models.isas, "tile_engine", lambda: engine)
     assert models.fastest_dtype() == expected

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 
 Kind = Literal["encoder", "decoder", "vision", "speech"]
 
@@ -94,7 +95,7 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
 def fastest_dtype() -> str:
     """The dtype in which models run fastest here: bfloat16 where the processor multiplies it (AMX, or AVX512-BF16 of AMD),
     else float32."""
-    return "bfloat16" if cpu.is_available() and cpu.tile_engine() is not None else "float32"
+    return "bfloat16" if cpu.is_available() and isas.tile_engine() is not None else "float32"
 
 
 def parameters(model: nn.Module) -> str:
