@@ -93,8 +93,8 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
 
 
 def fastest_dtype() -> str:
-    """The dtype in which models run fastest here: bfloat16 where the processor multiplies it (AMX, or AVX512-BF16 of AMD),
-    else float32."""
+    """The dtype in which models run fastest here: bfloat16 where the processor multiplies it (AMX, or AVX512-BF16 of
+    AMD), else float32."""
     return "bfloat16" if cpu.is_available() and isas.tile_engine() is not None else "float32"
 
 
