@@ -64,10 +64,9 @@ def test_a_router_judges_by_the_layer_that_a_token_ran_last(implementation: str,
         for layer in range(4):
             with torch.no_grad():
                 logits = judge(torch.ones(1, length, dtype=torch.bool), scores[None], 0.4)[0]
-            rows = (logits[:, RUN] >= logits[:, SKIP]).nonzero().flatten().tolist()
+            rows = sorted({0, *(logits[:, RUN] >= logits[:, SKIP]).nonzero().flatten().tolist()})
             assert ran[layer][sample].nonzero().flatten().tolist() == rows
-            if rows:
-                scores[rows] = by_hand(model, layer, states[layer], rows, look_ahead).float()
+            scores[rows] = by_hand(model, layer, states[layer], rows, look_ahead).float()
     shares = trace.last.skipped
     assert 0 < float(shares[0]) < 1
     assert trace.last.tokens.shape == (4, 3)
@@ -87,6 +86,24 @@ def by_hand(model, layer: int, states: Tensor, rows: list[int], look_ahead: bool
     s = query @ key.repeat_interleave(2, 1).mT * 8**-0.5
     p = s.masked_fill(torch.ones(len(rows), len(rows)).triu(1).bool(), -torch.inf).softmax(-1)[0].mean(0)
     return p.sum(0) if look_ahead else p.diagonal() * torch.arange(1, len(rows) + 1)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("look_ahead", [True, False])
+def test_the_first_token_runs_and_layers_of_sparsity_0_run_whole_whatever_a_router_says(side: str, look_ahead: bool):
+    model, given, judge = decoder(), texts(side), Router(8, look_ahead=look_ahead)
+    with torch.no_grad():
+        list(judge.parameters())[-1].copy_(torch.tensor([-9.0, 9.0]))  # it has every token skip
+        dense = model(**given).last_hidden_state
+        with FTP((0.0, 0.4, 0.4), judge).apply(model) as trace:
+            seen = watch(model, given)
+        assert trace.last.tokens.tolist() == [list(LENGTHS), [1, 1, 1], [1, 1, 1]]
+        for sample, length in enumerate(LENGTHS):
+            first = 0 if side == "right" else max(LENGTHS) - length
+            assert seen[1][1][sample].ne(seen[1][0][sample]).any(-1).nonzero().flatten().tolist() == [first]
+        with FTP(0.0, judge).apply(model):
+            alive = given["attention_mask"].bool()
+            close(model(**given).last_hidden_state[alive], dense[alive])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -4,8 +4,9 @@
                h'_i = layer(h)_i     for the others, on these tokens alone, at their true positions
 
 The static router keeps the first token and the last ones of each layer; a learned one looks at each token's position,
-attention score, rank and the layer's sparsity (:mod:`dynattn.pruning.router`). Decoding with a cache is not built:
-:mod:`dynattn.pruning.skipping` refuses it.
+attention score, rank and the layer's sparsity (:mod:`dynattn.pruning.router`), and lets the first token run always.
+Every token runs a layer whose sparsity is 0. Decoding with a cache is not built: :mod:`dynattn.pruning.skipping`
+refuses it.
 
 Source: arXiv:2412.11494.
 """
@@ -144,14 +145,18 @@ class Routed(Way):
     def __init__(self, sparsity: tuple[float, ...], alive: Tensor, router: Router) -> None:
         self.sparsity, self.alive, self.router = sparsity, alive, router
         self.score: Tensor = torch.ones(alive.shape, device=alive.device)
+        self.first = alive & (alive.cumsum(1) == 1)
 
     def logits(self, layer: int) -> Tensor:
         """(batch, length, 2), what the router says before a layer."""
         return self.router(self.alive, self.score, self.sparsity[layer])
 
-    def choose(self, layer: int) -> Choice:
-        logits = self.logits(layer)
-        return Choice(logits[..., RUN] >= logits[..., SKIP])
+    def runs(self, logits: Tensor) -> Tensor:
+        """(batch, length) bool: the first token, and those that the router would rather run."""
+        return (logits[..., RUN] >= logits[..., SKIP]) | self.first
+
+    def choose(self, layer: int) -> Choice | None:
+        return Choice(self.runs(self.logits(layer))) if self.sparsity[layer] else None
 
     def attended(self, ran: Ran) -> None:
         found = score(ran, self.router.look_ahead).to(self.score.dtype)

@@ -1,10 +1,13 @@
 """FTP's routers, which say of each token of a decoder whether it runs a layer, and what they look at.
 
     static    tokens in the order first, last, last but one, …; the first ⌈(1 - s_l) n⌉ of it run layer l
-    learned   z = W_2 gelu(W_1 [position, score, rank, s_l] + b_1) + b_2;   the token runs  ⇔  z_run >= z_skip
+    learned   z = W_2 gelu(W_1 [position, log10(1 + score), rank, s_l] + b_1) + b_2
+              the token runs  ⇔  z_run >= z_skip,  or it is the first one, or s_l = 0
 
-One router serves all layers. Of n tokens, the j-th (from 0) has, with P the dense attention of the last layer that it
-ran, the mean over the heads, among the tokens that ran it:
+One router serves all layers. Attention leans on the first token, hence its right to run: what a causal router sees
+hardly tells it from the second one. Scores reach hundreds where the other inputs end at 1, hence the logarithm. Of n
+tokens, the j-th (from 0) has, with P the dense attention of the last layer that it ran, the mean over the heads, among
+the tokens that ran it:
 
     looking ahead   position = j / n,       score = Σ_i P_ij,         rank = |{i: score_i above score_j}| / n
     causal          position = j / length,  score = P_jj · (j' + 1),  rank = |{i < j: score_i >= score_j}| / (j + 1)
@@ -70,15 +73,23 @@ class Router(nn.Module):
         Returns:
             (batch, length, 2), entries :data:`RUN` and :data:`SKIP`. Those of padding mean nothing.
         """
+        inputs = self.inputs(alive, score, sparsity)
+        weight = next(self.logits.parameters())
+        return self.logits(inputs.to(weight.device, weight.dtype)).to(score.device)
+
+    def inputs(self, alive: Tensor, score: Tensor, sparsity: float) -> Tensor:
+        """What the network is given: position, the score's logarithm, rank and sparsity. The arguments are those above.
+
+        Returns:
+            (batch, length, 4), in the dtype of the scores.
+        """
         place = (alive.cumsum(1) - 1).clamp(min=0)
         total = alive.sum(1, keepdim=True).clamp(min=1)
         if self.look_ahead:
             position, rank = place / total, _rank(score, alive) / total
         else:
             position, rank = place / self.length, _rank_before(score, alive) / (place + 1)
-        inputs = torch.stack([position, score, rank, torch.full_like(score, sparsity)], dim=-1)
-        weight = next(self.logits.parameters())
-        return self.logits(inputs.to(weight.device, weight.dtype)).to(score.device)
+        return torch.stack([position, (1 + score).log10(), rank, torch.full_like(score, sparsity)], dim=-1)
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and arguments (JSON) into a folder, which is made if need be."""
