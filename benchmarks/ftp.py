@@ -1,12 +1,14 @@
 """Trains FTP's routers for SmolLM2 and measures what skipping tokens costs and gains, against tokens drawn by lot.
 
-    python benchmarks/ftp.py train FOLDER      # a router for each sparsity, ten minutes each; goes on after a kill
+    python benchmarks/ftp.py train FOLDER      # a schedule and a router for each sparsity, ten minutes each; goes on
+                                               # after a kill
     python benchmarks/ftp.py measure FOLDER    # benchmarks/results/pruning/ftp.json; speed needs an idle machine
     python benchmarks/ftp.py table             # the table of docs/methods/ftp.md from the record
 
 Routers are causal, so that the likelihood of every token is a fair score. They learn on blocks of the articles that no
-item is from, the first and the last layer run whole, and the others skip alike. The lot draws as many tokens for each
-layer as the router took, over all items together.
+item is from, as long as the items, since a causal router knows a position by its number alone. How much each layer
+skips is searched with the static router, on one such block. The lot draws as many tokens for each layer as the router
+took, over all items together.
 """
 
 from __future__ import annotations
@@ -31,23 +33,19 @@ from dynattn.lab.statistics import interval
 from dynattn.lab.tasks import Perplexity
 from dynattn.lab.timing import interleaved
 from dynattn.pruning import FTP, Router
-from dynattn.pruning.learn_router import learn_router
+from dynattn.pruning.decoders import find
+from dynattn.pruning.learn_router import distance, learn_router
+from dynattn.pruning.search_sparsity import search_sparsity
 from dynattn.pruning.skipping import Choice, Way, skipped
 
 RECORD = Path(__file__).parent / "results" / "pruning" / "ftp.json"
 PAGE = Path(__file__).parent.parent / "docs" / "methods" / "ftp.md"
 START, END = "<!-- written by benchmarks/ftp.py -->", "<!-- end -->"
 SPARSITIES = (0.1, 0.2, 0.3)
-TOKENS, STEPS = 256, 60
-HELD_OUT = Perplexity(items=3, tokens=1024)
-TIMED = 1024  # tokens
+TOKENS, STEPS = 256, 150
+POPULATION, GENERATIONS = 12, 12
+HELD_OUT = Perplexity(items=12, tokens=TOKENS)
 SECONDS = 20.0
-
-
-def of_layers(model: Any, sparsity: float) -> tuple[float, ...]:
-    """No token skips the first or the last layer; the others skip so much that the mean is ``sparsity``."""
-    inner = model.config.num_hidden_layers - 2
-    return (0.0, *[round(sparsity * (inner + 2) / inner, 4)] * inner, 0.0)
 
 
 def blocks(pretrained: Pretrained, task: Perplexity) -> Iterator[dict[str, Tensor]]:
@@ -66,12 +64,20 @@ def train(pretrained: Pretrained, task: Perplexity, folder: Path, say: Callable[
         if (home / "way.json").exists():
             continue
         torch.manual_seed(0)
-        router, wanted = Router(TIMED), of_layers(pretrained.model, sparsity)
-        found = learn_router(pretrained.model, blocks(pretrained, task), sparsity=wanted, router=router)
+        router, texts = Router(TOKENS), list(blocks(pretrained, task))
+        searched = search_sparsity(
+            pretrained.model, texts[:1], sparsity=sparsity,
+            population=POPULATION, generations=GENERATIONS,
+        )  # fmt: skip
+        say(f"{sparsity:g}: layers skip {searched.sparsity}, distance {searched.distances[-1]:.3f}")
+        found = learn_router(pretrained.model, texts, sparsity=searched.sparsity, router=router)
         router.save(home)
-        way = {"distillation": found.distillation, "skipped": found.skipped, "guide": found.guide}
+        way = {
+            "sparsity": searched.sparsity, "distances": searched.distances, "distillation": found.distillation,
+            "skipped": found.skipped, "guide": found.guide, "reached": found.reached,
+        }  # fmt: skip
         write_json(home / "way.json", way)  # last: a router without it is trained again
-        say(f"{sparsity:g}: skips {found.skipped[-1]:.2f}, distillation {found.distillation[-1]:.3f}")
+        say(f"{sparsity:g}: skips {found.reached:.2f}, distillation {found.distillation[-1]:.3f}")
 
 
 class Lot(Way):
@@ -97,13 +103,27 @@ def run_by(pretrained: Pretrained, task: Perplexity, within: AbstractContextMana
         return task.evaluate(pretrained, data, lambda: None).scores, forwards
 
 
+@torch.inference_mode()
+def apart(pretrained: Pretrained, task: Perplexity, within: AbstractContextManager[Any]) -> float:
+    """How far the last hidden states of the items are from those of the dense model, the mean over the items."""
+    runner = find(pretrained.model).runner
+    texts = task.prepare(pretrained).payload
+    dense = [runner(input_ids=ids, use_cache=False).last_hidden_state for ids in texts]
+    with within:
+        found = [runner(input_ids=ids, use_cache=False).last_hidden_state for ids in texts]
+    every = [torch.ones_like(ids, dtype=torch.bool) for ids in texts]
+    return sum(map(float, map(distance, found, dense, every))) / len(texts)
+
+
 def measure(pretrained: Pretrained, task: Perplexity, folder: Path) -> None:
     """Score and time every router, and score the lot that skips as much."""
     model, rows = pretrained.model, []
     dense, _ = run_by(pretrained, task, nullcontext())
-    ids = torch.randint(1000, (1, TIMED), generator=torch.Generator().manual_seed(0)) % model.config.vocab_size
+    ids = task.prepare(pretrained).payload[0]
     for sparsity in SPARSITIES:
-        method = FTP(of_layers(model, sparsity), Router.load(folder / f"router-{sparsity:g}"))
+        home = folder / f"router-{sparsity:g}"
+        schedule = tuple(json.loads((home / "way.json").read_text())["sparsity"])
+        method = FTP(schedule, Router.load(home))
         scores, forwards = run_by(pretrained, task, method.apply(model))
         ran = torch.stack([forward.tokens.sum(1) for forward in forwards]).sum(0)
         shares = (ran / torch.stack([forward.layers[0].notes["present"] for forward in forwards]).sum()).tolist()
@@ -113,14 +133,18 @@ def measure(pretrained: Pretrained, task: Perplexity, folder: Path) -> None:
         )
         rows.append(
             {
-                "asked": sparsity, "skipped": 1 - sum(shares) / len(shares), "shares": shares,
+                "asked": sparsity, "skipped": 1 - sum(shares) / len(shares), "shares": shares, "schedule": schedule,
+                "distance": apart(pretrained, task, method.apply(model)),
+                "lot_distance": apart(pretrained, task, skipped(model, partial(Lot, shares))),
                 "nll": float(scores.mean()), "more": interval(scores - dense).model_dump(),
                 "lot": float(lot.mean()), "lot_more": interval(lot - dense).model_dump(),
                 "time": times(timings, "dense"),
             }
         )  # fmt: skip
     facts = {"model": pretrained.description, "data": task.prepare(pretrained).summary, "steps": STEPS, "block": TOKENS}
-    write_json(RECORD, {"machine": machine(), **facts, "dense": float(dense.mean()), "timed": TIMED, "rows": rows})
+    write_json(
+        RECORD, {"machine": machine(), **facts, "dense": float(dense.mean()), "timed": ids.shape[1], "rows": rows}
+    )
 
 
 @torch.inference_mode()
@@ -135,20 +159,24 @@ def table() -> str:
     if not RECORD.exists():
         return "Not measured yet."
     found = json.loads(RECORD.read_text())
-    rows = [["dense", "0", f"{found['dense']:.3f}", "", "", "1.00"]]
+    rows = [["dense", "0", f"{found['dense']:.3f}", "", "", "0", "", "1.00"]]
     for row in found["rows"]:
         more, lot_more = (difference(Interval(**row[name])) for name in ("more", "lot_more"))
         speed = row["time"]["ftp"]["speedup"]
         rows.append(
             [
                 f"router for {row['asked']:g}", f"{row['skipped']:.2f}", f"{row['nll']:.3f}", more, lot_more,
+                f"{row['distance']:.3f}", f"{row['lot_distance']:.3f}",
                 f"{speed['median']:.2f} ({speed['q1']:.2f}–{speed['q3']:.2f})",
             ]
         )  # fmt: skip
-    columns = ("", "skipped", "nats a token", "more than dense", "more by lot", "times as fast as dense")
+    columns = (
+        "", "skipped", "nats a token", "more than dense", "more by lot", "distance", "by lot", "times as fast as dense",
+    )  # fmt: skip
     head = (
-        f"{found['model']}; {found['data']}. Routers: {found['steps']} steps of {found['block']} tokens. Speed: a "
-        f"prompt of {found['timed']} tokens, interleaved, median (quartiles). {describe(found['machine'])}."
+        f"{found['model']}; {found['data']}. Routers: {found['steps']} steps of {found['block']} tokens. Distance: the "
+        f"distillation term. Speed: a held-out prompt of {found['timed']} tokens, interleaved, median (quartiles). "
+        f"{describe(found['machine'])}."
     )
     return f"{head}\n\n{markdown(columns, rows)}"
 

@@ -18,9 +18,9 @@ def test_routers_are_trained_once_measured_and_told(script, monkeypatch, tmp_pat
     ftp = script("ftp")
     pretrained, task = load(str(tiny_decoder)), Perplexity(items=2, tokens=32, texts=read(many_texts))
     changes = {
-        "RECORD": tmp_path / "ftp.json", "PAGE": tmp_path / "page.md", "SPARSITIES": (0.1,), "TOKENS": 24, "STEPS": 2,
-        "TIMED": 16, "interleaved": partial(ftp.interleaved, rounds=2, min_sample=None),
-        "of_layers": lambda model, sparsity: sparsity,  # it has two layers
+        "RECORD": tmp_path / "ftp.json", "PAGE": tmp_path / "page.md", "SPARSITIES": (0.3,), "TOKENS": 32, "STEPS": 2,
+        "POPULATION": 2, "GENERATIONS": 2,
+        "interleaved": partial(ftp.interleaved, rounds=2, min_sample=None),
     }  # fmt: skip
     for name, value in changes.items():
         monkeypatch.setattr(ftp, name, value)
@@ -30,23 +30,17 @@ def test_routers_are_trained_once_measured_and_told(script, monkeypatch, tmp_pat
     said: list[str] = []
     for _ in range(2):
         ftp.train(pretrained, task, tmp_path, said.append)
-    assert len(said) == 1  # the second time it is there
+    assert len(said) == 2  # of the schedule and of the router; the second time they are there
     ftp.measure(pretrained, task, tmp_path)
     found = json.loads(ftp.RECORD.read_text())
     (row,) = found["rows"]
+    assert sum(row["schedule"]) == pytest.approx(0.3 * len(row["shares"]))
+    assert row["distance"] >= 0
+    assert row["lot_distance"] > 0
     assert row["skipped"] == pytest.approx(1 - sum(row["shares"]) / len(row["shares"]))
     assert row["more"]["mean"] == pytest.approx(row["nll"] - found["dense"])
     assert row["lot_more"]["mean"] == pytest.approx(row["lot"] - found["dense"])
     ftp.main(["table"])
     page = ftp.PAGE.read_text()
-    assert f"| router for 0.1 | {row['skipped']:.2f} | {row['nll']:.3f} |" in page
+    assert f"| router for 0.3 | {row['skipped']:.2f} | {row['nll']:.3f} |" in page
     assert page.endswith("after\n")
-
-
-def test_the_first_and_the_last_layer_run_whole_and_the_mean_is_kept(script):
-    from types import SimpleNamespace
-
-    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=30))
-    found = script("ftp").of_layers(model, 0.2)
-    assert (len(found), found[0], found[-1]) == (30, 0.0, 0.0)
-    assert sum(found) / 30 == pytest.approx(0.2, abs=1e-4)
