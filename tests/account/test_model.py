@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynattn.account import counting, of_model
+from dynattn.account import Work, counting, of_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -60,9 +60,32 @@ def test_leaves_no_hook_and_needs_dynattn(model: torch.nn.Module) -> None:
     assert account.linear.linear == 0
 
 
+def test_linear_layers_can_be_counted_alone(model: torch.nn.Module) -> None:
+    """Whatever attention runs: so that they are counted beside a method whose choice is not made again."""
+    from dynattn.integrations.transformers import register
+
+    inputs = {"input_ids": torch.arange(40).view(1, 40)}
+    register("nm-1-2")
+    found = []
+    for name in ("sdpa", "dynattn:nm-1-2"):
+        model.set_attn_implementation(name)  # pyright: ignore[reportCallIssue]
+        with counting(model, attention=False) as account:
+            model(**inputs)
+        assert account.calls == 0
+        assert account.attention == Work()
+        found.append(account.linear)
+    whole = of_model(model, inputs)
+    assert found == [whole.linear] * 2
+    assert whole.calls > 0
+
+
 def test_counts_poolings_by_their_sizes() -> None:
     from dynattn.nn import PoNet
 
+    with counting(layer := PoNet(16, 2), attention=False) as account:
+        layer(torch.randn(3, 40, 16))
+    assert account.calls == 0
+    assert account.linear.linear == 6 * 3 * 40 * 16 * 16
     found = of_model(PoNet(16, 2), {"x": torch.randn(3, 40, 16)})
     assert found.calls == 1
     assert found.linear.linear == 6 * 3 * 40 * 16 * 16

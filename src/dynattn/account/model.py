@@ -61,7 +61,9 @@ def _of_poolings(layer: PoNet, out: Tensor) -> Work:
 
 
 @contextmanager
-def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True) -> Iterator[Account]:
+def counting(
+    model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = True, attention: bool = True
+) -> Iterator[Account]:
     """While active, count what the model's forward passes cost.
 
     A pruning method that shortens the sequence, or a cache that drops keys, is counted as it really runs. Attention
@@ -73,6 +75,7 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
         model: a Transformers model with ``attn_implementation="dynattn:..."``.
         cache_bytes: see :func:`dynattn.account.of_call`.
         fused: likewise.
+        attention: whether attention is counted; if not, linear layers are, at no cost, and ``calls`` stays 0.
 
     Yields:
         The account, filled as the model runs.
@@ -103,10 +106,11 @@ def counting(model: nn.Module, *, cache_bytes: int = MEGABYTE, fused: bool = Tru
 
     with ExitStack() as stack:
         for layer in model.modules():
-            if isinstance(layer, (nn.Linear, PoNet)):
+            if isinstance(layer, (nn.Linear, PoNet) if attention else nn.Linear):
                 hook = multiplied if isinstance(layer, nn.Linear) else pooled
                 stack.callback(layer.register_forward_hook(hook).remove)
-        stack.enter_context(observing(attended))
+        if attention:
+            stack.enter_context(observing(attended))
         stack.enter_context(observing_choices(chosen))
         yield account
 

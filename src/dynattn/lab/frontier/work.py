@@ -72,11 +72,12 @@ def look(pretrained: Pretrained, name: str, examples: Sequence[Inputs]) -> Input
         return _thinned(pretrained, of_linears, examples)
     if of_linears is not None:
         return _left_out(pretrained, of_linears, examples)
-    with applied(pretrained, BASELINE), counting(pretrained.model) as account:
-        for inputs in examples:
-            pretrained.model(**inputs)
     seen: list[CountedCall] = []
-    with applied(pretrained, "dense" if name == BASELINE else name), observing(lambda call: seen.extend(see(call))):
+    with (
+        applied(pretrained, "dense" if name == BASELINE else name),
+        observing(lambda call: seen.extend(see(call))),
+        counting(pretrained.model, attention=False) as account,
+    ):
         for inputs in examples:
             pretrained.model(**inputs)
     if not seen:
