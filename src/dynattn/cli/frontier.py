@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from dynattn.cli.options import (
+    Dtype,
     Items,
     Model,
     Reports,
@@ -52,6 +53,7 @@ def frontier(
         int | None, typer.Option(help="Processes. Default: one a thread, 8 at most.", callback=counted(most=4096))
     ] = None,
     threads: Threads = None,
+    dtype: Dtype = "float32",
     ray: Annotated[bool, typer.Option("--ray", help="Measure quality on a Ray cluster.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Put RECORDS of one model together; measure nothing.")] = False,
     isoflops: Annotated[
@@ -88,7 +90,7 @@ def frontier(
             settings = Settings(
                 model=model, methods=listed(methods), tasks=listed(tasks), items=items,
                 phases=cast(Any, listed(phases)), text=text, seconds=seconds, measured=measured,
-                tokens=tuple(int(length) for length in listed(tokens)), budgets=asked or Settings.budgets,
+                tokens=tuple(int(length) for length in listed(tokens)), budgets=asked or Settings.budgets, dtype=dtype,
             )  # fmt: skip
             right = command.run(settings, output, workers, ray, console())
         if not right:

@@ -8,7 +8,7 @@ pytest.importorskip("pydantic")
 
 from typing import Any
 
-from dynattn.lab.frontier.cell import Cell, Entry, Exam, Race, digest
+from dynattn.lab.frontier.cell import Cell, Entry, Exam, Race, Search, digest
 
 EXAM = Exam(model="minilm", phase="prefill", task="retrieval", tokens=512, items=10, texts=None)
 ENTRY = Entry(name="topk-0.25", family="topk", budget=0.25)
@@ -16,12 +16,24 @@ ENTRY = Entry(name="topk-0.25", family="topk", budget=0.25)
 
 @pytest.mark.parametrize(
     "change",
-    [{"model": "x"}, {"phase": "decode"}, {"task": "manpages"}, {"tokens": 256}, {"items": None}, {"texts": "ab"}],
-)
+    [
+        {"model": "x"}, {"phase": "decode"}, {"task": "manpages"}, {"tokens": 256}, {"items": None}, {"texts": "ab"},
+        {"dtype": "bfloat16"},
+    ],
+)  # fmt: skip
 def test_every_field_of_an_exam_changes_its_key(change: dict[str, Any]) -> None:
     other = EXAM.model_copy(update=change)
     assert other.key != EXAM.key
     assert Cell(exam=other, entry=ENTRY).key != Cell(exam=EXAM, entry=ENTRY).key
+    assert Search(exam=other, family="topk", budget=0.25).key != Search(exam=EXAM, family="topk", budget=0.25).key
+    assert Race(exam=other, entry=ENTRY, machine="a").key != Race(exam=EXAM, entry=ENTRY, machine="a").key
+
+
+def test_addresses_of_float32_are_those_of_before_there_were_dtypes() -> None:
+    before = {"model": "minilm", "phase": "prefill", "task": "retrieval", "tokens": 512, "items": 10, "texts": None}
+    assert EXAM.key == digest(before)
+    assert Exam.model_validate(before) == EXAM
+    assert EXAM.dtype == "float32"
 
 
 def test_family_and_budget_only_decide_how_a_cell_is_shown() -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("plotly")
 
 from typer.testing import CliRunner
 
-from dynattn.lab.frontier import Settings, store, sweep, workers
+from dynattn.lab.frontier import Settings, command, store, sweep, workers
 from dynattn.lab.frontier.results import Frontier
 from dynattn.lab.frontier.sweep import plan
 from tests.forking.python import forking
@@ -43,11 +43,28 @@ def test_by_default_every_family_runs_at_every_budget_on_several_tasks_and_lengt
         ({"seconds": -1.0}, "seconds must not be negative"), ({"phases": ("sleep",)}, "phase must be one of"),
         ({"methods": ("nm-2",)}, "nm-2"), ({"tasks": ("riddles",)}, "riddles"),
         ({"budgets": (0.3,)}, "a budget must be 1 over a whole number"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16: got 'float64'"),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_wrongly_is_refused_before_anything_is_measured(fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Settings(**fields)
+
+
+def test_the_command_takes_a_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[Settings] = []
+
+    def run(settings: Settings, *_: object) -> bool:
+        asked.append(settings)
+        return True
+
+    monkeypatch.setattr(command, "run", run)
+    for options in ([], ["--dtype", "bfloat16"]):
+        assert CliRunner().invoke(APP, [*options, "--output", str(tmp_path)]).exit_code == 0
+    assert [settings.dtype for settings in asked] == ["float32", "bfloat16"]
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(APP, ["--dtype", "float64"])
+    assert result.exit_code != 0
+    assert "dtype must be one of float32, bfloat16, float16: got 'float64'" in result.output
 
 
 def test_merging_by_the_command_writes_the_record_and_its_page(measured: tuple[Frontier, Path], tmp_path: Path):

@@ -165,6 +165,10 @@ def test_what_cannot_be_compared_is_refused():
         grounds([small, small], "prefill", "FLOPs")
     with pytest.raises(ValueError, match=r"models must be of one kind: got small \(encoder\), large \(decoder\)"):
         grounds([small, large.model_copy(update={"kind": "decoder"})], "prefill", "FLOPs")
+    with pytest.raises(
+        ValueError, match=r"of one dtype: got small \(float32\), large \(bfloat16\); measure all models"
+    ):
+        grounds([small, large.model_copy(update={"dtype": "bfloat16"})], "prefill", "FLOPs")
     others = {
         key: one.model_copy(update={"items": [f"x{i}" for i in range(ITEMS)]}) for key, one in large.sheets.items()
     }

@@ -40,7 +40,7 @@ def test_what_applying_a_method_takes_is_not_timed(monkeypatch):
     wanted = Race(exam=exam, entry=Entry(name="nm-1-2", family="nm", budget=0.5), machine="here")
     calls = []
     with observing(calls.append):
-        found = module.race(module.SweepJob("tiny", None), wanted, 0.01)
+        found = module.race(module.SweepJob("tiny", None, "float32"), wanted, 0.01)
     assert found.seconds.median < SETTING
     assert found.dense.median < SETTING
     assert found.length == 20

@@ -128,6 +128,43 @@ def test_records_that_are_not_of_the_same_data_are_refused():
     assert nearly.grades == a.grades
 
 
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+def test_records_of_before_there_were_dtypes_are_of_float32(name: str):
+    """Nothing of them is measured again: everything stands under the address that it has today."""
+    found = store.load(Path(__file__).parents[3] / "benchmarks" / "results" / "frontier" / f"{name}.json")
+    assert found.dtype == "float32"
+    assert {sheet.exam.dtype for sheet in found.sheets.values()} == {"float32"}
+    assert all(key == grade.cell.key for key, grade in found.grades.items())
+    assert all(key == sheet.exam.key for key, sheet in found.sheets.items())
+    assert all(key == time.race.key for key, time in found.times.items())
+
+
+def test_dtypes_are_not_mixed(tmp_path: Path):
+    of = exam().model_copy(update={"dtype": "bfloat16"})
+    a = record([sheet(exam())], [dense(exam(), [0.5] * 8)])
+    b = record([sheet(of)], [dense(of, [0.5] * 8)]).model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="a record must be of one dtype: of m one is of bfloat16, another of float32"):
+        store.merge([a, b])
+    path = tmp_path / "record.json"
+    store.save(b, path)
+    assert store.load(path) == b
+    with pytest.raises(ValueError, match="a record must be of one dtype"):
+        store.Store(path, record([], []))
+    assert store.merge([b, b]).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("dtype", "alike", "apart"), [("float32", 5e-4, 5e-3), ("bfloat16", 0.05, 0.5)])
+def test_dense_scores_may_differ_by_the_rounding_of_the_dtype(dtype: str, alike: float, apart: float):
+    of = exam().model_copy(update={"dtype": dtype})
+    one, near, far = (
+        record([sheet(of)], [dense(of, [0.5 + shift] * 8)]).model_copy(update={"dtype": dtype})
+        for shift in (0.0, alike, apart)
+    )
+    assert store.merge([one, near]).grades == one.grades
+    with pytest.raises(ValueError, match="dense attention must score alike"):
+        store.merge([one, far])
+
+
 def test_a_file_that_is_no_record_is_named(tmp_path: Path):
     path = tmp_path / "notes.json"
     path.write_text("nothing")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 pytest.importorskip("plotly")
 
 
+from dynattn.integrations.transformers import observing
 from dynattn.lab import records
 from dynattn.lab.frontier import Settings, measure, store, sweep
 from dynattn.lab.frontier.cell import DENSE, Cell, Exam
+from dynattn.lab.frontier.document import page
 from dynattn.lab.frontier.measure import Answer, SweepJob
 from dynattn.lab.frontier.results import Failure, Frontier, InputWork
 from dynattn.lab.frontier.sweep import plan
+from dynattn.lab.frontier.terminal import summary
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from tests.lab.frontier.running import here, settings_for, silent
@@ -88,6 +93,54 @@ def test_the_decode_phase_stands_apart(tiny_decoder: Path, texts: Path, tmp_path
     assert nm.scores != dense.scores != window.scores
     assert {time.race.entry.name for time in found.times.values()} == set(methods)
     assert all(0 < time.seconds.median < 1 for time in found.times.values())
+
+
+def test_a_dtype_is_that_of_the_model_and_of_every_call(
+    tiny_decoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where budgets are looked for, where scores are taken and where forwards and steps are timed."""
+    sdpa, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def watched(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        seen.add(query.dtype)
+        return sdpa(query, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    given = {"tasks": ("passkey",), "tokens": (128,), "items": 4, "phases": ("prefill", "decode")}
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        seen.clear()
+        settings = settings_for(tiny_decoder, texts, **given, dtype=dtype, methods=("nm-1-4",))
+        calls: set[torch.dtype] = set()
+        with observing(lambda call, calls=calls: calls.add(call.query.dtype)):
+            found[dtype] = sweep(settings, tmp_path / f"{dtype}.json", silent, here)
+        assert seen == calls == {getattr(torch, dtype)}
+        assert found[dtype].failures == {}
+        assert found[dtype].dtype == dtype
+        assert len(found[dtype].times) == 2
+        assert f"in {dtype}" in page(found[dtype])
+        assert f"in {dtype}" in summary(found[dtype], "decode").title
+    assert not found["float32"].grades.keys() & found["bfloat16"].grades.keys()
+    whole, half = (
+        {(g.cell.exam.phase, g.cell.entry.name): g.scores for g in one.grades.values()} for one in found.values()
+    )
+    assert whole.keys() == half.keys()
+    for key, scores in whole.items():
+        assert scores != half[key]
+        assert scores == pytest.approx(half[key], rel=0.05)
+
+
+def test_budgets_are_looked_for_in_the_dtype(tiny_decoder: Path, texts: Path, tmp_path: Path):
+    calls = set()
+    settings = settings_for(
+        tiny_decoder, texts, tasks=("passkey",), tokens=(128,), items=2, phases=("prefill", "decode"), dtype="bfloat16",
+        methods=(), families=("top-k", "cache: window"), budgets=(0.5,), measured=True, seconds=0,
+    )  # fmt: skip
+    with observing(lambda call: calls.add(call.query.dtype)):
+        found = sweep(settings, tmp_path / "record.json", silent, lambda job, cells: here(job, ()))
+    assert calls == {torch.bfloat16}
+    assert {one.search.exam.dtype for one in found.solved.values()} == {"bfloat16"}
+    assert found.failures == {}
 
 
 def test_decoding_asks_for_a_decoder_and_for_answers(tiny_encoder: Path, tiny_decoder: Path, texts: Path):
@@ -190,6 +243,15 @@ def test_a_record_of_another_model_is_not_gone_on_with(
 ):
     with pytest.raises(ValueError, match="a record must be of one model"):
         sweep(settings_for(tiny_decoder, texts, tasks=("passkey",)), measured[1], silent, here)
+
+
+def test_a_record_of_another_dtype_is_not_gone_on_with(
+    measured: tuple[Frontier, Path], tiny_encoder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = sys.modules["dynattn.lab.frontier.sweep"]  # the package gives its function this name
+    monkeypatch.setattr(module, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=r"a record must be of one dtype: .*json is of float32, not of bfloat16"):
+        sweep(settings_for(tiny_encoder, texts, dtype="bfloat16"), measured[1], silent, here)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class Exam(Record):
         tokens: how many tokens each text has; None for tasks whose inputs have one size.
         items: how many items there are; None for the task's default.
         texts: a digest of the user's texts; None for the task's own.
+        dtype: that the model works in. Older records have none, and are of float32.
     """
 
     model: str
@@ -39,11 +40,17 @@ class Exam(Record):
     tokens: int | None
     items: int | None
     texts: str | None
+    dtype: str = "float32"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What addresses are made of; float32 is left out, since those of older records know no dtype."""
+        return self.model_dump(exclude={"dtype"} if self.dtype == "float32" else None)
 
     @property
     def key(self) -> str:
         """Address of the exam."""
-        return digest(self.model_dump())
+        return digest(self.fields)
 
     @property
     def title(self) -> str:
@@ -86,7 +93,7 @@ class Cell(Record):
     @property
     def key(self) -> str:
         """The address of the cell. Family and budget are not part of it, since they only decide how it is shown."""
-        return digest([self.exam.model_dump(), self.entry.name])
+        return digest([self.exam.fields, self.entry.name])
 
 
 class Search(Record):
@@ -105,7 +112,7 @@ class Search(Record):
     @property
     def key(self) -> str:
         """Address of the search."""
-        return digest([self.exam.model_dump(), self.family, self.budget])
+        return digest([self.exam.fields, self.family, self.budget])
 
 
 class Race(Record):
@@ -124,4 +131,4 @@ class Race(Record):
     @property
     def key(self) -> str:
         """Address of the race."""
-        return digest([self.exam.model_dump(), self.entry.name, self.machine])
+        return digest([self.exam.fields, self.entry.name, self.machine])

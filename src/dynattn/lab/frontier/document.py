@@ -56,7 +56,8 @@ def page(found: Frontier) -> str:
     failures = [_failures(found)] if found.failures else []
     return render(
         f"Sparse attention in {found.model}: the frontier",
-        f"{found.description}. {len(found.grades)} measurements of quality, {len(found.times)} of time.",
+        f"{found.description}, in {found.dtype}. {len(found.grades)} measurements of quality, {len(found.times)} of "
+        "time.",
         [*alarm(found), *sections, *failures, _conditions(found)],
     )
 

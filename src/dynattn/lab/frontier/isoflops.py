@@ -135,7 +135,8 @@ def grounds(records: Sequence[Frontier], phase: Phase, cost: str) -> list[Ground
         The exams by task and length; none where no method has such a cost.
 
     Raises:
-        ValueError: fewer than two models, models of different kinds, or an exam that asks two models other items.
+        ValueError: fewer than two models, models of different kinds or dtypes, or an exam that asks two models other
+            items.
     """
     models = _by_model(records)
     sheets: dict[str, list[tuple[Frontier, Sheet]]] = {}
@@ -230,6 +231,11 @@ def _by_model(records: Sequence[Frontier]) -> list[Frontier]:
     if len({record.kind for record in models}) > 1:
         kinds = ", ".join(f"{record.model} ({record.kind})" for record in models)
         raise ValueError(f"isoflops: models must be of one kind: got {kinds}; compare sizes of one kind")
+    if len({record.dtype for record in models}) > 1:
+        dtypes = ", ".join(f"{record.model} ({record.dtype})" for record in models)
+        raise ValueError(
+            f"isoflops: records must be of one dtype: got {dtypes}; measure all models in the same --dtype"
+        )
     return models
 
 

@@ -36,10 +36,12 @@ class SweepJob(NamedTuple):
     Attributes:
         model: the name of the model.
         texts: the user's own texts, or None.
+        dtype: that the model is loaded in.
     """
 
     model: str
     texts: tuple[Text, ...] | None
+    dtype: str
 
 
 class Answer(NamedTuple):
@@ -84,7 +86,7 @@ def measure(job: SweepJob, cell: Cell) -> Answer:
 
 def prepare(job: SweepJob, exam: Exam) -> tuple[Pretrained, Task, Prepared]:
     """Model, task and data of an exam; kept for the next cell of the same task and length."""
-    pretrained = _loaded(job.model)
+    pretrained = _loaded(job.model, job.dtype)
     return pretrained, *_prepared(job, exam.task, exam.tokens, exam.items)
 
 
@@ -126,17 +128,17 @@ def _decoded(job: SweepJob, cell: Cell) -> tuple[np.ndarray, InputWork]:
 
 @lru_cache(maxsize=1)
 def _prompts(job: SweepJob, name: str, tokens: int | None, items: int | None) -> list[Prompt]:
-    return decode.prompts(_loaded(job.model), _prepared(job, name, tokens, items)[1])
+    return decode.prompts(_loaded(job.model, job.dtype), _prepared(job, name, tokens, items)[1])
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str) -> Pretrained:
-    return load(model)
+def _loaded(model: str, dtype: str) -> Pretrained:
+    return load(model, dtype)
 
 
 @lru_cache(maxsize=1)
 def _prepared(job: SweepJob, name: str, tokens: int | None, items: int | None) -> tuple[Task, Prepared]:
-    pretrained = _loaded(job.model)
+    pretrained = _loaded(job.model, job.dtype)
     task = make(name, pretrained, items=items, tokens=tokens, texts=job.texts)
     return task, scoring.prepare(task, pretrained)
 
@@ -144,4 +146,4 @@ def _prepared(job: SweepJob, name: str, tokens: int | None, items: int | None) -
 @lru_cache(maxsize=1)
 def _dense(job: SweepJob, name: str, tokens: int | None, items: int | None) -> Outcome:
     """Dense attention's outputs, for tasks whose score is the agreement with them."""
-    return evaluate(*_prepared(job, name, tokens, items), _loaded(job.model), BASELINE, lambda: None)
+    return evaluate(*_prepared(job, name, tokens, items), _loaded(job.model, job.dtype), BASELINE, lambda: None)

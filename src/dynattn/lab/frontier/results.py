@@ -137,6 +137,7 @@ class Frontier(Record):
         seconds: how long all runs took together.
         measured: whether methods keep their budgets as measured; else they were only asked to.
         solved: the methods that do.
+        dtype: that the model works in. Older records have none, and are of float32.
     """
 
     schema_version: Literal[1] = 1
@@ -151,6 +152,7 @@ class Frontier(Record):
     seconds: float
     measured: bool = False
     solved: dict[str, Solved] = Field(default_factory=dict)
+    dtype: str = "float32"
 
     def grade(self, exam: Exam, entry: Entry = DENSE) -> Grade | None:
         """The grade of a method in an exam; None where it was not measured."""

@@ -151,7 +151,7 @@ def page(found: Sequence[Ground], records: Sequence[Frontier]) -> str:
     """
     names = titled(found)
     sections = [section for alike in _alike(found) for section in _sections(alike, names)]
-    described = "; ".join(f"{record.model}: {record.description}" for record in records)
+    described = "; ".join(f"{record.model}: {record.description}, in {record.dtype}" for record in records)
     return render(f"Sizes and sparsity: {', '.join(names.values())}", described, sections)
 
 

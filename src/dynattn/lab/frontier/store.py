@@ -13,7 +13,9 @@ from dynattn.lab.frontier.cell import Cell, Race, Search
 from dynattn.lab.frontier.results import Failure, Frontier, Grade, Sheet, Solved, Time
 from dynattn.lab.records import read_record, write_record
 
-_DRIFT = 1e-3  # a larger change in a score of dense attention comes from other data or weights, and not from rounding
+_DRIFT = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
+"""A larger change in a score of dense attention comes from other data or weights, and not from rounding, which moves a
+logit of 16 by up to 0.03 in bfloat16."""
 
 
 class Store:
@@ -28,10 +30,10 @@ class Store:
 
         Args:
             path: the path of the file; its folder is made if need be.
-            empty: tells the model.
+            empty: tells the model and the dtype.
 
         Raises:
-            ValueError: the file is of another model, its budgets are meant otherwise, or it is not a record.
+            ValueError: the file is of another model or dtype, its budgets are meant otherwise, or it is not a record.
         """
         self._path = path
         self.found = load(path) if path.exists() else empty
@@ -104,8 +106,8 @@ def merge(records: Sequence[Frontier]) -> Frontier:
         The record. What one could not measure and another could is no failure.
 
     Raises:
-        ValueError: the records are of different models, budgets are measured in one and asked for in another, an exam
-            has other items in one than in another, or dense attention scores otherwise there.
+        ValueError: the records are of different models or dtypes, budgets are measured in one and asked for in another,
+            an exam has other items in one than in another, or dense attention scores otherwise there.
     """
     if not records:
         raise ValueError("merge: records must not be empty: name at least one file")
@@ -131,6 +133,7 @@ def merge(records: Sequence[Frontier]) -> Frontier:
         model=first.model, kind=first.kind, description=first.description, machines=machines, sheets=sheets,
         grades=grades, times=times, failures={key: why for key, why in failures.items() if key not in done},
         seconds=sum(record.seconds for record in records), measured=first.measured, solved=solved,
+        dtype=first.dtype,
     )  # fmt: skip
 
 
@@ -139,6 +142,11 @@ def _check_same_model(record: Frontier, other: Frontier) -> None:
         raise ValueError(
             f"frontier: a record must be of one model: got {record.model} ({record.description}) and {other.model} "
             f"({other.description}); give another --output, or merge records of one model"
+        )
+    if record.dtype != other.dtype:
+        raise ValueError(
+            f"frontier: a record must be of one dtype: of {record.model} one is of {record.dtype}, another of "
+            f"{other.dtype}; give another --output, or merge records of one dtype"
         )
     if record.measured != other.measured:
         raise ValueError(
@@ -159,7 +167,7 @@ def _check_same_scores(there: Grade, new: Grade) -> None:
     """Compare the scores of dense attention. Methods that choose may differ by more where rounding flips a choice."""
     if there is new or there.cell.entry.name != BASELINE:
         return
-    if np.abs(np.subtract(there.scores, new.scores)).max() > _DRIFT:
+    if np.abs(np.subtract(there.scores, new.scores)).max() > _DRIFT[there.cell.exam.dtype]:
         raise ValueError(
             f"frontier: dense attention must score alike in all records: in {there.cell.exam.title} it does not; data, "
             "weights or packages differ, so differences to it would not be paired: do not merge these"

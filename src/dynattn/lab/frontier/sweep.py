@@ -17,7 +17,7 @@ from dynattn.lab.frontier.stages import Runner, clock, score, solve
 from dynattn.lab.frontier.store import Store
 from dynattn.lab.frontier.store import load as load_record
 from dynattn.lab.machine import machine
-from dynattn.lab.models import Kind, Pretrained, facts, load
+from dynattn.lab.models import DTYPES, Kind, Pretrained, facts, load
 from dynattn.lab.progress import Stage
 from dynattn.lab.records import reserve
 from dynattn.lab.tasks import default, find, fitting, make, takes_texts
@@ -55,6 +55,8 @@ class Settings:
         phases: the phases of the model's work.
         text: the user's own texts, see :func:`dynattn.lab.tasks.texts.read`.
         seconds: how long to spend on timing each method at each length; 0 times nothing.
+        dtype: the dtype of the model, and so of dense attention and of all methods: one of
+            :data:`dynattn.lab.models.DTYPES`.
     """
 
     model: str = "minilm"
@@ -68,6 +70,7 @@ class Settings:
     phases: tuple[Phase, ...] = ("prefill",)
     text: Path | None = None
     seconds: float = 1.0
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for field, values in (("items", (self.items,)), ("tokens", self.tokens)):
@@ -76,6 +79,8 @@ class Settings:
                     raise ValueError(f"frontier: {field} must be at least 1: got {value}; leave it out for the default")
         if self.seconds < 0:
             raise ValueError(f"frontier: seconds must not be negative: got {self.seconds}; 0 times nothing")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"frontier: dtype must be one of {', '.join(DTYPES)}: got {self.dtype!r}; leave it out")
         for phase in self.phases:
             if phase not in get_args(Phase):
                 raise ValueError(f"frontier: phase must be one of {', '.join(get_args(Phase))}: got {phase!r}")
@@ -122,7 +127,9 @@ def _exams(settings: Settings, kind: Kind) -> list[Exam]:
     lengths = sorted(settings.tokens or _TOKENS[kind], key=lambda tokens: -(tokens or 0))
     items = settings.items or _ITEMS.get(kind)
     return [
-        Exam(model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts)
+        Exam(
+            model=settings.model, phase=phase, task=task, tokens=tokens, items=items, texts=texts, dtype=settings.dtype
+        )
         for phase in settings.phases
         for tokens in lengths
         for task in _tasks(settings, kind, phase)
@@ -193,6 +200,16 @@ def _check_length(settings: Settings, pretrained: Pretrained) -> None:
             )
 
 
+def _check_record(settings: Settings, path: Path) -> None:
+    """Refuse to go on with a record of another model or dtype."""
+    there = load_record(path)
+    for what, found, asked in (("model", there.model, settings.model), ("dtype", there.dtype, settings.dtype)):
+        if found != asked:
+            raise ValueError(
+                f"frontier: a record must be of one {what}: {path} is of {found}, not of {asked}; give another --output"
+            )
+
+
 def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Frontier:
     """Measure what the record at ``path`` lacks, and write it after every result.
 
@@ -210,17 +227,14 @@ def sweep(settings: Settings, path: Path, stage: Stage, runner: Runner) -> Front
     """
     texts = None if settings.text is None else read(settings.text)
     with reserve(path):
-        if path.exists() and (there := load_record(path).model) != settings.model:  # before the model is loaded
-            raise ValueError(
-                f"frontier: a record must be of one model: {path} is of {there}, not of {settings.model}; give another "
-                "--output"
-            )
+        if path.exists():  # before the model is loaded
+            _check_record(settings, path)
         _check_kind(settings, facts(settings.model).kind, texts is not None)
         advance = stage(f"load {settings.model}", 1)
-        pretrained = load(settings.model)
+        pretrained = load(settings.model, settings.dtype)
         advance()
         _check_length(settings, pretrained)
-        return _measured(SweepJob(settings.model, texts), settings, pretrained, path, stage, runner)
+        return _measured(SweepJob(settings.model, texts, settings.dtype), settings, pretrained, path, stage, runner)
 
 
 def _measured(
@@ -231,7 +245,7 @@ def _measured(
         make(task, pretrained, texts=job.texts)
     store = Store(path, Frontier(
         model=settings.model, kind=pretrained.kind, description=pretrained.description, machines={}, sheets={},
-        grades={}, times={}, failures={}, seconds=0.0, measured=settings.measured,
+        grades={}, times={}, failures={}, seconds=0.0, measured=settings.measured, dtype=settings.dtype,
     ))  # fmt: skip
     store.forget_failures()
     if settings.measured:

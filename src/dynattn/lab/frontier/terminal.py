@@ -54,4 +54,4 @@ def summary(found: Frontier, phase: Phase) -> Grid:
             Text(share(worst), _STYLES.get(judged(worst), "")), Text(share(mean), _STYLES.get(judged(mean), "")),
             against_baselines(contender),
         ])  # fmt: skip
-    return Grid(f"{found.model}, {phase}: shares of dense attention's", columns, rows, left=(6,))
+    return Grid(f"{found.model}, {phase}, in {found.dtype}: shares of dense attention's", columns, rows, left=(6,))
