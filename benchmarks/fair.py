@@ -85,7 +85,7 @@ class Size(NamedTuple):
 
 FIRST = 2048
 SIZES = {FIRST: Size(3, 12, 4, 2, 5.0, 4.5), 4096: Size(2, 8, 3, 2, 14.0, 10.0), 8192: Size(1, 6, 2, 1, 22.0, 14.0)}
-COUNTED, SEARCHED = 3, 2  # forwards that it takes to count a cell's work, and to look for what keeps a budget
+COUNTED, SEARCHED = 4, 1  # forwards that it takes to count a cell's work, and to look for what keeps a budget
 QUESTIONS = {"ruler-needles": 4, "story-retrieval": 16, "story-multi-hop": 4}  # else one
 ASKED = 0.1  # forwards that a question takes behind a text
 STEP = 1.0  # seconds that a question takes over a cache of 2048 tokens, which is cut anew for each
