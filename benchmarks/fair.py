@@ -184,7 +184,7 @@ def dense_alone(found: Frontier, phase: Phase) -> list[str]:
     compared = {grade.cell.exam.key for grade in found.grades.values() if grade.cell.entry != DENSE}
     passed = [sheet.exam for sheet in found.sheets.values() if sheet not in at_chance_in(found, phase)]
     alone = [exam.title for exam in passed if exam.phase == phase and exam.key not in compared]
-    return [f"Asked of dense attention alone, for want of time: {', '.join(alone)}."] if alone else []
+    return [f"Asked of dense attention alone: {', '.join(alone)}."] if alone else []
 
 
 def seen(found: Frontier, phase: Phase) -> list[str]:

@@ -115,7 +115,7 @@ def test_only_so_many_tasks_are_asked_of_methods_as_there_is_time_for(fair: Any)
         assert fair.told(2048, tokens) == (*fair.TASKS[:count], "perplexity")
     first = grade(given[0], entry("block top-k", 0.2), [0.7, 0.9] * 4)
     compared = record([sheet(of, 8) for of in given[:3]], [*(dense(of, [0.7, 0.9] * 4) for of in given[:3]), first])
-    alone = "Asked of dense attention alone, for want of time: ruler-needles 2048, ruler-variables 2048."
+    alone = "Asked of dense attention alone: ruler-needles 2048, ruler-variables 2048."
     assert fair.dense_alone(compared, "prefill") == [alone]
     assert fair.dense_alone(compared, "decode") == []
 
