@@ -37,7 +37,7 @@ class Counts(NamedTuple):
     @property
     def points(self) -> int:
         """Whole assignments that are measured: the more texts tell them apart, the more of them."""
-        return self.search + 1
+        return self.search + 4
 
 
 LEAST = Counts(search=3, search_second=1, prove=15, candidates=10)

@@ -27,7 +27,7 @@ from dynattn.lab.tune.store import Store
 from dynattn.lab.tune.whole import applied
 
 ASSIGNED = "dynattn:assigned"
-_REFINED = 2  # points that are kept for what was found to be best
+_REFINED = 3  # points that are kept for what was found to be best
 _FIRST = 0.25  # of all that can be saved: where the search begins
 _STEPS = (1 / 100, 30.0)  # by which factor the harm may change between two measurements
 _AIM = 0.8  # of the limit: the bound on other data of the same kind will lie a little lower or higher
