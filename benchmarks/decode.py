@@ -53,6 +53,7 @@ MODEL = "smollm2"
 BARE = "bare"
 BARE_TOKENS = 16
 BY_REFERENCE = ("topk", "window")  # these run in plain PyTorch, and are timed only on short prompts
+SAME = ("sdpa-in-place", "dense-in-place")  # they give what dense gives
 QUEST = 1024  # tokens that Quest keeps by its source
 ALL_UP_TO = 2048  # up to so many tokens all ways are timed
 READ = 512  # so many tokens of the prompt are really read where only time counts
@@ -71,7 +72,7 @@ def ways(length: int) -> list[Way]:
     budgets = {quarter // 16 * 16, *({QUEST} if length > QUEST else ())}
     speckv, specpc = f"cache-speckv-{quarter}-l{AHEAD}", f"cache-specpc-{quarter}"
     names = (
-        BASELINE, "dense-in-place", "nm-2-4", "nm-1-2-w64-s4", "topk-0.25", f"window-{quarter}-s4",
+        BASELINE, "sdpa-in-place", "dense-in-place", "nm-2-4", "nm-1-2-w64-s4", "topk-0.25", f"window-{quarter}-s4",
         f"cache-window-{quarter}-s4", "cache-spatten-0.25", "cache-spatten-flat-0.25",
         *(f"cache-quest-{budget}" for budget in sorted(budgets)), cut_once("snapkv", quarter),
         cut_once("adasnapkv", quarter), speckv, f"{speckv}-draft-nm-1-2", specpc, f"{specpc}-draft-nm-1-2",
@@ -125,7 +126,7 @@ def speed(pretrained: Pretrained, length: int) -> None:
 def quality(pretrained: Pretrained, length: int) -> None:
     """Score every way on every context where the record lacks it, and write it after each context."""
     path = RESULTS / f"quality-{length}.json"
-    compared = [way for way in ways(length) if way.name != "dense-in-place"]  # the same function as dense
+    compared = [way for way in ways(length) if way.name not in SAME]
     names = [way.name for way in compared]
     found = DecodeQuality(
         model=pretrained.name,

@@ -5,7 +5,8 @@
     python benchmarks/paged.py small    # a few short texts, nothing written
 
 16 requests with 512 to 8192 keys and one query each, 32 heads of 128 over 8 key heads, pages of 16 keys in random
-order, as many threads as cores. Before they are timed, all ways must give the same bits.
+order, as many threads as cores. Before they are timed, all ways must give the same bits. What memory itself takes for
+pages is in the same rounds: PyTorch's sum of all pages (``embedding_bag``), one behind another and in random order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from marked import cases, rewritten, times
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag, pad
 
 import dynattn
 from dynattn.lab.machine import machine
@@ -68,7 +69,13 @@ def gathered(
     return dynattn.varlen_attention(query, key, value, method, cu_seq_q=bounds, cu_seq_k=cu_seq_k, causal=True)
 
 
-def case(method: Method, dtype: torch.dtype, sizes: list[int]) -> dict[str, Callable[[], Tensor]]:
+def summed(pools: tuple[Tensor, ...], order: Tensor) -> list[Tensor]:
+    """Sums of the pages of each pool in this order, as many as there are requests: a read of all bytes, as floats."""
+    starts = torch.arange(0, len(order), -(-len(order) // REQUESTS))
+    return [embedding_bag(order, pool.flatten(1).view(torch.float32), starts, mode="sum") for pool in pools]
+
+
+def case(method: Method, dtype: torch.dtype, sizes: list[int]) -> dict[str, Callable[[], object]]:
     """What is timed, by name.
 
     Raises:
@@ -79,16 +86,22 @@ def case(method: Method, dtype: torch.dtype, sizes: list[int]) -> dict[str, Call
     (keys, table), (values, _) = in_pages(key, sizes), in_pages(value, sizes)
     bounds, used = torch.arange(len(sizes) + 1), torch.tensor(sizes)
     attend = partial(dynattn.varlen_attention, query, method=method, cu_seq_q=bounds, causal=True)
-    functions: dict[str, Callable[[], Tensor]] = {
+    attended: dict[str, Callable[[], Tensor]] = {
         BASELINE: partial(attend, key, value, cu_seq_k=pad(used.cumsum(0), (1, 0))),
         "in pages": partial(attend, keys, values, seqused_k=used, block_table=table),
         "pages gathered": partial(gathered, query, keys, values, method, bounds, used, table),
     }
-    expected = functions[BASELINE]()
-    for name, function in functions.items():
+    expected = attended[BASELINE]()
+    for name, function in attended.items():
         if not torch.equal(function(), expected):
             raise SystemExit(f"paged: {name} must give the bits of keys one after another: {method.name}, {dtype}")
-    return functions
+    pages = torch.arange(len(keys))
+    order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(2))
+    return {
+        **attended,
+        "a sum of the bytes, in order": partial(summed, (keys, values), pages),
+        "a sum of the bytes, by page": partial(summed, (keys, values), order),
+    }
 
 
 def measure(sizes: list[int], seconds: float) -> list[dict[str, object]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import dynattn
-from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 from dynattn.lab.machine import describe, machine
 from dynattn.lab.records import read_json, slug, write_json
 from dynattn.lab.timing import interleaved
@@ -61,7 +61,7 @@ def functions(shape: Shape, methods: list[str], backend: str) -> dict[str, Calla
     for name in methods:
         run = partial(dynattn.attention, *tensors, method=parse(name), causal=causal, backend=backend)
         with torch.inference_mode():
-            plain = dynattn.attention(*tensors, method=parse(name), causal=causal, backend=f"cpu-{cpu.best_isa()}")
+            plain = dynattn.attention(*tensors, method=parse(name), causal=causal, backend=f"cpu-{isas.best_isa()}")
             difference = (run().float() - plain.float()).abs()
         if (difference > AGREE).float().mean() > 1e-3:  # a few may differ, since near-ties may be chosen differently
             most = difference.max().item()
@@ -87,7 +87,7 @@ def measure(targets: dict[Shape, dict[str, float]], backend: str, seconds: float
                     }
                 )  # fmt: skip
     torch.set_num_threads(before)
-    return {"machine": machine(), "engine": cpu.tile_isa() or backend, "rows": rows}
+    return {"machine": machine(), "engine": isas.tile_isa() or backend, "rows": rows}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -120,9 +120,9 @@ def main(arguments: list[str]) -> None:
     if arguments == ["trial"]:
         print(table(measure(TRIAL, "cpu-tiles-portable", 0.2)))
         return
-    engine = cpu.tile_isa()
+    engine = isas.tile_isa()
     if engine is None:
-        raise SystemExit(f"tiles: this machine has no tile engine to measure: {cpu.isa_refusal('amx')}; try 'trial'")
+        raise SystemExit(f"tiles: this machine has no tile engine to measure: {isas.isa_refusal('amx')}; try 'trial'")
     found = machine()
     record = measure(TARGETS, f"cpu-{engine}", SECONDS)
     write_json(RESULTS / f"tiles-{slug(found['processor'])}-{found['cores']}-cores.json", record)

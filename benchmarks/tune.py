@@ -8,10 +8,10 @@
     python benchmarks/tune.py smollm2 --phase both --minutes 20                        # smollm2-both.json
 
 Each record holds the assignment that was found, and beside it the best single method for all heads: how fast it makes
-the model, and what it loses on the data of the proof, which neither has seen; Options go on to the command; a
-phase, dtype or length among them is part of the record's name. smollm2-default is what ``dynattn tune
-smollm2`` wrote without options, in whose six minutes there is no time for that. A run that was killed goes on in
-reports/ when the command is given again.
+the model, and what it loses on the data of the proof, which neither has seen. Options go on to the command; a
+phase, dtype or length among them is part of the record's name, and without a dtype it is float32. smollm2-default is
+what ``dynattn tune smollm2`` wrote without options, in whose six minutes there is no time for that. A run that was
+killed goes on in reports/ when the command is given again.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def _option(options: list[str], name: str) -> str | None:
 
 def _record(model: str, options: list[str]) -> int:
     command = [sys.executable, "-m", "dynattn", "tune", model, "--threads", str(machine()["cores"])]
+    if _option(options, "dtype") is None:  # the command's own default depends on the machine
+        command += ["--dtype", "float32"]
     if model in MINUTES and "--minutes" not in options:
         options = [*options, "--minutes", str(MINUTES[model])]
     code = subprocess.run([*command, *options, "--output", "reports"], check=False).returncode

@@ -17,6 +17,7 @@ import dynattn
 from dynattn import NM, BlockMass, BlockSkip, BlockTopK, Mass, Threshold, TopK, Window
 from dynattn.backends import again
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas, packing
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels are not built")
 
@@ -77,7 +78,7 @@ def assert_right(call: dict[str, Any]) -> None:
 def test_every_option_has_a_plan_of_its_own(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor without a tile engine, with one, and on this one."""
     if engine != "here":
-        monkeypatch.setattr(cpu, "tile_isa", lambda: engine)
+        monkeypatch.setattr(isas, "tile_isa", lambda: engine)
     query, key, value = inputs()
     calls = [
         {}, {"causal": True}, {"scale": 0.5}, {"method": NM(1, 2)}, {"method": NM(1, 2, stride=2)},
@@ -316,14 +317,14 @@ def test_determinism_and_inference_mode_change_nothing() -> None:
 
 
 def test_a_plan_takes_the_engine_that_the_first_call_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+    monkeypatch.setattr(isas, "tile_isa", lambda: "tiles-portable")
     tensors: Any = cast(Any, inputs(torch.bfloat16))
     asked = []
-    run = cpu._forward_args
-    monkeypatch.setattr(cpu, "_forward_args", lambda *args, **options: asked.append(args[8]) or run(*args, **options))
+    pack = packing.NM_FORWARD.pack
+    monkeypatch.setattr(packing.NM_FORWARD, "pack", lambda **values: asked.append(values["isa"]) or pack(**values))
     first = dynattn.attention(*tensors, method=NM(1, 2))
     assert torch.equal(dynattn.attention(*tensors, method=NM(1, 2)), first)
-    assert asked == ["tiles-portable"] * 2  # of the plan and of the first call
+    assert asked == [isas.CODES["tiles-portable"]] * 2  # of the plan and of the first call
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import dynattn
 from dynattn import NM
 from dynattn.backends import again
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 from dynattn.methods import Method, TopK, parse
 
 TILES = "cpu-tiles-portable"
@@ -34,7 +35,7 @@ def explained(inputs: Any, method: Method, **options: Any) -> str:
 @pytest.fixture
 def tiles_are_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with matrix units, with the portable engine in their place."""
-    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+    monkeypatch.setattr(isas, "tile_isa", lambda: "tiles-portable")
 
 
 @pytest.mark.parametrize("method", [NM(1, 2), NM(2, 4), NM(3, 5), NM(1, 1), parse("blocktopk-0.5-b16")])
@@ -68,7 +69,7 @@ def test_float32_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch):
     best = attend(inputs, NM(1, 2))
     for method in (NM(1, 2), parse("blocktopk-0.5-b16")):
         torch.testing.assert_close(attend(inputs, method, backend=TILES), attend(inputs, method), rtol=0, atol=1e-5)
-    monkeypatch.setattr(cpu, "tile_isa", lambda: "tiles-portable")
+    monkeypatch.setattr(isas, "tile_isa", lambda: "tiles-portable")
     again._plans.clear()
     assert torch.equal(attend(inputs, NM(1, 2)), best)
     assert "parts" not in explained(inputs, NM(1, 2))
@@ -83,38 +84,30 @@ def test_a_refusal_is_a_reason(name: str):
         return
     with pytest.raises(RuntimeError, match=refusal.split("(")[0]):
         attend(tensors(), NM(1, 2), backend=f"cpu-{name}")
-    assert cpu.tile_isa() != name
+    assert isas.tile_isa() != name
 
 
 def test_explain_says_why_a_bfloat16_call_has_no_matrix_unit():
     said = explained(tensors(), NM(1, 2))
-    engine = cpu.tile_isa()
+    engine = isas.tile_isa()
     assert (f"({engine})" if engine else f"not amx: {cpu.isa_refusal('amx')}") in said
     assert "amx" not in (explained(tensors(torch.float32), NM(1, 2)))
-
-
-def test_engines_of_this_processor_agree_with_the_portable_one():
-    for engine in ("tiles-portable", "avx512bf16", "amx"):
-        if cpu.isa_available(engine):
-            assert cpu.tile_disagreement(engine) is None
-        else:
-            assert cpu.tile_disagreement(engine) == "it does not run here"
 
 
 @pytest.fixture
 def a_matrix_unit(monkeypatch: pytest.MonkeyPatch):
     """A processor that has one, for which the portable engine stands."""
-    monkeypatch.setattr(cpu, "tile_engine", lambda: "tiles-portable")
-    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+    monkeypatch.setattr(isas, "tile_engine", lambda: "tiles-portable")
+    for forget in (isas.tile_isa.cache_clear, again._plans.clear):
         forget()
     yield
-    for forget in (cpu.tile_isa.cache_clear, again._plans.clear):
+    for forget in (isas.tile_isa.cache_clear, again._plans.clear):
         forget()
 
 
 @pytest.mark.usefixtures("a_matrix_unit")
 def test_an_engine_is_taken_where_its_results_are_right():
-    assert cpu.tile_isa() == "tiles-portable"
+    assert isas.tile_isa() == "tiles-portable"
     inputs = tensors()
     assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=TILES))
     assert "(tiles-portable)" in (explained(inputs, NM(1, 2)))
@@ -122,8 +115,8 @@ def test_an_engine_is_taken_where_its_results_are_right():
 
 @pytest.mark.usefixtures("a_matrix_unit")
 def test_an_engine_whose_results_are_not_right_is_not_taken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: "2:4 with stride 16")
-    assert cpu.tile_isa() is None
+    monkeypatch.setattr(isas, "tile_disagreement", lambda engine: "2:4 with stride 16")
+    assert isas.tile_isa() is None
     inputs, best = tensors(), cpu.best_isa()
     assert torch.equal(attend(inputs, NM(1, 2)), attend(inputs, NM(1, 2), backend=f"cpu-{best}"))
     said = explained(inputs, NM(1, 2))
@@ -135,15 +128,10 @@ def test_an_engine_whose_results_are_not_right_is_not_taken(monkeypatch: pytest.
 @pytest.mark.usefixtures("a_matrix_unit")
 def test_the_check_runs_once(monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(cpu, "tile_disagreement", lambda engine: asked.append(engine))
+    monkeypatch.setattr(isas, "tile_disagreement", lambda engine: asked.append(engine))
     for _ in range(3):
         attend(tensors(), NM(2, 4))
     assert asked == ["tiles-portable"]
-
-
-def test_the_portable_engine_is_never_taken_unasked():
-    assert cpu.tile_isa() in (None, "amx", "avx512bf16")
-    assert cpu.best_isa() in ("avx512", "avx2", "neon", "portable")
 
 
 @pytest.mark.usefixtures("tiles_are_fastest")

@@ -57,10 +57,10 @@ def test_speed_and_quality_are_recorded_and_written_as_tables(scripts, model, id
     speed = DecodeSpeed.model_validate_json((tmp_path / "speed-128.json").read_text())
     quality = DecodeQuality.model_validate_json((tmp_path / "quality-128.json").read_text())
     assert [row.way for row in speed.rows] == [way.name for way in decode.ways(128) if way.read is None] + ["bare"]
-    assert set(quality.items[0].nll) == {way.name for way in decode.ways(128)} - {"dense-in-place"}
+    assert set(quality.items[0].nll) == {way.name for way in decode.ways(128)} - set(decode.SAME)
     assert speed.of("cache-window-32-s4").cache < speed.of("dense").cache < speed.of("dense-in-place").cache
     assert [item.item for item in quality.items] == [f"depth {i}" for i in range(5)]
-    assert quality.ways == [way.name for way in decode.ways(128) if way.name != "dense-in-place"]
+    assert quality.ways == [way.name for way in decode.ways(128) if way.name not in decode.SAME]
     assert "cache-quest-32" in quality.ways
     assert all(list(item.nll) == list(item.hit) == quality.ways for item in quality.items)
     assert quality.items[3].nll["dense"] == pytest.approx(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
@@ -48,6 +48,6 @@ def test_a_kernel_that_disagrees_is_not_timed(tiles: Any, monkeypatch: pytest.Mo
 
 
 def test_without_an_engine_it_says_so(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "tile_isa", lambda: None)
+    monkeypatch.setattr(isas, "tile_isa", lambda: None)
     with pytest.raises(SystemExit, match="no tile engine"):
         tiles.main([])

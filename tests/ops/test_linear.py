@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import runner
 from dynattn.ops import linear
 from dynattn.ops.linear import (
     linear_nm_act,
@@ -162,7 +163,7 @@ def test_the_kernel_runs_where_it_should_and_past_the_dispatcher(
     function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    monkeypatch.setattr(cpu, "_run", lambda *_: runs.append(1))
+    monkeypatch.setattr(runner, "run", lambda *_: runs.append(1))
     for name in ("ROWS", "NM_ACT", "THRESHOLD", "OUTPUTS", "NM_WEIGHT"):
         monkeypatch.setattr(linear, name, name)  # no operator
     its = layer(8, 40, 32, torch.float32)

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import dynattn
 from dynattn import Window
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 from dynattn.maths import bands
 from dynattn.ops import nm, windows
 from tests.covering import half
@@ -145,7 +146,7 @@ def test_few_queries(q_len: int, dtype: torch.dtype, engine: str | None, monkeyp
     more queries go to a tile engine. Its logsumexp is that of rounded weights where no gradient is asked for: nothing
     may be merged by that."""
     if engine != "here":
-        monkeypatch.setattr(cpu, "tile_isa", lambda: engine)
+        monkeypatch.setattr(isas, "tile_isa", lambda: engine)
     query, key, value = inputs(q_len, 300, dtype)
     for window, sinks in ((1, 1), (20, 4), (64, 0), (290, 3), (296, 8)):
         method = Window(window, sinks)

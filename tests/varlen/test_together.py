@@ -12,6 +12,7 @@ from torch import Tensor
 from dynattn import attention, varlen_attention
 from dynattn.backends import again
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 from dynattn.methods import parse
 from dynattn.varlen import run
 from tests.varlen.test_init import bounds, by_text, in_pages, packed
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="needs the compil
 Q_LENGTHS = [1, 37, 0, 6, 1, 200, 3, 13]  # few queries, many, and none; wide values make 12 few
 K_LENGTHS = [700, 90, 5, 0, 1, 203, 2100, 64]
 METHODS = ["dense", "nm-1-2", "nm-2-4", "nm-3-5", "nm-2-4-x16-w4-s2", "nm-1-2-w40-s3", "nm-7-31"]
-HERE = cpu.tile_isa() if cpu.is_available() else None
+HERE = isas.tile_isa() if cpu.is_available() else None
 TILES = HERE or "tiles-portable"  # this processor's tile engine, or what stands in for one
 KINDS = [(torch.float32, TILES), (torch.float16, TILES), (torch.bfloat16, None), (torch.bfloat16, TILES)]
 SHAPES = [{"head_dim": 64, "value_dim": 64}, {"head_dim": 20, "value_dim": 12}, {"head_dim": 16, "value_dim": 80}]
@@ -47,7 +48,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def take(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose tile engine this is, or that has none."""
-    monkeypatch.setattr(cpu, "tile_isa", lambda: engine)
+    monkeypatch.setattr(isas, "tile_isa", lambda: engine)
     monkeypatch.setattr(again, "_plans", {})  # which know their engine
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dynattn.backends.base import Backend, Choosing, nm_arguments, run_nm, short
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods.base import Choice, Method, PairMethod
 from dynattn.methods.block_skip import BlockSkip
@@ -60,12 +61,12 @@ class CPU(Backend):
                 return f"the kernels take a {which} of at most {cpu.MAX_HEAD_DIM}, not {size}"
         if torch.compiler.is_compiling():
             return None
-        return cpu.unavailable_reason() if self._isa is None else cpu.isa_refusal(self._isa)
+        return cpu.unavailable_reason() if self._isa is None else isas.isa_refusal(self._isa)
 
     def what(self, problem: Problem) -> str:
         what = f"fused C++ kernel ({self._named(problem)}{self._parts(problem)})"
         if problem.method.choice is Choice.ROWS:
-            tiles = self._isa_of_rows(problem) in cpu.TILE_ENGINES
+            tiles = self._isa_of_rows(problem) in isas.TILE_ENGINES
             read = "zeros in place of dropped weights" if tiles else "values of the kept ones read"
             what = f"{what}, all pairs scored, {read}"
         if problem.method.choice is Choice.SKIPS:
@@ -83,11 +84,11 @@ class CPU(Backend):
         if self._isa is not None:
             return f"{self._isa}{_doubt(self._isa)}" if isinstance(self, Tiles) else self._isa
         rows = problem.method.choice is Choice.ROWS
-        isa = self._isa_of_rows(problem) if rows else cpu.nm_isa(problem.dtype, problem.q_len)
-        if problem.dtype != torch.bfloat16 or isa == cpu.tile_isa():
+        isa = self._isa_of_rows(problem) if rows else isas.nm_isa(problem.dtype, problem.q_len)
+        if problem.dtype != torch.bfloat16 or isa == isas.tile_isa():
             return isa
-        unit = cpu.tile_engine() or "amx"
-        return f"{isa}; not {unit}: {cpu.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit, problem)}"
+        unit = isas.tile_engine() or "amx"
+        return f"{isa}; not {unit}: {isas.isa_refusal(unit) or _no_tiles(problem) or _not_taken(unit, problem)}"
 
     def _isa_of_rows(self, problem: Problem) -> str:
         """The instruction set where rows choose by their own scores."""
@@ -95,14 +96,14 @@ class CPU(Backend):
             return self._isa
         method = cast(PairMethod, problem.method)
         if _more_than_output(problem) or method.beside_window:
-            return cpu.best_isa()
-        return cpu.row_isa(problem.dtype, problem.q_len, problem.kv_len, method.row_rule())
+            return isas.best_isa()
+        return isas.row_isa(problem.dtype, problem.q_len, problem.kv_len, method.row_rule())
 
     def _parts(self, problem: Problem) -> str:
         """How a tile engine takes float32."""
         if not isinstance(self, Tiles) or problem.dtype != torch.float32 or torch.compiler.is_compiling():
             return ""
-        return f"; float32 by bfloat16 parts, {_PRODUCTS[cpu.float_parts()]} products for one"
+        return f"; float32 by bfloat16 parts, {_PRODUCTS[isas.float_parts()]} products for one"
 
     def kernel(self, call: Call) -> tuple[Pattern, str] | None:
         if call.method.choice is not Choice.GROUPS or self._by_parts(call):
@@ -200,16 +201,16 @@ def _beside(method: Method) -> str:
 
 def _doubt(engine: str) -> str:
     """What to say of an engine that is asked for by name and has failed its check on this processor."""
-    found = cpu.tile_disagreement(engine)
+    found = isas.tile_disagreement(engine)
     return "" if found is None else f", whose results are not right on this processor: {found}"
 
 
 def _not_taken(engine: str, problem: Problem) -> str:
     """Why ``cpu`` does not take an engine for a problem that it would compute."""
-    found = cpu.tile_disagreement(engine)
+    found = isas.tile_disagreement(engine)
     if found is not None:
         return f"its results are not right on this processor: {found}; backend='cpu-{engine}' runs it all the same"
-    if problem.method.choice is Choice.ROWS and cpu.nm_isa(problem.dtype, problem.q_len) == engine:
+    if problem.method.choice is Choice.ROWS and isas.nm_isa(problem.dtype, problem.q_len) == engine:
         return "the few values that long rows keep by rank are listed"
     return "few queries read keys in place"
 

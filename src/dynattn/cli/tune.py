@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from dynattn.cli.options import Dtype, Reports, Threads, TrustRemoteCode, counted
+from dynattn.cli.options import Reports, Threads, TrustRemoteCode, counted
 from dynattn.cli.running import running
 from dynattn.lab.models.trust import trusting
 
@@ -63,7 +63,13 @@ def tune(
         int | None,
         typer.Option(help="Tokens. Default: the longest that fits the model and the minutes.", callback=counted()),
     ] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the model's weights and of both attentions: float32, bfloat16, float16. Default: bfloat16 where "
+            "the processor multiplies it (AMX, or AVX512-BF16 of AMD), else float32."
+        ),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="To spend: less time means fewer texts, never a weaker claim.")] = 6.0,
     task: Annotated[
         str | None, typer.Option(help="Your own task, module:function; docs/tune.md says what it gives.")
@@ -89,6 +95,7 @@ def tune(
     with running("tune", "evals", _NAMES), trusting(trust_remote_code):
         import torch
 
+        from dynattn.lab.models import fastest_dtype
         from dynattn.lab.terminal import console
         from dynattn.lab.tune.command import run
         from dynattn.lab.tune.settings import Settings
@@ -96,7 +103,7 @@ def tune(
         if threads is not None:
             torch.set_num_threads(threads)
         settings = Settings(
-            model=model, texts=texts, max_loss=share(max_loss), phase=cast(Any, phase), length=length, dtype=dtype,
-            minutes=minutes, task=task,
+            model=model, texts=texts, max_loss=share(max_loss), phase=cast(Any, phase), length=length,
+            dtype=fastest_dtype() if dtype is None else dtype, minutes=minutes, task=task,
         )  # fmt: skip
         run(settings, output, console(), workers, ray)

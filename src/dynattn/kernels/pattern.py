@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dynattn.methods.base import BlockRule, Reach, RowRule
 from dynattn.methods.nm import NM
 
-__all__ = ["BlockRule", "Pattern", "Positions", "RowRule"]
+__all__ = ["ANYWHERE", "BlockRule", "Pattern", "Positions", "RowRule"]
 
 
 class Pattern(NamedTuple):
@@ -49,3 +49,7 @@ class Positions(NamedTuple):
 
     within: Reach | None = None
     beyond_blocks: bool = False
+
+
+ANYWHERE = Positions()
+"""Nothing is dropped or kept for where it stands."""

@@ -265,40 +265,33 @@ def _as(x: Tensor, y: Tensor) -> Tensor:
     return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
-def _by_kernel(
-    function: str, x: Tensor, weight: Tensor, bias: Tensor | None, n: int = 0, m: int = 0, **others: Tensor | None
-) -> Tensor | None:
-    """What an operator's kernel gives on the CPU; None where there is none for such tensors."""
-    plan = linear_again.plan(function, x, weight, others.get("thresholds"), n, m)
+def _on_cpu(function: str, definition: Any, x: Tensor, weight: Tensor, bias: Tensor | None, **others: Any) -> Tensor:
+    """What an operator gives on the CPU: by its kernel, or by its definition where there is none for such tensors."""
+    plan = linear_again.plan(function, x, weight, others.get("thresholds"), others.get("n", 0), others.get("m", 0))
     if plan is None:
-        return None
-    packed = {name: None if tensor is None else tensor.contiguous() for name, tensor in others.items()}
+        return definition(x, weight, bias=bias, **others)
+    packed = {name: tensor.contiguous() for name, tensor in others.items() if isinstance(tensor, Tensor)}
     return plan.run(x.contiguous(), weight, None if bias is None else bias.contiguous(), **packed)
 
 
 def _rows(x: Tensor, weight_t: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
-    out = _by_kernel("linear_rows", x, weight_t, bias, keep=keep, scale=scale)
-    return linear_definitions.rows(x, weight_t, bias, keep, scale) if out is None else out
+    return _on_cpu("linear_rows", linear_definitions.rows, x, weight_t, bias, keep=keep, scale=scale)
 
 
 def _nm_act(x: Tensor, weight_t: Tensor, bias: Tensor | None, factors: Tensor | None, n: int, m: int) -> Tensor:
-    out = _by_kernel("linear_rows", x, weight_t, bias, n, m, factors=factors)
-    return linear_definitions.nm_act(x, weight_t, bias, factors, n, m) if out is None else out
+    return _on_cpu("linear_rows", linear_definitions.nm_act, x, weight_t, bias, factors=factors, n=n, m=m)
 
 
 def _threshold(x: Tensor, weight_t: Tensor, bias: Tensor | None, thresholds: Tensor) -> Tensor:
-    out = _by_kernel("linear_rows", x, weight_t, bias, thresholds=thresholds)
-    return linear_definitions.threshold(x, weight_t, bias, thresholds) if out is None else out
+    return _on_cpu("linear_rows", linear_definitions.threshold, x, weight_t, bias, thresholds=thresholds)
 
 
 def _outputs(x: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor, scale: Tensor | None) -> Tensor:
-    out = _by_kernel("linear_outputs", x, weight, bias, keep=keep, scale=scale)
-    return linear_definitions.outputs(x, weight, bias, keep, scale) if out is None else out
+    return _on_cpu("linear_outputs", linear_definitions.outputs, x, weight, bias, keep=keep, scale=scale)
 
 
 def _nm_weight(x: Tensor, values: Tensor, places: Tensor, bias: Tensor | None, n: int, m: int) -> Tensor:
-    out = _by_kernel("linear_nm_weight", x, values, bias, n, m, places=places)
-    return linear_definitions.nm_weight(x, values, places, bias, n, m) if out is None else out
+    return _on_cpu("linear_nm_weight", linear_definitions.nm_weight, x, values, bias, places=places, n=n, m=m)
 
 
 def _fake_rows(x: Tensor, weight_t: Tensor, *_: Any) -> Tensor:

@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(params=[isa for isa in ISAS if cpu.isa_available(isa)])
 def isa(request: pytest.FixtureRequest) -> str:
-    """Those that run here: test_init.py says which do not, once each."""
+    """Those that run here: test_isas.py says which do not, once each."""
     return request.param
 
 

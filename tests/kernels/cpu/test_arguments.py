@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dynattn.kernels import cpu
-from dynattn.kernels.cpu import arguments, loader
+from dynattn.kernels.cpu import arguments, isas, loader, runner
 from dynattn.kernels.cpu.arguments import FLOAT, INT32, INT64, POINTER, UINT32, UINT64, Structure
 
 HEADER = Path(__file__).parents[3] / "src" / "dynattn" / "kernels" / "cpu" / "dynattn_cpu.h"  # not installed
@@ -91,12 +91,12 @@ def test_sizes_offsets_and_types_are_the_headers(structure: Structure, tmp_path:
 def test_the_constants_are_the_headers() -> None:
     text = HEADER.read_text()
     assert f"DYNATTN_MAX_HEAD_DIM = {cpu.MAX_HEAD_DIM} " in text
-    assert f"DYNATTN_BAD_PAGE = {cpu._BAD_PAGE} " in text
+    assert f"DYNATTN_BAD_PAGE = {runner.BAD_PAGE} " in text
     assert f"DYNATTN_INTERFACE = {loader._INTERFACE} " in text
-    for name, code in cpu._ISAS.items():
+    for name, code in isas.CODES.items():
         constant = name.upper().replace("-", "_")
         assert f"DYNATTN_ISA_{constant} = {code}" in text
-    for dtype, code in cpu._DTYPES.items():
+    for dtype, code in arguments.DTYPES.items():
         assert f"DYNATTN_{str(dtype).removeprefix('torch.').upper()} = {code}" in text
 
 
@@ -108,13 +108,6 @@ def test_every_value_has_to_be_given() -> None:
         arguments.ROW_FORWARD.pack(**values)
 
 
-def test_fields_laid_out_apart_are_those_of_the_whole() -> None:
-    """As calls made again lay them out."""
-    backward = filled(arguments.NM_BACKWARD, None) | {"d_key": 7, "grad_out_strides": (1, 2, 3)}
-    backward |= {"d_query_strides": (4, 5, 6), "d_value_strides": (8, 9, 10)}
-    apart = cpu._GRADIENT_ADDRESSES.pack(0, 0, 0, 7, 0, 0, 1, 2, 3) + cpu._STRIDES.pack(4, 5, 6, 0, 0, 0, 8, 9, 10)
-    assert apart == arguments.NM_BACKWARD.pack(**backward)
-    whole = arguments.NM_FORWARD.pack(**filled(arguments.NM_FORWARD, None) | {"key": 5, "logsumexp": 6})
-    assert whole.startswith(cpu._ADDRESSES.pack(0, 5, 0, 0, 0, 6))
+def test_a_part_is_of_the_structures_own_fields() -> None:
     with pytest.raises(ValueError, match="is not in list"):
         arguments.NM_BACKWARD.part("grad_out", "query")

@@ -1,11 +1,9 @@
-"""The ctypes loader: what it says when something is missing or refused."""
+"""The kernels as a whole: that they are there, and the bounds of what they take and ask for."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from dynattn import explain
 from dynattn.kernels import cpu
 from dynattn.kernels.cpu import loader
 from dynattn.methods.nm import NM
-from tests.kernels.cpu.conftest import ISAS
-from tests.kernels.cpu.tiles.conftest import ENGINES
 
 
 def test_the_library_is_there():
@@ -24,48 +20,6 @@ def test_the_library_is_there():
     assert cpu.isa_available(cpu.best_isa())
     assert cpu.isa_available("portable")
     assert not cpu.isa_available("mmx")
-
-
-@pytest.mark.parametrize("name", [*ISAS, *ENGINES])
-def test_what_does_not_run_here_is_said_once(name: str):
-    """The tests of kernels run those that this processor runs."""
-    refusal = cpu.isa_refusal(name)
-    if refusal is not None:
-        pytest.skip(refusal)
-    assert cpu.isa_available(name)
-
-
-def test_kernels_of_another_processor_say_so():
-    other = "avx2" if cpu.isa_available("neon") else "neon"
-    assert not cpu.isa_available(other)
-    assert "other processors" in (cpu.isa_refusal(other) or "")
-
-
-def test_nonsense_is_refused_before_memory_is_touched(forward):
-    x = torch.zeros(1, 1, 4, 8)
-    method = NM(1, 2)
-    object.__setattr__(method, "n", 3)
-    with pytest.raises(RuntimeError, match="out of its range"):
-        forward(x, x, x, method, "portable")
-
-
-def test_more_memory_than_there_is(forward):
-    huge = torch.zeros(1, 1, 1, 256).expand(1, 1, 2**40, 256)  # 1 TiB of rows, of which one is in memory
-    with pytest.raises(MemoryError, match="no memory"):  # few queries would read the keys in place
-        forward(torch.zeros(1, 1, 32, 256), huge, huge, NM(1, 2), "portable")
-
-
-def test_the_peak_is_measured():
-    one = cpu.fma_peak("portable", 1, 0.02)
-    assert 1e8 < one < 1e13
-
-
-@pytest.mark.usefixtures("forked_python")
-def test_the_peak_of_more_threads_than_any_machine_has():
-    """In a process of its own: a team of that size would overrun the stack of the OpenMP runtime."""
-    code = "from dynattn.kernels import cpu; print(cpu.fma_peak('portable', 10**6, 0.5) > 0)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stdout == "True\n", ran.stderr or ran.returncode
 
 
 @pytest.mark.parametrize("q_len", [4, 32])

@@ -18,7 +18,8 @@ from tests.lab.decode.tiny import PROMPT
 
 
 @pytest.mark.parametrize(
-    "name", [BASELINE, "dense-in-place", "nm-1-1", "cache-window-999-s4", "topk-1.0", "cache-quest-128"]
+    "name",
+    [BASELINE, "sdpa-in-place", "dense-in-place", "nm-1-1", "cache-window-999-s4", "topk-1.0", "cache-quest-128"],
 )
 def test_ways_that_lose_nothing_score_as_one_pass(model, ids, prompt, name):
     answer = 15

@@ -23,7 +23,8 @@ def test_flat_ratios_leave_the_first_layers_whole(model, prompt):
 
 
 def test_ways_by_name(model):
-    assert find("dense").implementation == find("cache-window-8-s1").implementation == "sdpa"
+    assert find("dense").implementation == find("sdpa-in-place").implementation == "sdpa"
+    assert find("dense-in-place").implementation == find("cache-window-8-s1").implementation == "dynattn:dense"
     assert find("nm-2-4").implementation == "dynattn:nm-2-4"
     assert find("cache-spatten-0.25").implementation == "dynattn:dense"
     assert isinstance(find("nm-2-4").cache(model.config), FullCache)

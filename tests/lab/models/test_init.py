@@ -78,3 +78,18 @@ def test_other_models_by_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(ValueError, match="is a clip"):
         models.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("available", "engine", "expected"),
+    [
+        (True, "avx512bf16", "bfloat16"),
+        (True, "amx", "bfloat16"),
+        (True, None, "float32"),
+        (False, "amx", "float32"),
+    ],
+)
+def test_models_run_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, available, engine, expected):
+    monkeypatch.setattr(models.cpu, "is_available", lambda: available)
+    monkeypatch.setattr(models.isas, "tile_engine", lambda: engine)
+    assert models.fastest_dtype() == expected

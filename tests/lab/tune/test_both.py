@@ -108,7 +108,7 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
     assert Both.model_validate(json.loads((folder / "tune.json").read_text())) == result
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval()
     tuned = load(model, folder / "model.dynattn.json")
-    assert (tuned.phase, tuned.cache, tuned.decoding) == ("prefill", "window-32-s4", "topk-1.0")
+    assert (tuned.phase, tuned.cache, tuned.decoding) == ("prefill", "window-32-s4", "dense")
     assert [each.details["task"] for each in tuned.evidence if "task" in each.details] == ["perplexity", "decoding"]
     assert set(tuned.methods.values()) == {"nm-1-2"}
     in_prompts = LinearSetting({"0.gate": "nmact-1-2", "0.up": "nmact-1-2"})
@@ -119,7 +119,7 @@ def test_one_file_makes_each_phase_attend_by_its_own(found, tiny_decoder, many_t
         ids = torch.arange(80)[None] % 50 + 5
         model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert {name for queries, name in attended if queries > 1} == {"nm-1-2"}
-    assert {name for queries, name in attended if queries == 1} == {"topk-1.0"}
+    assert {name for queries, name in attended if queries == 1} == {"dense"}
     assert cache.layers[0].held < 80
 
 

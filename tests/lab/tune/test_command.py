@@ -22,12 +22,11 @@ pytest.importorskip("jinja2")
 import transformers
 
 from dynattn.integrations.transformers import assign, load
-from dynattn.lab.figures import Spread
+from dynattn.lab.figures import BASELINE, Spread
 from dynattn.lab.terminal import console
 from dynattn.lab.tune import run as stages
 from dynattn.lab.tune.assignment import methods
 from dynattn.lab.tune.begin import begin, given
-from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.command import run
 from dynattn.lab.tune.exams import FEWEST
 from dynattn.lab.tune.layers import Clocked
@@ -284,7 +283,7 @@ def test_where_nothing_is_proved_dense_attention_of_the_faster_kernel_is_what_is
 
     def clock(*given):
         shapes, (costs,), *more = timed(*given)
-        return [shapes, [{**costs, SDPA: 1.5 * costs["dense"]}], *more]
+        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
 
     def unproved(*given):
         found = prove(*given)

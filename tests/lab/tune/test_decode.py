@@ -181,7 +181,7 @@ def test_a_file_names_the_cache_and_the_attention_that_it_needs():
     found = {way: decode_told.attends(Decoding.model_construct(way=way)) for way in ways_to}
     assert found["cache-quest-512"] == ("quest-512", "dense")
     assert found["cache-spatten-0.5"] == ("spatten-0.5", "dense")
-    assert found["cache-window-512-s4"] == ("window-512-s4", "topk-1.0")
+    assert found["cache-window-512-s4"] == ("window-512-s4", "dense")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tune import search as module
-from dynattn.lab.tune.candidates import OWN_DENSE
+from dynattn.lab.tune.candidates import DENSE
 from dynattn.lab.tune.choices import Choices
 from dynattn.lab.tune.exams import Exam
 from dynattn.lab.tune.search import Search
@@ -44,7 +44,7 @@ def _searched(tmp_path, monkeypatch, power: float, scale: float, points: int = 4
     draw = np.random.default_rng(0)
     shapes = {f"m{i}": 0 for i in range(MODULES)}
     harm = {module: {"window-8": list(10 ** draw.uniform(-5, -1, HEADS))} for module in shapes}
-    choices = Choices(Costs(shapes, [{OWN_DENSE: 1.0, "window-8": 0.2}], [0.0], [HEADS]), harm, ("window-8",))
+    choices = Choices(Costs(shapes, [{DENSE: 1.0, "window-8": 0.2}], [0.0], [HEADS]), harm, ("window-8",))
     dense = draw.normal(3, 0.5, ITEMS)
     noise = draw.normal(0, 0.003, ITEMS)
     exam = Exam(_Nats(), Prepared(tuple(map(str, range(ITEMS))), 1, (), 8, "", [None] * 6))
@@ -103,7 +103,7 @@ def test_a_method_for_all_heads_that_harms_less_than_it_seems_to_is_found(tmp_pa
     draw = np.random.default_rng(0)
     shapes = {f"m{i}": 0 for i in range(MODULES)}
     harm = {m: {"window-8": list(draw.uniform(0.001, 0.003, HEADS)), "nm-1-2": [0.01] * HEADS} for m in shapes}
-    costs = Costs(shapes, [{OWN_DENSE: 1.0, "window-8": 0.9, "nm-1-2": 0.5}], [0.0], [HEADS])
+    costs = Costs(shapes, [{DENSE: 1.0, "window-8": 0.9, "nm-1-2": 0.5}], [0.0], [HEADS])
     choices = Choices(costs, harm, ("window-8", "nm-1-2"))
     dense = draw.normal(3, 0.5, ITEMS)
     exam = Exam(_Nats(), Prepared(tuple(map(str, range(ITEMS))), 1, (), 8, "", [None] * 6))
@@ -126,7 +126,7 @@ def test_a_method_for_all_heads_that_harms_less_than_it_seems_to_is_found(tmp_pa
 def test_what_is_hopeless_in_one_exam_is_not_put_through_the_other(tmp_path, monkeypatch):
     asked = []
     choices = Choices(
-        Costs({"m": 0}, [{OWN_DENSE: 1.0, "window-8": 0.2}], [0.0], [1]), {"m": {"window-8": [1.0]}}, ("window-8",)
+        Costs({"m": 0}, [{DENSE: 1.0, "window-8": 0.2}], [0.0], [1]), {"m": {"window-8": [1.0]}}, ("window-8",)
     )
     exams = tuple(
         Exam(_Nats(), Prepared(tuple(map(str, range(ITEMS))), 1, (), 8, "", [None] * 6), second=second)

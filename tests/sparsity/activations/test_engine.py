@@ -180,12 +180,13 @@ def test_a_state_dict_holds_the_same_weights_meanwhile():
 
 def test_a_choice_of_many_tokens_is_made_once_and_of_few_inside(monkeypatch):
     from dynattn.kernels import cpu
+    from dynattn.kernels.cpu import runner
 
     if not cpu.is_available():
         pytest.skip("the kernels are not there")
     ran: list[str] = []
-    run = cpu._run
-    monkeypatch.setattr(cpu, "_run", lambda name, args: (ran.append(name), run(name, args))[1])
+    run = runner.run
+    monkeypatch.setattr(runner, "run", lambda name, args: (ran.append(name), run(name, args))[1])
     model = make("llama")
     with torch.no_grad(), NMActivations(2, 4).apply(model):
         for tokens, choices in ((5, 0), (40, 2)):

@@ -11,7 +11,12 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 POINTER, INT32, UINT32, INT64, UINT64, FLOAT = "P", "i", "I", "q", "Q", "f"
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3, torch.int8: 4}
+"""The numbers of dtypes in the header."""
 
 
 def _format(fields: list[tuple[str, str, int]]) -> str:

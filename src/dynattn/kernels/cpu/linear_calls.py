@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynattn.kernels import cpu
-from dynattn.kernels.cpu import loader
-from dynattn.kernels.cpu.arguments import LINEAR
+from dynattn.kernels.cpu import loader, runner
+from dynattn.kernels.cpu.arguments import DTYPES, LINEAR
+from dynattn.kernels.cpu.isas import CODES
 
 MAX_TOKENS = 8
 """So many tokens are few: there are kernels that read nothing of what is left out."""
@@ -122,11 +122,11 @@ def prepare(
         weight_stride=weight.stride(0),
         threshold_stride=int(thresholds is not None and len(thresholds) > 1),
         parallel=loader.parallel() or 0,
-        dtype=cpu._DTYPES[x.dtype],
-        weight_dtype=cpu._DTYPES[weight.dtype],
+        dtype=DTYPES[x.dtype],
+        weight_dtype=DTYPES[weight.dtype],
         n=n,
         m=m,
-        isa=cpu._ISAS[isa],
+        isa=CODES[isa],
         threads=torch.get_num_threads(),
     )
     return args[_ADDRESSES.size :]
@@ -158,4 +158,4 @@ def run(
         0 if factors is None else factors.data_ptr(),
         out.data_ptr(),
     )
-    cpu._run(function, addresses + prepared)
+    runner.run(function, addresses + prepared)

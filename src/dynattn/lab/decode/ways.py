@@ -1,7 +1,8 @@
 """Ways to decode: an attention implementation and a cache, by a name that says both.
 
 dense                   Transformers' default: SDPA over a cache that is copied at every step
-dense-in-place          the same over a cache in buffers
+sdpa-in-place           the same over a cache in buffers
+dense-in-place          dense attention of this project over a cache in buffers
 nm-2-4, window-256-s4   a method of this project over the whole cache, in buffers
 cache-window-256-s4     dense over a cache of the first 4 and the latest 256 tokens
 cache-spatten-0.25      dense over a cache pruned after SpAtten, 0.25 of the tokens in the last layer
@@ -86,11 +87,13 @@ def find(name: str) -> Way:
     register()
     if name == BASELINE:
         return Way(name, "sdpa", lambda config: DynamicCache(config=config))
-    if name == "dense-in-place":
+    if name == "sdpa-in-place":
         return Way(name, "sdpa", lambda config: FullCache())
+    if name == "dense-in-place":
+        return Way(name, "dynattn:dense", lambda config: FullCache())
     if match := _WINDOW.fullmatch(name):
         window, sinks = map(int, match.groups())
-        return Way(name, "sdpa", lambda config: WindowCache(window, sinks, every=EVERY))
+        return Way(name, "dynattn:dense", lambda config: WindowCache(window, sinks, every=EVERY))
     if match := _SPATTEN.fullmatch(name):
         flat, keep = match[1], float(match[2])
         return Way(

@@ -10,6 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dynattn.kernels import cpu
+from dynattn.kernels.cpu import isas
+
 Kind = Literal["encoder", "decoder", "vision", "speech"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,6 +90,12 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
     if name in PACKAGED:
         return import_module(f"dynattn.lab.models.{name}").load(DTYPES[dtype])
     return import_module("dynattn.lab.models.hub").load(name, DTYPES[dtype])
+
+
+def fastest_dtype() -> str:
+    """The dtype in which models run fastest here: bfloat16 where the processor multiplies it (AMX, or AVX512-BF16 of
+    AMD), else float32."""
+    return "bfloat16" if cpu.is_available() and isas.tile_engine() is not None else "float32"
 
 
 def parameters(model: nn.Module) -> str:

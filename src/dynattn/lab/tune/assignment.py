@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dynattn.lab.tune.candidates import SDPA
-from dynattn.lab.words import label
 from dynattn.methods import PerHead, parse
 
 Assignment = Mapping[str, Sequence[str]]
@@ -21,11 +19,6 @@ def methods(assignment: Assignment) -> dict[str, str]:
 def of_heads(heads: Sequence[str]) -> str:
     """One method's name for heads; all of them alike make no ``PerHead``."""
     return heads[0] if len(set(heads)) == 1 else PerHead(tuple(parse(name) for name in heads)).name
-
-
-def shown(name: str) -> str:
-    """A method's name, for people."""
-    return "dense, PyTorch's kernel" if name == SDPA else label(name)
 
 
 def shares(assignment: Assignment) -> dict[str, float]:

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dynattn.lab.models import Kind
 from dynattn.methods import parse
 
-OWN_DENSE = "dense"
-"""Dense attention by this project's kernel."""
-
-SDPA = parse("topk-1.0").name
-"""Dense attention by PyTorch's kernel: it keeps all pairs by its definition, and those methods take that kernel."""
-
-DENSE = (OWN_DENSE, SDPA)
-"""The faster of them is what a layer keeps that cannot be made sparse."""
+DENSE = "dense"
+"""Dense attention as :func:`dynattn.attention` computes it: what a layer keeps that cannot be made sparse."""
 
 _BLOCK = 64
 

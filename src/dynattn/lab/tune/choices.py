@@ -10,8 +10,9 @@ import numpy as np
 
 from dynattn.lab.tune import solve
 from dynattn.lab.tune.assignment import Assignment
+from dynattn.lab.tune.candidates import DENSE
 from dynattn.lab.tune.sensitivity import Harm
-from dynattn.lab.tune.times import Costs, fastest_dense, sdpa_seconds
+from dynattn.lab.tune.times import Costs, sdpa_seconds
 
 Heads = tuple[str, ...]
 """The method of each head of a module."""
@@ -84,7 +85,7 @@ class Choices:
     @cached_property
     def path(self) -> Path:
         """The knapsack's path over all candidates, from dense attention on."""
-        options = [self._from(module, self._dense(module), self.names) for module in self.modules]
+        options = [self._from(module, DENSE, self.names) for module in self.modules]
         return Path(self._moves(options), options)
 
     @property
@@ -101,7 +102,7 @@ class Choices:
         Args:
             name: a candidate that is faster than dense attention for some head.
         """
-        there = [self._from(module, self._dense(module), (name,)) for module in self.modules]
+        there = [self._from(module, DENSE, (name,)) for module in self.modules]
         first = self._moves(there)
         reached = [its[option] for its, option in zip(there, solve.at(first, len(there), len(first)), strict=True)]
         on = [self._from(module, its[0], self.names) for module, its in zip(self.modules, reached, strict=True)]
@@ -195,9 +196,6 @@ class Choices:
     def _harm(self, module: str, name: str, head: int) -> float:
         return self.harm[module][name][head] if name in self.names else 0.0
 
-    def _dense(self, module: str) -> str:
-        return fastest_dense(self._of(module))
-
     def _of(self, module: str) -> Mapping[str, float]:
         return self.costs.seconds[self.costs.shapes[module]]
 
@@ -214,6 +212,6 @@ def worth(costs: Costs, names: Sequence[str], most: int) -> tuple[str, ...]:
         name
         for name in names
         if all(name in each for each in costs.seconds)
-        and any(each[name] < 0.95 * each[fastest_dense(each)] for each in costs.seconds)
+        and any(each[name] < 0.95 * each[DENSE] for each in costs.seconds)
     ]
     return tuple(faster[:most])

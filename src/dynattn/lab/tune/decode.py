@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from dynattn.integrations.transformers import register
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import read, step_seconds
-from dynattn.lab.figures import BASELINE
 from dynattn.lab.machine import machine
 from dynattn.lab.models import Pretrained
 from dynattn.lab.progress import Stage
@@ -20,7 +17,6 @@ from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.tasks.texts import Text, wikipedia
 from dynattn.lab.timing import Timing, interleaved, own_seconds
 from dynattn.lab.tune import decoding, pieces
-from dynattn.lab.tune.candidates import SDPA
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
 from dynattn.lab.tune.decode_search import Search, guesses, limit_of
@@ -111,7 +107,7 @@ class Run:
 
         def seconds(name: str) -> float:
             with thin[name]():
-                return step_seconds(model, prompt, _loaded(decoding.parted(name)[0]), after)
+                return step_seconds(model, prompt, ways.find(decoding.parted(name)[0]), after)
 
         functions = {name: partial(seconds, name) for name in every}
         return interleaved(functions, rounds=rounds, min_sample=None, each=after.shape[1], elapsed=own_seconds)
@@ -184,14 +180,6 @@ class Run:
             verdict="dense" if way is None else "faster", reason=reason, way=way, considered=self._considered,
             tries=self._tries, speed=speed, seconds=self._clock.spent, linears=setting,
         )  # fmt: skip
-
-
-def _loaded(name: str) -> ways.Way:
-    """A way as a loaded file has it: with PyTorch's dense kernel, through this project's attention."""
-    way = ways.find(name)
-    if name == ways.BASELINE or way.implementation != BASELINE:
-        return way
-    return replace(way, implementation=register(SDPA)[0])
 
 
 def room(pretrained: Pretrained) -> int:

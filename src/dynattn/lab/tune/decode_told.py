@@ -6,13 +6,11 @@ from markupsafe import Markup
 from rich.console import Console
 
 from dynattn.integrations.transformers import Evidence, Tuned, attention_modules
-from dynattn.lab.decode import ways
-from dynattn.lab.figures import BASELINE
 from dynattn.lab.machine import describe
 from dynattn.lab.models import Pretrained
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.terminal import Grid, print_grid, say
-from dynattn.lab.tune.candidates import OWN_DENSE, SDPA
+from dynattn.lab.tune.candidates import DENSE
 from dynattn.lab.tune.decode import Decoding
 from dynattn.lab.tune.decoding import parted
 from dynattn.lab.tune.linears.words import grid as linears_grid
@@ -96,7 +94,7 @@ def attends(found: Decoding) -> tuple[str, str]:
         raise ValueError("tune: a file is written where decoding became faster alone")
     way = parted(found.way)[0]
     cache = way.removeprefix(_CACHE) if way.startswith(_CACHE) else "full"
-    return cache, SDPA if ways.find(way).implementation == BASELINE else OWN_DENSE
+    return cache, DENSE
 
 
 def evidence(found: Decoding) -> tuple[Evidence, ...]:

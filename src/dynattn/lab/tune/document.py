@@ -9,11 +9,12 @@ from markupsafe import Markup
 from dynattn.lab.machine import describe
 from dynattn.lab.page import Section, facts, render, table
 from dynattn.lab.tune import plots
-from dynattn.lab.tune.assignment import shares, shown
+from dynattn.lab.tune.assignment import shares
 from dynattn.lab.tune.linears.words import grid, sentence
 from dynattn.lab.tune.results import Tuning, WholeModel
 from dynattn.lab.tune.terminal import losses, sentences
 from dynattn.lab.tune.whole import methods
+from dynattn.lab.words import label
 
 
 def page(found: Tuning) -> str:
@@ -59,7 +60,7 @@ def _proof(found: Tuning) -> list[Section]:
 def _assignment(found: Tuning) -> list[Section]:
     if not found.heads:
         return []
-    rows = [[shown(name), name, f"{share:.0%}"] for name, share in shares(found.heads).items()]
+    rows = [[label(name), name, f"{share:.0%}"] for name, share in shares(found.heads).items()]
     body = Markup("<figure>{}<figcaption>{}</figcaption></figure>{}").format(
         Markup(plots.assignment(found)),
         plots.ASSIGNMENT_CAPTION,
@@ -104,7 +105,7 @@ def _time(found: Tuning) -> Section:
     )
     for costs in found.candidates:
         rows = [
-            [shown(name), f"{seconds * 1e3:.2f}"] for name, seconds in sorted(costs.items(), key=lambda each: each[1])
+            [label(name), f"{seconds * 1e3:.2f}"] for name, seconds in sorted(costs.items(), key=lambda each: each[1])
         ]
         body += Markup("<details><summary>each candidate's time</summary>{}</details>").format(
             Markup(table(["method", "ms a call"], rows))

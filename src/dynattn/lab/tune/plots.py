@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from dynattn.lab.page import COLORS, new_figure, svg
-from dynattn.lab.tune.assignment import shares, shown
+from dynattn.lab.tune.assignment import shares
 from dynattn.lab.tune.candidates import DENSE
 from dynattn.lab.tune.results import Tuning
+from dynattn.lab.words import label
 
 ASSIGNMENT_CAPTION = "The method of each head (columns) of each attention module (rows, the first on top)."
 FRONTIER_CAPTION = (
@@ -24,7 +25,7 @@ def assignment(found: Tuning) -> str:
     """A cell for each head, coloured by its method."""
     from matplotlib.patches import Rectangle
 
-    names = [name for name in shares(found.heads) if name not in DENSE]
+    names = [name for name in shares(found.heads) if name != DENSE]
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
     modules = list(found.heads)
     most = max(map(len, found.heads.values()))
@@ -42,7 +43,7 @@ def assignment(found: Tuning) -> str:
     axes.set_xlabel("head")
     patches = [Rectangle((0, 0), 1, 1, facecolor=colors[name]) for name in names]
     patches.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=_DENSE))
-    figure.legend(patches, [*map(shown, names), "dense"], loc="outside right upper")
+    figure.legend(patches, [*map(label, names), "dense"], loc="outside right upper")
     return svg(figure, "the method of each head")
 
 

@@ -191,7 +191,7 @@ class Tuning(Record):
         speed: the speed of what is written; None where nothing is.
         seconds: that the run took.
         linears: the name of the plan by which linear layers leave inputs out; None for none.
-        exact: whether what is written is dense attention by the faster kernel, which needs no proof: the tries are of
+        exact: whether what is written is dense attention of this project, which needs no proof: the tries are of
             what was not proved.
         version: the version of the record.
     """

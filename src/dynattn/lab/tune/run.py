@@ -267,7 +267,7 @@ class Run:
         return self._result(spent, "faster", gained, proved, speed, whole)
 
     def _exact(self, spent: Time, reason: str) -> Tuning:
-        """Dense attention by the faster kernels, which loses nothing, where that alone makes the model faster."""
+        """Dense attention of this project, which loses nothing, where that alone makes the model faster."""
         point = None if self._choices is None else self._choices.point(0)
         if point is None or foretold.speedup(spent, point) < LEAST_GAIN:
             return self._dense(spent, reason)
@@ -276,8 +276,8 @@ class Run:
             return self._dense(spent, reason)
         self._rival = None
         gained = (
-            f"{speed.speedup.median:.2f} times as fast as with SDPA by dense attention of the faster kernel in each "
-            f"layer, which loses nothing. Of sparse attention: {reason}"
+            f"{speed.speedup.median:.2f} times as fast as with SDPA by dense attention of this library, which "
+            f"loses nothing. Of sparse attention: {reason}"
         )
         return self._result(spent, "faster", gained, point, speed, exact=True)
 

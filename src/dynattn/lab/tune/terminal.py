@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from dynattn.lab.terminal import Grid, print_grid, say
-from dynattn.lab.tune.assignment import shares, shown
+from dynattn.lab.tune.assignment import shares
 from dynattn.lab.tune.linears.words import grid, sentence
 from dynattn.lab.tune.results import Lost, Rival, Tuning
 from dynattn.lab.tune.whole import methods
+from dynattn.lab.words import label
 
 _MENTIONED = 1.01  # a speed-up that is worth a sentence
 
@@ -29,7 +30,7 @@ def show(found: Tuning, console: Console) -> None:
     if found.tries:
         print_grid(console, losses(found))
     if found.heads:
-        rows = [[shown(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
+        rows = [[label(name), f"{share:.0%}"] for name, share in shares(found.heads).items()]
         print_grid(console, Grid("Methods", ["method", "of all heads"], rows))
     if found.linears is not None:
         print_grid(console, grid(methods(found.linears)))
@@ -78,7 +79,7 @@ def against(other: Rival, speedup: float) -> str:
         speedup: of the whole model with the assignment, measured.
     """
     said = (
-        f"The best single method for all heads, {shown(other.method)}, makes the model {other.speedup:.2f} times as "
+        f"The best single method for all heads, {label(other.method)}, makes the model {other.speedup:.2f} times as "
         f"fast and loses {other.loss:+.2%} on the data of the proof; the tuned one loses {other.tuned:+.2%}: "
     )
     faster, milder = speedup >= other.speedup, other.tuned <= other.loss

@@ -9,13 +9,16 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from dynattn.functional import attention
 from dynattn.integrations.transformers import Call, observing
+from dynattn.lab.figures import BASELINE
 from dynattn.lab.models import Pretrained
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.timing import LEAST_ROUNDS, interleaved
-from dynattn.lab.tune.candidates import DENSE, OWN_DENSE, SDPA
+from dynattn.lab.tune.candidates import DENSE
 from dynattn.lab.tune.layers import OWN, named
 from dynattn.methods import PerHead, parse
 
@@ -41,7 +44,8 @@ class Costs(NamedTuple):
 
     Attributes:
         shapes: by the module's name, the index of the shape of its calls.
-        seconds: for each shape, the seconds of a call of one module, by the method's name.
+        seconds: for each shape, the seconds of a call of one module, by the method's name, and of PyTorch's own
+            attention by :data:`~dynattn.lab.figures.BASELINE`.
         split: for each shape, how many seconds longer a call takes for each further method among its heads.
         heads: for each shape, the number of query heads.
     """
@@ -56,7 +60,7 @@ class Costs(NamedTuple):
 def clock(
     pretrained: Pretrained, inputs: Inputs, names: Sequence[str], seconds: float, advance: Callable[[], None]
 ) -> Costs:
-    """Time dense attention and every candidate on a few modules of each shape.
+    """Time PyTorch's attention, dense attention and every candidate on a few modules of each shape.
 
     Args:
         pretrained: the model; it is left with this project's dense attention.
@@ -101,8 +105,8 @@ def _shape(call: Call) -> Shape:
 def _clocked(calls: Sequence[Call], names: Sequence[str], seconds: float) -> tuple[dict[str, float], float]:
     """Seconds of one call by each method, and what a second method among the heads costs."""
     heads = calls[0].query.shape[1]
-    every = list(dict.fromkeys([*DENSE, *names]))
-    functions = {name: partial(_run, calls, name) for name in every}
+    every = list(dict.fromkeys([DENSE, *names]))
+    functions = {BASELINE: _sdpa(calls), **{name: partial(_run, calls, name) for name in every}}
     mixture = _mixture(heads, names) if heads > 1 else None
     if mixture is not None:
         functions[mixture] = partial(_run, calls, mixture)
@@ -137,6 +141,36 @@ def _run(calls: Sequence[Call], name: str) -> None:
         )
 
 
+def _sdpa(calls: Sequence[Call]) -> Callable[[], None]:
+    """PyTorch's own attention on these calls."""
+    masks = [_mask(call) for call in calls]
+
+    def run() -> None:
+        for call, mask in zip(calls, masks, strict=True):
+            _attend(call, mask)
+
+    return run
+
+
+def _attend(call: Call, mask: Tensor | None) -> Tensor:
+    """The output of PyTorch's own attention, with the mask that :func:`_mask` makes of a call."""
+    return scaled_dot_product_attention(
+        call.query, call.key, call.value, mask, is_causal=call.causal and mask is None, scale=call.scale,
+        enable_gqa=call.query.shape[1] != call.key.shape[1],
+    )  # fmt: skip
+
+
+def _mask(call: Call) -> Tensor | None:
+    """The mask of a call, with what comes later forbidden where PyTorch does not take both, or aligns otherwise."""
+    mask, q_len, kv_len = call.attn_mask, call.query.shape[2], call.key.shape[2]
+    if not call.causal or (mask is None and q_len == kv_len):
+        return mask
+    earlier = torch.ones(q_len, kv_len, dtype=torch.bool, device=call.query.device).tril(kv_len - q_len)
+    if mask is None or mask.dtype == torch.bool:
+        return earlier if mask is None else earlier & mask
+    return mask.masked_fill(~earlier, -torch.inf)
+
+
 def _runs(function: Callable[[], None]) -> bool:
     """Whether a candidate takes these calls at all; linear attention refuses some masks, for one."""
     try:
@@ -146,11 +180,6 @@ def _runs(function: Callable[[], None]) -> bool:
     return True
 
 
-def fastest_dense(costs: Mapping[str, float]) -> str:
-    """The name of the faster dense attention."""
-    return min((name for name in DENSE if name in costs), key=lambda name: costs[name])
-
-
 def sdpa_seconds(costs: Mapping[str, float]) -> float:
-    """Seconds of PyTorch's dense attention, and of this project's where that does not take the call."""
-    return costs.get(SDPA, costs[OWN_DENSE])
+    """Seconds of PyTorch's own attention, and of this project's where that does not take the call."""
+    return costs.get(BASELINE, costs[DENSE])

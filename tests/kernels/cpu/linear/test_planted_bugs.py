@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dynattn.kernels import cpu
-from dynattn.kernels.cpu import linear_calls
+from dynattn.kernels.cpu import runner
 from tests.covering import part
 from tests.kernels.cpu.linear import test_choice, test_many_tokens, test_nm_weights, test_outputs, test_rows
 
@@ -125,7 +125,7 @@ def fails(library: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     def run(name: str, args: bytes) -> None:
         assert getattr(library, name.removeprefix("linear_"))(args) == 0
 
-    monkeypatch.setattr(linear_calls.cpu, "_run", run)
+    monkeypatch.setattr(runner, "run", run)
     failed = 0
     for test, arguments in TESTS:
         try:

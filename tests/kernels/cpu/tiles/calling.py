@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import packing, runner
 from dynattn.kernels.pattern import Pattern
 from dynattn.maths import dropout
 from dynattn.maths.scores import arithmetic_dtype
@@ -79,12 +80,13 @@ def run(problem: Problem, engine: str | ctypes.CDLL, sums: Sums = Sums.COUNTED) 
     kept, allowed = torch.full(p.rows, -1, dtype=torch.int32), torch.full(p.rows, -1, dtype=torch.int32)
     counts = (kept_mass, kept, allowed) if sums is Sums.COUNTED else (None, None, None)
     mask = None if p.mask is None else p.mask.expand(*p.rows, p.key.shape[2])
-    arguments = cpu._forward_args(
-        p.query, p.key, p.value, mask, out, logsumexp, counts, pattern_of(problem),
-        engine if isinstance(engine, str) else "tiles-portable", p.seed, sums is Sums.EXACT, p.blocks, p.block_size,
+    isa = engine if isinstance(engine, str) else "tiles-portable"
+    arguments = packing.forward_args(
+        p.query, p.key, p.value, mask, out, pattern_of(problem), isa, logsumexp=logsumexp, counts=counts, seed=p.seed,
+        needs_grad=sums is Sums.EXACT, blocks=p.blocks, block_size=p.block_size,
     )  # fmt: skip
     if isinstance(engine, str):
-        cpu._run("nm_forward", arguments)
+        runner.run("nm_forward", arguments)
     elif engine.dynattn_nm_forward(arguments) != 0:
         raise RuntimeError("the library that a test has compiled refuses the call")
     return Result(out, logsumexp, kept_mass, kept, allowed)
@@ -105,7 +107,7 @@ def run_backward(problem: Problem, engine: str | ctypes.CDLL) -> tuple[Tensor, r
         if engine.dynattn_nm_backward(arguments) != 0:  # type: ignore[union-attr]
             raise RuntimeError("the library that a test has compiled refuses the call")
 
-    with nullcontext() if isinstance(engine, str) else patch.object(cpu, "_run", run_in_library):
+    with nullcontext() if isinstance(engine, str) else patch.object(runner, "run", run_in_library):
         cpu.nm_backward(
             grad_out, grad_logsumexp, p.query, p.key, p.value, mask, forward.out, forward.logsumexp, d_query, d_key,
             d_value, d_scores, pattern_of(problem), engine if isinstance(engine, str) else "tiles-portable",

@@ -11,5 +11,5 @@ ENGINES = ("tiles-portable", "avx512bf16", "amx")
 
 @pytest.fixture(params=[engine for engine in ENGINES if cpu.isa_refusal(engine) is None])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Those that run here: test_init.py says which do not, and why, once each."""
+    """Those that run here: test_isas.py says which do not, and why, once each."""
     return request.param

@@ -19,6 +19,7 @@ from torch import Tensor
 import dynattn
 from dynattn import BlockMass, BlockSkip, BlockTopK
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import runner
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM, Rows
 from dynattn.ops.blocks import block_attention
@@ -49,7 +50,7 @@ def run(
     def run_in_library(_function: str, arguments: bytes) -> None:
         assert engine.dynattn_skip_forward(arguments) == 0  # type: ignore[union-attr]
 
-    with nullcontext() if isinstance(engine, str) else patch.object(cpu, "_run", run_in_library):
+    with nullcontext() if isinstance(engine, str) else patch.object(runner, "run", run_in_library):
         out, logsumexp, *_, blocks = block_attention(
             *tensors, mask, None, method.name, causal, 0.5, 0.0, False, exact,
             f"cpu-{engine if isinstance(engine, str) else 'tiles-portable'}",

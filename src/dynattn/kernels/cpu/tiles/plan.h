@@ -82,28 +82,35 @@ DYNATTN_INLINE int64_t value_block_bytes(const TilePlan& plan) {
 DYNATTN_INLINE int64_t group_words(const TilePlan& plan) { return int64_t{plan.padded} / 2 * (kQueries / kGroups); }
 DYNATTN_INLINE int64_t weight_part_words(const TilePlan& plan) { return kGroups * group_words(plan); }
 
-// Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile.
+// Keys at a time: of the multiples of a block of m · stride, the one that wastes the least of its last tile. A few keys
+// are one block, of no more tiles than they need.
 static int choose_key_block(const TilePlan& plan) {
   const NMForwardArgs& args = *plan.args;
-  if (plan.m == 1) return args.blocks != nullptr && args.block_size < kBestKeyBlock ? kTileDepth : kBestKeyBlock;
   const int unit = plan.m * plan.stride;
+  if (kTileDepth % unit == 0 && args.kv_len <= kTileDepth) return kTileDepth;
+  if (plan.m == 1) return args.blocks != nullptr && args.block_size < kBestKeyBlock ? kTileDepth : kBestKeyBlock;
   int best = 0;
-  for (int keys = unit; keys <= kMaxKeyBlock; keys += unit) {
+  int64_t least = 1;
+  for (int keys = unit; keys <= kMaxKeyBlock && least > 0; keys += unit) {
     if (keys < kLeastKeyBlock && keys + unit <= kMaxKeyBlock) continue;
     // waste / keys < waste of the best / best
-    const int64_t waste = round_up(keys, kTileDepth) - keys, least = best ? round_up(best, kTileDepth) - best : 0;
-    if (best == 0 || waste * best < least * keys) best = keys;
+    const int64_t waste = round_up(keys, kTileDepth) - keys;
+    if (best == 0 || waste * best < least * keys) best = keys, least = waste;
   }
   return best;
 }
 
 static void plan_places(TilePlan& plan) {
-  const int unit = plan.m * plan.stride;
-  for (int key = 0; key < plan.padded; key++) {
-    const int inside = key % unit, place = key - inside + inside % plan.stride * plan.m + inside / plan.stride;
-    plan.place[key] = static_cast<uint8_t>(key < plan.key_block ? place : key);
-    plan.key_at[plan.place[key]] = static_cast<uint8_t>(key);
+  int key = 0;
+  for (int block = 0; block < plan.key_block; block += plan.m * plan.stride) {
+    for (int member = 0; member < plan.m; member++) {
+      for (int group = 0; group < plan.stride; group++, key++) {
+        plan.place[key] = static_cast<uint8_t>(block + group * plan.m + member);
+        plan.key_at[plan.place[key]] = static_cast<uint8_t>(key);
+      }
+    }
   }
+  for (; key < plan.padded; key++) plan.place[key] = plan.key_at[key] = static_cast<uint8_t>(key);
 }
 
 static void plan_keys(TilePlan& plan) {
