@@ -20,6 +20,7 @@ BESIDE = {
     "kernels/cpu/linear/test_planted_bugs.py": "bugs put into the sources",
     "verify/test_independent.py": "bounds beside those of another verifier",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
+    "kernels/cpu/rows/test_planted_few_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cuda/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cuda/test_planted_backward_bugs.py": "bugs put into the sources",

@@ -56,8 +56,9 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold | Mass, isa: str, *,
     mask: Tensor | None = None,
     causal: bool = False, scale: float | None = None, aux: bool = True, blocks: Tensor | None = None,
-    block_size: int = 0,
+    block_size: int = 0, alone: bool = False,
 ) -> Result:  # fmt: skip
+    """``alone``: no gradient follows, so that rows that choose by their own scores give no thresholds."""
     rows = query.shape[:3]
     out = torch.full((*rows, value.shape[-1]), math.nan, dtype=query.dtype)
     logsumexp, kept_mass = torch.full(rows, math.nan), torch.full(rows, math.nan)
@@ -71,7 +72,10 @@ def _forward(
         cpu.nm_forward(*tensors, Pattern.of(method, causal, factor), isa, blocks=blocks, block_size=block_size)
     else:
         thresholds = (torch.full(rows, math.nan), torch.full(rows, -2, dtype=torch.int32))
-        cpu.row_forward(*tensors, thresholds, method.row_rule(), Pattern.of(NM(1, 1), causal, factor), isa)
+        asked = None if alone else thresholds
+        cpu.row_forward(*tensors, asked, method.row_rule(), Pattern.of(NM(1, 1), causal, factor), isa)
+        if alone:
+            return Result(out, logsumexp, kept_mass, kept, allowed)
         assert not thresholds[0].isnan().any()
         assert (thresholds[1] != -2).all()
     return Result(out, logsumexp, kept_mass, kept, allowed)
@@ -91,6 +95,7 @@ def _check(
     query: Tensor, key: Tensor, value: Tensor, method: NM | TopK | Threshold | Mass, isa: str, *,
     mask: Tensor | None = None,
     causal: bool = False, scale: float = 0.25, counts: bool = True, blocks: Tensor | None = None, block_size: int = 0,
+    alone: bool = False,
 ) -> None:  # fmt: skip
     """Kernel, with and without counts, against the reference in float64: error at most twice that of plain PyTorch."""
     whole = mask if blocks is None else _within(blocks, block_size, mask, query.shape[2], key.shape[2])
@@ -101,7 +106,7 @@ def _check(
     for aux in (False, True) if counts else (False,):
         got = _forward(
             query, key, value, method, isa, mask=mask, causal=causal, scale=scale, aux=aux, blocks=blocks,
-            block_size=block_size,
+            block_size=block_size, alone=alone,
         )  # fmt: skip
         assert _error(got.out, exact.out) <= 2 * _error(plain.out, exact.out) + floor
         assert _error(got.logsumexp, exact.logsumexp) <= 2 * _error(plain.logsumexp, exact.logsumexp) + 4e-6

@@ -50,8 +50,8 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
 constexpr Isa kAvx512Pairs = {
-    dynattn::avx512_pairs::nm_forward, dynattn::avx512_pairs::nm_texts, nullptr, nullptr, nullptr, nullptr, nullptr,
-    nullptr, nullptr, nullptr, nullptr};
+    dynattn::avx512_pairs::nm_forward, dynattn::avx512_pairs::nm_texts, dynattn::avx512_pairs::row_forward, nullptr,
+    nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 constexpr Isa kIsas[] = {DYNATTN_ISA(portable),         DYNATTN_ISA(avx2),
                          DYNATTN_ISA(avx512),           DYNATTN_TILES(tiles_portable),
                          DYNATTN_TILES(tiles_avx512bf16), DYNATTN_TILES(tiles_amx)};
@@ -109,8 +109,8 @@ const char* disagreement(int32_t isa) {
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
 }
 
-// The build that computes a call of N:M attention. One has products of pairs of bfloat16 numbers, which few queries
-// take. A gradient makes the choice again by the forward's own code, and there the forward is of the build asked for.
+// The build that computes a call of N:M attention, or of rows that choose by their own scores. One has products of pairs
+// of bfloat16 numbers, which few queries take. A gradient makes the choice again by the forward's own code, and there the forward is of the build asked for.
 const Isa& build_of(const NMForwardArgs& args) {
 #ifdef DYNATTN_X86_KERNELS
   static const bool pairs = dynattn::avx512bf16_pays();
@@ -353,7 +353,7 @@ int32_t dynattn_nm_texts(const NMTextsArgs* args) {
 int32_t dynattn_row_forward(const RowForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].row_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
-  const int32_t status = kIsas[args->call.isa].row_forward(*args);
+  const int32_t status = build_of(args->call).row_forward(*args);
   // numbers that the tiles' variant does not hold
   return status == DYNATTN_NOT_BY_PARTS ? kIsas[dynattn_best_isa()].row_forward(*args) : status;
 }

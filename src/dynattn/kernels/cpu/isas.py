@@ -27,7 +27,7 @@ TILE_ENGINES = ("amx", "avx512bf16", "tiles-portable")
 """The instruction sets that are engines of the tile kernels."""
 
 _PARTS = {"highest": 3, "high": 2, "medium": 1}  # bfloat16 numbers that a float32 number is taken as on tiles
-_FEW_QUERIES = 6  # as nm/few_queries.h has it for values that are not wide
+_FEW_QUERIES = 6  # as nm/few_plan.h has it for values that are not wide
 _FEW_QUERIES_IN_PAIRS = 8  # likewise, where products are of pairs of bfloat16 numbers
 _RANKED_ON_TILES = 256  # keys of a row that keeps some by rank, at most
 

@@ -44,7 +44,7 @@ struct Case {
   Order order = Order::kHeadsFirst;
   Trouble trouble = Trouble::kNone;
   bool causal = false, aux = false;
-  bool rounded = false;  // of the tile kernels, the variant that sums weights as rounded
+  bool rounded = false;  // no gradient follows: of the tile kernels, the variant that sums weights as rounded
   int parts = 0;         // of the tile kernels, float32 by so many parts, forward
   int dtype = DYNATTN_FLOAT32, isa = DYNATTN_ISA_PORTABLE, threads = 1;
   float scale = 0.25f;

@@ -74,6 +74,7 @@ inline Case random_case(int isa, int number) {
     c.pattern.within = random_length(100), c.pattern.within_sinks = one_in(2) ? random_length(100) : 0;
   }
   if (c.block_size > 0) c.pattern.beyond_blocks = one_in(2);
+  if (c.rule.most > 0) c.rounded = one_in(2);
   return c;
 }
 

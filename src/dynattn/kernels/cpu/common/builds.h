@@ -25,10 +25,11 @@ DYNATTN_DECLARE(avx2)
 DYNATTN_DECLARE(avx512)
 DYNATTN_DECLARE(neon)
 
-// N:M attention for AVX-512 with products of pairs of bfloat16 numbers.
+// For AVX-512 with products of pairs of bfloat16 numbers: N:M attention, and rows that choose by their own scores.
 namespace dynattn::avx512_pairs {
 int32_t nm_forward(const NMForwardArgs& args);
 int32_t nm_texts(const Text* texts, int64_t count);
+int32_t row_forward(const RowForwardArgs& args);
 }  // namespace dynattn::avx512_pairs
 
 // The tile kernels, one build for each engine: bfloat16 alone.

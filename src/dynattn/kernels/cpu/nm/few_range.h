@@ -98,16 +98,20 @@ static RowStates head_rows(const Few& few, const FewScratch& scratch, int64_t he
   return lay_rows(*few.plan, few.rows, arena);
 }
 
-// The queries of a head. A negative scale turns their sign, as it turns the keys' where they are packed.
-static void copy_queries(const Few& few, int64_t head, float* to) {
+// The queries of one of a task's heads. A negative scale turns their sign, as it turns the keys' where they are packed.
+static void copy_queries(const Few& few, const FewScratch& scratch, int64_t first_head, int64_t number) {
   const NMForwardArgs& args = *few.plan->args;
+  const int64_t head = first_head + number, own = number * few.rows * few.key_width;
   const int64_t* stride = args.query_strides;
+  float* const to = scratch.queries + own;
   for (int64_t r = 0; r < few.rows; r++) {
     const int64_t query_head = head % args.kv_heads * few.heads_per_kv + r / args.q_len;
     const int64_t at = head / args.kv_heads * stride[0] + query_head * stride[1] + r % args.q_len * stride[2];
     copy_row(to + r * few.key_width, element(args.query, at, args.dtype), args.dtype, args.head_dim, few.key_width);
     scale_row(to + r * few.key_width, few.key_width, few.plan->fold);
   }
+  if (!few.pairs) return;
+  from_floats(reinterpret_cast<char*>(scratch.pair_queries + own), to, args.dtype, few.rows * few.key_width);
 }
 
 // The rows of a task's head in a tile, of keys or of values.
@@ -306,19 +310,14 @@ static void list_rows(const Plan& plan, const char* head, const int64_t strides[
   }
 }
 
-static void run_range(const Few& few, const FewScratch& scratch, int64_t first_head, int64_t range) {
+static inline void run_range(const Few& few, const FewScratch& scratch, int64_t first_head, int64_t range) {
   const Plan& plan = *few.plan;
   const NMForwardArgs& args = *plan.args;
   for (int64_t i = 0; i < few.together; i++) {
     FewHead all(few, scratch, head_rows(few, scratch, first_head + i, range), first_head + i, 0);
     all.block.count = few.rows;
     clear_rows(all.block);
-    const int64_t own = i * few.rows * few.key_width;
-    copy_queries(few, first_head + i, scratch.queries + own);
-    if (few.pairs) {
-      from_floats(reinterpret_cast<char*>(scratch.pair_queries + own), scratch.queries + own, args.dtype,
-                  few.rows * few.key_width);
-    }
+    copy_queries(few, scratch, first_head, i);
   }
   const char* const keys = kv_head(args, args.key, args.key_strides, first_head);
   const char* const values = kv_head(args, args.value, args.value_strides, first_head);

@@ -104,9 +104,9 @@ static void round_weights(const float* weights, int count, uint16_t* to, float* 
   store(sums, sum);
 }
 
-// The keys that any of kR rows keeps. A row of zeros makes their number even.
-template <int kR>
-static PairKeys list_pairs(const Plan& plan, const float* weights, const uint16_t* rounded, const TileRows& rows,
+// The keys that any of kR rows keeps. A row of zeros makes their number even. `place`: where the values of a key lie.
+template <int kR, class Place>
+static PairKeys list_pairs(const Plan& plan, const float* weights, const uint16_t* rounded, const Place& place,
                            const PairScratch& scratch) {
   const Vec none = broadcast(-0.5f);
   int count = 0;
@@ -115,7 +115,7 @@ static PairKeys list_pairs(const Plan& plan, const float* weights, const uint16_
     for (int r = 0; r < kR; r++) left |= bits(greater(load(weights + r * plan.tile + position), none));
     for (; left != 0; left &= left - 1) {
       const int at = position + __builtin_ctz(left);
-      scratch.values[count] = rows.row[plan.key_of[at]] + rows.shift;
+      scratch.values[count] = place(plan.key_of[at]);
       for (int r = 0; r < kR; r++) scratch.listed[r * plan.tile + count] = rounded[r * plan.tile + at];
       count++;
     }
@@ -207,13 +207,14 @@ static void add_pair_rows(const Plan& plan, const float* weights, float* out, in
     round_weights(weights + r * plan.tile, plan.tile, scratch.rounded + r * plan.tile,
                   out + r * stride + value_width(plan));
   }
+  const auto place = [&](int key) { return rows.row[key] + rows.shift; };
   const PairKeys keys = whole ? PairKeys{plan.tile, false, scratch.places, scratch.rounded}
-                              : list_pairs<kR>(plan, weights, scratch.rounded, rows, scratch);
+                              : list_pairs<kR>(plan, weights, scratch.rounded, place, scratch);
   const int step = asks && keys.count > 0 ? 2 * plan.tile * kWholeRow / keys.count : 0;
   const uint64_t left = add_chunks<kR>(plan, (uint64_t{1} << plan.chunks) - 1, out, stride, keys, rows, step);
   for (int r = 0; left != 0 && r < kR; r++) {
     const PairKeys own =
-        list_pairs<1>(plan, weights + r * plan.tile, scratch.rounded + r * plan.tile, rows, scratch);
+        list_pairs<1>(plan, weights + r * plan.tile, scratch.rounded + r * plan.tile, place, scratch);
     add_chunks<1>(plan, left, out + r * stride, stride, own, rows, 0);
   }
 }

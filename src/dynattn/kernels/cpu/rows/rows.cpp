@@ -1,6 +1,7 @@
 // Attention of rows that choose by their own scores, forward, for one instruction set. Compiled once for each.
 #include "common/builds.h"
 #include "common/float_heads.h"
+#include "rows/few_queries.h"
 #include "rows/forward.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
@@ -8,9 +9,10 @@ namespace dynattn::DYNATTN_NAMESPACE {
 using RowWorker = QueryBlocks<RowPlan, RowScratch, lay_row_scratch, run_row_query_block>;
 
 int32_t row_forward(const RowForwardArgs& args) {
+  if (args.call.batch * args.call.q_len == 0) return DYNATTN_OK;
+  if (are_few(args.call)) return run_few_rows(args);
   RowPlan plan;
   make_row_plan(plan, args);
-  if (args.call.batch * args.call.q_len == 0) return DYNATTN_OK;
   return run_heads<RowWorker>(plan);
 }
 
