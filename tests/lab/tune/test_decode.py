@@ -156,7 +156,34 @@ def test_where_nothing_may_be_lost_no_cache_that_forgets_is_taken(
     found, _ = _run(tiny_decoder, many_texts, tmp_path, max_loss=1e-6)
     kept = {each.way for each in found.considered if each.keeps}
     assert kept <= {"dense-in-place"}
-    assert found.way in (None, "dense-in-place")
+    assert (found.way, found.exact, found.tries) == ("dense-in-place", True, [])
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_cache_in_place_needs_no_proof_where_none_that_forgets_is_proved(
+    timed, tiny_decoder, many_texts, tmp_path, monkeypatch, faster
+):
+    monkeypatch.setitem(FAST, "dense-in-place", 0.8 if faster else 1.1)
+    tried = decode.Run._tried
+
+    def unproved(self, number, way, worst):
+        assert way != "dense-in-place"
+        found = tried(self, number, way, worst)
+        return found.model_copy(update={"lost": [its.model_copy(update={"proved": False}) for its in found.lost]})
+
+    monkeypatch.setattr(decode.Run, "_tried", unproved)
+    found, said = _run(tiny_decoder, many_texts, tmp_path, max_loss=0.9)
+    file = tmp_path / f"tune-{tiny_decoder.name}-decode" / "model.dynattn.json"
+    assert found.tries
+    assert "that the loss stays below the limit could not be proved" in said
+    if not faster:
+        assert (found.way, found.verdict, file.exists()) == (None, "dense", False)
+        return
+    assert (found.way, found.verdict, found.exact) == ("dense-in-place", "faster", True)
+    assert "dense-in-place: 1.25 times as fast a step" in said
+    tuned = load(transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder).eval(), file)
+    assert tuned.cache == "full"
+    assert [each.what for each in tuned.evidence] == ["speed-up of a decode step over Transformers' default cache"]
 
 
 def test_a_way_that_forgets_nothing_loses_nothing(tiny_decoder, many_texts):

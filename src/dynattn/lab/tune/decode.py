@@ -20,7 +20,7 @@ from dynattn.lab.tune import decoding, pieces
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered, Decoding, Tried
 from dynattn.lab.tune.decode_search import Search, guesses, limit_of
-from dynattn.lab.tune.decoding import AFTER, TASKS, Reading, Task
+from dynattn.lab.tune.decoding import AFTER, IN_PLACE, TASKS, Reading, Task
 from dynattn.lab.tune.exams import FEWEST, bound_of, decided, proof_of
 from dynattn.lab.tune.linears.steps import Linears
 from dynattn.lab.tune.parts import TRIES
@@ -78,12 +78,14 @@ class Run:
         self._search.methods, kept = found["methods"], found["kept"]
         self._considered = [Considered(**each) for each in found["considered"]]
         for number, (way, worst) in enumerate(kept[:TRIES]):
+            if way == IN_PLACE:  # nothing to prove
+                break
             self._tries.append(self._tried(number, way, worst))
             if self._tries[-1].holds:
                 return self._raced(way)
-        if not kept:
-            return self._result("keep the default: no way to decode is faster and keeps the limits", None, None)
-        return self._result("keep the default: that the loss stays below the limit could not be proved", None, None)
+        if self._tries:
+            return self._exact("that the loss stays below the limit could not be proved")
+        return self._exact("none of them is faster and keeps the limits")
 
     def _scored(
         self, key: str, reading: Reading, names: Sequence[str], advance: Callable[[], None]
@@ -158,11 +160,28 @@ class Run:
             silent=task is TASKS[1] and guesses(dense, self._parts[0][1][0]),
         )  # fmt: skip
 
-    def _raced(self, way: str) -> Decoding:
+    def _race(self, way: str) -> Raced:
         advance = self._stage("speed of a step", 1)
         timings = self._steps([way], _ROUNDS, self._parts[1][0][0])
         advance()
-        speed = Raced.of(timings[ways.BASELINE], timings[way])
+        return Raced.of(timings[ways.BASELINE], timings[way])
+
+    def _exact(self, reason: str) -> Decoding:
+        """Dense attention of this project over a cache in place, which loses nothing, where that makes steps faster."""
+        others = f"Of ways that forget or leave something out: {reason}"
+        if all(each.way != IN_PLACE or (each.speedup or 0.0) <= 1 for each in self._considered):
+            return self._result(f"keep the default. {others}", None, None)
+        speed = self._race(IN_PLACE)
+        if speed.speedup.q1 <= 1:
+            return self._result(f"keep the default: a cache in place gains nothing. {others}", None, speed)
+        said = (
+            f"{IN_PLACE}: {speed.speedup.median:.2f} times as fast a step as with Transformers' default, which loses "
+            f"nothing. {others}"
+        )
+        return self._result(said, IN_PLACE, speed, exact=True)
+
+    def _raced(self, way: str) -> Decoding:
+        speed = self._race(way)
         if speed.speedup.q1 <= 1:
             return self._result(f"keep the default: {way} keeps the limits, but gains nothing", None, speed)
         said = (
@@ -170,7 +189,7 @@ class Run:
         )
         return self._result(said, way, speed)
 
-    def _result(self, reason: str, way: str | None, speed: Raced | None) -> Decoding:
+    def _result(self, reason: str, way: str | None, speed: Raced | None, exact: bool = False) -> Decoding:
         self._pretrained.model.set_attn_implementation("sdpa")
         label = None if way is None else decoding.parted(way)[1]
         setting = None if label is None else self._linears.setting(self._search.methods[label]).plain()
@@ -179,6 +198,7 @@ class Run:
             length=self._length, settings=self._settings.plain(), machine=machine(),
             verdict="dense" if way is None else "faster", reason=reason, way=way, considered=self._considered,
             tries=self._tries, speed=speed, seconds=self._clock.spent, linears=setting,
+            exact=exact,
         )  # fmt: skip
 
 

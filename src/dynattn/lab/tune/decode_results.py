@@ -56,6 +56,7 @@ class Decoding(Record):
         tries: of the proof.
         speed: of a step; None where nothing was proved.
         seconds: that the run took.
+        exact: whether the way is dense attention over a cache in place, which needs no proof: the tries are of others.
     """
 
     model: str
@@ -72,4 +73,5 @@ class Decoding(Record):
     speed: Raced | None
     seconds: float
     linears: dict[str, Any] | None = None
+    exact: bool = False
     version: Literal[1] = 1

@@ -203,8 +203,8 @@ class Search:
         return self._store.once("planned", lambda: min(self._there, max(LEAST.prove, fits)))
 
     def _time(self, names: Sequence[str]) -> None:
-        """Time those that keep the limits."""
-        good = [name for name in names if _keeps(self._held[name])]
+        """Time those that keep the limits, and the one that loses nothing."""
+        good = [name for name in names if name == IN_PLACE or _keeps(self._held[name])]
         if not good:
             return
         timings = self._store.once(f"clock {' '.join(good)}", lambda: {

@@ -109,7 +109,7 @@ def evidence(found: Decoding) -> tuple[Evidence, ...]:
         details={"interval": "quartiles over rounds", "phase": "decode", "dense_seconds": speed.dense.median,
                  "tuned_seconds": speed.tuned.median},
     )  # fmt: skip
-    return (*map(evidence_of, found.tries[-1].lost), raced)
+    return (raced,) if found.exact else (*map(evidence_of, found.tries[-1].lost), raced)
 
 
 def _sentences(found: Decoding) -> list[str]:
