@@ -159,6 +159,22 @@ def test_where_nothing_may_be_lost_no_cache_that_forgets_is_taken(
     assert (found.way, found.exact, found.tries) == ("dense-in-place", True, [])
 
 
+def test_a_cache_in_place_is_timed_whatever_rounding_makes_of_its_scores(
+    timed, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        decoding,
+        "nats",
+        lambda model, reading, names, applied: {
+            name: [2.0 if name == ways.BASELINE else 2.5] * len(reading.spans) for name in names
+        },
+    )
+    found, said = _run(tiny_decoder, many_texts, tmp_path)
+    assert not any(each.keeps for each in found.considered)
+    assert (found.way, found.exact, found.tries) == ("dense-in-place", True, [])
+    assert "none of them is faster and keeps the limits" in said
+
+
 @pytest.mark.parametrize("faster", [True, False])
 def test_a_cache_in_place_needs_no_proof_where_none_that_forgets_is_proved(
     timed, tiny_decoder, many_texts, tmp_path, monkeypatch, faster
