@@ -14,6 +14,7 @@ from dynattn.backends import again
 from dynattn.kernels import cpu
 from dynattn.kernels.cpu import isas
 from dynattn.methods import parse
+from dynattn.varlen import again as again_varlen
 from dynattn.varlen import run
 from tests.varlen.test_init import bounds, by_text, in_pages, packed
 
@@ -49,7 +50,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def take(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose tile engine this is, or that has none."""
     monkeypatch.setattr(isas, "tile_isa", lambda: engine)
-    monkeypatch.setattr(again, "_plans", {})  # which know their engine
+    for plans in (again, again_varlen):
+        monkeypatch.setattr(plans, "_plans", {})  # which know their engine
 
 
 def inputs(dtype: torch.dtype = torch.float32, **shape: int) -> tuple[Tensor, Tensor, Tensor]:

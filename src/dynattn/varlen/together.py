@@ -87,6 +87,13 @@ def kernel_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | N
     return Kernel(isa, numbers) if numbers else None
 
 
+def kernel_table(block_table: Tensor) -> Tensor:
+    """A table of pages as the kernel reads it: contiguous and int32, in which there is no page of a greater number."""
+    if block_table.dtype != torch.int32:
+        block_table = block_table.clamp(-1, _NO_PAGE).to(torch.int32)
+    return block_table.contiguous()
+
+
 def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> Packed:
     """Compute all texts of a call.
 
@@ -109,7 +116,7 @@ def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> 
     found = cpu.nm_texts(
         query, key, value, out, *(flat or (None,) * 4), Pattern.of(call.method, call.causal, call.scale), isa,  # type: ignore[arg-type]
         query_start=queries, key_start=starts, key_count=counts,
-        block_table=None if block_table is None else block_table.clamp(-1, _NO_PAGE).to(torch.int32).contiguous(),
+        block_table=None if block_table is None else kernel_table(block_table),
     )  # fmt: skip
     if not found:
         check_pages(block_table, bounds.keys, call.key.transpose(1, 2))  # type: ignore[arg-type]

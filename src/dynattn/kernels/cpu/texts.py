@@ -91,29 +91,34 @@ def nm_texts(
 
 
 def prepare_nm_texts(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, texts: int
-) -> PreparedTexts:
-    """What :func:`nm_texts` gives the library for such tensors without pages: for calls made again.
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, pattern: Pattern, isa: str, texts: int,
+    table_width: int = 0,
+) -> PreparedTexts:  # fmt: skip
+    """What :func:`nm_texts` gives the library for such tensors: for calls made again.
 
     Args:
         query, key, value, out, pattern, isa: as in :func:`nm_texts`, for the output alone.
         texts: how many there are.
+        table_width: pages of a text in the table; 0 without pages.
     """
     own = NM_TEXTS.pack(
-        query_start=0, key_start=0, key_count=0, block_table=0, texts=texts, table_width=0, pages=0, page_size=0
-    )
+        query_start=0, key_start=0, key_count=0, block_table=0, texts=texts, table_width=table_width,
+        pages=key.shape[0], page_size=key.shape[2],
+    )  # fmt: skip
     return PreparedTexts(prepare_nm_forward(query, key, value, None, out, pattern, isa), own[_TEXT_ADDRESSES.size :])
 
 
 def nm_texts_again(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, prepared: PreparedTexts, *, query_start: array[int],
-    key_start: array[int], key_count: array[int],
-) -> None:  # fmt: skip
+    key_start: array[int], key_count: array[int], block_table: Tensor | None = None,
+) -> bool:  # fmt: skip
     """:func:`nm_texts` for tensors that lie in memory as those of :func:`prepare_nm_texts` do, and where texts lie in
     arrays of 64-bit numbers, which are made faster than tensors."""
-    places = _TEXT_ADDRESSES.pack(*(numbers.buffer_info()[0] for numbers in (query_start, key_start, key_count)), 0)
+    starts = (numbers.buffer_info()[0] for numbers in (query_start, key_start, key_count))
+    places = _TEXT_ADDRESSES.pack(*starts, address(block_table))
     status = loader.library().dynattn_nm_texts(
         addresses(query, key, value, None, out, None) + prepared.call + places + prepared.texts
     )
-    if status != 0:
+    if status not in (0, BAD_PAGE):
         refuse("nm_texts", status)
+    return status == 0
