@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ def remember(known: Hashable, query: Tensor, key: Tensor, value: Tensor, places:
     if kernel is None or len(kernel.numbers) < texts or any(x is not rows_contiguous(x) for x in (rows, keys, values)):
         return
     out = buffers.output(rows, values)
-    pattern = Pattern.of(options.method, options.causal, call.scale)
+    pattern = Pattern.of(cast(NM, options.method), options.causal, call.scale)
     arguments = cpu.prepare_nm_texts(rows, keys, values, out, pattern, kernel.isa, texts, table_width=table.shape[1])
     if len(_plans) >= _MOST:
         _plans.clear()

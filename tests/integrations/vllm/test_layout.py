@@ -9,7 +9,7 @@ from dynattn.integrations.vllm import layout
 
 def test_tokens_lie_in_their_slots() -> None:
     cache = torch.full((3, 2, 32, 32), torch.nan)
-    key, value = torch.randn(4, 2, 16), torch.randn(4, 2, 16)
+    key, value = torch.randn(6, 2, 16), torch.randn(6, 2, 16)  # two are padding
     layout.write(cache, key, value, torch.tensor([65, 0, -1, 31]))
     keys, values = layout.pools(cache)
     assert keys.shape == values.shape == (3, 32, 2, 16)

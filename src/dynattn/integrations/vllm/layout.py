@@ -28,8 +28,11 @@ def write(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
         key, value: (tokens, kv_heads, head_dim); tokens behind the last slot are padding.
         slots: (tokens,), each page · page_size + place; negative for a token that is not kept.
     """
-    kept = (slots >= 0).nonzero().flatten()
-    slots = slots[kept]
+    key, value = key[: len(slots)], value[: len(slots)]
+    if len(slots) and int(slots.min()) < 0:
+        kept = (slots >= 0).nonzero().flatten()
+        slots, key, value = slots[kept], key[kept], value[kept]
+    size = kv_cache.shape[2]
+    place = slots // size, slots % size
     for pool, new in zip(pools(kv_cache), (key, value), strict=True):
-        size = pool.shape[1]
-        pool[slots // size, slots % size] = new[kept].to(pool.dtype)
+        pool.index_put_(place, new.to(pool.dtype))
