@@ -24,7 +24,7 @@ def filled(size: int = 32, pages: int = 11) -> tuple[torch.Tensor, torch.Tensor,
     places = [(row, place) for row, count in enumerate(K_LENGTHS) for place in range(count)]
     slots = [int(table[row, place // size]) * size + place % size for row, place in places]
     padded = [torch.cat([x[: len(slots)], x[:3]]) for x in tensors[1:]]
-    layout.write(cache, padded[0], padded[1], torch.tensor([*slots, -1, -1, -1]))
+    layout.write(layout.pools(cache), padded[0], padded[1], torch.tensor([*slots, -1, -1, -1]))
     return cache, table, tensors
 
 

@@ -10,8 +10,8 @@ from dynattn.integrations.vllm import layout
 def test_tokens_lie_in_their_slots() -> None:
     cache = torch.full((3, 2, 32, 32), torch.nan)
     key, value = torch.randn(6, 2, 16), torch.randn(6, 2, 16)  # two are padding
-    layout.write(cache, key, value, torch.tensor([65, 0, -1, 31]))
-    keys, values = layout.pools(cache)
+    keys, values = pools = layout.pools(cache)
+    layout.write(pools, key, value, torch.tensor([65, 0, -1, 31]))
     assert keys.shape == values.shape == (3, 32, 2, 16)
     for pool, new in ((keys, key), (values, value)):
         assert pool.data_ptr() - cache.data_ptr() in (0, 4 * 32 * 16)

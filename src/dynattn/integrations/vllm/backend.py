@@ -34,6 +34,7 @@ class Implementation(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._chosen = read(os.environ[VARIABLE])
+        self._cache: Tensor | None = None
         self._refuse()
 
     def do_kv_cache_update(
@@ -41,7 +42,7 @@ class Implementation(CPUAttentionBackendImpl):
     ) -> None:
         """Write new keys and values into their pages; encoders keep none."""
         if self.attn_type not in _ENCODERS:
-            layout.write(kv_cache, key, value, slot_mapping)
+            layout.write(self._views(kv_cache), key, value, slot_mapping)
 
     def forward(
         self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, attn_metadata: Any,
@@ -67,9 +68,15 @@ class Implementation(CPUAttentionBackendImpl):
             found = varlen_attention(query, key, value, method, cu_seq_q=bounds, causal=causal, **options)
         else:
             step = Step(attn_metadata.query_start_loc, attn_metadata.seq_lens, attn_metadata.block_table, causal)
-            found = over_pages(query, *layout.pools(kv_cache), step, self._chosen, name, **options)
+            found = over_pages(query, *self._views(kv_cache), step, self._chosen, name, **options)
         output[:tokens].copy_(found.view_as(output[:tokens]))
         return output
+
+    def _views(self, kv_cache: Tensor) -> layout.Pools:
+        """The layer's cache as pools of pages: vLLM gives the same tensor in every step."""
+        if self._cache is not kv_cache:
+            self._cache, self._pools = kv_cache, layout.pools(kv_cache)
+        return self._pools
 
     def _refuse(self) -> None:
         """Refuse what vLLM's own kernel adds to the scores, and this one would drop."""

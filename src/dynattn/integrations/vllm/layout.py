@@ -6,25 +6,34 @@ all values, in as many numbers as vLLM gives the page.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 
-def pools(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the keys and the values, each (pages, page_size, kv_heads, head_dim).
+class Pools(NamedTuple):
+    """Views of the keys and the values of a layer, each (pages, page_size, kv_heads, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def pools(kv_cache: Tensor) -> Pools:
+    """Views of a layer's cache.
 
     Args:
         kv_cache: a layer's cache as vLLM gives it: (pages, kv_heads, page_size, 2 · head_dim).
     """
     pages, heads, size, _ = kv_cache.shape
     key, value = kv_cache.view(pages, heads, 2 * size, -1).chunk(2, dim=2)
-    return key.transpose(1, 2), value.transpose(1, 2)
+    return Pools(key.transpose(1, 2), value.transpose(1, 2))
 
 
-def write(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
+def write(into: Pools, key: Tensor, value: Tensor, slots: Tensor) -> None:
     """Write new keys and values into their slots.
 
     Args:
-        kv_cache: as :func:`pools` takes it.
+        into: what :func:`pools` gave.
         key, value: (tokens, kv_heads, head_dim); tokens behind the last slot are padding.
         slots: (tokens,), each page · page_size + place; negative for a token that is not kept.
     """
@@ -32,7 +41,7 @@ def write(kv_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
     if len(slots) and int(slots.min()) < 0:
         kept = (slots >= 0).nonzero().flatten()
         slots, key, value = slots[kept], key[kept], value[kept]
-    size = kv_cache.shape[2]
+    size = into.keys.shape[1]
     place = slots // size, slots % size
-    for pool, new in zip(pools(kv_cache), (key, value), strict=True):
+    for pool, new in zip(into, (key, value), strict=True):
         pool.index_put_(place, new.to(pool.dtype))
