@@ -193,6 +193,25 @@ def test_a_text_is_an_item_of_the_proof():
     assert found.lost[0].items == found.lost[0].looks < 60
 
 
+def _looks(seed: int, loss: float, last: bool) -> int:
+    """How many texts a try takes."""
+    draw = np.random.default_rng(seed)
+    dense, lost = draw.normal(3, 0.5, (60, 4)), draw.normal(np.log1p(loss), 0.5 * np.log1p(loss), (60, 1))
+    data = Prepared(tuple(map(str, range(240))), 60, (), 8, "", list(zip(dense, dense + lost, strict=True)))
+    exam = Exam(_Nats(), data, clustered=True)
+    return prove(0, {"m": ("nm-1-2",)}, [0.15], (exam,), _Model(), LIMIT, _Once(), lambda: None, lambda: True,  # type: ignore[arg-type]
+                 last=last).lost[0].looks  # fmt: skip
+
+
+def test_a_try_that_another_may_follow_ends_where_more_texts_would_prove_nothing():
+    """A loss so near to the limit would take hundreds of texts; the last try sees all that there are."""
+    near = [(_looks(seed, 0.9 * LIMIT, last=False), _looks(seed, 0.9 * LIMIT, last=True)) for seed in range(20)]
+    assert np.median([first for first, _ in near]) == 20
+    assert np.median([second for _, second in near]) == 60
+    for seed in range(20):
+        assert _looks(seed, 0.2 * LIMIT, last=False) == _looks(seed, 0.2 * LIMIT, last=True) < 30
+
+
 def test_a_further_try_on_the_same_texts_takes_the_dense_scores_that_are_there(tmp_path):
     draw, kept = np.random.default_rng(6), dict[str, Any]()
 

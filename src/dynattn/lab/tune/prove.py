@@ -3,7 +3,8 @@
 Items are scored by the dense model and by the tuned one, and the differences are paired. The proof looks after each
 text, goes on as long as there are texts and time, and stops where it has seen enough; the bound of
 :mod:`dynattn.lab.proof` holds for that. Where it fails, the assignment is tightened, by what the search found and not
-by what the proof saw, and tried again; the tries share the 5% that a claim may be wrong.
+by what the proof saw, and tried again; the tries share the 5% that a claim may be wrong. Time is for all of them: a try
+that another may follow ends where all texts that there are would prove nothing, were they like those that were seen.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from dynattn.lab.tune.search import set_assignment
 from dynattn.lab.tune.store import Store
 from dynattn.lab.tune.whole import applied, split
 
+_TELLING = 20
+"""Entries after which it is asked whether more of them could be a proof."""
+
 
 def prove(
     number: int, assignment: Assignment, worst: Sequence[float | None], exams: Exams, pretrained: Pretrained,
     max_loss: float, store: Store, advance: Callable[[], None], in_time: Callable[[], bool], whole: str | None = None,
-    data: int | None = None, ahead: Asked | None = None,
+    data: int | None = None, ahead: Asked | None = None, last: bool = True,
 ) -> Try:  # fmt: skip
     """Try to prove that an assignment keeps the limits.
 
@@ -48,6 +52,7 @@ def prove(
         whole: the name of a method of the whole model besides, see :mod:`dynattn.lab.tune.whole`; None for none.
         data: number of the first try with these exams, whose dense scores hold; None for this one.
         ahead: scores entries before they are asked for.
+        last: whether no other try may follow.
 
     Returns:
         What was lost. Where the first exam is refuted the others say what they had seen by then.
@@ -61,7 +66,7 @@ def prove(
     ]
     while True:
         taker = min((each for each in takers if each.goes_on), key=lambda each: each.share, default=None)
-        failed = any(each.decided is False and not each.silent for each in takers)
+        failed = any(each.fails or (each.is_hopeless and not last) for each in takers if not each.silent)
         done = all(each.decided or each.silent for each in takers)
         if taker is None or failed or done or (taker.looks and not in_time()):
             break
@@ -121,6 +126,19 @@ class _Taker:
         if self.verdict is None:
             return None
         return decided(self.verdict, self.exam.lost(self._own, self._dense), self._proof.worst, self.exam.fewest)
+
+    @property
+    def fails(self) -> bool:
+        """Whether the limit cannot be kept any more."""
+        return self.decided is False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether all items that there are, were they like those that were seen, would not be a proof either."""
+        if self.decided is not None or self.looks < _TELLING:
+            return False
+        every = len(self._dense) * self.exam.entries // self.looks
+        return self._proof.foresee(self._dense, self._own, every).state != "proved"
 
     @property
     def silent(self) -> bool:

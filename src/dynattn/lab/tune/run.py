@@ -229,12 +229,13 @@ class Run:
 
     def _proved(self, spent: Time, choices: Choices, best: Measured) -> tuple[Point, str | None] | None:
         point, whole = best.point, best.whole
-        for number, exams in enumerate(self._begun.parts.proofs):
+        tries = self._begun.parts.proofs
+        for number, exams in enumerate(tries):
             advance = self._stage("proof" if number == 0 else "proof, tightened", 2 * _steps(exams))
             found = prove(
                 number, point.assignment, best.worst, exams, self._pretrained, self._settings.max_loss, self._store,
                 advance, lambda: self._in_time(spent, _PAIR), whole, self._begun.parts.data(number),
-                self._ahead,
+                self._ahead, number + 1 == len(tries),
             )  # fmt: skip
             self._tries.append(found)
             if found.holds:
