@@ -1,6 +1,6 @@
-// Value rows are processed a chunk of at most kMaxChunk vectors at a time, so that their sums stay in registers. The
-// number of vectors in a chunk is known only at run time, but the loops over them are unrolled at compile time. The
-// function below calls the code for the right number.
+// Value rows are processed a chunk of at most kMaxChunk vectors at a time, and what rows are read for a few of them at a
+// time, so that sums stay in registers. These numbers are known only at run time, but the loops over them are unrolled at
+// compile time. The functions below call the code for the right number.
 #pragma once
 
 #include "common/plan.h"
@@ -40,6 +40,23 @@ DYNATTN_INLINE void with_chunk(int chunk, Body body) {
       default:
         break;
     }
+  }
+}
+
+constexpr int64_t kRowsAtOnce = 4;
+
+// Calls body(Constant<rows>()), where `rows` is between 1 and kRowsAtOnce.
+template <class Body>
+DYNATTN_INLINE void with_rows(int64_t rows, Body body) {
+  switch (rows) {
+    case 1:
+      return body(Constant<1>());
+    case 2:
+      return body(Constant<2>());
+    case 3:
+      return body(Constant<3>());
+    default:
+      return body(Constant<4>());
   }
 }
 

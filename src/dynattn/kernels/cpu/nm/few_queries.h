@@ -82,6 +82,15 @@ static void work_few(void* data) {
   }
 }
 
+// A byte that is read from memory takes as long as so many products of packed blocks.
+constexpr double kProductsPerByte = 6;
+
+// What a call reads of keys and values.
+static double bytes_of(const NMForwardArgs& args) {
+  return static_cast<double>(args.kv_len) * static_cast<double>(args.head_dim + args.value_dim) *
+         static_cast<double>(args.batch * args.kv_heads * element_size(args.dtype));
+}
+
 // Takes the memory of planned calls, each for at least one query row, and prepares work_few().
 // return_workspace(job.memory) ends it.
 static int32_t open_few(FewJob& job, Few* calls, int64_t count) {
@@ -91,7 +100,7 @@ static int32_t open_few(FewJob& job, Few* calls, int64_t count) {
   for (int64_t i = 0; i < count; i++) {
     tasks += calls[i].heads * calls[i].ranges;
     heads += calls[i].heads;
-    products += products_of(*calls[i].plan->args);
+    products += larger(products_of(*calls[i].plan->args), kProductsPerByte * bytes_of(*calls[i].plan->args));
   }
   job.threads = useful_threads(products, calls[0].plan->args->threads, tasks);
   for (int64_t i = 0; i < count; i++) {

@@ -4,7 +4,7 @@
 #include "common/arena.h"
 #include "nm/forward.h"
 #include "nm/pair_rows.h"
-#include "nm/unpacked.h"
+#include "nm/value_rows.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -16,11 +16,10 @@ struct FewScratch {
   float* bias;              // [row][tile]
   const float** bias_of;    // [row]: its bias, or NULL
   float* block_bias;        // [tile], by position: what a row's blocks forbid
-  float* values;            // [tile][value width]: rows that cannot be read in place
   const char** key_rows;    // [2 · tile]: where the keys of a tile and of the next lie, for the first head of the task
   const char** value_rows;  // [2 · tile]: likewise
-  const char** float_rows;  // [tile]: those of `values`
   RowStates rows;           // [head of the task][row], unless ranges have states of their own
+  ValueScratch values;
 #ifdef DYNATTN_PAIRS
   PairScratch pairs;
 #endif
@@ -79,10 +78,9 @@ static FewScratch lay_few_scratch(const Few& few, Arena& arena) {
   s.bias = arena.take<float>(few.rows * plan.tile);
   s.bias_of = arena.take<const float*>(few.rows);
   s.block_bias = arena.take<float>(plan.args->blocks != nullptr ? plan.tile : 0);
-  s.values = arena.take<float>(few.values_in_place ? 0 : plan.tile * value_width(plan));
   s.key_rows = arena.take<const char*>(2 * plan.tile);
   s.value_rows = arena.take<const char*>(2 * plan.tile);
-  s.float_rows = arena.take<const char*>(few.values_in_place ? 0 : plan.tile);
+  s.values = lay_value_scratch(plan, few.values_in_place, arena);
   s.rows = lay_rows(plan, few.ranges > 1 ? 0 : few.together * few.rows, arena);
 #ifdef DYNATTN_PAIRS
   if (few.pairs) s.pairs = lay_pair_scratch(plan, arena);
@@ -131,7 +129,6 @@ static void score_in_place(const Few& few, const FewScratch& scratch, int64_t ti
   alignas(64) float room[kWidth][kMaxHeadDim];
   const int64_t size = element_size(args.dtype);
   const TileRows rows = tile_rows(few, scratch.key_rows, args.key_strides, head);
-  const int64_t value_head = head * args.value_strides[1] * size;
   const float* const own_queries = scratch.queries + head * few.rows * few.key_width;
   for (int position = 0; position < plan.tile; position += kWidth) {
     const float* keys[kWidth];
@@ -141,26 +138,15 @@ static void score_in_place(const Few& few, const FewScratch& scratch, int64_t ti
       if (tile * plan.tile + key >= args.kv_len) continue;
       const char* row = rows.row[key] + rows.shift;
       prefetch_far(TileRows::soon(rows, position + lane), args.head_dim * size);
-      if (few.values_soon) prefetch_row(scratch.value_rows[key] + value_head, args.value_dim * size);
       keys[lane] = few.keys_in_place ? reinterpret_cast<const float*>(row) : room[lane];
       if (!few.keys_in_place) copy_row(room[lane], row, args.dtype, args.head_dim, few.key_width);
     }
-    for (int64_t r = 0; r < few.rows; r += kFewAtOnce) {
+    for (int64_t r = 0; r < few.rows; r += kRowsAtOnce) {
       const float* queries = own_queries + r * few.key_width;
       float* scores = scratch.scores + r * plan.tile + position;
-      switch (smaller<int64_t>(kFewAtOnce, few.rows - r)) {
-        case 1:
-          dot_rows<1>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        case 2:
-          dot_rows<2>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        case 3:
-          dot_rows<3>(queries, few.key_width, keys, scores, plan.tile);
-          break;
-        default:
-          dot_rows<kFewAtOnce>(queries, few.key_width, keys, scores, plan.tile);
-      }
+      with_rows(smaller(kRowsAtOnce, few.rows - r), [&](auto some) {
+        dot_rows<decltype(some)::value>(queries, few.key_width, keys, scores, plan.tile);
+      });
     }
   }
 }
@@ -208,21 +194,6 @@ DYNATTN_INLINE void add_bias(const Plan& plan, float* scores, const float* bias)
   for (int i = 0; i < plan.tile; i += kWidth) store(scores + i, fmadd(load(scores + i), multiplier, load(bias + i)));
 }
 
-// Converts value rows that cannot be read in place, once for each tile, when the first query row keeps them.
-static void convert_kept(const Few& few, const FewScratch& scratch, int64_t shift, const KeptKeys& kept,
-                         bool* converted) {
-  const NMForwardArgs& args = *few.plan->args;
-  const int64_t width = value_width(*few.plan);
-  for (int i = 0; i < kept.count; i++) {
-    const int64_t key = kept.key[i];
-    if (converted[key]) continue;
-    converted[key] = true;
-    const char* const next = scratch.value_rows[kept.key[smaller(i + kValuesAhead, kept.count - 1)]] + shift;
-    if (!few.values_soon) prefetch_row(next, args.value_dim * element_size(args.dtype));
-    copy_row(scratch.values + key * width, scratch.value_rows[key] + shift, args.dtype, args.value_dim, width);
-  }
-}
-
 // Choice and weights of every row of a task's head over one tile whose scores are made.
 static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
@@ -245,23 +216,21 @@ static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates
   }
 }
 
-// Adds the values of one tile that every row of a task's head keeps.
-static void add_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t head) {
+// Whether rows take all keys of a tile, in the order of positions, since they keep nearly all.
+static bool takes_whole_tile(const Few& few, int64_t tile) {
+  return few.values_soon && (tile + 1) * few.plan->tile <= few.plan->args->kv_len;
+}
+
+// Adds the values of one tile that the rows of a task's head keep.
+static void add_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
-  const NMForwardArgs& args = *plan.args;
-  const int64_t shift = head * args.value_strides[1] * element_size(args.dtype);
-  bool converted[kMaxTile];
-  if (!few.values_in_place) memset(converted, 0, static_cast<size_t>(plan.tile));
-  KeptKeys kept;
-  for (int64_t r = 0; r < few.rows; r++) {
-    const float* const weights = scratch.scores + r * plan.tile;
-    if (few.values_in_place) {
-      list_kept(plan, weights, scratch.value_rows, shift, kept);
-    } else {
-      list_kept(plan, weights, scratch.float_rows, 0, kept);
-      convert_kept(few, scratch, shift, kept, converted);
-    }
-    add_kept(plan, rows.out + r * rows.out_stride, kept);
+  const TileRows values = tile_rows(few, scratch.value_rows, plan.args->value_strides, head);
+  for (int64_t r = 0; r < few.rows; r += kRowsAtOnce) {
+    with_rows(smaller(kRowsAtOnce, few.rows - r), [&](auto some) {
+      add_row_values<decltype(some)::value>(plan, scratch.scores + r * plan.tile, rows.out + r * rows.out_stride,
+                                            rows.out_stride, values, takes_whole_tile(few, tile), few.values_in_place,
+                                            scratch.values);
+    });
   }
 }
 
@@ -289,7 +258,7 @@ static void score_pairs(const Few& few, const FewScratch& scratch, int64_t tile,
 static void add_pairs(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
   const TileRows values = tile_rows(few, scratch.value_rows, plan.args->value_strides, head);
-  const bool whole = few.values_soon && (tile + 1) * plan.tile <= plan.args->kv_len;
+  const bool whole = takes_whole_tile(few, tile);
   add_pair_values(plan, scratch.scores, few.rows, rows.out, rows.out_stride, values, whole, scratch.pairs);
 }
 #endif
@@ -321,10 +290,6 @@ static inline void run_range(const Few& few, const FewScratch& scratch, int64_t 
   }
   const char* const keys = kv_head(args, args.key, args.key_strides, first_head);
   const char* const values = kv_head(args, args.value, args.value_strides, first_head);
-  if (!few.values_in_place) {
-    for (int key = 0; key < plan.tile; key++)
-      scratch.float_rows[key] = reinterpret_cast<const char*>(scratch.values + key * value_width(plan));
-  }
   const int64_t last = smaller((range + 1) * few.range_tiles, plan.tiles);
   for (int64_t tile = range * few.range_tiles; tile < last; tile++) {
     if (allowed_keys(plan, args.q_len - 1, tile * plan.tile) == 0) break;
@@ -344,7 +309,7 @@ static inline void run_range(const Few& few, const FewScratch& scratch, int64_t 
 #endif
       score_in_place(few, scratch, tile, i);
       weigh_few(few, scratch, rows, tile, first_head + i);
-      add_few(few, scratch, rows, i);
+      add_few(few, scratch, rows, tile, i);
     }
   }
 }

@@ -15,7 +15,6 @@
 namespace dynattn::DYNATTN_NAMESPACE {
 
 constexpr int kPairWidth = 2 * kWidth;  // numbers of a vector of pairs
-constexpr int kPairRows = 4;            // rows that a key or a value is multiplied for at once
 
 // scores[r][lane] = Σ_k queries[r][k] · keys[lane][k], as dot_rows() has it; `width` is a multiple of kPairWidth.
 template <int kR>
@@ -50,20 +49,10 @@ static void dot_pairs(const uint16_t* queries, int64_t width, const uint16_t* co
 
 static void dot_pairs(const uint16_t* queries, int64_t rows, int64_t width, const uint16_t* const keys[kWidth],
                       float* scores, int64_t stride) {
-  for (int64_t r = 0; r < rows; r += kPairRows, queries += kPairRows * width, scores += kPairRows * stride) {
-    switch (smaller<int64_t>(kPairRows, rows - r)) {
-      case 1:
-        dot_pairs<1>(queries, width, keys, scores, stride);
-        break;
-      case 2:
-        dot_pairs<2>(queries, width, keys, scores, stride);
-        break;
-      case 3:
-        dot_pairs<3>(queries, width, keys, scores, stride);
-        break;
-      default:
-        dot_pairs<kPairRows>(queries, width, keys, scores, stride);
-    }
+  for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
+    with_rows(smaller(kRowsAtOnce, rows - r), [&](auto some) {
+      dot_pairs<decltype(some)::value>(queries + r * width, width, keys, scores + r * stride, stride);
+    });
   }
 }
 
@@ -77,8 +66,8 @@ struct PairScratch {
 
 static PairScratch lay_pair_scratch(const Plan& plan, Arena& arena) {
   PairScratch s;
-  s.rounded = arena.take<uint16_t>(kPairRows * plan.tile);
-  s.listed = arena.take<uint16_t>(kPairRows * plan.tile);
+  s.rounded = arena.take<uint16_t>(kRowsAtOnce * plan.tile);
+  s.listed = arena.take<uint16_t>(kRowsAtOnce * plan.tile);
   s.places = arena.take<const char*>(plan.tile);
   s.values = arena.take<const char*>(plan.tile);
   return s;
@@ -223,20 +212,11 @@ static void add_pair_rows(const Plan& plan, const float* weights, float* out, in
 static void add_pair_values(const Plan& plan, const float* weights, int64_t count, float* out, int64_t stride,
                             const TileRows& rows, bool whole, const PairScratch& scratch) {
   for (int i = 0; whole && i < plan.tile; i++) scratch.places[i] = rows.row[plan.key_of[i]] + rows.shift;
-  for (int64_t r = 0; r < count; r += kPairRows, weights += kPairRows * plan.tile, out += kPairRows * stride) {
-    switch (smaller<int64_t>(kPairRows, count - r)) {
-      case 1:
-        add_pair_rows<1>(plan, weights, out, stride, rows, whole, r == 0, scratch);
-        break;
-      case 2:
-        add_pair_rows<2>(plan, weights, out, stride, rows, whole, r == 0, scratch);
-        break;
-      case 3:
-        add_pair_rows<3>(plan, weights, out, stride, rows, whole, r == 0, scratch);
-        break;
-      default:
-        add_pair_rows<kPairRows>(plan, weights, out, stride, rows, whole, r == 0, scratch);
-    }
+  for (int64_t r = 0; r < count; r += kRowsAtOnce) {
+    with_rows(smaller(kRowsAtOnce, count - r), [&](auto some) {
+      constexpr int kR = decltype(some)::value;
+      add_pair_rows<kR>(plan, weights + r * plan.tile, out + r * stride, stride, rows, whole, r == 0, scratch);
+    });
   }
 }
 

@@ -7,9 +7,7 @@
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
-// Register tiles of the products: rows × keys.
-constexpr int kFewAtOnce = 4;
-constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;
+constexpr int kKeysAtOnce = kRegisters == 32 ? 4 : 2;  // beside kRowsAtOnce rows
 
 // Keys from the asking for a row to its reading, by measurement, in tiles whose keys are read in their order or two
 // vectors at a time; elsewhere a tile.
@@ -69,59 +67,6 @@ static void dot_rows(const float* queries, int64_t width, const float* const key
     }
   }
   for (int r = 0; r < kR; r++) store(scores + r * stride, sum_each(sums[r]));
-}
-
-// The kept keys of a row and tile, and where their values lie.
-struct KeptKeys {
-  int count;
-  int key[kMaxTile];  // within the tile
-  const float* value[kMaxTile];
-  float weight[kMaxTile];
-};
-
-// `rows` has the place of each key's values, to which `shift` bytes are added.
-static void list_kept(const Plan& plan, const float* weights, const char* const* rows, int64_t shift, KeptKeys& kept) {
-  kept.count = 0;
-  const Vec none = broadcast(-0.5f);
-  for (int position = 0; position < plan.tile; position += kWidth) {
-    uint32_t left = bits(greater(load(weights + position), none));
-    for (; left != 0; left &= left - 1) {
-      const int at = position + __builtin_ctz(left), key = plan.key_of[at];
-      kept.key[kept.count] = key;
-      kept.value[kept.count] = reinterpret_cast<const float*>(rows[key] + shift);
-      kept.weight[kept.count++] = weights[at];
-    }
-  }
-}
-
-// out += Σ weight · value over the kept keys, for kChunk vectors of the row, from its float `at` on.
-template <int kChunk>
-static void add_kept(float* out, int64_t at, const KeptKeys& kept) {
-  constexpr int kLineFloats = 64 / sizeof(float);
-  Vec acc[kChunk];
-#pragma GCC unroll 16
-  for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
-  for (int i = 0; i < kept.count; i++) {
-    const float* next = kept.value[smaller(i + kValuesAhead, kept.count - 1)] + at;
-    const float* row = kept.value[i] + at;
-    const Vec weight = broadcast(kept.weight[i]);
-#pragma GCC unroll 16
-    for (int c = 0; c < kChunk; c++) {
-      if (c * kWidth % kLineFloats == 0) __builtin_prefetch(next + c * kWidth);
-      acc[c] = fmadd(weight, load_any(row + c * kWidth), acc[c]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < kChunk; c++) store(out + c * kWidth, acc[c]);
-}
-
-static void add_kept(const Plan& plan, float* out, const KeptKeys& kept) {
-  const int64_t width = int64_t{plan.chunk} * kWidth;
-  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
-    with_chunk(plan.chunk, [&](auto vectors) {
-      add_kept<decltype(vectors)::value>(out + chunk * width, chunk * width, kept);
-    });
-  }
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE

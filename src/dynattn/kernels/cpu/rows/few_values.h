@@ -26,6 +26,43 @@ struct ValueRows {
   const char* row(int64_t key) const { return first + key * stride; }
 };
 
+// The kept keys of a row and tile, and where their values lie.
+struct KeptKeys {
+  int count;
+  const float* value[kMaxTile];
+  float weight[kMaxTile];
+};
+
+// out += Σ weight · value over the kept keys, for kChunk vectors of the row, from its float `at` on.
+template <int kChunk>
+static void add_kept(float* out, int64_t at, const KeptKeys& kept) {
+  constexpr int kLineFloats = 64 / sizeof(float);
+  Vec acc[kChunk];
+#pragma GCC unroll 16
+  for (int c = 0; c < kChunk; c++) acc[c] = load(out + c * kWidth);
+  for (int i = 0; i < kept.count; i++) {
+    const float* next = kept.value[smaller(i + kValuesAhead, kept.count - 1)] + at;
+    const float* row = kept.value[i] + at;
+    const Vec weight = broadcast(kept.weight[i]);
+#pragma GCC unroll 16
+    for (int c = 0; c < kChunk; c++) {
+      if (c * kWidth % kLineFloats == 0) __builtin_prefetch(next + c * kWidth);
+      acc[c] = fmadd(weight, load_any(row + c * kWidth), acc[c]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < kChunk; c++) store(out + c * kWidth, acc[c]);
+}
+
+static void add_kept(const Plan& plan, float* out, const KeptKeys& kept) {
+  const int64_t width = int64_t{plan.chunk} * kWidth;
+  for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
+    with_chunk(plan.chunk, [&](auto vectors) {
+      add_kept<decltype(vectors)::value>(out + chunk * width, chunk * width, kept);
+    });
+  }
+}
+
 // The floats of what a row keeps of a tile: those that lie there, or converted, once for all rows.
 static void take_kept(const FewRows& call, const FewScratch& scratch, const TileList& list, const ValueRows& values,
                       bool* converted, KeptKeys& kept) {
@@ -40,7 +77,7 @@ static void take_kept(const FewRows& call, const FewScratch& scratch, const Tile
       kept.value[i] = reinterpret_cast<const float*>(values.row(key));
       continue;
     }
-    float* const floats = scratch.values + key * width;
+    float* const floats = scratch.values.floats + key * width;
     kept.value[i] = floats;
     if (converted[key]) continue;
     converted[key] = true;
@@ -93,27 +130,17 @@ static void add_tile_pairs(const FewRows& call, const FewScratch& scratch, const
                            const ValueRows& values, float* out) {
   const RowPlan& plan = *call.row_plan;
   const int64_t stride = head.states.out_stride;
-  for (int64_t first = 0; first < call.rows; first += kPairRows, out += kPairRows * stride) {
-    const int64_t count = smaller<int64_t>(kPairRows, call.rows - first);
+  for (int64_t first = 0; first < call.rows; first += kRowsAtOnce, out += kRowsAtOnce * stride) {
+    const int64_t count = smaller(kRowsAtOnce, call.rows - first);
     for (int64_t r = 0; r < count; r++) {
       float* const weights = scratch.scores + r * plan.tile;
       const TileList list = tile_list(plan, head, first + r, tile);
       for (int i = 0; i < plan.tile; i += kWidth) store(weights + i, broadcast(-1.0f));
       for (int i = 0; i < list.count; i++) weights[list.keys[i]] = list.weights[i];
     }
-    switch (count) {
-      case 1:
-        add_listed_pairs<1>(plan, scratch.scores, out, stride, values, scratch.pairs);
-        break;
-      case 2:
-        add_listed_pairs<2>(plan, scratch.scores, out, stride, values, scratch.pairs);
-        break;
-      case 3:
-        add_listed_pairs<3>(plan, scratch.scores, out, stride, values, scratch.pairs);
-        break;
-      default:
-        add_listed_pairs<kPairRows>(plan, scratch.scores, out, stride, values, scratch.pairs);
-    }
+    with_rows(count, [&](auto rows) {
+      add_listed_pairs<decltype(rows)::value>(plan, scratch.scores, out, stride, values, scratch.pairs);
+    });
   }
 }
 #endif
