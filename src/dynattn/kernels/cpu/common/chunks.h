@@ -1,6 +1,6 @@
-// Value rows are processed a chunk of at most kMaxChunk vectors at a time, and what rows are read for a few of them at a
-// time, so that sums stay in registers. These numbers are known only at run time, but the loops over them are unrolled at
-// compile time. The functions below call the code for the right number.
+// So that sums stay in registers, value rows are processed a chunk of at most kMaxChunk vectors at a time, and few
+// query rows at most kRowsAtOnce at a time. These numbers are known only at run time, but the loops over them are
+// unrolled at compile time. The functions below call the code for the right number.
 #pragma once
 
 #include "common/plan.h"
@@ -43,7 +43,7 @@ DYNATTN_INLINE void with_chunk(int chunk, Body body) {
   }
 }
 
-constexpr int64_t kRowsAtOnce = 4;
+constexpr int64_t kRowsAtOnce = 4;  // query rows for which a key or a value is loaded once
 
 // Calls body(Constant<rows>()), where `rows` is between 1 and kRowsAtOnce.
 template <class Body>

@@ -65,7 +65,7 @@ static Few plan_few(Plan& plan) {
   }
   plan.rounds = few.pairs;
 #endif
-  few.values_soon = reads_most_values(plan, few.rows);
+  few.most_values = reads_most_values(plan, few.rows);
   Arena states = {0, 0};
   lay_rows(plan, few.rows, states);
   few.states_bytes = states.used;

@@ -1,9 +1,9 @@
 // Few queries against many keys, as in decoding with a KV cache: keys and values are read in place, and only once.
 //
 // Packing pays when many rows use a packed key. For a few, a score is a product along head_dim with the key's own row,
-// and a value row is touched only where its key is kept. The scores of a tile lie by position as plan.h has it, so that
-// masks, choice, weights and counts are those of packed query blocks, in their careful variant: NaN and infinity need
-// no second path here.
+// and a value row is touched only where its key is kept, or where nearly all are (value_rows.h). The scores of a tile
+// lie by position as plan.h has it, so that masks, choice, weights and counts are those of packed query blocks, in their
+// careful variant: scores that are NaN or infinite need no second path here.
 //
 // A task is a range of keys, for one key head or for several, of one of the calls that threads share, and all query
 // rows that share those heads. The task that completes a head merges its ranges, in order; shapes alone decide how long
@@ -85,7 +85,7 @@ static void work_few(void* data) {
 // A byte that is read from memory takes as long as so many products of packed blocks.
 constexpr double kProductsPerByte = 6;
 
-// What a call reads of keys and values.
+// What a call reads of keys and values, at most.
 static double bytes_of(const NMForwardArgs& args) {
   return static_cast<double>(args.kv_len) * static_cast<double>(args.head_dim + args.value_dim) *
          static_cast<double>(args.batch * args.kv_heads * element_size(args.dtype));

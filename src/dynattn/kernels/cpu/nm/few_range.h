@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/arena.h"
+#include "common/chunks.h"
 #include "nm/forward.h"
 #include "nm/pair_rows.h"
 #include "nm/value_rows.h"
@@ -38,7 +39,7 @@ struct Few {
   int64_t key_width;                    // head_dim rounded up to whole vectors
   bool keys_in_place, values_in_place;  // float32 rows of whole vectors
   bool pairs;                           // products are of pairs of bfloat16 numbers
-  bool values_soon;                     // nearly all value rows of a tile will be read
+  bool most_values;                     // nearly all value rows of a tile are read
 };
 
 static RowStates rows_from(RowStates rows, int64_t row) {
@@ -218,25 +219,26 @@ static void weigh_few(const Few& few, const FewScratch& scratch, const RowStates
 
 // Whether rows take all keys of a tile, in the order of positions, since they keep nearly all.
 static bool takes_whole_tile(const Few& few, int64_t tile) {
-  return few.values_soon && (tile + 1) * few.plan->tile <= few.plan->args->kv_len;
+  return few.most_values && (tile + 1) * few.plan->tile <= few.plan->args->kv_len;
 }
 
 // Adds the values of one tile that the rows of a task's head keep.
 static void add_few(const Few& few, const FewScratch& scratch, const RowStates& rows, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
-  const TileRows values = tile_rows(few, scratch.value_rows, plan.args->value_strides, head);
+  const bool whole = takes_whole_tile(few, tile);
+  TileRows values = tile_rows(few, scratch.value_rows, plan.args->value_strides, head);
+  if (!few.values_in_place) values = converted(plan, scratch.scores, few.rows, values, whole, scratch.values);
   for (int64_t r = 0; r < few.rows; r += kRowsAtOnce) {
+    const bool asks = few.values_in_place && r == 0;
     with_rows(smaller(kRowsAtOnce, few.rows - r), [&](auto some) {
       add_row_values<decltype(some)::value>(plan, scratch.scores + r * plan.tile, rows.out + r * rows.out_stride,
-                                            rows.out_stride, values, takes_whole_tile(few, tile), few.values_in_place,
-                                            scratch.values);
+                                            rows.out_stride, values, whole, asks, scratch.values);
     });
   }
 }
 
 #ifdef DYNATTN_PAIRS
-// score_in_place() and add_few() by products of pairs. Of values too those that follow are asked for, a row with each
-// that is read, so that memory is as busy in the one half of a tile's time as in the other.
+// score_in_place() and add_few() by products of pairs.
 static void score_pairs(const Few& few, const FewScratch& scratch, int64_t tile, int64_t head) {
   const Plan& plan = *few.plan;
   const NMForwardArgs& args = *plan.args;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "common/arena.h"
+#include "common/chunks.h"
 #include "common/pairs.h"
 #include "nm/unpacked.h"
 

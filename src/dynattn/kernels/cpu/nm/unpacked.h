@@ -1,8 +1,6 @@
-// Products with rows that are read in place, for a few queries: keys along head_dim, values only where their key is
-//     kept.
+// Products of a few queries with keys that are read in place, along head_dim, and how far ahead rows are asked for.
 #pragma once
 
-#include "common/chunks.h"
 #include "common/pack.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {

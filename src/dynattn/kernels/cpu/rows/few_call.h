@@ -26,11 +26,7 @@ static void make_few_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
   plan_positions(plan);
 }
 
-static FewRows plan_few_rows(RowPlan& plan) {
-  FewRows call = {plan_few(plan), &plan};
-  call.values_soon = false;
-  return call;
-}
+static FewRows plan_few_rows(RowPlan& plan) { return {plan_few(plan), &plan}; }
 
 // All query rows that share a key head.
 struct HeadRows {

@@ -1,6 +1,7 @@
 // Values of what few queries keep, read in place.
 #pragma once
 
+#include "common/chunks.h"
 #include "rows/few_call.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
