@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from dynattn.kernels import cpu
 from dynattn.kernels.cpu import runner
 from dynattn.methods import Mass, TopK
 from tests.covering import part
+from tests.kernels.cpu import planted
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[3] / "src/dynattn/kernels/cpu"
+ENTRY = Path(__file__).parent / "few_entry.cpp"
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ is on the PATH"),
-    pytest.mark.skipif(not cpu.is_available(), reason=cpu.unavailable_reason() or ""),
-]
+pytestmark = planted.NEEDED
 
 BUGS = {
     "what is forbidden may be NaN": ("few_scores.h", "forbid_by_bias(scores, bias, plan.tile);", ""),
@@ -50,22 +43,6 @@ BUGS = {
     "what is not kept is multiplied by 0": ("few_values.h", "broadcast(-1.0f)", "zero()"),
     "what is not finite is lost": ("few_values.h", "left != 0 && r < kR;", "false && r < kR;"),
 }  # fmt: skip
-
-
-def build(folder: Path, file: str = "", right: str = "", wrong: str = "") -> Any:
-    """The kernels, compiled with ``wrong`` in place of ``right``."""
-    shutil.copytree(SOURCES, folder / "cpu", ignore=shutil.ignore_patterns("*.so", "*.py", "__pycache__"))
-    if file:
-        path = folder / "cpu" / "rows" / file
-        text = path.read_text()
-        assert text.count(right) == 1, right
-        path.write_text(text.replace(right, wrong))
-    subprocess.run(
-        ["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", "-pthread", f"-I{folder / 'cpu'}",
-         str(HERE / "few_entry.cpp"), "-o", str(folder / "rows.so")],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(folder / "rows.so"))
 
 
 def fails(library: Any, monkeypatch: pytest.MonkeyPatch, grid: Callable, check: Callable) -> int:
@@ -109,11 +86,12 @@ def fails(library: Any, monkeypatch: pytest.MonkeyPatch, grid: Callable, check: 
 def test_without_a_bug_nothing_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Callable, check: Callable
 ) -> None:
-    assert fails(build(tmp_path), monkeypatch, grid, check) == 0
+    assert fails(planted.build(ENTRY, tmp_path), monkeypatch, grid, check) == 0
 
 
 @pytest.mark.parametrize("bug", part(BUGS, 16, str))
 def test_bug_is_seen(
     bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Callable, check: Callable
 ) -> None:
-    assert fails(build(tmp_path, *BUGS[bug]), monkeypatch, grid, check) > 0
+    file, right, wrong = BUGS[bug]
+    assert fails(planted.build(ENTRY, tmp_path, f"rows/{file}", right, wrong), monkeypatch, grid, check) > 0
