@@ -143,8 +143,10 @@ def test_pages_have_the_bits_of_keys_one_after_another(method, q_len, isa, dtype
     want = forward(query, key, value, method, isa)
     order = torch.randperm(82, generator=torch.Generator().manual_seed(1))
     got = [torch.full_like(x, -2) for x in want]
+    out, logsumexp, kept_mass, kept, allowed = got
     assert cpu.nm_texts(
-        query, in_pages(key, order), in_pages(value, order), *got, Pattern.of(method, False, 20**-0.5), isa,
+        query, in_pages(key, order), in_pages(value, order), out, logsumexp, kept_mass, kept, allowed,
+        Pattern.of(method, False, 20**-0.5), isa,
         query_start=torch.tensor([0, q_len]), key_start=torch.tensor([0]), key_count=torch.tensor([1303]),
         block_table=order.int()[None],
     )  # fmt: skip
