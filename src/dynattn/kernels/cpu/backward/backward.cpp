@@ -276,7 +276,7 @@ int32_t nm_backward(const NMBackwardArgs& args) {
   if (job.cut.heads == 0) return DYNATTN_OK;
   job.d_query_rows = round_up(forward.q_len, plan.scores.rows) + plan.scores.rows;
 
-  const int threads = useful_threads(products_of(forward), forward.threads, job.cut.tasks());
+  const int threads = useful_threads(forward.parallel, products_of(forward), forward.threads, job.cut.tasks());
   Arena own = {0, 0};
   lay_thread(job, own);
   job.thread_bytes = own.used;

@@ -61,7 +61,7 @@ int32_t choose_blocks(const BlockForwardArgs& args) {
   lay_means(job.plan, sizes);
   job.room_bytes = sizes.used;
   const double products = job.plan.by_query ? products_of(args.call) : products_of(args.call) / 16;
-  const int threads = useful_threads(products, args.call.threads, job.heads);
+  const int threads = useful_threads(args.call.parallel, products, args.call.threads, job.heads);
   job.memory = static_cast<char*>(take_workspace(static_cast<size_t>(threads * job.room_bytes)));
   if (job.memory == nullptr) return DYNATTN_OUT_OF_MEMORY;
   run_team(args.call.parallel, threads, work_choice, &job);

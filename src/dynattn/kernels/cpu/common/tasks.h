@@ -165,7 +165,7 @@ static int32_t open_heads(Job<Worker>& job, const typename Worker::Plan* const* 
     job.tasks += heads_of(plan) * tasks_per_head(plan);
     products += products_of(*plan.args);
   }
-  job.threads = useful_threads(products, plans[0]->args->threads, job.tasks);
+  job.threads = useful_threads(plans[0]->args->parallel, products, plans[0]->args->threads, job.tasks);
   job.slot_bytes = larger<int64_t>(slot.used, 64);
   const int64_t affordable = larger<int64_t>(2, kSlotBytes / job.slot_bytes);
   job.slot_count = smaller(job.head_count, smaller<int64_t>(2 * job.threads + 1, affordable));

@@ -38,9 +38,10 @@ void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), vo
   for (std::thread& thread : others) thread.join();
 }
 
-int useful_threads(double products, int offered, int64_t tasks) {
-  constexpr double kSmallWork = 3e6;
-  return products < kSmallWork ? 1 : static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(most_threads(offered), tasks)));
+int useful_threads(dynattn_parallel_fn parallel, double products, int offered, int64_t tasks) {
+  const double small_work = parallel != nullptr ? 4e5 : 3e6;  // some 10 and 75 µs of one thread
+  if (products < small_work) return 1;
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(most_threads(offered), tasks)));
 }
 
 double products_of(const NMForwardArgs& args) {

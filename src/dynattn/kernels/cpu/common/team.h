@@ -16,10 +16,10 @@ int most_threads(int offered);
 // started.
 void run_team(dynattn_parallel_fn parallel, int threads, void (*body)(void*), void* data);
 
-// The number of threads, of those offered, for so many multiply-adds in so many tasks. It is one where there is so little to do that waking others costs
-// more than they bring. It is never more than the processor runs, since more would cost memory and wait for one
-// another.
-int useful_threads(double products, int offered, int64_t tasks);
+// The number of threads, of those offered, for so many multiply-adds in so many tasks. It is one where there is so little
+// to do that waking others, or starting them where there is no `parallel`, costs more than they bring. It is never more
+// than the processor runs, since more would cost memory and wait for one another.
+int useful_threads(dynattn_parallel_fn parallel, double products, int offered, int64_t tasks);
 
 // The multiply-adds of a call, as useful_threads() takes them.
 double products_of(const NMForwardArgs& args);

@@ -43,7 +43,7 @@ static int32_t run_choice(const LinearArgs& args) {
   ChoiceJob job = {};
   job.args = &args;
   const double work = static_cast<double>(args.tokens) * static_cast<double>(args.inputs * args.m);
-  job.threads = useful_threads(work, args.threads, ceil_div(args.tokens, kChosenAtOnce));
+  job.threads = useful_threads(args.parallel, work, args.threads, ceil_div(args.tokens, kChosenAtOnce));
   const int64_t words = job.threads * kept_words(args.inputs);
   job.words = static_cast<uint64_t*>(take_workspace(static_cast<size_t>(words) * sizeof(uint64_t)));
   if (job.words == nullptr) return DYNATTN_OUT_OF_MEMORY;

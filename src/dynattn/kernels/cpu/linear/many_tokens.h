@@ -194,7 +194,7 @@ static void cut_tasks(ManyJob& job) {
   const LinearArgs& args = *job.args;
   const int64_t most_runs = larger<int64_t>(args.tokens / kLeastRunTokens, 1), chunks = ceil_div(args.outputs, kTileOut);
   const double products = static_cast<double>(args.tokens * args.inputs) * static_cast<double>(args.outputs);
-  job.threads = useful_threads(products, args.threads, most_runs * chunks);
+  job.threads = useful_threads(args.parallel, products, args.threads, most_runs * chunks);
   const int64_t at_once = smaller<int64_t>(job.threads, most_runs);
   job.run = ceil_div(args.tokens, at_once * ceil_div(args.tokens, at_once * kRunTokens));
   job.runs = ceil_div(args.tokens, job.run);

@@ -83,7 +83,7 @@ static void work_few(void* data) {
 }
 
 // A byte that is read from memory takes as long as so many products of packed blocks.
-constexpr double kProductsPerByte = 6;
+constexpr double kProductsPerByte = 2;
 
 // What a call reads of keys and values, at most.
 static double bytes_of(const NMForwardArgs& args) {
@@ -102,7 +102,7 @@ static int32_t open_few(FewJob& job, Few* calls, int64_t count) {
     heads += calls[i].heads;
     products += larger(products_of(*calls[i].plan->args), kProductsPerByte * bytes_of(*calls[i].plan->args));
   }
-  job.threads = useful_threads(products, calls[0].plan->args->threads, tasks);
+  job.threads = useful_threads(calls[0].plan->args->parallel, products, calls[0].plan->args->threads, tasks);
   for (int64_t i = 0; i < count; i++) {
     calls[i].together = heads_together(calls[i], tasks, job.threads);
     calls[i].first_task = job.tasks;

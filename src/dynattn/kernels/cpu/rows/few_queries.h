@@ -139,7 +139,7 @@ static int32_t open_few_rows(FewRowJob& job, FewRows& call) {
   const NMForwardArgs& args = *call.plan->args;
   const int64_t tasks = call.heads * call.ranges;
   job.call = &call;
-  job.threads = useful_threads(products_of(args), args.threads, tasks);
+  job.threads = useful_threads(args.parallel, products_of(args), args.threads, tasks);
   call.together = heads_together(call, tasks, job.threads);
   Arena head = {0, 0}, scratch = {0, 0};
   lay_head_rows(call, head);

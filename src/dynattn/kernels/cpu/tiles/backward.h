@@ -115,7 +115,7 @@ static int32_t run_backward(const BackwardPlan& plan) {
   if (job.cut.heads == 0) return DYNATTN_OK;
   job.query_floats = ceil_div(forward.q_len, kQueries) * key_width(plan) * kQueries;
 
-  const int threads = useful_threads(products_of(forward), forward.threads, job.cut.tasks());
+  const int threads = useful_threads(forward.parallel, products_of(forward), forward.threads, job.cut.tasks());
   const int64_t finished_offset = lay_backward(job, threads);
   job.memory = static_cast<char*>(
       take_workspace(static_cast<size_t>(finished_offset) + static_cast<size_t>(job.cut.heads) * sizeof(int64_t)));
