@@ -91,7 +91,7 @@ def test_tables_and_tensors_that_are_views(planned: list, monkeypatch: pytest.Mo
 def test_a_step_that_is_another(planned: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes do not tell that a text has two queries and another none."""
     varlen_attention(**step(0, [5, 100, 128]))
-    arguments = step(1, [5, 100, 128]) | {"cu_seq_q": torch.tensor([0, 2, 2, 3], dtype=torch.int32)}
+    arguments: dict[str, Any] = step(1, [5, 100, 128]) | {"cu_seq_q": torch.tensor([0, 2, 2, 3], dtype=torch.int32)}
     assert torch.equal(varlen_attention(**arguments), planless(arguments, monkeypatch))
     assert planned == [None]
 
