@@ -19,6 +19,7 @@ BESIDE = {
     "methods/test_own_method.py": "the example of CONTRIBUTING, through models and commands",
     "kernels/cpu/linear/test_planted_bugs.py": "bugs put into the sources",
     "verify/test_independent.py": "bounds beside those of another verifier",
+    "kernels/cpu/nm/test_planted_few_bugs.py": "bugs put into the sources",
     "kernels/cpu/rows/test_planted_bugs.py": "bugs put into the sources",
     "kernels/cpu/rows/test_planted_few_bugs.py": "bugs put into the sources",
     "kernels/cpu/tiles/test_planted_bugs.py": "bugs put into the sources",
