@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dynattn.kernels import cpu
+from dynattn.kernels.cpu import runner
 
 SOURCES = Path(__file__).parents[3] / "src/dynattn/kernels/cpu"
 
@@ -34,3 +35,12 @@ def build(entry: Path, folder: Path, file: str = "", right: str = "", wrong: str
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def take(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let calls run this library, which may refuse none."""
+
+    def run(name: str, args: bytes) -> None:
+        assert getattr(library, f"dynattn_{name}")(args) == 0
+
+    monkeypatch.setattr(runner, "run", run)

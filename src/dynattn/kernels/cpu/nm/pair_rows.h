@@ -10,6 +10,7 @@
 #include "common/chunks.h"
 #include "common/pairs.h"
 #include "nm/unpacked.h"
+#include "nm/values.h"
 
 #ifdef DYNATTN_PAIRS
 
@@ -128,11 +129,7 @@ template <int kR, int kChunk>
 static bool add_pairs(const Plan& plan, float* out, int64_t stride, int64_t at, const PairKeys& keys,
                       const TileRows& rows, int step) {
   Vec acc[kR][kChunk];
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kChunk; c++) acc[r][c] = load(out + r * stride + c * kWidth);
-  }
+  load_columns<kR, kChunk>(out, stride, acc);
   int asked = 0, due = 0;
   for (int i = 0; i < keys.count; i += 2) {
     for (due += step; asked < due / kWholeRow; asked++) {
@@ -152,21 +149,8 @@ static bool add_pairs(const Plan& plan, float* out, int64_t stride, int64_t at, 
       for (int c = 0; c < kChunk; c++) acc[r][c] = add_products(acc[r][c], weight, value[c]);
     }
   }
-  if (!keys.own) {
-    Vec nan = zero();
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kChunk; c++) nan = fmadd(acc[r][c], zero(), nan);
-    }
-    const float any = reduce_add(nan);
-    if (any != any) return false;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kChunk; c++) store(out + r * stride + c * kWidth, acc[r][c]);
-  }
+  if (!keys.own && !are_finite<kR, kChunk>(acc)) return false;
+  store_columns<kR, kChunk>(out, stride, acc);
   return true;
 }
 

@@ -11,6 +11,7 @@
 #include "common/arena.h"
 #include "common/chunks.h"
 #include "nm/unpacked.h"
+#include "nm/values.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -117,11 +118,7 @@ static bool add_values(const Plan& plan, float* out, int64_t stride, int64_t at,
                        const ValueScratch& scratch) {
   constexpr int64_t kFloat = sizeof(float);
   Vec acc[kR][kC];
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kC; c++) acc[r][c] = load(out + r * stride + c * kWidth);
-  }
+  load_columns<kR, kC>(out, stride, acc);
   for (int i = 0; i < keys.count; i++) {
     ask_ahead(keys, i, scratch, at * kFloat, kC * kWidth * kFloat);
     const float* row = reinterpret_cast<const float*>(scratch.values[i]) + at;
@@ -135,21 +132,8 @@ static bool add_values(const Plan& plan, float* out, int64_t stride, int64_t at,
       for (int c = 0; c < kC; c++) acc[r][c] = fmadd(weight, value[c], acc[r][c]);
     }
   }
-  if (!keys.own) {
-    Vec nan = zero();
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kC; c++) nan = fmadd(acc[r][c], zero(), nan);
-    }
-    const float any = reduce_add(nan);
-    if (any != any) return false;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kR; r++) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kC; c++) store(out + r * stride + c * kWidth, acc[r][c]);
-  }
+  if (!keys.own && !are_finite<kR, kC>(acc)) return false;
+  store_columns<kR, kC>(out, stride, acc);
   return true;
 }
 

@@ -106,6 +106,19 @@ DYNATTN_INLINE void store_columns(float* out, int64_t out_stride, const Vec acc[
   }
 }
 
+// Whether no sum is NaN or infinite.
+template <int kR, int kC>
+DYNATTN_INLINE bool are_finite(const Vec acc[kR][kC]) {
+  Vec nan = zero();
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; r++) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kC; c++) nan = fmadd(acc[r][c], zero(), nan);
+  }
+  const float any = reduce_add(nan);
+  return any == any;
+}
+
 // Adds the positions [first, end) of a tile to kR rows × kC vectors of the output.
 template <int kR, int kC>
 DYNATTN_INLINE void add_positions(const Plan& plan, const float* weights, const float* value, int first, int end,
