@@ -11,6 +11,7 @@ import torch
 
 from dynattn.methods import NM
 from tests.covering import part
+from tests.kernels.cpu.nm.few import LONG, check_masks, check_not_finite, identify
 
 METHODS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(1, 2, stride=16), NM(2, 4, stride=3),
@@ -21,11 +22,6 @@ HEADS = [
     (1, 1, 64, 64), (3, 1, 32, 96), (4, 2, 128, 128), (5, 1, 96, 160), (8, 1, 64, 32), (2, 2, 80, 72), (6, 2, 20, 36),
 ]  # fmt: skip
 LENGTHS = [1, 3, 63, 64, 65, 130, 700, 2500]  # the last has several ranges of keys
-LONG = 1300
-
-
-def identify(value: object) -> str:
-    return value.name if isinstance(value, NM) else "x".join(map(str, value)) if isinstance(value, tuple) else ""
 
 
 @pytest.fixture
@@ -48,16 +44,7 @@ def test_matches_the_reference(method, sizes, kv_len, q_len, isa, tensors, check
 @pytest.mark.parametrize("method", METHODS, ids=identify)
 def test_what_is_not_finite_stays_with_those_that_keep_it(method, heads, isa, tensors, check):
     """Rows are weighed together, of which one does not keep what another keeps."""
-    query, key, value = tensors(heads, 1, 1, LONG, 64, 128)
-    mask = torch.rand(1, heads, 1, LONG, generator=torch.Generator().manual_seed(1)) > 0.2
-    mask[..., 1200:] = False  # slots of a cache that are not written yet
-    mask[:, 0, :, 70], mask[:, -1, :, 71] = False, True
-    key[..., 1200:, :], value[..., 1200:, :] = math.nan, math.inf
-    value[..., 70, 2], value[..., 71, 100], value[..., 640, 3] = math.nan, math.inf, -math.inf
-    check(query, key, value, method, isa, mask=mask)
-    key[..., 90, 5] = math.nan
-    mask[:, 0, :, 90] = False
-    check(query, key, value, method, isa, mask=mask)
+    check_not_finite(tensors(heads, 1, 1, LONG, 64, 128), (2, 100, 3), check, method, isa)
 
 
 @pytest.mark.parametrize("method", METHODS[:3], ids=identify)
@@ -70,12 +57,7 @@ def test_scores_that_are_not_finite_reach_their_rows(method, isa, tensors, check
 @pytest.mark.parametrize("method", METHODS[:4], ids=identify)
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.98])
 def test_masks_that_leave_some_keys(method, share, isa, tensors, check):
-    query, key, value = tensors(4, 1, 2, LONG, 64, 64, batch=2)
-    mask = torch.rand(2, 4, 2, LONG, generator=torch.Generator().manual_seed(1)) < share
-    mask[0, 1], mask[1, 2, 0, 64:], mask[1, 3, 1, :-1] = False, False, False
-    check(query, key, value, method, isa, mask=mask)
-    bias = torch.randint(-3, 4, (2, 4, 2, LONG), generator=torch.Generator().manual_seed(2)).float()
-    check(query, key, value, method, isa, mask=bias.masked_fill(~mask, -math.inf))
+    check_masks(tensors(4, 1, 2, LONG, 64, 64, batch=2), share, check, method, isa)
 
 
 def test_equal_values_give_their_mean(isa, forward):

@@ -13,6 +13,7 @@ from dynattn.kernels import cpu
 from dynattn.kernels.pattern import Pattern
 from dynattn.methods import NM
 from tests.covering import part
+from tests.kernels.cpu.nm.few import LONG, check_masks, check_not_finite, identify
 
 METHODS = [
     NM(1, 1), NM(1, 2), NM(2, 4), NM(1, 4), NM(3, 5), NM(5, 31), NM(1, 2, stride=16), NM(1, 2, window=9, sinks=5),
@@ -24,11 +25,6 @@ HEADS = [
 ]  # fmt: skip
 LENGTHS = [1, 63, 64, 65, 192, 700, 2500]  # the last two have several ranges of keys
 DTYPES = [torch.float32, torch.float16]
-LONG = 1300
-
-
-def identify(value: object) -> str:
-    return value.name if isinstance(value, NM) else "x".join(map(str, value)) if isinstance(value, tuple) else ""
 
 
 @pytest.fixture(params=DTYPES, ids=["float32", "float16"])
@@ -71,16 +67,7 @@ def test_matches_the_reference(method, sizes, kv_len, q_len, isa, tensors, check
 def test_what_is_not_finite_stays_with_those_that_keep_it(method, heads, isa, tensors, check):
     """Rows are weighed together, of which one does not keep what another keeps, in one part of a value and not in
     another."""
-    query, key, value = tensors(heads, 1, 1, LONG, 8, 160)
-    mask = torch.rand(1, heads, 1, LONG, generator=torch.Generator().manual_seed(1)) > 0.2
-    mask[..., 1200:] = False  # slots of a cache that are not written yet
-    mask[:, 0, :, 70], mask[:, -1, :, 71] = False, True
-    key[..., 1200:, :], value[..., 1200:, :] = math.nan, math.inf
-    value[..., 70, 2], value[..., 71, 100], value[..., 640, 159] = math.nan, math.inf, -math.inf
-    check(query, key, value, method, isa, mask=mask)
-    key[..., 90, 5] = math.nan
-    mask[:, 0, :, 90] = False
-    check(query, key, value, method, isa, mask=mask)
+    check_not_finite(tensors(heads, 1, 1, LONG, 8, 160), (2, 100, 159), check, method, isa)
 
 
 @pytest.mark.parametrize("method", METHODS[:4], ids=identify)
@@ -102,12 +89,7 @@ def test_scores_that_are_not_finite_reach_their_rows(method, isa, tensors, check
 @pytest.mark.parametrize("method", METHODS[:4], ids=identify)
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.98])
 def test_masks_that_leave_some_keys(method, share, isa, tensors, check):
-    query, key, value = tensors(4, 1, 2, LONG, 16, 36, batch=2)
-    mask = torch.rand(2, 4, 2, LONG, generator=torch.Generator().manual_seed(1)) < share
-    mask[0, 1], mask[1, 2, 0, 64:], mask[1, 3, 1, :-1] = False, False, False
-    check(query, key, value, method, isa, mask=mask)
-    bias = torch.randint(-3, 4, (2, 4, 2, LONG), generator=torch.Generator().manual_seed(2)).float()
-    check(query, key, value, method, isa, mask=bias.masked_fill(~mask, -math.inf))
+    check_masks(tensors(4, 1, 2, LONG, 16, 36, batch=2), share, check, method, isa)
 
 
 @pytest.mark.parametrize("value_dim", [17, 64, 160])
