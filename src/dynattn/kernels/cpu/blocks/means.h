@@ -40,7 +40,7 @@ static MeansPlan plan_means(const BlockForwardArgs& rule) {
   plan.by_query = args.mask != nullptr && (plan.has_bias || (args.mask_strides[2] != 0 && args.q_len > 1));
   plan.by_head = args.mask != nullptr && !plan.by_query && args.mask_strides[1] != 0;
   plan.whole = args.dtype != DYNATTN_FLOAT32 || args.head_dim % kWidth != 0;
-  plan.whole &= plan.by_query || args.causal != 0;
+  plan.whole &= plan.by_query || (args.causal != 0 && args.q_len > 1);  // a last query sees all keys
   return plan;
 }
 
@@ -70,9 +70,17 @@ struct FloatRows {
     for (at = dim; at < width; at++) to[at] = 0.0f;
   }
 
+  // Rows [first, first + count) as floats: where they lie, or converted to `to`; and how far apart.
+  const float* some(int64_t first, int64_t count, float* to, int64_t& apart) const {
+    apart = straight && all == nullptr ? stride : width;
+    if (straight || all != nullptr) return row(first);
+    for (int64_t i = 0; i < count; i++) convert(base + (first + i) * stride * element_size(dtype), to + i * width);
+    return to;
+  }
+
   void convert_all(float* to, int64_t count) {
-    for (int64_t i = 0; i < count; i++) convert(base + i * stride * element_size(dtype), to + i * width);
-    all = to;
+    int64_t apart;
+    all = const_cast<float*>(some(0, count, to, apart));
   }
 };
 
@@ -106,32 +114,6 @@ static bool all_finite(const float* from, int64_t count) {
   return finite;
 }
 
-// Sums of the vectors of each block. `alike`: whether a block's vectors are alike, from the sums of the vectors divided
-// by their norms, all of them; NULL where nobody asks. Returns false where a number is not finite.
-static bool sum_blocks(const MeansPlan& plan, const FloatRows& from, int64_t count, const uint8_t* counted, float* sums,
-                       uint8_t* alike, float* of_units) {
-  const int64_t width = plan.width;
-  bool finite = true;
-  for (int64_t first = 0, block = 0; first < count; first += plan.size, block++) {
-    const int64_t end = smaller(first + plan.size, count);
-    float* to = sums + block * width;
-    clear(to, width);
-    if (alike != nullptr) clear(of_units, width);
-    for (int64_t i = first; i < end; i++) {
-      const float* row = from.row(i);
-      if (counted == nullptr || counted[i] != 0) add_scaled(to, row, 1.0f, width);
-      if (alike == nullptr) continue;
-      const float norm = sqrtf(product(row, row, width));
-      add_scaled(of_units, row, 1.0f / (norm < kShortest ? kShortest : norm), width);
-    }
-    finite &= all_finite(to, width);
-    if (alike == nullptr) continue;
-    const float number = static_cast<float>(end - first);
-    alike[block] = product(of_units, of_units, width) / (number * number) >= plan.rule->alike;  // NaN is like nothing
-  }
-  return finite;
-}
-
 // Score sum and number of the allowed pairs of a block.
 struct PairSums {
   float products;  // Σ q · k
@@ -141,7 +123,7 @@ struct PairSums {
 
 // A head's sums, and a thread's room.
 struct MeansRoom {
-  float *key_sums, *query_sums, *units, *acc, *one, *other, *all_keys, *mask_row;
+  float *key_sums, *query_sums, *units, *acc, *one, *other, *block, *all_keys, *mask_row;
   int32_t* key_counts;  // allowed keys of a block, where the mask has no row for each query
   uint8_t *allowed, *keys_alike, *queries_alike;
   float* values;     // [columns]
@@ -160,6 +142,7 @@ static MeansRoom lay_means(const MeansPlan& plan, Arena& arena) {
   room.acc = arena.take<float>(plan.width);
   room.one = arena.take<float>(plan.width);
   room.other = arena.take<float>(plan.width);
+  room.block = arena.take<float>(smaller(plan.size, larger(args.q_len, args.kv_len)) * plan.width);
   room.all_keys = arena.take<float>(plan.whole ? args.kv_len * plan.width : 0);
   room.mask_row = arena.take<float>(plan.by_query ? kMostBlock + kWidth : 0);
   room.key_counts = arena.take<int32_t>(plan.columns);
@@ -172,6 +155,54 @@ static MeansRoom lay_means(const MeansPlan& plan, Arena& arena) {
   room.weights = arena.take<float>(plan.columns);
   room.forced = arena.take<uint8_t>(plan.columns);
   return room;
+}
+
+// Σ factor · row over the rows that count, kV vectors of it; without factors, Σ row.
+template <int kV>
+static void sum_vectors(const float* rows, int64_t apart, int64_t count, const uint8_t* counted, const float* factors,
+                        float* to) {
+  Vec acc[kV];
+  for (int v = 0; v < kV; v++) acc[v] = zero();
+  for (int64_t i = 0; i < count; i++) {
+    if (counted != nullptr && counted[i] == 0) continue;  // it may hold NaN
+    const Vec by = broadcast(factors == nullptr ? 1.0f : factors[i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; v++) acc[v] = fmadd(by, load_any(rows + i * apart + v * kWidth), acc[v]);
+  }
+  for (int v = 0; v < kV; v++) store(to + v * kWidth, acc[v]);
+}
+
+static void sum_rows(const float* rows, int64_t apart, int64_t count, const uint8_t* counted, const float* factors,
+                     int64_t width, float* to) {
+  int64_t at = 0;
+  for (; at + 4 * kWidth <= width; at += 4 * kWidth) sum_vectors<4>(rows + at, apart, count, counted, factors, to + at);
+  for (; at < width; at += kWidth) sum_vectors<1>(rows + at, apart, count, counted, factors, to + at);
+}
+
+// Sums of the vectors of each block. `alike`: whether a block's vectors are alike, from the sums of the vectors divided
+// by their norms, all of them; NULL where nobody asks. Returns false where a number is not finite.
+static bool sum_blocks(const MeansPlan& plan, const MeansRoom& room, const FloatRows& from, int64_t count,
+                       const uint8_t* counted, float* sums, uint8_t* alike) {
+  const int64_t width = plan.width;
+  bool finite = true;
+  float factors[kMostBlock];
+  for (int64_t first = 0, block = 0; first < count; first += plan.size, block++) {
+    const int64_t some = smaller(plan.size, count - first);
+    int64_t apart;
+    const float* const rows = from.some(first, some, room.block, apart);
+    float* const to = sums + block * width;
+    sum_rows(rows, apart, some, counted == nullptr ? nullptr : counted + first, nullptr, width, to);
+    finite &= all_finite(to, width);
+    if (alike == nullptr) continue;
+    for (int64_t i = 0; i < some; i++) {
+      const float norm = sqrtf(product(rows + i * apart, rows + i * apart, width));
+      factors[i] = 1.0f / (norm < kShortest ? kShortest : norm);
+    }
+    sum_rows(rows, apart, some, nullptr, factors, width, room.units);
+    const float number = static_cast<float>(some);
+    alike[block] = product(room.units, room.units, width) / (number * number) >= plan.rule->alike;  // NaN is like nothing
+  }
+  return finite;
 }
 
 // A query head: its queries, its keys and their sums.
