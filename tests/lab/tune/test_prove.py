@@ -318,3 +318,6 @@ def test_the_fewer_scores_an_item_is_the_mean_of_the_more_it_may_lose():
     for clustered, second, times in ((True, False, 2), (True, True, 3), (False, False, 4)):
         exam = replace(_exam(np.random.default_rng(0), 0.0, second), clustered=clustered)
         assert exam.worst(nothing, nothing, LIMIT) == pytest.approx(times * np.log1p(exam.limit(LIMIT)))
+    sentences = _sentences(np.random.default_rng(0), LIMIT, 60)
+    dense = sentences.scores(*_pair(sentences, 0))
+    assert sentences.worst(dense, dense, LIMIT) == pytest.approx(4 * LIMIT * dense.mean())

@@ -24,8 +24,8 @@ from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
 
 _MARGINS = 4.0  # times what is allowed in the mean, an item is taken to lose at the most
-_MARGINS_OF_FEW = 3.0  # the same, of an item that is the mean of a few scores, as of the numbers hidden in a text
-_MARGINS_OF_MEANS = 2.0  # the same, of an item that is the mean of many, which differs less from the others
+_MARGINS_OF_NUMBERS = 3.0  # the same, of the mean of the numbers hidden in a text
+_MARGINS_OF_TOKENS = 2.0  # the same, of the mean of all tokens of a text, which differs less from that of others
 _SEEN = 3.0  # times what the worst item of the search lost, likewise
 _MOST_NATS = 700.0  # the exponential of more is no number
 _TINY = 1e-6  # a score below which there is no more to lose
@@ -45,14 +45,14 @@ def widened(max_loss: float, times: float) -> float:
     return min(_MOST, max_loss * times)
 
 
-def margins(mean: bool, second: bool) -> float:
+def margins(texts: bool, second: bool) -> float:
     """How many times what is allowed in the mean an item is taken to lose at the most.
 
     Args:
-        mean: whether an item is the mean of scores.
-        second: whether it is one of the unlike task, which has a few scores for each.
+        texts: whether an item is the mean likelihood of parts of a text.
+        second: whether these are the numbers of the unlike task.
     """
-    return (_MARGINS_OF_FEW if second else _MARGINS_OF_MEANS) if mean else _MARGINS
+    return (_MARGINS_OF_NUMBERS if second else _MARGINS_OF_TOKENS) if texts else _MARGINS
 
 
 def worst_item(lost: np.ndarray, allowed: float, times: float) -> float:
@@ -199,7 +199,7 @@ class Exam:
         if not self.groups:
             return None
         allowed = max(self.limit(max_loss) * float(dense.mean()), _TINY)
-        return worst_item(self.lost(own, dense), allowed, margins(True, self.second))
+        return worst_item(self.lost(own, dense), allowed, _MARGINS)  # a text has some dozen sentences
 
     def lost(self, own: np.ndarray, dense: np.ndarray) -> np.ndarray:
         """(items,): what each lost, in nats or in score."""
