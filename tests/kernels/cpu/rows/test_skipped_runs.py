@@ -30,6 +30,7 @@ SHAPES = [  # heads, kv_heads, kv_len, head_dim, value_dim
     (6, 2, 150, 24, 40),
     (3, 1, 1030, 5, 12),
     (4, 4, 1500, 32, 64),
+    (140, 2, 600, 16, 16),
 ]
 BUGS = {
     "a run is the next one": ("scores + run * DYNATTN_SKIP_KEYS", "scores + (run + 1) * DYNATTN_SKIP_KEYS"),

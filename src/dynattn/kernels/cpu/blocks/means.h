@@ -70,17 +70,25 @@ struct FloatRows {
     for (at = dim; at < width; at++) to[at] = 0.0f;
   }
 
-  // Rows [first, first + count) as floats: where they lie, or converted to `to`; and how far apart.
-  const float* some(int64_t first, int64_t count, float* to, int64_t& apart) const {
-    apart = straight && all == nullptr ? stride : width;
-    if (straight || all != nullptr) return row(first);
+  void convert_some(float* to, int64_t first, int64_t count) const {
     for (int64_t i = 0; i < count; i++) convert(base + (first + i) * stride * element_size(dtype), to + i * width);
-    return to;
   }
 
   void convert_all(float* to, int64_t count) {
-    int64_t apart;
-    all = const_cast<float*>(some(0, count, to, apart));
+    convert_some(to, 0, count);
+    all = to;
+  }
+};
+
+// Rows that are added up: floats, or bfloat16 numbers as they lie in memory.
+template <class Number>
+struct BlockRows {
+  const Number* first;
+  int64_t apart;
+
+  Vec load(int64_t i, int64_t at) const {
+    if constexpr (sizeof(Number) == sizeof(float)) return load_any(first + i * apart + at);
+    else return load_bfloat16(first + i * apart + at);
   }
 };
 
@@ -157,9 +165,23 @@ static MeansRoom lay_means(const MeansPlan& plan, Arena& arena) {
   return room;
 }
 
-// Σ factor · row over the rows that count, kV vectors of it; without factors, Σ row.
-template <int kV>
-static void sum_vectors(const float* rows, int64_t apart, int64_t count, const uint8_t* counted, const float* factors,
+// Calls `with` with rows [first, first + count): where they lie, or converted to `to`.
+template <class With>
+static void with_rows_of(const FloatRows& from, int64_t first, int64_t count, float* to, const With& with) {
+  if (from.straight || from.all != nullptr) {
+    return with(BlockRows<float>{from.row(first), from.all == nullptr ? from.stride : from.width});
+  }
+  if (from.dtype == DYNATTN_BFLOAT16 && from.dim == from.width) {
+    const uint16_t* numbers = reinterpret_cast<const uint16_t*>(from.base);
+    return with(BlockRows<uint16_t>{numbers + first * from.stride, from.stride});
+  }
+  from.convert_some(to, first, count);
+  with(BlockRows<float>{to, from.width});
+}
+
+// Σ factor · row over the rows that count, kV vectors of it from `at` on; without factors, Σ row.
+template <int kV, class Rows>
+static void sum_vectors(const Rows& rows, int64_t at, int64_t count, const uint8_t* counted, const float* factors,
                         float* to) {
   Vec acc[kV];
   for (int v = 0; v < kV; v++) acc[v] = zero();
@@ -167,16 +189,31 @@ static void sum_vectors(const float* rows, int64_t apart, int64_t count, const u
     if (counted != nullptr && counted[i] == 0) continue;  // it may hold NaN
     const Vec by = broadcast(factors == nullptr ? 1.0f : factors[i]);
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; v++) acc[v] = fmadd(by, load_any(rows + i * apart + v * kWidth), acc[v]);
+    for (int v = 0; v < kV; v++) acc[v] = fmadd(by, rows.load(i, at + v * kWidth), acc[v]);
   }
-  for (int v = 0; v < kV; v++) store(to + v * kWidth, acc[v]);
+  for (int v = 0; v < kV; v++) store(to + at + v * kWidth, acc[v]);
 }
 
-static void sum_rows(const float* rows, int64_t apart, int64_t count, const uint8_t* counted, const float* factors,
-                     int64_t width, float* to) {
+template <class Rows>
+static void sum_counted(const Rows& rows, int64_t count, const uint8_t* counted, const float* factors, int64_t width,
+                     float* to) {
   int64_t at = 0;
-  for (; at + 4 * kWidth <= width; at += 4 * kWidth) sum_vectors<4>(rows + at, apart, count, counted, factors, to + at);
-  for (; at < width; at += kWidth) sum_vectors<1>(rows + at, apart, count, counted, factors, to + at);
+  for (; at + 4 * kWidth <= width; at += 4 * kWidth) sum_vectors<4>(rows, at, count, counted, factors, to);
+  for (; at < width; at += kWidth) sum_vectors<1>(rows, at, count, counted, factors, to);
+}
+
+// What each row is multiplied by to have a length of 1.
+template <class Rows>
+static void scale_to_units(const Rows& rows, int64_t count, int64_t width, float* factors) {
+  for (int64_t i = 0; i < count; i++) {
+    Vec sum = zero();
+    for (int64_t at = 0; at < width; at += kWidth) {
+      const Vec x = rows.load(i, at);
+      sum = fmadd(x, x, sum);
+    }
+    const float norm = sqrtf(reduce_add(sum));
+    factors[i] = 1.0f / (norm < kShortest ? kShortest : norm);
+  }
 }
 
 // Sums of the vectors of each block. `alike`: whether a block's vectors are alike, from the sums of the vectors divided
@@ -188,17 +225,15 @@ static bool sum_blocks(const MeansPlan& plan, const MeansRoom& room, const Float
   float factors[kMostBlock];
   for (int64_t first = 0, block = 0; first < count; first += plan.size, block++) {
     const int64_t some = smaller(plan.size, count - first);
-    int64_t apart;
-    const float* const rows = from.some(first, some, room.block, apart);
     float* const to = sums + block * width;
-    sum_rows(rows, apart, some, counted == nullptr ? nullptr : counted + first, nullptr, width, to);
+    with_rows_of(from, first, some, room.block, [&](const auto& rows) {
+      sum_counted(rows, some, counted == nullptr ? nullptr : counted + first, nullptr, width, to);
+      if (alike == nullptr) return;
+      scale_to_units(rows, some, width, factors);
+      sum_counted(rows, some, nullptr, factors, width, room.units);
+    });
     finite &= all_finite(to, width);
     if (alike == nullptr) continue;
-    for (int64_t i = 0; i < some; i++) {
-      const float norm = sqrtf(product(rows + i * apart, rows + i * apart, width));
-      factors[i] = 1.0f / (norm < kShortest ? kShortest : norm);
-    }
-    sum_rows(rows, apart, some, nullptr, factors, width, room.units);
     const float number = static_cast<float>(some);
     alike[block] = product(room.units, room.units, width) / (number * number) >= plan.rule->alike;  // NaN is like nothing
   }
