@@ -151,6 +151,26 @@ def test_values_that_nobody_keeps_may_be_garbage(method: TopK | Threshold | Mass
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("method", [TopK(k=7), Threshold(0.05), Mass(0.81)])
+@pytest.mark.parametrize("lengths", [(1, 90), (30, 90), (70, 200)], ids=str)
+def test_gradients_are_nan_where_infinite_scores_are_kept(
+    method: TopK | Threshold | Mass, lengths: tuple[int, int]
+) -> None:
+    """A query with an infinity has infinite scores throughout, and NaN where a key holds 0."""
+    query, key, value = inputs(*lengths)
+    query[0, 0, lengths[0] // 2, 3], query[1, 3, -1, 0] = math.inf, -math.inf
+    key[1, 0, 20, 3], key[1, 1, 40, 1] = math.nan, math.inf
+    found = []
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        tensors = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        out = dynattn.attention(*tensors, method, backend=backend)
+        found.append([x.isnan() for x in (out, *torch.autograd.grad(out.sum(), tensors))])
+    for got, want in zip(*found, strict=True):
+        assert want.any()
+        assert not want.all()
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(("kind", "aux", "dropout_p"), half(["none", "added"], [False, True], [0.0, 0.4]))
 def test_opcheck(kind: str, aux: bool, dropout_p: float) -> None:
     tensors = [x.requires_grad_() for x in inputs(40, 50)]

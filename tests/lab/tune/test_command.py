@@ -276,6 +276,26 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
     assert "keep dense attention" in (folder / "tune.html").read_text()
 
 
+def test_dense_attention_that_the_search_finds_best_is_not_put_to_a_proof(
+    fast, tiny_decoder, many_texts, tmp_path, monkeypatch
+):
+    timed = stages.clock_candidates
+
+    def clock(*given):
+        shapes, (costs,), *more = timed(*given)
+        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
+
+    def best(self):
+        return replace(self.measured[0], point=self.choices.point(0))
+
+    monkeypatch.setattr(stages, "clock_candidates", clock)
+    monkeypatch.setattr(stages.Search, "best", best)
+    monkeypatch.setattr(stages, "prove", None)
+    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    assert (found.exact, found.verdict, found.tries) == (True, "faster", [])
+    assert "Of sparse attention: all that was measured and gains anything loses more than the limit" in said
+
+
 def test_where_nothing_is_proved_dense_attention_of_the_faster_kernel_is_what_is_written(
     fast, tiny_decoder, many_texts, tmp_path, monkeypatch
 ):

@@ -311,3 +311,13 @@ def test_an_item_that_loses_more_than_the_bound_counts_on_ends_the_try():
     assert not found.holds
     assert found.lost[0].looks == 4
     assert found.lost[0].bound is None  # its condition does not hold
+
+
+def test_the_fewer_scores_an_item_is_the_mean_of_the_more_it_may_lose():
+    nothing = np.zeros(1)
+    for clustered, second, times in ((True, False, 2), (True, True, 3), (False, False, 4)):
+        exam = replace(_exam(np.random.default_rng(0), 0.0, second), clustered=clustered)
+        assert exam.worst(nothing, nothing, LIMIT) == pytest.approx(times * np.log1p(exam.limit(LIMIT)))
+    sentences = _sentences(np.random.default_rng(0), LIMIT, 60)
+    dense = sentences.scores(*_pair(sentences, 0))
+    assert sentences.worst(dense, dense, LIMIT) == pytest.approx(4 * LIMIT * dense.mean())

@@ -27,6 +27,7 @@ struct Isa {
   int32_t (*nm_texts)(const dynattn::Text* texts, int64_t count);
   int32_t (*row_forward)(const RowForwardArgs& args);
   int32_t (*skip_forward)(const SkipForwardArgs& args);
+  int32_t (*skip_one_query)(const SkipForwardArgs& args);
   int32_t (*choose_blocks)(const BlockForwardArgs& args);
   int32_t (*nm_backward)(const NMBackwardArgs& args);
   int32_t (*linear_choice)(const LinearArgs& args);
@@ -40,18 +41,18 @@ constexpr char kNotBuilt[] = "this library was built for other processors";
 
 #define DYNATTN_ISA(name)                                                                                             \
   {dynattn::name::nm_forward,    dynattn::name::nm_texts,       dynattn::name::row_forward,                           \
-   dynattn::name::skip_forward,  dynattn::name::choose_blocks,  dynattn::name::nm_backward,                           \
-   dynattn::name::linear_choice, dynattn::name::linear_rows,    dynattn::name::linear_outputs,                        \
-   dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
+   dynattn::name::skip_forward,  dynattn::name::skip_one_query, dynattn::name::choose_blocks,                         \
+   dynattn::name::nm_backward,   dynattn::name::linear_choice,  dynattn::name::linear_rows,                           \
+   dynattn::name::linear_outputs, dynattn::name::linear_nm_weight, dynattn::name::fma_chains}
 #define DYNATTN_TILES(name) \
-  {dynattn::name::nm_forward, nullptr, dynattn::name::row_forward, dynattn::name::skip_forward, nullptr,              \
+  {dynattn::name::nm_forward, nullptr, dynattn::name::row_forward, dynattn::name::skip_forward, nullptr, nullptr,     \
    dynattn::name::nm_backward, nullptr, nullptr, nullptr, nullptr, nullptr}
 
 // In the order of DYNATTN_ISA_*.
 #ifdef DYNATTN_X86_KERNELS
 constexpr Isa kAvx512Pairs = {
     dynattn::avx512_pairs::nm_forward, dynattn::avx512_pairs::nm_texts, dynattn::avx512_pairs::row_forward, nullptr,
-    nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    dynattn::avx512_pairs::skip_one_query, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 constexpr Isa kIsas[] = {DYNATTN_ISA(portable),         DYNATTN_ISA(avx2),
                          DYNATTN_ISA(avx512),           DYNATTN_TILES(tiles_portable),
                          DYNATTN_TILES(tiles_avx512bf16), DYNATTN_TILES(tiles_amx)};
@@ -109,8 +110,9 @@ const char* disagreement(int32_t isa) {
   return dynattn::tile_disagreement(kPortableTiles, kPortableTiles, true);
 }
 
-// The build that computes a call of N:M attention, or of rows that choose by their own scores. One has products of pairs
-// of bfloat16 numbers, which few queries take. A gradient makes the choice again by the forward's own code, and there the forward is of the build asked for.
+// The build that computes a call of N:M attention, of rows that choose by their own scores, or of one query that skips.
+// One has products of pairs of bfloat16 numbers, which few queries take. A gradient makes the choice again by the
+// forward's own code, and there the forward is of the build asked for.
 const Isa& build_of(const NMForwardArgs& args) {
 #ifdef DYNATTN_X86_KERNELS
   static const bool pairs = dynattn::avx512bf16_pays();
@@ -361,7 +363,10 @@ int32_t dynattn_row_forward(const RowForwardArgs* args) {
 int32_t dynattn_skip_forward(const SkipForwardArgs* args) {
   if (args == nullptr || !is_sound(*args)) return DYNATTN_BAD_ARGUMENT;
   if (!runs(args->call.isa) || kIsas[args->call.isa].skip_forward == nullptr) return DYNATTN_UNSUPPORTED_ISA;
-  return kIsas[args->call.isa].skip_forward(*args);
+  const NMForwardArgs& call = args->call;
+  const bool alone = call.q_len == 1 && call.needs_grad == 0 && call.drop_below == 0;
+  const auto one_query = alone ? build_of(call).skip_one_query : nullptr;
+  return one_query != nullptr ? one_query(*args) : kIsas[call.isa].skip_forward(*args);
 }
 
 // Engines of tiles leave the choice to the best instruction set: it takes a small part of the time.

@@ -52,8 +52,8 @@ typedef struct {
   // is dropped whole, before anything is chosen in it; or NULL.
   const uint8_t* blocks;
   // [batch, heads, q_len] contiguous, for rows that choose by their own scores (dynattn_row_forward writes them where
-  // both are given); NULL in N:M attention. A row keeps the scores above its threshold, in the kernels' own unit, and of those equal to it
-  // the keys up to `last_tie`.
+  // both are given); NULL in N:M attention. A row keeps the scores above its threshold, in the kernels' own unit, and
+  // of those equal to it the keys up to `last_tie`; with an infinite threshold, the key `last_tie` alone, or none at -1.
   float* threshold;
   int32_t* last_tie;
 
@@ -132,7 +132,7 @@ DYNATTN_API int32_t dynattn_row_forward(const RowForwardArgs* args);
 // Dense attention that skips what its scores show to be small, forward. Of DYNATTN_SKIP_QUERIES queries and
 // DYNATTN_SKIP_KEYS keys, counted from query 0 and key 0, the pairs are dropped where every query's largest score among
 // them lies more than `margin` below its largest among the keys up to and including these. With call.blocks, all of this
-// is among what these keep: the rest is neither read nor scored.
+// is among what these keep: the rest is forbidden, and neither read nor scored but by a single query.
 typedef struct {
   // As for dense attention: n and m are 1, without windows, counts or thresholds. Blocks hold multiples of DYNATTN_SKIP_QUERIES
   // queries and of DYNATTN_SKIP_KEYS keys.

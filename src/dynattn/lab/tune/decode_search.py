@@ -21,7 +21,7 @@ from dynattn.lab.timing import LEAST_ROUNDS, Timing
 from dynattn.lab.tune.clock import Clock
 from dynattn.lab.tune.decode_results import Considered
 from dynattn.lab.tune.decoding import IN_PLACE, TASKS, Reading, Task, joined, parted
-from dynattn.lab.tune.exams import proof_of, widened, worst_item
+from dynattn.lab.tune.exams import margins, proof_of, widened, worst_item
 from dynattn.lab.tune.halving import strongest
 from dynattn.lab.tune.keys import DIGITS
 from dynattn.lab.tune.linears.clock import Seconds
@@ -190,7 +190,7 @@ class Search:
     def _of_task(self, task: Task, scores: Sequence[Mapping[str, list[float]]], name: str) -> Held:
         dense, own = (np.array([np.mean(each[way]) for each in scores]) for way in (ways.BASELINE, name))
         limit = limit_of(self._max_loss, task)
-        worst = worst_item(own - dense, math.log1p(limit), mean=True)
+        worst = worst_item(own - dense, math.log1p(limit), margins(True, task is TASKS[1]))
         verdict = proof_of(limit, "perplexity", 1, worst).foresee(dense, own, self._planned)
         silent = task is TASKS[1] and guesses(dense, self._readings[1][0])
         return Held(float(np.expm1((own - dense).mean())), worst, silent or verdict.high <= GOOD * limit)

@@ -24,7 +24,8 @@ from dynattn.lab.tasks import Outcome, Prepared, Task
 from dynattn.lab.tasks.base import Inputs
 
 _MARGINS = 4.0  # times what is allowed in the mean, an item is taken to lose at the most
-_MARGINS_OF_MEANS = 2.0  # the same, of an item that is the mean of many scores, which differs less from the others
+_MARGINS_OF_NUMBERS = 3.0  # the same, of the mean of the numbers hidden in a text
+_MARGINS_OF_TOKENS = 2.0  # the same, of the mean of all tokens of a text, which differs less from that of others
 _SEEN = 3.0  # times what the worst item of the search lost, likewise
 _MOST_NATS = 700.0  # the exponential of more is no number
 _TINY = 1e-6  # a score below which there is no more to lose
@@ -44,7 +45,17 @@ def widened(max_loss: float, times: float) -> float:
     return min(_MOST, max_loss * times)
 
 
-def worst_item(lost: np.ndarray, allowed: float, mean: bool) -> float:
+def margins(texts: bool, second: bool) -> float:
+    """How many times what is allowed in the mean an item is taken to lose at the most.
+
+    Args:
+        texts: whether an item is the mean likelihood of parts of a text.
+        second: whether these are the numbers of the unlike task.
+    """
+    return (_MARGINS_OF_NUMBERS if second else _MARGINS_OF_TOKENS) if texts else _MARGINS
+
+
+def worst_item(lost: np.ndarray, allowed: float, times: float) -> float:
     """The most that an item of the proof is taken to lose, by what those of the search lost.
 
     A bound on a mean needs to know how much an item can lose. Likelihoods have no end, and texts whose scores are means
@@ -54,9 +65,9 @@ def worst_item(lost: np.ndarray, allowed: float, mean: bool) -> float:
     Args:
         lost: (items,), what those of the search lost, in nats or in score.
         allowed: what an item may lose in the mean.
-        mean: whether an item is the mean of many scores.
+        times: what :func:`margins` gives.
     """
-    return max((_MARGINS_OF_MEANS if mean else _MARGINS) * allowed, _SEEN * float(lost.max()))
+    return max(times * allowed, _SEEN * float(lost.max()))
 
 
 def proof_of(limit: float, of: Literal["perplexity", "score"], attempt: int, worst: float | None) -> Proof:
@@ -183,10 +194,12 @@ class Exam:
     def worst(self, own: np.ndarray, dense: np.ndarray, max_loss: float) -> float | None:
         """What :func:`worst_item` gives; None for single scores, which have an end that is not far off."""
         if self.of == "perplexity":
-            return worst_item(self.lost(own, dense), math.log1p(self.limit(max_loss)), self.clustered)
+            times = margins(self.clustered, self.second)
+            return worst_item(self.lost(own, dense), math.log1p(self.limit(max_loss)), times)
         if not self.groups:
             return None
-        return worst_item(self.lost(own, dense), max(self.limit(max_loss) * float(dense.mean()), _TINY), True)
+        allowed = max(self.limit(max_loss) * float(dense.mean()), _TINY)
+        return worst_item(self.lost(own, dense), allowed, _MARGINS)  # a text has some dozen sentences
 
     def lost(self, own: np.ndarray, dense: np.ndarray) -> np.ndarray:
         """(items,): what each lost, in nats or in score."""

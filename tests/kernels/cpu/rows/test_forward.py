@@ -174,6 +174,9 @@ def test_nan_and_infinity(method: TopK | Threshold | Mass, isa: str, grid: Calla
         key[0, 1, 40, 2] = bad
         for mask in (None, torch.arange(90).view(1, 1, 1, 90) != 40):
             check(query, key, value, method, isa, mask=mask)
+    query[0, 1, 7, 3], query[0, 0, 14, 0] = math.inf, -math.inf
+    for causal in (False, True):
+        check(query, key, value, method, isa, causal=causal)
 
 
 def test_of_several_infinite_scores_the_first_are_kept(isa: str, forward: Callable) -> None:
@@ -187,6 +190,20 @@ def test_of_several_infinite_scores_the_first_are_kept(isa: str, forward: Callab
         assert int(got.kept) == k
         torch.testing.assert_close(got.logsumexp, torch.full((1, 1, 1), want), equal_nan=True)
         torch.testing.assert_close(exact.logsumexp, got.logsumexp, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", [Threshold(0.3), Mass(0.9137)])
+def test_by_weight_one_of_several_infinite_scores_is_kept(
+    method: Threshold | Mass, isa: str, forward: Callable
+) -> None:
+    """The first NaN or, where there is none, the first infinity."""
+    query, value = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 150, 1)
+    for infinite, nan in (((3, 70), (64, 65)), ((3, 70), ()), ((), (1, 149)), ((140,), (0,))):
+        key = torch.linspace(0, 1, 150).view(1, 1, 150, 1).clone()
+        key[..., infinite, :], key[..., nan, :] = math.inf, math.nan
+        got = forward(query, key, value, method, isa, scale=1.0)
+        assert got.out.isnan().all()
+        assert int(got.kept) == 1
 
 
 def test_instruction_sets_choose_the_same(grid: Callable, forward: Callable) -> None:

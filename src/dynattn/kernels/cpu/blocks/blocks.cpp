@@ -26,12 +26,12 @@ static void choose_heads(const MeansPlan& plan, const MeansRoom& room, int64_t b
     }
     if (index == kv_head * group || plan.by_head) {
       allow_keys(plan, room, head.mask);
-      keys_finite = sum_blocks(plan, head.keys, args.kv_len, room.allowed, room.key_sums,
-                               asks ? room.keys_alike : nullptr, room.units);
+      keys_finite = sum_blocks(plan, room, head.keys, args.kv_len, room.allowed, room.key_sums,
+                               asks ? room.keys_alike : nullptr);
     }
     head.queries = float_rows(plan, args.query, args.query_strides, batch, index, room.one);
-    const bool queries_finite = sum_blocks(plan, head.queries, args.q_len, nullptr, room.query_sums,
-                                           asks ? room.queries_alike : nullptr, room.units);
+    const bool queries_finite = sum_blocks(plan, room, head.queries, args.q_len, nullptr, room.query_sums,
+                                           asks ? room.queries_alike : nullptr);
     head.finite = keys_finite && queries_finite;
     uint8_t* kept = plan.rule->chosen + (batch * args.heads + index) * plan.rows * plan.columns;
     for (int64_t row = 0; row < plan.rows; row++) {

@@ -40,7 +40,7 @@ static MeansPlan plan_means(const BlockForwardArgs& rule) {
   plan.by_query = args.mask != nullptr && (plan.has_bias || (args.mask_strides[2] != 0 && args.q_len > 1));
   plan.by_head = args.mask != nullptr && !plan.by_query && args.mask_strides[1] != 0;
   plan.whole = args.dtype != DYNATTN_FLOAT32 || args.head_dim % kWidth != 0;
-  plan.whole &= plan.by_query || args.causal != 0;
+  plan.whole &= plan.by_query || (args.causal != 0 && args.q_len > 1);  // a last query sees all keys
   return plan;
 }
 
@@ -70,9 +70,25 @@ struct FloatRows {
     for (at = dim; at < width; at++) to[at] = 0.0f;
   }
 
+  void convert_some(float* to, int64_t first, int64_t count) const {
+    for (int64_t i = 0; i < count; i++) convert(base + (first + i) * stride * element_size(dtype), to + i * width);
+  }
+
   void convert_all(float* to, int64_t count) {
-    for (int64_t i = 0; i < count; i++) convert(base + i * stride * element_size(dtype), to + i * width);
+    convert_some(to, 0, count);
     all = to;
+  }
+};
+
+// Rows that are added up: floats, or bfloat16 numbers as they lie in memory.
+template <class Number>
+struct BlockRows {
+  const Number* first;
+  int64_t apart;
+
+  Vec load(int64_t i, int64_t at) const {
+    if constexpr (sizeof(Number) == sizeof(float)) return load_any(first + i * apart + at);
+    else return load_bfloat16(first + i * apart + at);
   }
 };
 
@@ -106,32 +122,6 @@ static bool all_finite(const float* from, int64_t count) {
   return finite;
 }
 
-// Sums of the vectors of each block. `alike`: whether a block's vectors are alike, from the sums of the vectors divided
-// by their norms, all of them; NULL where nobody asks. Returns false where a number is not finite.
-static bool sum_blocks(const MeansPlan& plan, const FloatRows& from, int64_t count, const uint8_t* counted, float* sums,
-                       uint8_t* alike, float* of_units) {
-  const int64_t width = plan.width;
-  bool finite = true;
-  for (int64_t first = 0, block = 0; first < count; first += plan.size, block++) {
-    const int64_t end = smaller(first + plan.size, count);
-    float* to = sums + block * width;
-    clear(to, width);
-    if (alike != nullptr) clear(of_units, width);
-    for (int64_t i = first; i < end; i++) {
-      const float* row = from.row(i);
-      if (counted == nullptr || counted[i] != 0) add_scaled(to, row, 1.0f, width);
-      if (alike == nullptr) continue;
-      const float norm = sqrtf(product(row, row, width));
-      add_scaled(of_units, row, 1.0f / (norm < kShortest ? kShortest : norm), width);
-    }
-    finite &= all_finite(to, width);
-    if (alike == nullptr) continue;
-    const float number = static_cast<float>(end - first);
-    alike[block] = product(of_units, of_units, width) / (number * number) >= plan.rule->alike;  // NaN is like nothing
-  }
-  return finite;
-}
-
 // Score sum and number of the allowed pairs of a block.
 struct PairSums {
   float products;  // Σ q · k
@@ -141,7 +131,7 @@ struct PairSums {
 
 // A head's sums, and a thread's room.
 struct MeansRoom {
-  float *key_sums, *query_sums, *units, *acc, *one, *other, *all_keys, *mask_row;
+  float *key_sums, *query_sums, *units, *acc, *one, *other, *block, *all_keys, *mask_row;
   int32_t* key_counts;  // allowed keys of a block, where the mask has no row for each query
   uint8_t *allowed, *keys_alike, *queries_alike;
   float* values;     // [columns]
@@ -160,6 +150,7 @@ static MeansRoom lay_means(const MeansPlan& plan, Arena& arena) {
   room.acc = arena.take<float>(plan.width);
   room.one = arena.take<float>(plan.width);
   room.other = arena.take<float>(plan.width);
+  room.block = arena.take<float>(smaller(plan.size, larger(args.q_len, args.kv_len)) * plan.width);
   room.all_keys = arena.take<float>(plan.whole ? args.kv_len * plan.width : 0);
   room.mask_row = arena.take<float>(plan.by_query ? kMostBlock + kWidth : 0);
   room.key_counts = arena.take<int32_t>(plan.columns);
@@ -172,6 +163,81 @@ static MeansRoom lay_means(const MeansPlan& plan, Arena& arena) {
   room.weights = arena.take<float>(plan.columns);
   room.forced = arena.take<uint8_t>(plan.columns);
   return room;
+}
+
+// Calls `with` with rows [first, first + count): where they lie, or converted to `to`.
+template <class With>
+static void with_rows_of(const FloatRows& from, int64_t first, int64_t count, float* to, const With& with) {
+  if (from.straight || from.all != nullptr) {
+    return with(BlockRows<float>{from.row(first), from.all == nullptr ? from.stride : from.width});
+  }
+  if (from.dtype == DYNATTN_BFLOAT16 && from.dim == from.width) {
+    const uint16_t* numbers = reinterpret_cast<const uint16_t*>(from.base);
+    return with(BlockRows<uint16_t>{numbers + first * from.stride, from.stride});
+  }
+  from.convert_some(to, first, count);
+  with(BlockRows<float>{to, from.width});
+}
+
+// Σ factor · row over the rows that count, kV vectors of it from `at` on; without factors, Σ row.
+template <int kV, class Rows>
+static void sum_vectors(const Rows& rows, int64_t at, int64_t count, const uint8_t* counted, const float* factors,
+                        float* to) {
+  Vec acc[kV];
+  for (int v = 0; v < kV; v++) acc[v] = zero();
+  for (int64_t i = 0; i < count; i++) {
+    if (counted != nullptr && counted[i] == 0) continue;  // it may hold NaN
+    const Vec by = broadcast(factors == nullptr ? 1.0f : factors[i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; v++) acc[v] = fmadd(by, rows.load(i, at + v * kWidth), acc[v]);
+  }
+  for (int v = 0; v < kV; v++) store(to + at + v * kWidth, acc[v]);
+}
+
+template <class Rows>
+static void sum_counted(const Rows& rows, int64_t count, const uint8_t* counted, const float* factors, int64_t width,
+                     float* to) {
+  int64_t at = 0;
+  for (; at + 4 * kWidth <= width; at += 4 * kWidth) sum_vectors<4>(rows, at, count, counted, factors, to);
+  for (; at < width; at += kWidth) sum_vectors<1>(rows, at, count, counted, factors, to);
+}
+
+// What each row is multiplied by to have a length of 1.
+template <class Rows>
+static void scale_to_units(const Rows& rows, int64_t count, int64_t width, float* factors) {
+  for (int64_t i = 0; i < count; i++) {
+    Vec sum = zero();
+    for (int64_t at = 0; at < width; at += kWidth) {
+      const Vec x = rows.load(i, at);
+      sum = fmadd(x, x, sum);
+    }
+    const float norm = sqrtf(reduce_add(sum));
+    factors[i] = 1.0f / (norm < kShortest ? kShortest : norm);
+  }
+}
+
+// Sums of the vectors of each block. `alike`: whether a block's vectors are alike, from the sums of the vectors divided
+// by their norms, all of them; NULL where nobody asks. Returns false where a number is not finite.
+static bool sum_blocks(const MeansPlan& plan, const MeansRoom& room, const FloatRows& from, int64_t count,
+                       const uint8_t* counted, float* sums, uint8_t* alike) {
+  const int64_t width = plan.width;
+  bool finite = true;
+  float factors[kMostBlock];
+  for (int64_t first = 0, block = 0; first < count; first += plan.size, block++) {
+    const int64_t some = smaller(plan.size, count - first);
+    float* const to = sums + block * width;
+    with_rows_of(from, first, some, room.block, [&](const auto& rows) {
+      sum_counted(rows, some, counted == nullptr ? nullptr : counted + first, nullptr, width, to);
+      if (alike == nullptr) return;
+      scale_to_units(rows, some, width, factors);
+      sum_counted(rows, some, nullptr, factors, width, room.units);
+    });
+    finite &= all_finite(to, width);
+    if (alike == nullptr) continue;
+    const float number = static_cast<float>(some);
+    alike[block] = product(room.units, room.units, width) / (number * number) >= plan.rule->alike;  // NaN is like nothing
+  }
+  return finite;
 }
 
 // A query head: its queries, its keys and their sums.

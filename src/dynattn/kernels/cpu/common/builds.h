@@ -10,6 +10,8 @@
   int32_t nm_texts(const Text* texts, int64_t count);                                   \
   int32_t row_forward(const RowForwardArgs& args);                                      \
   int32_t skip_forward(const SkipForwardArgs& args);                                    \
+  /* The same for one query, without gradient and dropout: keys are read in place. */   \
+  int32_t skip_one_query(const SkipForwardArgs& args);                                  \
   int32_t choose_blocks(const BlockForwardArgs& args);                                  \
   int32_t nm_backward(const NMBackwardArgs& args);                                      \
   int32_t linear_choice(const LinearArgs& args);                                        \
@@ -25,11 +27,13 @@ DYNATTN_DECLARE(avx2)
 DYNATTN_DECLARE(avx512)
 DYNATTN_DECLARE(neon)
 
-// For AVX-512 with products of pairs of bfloat16 numbers: N:M attention, and rows that choose by their own scores.
+// For AVX-512 with products of pairs of bfloat16 numbers: N:M attention, rows that choose by their own scores, and one
+// query that skips.
 namespace dynattn::avx512_pairs {
 int32_t nm_forward(const NMForwardArgs& args);
 int32_t nm_texts(const Text* texts, int64_t count);
 int32_t row_forward(const RowForwardArgs& args);
+int32_t skip_one_query(const SkipForwardArgs& args);
 }  // namespace dynattn::avx512_pairs
 
 // The tile kernels, one build for each engine: bfloat16 alone.

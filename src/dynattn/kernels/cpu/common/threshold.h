@@ -14,8 +14,25 @@ struct Threshold {
 };
 
 constexpr int32_t kAllTies = INT32_MAX;
+constexpr float kBelowLargest = FLT_MAX / 2;
 constexpr Threshold kKeepAllowed = {-FLT_MAX, kAllTies};
 constexpr Threshold kKeepNothing = {INFINITY, -1};
+
+// A row that chooses by weight, of which one score is NaN or infinite, keeps that key alone.
+DYNATTN_INLINE Threshold keep_alone(int32_t key) { return {INFINITY, key}; }
+DYNATTN_INLINE bool keeps_alone(const Threshold& threshold) {
+  return threshold.score == INFINITY && threshold.last_tie >= 0;
+}
+
+// Where scores that are NaN or infinite go on as the largest float: leaves that to the one key that is kept, and gives
+// the threshold through such scores. `first` is the key of the first of them.
+DYNATTN_INLINE Threshold single_out(const Threshold& threshold, float* scores, int64_t first, int64_t count) {
+  if (!keeps_alone(threshold)) return threshold;
+  for (int64_t i = 0; i < count; i++) {
+    if (scores[i] == FLT_MAX && first + i != threshold.last_tie) scores[i] = kBelowLargest;
+  }
+  return {FLT_MAX, threshold.last_tie};
+}
 
 DYNATTN_INLINE uint32_t first_lanes(int64_t count) {
   return count >= kWidth ? (uint32_t{1} << kWidth) - 1 : (uint32_t{1} << count) - 1;

@@ -74,10 +74,11 @@ static void weigh_by_threshold(const QueryBlock& block, int64_t row, float* scor
   const Plan& plan = block.plan;
   const NMForwardArgs& args = *plan.args;
   const int64_t at = first_row(block) + row;
-  const Threshold threshold = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
-  const RowChoice choice = choice_of_row(plan, threshold, block.first + row, first_key);
   const RowStates& rows = block.scratch.rows;
   if (block.careful) clean_row(plan, rows, row, scores, bias);
+  const Threshold found = row < block.count ? Threshold{args.threshold[at], args.last_tie[at]} : kKeepNothing;
+  const Threshold threshold = single_out(found, scores, first_key, plan.tile);
+  const RowChoice choice = choice_of_row(plan, threshold, block.first + row, first_key);
   const bool sums = plan.sums.sum != nullptr;
   if (sums) {
     Vec largest = broadcast(-INFINITY);

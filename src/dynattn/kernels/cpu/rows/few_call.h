@@ -13,6 +13,7 @@ constexpr int64_t kFewTile = 512;
 
 struct FewRows : Few {
   const RowPlan* row_plan;
+  const SkipForwardArgs* skips;  // what one query skips before its row chooses; or NULL
 };
 
 // Tiles have about the same size, so that none is a small rest. A tile is a span of the lists.
@@ -26,7 +27,7 @@ static void make_few_row_plan(RowPlan& plan, const RowForwardArgs& rule) {
   plan_positions(plan);
 }
 
-static FewRows plan_few_rows(RowPlan& plan) { return {plan_few(plan), &plan}; }
+static FewRows plan_few_rows(RowPlan& plan, const SkipForwardArgs* skips) { return {plan_few(plan), &plan, skips}; }
 
 // All query rows that share a key head.
 struct HeadRows {

@@ -17,6 +17,7 @@
 #include "common/tasks.h"
 #include "rows/few_scores.h"
 #include "rows/few_values.h"
+#include "rows/skipped_runs.h"
 
 namespace dynattn::DYNATTN_NAMESPACE {
 
@@ -62,6 +63,9 @@ static void choose_kept(const FewRows& call, const FewRowScratch& scratch, const
   clear_rows(one.block);
   float* const scores = head.scores + row * plan.row_floats;
   one.block.careful = plan.careful || !are_plain(plan, scores, keys_of(plan, query));
+  if (call.skips != nullptr) {
+    forbid_skipped(plan, *call.skips, scores, noted_runs(*call.skips, one.block.batch, one.block.index));
+  }
   Threshold line;
   const RowScratch own = {one.scratch,  scores, head.numbers + row * plan.row_floats,
                           scratch.room, head.starts + row * (plan.spans + 1), &line};
@@ -163,10 +167,10 @@ static int32_t open_few_rows(FewRowJob& job, FewRows& call) {
 }
 
 // For at least one query.
-static int32_t run_few_rows(const RowForwardArgs& args) {
+static int32_t run_few_rows(const RowForwardArgs& args, const SkipForwardArgs* skips = nullptr) {
   RowPlan plan;
   make_few_row_plan(plan, args);
-  FewRows call = plan_few_rows(plan);
+  FewRows call = plan_few_rows(plan, skips);
   FewRowJob job = {};
   const int32_t status = open_few_rows(job, call);
   if (status != DYNATTN_OK) return status;

@@ -43,7 +43,7 @@ struct MassBracket {
 // The last one kept of a bracket that holds at most a vector of keys.
 static Threshold rank_by_mass(const float* row, const float* weights, int64_t length, const MassBracket& b,
                               float wanted) {
-  alignas(64) float scores[2 * kWidth], masses[2 * kWidth];
+  alignas(64) float scores[2 * kWidth] = {}, masses[2 * kWidth];
   const Vec low = broadcast(b.low), high = broadcast(b.high);
   int count = 0;
   for (int64_t at = 0; at < length; at += kWidth) {

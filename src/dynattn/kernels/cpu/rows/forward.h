@@ -177,9 +177,10 @@ static Threshold threshold_of_row(const RowPlan& plan, const QueryBlock& block, 
   if (allowed == 0) return kKeepNothing;
   if (rule.weight >= 0.0f || rule.mass > 0.0f) {
     const int64_t one = block.careful ? first_poison(scores, length) : -1;
-    if (one >= 0) {  // the row chooses it alone, and with it what is infinite and comes before it
-      poison = settle_row(plan, query, scores, one + 1, one + 1) | settle_row(plan, query, scores, length, 0);
-      return {FLT_MAX, static_cast<int32_t>(one)};
+    if (one >= 0) {
+      if (keeps(plan, query, one, true)) poison = poison_of(scores[one]);
+      poison |= settle_row(plan, query, scores, length, 0);
+      return keep_alone(static_cast<int32_t>(one));
     }
     return rule.mass > 0.0f ? threshold_by_mass(plan, scores, length, rule.mass, room)
                             : threshold_by_weight(plan, scores, length, rule.weight);
@@ -296,11 +297,12 @@ static Threshold find_row(const RowPlan& plan, const QueryBlock& block, const Ro
   const int64_t keys = keys_of(plan, block.first + i), length = round_up(keys, plan.tile);
   const bool known = args.mask == nullptr && !block.careful;
   const int64_t allowed = known ? keys : length - count_below(scores, length, -FLT_MAX);
-  const Threshold threshold = threshold_of_row(plan, block, i, scores, keys, allowed, scratch.room);
+  const Threshold found = threshold_of_row(plan, block, i, scores, keys, allowed, scratch.room);
+  const Threshold threshold = single_out(found, scores, 0, length);
   const int64_t row = first_row(block) + i;
   if (args.threshold != nullptr) {
-    args.threshold[row] = threshold.score;
-    args.last_tie[row] = threshold.last_tie;
+    args.threshold[row] = found.score;
+    args.last_tie[row] = found.last_tie;
   }
   if (plan.counts && allowed > 0) {
     rows.reference[i] = largest_of(scores, length);
@@ -332,7 +334,8 @@ static void list_kept(const RowPlan& plan, const QueryBlock& block, const RowScr
 // Whether most of a block's pairs are kept, where nothing asks for a list of them.
 static bool keeps_most(const RowPlan& plan, const QueryBlock& block, const RowScratch& scratch) {
   const RowForwardArgs& rule = *plan.rule;
-  if (block.careful || plan.window || plan.cut || rule.call.drop_below > 0 || (rule.weight < 0.0f && rule.mass == 0.0f)) return false;
+  const bool by_rank = rule.weight < 0.0f && rule.mass == 0.0f;
+  if (block.careful || plan.window || plan.cut || rule.call.drop_below > 0 || by_rank) return false;
   int64_t kept = 0, allowed = 0;
   for (int64_t i = 0; i < block.count; i++) {
     const int64_t length = round_up(keys_of(plan, block.first + i), plan.tile);

@@ -1,4 +1,5 @@
-// Attention of rows that choose by their own scores, forward, for one instruction set. Compiled once for each.
+// Attention of rows that choose by their own scores, forward, and of one query that skips by running maxima, for one
+// instruction set. Compiled once for each.
 #include "common/builds.h"
 #include "common/float_heads.h"
 #include "rows/few_queries.h"
@@ -14,6 +15,12 @@ int32_t row_forward(const RowForwardArgs& args) {
   RowPlan plan;
   make_row_plan(plan, args);
   return run_heads<RowWorker>(plan);
+}
+
+int32_t skip_one_query(const SkipForwardArgs& args) {
+  if (args.call.batch == 0) return DYNATTN_OK;
+  const RowForwardArgs all = {args.call, INT64_MAX, 0, 1, 1, -1.0f, 0.0f};
+  return run_few_rows(all, &args);
 }
 
 }  // namespace dynattn::DYNATTN_NAMESPACE
