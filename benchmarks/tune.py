@@ -77,9 +77,9 @@ def _cells(found: dict[str, Any]) -> list[str]:
     )
     if found["verdict"] != "faster":
         return [where, "keep dense attention", "", "", "", ""]
-    lost, rival = found["tries"][-1]["lost"], found["rival"]
     if found.get("exact"):
         return [where, f"{found['speed']['speedup']['median']:.2f}×", "none: dense attention", "", "", ""]
+    lost, rival = found["tries"][-1]["lost"], found["rival"]
     proved = "; ".join(f"{each['task']} {each['loss']:+.2%}, {each['bound']:.2%}" for each in lost)
     cells = [where, f"{found['speed']['speedup']['median']:.2f}×", proved]
     if rival is None:
