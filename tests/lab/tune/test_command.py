@@ -293,7 +293,7 @@ def test_dense_attention_that_the_search_finds_best_is_not_put_to_a_proof(
     monkeypatch.setattr(stages, "prove", None)
     found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
     assert (found.exact, found.verdict, found.tries) == (True, "faster", [])
-    assert "Of sparse attention: all that was measured and gains anything loses more than the limit" in said
+    assert "Of sparse attention: nothing that was measured and gains anything is foreseen to keep the limit" in said
 
 
 def test_where_nothing_is_proved_dense_attention_of_the_faster_kernel_is_what_is_written(
@@ -332,11 +332,21 @@ def test_where_data_is_too_few_for_any_claim_this_is_the_result(fast, tiny_decod
     monkeypatch.setattr(
         "dynattn.lab.tune.command.begin", lambda *given: replace(begin(*given), few="there are 7, and 15 are needed")
     )
-    monkeypatch.setattr(stages, "clock_candidates", None)
-    found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
+    monkeypatch.setattr(stages, "Search", None)
+    settings, timed = _settings(tiny_decoder, many_texts), stages.clock_candidates
+    found, said = _tuned(settings, tmp_path / "no faster")
     assert found.verdict == "dense"
     assert "keep dense attention: there are 7, and 15 are needed" in said
-    assert "there are 7" in (tmp_path / f"tune-{tiny_decoder.name}" / "tune.html").read_text()
+    assert "there are 7" in (tmp_path / "no faster" / f"tune-{tiny_decoder.name}" / "tune.html").read_text()
+
+    def clock(*given):
+        shapes, (costs,), *more = timed(*given)
+        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
+
+    monkeypatch.setattr(stages, "clock_candidates", clock)
+    found, said = _tuned(settings, tmp_path / "faster")
+    assert (found.verdict, found.exact, found.tries) == ("faster", True, [])
+    assert "which loses nothing. Of sparse attention: there are 7, and 15 are needed" in said
 
 
 def test_an_encoder_may_be_given_fewer_tokens_and_the_file_does_so(

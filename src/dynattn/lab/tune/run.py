@@ -74,7 +74,9 @@ class Run:
         """All of it."""
         spent = self._time()
         if self._begun.few is not None:
-            return self._dense(spent, self._begun.few)
+            if spent.bound >= LEAST_GAIN:
+                self._choices = self._chosen(spent)
+            return self._exact(spent, self._begun.few)
         shorter = shorten.families(self._pretrained.model, self._begun.length)
         beside = bool(shorter or self._begun.linears)
         if spent.bound < LEAST_GAIN and not beside:
@@ -88,7 +90,7 @@ class Run:
         self._families = (*shorter, *self._of_linears())
         best = self._best(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
         if best is None or self._is_dense(best.point, best.whole):
-            return self._exact(spent, "all that was measured and gains anything loses more than the limit")
+            return self._exact(spent, "nothing that was measured and gains anything is foreseen to keep the limit")
         proved = self._proved(spent, choices, best)
         if proved is None:
             return self._exact(spent, self._unproved())
