@@ -63,6 +63,7 @@ def _vision() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": _encoder,
     "docs/account.md": _encoder,
+    "docs/attention.md": dict,
     "docs/decode.md": _decoder,
     "docs/dropping-blocks.md": _tensors,
     "docs/integrations/diffusers.md": dict,

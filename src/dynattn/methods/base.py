@@ -243,8 +243,7 @@ class PairMethod(Method):
             query: (batch, heads, q_len, head_dim).
             key: (batch, kv_heads, kv_len, head_dim).
             attn_mask: bool, the same for all queries: broadcasts to (batch, heads, 1, kv_len), True may be attended; or
-                None. With other masks :meth:`choose` is asked, or
-                kernels choose by :meth:`block_rule`.
+                None. With other masks :meth:`choose` is asked, or kernels choose by :meth:`block_rule`.
             causal: forbid keys after the query, aligned bottom-right.
             scale: factor of the scores.
 
