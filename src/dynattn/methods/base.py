@@ -216,7 +216,11 @@ class PairMethod(Method):
         return Choice.BLOCKS if self.whole_blocks else Choice.PAIRS
 
     def row_rule(self) -> RowRule:
-        """What a row keeps. Called where ``choice`` is ``Choice.ROWS``."""
+        """What a row keeps. Called where ``choice`` is ``Choice.ROWS``.
+
+        Raises:
+            NotImplementedError: the method's class does not define it.
+        """
         raise NotImplementedError(f"{self.name} has no rule for rows; define row_rule()")
 
     @abstractmethod
@@ -250,6 +254,9 @@ class PairMethod(Method):
         Returns:
             bool (batch, heads, ⌈q_len / whole_blocks⌉, ⌈kv_len / whole_blocks⌉): blocks whose allowed pairs are kept,
             or those of them that ``inside_blocks`` keeps.
+
+        Raises:
+            NotImplementedError: the method's class does not define it.
         """
         raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
 
