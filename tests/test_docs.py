@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def _vision() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": _encoder,
     "docs/account.md": _encoder,
+    "docs/attention.md": dict,
     "docs/decode.md": _decoder,
     "docs/dropping-blocks.md": _tensors,
     "docs/integrations/diffusers.md": dict,
@@ -70,8 +72,10 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/integrations/timm.md": dict,
     "docs/integrations/torch.md": dict,
     "docs/integrations/transformers.md": _encoder,
+    "docs/kernels/cpu-linear.md": dict,
     "docs/methods/README.md": _encoder,
     "docs/methods/activations.md": _encoder,
+    "docs/methods/blockbound.md": _tensors,
     "docs/methods/blockskip.md": _tensors,
     "docs/methods/blocktopk.md": _tensors,
     "docs/methods/clustered.md": _tensors,
@@ -92,14 +96,23 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/spatten.md": _encoder,
     "docs/methods/threshold.md": _tensors,
     "docs/methods/topk.md": _tensors,
+    "docs/methods/verticalslash.md": _tensors,
     "docs/methods/weights.md": _encoder,
     "docs/methods/window.md": _tensors,
     "docs/training.md": _tensors,
+    "docs/varlen.md": dict,
+    "docs/verify.md": dict,
 }
 """Pages, and what they leave to the reader: a model, its inputs, tensors."""
+IMPORTED = (
+    "CONTRIBUTING.md", "docs/compare.md", "docs/finetune.md", "docs/frontier.md", "docs/inspect.md",
+    "docs/integrations/sentence-transformers.md", "docs/lra.md", "docs/tune.md",
+)  # fmt: skip
+"""Pages whose blocks need a model that a package carries, a training or a class of the reader's: they import."""
 NEEDS = {
     "docs/integrations/diffusers.md": "diffusers",
     "docs/integrations/onnx.md": "onnxruntime",
+    "docs/integrations/sentence-transformers.md": "sentence_transformers",
     "docs/integrations/timm.md": "timm",
 }
 PAGES = sorted(
@@ -121,6 +134,25 @@ OTHERS = {
 """Options of other programs: ruff, pyright, accelerate, torchrun, a script of benchmarks/cuda, lm_eval."""
 
 
+def _blocks(page: str) -> list[str]:
+    """Its blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def test_every_page_that_shows_code_is_tried() -> None:
+    assert {page for page in PAGES if _blocks(page)} == {*GIVEN, *IMPORTED}
+
+
+@pytest.mark.parametrize("page", IMPORTED)
+def test_imports_of_a_page(page: str) -> None:
+    """Of a page whose blocks are not run."""
+    pytest.importorskip(NEEDS.get(page, "plotly"))
+    for block in _blocks(page):
+        for node in ast.parse(block).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                exec(ast.unparse(node), {})
+
+
 @pytest.mark.parametrize("page", GIVEN)
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks of Python, in their order, in one namespace."""
@@ -129,9 +161,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = GIVEN[page]()
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
-    assert blocks
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(_blocks(page)):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 

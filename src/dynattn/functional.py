@@ -104,6 +104,7 @@ def attention(
         TypeError: an argument is of a wrong type or dtype.
         ValueError: shapes, devices or values do not fit; the text says which, and what to do.
         RuntimeError: the backend asked for cannot run this.
+        NotImplementedError: ``torch.func`` is asked for a method other than N:M, or a ``DTensor`` for dropout.
 
     Source: the method's; see its docstring. N:M: arXiv:2203.00091.
     """

@@ -64,3 +64,8 @@ def test_a_name_whose_options_do_not_fit_says_why():
         ValueError, match=r"SnapKVCache: capacity must hold the latest and the first tokens: got 64 for"
     ):
         make("snapkv-64", None)
+
+
+def test_a_file_that_names_no_cache_is_told_so():
+    with pytest.raises(TypeError, match="name must be the name of a cache: got None; .* leave past_key_values out"):
+        make(None, transformers.LlamaConfig(num_hidden_layers=2))  # type: ignore[arg-type]

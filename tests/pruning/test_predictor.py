@@ -126,7 +126,19 @@ def test_saved_predictors_come_back(tmp_path):
     for stage in range(2):
         assert torch.equal(first.log_probabilities(stage, hidden, kept), second.log_probabilities(stage, hidden, kept))
     assert not torch.equal(first.log_probabilities(0, hidden, kept), first.log_probabilities(1, hidden, kept))
-    with pytest.raises(ValueError, match=r"must hold predictors\.json"):
+    with pytest.raises(ValueError, match=r"must hold predictors\.json and predictors\.safetensors"):
+        Predictors.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("predictors.json", "{"), ("predictors.json", "[]"), ("predictors.json", "{\"width\": 3}"),
+     ("predictors.safetensors", ""), ("predictors.safetensors", "no tensors at all")],
+)  # fmt: skip
+def test_damaged_predictors_are_refused(name, content, tmp_path):
+    Predictors(WIDTH, (1, 2), 0.6).save(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="must hold what save wrote: .*; train some again"):
         Predictors.load(tmp_path)
 
 

@@ -116,6 +116,12 @@ def test_a_router_is_saved_and_read(tmp_path: Path) -> None:
     (tmp_path / "there" / "router.json").write_text('{"width": 3}')
     with pytest.raises(ValueError, match="must be what save wrote"):
         Router.load(tmp_path / "there")
+    router.save(tmp_path / "there")
+    weights = tmp_path / "there" / "router.safetensors"
+    for damaged in (b"", weights.read_bytes()[:100], b"no tensors at all"):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"router\.safetensors must be what save wrote"):
+            Router.load(tmp_path / "there")
     (tmp_path / "there" / "router.safetensors").unlink()
     with pytest.raises(ValueError, match=r"must hold router.json and router.safetensors"):
         Router.load(tmp_path / "there")

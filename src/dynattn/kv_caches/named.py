@@ -37,8 +37,14 @@ def make(name: str, config: Any) -> LayeredCache:
         config: the configuration of the model.
 
     Raises:
+        TypeError: ``name`` is no text, as where a tuned file names no cache.
         ValueError: no cache has this name.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"kv_caches.make: name must be the name of a cache: got {name!r}; a file that was tuned for prefill alone "
+            "names none: leave past_key_values out"
+        )
     if name == "full":
         return FullCache()
     if match := _WINDOW.fullmatch(name):

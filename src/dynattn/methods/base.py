@@ -216,7 +216,11 @@ class PairMethod(Method):
         return Choice.BLOCKS if self.whole_blocks else Choice.PAIRS
 
     def row_rule(self) -> RowRule:
-        """What a row keeps. Called where ``choice`` is ``Choice.ROWS``."""
+        """What a row keeps. Called where ``choice`` is ``Choice.ROWS``.
+
+        Raises:
+            NotImplementedError: the method's class does not define it.
+        """
         raise NotImplementedError(f"{self.name} has no rule for rows; define row_rule()")
 
     @abstractmethod
@@ -243,14 +247,16 @@ class PairMethod(Method):
             query: (batch, heads, q_len, head_dim).
             key: (batch, kv_heads, kv_len, head_dim).
             attn_mask: bool, the same for all queries: broadcasts to (batch, heads, 1, kv_len), True may be attended; or
-                None. With other masks :meth:`choose` is asked, or
-                kernels choose by :meth:`block_rule`.
+                None. With other masks :meth:`choose` is asked, or kernels choose by :meth:`block_rule`.
             causal: forbid keys after the query, aligned bottom-right.
             scale: factor of the scores.
 
         Returns:
             bool (batch, heads, ⌈q_len / whole_blocks⌉, ⌈kv_len / whole_blocks⌉): blocks whose allowed pairs are kept,
             or those of them that ``inside_blocks`` keeps.
+
+        Raises:
+            NotImplementedError: the method's class does not define it.
         """
         raise NotImplementedError(f"{self.name} has no choice of whole blocks; define choose_blocks()")
 

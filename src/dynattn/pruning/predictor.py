@@ -111,14 +111,20 @@ class Predictors(nn.Module):
         """Read what :meth:`save` wrote, in eval mode.
 
         Raises:
-            ValueError: the folder holds no predictors.
+            ValueError: the folder holds no predictors, or damaged ones.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if not (folder / _CONFIG).exists():
-            raise ValueError(f"Predictors: {folder} must hold {_CONFIG}: it does not; train some, or check the path")
-        found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
-        found.load_state_dict(load_file(folder / _WEIGHTS))
+        if not all((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
+            raise ValueError(
+                f"Predictors: {folder} must hold {_CONFIG} and {_WEIGHTS}: it does not; train some, or check the path"
+            )
+        try:
+            found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+            found.load_state_dict(load_file(folder / _WEIGHTS))
+        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"Predictors: {folder} must hold what save wrote: {error}; train some again") from error
         return found.eval()
 
 

@@ -105,8 +105,9 @@ class Router(nn.Module):
         """Read what :meth:`save` wrote, in eval mode.
 
         Raises:
-            ValueError: the folder holds no router.
+            ValueError: the folder holds no router, or a damaged one.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not all((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
@@ -117,7 +118,10 @@ class Router(nn.Module):
             found = cls(**json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"Router: {folder / _CONFIG} must be what save wrote: {error}; train one again") from error
-        found.load_state_dict(load_file(folder / _WEIGHTS))
+        try:
+            found.load_state_dict(load_file(folder / _WEIGHTS))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"Router: {folder / _WEIGHTS} must be what save wrote: {error}; train one again") from error
         return found.eval()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tests.integrations.vllm.files import tuned
 
 NAME = "dynattn.integrations.vllm.backend"
 
@@ -68,10 +69,8 @@ def test_beside_a_sliding_window_files_must_be_dense(
     implementation: Any, methods: tuple[str, ...], decoding: str | None, served: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    path = tmp_path / "m.dynattn.json"
     by_module = {f"layers.{i}": method for i, method in enumerate(methods)}
-    path.write_text(json.dumps({"methods": by_module, "phase": "prefill", "decoding": decoding}))
-    monkeypatch.setenv("DYNATTN_VLLM", str(path))
+    monkeypatch.setenv("DYNATTN_VLLM", tuned(tmp_path, by_module, decoding=decoding))
     if served:
         implementation(sliding_window=8)
         return

@@ -19,7 +19,7 @@ def test_nothing_happens_unasked_and_mistakes_are_said_at_the_start(monkeypatch:
     with pytest.raises(ValueError, match=r"nm-9-2|n must be|at most m"):
         plugin.register()
     monkeypatch.setenv("DYNATTN_VLLM", "nowhere.json")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"nowhere\.json must be a file that can be read"):
         plugin.register()
 
 

@@ -282,8 +282,10 @@ def test_the_users_texts_leave_default_tasks_out_that_take_none():
 
 
 def test_texts_longer_than_the_model_takes_are_refused(tiny_encoder: Path, texts: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"tokens must be as many as the model takes: got 200, .* takes 128"):
+    with pytest.raises(ValueError, match=r"as many as the model takes: got 200, .* takes 128; pass --tokens 128"):
         sweep(settings_for(tiny_encoder, texts, tokens=(64, 200)), tmp_path / "record.json", silent, here)
+    with pytest.raises(ValueError, match=r"got 256, .* takes 128"):  # what is taken where none is asked for
+        sweep(settings_for(tiny_encoder, texts, tokens=()), tmp_path / "record.json", silent, here)
 
 
 def test_caches_that_forget_take_part_while_decoding_alone():

@@ -113,3 +113,16 @@ def test_texts_whose_scores_have_no_spread_have_a_page(text: str, tiny_decoder: 
     result = CliRunner().invoke(app, ["inspect", text, "--model", str(tiny_decoder), "--output", str(target)])
     assert result.exit_code == 0, result.output
     assert_self_contained(target.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("which", ["tiny_encoder", "tiny_decoder"])
+def test_a_text_is_cut_to_what_the_model_takes(which: str, request: pytest.FixtureRequest):
+    """Tokenizers need not know how much that is."""
+    from dynattn.lab.inspect import from_text
+    from dynattn.lab.models import load
+
+    pretrained = load(str(request.getfixturevalue(which)))
+    pretrained.processor.model_max_length = 10**30
+    subject = from_text(pretrained, "moon " * 999, "moons", 512)
+    assert len(subject.labels) == pretrained.model.config.max_position_embeddings < 512
+    assert subject.title.endswith("(cut)")

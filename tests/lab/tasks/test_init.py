@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("transformers")
 
-from dynattn.lab.tasks import TASKS, default, find, fitting
+from dynattn.lab.models import load
+from dynattn.lab.tasks import TASKS, default, find, fitting, make
 
 
 def test_every_task_is_found_by_its_name_and_every_kind_has_a_default():
@@ -25,3 +28,11 @@ def test_a_task_that_does_not_fit_the_kind_is_told_without_naming_those_of_anoth
         fitting("retrieval", "decoder", "m", texts=False)
     with pytest.raises(ValueError, match="task manpages takes no texts"):
         fitting("manpages", "encoder", "m", texts=True)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "passkey", "needle", "ruler-needles", "story-retrieval"])
+def test_no_text_is_longer_than_a_decoder_takes(name: str, tiny_decoder: Path):
+    """Beyond its context a model fails, or answers with nothing of use."""
+    pretrained = load(str(tiny_decoder))
+    for asked, tokens in ((None, 256), (4096, 256), (256, 256), (255, 255)):
+        assert make(name, pretrained, tokens=asked).tokens == tokens  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from dynattn import kv_caches
 from dynattn.integrations.transformers import load
 from dynattn.lab.decode import ways
 from dynattn.lab.models import load as load_model
+from dynattn.lab.tasks.texts import read
 from dynattn.lab.terminal import console
 from dynattn.lab.timing import Timing
 from dynattn.lab.tune import decode, decode_told, decoding
@@ -242,3 +243,12 @@ def test_what_cannot_be_is_refused(given, rule, tiny_decoder, texts, tmp_path):
 def test_an_encoder_decodes_nothing(tiny_encoder, many_texts, tmp_path):
     with pytest.raises(ValueError, match="only decoders decode"):
         _run(tiny_encoder, many_texts, tmp_path)
+
+
+def test_a_model_that_names_no_context_takes_prompts_of_any_length(tiny_decoder, many_texts, monkeypatch):
+    pretrained = load_model(str(tiny_decoder))
+    assert decode.room(pretrained) == 256 - AFTER
+    monkeypatch.setattr(pretrained.model.config, "max_position_embeddings", None)
+    assert decode.room(pretrained) is None
+    parts, _ = decode._parts(pretrained, read(many_texts), 256)
+    assert {reading.ids.shape[1] for reading in parts[0][0]} == {256 + AFTER}

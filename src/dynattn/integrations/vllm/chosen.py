@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from dynattn.integrations.transformers.tuned import Tuned
 from dynattn.methods import Method, PerLayer, parse
 
 VARIABLE = "DYNATTN_VLLM"
@@ -69,20 +69,28 @@ def read(asked: str) -> Chosen:
         asked: the name of a method, or the path of a tuned file.
 
     Raises:
-        ValueError: there is no such method, or a tuned file asks for what vLLM cannot do.
-        FileNotFoundError: there is no such file.
+        ValueError: there is no such method or file, the file is damaged, or asks for what vLLM cannot do.
+
+    Warns:
+        The file has linear layers leave something out; those of vLLM stay dense.
     """
     if not asked.endswith(".json"):
         method = parse(asked)
         if isinstance(method, PerLayer):
             raise ValueError(f"dynattn: {VARIABLE} must not be a PerLayer method: got {asked!r}; name a tuned file")
         return Chosen(method, {})
-    told = json.loads(Path(asked).read_text())
-    for name in ("pruning", "cache"):
-        if told.get(name) is not None:
+    told = Tuned.read(asked)
+    for name, value in (("pruning", told.pruning), ("cache", told.cache)):
+        if value is not None:
             raise ValueError(
                 f"dynattn: {asked} must not name a {name} for vLLM, which has a cache of its own that keeps every "
-                f"token: got {told[name]!r}; tune without it"
+                f"token: got {value!r}; tune without it"
             )
-    methods = {module: parse(name) for module, name in told["methods"].items()}
-    return Chosen(None, methods, told["phase"], parse(told.get("decoding") or "dense"))
+    if told.linears:
+        warnings.warn(
+            f"dynattn: {asked} has linear layers leave something out: those of vLLM stay dense, so that less is lost and "
+            "less is gained than was measured",
+            stacklevel=2,
+        )
+    methods = {module: parse(name) for module, name in told.methods.items()}
+    return Chosen(None, methods, told.phase, parse(told.decoding or "dense"))

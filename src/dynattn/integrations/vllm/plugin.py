@@ -13,8 +13,7 @@ def register() -> None:
     ``DYNATTN_VLLM`` names a method, for example ``nm-2-4``, or the path of a tuned file, which ends in ``.json``.
 
     Raises:
-        ValueError: it names no method.
-        FileNotFoundError: it names a file that there is not.
+        ValueError: it names no method, or a file that cannot be read or served.
     """
     asked = os.environ.get(VARIABLE, "")
     if not asked:

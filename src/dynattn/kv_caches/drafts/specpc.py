@@ -107,6 +107,9 @@ class SpecPC:
 
         Returns:
             The shorter prompt, and (batch, at most ``tokens``) int64.
+
+        Raises:
+            ValueError: as :meth:`compress` says.
         """
         if attention_mask is not None:
             refuse_right_padding(attention_mask, "SpecPC")

@@ -191,12 +191,12 @@ def _check_kind(settings: Settings, kind: Kind, texts: bool) -> None:
 
 def _check_length(settings: Settings, pretrained: Pretrained) -> None:
     """Refuse what tasks would cut to the model's length, and the record would call by the length asked for."""
-    if settings.tokens and pretrained.kind in ("encoder", "decoder"):
-        most = max(settings.tokens)
+    if pretrained.kind in ("encoder", "decoder"):
+        most = max(tokens for tokens in settings.tokens or _TOKENS[pretrained.kind] if tokens)
         if (takes := longest(pretrained, most)) < most:
             raise ValueError(
                 f"frontier: tokens must be as many as the model takes: got {most}, {settings.model} takes {takes}; "
-                "leave out longer texts"
+                f"pass --tokens {takes} or fewer"
             )
 
 

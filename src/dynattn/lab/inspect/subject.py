@@ -14,6 +14,7 @@ from dynattn.lab.data.packages import folder
 from dynattn.lab.data.plaintext import shown
 from dynattn.lab.models import Kind, Pretrained
 from dynattn.lab.scoring import check_known
+from dynattn.lab.tasks.embedding import longest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ def from_text(pretrained: Pretrained, text: str | None, title: str, tokens: int)
         refuse_text(pretrained.name, pretrained.kind)
     text = _passage() if text is None else text
     tokenizer = pretrained.processor
-    tokens = min(tokens, tokenizer.model_max_length)
+    tokens = longest(pretrained, tokens)
     check_known(pretrained, [text], "inspect")
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
     ids = inputs["input_ids"][0].tolist()

@@ -21,6 +21,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PACKAGED = ("minilm", "smollm2", "dinov2", "whisper")
 """Names whose weights packages carry; each is a module of this package with a ``load()``."""
 
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what configs call the most tokens
+_NO_LIMIT = 2**24  # tokenizers that know no limit say a number far above it
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -96,6 +99,22 @@ def fastest_dtype() -> str:
     """The dtype in which models run fastest here: bfloat16 where the processor multiplies it (AMX, or AVX512-BF16 of
     AMD), else float32."""
     return "bfloat16" if cpu.is_available() and isas.tile_engine() is not None else "float32"
+
+
+def context(pretrained: Pretrained) -> int | None:
+    """The most tokens that a model of text takes: by its config and, of an encoder, by its tokenizer too.
+
+    Args:
+        pretrained: an encoder or a decoder.
+
+    Returns:
+        The number; None where nothing says one.
+    """
+    config = pretrained.model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in _LIMITS]
+    if pretrained.kind == "encoder":
+        limits.append(pretrained.processor.model_max_length)
+    return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT), default=None)
 
 
 def parameters(model: nn.Module) -> str:

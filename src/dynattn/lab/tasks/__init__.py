@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from dynattn.lab.data.packages import DataMissingError
-from dynattn.lab.models import Kind, Pretrained
+from dynattn.lab.models import Kind, Pretrained, context
 from dynattn.lab.spelling import spelt
 from dynattn.lab.tasks.base import Outcome, Prepared, Task
 from dynattn.lab.tasks.chains import Chains
@@ -126,7 +126,8 @@ def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
     Args:
         name: the name of the task.
         pretrained: the model.
-        fields: the fields of the task; None for its default. Sizes that it does not have are left out, texts are not.
+        fields: the fields of the task; None for its default. Sizes that it does not have are left out, texts are not;
+            no text is longer than the model takes.
 
     Raises:
         ValueError: there is no such task, it does not fit the model, or it takes no texts.
@@ -134,4 +135,9 @@ def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
     fitting(name, pretrained.kind, pretrained.name, fields.get("texts") is not None)
     kind = find(name)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{field: value for field, value in fields.items() if field in known and value is not None})
+    task = kind(**{field: value for field, value in fields.items() if field in known and value is not None})
+    if pretrained.kind != "decoder" or "tokens" not in known:  # encoders' texts are cut as they are read
+        return task
+    most = context(pretrained)
+    longer = most is not None and task.tokens > most  # type: ignore[attr-defined]
+    return dataclasses.replace(task, tokens=most) if longer else task

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Pretrained, context
 from dynattn.lab.tasks.base import Inputs
 
 BATCH = 8
@@ -16,8 +16,7 @@ BATCH = 8
 
 def longest(pretrained: Pretrained, tokens: int) -> int:
     """``tokens``, or fewer where the model takes fewer."""
-    limit = getattr(pretrained.model.config, "max_position_embeddings", tokens)
-    return min(tokens, limit, pretrained.processor.model_max_length)
+    return min(tokens, context(pretrained) or tokens, pretrained.processor.model_max_length)
 
 
 def inputs(pretrained: Pretrained, texts: Sequence[str], tokens: int) -> Inputs:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dynattn.integrations.transformers import register
 from dynattn.lab.figures import BASELINE
-from dynattn.lab.models import Kind, Pretrained, facts
+from dynattn.lab.models import Kind, Pretrained, context, facts
 from dynattn.lab.tasks.base import Inputs
 from dynattn.lab.tasks.texts import Text, read, wikipedia
 from dynattn.lab.tune import pieces, shorten
@@ -127,7 +127,7 @@ def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None
     """
     if pretrained.kind not in _READERS:
         return None
-    most = _context(pretrained)
+    most = context(pretrained)
     if settings.length is not None:
         if most is not None and settings.length > most:
             raise ValueError(
@@ -138,15 +138,6 @@ def _lengths(settings: Settings, pretrained: Pretrained) -> Sequence[int] | None
     if pretrained.kind == "encoder":
         return (min(_ENCODER_LENGTH, most or _ENCODER_LENGTH),)
     return [length for length in _LENGTHS if most is None or length <= most] or [most or _LENGTHS[-1]]
-
-
-def _context(pretrained: Pretrained) -> int | None:
-    """The most tokens that a model takes; None where it does not say."""
-    config = pretrained.model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    if pretrained.kind == "encoder":
-        limits.append(pretrained.processor.model_max_length)
-    return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < 2**24), default=None)
 
 
 def _longest(

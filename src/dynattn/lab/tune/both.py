@@ -68,7 +68,7 @@ def tune(
         decode.Run(settings, given, pretrained, stores[1], stage, clocks[1])
     begun = begin(settings, given, pretrained, stores[0], clocks[0])
     room = decode.room(pretrained)
-    length = min(begun.length, room) if room >= LEAST_LENGTH else begun.length
+    length = begun.length if room is None or room < LEAST_LENGTH else min(begun.length, room)
     after = decode.Run(settings, given, pretrained, stores[1], stage, clocks[1], length)
     with ahead(begun) as others:
         prefill = Run(replace(settings, phase="prefill"), begun, stores[0], stage, clocks[0], others).tune()

@@ -11,7 +11,7 @@ import numpy as np
 from dynattn.lab.decode import ways
 from dynattn.lab.decode.prompt import read, step_seconds
 from dynattn.lab.machine import machine
-from dynattn.lab.models import Pretrained
+from dynattn.lab.models import Pretrained, context
 from dynattn.lab.progress import Stage
 from dynattn.lab.proof import Proof, Verdict
 from dynattn.lab.tasks.texts import Text, wikipedia
@@ -202,9 +202,10 @@ class Run:
         )  # fmt: skip
 
 
-def room(pretrained: Pretrained) -> int:
-    """The most tokens that a prompt can have."""
-    return pretrained.model.config.get_text_config().max_position_embeddings - AFTER
+def room(pretrained: Pretrained) -> int | None:
+    """The most tokens that a prompt can have; None where the model does not say."""
+    most = context(pretrained)
+    return None if most is None else most - AFTER
 
 
 def _parts(
@@ -216,7 +217,7 @@ def _parts(
             f"tune: only decoders decode: {pretrained.name} is of kind {pretrained.kind}; leave --phase out"
         )
     most = room(pretrained)
-    if length > most:
+    if most is not None and length > most:
         less = f"pass --length {most} or less" if most >= LEAST_LENGTH else "take a model of a longer context"
         raise ValueError(
             f"tune: length must leave room for {AFTER} tokens after the prompt: got {length}, {pretrained.name} takes "
