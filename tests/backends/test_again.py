@@ -253,19 +253,51 @@ def test_what_was_overwritten_since_has_no_gradient() -> None:
         out.sum().backward()
 
 
-@pytest.mark.parametrize("which", ["query", "key", "value"])
+METHODS_OF_EVERY_KERNEL = (NM(1, 1), NM(1, 2), Window(5, 2), TopK(k=4), BlockTopK(0.5, block=8), BlockSkip(1.0))
+
+
+@pytest.mark.parametrize("which", ["query", "key", "value", "attn_mask"])
 def test_memory_that_holds_a_negative_is_not_read_as_it_lies(which: str) -> None:
     """As ``torch.imag(z.conj())`` gives it: all that says so is a bit of the tensor."""
     tensors: dict[str, Any] = dict(zip(("query", "key", "value"), inputs(), strict=True))
+    if which == "attn_mask":
+        tensors["attn_mask"] = torch.randn(19, 23, generator=torch.Generator().manual_seed(1))
     negative = torch._neg_view(tensors[which])  # pyright: ignore[reportPrivateImportUsage]
     turned: dict[str, Any] = tensors | {which: negative}
     assert turned[which].is_neg()
     assert turned[which].stride() == tensors[which].stride()
-    for method in (NM(1, 1), NM(1, 2)):
+    for method in METHODS_OF_EVERY_KERNEL:
         want = dynattn.attention(**tensors | {which: -tensors[which]}, method=method)
         plain = dynattn.attention(**tensors, method=method)  # whose plan must not be taken
         assert torch.equal(dynattn.attention(**turned, method=method), want)
         assert not torch.equal(plain, want)
+
+
+class Wrapped(Tensor):
+    """A tensor that holds another, as quantised ones do, and has no memory of its own."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        strides, dtype = inner.stride(), inner.dtype
+        return Tensor._make_wrapper_subclass(cls, inner.shape, strides=strides, dtype=dtype, device=inner.device)
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return function(*(x.inner if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+def test_a_mask_without_memory_of_its_own_goes_through_the_operator() -> None:
+    query, key, value = inputs()
+    mask = torch.randn(19, 23, generator=torch.Generator().manual_seed(1))
+    for method in METHODS_OF_EVERY_KERNEL:
+        want = dynattn.attention(query, key, value, method, attn_mask=mask)
+        for _ in range(2):
+            assert torch.equal(dynattn.attention(query, key, value, method, attn_mask=Wrapped(mask)), want)
 
 
 def test_a_plan_knows_nothing_of_addresses() -> None:

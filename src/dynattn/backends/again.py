@@ -179,7 +179,7 @@ def key_of(
     if (
         special
         or type(method) not in _METHODS
-        or not unobserved(query, key, value)
+        or not unobserved(query, key, value, attn_mask)
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
@@ -198,12 +198,9 @@ def key_of(
         return None
 
 
-def _is_plain_mask(attn_mask: Any) -> bool:
+def _is_plain_mask(attn_mask: Tensor) -> bool:
     """Whether a plan may be kept for calls with such a mask."""
-    return (
-        type(attn_mask) is Tensor and attn_mask.is_cpu and not attn_mask.is_neg()
-        and not (attn_mask.requires_grad and torch.is_grad_enabled())
-    )  # fmt: skip
+    return attn_mask.is_cpu and not (attn_mask.requires_grad and torch.is_grad_enabled())
 
 
 def find(key: Hashable) -> Prepared | PreparedTraining | Settled | None:

@@ -56,7 +56,7 @@ class Blockwise(Backend):
 
     def run(self, call: Call) -> Result:
         method = cast(Window, call.method)
-        run = forward if not call.needs_grad and unobserved(call.query, call.key, call.value) else window_attention
+        run = forward if not call.needs_grad and unobserved(*call[:4]) else window_attention
         out, _ = run(
             call.query, call.key, call.value, call.attn_mask, method.window, method.sinks, call.causal, call.scale,
             call.needs_grad, self._dense(call.problem),

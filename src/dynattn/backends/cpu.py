@@ -139,11 +139,11 @@ class CPU(Backend):
 
     def run(self, call: Call) -> Result:
         if call.method.choice is Choice.GROUPS:
-            if not call.needs_grad and unobserved(call.query, call.key, call.value):
+            if not call.needs_grad and unobserved(*call[:4]):
                 return Result(*forward_cpu(*nm_arguments(call, self.name)))
             return run_nm(call, self.name)
         options = (*call.tensors, call.method.known_as, call.causal, call.scale, call.dropout_p, call.aux)
-        alone = not call.needs_grad and unobserved(call.query, call.key, call.value)
+        alone = not call.needs_grad and unobserved(*call[:4])
         if call.method.choice is Choice.ROWS:
             return Result(*(rows.forward_cpu(*options, self.name) if alone else row_attention(*options, self.name)[:5]))
         return Result(*(blocks.forward_cpu if alone else block_attention)(*options, call.needs_grad, self.name)[:5])

@@ -118,7 +118,7 @@ def follow(schema: Schema, definition: Callable[..., Any]) -> None:
     library.impl(schema.operator.name().removeprefix("dynattn::"), kernel, "Autograd", with_keyset=True)
 
 
-def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def unobserved(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> bool:
     """Whether an operator's implementation may be called without the dispatcher, because nobody would see the
     difference.
 
@@ -131,6 +131,7 @@ def unobserved(query: Tensor, key: Tensor, value: Tensor) -> bool:
         type(query) is type(key) is type(value) is Tensor
         and unwatched()  # first: a compiler cannot trace what follows
         and not (query.is_neg() or key.is_neg() or value.is_neg())
+        and (attn_mask is None or (type(attn_mask) is Tensor and not attn_mask.is_neg()))
     )
 
 

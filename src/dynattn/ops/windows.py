@@ -66,7 +66,7 @@ def forward(
     """The operator on any device: it takes what the operator takes, and returns output and logsumexp."""
     kernel = kernel_of(backend)
     if kernel is not None:
-        run = forward_cpu if unobserved(query, key, value) else nm_attention
+        run = forward_cpu if unobserved(query, key, value, attn_mask) else nm_attention
         options = (*pattern(window, sinks, causal, scale), False, needs_grad, kernel)
         out, logsumexp, *_ = run(query, key, value, attn_mask, None, *options)
         return out, logsumexp
