@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import dynattn
 from dynattn.methods import parse
@@ -102,6 +103,15 @@ def test_nested_tensors(function: Callable, where: str, layout: torch.layout) ->
         mask = nested if where == "attn_mask" else None
         with pytest.raises(TypeError, match=f"attention: {where} must be a tensor of one shape.*to_padded_tensor"):
             function(**arguments, method=parse(name), attn_mask=mask)
+
+
+@pytest.mark.parametrize("make", [causal_lower_right, causal_upper_left])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_pytorchs_causal_biases(function: Callable, make: Callable) -> None:
+    """Tensors that broadcast to the scores, and hold what nobody has written."""
+    for method in NAMES:
+        with pytest.raises(TypeError, match=r"attention: attn_mask must hold a mask: got a CausalBias.*causal=True"):
+            function(*inputs(1, 4, 9, 8), parse(method), attn_mask=make(9, 9))
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value", "attn_mask"])

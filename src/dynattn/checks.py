@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -187,6 +187,11 @@ def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
             f"attention: attn_mask must be a tensor or None: got {type(attn_mask).__name__}; use torch.tensor()"
         )
     _check_layout("attn_mask", attn_mask)
+    if is_causal_bias(attn_mask):
+        raise TypeError(
+            "attention: attn_mask must hold a mask: got a CausalBias, whose memory holds none; pass causal=True for "
+            "causal_lower_right(), or torch.ones(q_len, kv_len, dtype=torch.bool).tril() for causal_upper_left()"
+        )
     if attn_mask.dtype != torch.bool and attn_mask.dtype not in _DTYPES:
         raise TypeError(
             f"attention: attn_mask must be bool or floating point: got {attn_mask.dtype}; for a mask of 0 and 1 "
@@ -208,6 +213,18 @@ def _check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
             f"attention: attn_mask must broadcast to (batch, heads, q_len, kv_len) = {target}: got "
             f"{tuple(attn_mask.shape)}; a key-padding mask is of shape (batch, 1, 1, kv_len)"
         )
+
+
+def is_causal_bias(attn_mask: Any) -> bool:
+    """Whether a mask is PyTorch's ``CausalBias``: a tensor that stands for a mask, and whose memory nobody has filled.
+
+    Args:
+        attn_mask: a tensor, or None.
+    """
+    if attn_mask is None or type(attn_mask) is Tensor:
+        return False
+    module = sys.modules.get("torch.nn.attention.bias")
+    return module is not None and isinstance(attn_mask, module.CausalBias)
 
 
 def check_dropout(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> None:

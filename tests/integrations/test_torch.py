@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from dynattn import NM, PerLayer
 from dynattn.integrations import torch as dynattn_torch
@@ -92,6 +93,10 @@ CALLS: dict[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "causal": (((2, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 4)), {"is_causal": True}),
     "causal, more keys": (((2, 3, 5, 4), (2, 3, 8, 4), (2, 3, 8, 4)), {"is_causal": True}),
     "causal, more queries": (((3, 8, 4), (3, 5, 4), (3, 5, 4)), {"is_causal": True}),
+    "one bias for every query": (((3, 5, 4), (3, 8, 4), (3, 8, 4)), {"attn_mask": torch.arange(8.0)}),
+    "bias, lower right": (((2, 2, 5, 4), (2, 2, 8, 4), (2, 2, 8, 4)), {"attn_mask": causal_lower_right(5, 8)}),
+    "bias, upper left": (((2, 3, 5, 4), (2, 3, 8, 4), (2, 3, 8, 4)), {"attn_mask": causal_upper_left(5, 8)}),
+    "bias, square": (((2, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 4)), {"attn_mask": causal_lower_right(8, 8)}),
 }
 
 

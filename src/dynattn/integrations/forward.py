@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from dynattn.checks import is_causal_bias
 from dynattn.functional import attention
 from dynattn.integrations.transformers.calls import observers, replacements
 from dynattn.integrations.transformers.masks import narrow
@@ -161,6 +162,8 @@ def attend(
             "scaled_dot_product_attention: attn_mask must be None with is_causal=True: got both; put what is causal "
             "into the mask"
         )
+    if is_causal_bias(attn_mask):
+        attn_mask, is_causal = _of_bias(attn_mask, query.device)
     grouped = enable_gqa and query.shape[-3] != key.shape[-3]
     if not grouped:
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
@@ -168,7 +171,7 @@ def attend(
     lead, pair = query.shape[:-2], (query.shape[-2], key.shape[-2])
     if is_causal and pair[0] != pair[1]:  # aligned top-left
         attn_mask, is_causal = torch.ones(pair, dtype=torch.bool, device=query.device).tril(), False
-    mask = attn_mask
+    mask = attn_mask if attn_mask is None or attn_mask.dim() > 1 else torch.atleast_2d(attn_mask)
     if mask is not None and len(lead) != 2:
         mask = _four(narrow(mask) if mask.shape[-2] == 1 else mask, lead)
     elif mask is not None:
@@ -180,6 +183,13 @@ def attend(
         observe(module, query, key, value, method, mask, is_causal, scale)
     out = attention(query, key, value, method, attn_mask=mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
     return out.reshape(*lead, *out.shape[-2:])
+
+
+def _of_bias(bias: Any, device: torch.device) -> tuple[Tensor | None, bool]:
+    """The mask that a ``CausalBias`` stands for, or that attention is causal, aligned top-left."""
+    if bias.seq_len_q == bias.seq_len_kv or bias.variant.name == "UPPER_LEFT":
+        return None, True
+    return bias._materialize(device), False
 
 
 def _four(x: Tensor, lead: Iterable[int]) -> Tensor:
