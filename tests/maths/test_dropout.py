@@ -23,6 +23,10 @@ def test_share_of_dropped_weights(dropout_p: float) -> None:
     torch.testing.assert_close(z[z > 0], torch.full_like(z[z > 0], 1 / (1 - dropout_p)))
 
 
+def test_no_sample_has_no_factor() -> None:
+    assert dropout.factors(3, 0.5, 0, 2, range(4), 5, torch.device("cpu")).shape == (0, 2, 4, 5)
+
+
 def test_heads_samples_and_seeds_draw_apart() -> None:
     z = torch.cat([dropout.factors(seed, 0.5, 2, 2, range(64), 64, torch.device("cpu")) for seed in (1, 2, 1 << 40)])
     signs = (z.flatten(0, 1).flatten(1) > 0).double() * 2 - 1

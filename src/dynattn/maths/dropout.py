@@ -94,7 +94,8 @@ def factors(
     Returns:
         (batch, heads, len(rows), kv_len), float32: 0 or ``1 / (1 - dropout_p)``.
     """
-    streams = torch.tensor([[stream(seed, b, h) for h in range(heads)] for b in range(batch)], device=device)
+    keys = [[stream(seed, b, h) for h in range(heads)] for b in range(batch)]
+    streams = torch.tensor(keys, dtype=torch.int64, device=device)  # of no head too
     positions = torch.arange(rows.start, rows.stop, device=device)
     drawn = words(streams.view(batch, heads), positions, torch.arange(kv_len, device=device))
     return (drawn >= threshold(dropout_p)).float() / (1 - dropout_p)
