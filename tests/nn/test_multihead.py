@@ -212,6 +212,17 @@ def test_dropout_in_training_alone() -> None:
         MultiheadAttention(WIDTH, HEADS, dropout=1.0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_drawn_anew_as_pytorchs_module_draws_them(form: str) -> None:
+    """As those of a module are that was built on the meta device."""
+    drawn = []
+    for module in pair(**FORMS[form]):
+        torch.manual_seed(1)
+        module._reset_parameters()
+        drawn.append(module.state_dict())
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=0)
+
+
 def test_it_compiles_whole() -> None:
     torch.compiler.reset()
     ours = MultiheadAttention(WIDTH, HEADS, batch_first=True, method=NM(1, 2))

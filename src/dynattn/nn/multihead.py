@@ -139,6 +139,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             return out.squeeze(0), weights
         return out if self.batch_first else out.transpose(0, 1), weights
 
+    def _reset_parameters(self) -> None:
+        # PyTorch's asks this attribute which weights there are.
+        before, self._qkv_same_embed_dim = self._qkv_same_embed_dim, self.in_proj_weight is not None
+        super()._reset_parameters()
+        self._qkv_same_embed_dim = before
+
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, method={self.method.name}"
 
