@@ -74,9 +74,22 @@ def test_the_same_for_masks(method: str, mask: Tensor) -> None:
     torch.testing.assert_close(gradients(method, inputs, incoming, causal=True), want, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_an_output_may_be_changed_in_place_later(method: str) -> None:
+    """Which PyTorch forbids to views that were made while no gradient was recorded."""
+    query, key, value = (numbers(2, LENGTH, 4, DIM).transpose(1, 2) for _ in range(3))
+    bias = torch.ones(DIM, requires_grad=True)
+    for _ in range(2):
+        with torch.no_grad():
+            out = dynattn.attention(query, key, value, parse(method))
+        out += bias
+    assert torch.equal(torch.autograd.grad(out.sum(), bias)[0], torch.full_like(bias, 2 * 4 * LENGTH))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_buffers_have_contiguous_rows_and_share_no_element(layout: str) -> None:
     x = LAYOUTS[layout]()
     for buffer in (*buffers.gradients(x, x, x, x, True), *buffers.outputs(x, x[..., :3], True)):
+        assert not buffer._is_view()
         assert buffer.stride(-1) == 1
         assert torch.ops.aten.is_non_overlapping_and_dense(buffer)

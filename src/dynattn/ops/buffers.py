@@ -75,6 +75,7 @@ def _beside(x: Tensor, width: int) -> Tensor:
     batch, heads, length, head_dim = x.shape
     if head_dim == width and x.is_contiguous():  # the quickest way, which calls of a few microseconds need
         return packed_like(x)
-    if x.stride(1) < x.stride(2):  # (batch, length, heads, width) in memory
-        return x.new_empty((batch, length, heads, width)).transpose(1, 2)
+    if x.stride(1) < x.stride(2):  # (batch, length, heads, width) in memory; a view might not be changed in place
+        strides = (length * heads * width, width, heads * width, 1)
+        return x.new_empty_strided((batch, heads, length, width), strides)
     return x.new_empty((batch, heads, length, width))
