@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import dynattn
-from dynattn import NM, attention, explain
+from dynattn import NM, attention, explain, metrics
 from dynattn.methods import parse
 from tests import gradients
+from tests.methods.every import NAMES
 
 ROUTES = ["auto", "reference"]
 
@@ -236,6 +237,42 @@ def test_explain_names_the_backend_and_what_was_passed_over() -> None:
 def test_the_integrations_come_with_the_package() -> None:
     assert callable(dynattn.integrations.transformers.register)
     assert isinstance(dynattn.nn.Attention(8, 2), torch.nn.Module)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_meta_device_gives_shapes(name: str) -> None:
+    """Whatever computes the method elsewhere, and whether or not a gradient is recorded."""
+    for needs_grad in (False, True):
+        tensors = [torch.empty(2, 4, 19, width, device="meta", requires_grad=needs_grad) for width in (16, 16, 8)]
+        out = attention(*tensors, parse(name), causal=True)
+        assert (out.shape, out.device.type, out.requires_grad) == ((2, 4, 19, 8), "meta", needs_grad)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_trace_records_a_call(name: str) -> None:
+    """While it records, sizes are tensors, and the default scale with them."""
+    query, key, value = (torch.randn(3, 2, 4, 19, 16, generator=torch.Generator().manual_seed(0))).unbind()
+
+    def function(*tensors: Tensor) -> Tensor:
+        return attention(*tensors, parse(name))
+
+    traced = torch.jit.trace(function, (query, key, value), check_trace=False)
+    for heads in (query + 1, query):
+        assert torch.equal(traced(heads, key, value), function(heads, key, value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_density_is_float32_whatever_the_default(dtype: torch.dtype) -> None:
+    query, key, value = (torch.randn(3, 1, 2, 300, 8, generator=torch.Generator().manual_seed(0))).unbind()
+    scores = torch.zeros(300, 300)
+    want = attention(query, key, value, NM(1, 3), return_aux=True)[1].density, metrics.density(scores, scores < 1)
+    torch.set_default_dtype(dtype)
+    try:
+        got = attention(query, key, value, NM(1, 3), return_aux=True)[1].density, metrics.density(scores, scores < 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 def test_import_has_no_side_effects() -> None:

@@ -37,7 +37,7 @@ class Aux(NamedTuple):
         """The certificate of what a backend computed."""
         logsumexp, kept_mass, kept, allowed = cast("tuple[Tensor, ...]", result[1:])
         pairs = allowed.sum(-1)
-        return cls(logsumexp, kept_mass, (kept.sum(-1) / pairs.clamp(min=1)).masked_fill(pairs == 0, 1.0))
+        return cls(logsumexp, kept_mass, (kept.sum(-1).float() / pairs.clamp(min=1)).masked_fill(pairs == 0, 1.0))
 
 
 @overload
@@ -229,6 +229,8 @@ def call_of(
         or transforms.active()  # vmap hides requires_grad
     )
     factor = query.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(factor, Tensor):  # as sizes are while torch.jit.trace records
+        factor = float(factor)
     return Call(
         query, key, value, attn_mask, _seed(dropout_p, seed, query.device), method, causal, factor, dropout_p, aux,
         needs_grad,

@@ -69,7 +69,7 @@ def density(scores: Tensor, kept: Tensor) -> Tensor:
     _check_choice("density", scores, kept)
     allowed = scores != -math.inf
     pairs = allowed.sum((-2, -1))
-    return ((kept & allowed).sum((-2, -1)) / pairs.clamp(min=1)).masked_fill(pairs == 0, 1.0)
+    return ((kept & allowed).sum((-2, -1)).float() / pairs.clamp(min=1)).masked_fill(pairs == 0, 1.0)
 
 
 def relative_error(out: Tensor, dense: Tensor) -> Tensor:

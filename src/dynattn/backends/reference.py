@@ -9,6 +9,7 @@ import torch
 from dynattn.backends.base import Backend, run_nm
 from dynattn.backends.problem import Call, Problem, Result
 from dynattn.methods.base import Choice, MixingMethod
+from dynattn.ops.library import no_autocast
 from dynattn.ops.mixing import mixing_attention
 from dynattn.ops.pairs import pair_attention
 from dynattn.ops.sharding import is_sharded
@@ -35,8 +36,9 @@ class Reference(Backend):
                 *call.tensors, method.known_as, call.causal, call.scale, call.dropout_p, call.aux
             ))  # fmt: skip
         tensors = (call.query, call.key, call.value)
-        if torch.compiler.is_compiling() or is_sharded(call.query):
+        one_node = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or call.query.is_meta
+        if one_node or is_sharded(call.query):
             return Result(mixing_attention(*tensors, call.attn_mask, method.known_as, call.causal, call.scale))
-        with torch.autocast(call.query.device.type, enabled=False):  # float32 means float32
+        with no_autocast(call.query.device):
             mixing = cast(MixingMethod, method)
             return Result(mixing.attend(*tensors, attn_mask=call.attn_mask, causal=call.causal, scale=call.scale))

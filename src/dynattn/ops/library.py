@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -191,6 +191,15 @@ class Derivative:
         return tuple(by_name.get(name) for name in self._forward.Arguments._fields)
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """While active, autocast is off: float32 means float32.
+
+    Args:
+        device: the device of the tensors; the meta device has no autocast.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def recording(device: torch.device) -> Iterator[None]:
     """While active, autograd records within an operator, where the dispatcher has already switched it off. Autocast is
@@ -205,7 +214,7 @@ def recording(device: torch.device) -> Iterator[None]:
     with (
         torch._C._ForceDispatchKeyGuard(included, excluded),
         torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
+        no_autocast(device),
     ):
         yield
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dynattn.methods.base import MixingMethod
 from dynattn.methods.registry import parse
 from dynattn.ops import buffers
-from dynattn.ops.library import complete, define, library, recording
+from dynattn.ops.library import complete, define, library, no_autocast, recording
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, str method, bool causal, Scalar scale"
 
@@ -30,7 +30,7 @@ BACKWARD = define(
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, method: str, causal: bool, scale: float
 ) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+    with no_autocast(query.device):
         mixing = cast(MixingMethod, parse(method))
         return mixing.attend(query, key, value, attn_mask=attn_mask, causal=causal, scale=scale).contiguous()
 

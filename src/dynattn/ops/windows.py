@@ -22,7 +22,7 @@ from dynattn.kernels.pattern import Pattern
 from dynattn.maths.bands import Bands, Spans, joined
 from dynattn.maths.positions import distance, near_or_first
 from dynattn.ops import buffers
-from dynattn.ops.library import GRADIENTS, complete, define, library, recording, unobserved
+from dynattn.ops.library import GRADIENTS, complete, define, library, no_autocast, recording, unobserved
 from dynattn.ops.nm import BACKWARD as NM_BACKWARD
 from dynattn.ops.nm import forward_cpu, nm_attention
 
@@ -70,7 +70,7 @@ def forward(
         options = (*pattern(window, sinks, causal, scale), False, needs_grad, kernel)
         out, logsumexp, *_ = run(query, key, value, attn_mask, None, *options)
         return out, logsumexp
-    with torch.autocast(query.device.type, enabled=False):  # float32 means float32
+    with no_autocast(query.device):
         if 0 < query.shape[2] <= min(_FEW, key.shape[2]):
             return _few(query, key, value, attn_mask, window, sinks, causal, scale, needs_grad, backend)
         bands = Bands.of(window, sinks, query.shape[2], key.shape[2], causal)
