@@ -77,6 +77,18 @@ def test_a_plan_changes_no_bit(
     assert all(out is not None for out in planned)
 
 
+def test_an_output_may_be_changed_in_place_later(planned: list) -> None:
+    """Which PyTorch forbids to views that were made while no gradient was recorded."""
+    bias = torch.ones(48, requires_grad=True)
+    for _ in range(2):
+        with torch.no_grad():
+            out = varlen_attention(**step(0, [5, 17, 40]))
+        out += bias
+        assert out.requires_grad
+    assert len(planned) == 1
+    assert planned[0] is not None
+
+
 def test_tables_and_tensors_that_are_views(planned: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a server has them: keys and values in one buffer, a table with room for longer texts."""
     for seed in range(3):

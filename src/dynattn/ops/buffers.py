@@ -16,6 +16,13 @@ def output(query: Tensor, value: Tensor) -> Tensor:
     return _beside(query, value.shape[-1])
 
 
+def packed_output(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of packed texts to fill, (tokens, heads, value_dim), and the same memory as operators have it."""
+    _, heads, tokens, _ = query.shape
+    out = query.new_empty((tokens, heads, value.shape[-1]))
+    return out, out.transpose(0, 1).unsqueeze(0)
+
+
 def outputs(query: Tensor, value: Tensor, aux: bool) -> tuple[Tensor, ...]:
     """The outputs to fill: out and logsumexp and, where ``aux``, kept mass, pairs kept and pairs allowed."""
     batch, heads, q_len, _ = query.shape

@@ -51,12 +51,12 @@ class Prepared(NamedTuple):
         counts = array("q", used.tolist())  # type: ignore[union-attr]
         if starts.tolist() != self.query_start.tolist() or not 0 <= min(counts) <= max(counts) <= self.room:  # type: ignore[union-attr]
             return None
-        out = buffers.output(query.transpose(0, 1).unsqueeze(0), value)
+        out, rows = buffers.packed_output(query.transpose(0, 1).unsqueeze(0), value)
         found = cpu.nm_texts_again(
-            query, key, value, out, self.arguments, query_start=self.query_start, key_start=self.query_start,
+            query, key, value, rows, self.arguments, query_start=self.query_start, key_start=self.query_start,
             key_count=counts, block_table=together.kernel_table(table),  # type: ignore[arg-type]
         )  # fmt: skip
-        return out[0].transpose(0, 1) if found else None
+        return out if found else None
 
 
 def key_of(
@@ -109,7 +109,7 @@ def remember(known: Hashable, query: Tensor, key: Tensor, value: Tensor, places:
     kernel = together.kernel_for(call, options.backend, Bounds([1] * texts, [], [1] * texts), table)
     if kernel is None or len(kernel.numbers) < texts or any(x is not rows_contiguous(x) for x in (rows, keys, values)):
         return
-    out = buffers.output(rows, values)
+    _, out = buffers.packed_output(rows, values)
     pattern = Pattern.of(cast(NM, options.method), options.causal, call.scale)
     arguments = cpu.prepare_nm_texts(rows, keys, values, out, pattern, kernel.isa, texts, table_width=table.shape[1])
     if len(_plans) >= _MOST:

@@ -107,14 +107,14 @@ def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> 
     """
     query, key, value = (rows_contiguous(x) for x in (call.query, call.key, call.value))
     _, heads, tokens, _ = query.shape
-    out = buffers.output(query, value)
+    out, rows = buffers.packed_output(query, value)
     flat = _flat(query, heads * tokens) if call.aux else None
     queries, starts, counts = (
         torch.tensor(numbers, dtype=torch.int64, device="cpu")
         for numbers in ([0, *accumulate(bounds.queries)], bounds.key_starts, bounds.keys)
     )
     found = cpu.nm_texts(
-        query, key, value, out, *(flat or (None,) * 4), Pattern.of(call.method, call.causal, call.scale), isa,  # type: ignore[arg-type]
+        query, key, value, rows, *(flat or (None,) * 4), Pattern.of(call.method, call.causal, call.scale), isa,  # type: ignore[arg-type]
         query_start=queries, key_start=starts, key_count=counts,
         block_table=None if block_table is None else kernel_table(block_table),
     )  # fmt: skip
@@ -123,4 +123,4 @@ def attend(call: Call, isa: str, bounds: Bounds, block_table: Tensor | None) -> 
         raise RuntimeError(
             "varlen_attention: block_table was refused, though its pages exist; this is a bug in dynattn"
         )
-    return Packed(out[0].transpose(0, 1), list(_by_text(out, flat, heads, bounds.queries)) if flat else [])
+    return Packed(out, list(_by_text(rows, flat, heads, bounds.queries)) if flat else [])
