@@ -215,6 +215,8 @@ Q, K, V = inputs(2, 4, 6, 8, kv_len=10, kv_heads=2)
         ({"scale": math.inf}, ValueError, "scale must be finite and not 0: got inf"),
         ({"scale": "1"}, TypeError, "scale must be a number"),
         ({"backend": "gpu"}, ValueError, "backend must be 'auto' or one of 'cpu'"),
+        ({"backend": None}, ValueError, "backend must be 'auto' or one of 'cpu'"),
+        ({"backend": ["cpu"]}, ValueError, "backend must be 'auto' or one of 'cpu'"),
         ({"backend": "sdpa"}, RuntimeError, "backend 'sdpa' cannot run this: it is dense, and nm-2-4 is not"),
     ],
 )

@@ -223,6 +223,7 @@ def test_a_backend_asked_for_by_name_runs_or_raises() -> None:
         ({"block_table": torch.tensor([[0]])}, ValueError, r"key must be \(pages, page_size, kv_heads, head_dim\)"),
         ({"query": torch.randn(8, 4, 12)}, ValueError, "head_dim must match"),
         ({"scale": math.nan}, ValueError, "scale must be finite"),
+        ({"backend": None}, ValueError, "backend must be 'auto' or one of 'cpu'"),
     ],
 )
 def test_bad_input_gets_a_clear_error(change: dict, error: type[Exception], match: str) -> None:

@@ -45,7 +45,7 @@ def route(problem: Problem, backend: str) -> Backend:
     """
     if backend == "auto":
         return _fastest(problem)
-    if backend not in _BACKENDS:
+    if not isinstance(backend, str) or backend not in _BACKENDS:
         raise ValueError(
             f"attention: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}: got {backend!r}"
         )

@@ -183,6 +183,7 @@ def key_of(
         or torch.is_autocast_enabled("cpu")
         or type(causal) is not bool
         or (scale is not None and type(scale) is not float)
+        or type(backend) is not str
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
         or not (attn_mask is None or _is_plain_mask(attn_mask))
     ):

@@ -69,7 +69,7 @@ def kernel_for(call: Call, backend: str, bounds: Bounds, block_table: Tensor | N
         return None
     if call.needs_grad or call.dropout_p or not unobserved(call.query, call.key, call.value):
         return None
-    if backend != "auto" and not backend.startswith("cpu"):  # a text may be what another backend takes, and all not
+    if backend != "auto" and not str(backend).startswith("cpu"):  # a text may be what another backend takes
         return None
     if block_table is not None:
         pages_fit = call.key.shape[2] % cpu.PAGE_KEYS == 0 and block_table.shape[1] > 0
