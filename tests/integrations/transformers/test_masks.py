@@ -123,6 +123,17 @@ def test_causality_is_kept_where_no_module_says_it(kind):
 
 
 @torch.no_grad()
+def test_a_config_that_asks_for_both_directions_is_heard():
+    """CLIP tells its attention that it is causal, also where masks are made for both directions."""
+    torch.manual_seed(0)
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=97, **SMALL)).double().eval()
+    model.config.is_causal = False
+    inputs = text()
+    expected = with_attention(model, "eager")(**inputs)[0]
+    torch.testing.assert_close(with_attention(model, "dynattn:dense")(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_padding_masks_stay_small():
     """A mask that is the same for every query is not spread over (q_len, kv_len)."""
     model, calls = with_attention(tiny("bert"), "dynattn:nm-2-4"), []

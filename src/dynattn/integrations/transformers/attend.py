@@ -156,7 +156,10 @@ def causal_without_mask(
     no mask is no mask.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
-    if attention_mask is not None or q_len == 1 or contracts.eager_alone(getattr(module, "config", None)):
+    config = getattr(module, "config", None)
+    if attention_mask is not None or q_len == 1 or contracts.eager_alone(config):
+        return False
+    if not getattr(config, "is_causal", True):  # Transformers makes masks for both directions then
         return False
     if not _says_causal(module, is_causal):
         return False
