@@ -11,11 +11,13 @@ import re
 from typing import Any
 
 SPECIAL, WORDS = 90, 128  # tokens of a special meaning stand from the one to below the other, where texts have none
+WINDOW = 4  # shorter than texts are, so that windows and chunks forbid something
 
 # Numbers larger than these become these; the first pattern that a field's name matches counts. The word before each
 # is the group by which recipes leave patterns out.
 _NUMBERS = (
     ("never", r"(linear|mamba|ssm|conv_state)_.*|.*(kernel|stride|padding|dilation).*", 0),
+    ("window", r"(.*_)?(sliding_window|attention_chunk_size|attention_window_size|local_attention)$", WINDOW),
     ("words", r".*(vocab_size|vocabulary_size)(_.*)?$|n_vocab|codebook_size", WORDS),
     ("length", r".*(max_position_embeddings|n_positions|max_target_positions|max_2d_position_embeddings|n_ctx|"
      r"max_sequence_length|max_seq_len(gth)?|max_length)$", 128),
@@ -48,7 +50,7 @@ _KEYS = re.compile(r".*(num|n)_(key_value_heads|kv_heads|head_kv)$|.*num_kv_head
 _HEADS = ("num_attention_heads", "attention_heads", "n_heads", "num_heads", "n_head")
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
 
-ALL = frozenset(("words", "length", "image", "heads", "experts", "head", "layers", "width"))
+ALL = frozenset(("window", "words", "length", "image", "heads", "experts", "head", "layers", "width"))
 RECIPES: tuple[frozenset[str], ...] = (
     ALL,
     frozenset(("words", "length", "layers", "experts", "scale")),
@@ -144,8 +146,8 @@ def _set_by_others(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_relations(fields: dict[str, Any], values: dict[str, Any], recipe: frozenset[str], in_parts: bool) -> None:
-    """What fields have to do with one another: as many heads for keys as for queries, a type for each layer, parts of
-    the rotary positions that add up."""
+    """What fields have to do with one another: as many heads for keys as for queries, a type for each layer, windows
+    that are used, parts of the rotary positions that add up."""
     for name in [name for name in fields if _KEYS.fullmatch(name)]:
         for heads in _HEADS:
             if values.get(heads) == values[name] and heads in fields:
@@ -156,6 +158,9 @@ def _keep_relations(fields: dict[str, Any], values: dict[str, Any], recipe: froz
         for name in _LAYERS:
             if values.get(name) == len(types):
                 fields |= {name: len(kept), "layer_types": kept}
+    if "window" in recipe and "use_sliding_window" in values:
+        fields |= {"use_sliding_window": True, "sliding_window": WINDOW}
+        fields |= {"max_window_layers": 1} if "max_window_layers" in values else {}
     head = fields.get("head_dim") or fields.get("hidden_size", 32) // (fields.get("num_attention_heads") or 4)
     for name in ("rope_parameters", "rope_scaling"):
         rope = values.get(name)

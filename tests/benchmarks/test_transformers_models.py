@@ -78,6 +78,16 @@ def test_a_kind_of_model_is_right_and_says_what_takes_part(scripts, kind):
         assert row["matches"]
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma3_text", "llama4_text"])
+def test_windows_forbid_something(scripts, kind):
+    """A text that a window holds whole would not show whether the window is kept."""
+    config = scripts["tiny_configs"].tiny_config(transformers.CONFIG_MAPPING[kind])
+    window = getattr(config, "sliding_window", None) or config.attention_chunk_size
+    assert window < scripts["tiny_models"].LENGTH
+    if kind == "qwen2":
+        assert "sliding_attention" in config.layer_types
+
+
 @pytest.mark.sweep
 def test_no_model_of_transformers_is_wrong_or_silent(scripts):
     script = scripts["transformers_models"]

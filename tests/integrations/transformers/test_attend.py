@@ -195,6 +195,20 @@ def test_refuses_what_it_cannot_compute():
         with_attention(tiny("llama"), "dynattn:dense")(**inputs, output_attentions=True)
 
 
+@pytest.mark.parametrize("asked", ["call", "config"])
+def test_weights_are_refused_where_attention_is_not_told_of_them(asked):
+    """GPT-2 does not hand the argument on, and records what its attention returns."""
+    model, inputs = tiny("gpt2"), text()
+    model.set_attn_implementation("eager")
+    if asked == "config":
+        model.config.output_attentions = True
+    model.set_attn_implementation("dynattn:dense")
+    with pytest.raises(ValueError, match="GPT2Attention runs in a model that is called with output_attentions; call"):
+        model(**inputs, **({"output_attentions": True} if asked == "call" else {}))
+    model.config.output_attentions = False
+    model(**inputs)
+
+
 def test_attention_dropout_is_drawn_in_training_alone():
     model = with_attention(tiny("llama", attention_dropout=0.5), "dynattn:nm-2-4")
     inputs = {"input_ids": torch.arange(12).view(1, 12)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,16 @@ transformers = pytest.importorskip("transformers", reason="needs dynattn[transfo
 
 from dynattn.integrations.transformers import observing  # noqa: E402
 from tests.covering import part  # noqa: E402
-from tests.integrations.transformers.tiny import assert_equal, cache_of, chunks_of, text, tiny, with_attention  # noqa: E402
+from tests.integrations.transformers.tiny import (  # noqa: E402
+    SMALL,
+    TOKENS,
+    assert_equal,
+    cache_of,
+    chunks_of,
+    text,
+    tiny,
+    with_attention,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +86,51 @@ def test_custom_masks():
     added = torch.zeros(3, 1, 13, 13, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float64).min)
     for mask in (allowed, added):
         assert_equal(dense(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize("method", ["dense", "nm-2-4"])
+@torch.no_grad()
+def test_masks_of_whole_numbers_are_refused(method):
+    """They would be added to the scores, and forbid nothing."""
+    model = with_attention(tiny("llama"), f"dynattn:{method}")
+    mask = torch.ones(3, 1, 13, 13, dtype=torch.int64).tril()
+    with pytest.raises(TypeError, match=r"LlamaAttention passes torch.int64; .*pass attention_mask.bool\(\)"):
+        model(text()["input_ids"], attention_mask=mask)
+
+
+def _two_ways(kind: str) -> Any:
+    """A model with causal masks, whose modules say that they are not causal."""
+    torch.manual_seed(0)
+    if kind == "gemma":  # as in PaliGemma
+        config = transformers.GemmaConfig(
+            **TOKENS, **SMALL, num_key_value_heads=2, head_dim=8, use_bidirectional_attention=True
+        )
+        return transformers.GemmaModel(config).double().eval()
+    return transformers.Aimv2TextModel(transformers.Aimv2TextConfig(vocab_size=97, **SMALL)).double().eval()
+
+
+@pytest.mark.parametrize("kind", ["gemma", "aimv2"])
+@torch.no_grad()
+def test_causality_is_kept_where_no_module_says_it(kind):
+    """Transformers' own sdpa sees later tokens here, unless there is padding."""
+    model, inputs = _two_ways(kind), text()
+    expected = with_attention(model, "eager")(**inputs)[0]
+    dense, sparse = (with_attention(model, f"dynattn:{method}") for method in ("dense", "nm-2-4"))
+    torch.testing.assert_close(dense(**inputs)[0], expected, rtol=1e-5, atol=1e-5)  # its softmax is float32
+    later = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    later["input_ids"][:, -1] = 1
+    assert_equal(sparse(**later)[0][:, :-1], sparse(**inputs)[0][:, :-1])
+
+
+@torch.no_grad()
+def test_a_config_that_asks_for_both_directions_is_heard():
+    """CLIP tells its attention that it is causal, also where masks are made for both directions."""
+    torch.manual_seed(0)
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=97, **SMALL)).double().eval()
+    model.config.is_causal = False
+    inputs = text()
+    expected = with_attention(model, "eager")(**inputs)[0]
+    torch.testing.assert_close(with_attention(model, "dynattn:dense")(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -110,6 +110,17 @@ def test_lengths_keep_texts_apart(method, positions, more):
             assert_equal(logits, apart(model))
 
 
+@pytest.mark.parametrize("told", [LENGTHS, {"max_length_q": 8}], ids=["cu_seq_lens", "max_length"])
+@torch.no_grad()
+def test_compiled_models_refuse_lengths_that_no_mask_keeps_apart(told):
+    torch._dynamo.reset()
+    model = with_attention(tiny("llama"), "dynattn:dense")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_equal(compiled(packed(), position_ids=POSITIONS, use_cache=False, **told).logits, apart(model))
+    with pytest.raises(RuntimeError, match=r"packed batches.*says that texts share a sample"):
+        compiled(packed(), position_ids=torch.arange(13).unsqueeze(0), use_cache=False, **told)
+
+
 @torch.no_grad()
 def test_lengths_of_an_encoder():
     model = with_attention(tiny("bert"), "dynattn:nm-2-4")
@@ -184,6 +195,24 @@ def test_padding_is_not_packing(padding):
     expected = tiny("llama")(**inputs, position_ids=counted.clamp(min=0)).logits
     for positions in (counted.clamp(min=0), counted.masked_fill(mask == 0, 1), counted.masked_fill(mask == 0, 0)):
         assert_equal(model(**inputs, position_ids=positions).logits, expected, mask)
+
+
+@pytest.mark.parametrize("method", ["dense", "nm-2-4"])
+@torch.no_grad()
+def test_padding_of_a_single_text_is_not_packing(method):
+    """Groups are counted from the first slot, padding included, and the text goes on in the cache."""
+    model = with_attention(tiny("llama"), f"dynattn:{method}")
+    ids, mask = (value[2:] for value in text(padding="left").values())
+    counted = mask.cumsum(-1) - 1
+    expected = model(ids, attention_mask=mask, position_ids=counted.clamp(min=0)).logits
+    positions, cache = counted.masked_fill(mask == 0, 1), transformers.DynamicCache(config=model.config)
+    logits = [
+        model(
+            ids[:, part], attention_mask=mask[:, : part.stop], position_ids=positions[:, part], past_key_values=cache
+        ).logits
+        for part in (slice(0, 12), slice(12, 13))
+    ]
+    assert_equal(torch.cat(logits, 1), expected, mask)
 
 
 @torch.no_grad()

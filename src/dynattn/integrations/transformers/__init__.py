@@ -4,8 +4,9 @@
     model.set_attn_implementation("dynattn:nm-2-4")            # or from_pretrained(..., attn_implementation=...)
 
 The semantics are those of transformers' own ``sdpa`` implementation: with ``dynattn:dense`` a model's outputs equal
-the ``sdpa`` ones up to rounding, or the ``eager`` ones where it has no ``sdpa``. What this attention cannot compute
-raises; nothing that a model passes is dropped. Modules that keep attention of their own are named in a warning.
+the ``sdpa`` ones up to rounding, or the ``eager`` ones where it has no ``sdpa`` or ``sdpa`` loses causality. What this
+attention cannot compute raises; nothing that a model passes is dropped. Modules that keep attention of their own are
+named in a warning.
 
 Keys are grouped by their index in the key-value cache, so decoding with a cache keeps what one pass over the whole
 text keeps.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def forward(
 
     In continuous batching, whose calls hold requests of both phases, ``decoding`` is the method of those that decode.
     """
-    _refuse_unsupported(module, kwargs)
+    _refuse_unsupported(module, attention_mask, kwargs)
     if kwargs.get("cache") is not None:
         methods = method, method if decoding is None else decoding
         return _paged(module, query, key, value, position_bias, methods, scaling, kwargs), None
@@ -155,7 +156,10 @@ def causal_without_mask(
     no mask is no mask.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
-    if attention_mask is not None or q_len == 1 or contracts.eager_alone(getattr(module, "config", None)):
+    config = getattr(module, "config", None)
+    if attention_mask is not None or q_len == 1 or contracts.eager_alone(config):
+        return False
+    if not getattr(config, "is_causal", True):  # Transformers makes masks for both directions then
         return False
     if not _says_causal(module, is_causal):
         return False
@@ -211,7 +215,29 @@ def _of_layer(module: nn.Module, method: PerLayer) -> Method:
     return method.at(layer)
 
 
-def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    for name, (would, remedy) in _UNSUPPORTED.items():
+def _refuse_unsupported(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+    if mask is not None and not (isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point())):
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"dynattn: attention_mask must be a bool or floating-point tensor: {type(module).__name__} passes {given}; "
+            "for a mask of 0 and 1 in 4 dimensions pass attention_mask.bool(), where True may be attended to"
+        )
+    for name in _UNSUPPORTED:
         if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise ValueError(f"dynattn: attention cannot {would}: {type(module).__name__} passes {name}; {remedy}")
+            _refuse(module, name, "passes")
+    if _records_weights():
+        _refuse(module, "output_attentions", "runs in a model that is called with")
+
+
+def _refuse(module: nn.Module, name: str, how: str) -> NoReturn:
+    would, remedy = _UNSUPPORTED[name]
+    raise ValueError(f"dynattn: attention cannot {would}: {type(module).__name__} {how} {name}; {remedy}")
+
+
+def _records_weights() -> bool:
+    """Whether the model around this call records attention weights: GPT-2 and others tell their attention nothing."""
+    if torch.compiler.is_compiling():  # a graph sees no context variables
+        return False
+    recording = sys.modules.get("transformers.utils.output_capturing")
+    found = None if recording is None else recording._active_collector.get()
+    return found is not None and any("attentions" in name for name in found)

@@ -27,6 +27,7 @@ _WHOLE = {
     "flash_attn_func", "flash_attn_varlen_func",
 }  # fmt: skip
 _NAMED = re.compile(r"attn|attention|pool", re.IGNORECASE)
+_CAUSAL_MASKS = re.compile(r"create_.*causal_mask|create_masks_for_generate")
 _FOREIGN = ("torch", "builtins", "abc", "typing")  # modules whose classes are not looked into
 
 
@@ -173,6 +174,12 @@ def may_take_part(cls: type) -> bool:
                     if _is_module_class(each) and issubclass(each, PreTrainedModel) and each not in seen:
                         pending.append(each)
     return False
+
+
+@cache
+def makes_causal_masks(cls: type) -> bool:
+    """Whether the class's own code, in place of a model inside it, has Transformers make masks that may be causal."""
+    return any(_CAUSAL_MASKS.search(name) for name in names(cls).plain)
 
 
 def _has_both(plain: frozenset[str]) -> bool:

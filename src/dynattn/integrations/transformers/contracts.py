@@ -16,13 +16,15 @@ class Contract(IntEnum):
 
     Attributes:
         SDPA: as Transformers' ``sdpa`` has them: bool, and left out where ``module.is_causal`` says the same.
+        SHOWN: bool, and left out only where everything may be attended to: no module says that it is causal.
         WHOLE: bool, never left out: the model's code asks whether it runs ``sdpa`` before it relies on them.
         ADDED: floating point, to be added, never left out: right for every module, as ``eager`` masks are.
     """
 
     SDPA = 0
-    WHOLE = 1
-    ADDED = 2
+    SHOWN = 1
+    WHOLE = 2
+    ADDED = 3
 
 
 _contracts: dict[type, Contract] = {}  # by the config's class

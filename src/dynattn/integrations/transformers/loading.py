@@ -220,13 +220,17 @@ def _told(inner: Any, model: Any) -> bool:
 
 def _needs(model: Any) -> Contract:
     """What the masks of a model must be like for the modules that it holds."""
-    kinds = {kind for kind, _ in survey(model.named_modules())}
+    found = list(survey(model.named_modules()))
+    kinds = {kind for kind, _ in found}
     if not kinds:
         return Contract.SDPA
     if not model._supports_sdpa or "own" in kinds or any(configs.detached(model)):
         return Contract.ADDED
-    asks_for_sdpa = any("sdpa" in classes.names(type(module)).texts for module in model.modules())
-    return Contract.WHOLE if asks_for_sdpa else Contract.SDPA
+    if any("sdpa" in classes.names(type(module)).texts for module in model.modules()):
+        return Contract.WHOLE
+    asking = (model.get_submodule(part.name) for kind, part in found if kind == "asks")
+    causal = any(getattr(module, "is_causal", True) for module in asking)
+    return Contract.SHOWN if classes.makes_causal_masks(type(model)) and not causal else Contract.SDPA
 
 
 def _tell(model: Any, name: str) -> None:

@@ -18,7 +18,8 @@ def make(
 
     - What is left out, and whether the mask is bool, follows the model's :class:`~.contracts.Contract`. Where no mask
       means that everything may be attended to, a mask that says nothing else is left out, as for ``eager``: Autoformer
-      fails with any.
+      fails with any. Where no module says that it is causal, ``sdpa`` loses causality with a mask that it leaves out
+      (PaliGemma, AIMv2), and this doesn't.
     - A padding mask that is the same for every query is expanded from (batch, 1, 1, kv_len): memory linear in length,
       and :func:`narrow` finds it again.
     - A causal mask is left out only where q_len == kv_len or q_len == 1: elsewhere ``sdpa_mask`` may leave it out too,
@@ -33,7 +34,7 @@ def make(
     contract = contracts.of(config)
     may_skip = kwargs.get("allow_is_bidirectional_skip")  # None where the mask is causal
     places = may_skip is None and positions and q_length != kv_length
-    if contract is not Contract.SDPA and not contracts.eager_alone(config):
+    if contract >= Contract.WHOLE and not contracts.eager_alone(config):
         kwargs["allow_is_bidirectional_skip"] = False
     static = places and not isinstance(q_offset, int)
     if contract is not Contract.SDPA or static or q_length not in (1, kv_length):

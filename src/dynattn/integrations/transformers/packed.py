@@ -58,9 +58,11 @@ def texts(kwargs: dict[str, Any], mask: Tensor | None, batch: int, q_len: int, k
     ):
         return None
     starts = (positions[0, 1:] < positions[0, :-1]).nonzero().flatten() + 1
+    pairs = visible(mask)
+    before = starts - 1
+    starts = starts[pairs.expand(1, -1, q_len, kv_len)[0, :, before, before].any(0)]  # padding is no text
     bounds = [0, *starts.tolist(), q_len]
     spans = _spans(bounds, bounds, q_len, kv_len)
-    pairs = visible(mask)
     return spans if spans and not any(_seen_outside(pairs, span) for span in spans) else None
 
 
@@ -185,45 +187,42 @@ def refuse_lengths(kwargs: dict[str, Any], mask: Tensor | None, q_len: int, kv_l
     """
     for side, length in (("q", q_len), ("k", kv_len)):
         bounds, longest = kwargs.get(f"cu_seq_lens_{side}"), kwargs.get(f"max_length_{side}")
-        if isinstance(bounds, Tensor) and not _apart(bounds, mask, q_len, kv_len, length):
-            _refuse(f"cu_seq_lens_{side}")
-        if bounds is None and longest is not None and not _short(longest, mask, q_len, kv_len):
-            _refuse(f"max_length_{side}")
+        if isinstance(bounds, Tensor):
+            _hold(_apart(bounds, mask, q_len, kv_len, length), f"cu_seq_lens_{side}")
+        elif longest is not None:
+            _hold(_short(longest, mask, q_len, kv_len), f"max_length_{side}")
 
 
-def _apart(bounds: Tensor, mask: Tensor | None, q_len: int, kv_len: int, length: int) -> bool:
+def _apart(bounds: Tensor, mask: Tensor | None, q_len: int, kv_len: int, length: int) -> bool | Tensor:
     """Whether no query at the start of a text sees the key before it."""
-    if torch.compiler.is_compiling():
-        return mask is not None
-    inner = bounds.flatten()[1:-1].tolist()
-    inner = [bound for bound in inner if bound % length]  # different samples do not see each other anyway
-    if not inner:
+    inner = bounds.flatten()[1:-1]
+    place = inner % length
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not bool(place.any()):  # different samples do not see each other anyway
         return True
     if mask is None or q_len != kv_len:
-        return False
+        return compiling and mask is not None
     pairs = visible(mask).expand(*mask.shape[:2], q_len, kv_len)
-    return not any(
-        bool(pairs[(bound // length) % len(pairs), :, bound % length, bound % length - 1].any()) for bound in inner
-    )
+    seen = pairs[(inner // length) % len(pairs), :, place, place - 1].any(1) & (place > 0)
+    return ~seen.any()
 
 
-def _short(longest: Any, mask: Tensor | None, q_len: int, kv_len: int) -> bool:
+def _short(longest: Any, mask: Tensor | None, q_len: int, kv_len: int) -> bool | Tensor:
     """Whether the mask cuts samples into runs of queries that see the key before them, each at most this long."""
     if int(longest) >= max(q_len, kv_len):
         return True
     if mask is None or q_len != kv_len:
         return False
-    if torch.compiler.is_compiling():
-        return True
-    pairs = visible(mask).expand(*mask.shape[:2], q_len, kv_len).any(1)
-    for linked in pairs.diagonal(-1, 1, 2).tolist():
-        run = 1
-        for link in linked:
-            run = run + 1 if link else 1
-            if run > int(longest):
-                return False
-    return True
+    linked = visible(mask).expand(*mask.shape[:2], q_len, kv_len).any(1).diagonal(-1, 1, 2)
+    places = torch.arange(1, q_len, device=linked.device)
+    starts = torch.where(linked, 0, places).cummax(1).values
+    return (places - starts).amax() < int(longest)
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"dynattn: packed batches are not supported: {name} says that texts share a sample; {_REMEDY}")
+def _hold(kept: bool | Tensor, name: str) -> None:
+    """Raise unless texts are kept apart: at once, or in a graph while it runs."""
+    said = f"dynattn: packed batches are not supported: {name} says that texts share a sample; {_REMEDY}"
+    if isinstance(kept, Tensor) and torch.compiler.is_compiling():
+        torch._assert_async(kept, said)  # type: ignore[attr-defined]
+    elif not bool(kept):
+        raise ValueError(said)
