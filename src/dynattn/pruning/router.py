@@ -121,7 +121,9 @@ class Router(nn.Module):
         try:
             found.load_state_dict(load_file(folder / _WEIGHTS))
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"Router: {folder / _WEIGHTS} must be what save wrote: {error}; train one again") from error
+            raise ValueError(
+                f"Router: {folder / _WEIGHTS} must be what save wrote: {error}; train one again"
+            ) from error
         return found.eval()
 
 

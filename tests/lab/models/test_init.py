@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("transformers", reason="needs dynattn[transformers]")
+
+from transformers import RobertaConfig, RobertaModel
 
 from dynattn.integrations.transformers import observing, register
 from dynattn.lab import models
@@ -78,6 +81,22 @@ def test_other_models_by_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(ValueError, match="is a clip"):
         models.load(str(tmp_path))
+
+
+def test_positions_behind_a_place_for_padding_are_fewer():
+    """RoBERTa's first token is at the place after the padding's."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=20,
+    )  # fmt: skip
+    model = RobertaModel(config).eval()
+    loaded = models.Pretrained("roberta", model, SimpleNamespace(model_max_length=10**30), "encoder", "")
+    most = models.context(loaded)
+    assert most == 18
+    model(torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, most + 1), 5))
 
 
 @pytest.mark.parametrize(

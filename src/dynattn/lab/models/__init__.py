@@ -113,8 +113,17 @@ def context(pretrained: Pretrained) -> int | None:
     config = pretrained.model.config.get_text_config()
     limits = [getattr(config, name, None) for name in _LIMITS]
     if pretrained.kind == "encoder":
-        limits.append(pretrained.processor.model_max_length)
+        limits += [pretrained.processor.model_max_length, *_positions(pretrained.model)]
     return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT), default=None)
+
+
+def _positions(model: nn.Module) -> list[int]:
+    """The tokens that learned positions are for, where they begin behind a place for padding, as RoBERTa's do."""
+    return [
+        part.num_embeddings - part.padding_idx - 1
+        for name, part in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None
+    ]
 
 
 def parameters(model: nn.Module) -> str:
