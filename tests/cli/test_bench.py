@@ -77,6 +77,13 @@ def test_without_a_gpu_the_reason_is_said(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_page_does_not_take_the_records_place(tiny, tmp_path):
+    result = _bench(tmp_path, "--report", str(tmp_path / "r.json"))
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "must be two files" in " ".join(result.output.split())
+    assert _bench(tmp_path, "--output", "/dev/null", "--report", "/dev/null").exit_code == 0
+
+
 @pytest.mark.parametrize("arguments", [("--device", "tpu"), ("--suite", "fast"), ("--methods", "top-k")])
 def test_unknown_names_are_explained(arguments, tmp_path):
     result = _bench(tmp_path, *arguments)

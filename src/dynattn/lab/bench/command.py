@@ -134,8 +134,11 @@ def run(settings: Settings, output: Path, report: Path, console: Console) -> boo
         False where a result was wrong.
 
     Raises:
-        ValueError, OSError, ImportError, RuntimeError: the backend cannot run a case, or a file cannot be written.
+        ValueError, OSError, ImportError, RuntimeError: the backend cannot run a case, a file cannot be written, or both
+            are the same one.
     """
+    if output.absolute() == report.absolute() and not output.is_char_device():  # /dev/null takes both
+        raise ValueError(f"bench: --output and --report must be two files: got {output} for both; give another name")
     with reserve(output, report):
         with _threads(settings.threads):
             here = machine(settings.device)
