@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_training_leaves_no_trace_in_the_configs_words():
     renamed.config.label2id = {"size": 7, "heads": 9}
     renamed.config.name_or_path = "elsewhere"
     assert of(model).difference(of(renamed)) is None
+
+
+@pytest.mark.parametrize("context", [4000001, 10**400])
+def test_large_numbers_of_a_config_are_said_whole(context):
+    model = tiny("bert")
+    model.config.max_position_embeddings = 4000000
+    here = of(model)
+    other = replace(here, config={**here.config, "max_position_embeddings": context})
+    assert other.difference(here) == f"config.max_position_embeddings is {context} in the file and 4000000 here"
 
 
 @pytest.mark.parametrize(

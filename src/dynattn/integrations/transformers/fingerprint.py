@@ -88,7 +88,7 @@ class Fingerprint:
                 return f"{_WORDS[field]} is {getattr(self, field)} in the file and {getattr(found, field)} here"
         for name in sorted(self.config.keys() & found.config.keys()):
             if self.config[name] != found.config[name]:
-                return f"config.{name} is {self.config[name]:g} in the file and {found.config[name]:g} here"
+                return f"config.{name} is {_said(self.config[name])} in the file and {_said(found.config[name])} here"
         if self.layers != found.layers:
             return f"attention modules that take part are {self.layers} in the file and {found.layers} here"
         if self.shapes != found.shapes:
@@ -131,6 +131,11 @@ def _sizes(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
                 yield from _sizes(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and _SHAPE.search(str(name)):
             yield f"{prefix}{name}", value
+
+
+def _said(number: float) -> str:
+    """A number of a config: integers with all of their digits, of which damage can make more than a float holds."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:

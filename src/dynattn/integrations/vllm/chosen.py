@@ -88,8 +88,8 @@ def read(asked: str) -> Chosen:
             )
     if told.linears:
         warnings.warn(
-            f"dynattn: {asked} has linear layers leave something out: those of vLLM stay dense, so that less is lost and "
-            "less is gained than was measured",
+            f"dynattn: {asked} has linear layers leave something out: those of vLLM stay dense, so that less is lost "
+            "and less is gained than was measured",
             stacklevel=2,
         )
     methods = {module: parse(name) for module, name in told.methods.items()}
