@@ -67,5 +67,5 @@ def test_a_name_whose_options_do_not_fit_says_why():
 
 
 def test_a_file_that_names_no_cache_is_told_so():
-    with pytest.raises(TypeError, match="name must be the name of a cache: got None; .* leave past_key_values out"):
+    with pytest.raises(TypeError, match=r"name must be the name of a cache: got None; .* leave past_key_values out"):
         make(None, transformers.LlamaConfig(num_hidden_layers=2))  # type: ignore[arg-type]

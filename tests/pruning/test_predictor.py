@@ -138,7 +138,7 @@ def test_saved_predictors_come_back(tmp_path):
 def test_damaged_predictors_are_refused(name, content, tmp_path):
     Predictors(WIDTH, (1, 2), 0.6).save(tmp_path)
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match="must hold what save wrote: .*; train some again"):
+    with pytest.raises(ValueError, match=r"must hold what save wrote: .*; train some again"):
         Predictors.load(tmp_path)
 
 
