@@ -140,4 +140,4 @@ def make(name: str, pretrained: Pretrained, **fields: Any) -> Task:
         return task
     most = context(pretrained)
     longer = most is not None and task.tokens > most  # type: ignore[attr-defined]
-    return dataclasses.replace(task, tokens=most) if longer else task
+    return dataclasses.replace(task, tokens=most) if longer else task  # type: ignore[type-var]
