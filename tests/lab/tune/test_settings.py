@@ -28,7 +28,9 @@ def test_a_tolerance_that_no_proof_can_keep_is_refused(loss):
     ("given", "rule"),
     [
         ({"phase": "training"}, "phase must be"),
-        ({"length": 3}, "at least 16"),
+        ({"max_loss": 1e-322}, "max-loss must be at least 1e-09"),
+        ({"length": 3}, "between 16 and 16777215 tokens: got 3"),
+        ({"length": 2**24}, "between 16 and 16777215 tokens: got 16777216"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"minutes": 0}, "minutes must be between"),
         ({"minutes": math.nan}, "minutes must be between"),

@@ -16,6 +16,8 @@ Phase = Literal["prefill", "decode", "both"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "both")
 
 LEAST_LENGTH = 16
+MOST_LENGTH = 2**24 - 1
+LEAST_LOSS = 1e-9
 MINUTES = 6.0
 LEAST_MINUTES = 0.05
 MOST_MINUTES = 7 * 24 * 60.0
@@ -62,13 +64,20 @@ class Settings:
                 f"tune: max-loss must be above 0% and at most 100%: got {self.max_loss:.4g}; a sparse model that "
                 "loses nothing at all can be proved by no number of texts, so try 1%"
             )
+        if self.max_loss < LEAST_LOSS:
+            raise ValueError(
+                f"tune: max-loss must be at least {LEAST_LOSS:g}: got {self.max_loss:.4g}; so little can be proved by "
+                "no number of texts at hand, so try 1%"
+            )
         if self.phase not in PHASES:
             raise ValueError(
                 f"tune: phase must be {', '.join(PHASES[:-1])} or {PHASES[-1]}: got {self.phase!r}; leave it "
                 "out for prefill"
             )
-        if self.length is not None and not LEAST_LENGTH <= self.length < 2**24:
-            raise ValueError(f"tune: length must be at least {LEAST_LENGTH} tokens: got {self.length}; leave it out")
+        if self.length is not None and not LEAST_LENGTH <= self.length <= MOST_LENGTH:
+            raise ValueError(
+                f"tune: length must be between {LEAST_LENGTH} and {MOST_LENGTH} tokens: got {self.length}; leave it out"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"tune: dtype must be one of {', '.join(DTYPES)}: got {self.dtype!r}; leave it out")
         if not (math.isfinite(self.minutes) and LEAST_MINUTES <= self.minutes <= MOST_MINUTES):
