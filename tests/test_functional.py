@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -245,8 +246,10 @@ def test_the_integrations_come_with_the_package() -> None:
 def test_the_meta_device_gives_shapes(name: str) -> None:
     """Whatever computes the method elsewhere, and whether or not a gradient is recorded."""
     for needs_grad in (False, True):
-        tensors = [torch.empty(2, 4, 19, width, device="meta", requires_grad=needs_grad) for width in (16, 16, 8)]
-        out = attention(*tensors, parse(name), causal=True)
+        query, key, value = (
+            torch.empty(2, 4, 19, width, device="meta", requires_grad=needs_grad) for width in (16, 16, 8)
+        )
+        out = attention(query, key, value, parse(name), causal=True)
         assert (out.shape, out.device.type, out.requires_grad) == ((2, 4, 19, 8), "meta", needs_grad)
 
 
@@ -256,10 +259,10 @@ def test_jit_trace_records_a_call(name: str) -> None:
     """While it records, sizes are tensors, and the default scale with them."""
     query, key, value = (torch.randn(3, 2, 4, 19, 16, generator=torch.Generator().manual_seed(0))).unbind()
 
-    def function(*tensors: Tensor) -> Tensor:
-        return attention(*tensors, parse(name))
+    def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value, parse(name))
 
-    traced = torch.jit.trace(function, (query, key, value), check_trace=False)
+    traced: Any = torch.jit.trace(function, (query, key, value), check_trace=False)
     for heads in (query + 1, query):
         assert torch.equal(traced(heads, key, value), function(heads, key, value))
 

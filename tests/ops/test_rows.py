@@ -163,7 +163,7 @@ def test_gradients_are_nan_where_infinite_scores_are_kept(
     found = []
     for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
         tensors = [x.to(dtype).requires_grad_() for x in (query, key, value)]
-        out = dynattn.attention(*tensors, method, backend=backend)
+        out = dynattn.attention(tensors[0], tensors[1], tensors[2], method, backend=backend)
         found.append([x.isnan() for x in (out, *torch.autograd.grad(out.sum(), tensors))])
     for got, want in zip(*found, strict=True):
         assert want.any()

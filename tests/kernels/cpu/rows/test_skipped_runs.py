@@ -102,8 +102,8 @@ def test_what_is_not_finite(method: BlockSkip, dtype: torch.dtype, isa: str, gri
         for allowed in (None, mask, mask & (torch.arange(700) != 500)):
             call: dict[str, Any] = {"attn_mask": allowed, "scale": 0.5}
             got = dynattn.attention(query, key, value, method, backend=f"cpu-{isa}", **call)
-            exactly = [x.double() for x in (query, key, value)]
-            want = dynattn.attention(*exactly, method, backend="reference", **call)
+            q, k, v = (x.double() for x in (query, key, value))
+            want = dynattn.attention(q, k, v, method, backend="reference", **call)
             close = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(got.double(), want, equal_nan=True, rtol=close, atol=close)
             assert want[0, 3].isnan().all()
