@@ -84,6 +84,17 @@ def make_fast(monkeypatch):
     )
 
 
+def make_sdpa_slow(monkeypatch):
+    """Dense attention of this library takes two thirds of the time of PyTorch's."""
+    timed = stages.clock_candidates
+
+    def clock(*given):
+        shapes, (costs,), *more = timed(*given)
+        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
+
+    monkeypatch.setattr(stages, "clock_candidates", clock)
+
+
 def _settings(model: Path, own: Path, **given) -> Settings:
     return Settings(str(model), **{"texts": own, "length": LENGTH, "max_loss": 0.2, "minutes": 1000, **given})
 
@@ -279,16 +290,10 @@ def test_where_attention_takes_no_time_the_search_is_not_begun(fast, tiny_decode
 def test_dense_attention_that_the_search_finds_best_is_not_put_to_a_proof(
     fast, tiny_decoder, many_texts, tmp_path, monkeypatch
 ):
-    timed = stages.clock_candidates
-
-    def clock(*given):
-        shapes, (costs,), *more = timed(*given)
-        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
-
     def best(self):
         return replace(self.measured[0], point=self.choices.point(0))
 
-    monkeypatch.setattr(stages, "clock_candidates", clock)
+    make_sdpa_slow(monkeypatch)
     monkeypatch.setattr(stages.Search, "best", best)
     monkeypatch.setattr(stages, "prove", None)
     found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
@@ -299,17 +304,13 @@ def test_dense_attention_that_the_search_finds_best_is_not_put_to_a_proof(
 def test_where_nothing_is_proved_dense_attention_of_the_faster_kernel_is_what_is_written(
     fast, tiny_decoder, many_texts, tmp_path, monkeypatch
 ):
-    timed, prove = stages.clock_candidates, stages.prove
-
-    def clock(*given):
-        shapes, (costs,), *more = timed(*given)
-        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
+    prove = stages.prove
 
     def unproved(*given):
         found = prove(*given)
         return found.model_copy(update={"lost": [its.model_copy(update={"proved": False}) for its in found.lost]})
 
-    monkeypatch.setattr(stages, "clock_candidates", clock)
+    make_sdpa_slow(monkeypatch)
     monkeypatch.setattr(stages, "prove", unproved)
     found, said = _tuned(_settings(tiny_decoder, many_texts), tmp_path)
     assert found.exact
@@ -333,17 +334,13 @@ def test_where_data_is_too_few_for_any_claim_this_is_the_result(fast, tiny_decod
         "dynattn.lab.tune.command.begin", lambda *given: replace(begin(*given), few="there are 7, and 15 are needed")
     )
     monkeypatch.setattr(stages, "Search", None)
-    settings, timed = _settings(tiny_decoder, many_texts), stages.clock_candidates
+    settings = _settings(tiny_decoder, many_texts)
     found, said = _tuned(settings, tmp_path / "no faster")
     assert found.verdict == "dense"
     assert "keep dense attention: there are 7, and 15 are needed" in said
     assert "there are 7" in (tmp_path / "no faster" / f"tune-{tiny_decoder.name}" / "tune.html").read_text()
 
-    def clock(*given):
-        shapes, (costs,), *more = timed(*given)
-        return [shapes, [{**costs, BASELINE: 1.5 * costs["dense"]}], *more]
-
-    monkeypatch.setattr(stages, "clock_candidates", clock)
+    make_sdpa_slow(monkeypatch)
     found, said = _tuned(settings, tmp_path / "faster")
     assert (found.verdict, found.exact, found.tries) == ("faster", True, [])
     assert "which loses nothing. Of sparse attention: there are 7, and 15 are needed" in said

@@ -89,7 +89,7 @@ class Run:
             return self._dense(spent, "no candidate's kernels are fast enough here, even where nothing limits the loss")
         self._families = (*shorter, *self._of_linears())
         best = self._best(spent, choices, outcomes, 0 if slow else self._begun.plan.points)
-        if best is None or self._is_dense(best.point, best.whole):
+        if best is None or (best.whole is None and self._is_dense(best.point)):
             return self._exact(spent, "nothing that was measured and gains anything is foreseen to keep the limit")
         proved = self._proved(spent, choices, best)
         if proved is None:
@@ -244,14 +244,14 @@ class Run:
                 return point, whole
             point = choices.milder(point, _TIGHTER)
             whole = None if whole is None else shorten.milder(self._families, whole)
-            nothing = whole is None and (point.saved <= 0 or self._is_dense(point, whole))
+            nothing = whole is None and (point.saved <= 0 or self._is_dense(point))
             if nothing or not self._in_time(spent, self._least):
                 return None
         return None
 
-    def _is_dense(self, point: Point, whole: str | None) -> bool:
+    def _is_dense(self, point: Point) -> bool:
         """Whether that leaves nothing out: it needs no proof, which could fail on what rounding changes."""
-        return whole is None and self._choices is not None and point.assignment == self._choices.point(0).assignment
+        return self._choices is not None and point.assignment == self._choices.point(0).assignment
 
     def _unproved(self) -> str:
         lost = self._tries[-1].lost

@@ -118,13 +118,14 @@ def test_dropped_blocks_are_not_looked_at(isa: str, grid: Any) -> None:
         )  # fmt: skip
 
 
-def test_margins_between_large_scores(isa: str) -> None:
+@pytest.mark.parametrize(("q_len", "needs_grad"), [(8, True), (1, True), (1, False)])
+def test_margins_between_large_scores(q_len: int, needs_grad: bool, isa: str) -> None:
     """Between neighbouring floats that are 128 apart, a limit of 100 below the largest cannot be written down."""
     key = -(2.0**30) - 128.0 * torch.tensor([1.0, 0.0, 1.0, 2.0]).repeat_interleave(16).view(1, 1, 64, 1)
     for margin, want in ((100.0, [1, 1, 0, 0]), (130.0, [1, 1, 1, 0]), (260.0, [1, 1, 1, 1])):
-        method, query, value = BlockSkip(margin), torch.ones(1, 1, 8, 1), torch.randn(1, 1, 64, 4)
+        method, query, value = BlockSkip(margin), torch.ones(1, 1, q_len, 1), torch.randn(1, 1, 64, 4)
         out, *_, blocks = block_attention(
-            query, key, value, None, None, method.name, False, 1.0, 0.0, False, True, f"cpu-{isa}"
+            query, key, value, None, None, method.name, False, 1.0, 0.0, False, needs_grad, f"cpu-{isa}"
         )
         assert blocks[0, 0, 0, :4].tolist() == [bool(x) for x in want]
         for kind in (torch.float32, torch.float64):
